@@ -41,8 +41,8 @@ from minigrad.schedule.split import split_reductions
 from minigrad.settings import flag, report
 from minigrad.target import Target
 
-# Ways to compute a product are measured in turn, so often and so long: what interrupts is brief.
-# One must be so much better than the model's best: runs of equal code differ by a percent.
+# Candidates are timed in turn, at least ROUNDS times and SECONDS each, because interruptions are
+# brief. One must take less than WORTH of the time of the model's best: equal code varies by 1 %.
 ROUNDS, SECONDS, WORTH = 5, 0.01, 0.98
 
 Text = TypeVar("Text")
@@ -52,9 +52,9 @@ Code_co = TypeVar("Code_co", covariant=True)
 
 @dataclass(frozen=True)
 class Rendered(Generic[Text]):
-    """A kernel that is to be built: its loops, their text, and what it is launched with.
+    """A kernel to be built: its loops, their text, and its arguments.
 
-    arguments: which of the arrays of the kernel's key it takes, by number, in order.
+    arguments: numbers of the arrays that it takes, in order, as the kernel's key numbers them.
     """
 
     nest: Nest
@@ -63,33 +63,34 @@ class Rendered(Generic[Text]):
 
 
 class Backend(Protocol[Text, Code_co]):
-    """What a device adds to the compiler."""
+    """The part of the compiler that a device supplies."""
 
     @property
     def target(self) -> Target:
-        """Its figures."""
+        """Its hardware parameters."""
 
     def find(self, key: str) -> Code_co | None:
-        """The code of a kernel that was built before."""
+        """The code of a kernel that was built before, or None."""
 
     def render(self, nest: Nest) -> Text:
         """The text of a nest, in the device's language."""
 
     def build(self, kernels: Iterable[tuple[str, Rendered[Text]]]) -> Mapping[str, Code_co]:
-        """The code of kernels, by key, which is kept."""
+        """Build kernels and keep their code; takes and returns them by key."""
 
     @property
     def seconds(
         self
     ) -> Callable[[Sequence[Rendered[Text]], tuple[Array, ...]], list[float]] | None:
-        """How long several kernels take on arrays of zeros; they are kept no longer than that.
+        """A function that measures the seconds of several kernels on arrays of zeros.
 
-        None where there are no ways to measure: a GPU has one recipe for a product.
+        It does not keep their code. None if there is nothing to choose from: a GPU has one recipe
+        for a product.
         """
 
 
 def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:
-    """What runs for a graph: kernels in order, and where each value lives."""
+    """The kernels of a graph in order, and where each value is stored."""
     simple = simplify(graph.roots)
     without_sorts = expand_sorts(simple)
     roots = split_reductions(without_sorts)
@@ -102,9 +103,9 @@ def schedule_of(graph: Graph, target: Target, fuse: bool = True) -> Schedule:
 def code_of(
     kernels: Sequence[Kernel], backend: Backend[Text, Code]
 ) -> list[tuple[Code, tuple[Array, ...]]]:
-    """The code of each kernel, with the arrays that its key numbers."""
+    """The code of each kernel, with its arrays as the kernel's key numbers them."""
     keys = [kernel_key(kernel) for kernel in kernels]
-    show = flag("DEBUG") >= 4  # what is to be shown must be made
+    show = flag("DEBUG") >= 4  # loops and texts are shown when they are made
     first: dict[str, tuple[Kernel, tuple[Array, ...]]] = {}
     for kernel, (key, arrays) in zip(kernels, keys, strict=True):
         first.setdefault(key, (kernel, arrays))
@@ -122,9 +123,9 @@ def code_of(
 def best_translation(
     kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code]
 ) -> Rendered[Text]:
-    """A kernel's loops and their text: of TUNE ways those that measure best.
+    """The loops and text of a kernel; with MINIGRAD_TUNE=n, the fastest of n candidates.
 
-    Only products are cut in several ways. Sizes that differ from call to call are not measured.
+    Only products have several. With symbolic sizes they are not measured.
     """
     best, seconds = translate(kernel, arrays, backend), backend.seconds
     if flag("TUNE") < 2 or kernel.kind != "contraction" or best.nest.symbols or seconds is None:
@@ -148,7 +149,7 @@ def best_translation(
 
 
 def best_of_rounds(run: Callable[[int], None], count: int) -> list[float]:
-    """The least seconds that each of `count` things took, which run in turn."""
+    """The least seconds that run(0) … run(count − 1) took, when called in turn."""
     best = [math.inf] * count
     rounds, begin = 0, time.perf_counter()
     while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * count:
@@ -163,7 +164,7 @@ def best_of_rounds(run: Callable[[int], None], count: int) -> list[float]:
 def translate(
     kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code], choice: int = 0
 ) -> Rendered[Text]:
-    """A kernel's loops and their text. choice: which of the model's ways to cut a product."""
+    """The loops and text of a kernel. choice: rank among the model's ways to divide a product."""
     target = replace(backend.target, choice=choice)
     nest = lower(kernel, target)
     report(4, lambda: show_nest(nest))

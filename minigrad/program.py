@@ -43,7 +43,7 @@ from minigrad.settings import flag, state_that
 
 
 class _Recording(threading.local):
-    """Where `_run` writes down what it ran, while a step is captured by this thread."""
+    """The calls that `_launch` has made while this thread captures a step, else None."""
 
     calls: list[Call] | None = None
 
@@ -53,7 +53,7 @@ recording = _Recording()
 
 @contextmanager
 def recorded_calls() -> Iterator[list[Call]]:
-    """Write down what this thread runs meanwhile. Not to be nested."""
+    """Record the programs that this thread runs, in the list that it yields. Not to be nested."""
     calls: list[Call] = []
     recording.calls = calls
     state_that("recording", True)
@@ -65,11 +65,10 @@ def recorded_calls() -> Iterator[list[Call]]:
 
 
 class _Timeline(threading.local):
-    """A listener that is told of each kernel of this thread: label, start and end.
+    """record: called with label, start and end of each kernel that this thread runs.
 
-    The times are those of `time.perf_counter()`. Kernels are then run one by one.
-
-    programs: what finds this thread's programs meanwhile; None: the process's.
+    Times are those of `time.perf_counter()`. With it, kernels run one by one.
+    programs: where this thread looks up programs; None: in those of the process.
     """
 
     programs: Programs | None = None
@@ -80,7 +79,7 @@ timeline = _Timeline()
 
 
 class _Counters:
-    """Totals so far: kernels, operations, bytes. `GlobalCounters.reset()` sets all to 0.
+    """Totals so far: kernels, operations, bytes. `GlobalCounters.reset()` sets them to 0.
 
     global_ops and global_mem are the estimates of the loop nests (operations, bytes read and
     written). programs_scheduled, kernels_lowered, kernels_rendered and kernels_compiled count the
@@ -88,7 +87,7 @@ class _Counters:
     instead.
     """
 
-    # An object with slots: to set an attribute of a class is ten times as slow.
+    # An instance with slots: setting an attribute of a class is ten times as slow.
     __slots__ = (
         "kernel_count", "program_calls", "programs_compiled", "programs_scheduled",
         "kernels_lowered", "kernels_rendered", "kernels_compiled", "cache_hits",
@@ -100,7 +99,7 @@ class _Counters:
         self.reset()
 
     def reset(self) -> None:
-        """Set all counters but the memory in use to zero."""
+        """Set all counters to zero; mem_used stays, and mem_peak becomes mem_used."""
         self.kernel_count = self.program_calls = self.programs_compiled = 0
         self.programs_scheduled = self.kernels_lowered = self.kernels_rendered = 0
         self.kernels_compiled = self.cache_hits = 0
@@ -108,7 +107,7 @@ class _Counters:
         self.mem_peak = self.mem_used
 
     def ran(self, kernels: int, operations: int, traffic: int) -> None:
-        """Count a program that was run."""
+        """Count the kernels, operations and bytes of a program that has run."""
         self.kernel_count += kernels
         self.global_ops += operations
         self.global_mem += traffic
@@ -161,9 +160,10 @@ def realize(
 def _with_joins(
     roots: Sequence[Node], order: Sequence[Node], failures: list[MinigradError]
 ) -> list[Node]:
-    """Roots with joins of many small arrays in memory: a program would be another for each number.
+    """The roots with CATs of many small arrays joined in memory.
 
-    order: what they need.
+    As kernels, they would need another program for each number of pieces.
+    order: the nodes that the roots need.
     """
     joined: dict[Node, Node] = {}
     cat = Op.CAT
@@ -178,10 +178,11 @@ def _with_joins(
 def _joined(
     node: Node, known: Mapping[Node, Node], failures: list[MinigradError]
 ) -> Node | None:
-    """What a CAT is copied to, if its pieces are small, and all in memory or all numbers.
+    """A CAT as a (perhaps cast) BUFFER, if its pieces are small and all BUFFERs or all constants.
 
-    Some may be cast, which the join is, where all are of one dtype: or else there would be another
-    program for each pattern. known: other CATs, which are in memory by now.
+    Pieces may be casts of BUFFERs. They are joined first and cast together if all have one dtype;
+    else each is cast first, because a program that casts some of them would differ for each
+    pattern. known: other CATs → their BUFFERs.
     """
     pieces = [known.get(x, x) for x in (beneath(x, _RESHAPE) for x in node.src)]
     apart = any(extent != 1 for extent in node.shape[: node.arg])
@@ -206,10 +207,10 @@ def _run(
     roots: list[Node], checked: bool, failures: list[MinigradError],
     order: Sequence[Node] | None = None,
 ) -> dict[Node, Node]:  # fmt: skip
-    """Compute roots, all different, that need one device only; gives the BUFFER of each.
+    """Compute distinct roots, all on one device; returns root → the BUFFER of its value.
 
-    order: `needed(roots)`, if that is known. checked: whether the CHECKs count; if so, and if it is
-    known by now that an index is out of range, the error goes to `failures`.
+    order: `needed(roots)`, if that is known. checked: whether CHECKs count. If so, and if it is
+    known already that an index is out of range, the error is added to `failures`.
     """
     call = canonicalize(roots, checked, order)
     program, values = _program_of(call)
@@ -228,7 +229,7 @@ def _run(
 
 
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
-    """The program of a call, compiled if there is none, and the values of its variables."""
+    """The program of a call, compiled if necessary, and the values of its variables."""
     known = programs if timeline.programs is None else timeline.programs
     program, values = known.find(call, _compiled, recording.calls is None)
     return program, {**call.values, **values} if call.values else values
@@ -244,9 +245,9 @@ def _launch(
     call: Canonical, program: Program, fresh: Sequence[Buffer], made: Sequence[Node],
     values: Mapping[str, int], failures: list[MinigradError], first: Set[Buffer] = frozenset(),
 ) -> None:  # fmt: skip
-    """Run a program. made: the BUFFER of each root, of which `fresh` have no values yet.
+    """Run a program. made: the BUFFER of each root; fresh: those of them without values yet.
 
-    first: those that it writes a part of, and is the first to do so.
+    first: buffers of which it is the first to write a part.
     """
     if spoiled:
         refuse(_read_by(call) - first)
@@ -294,7 +295,7 @@ def _doubtful(call: Canonical, made: Sequence[Node]) -> frozenset[Buffer]:
 
 
 def _read_by(call: Canonical) -> frozenset[Buffer]:
-    """The buffers whose values a program uses: not those that it only fills."""
+    """The buffers whose values a program reads, not those that it only overwrites."""
     skipped = {Op.ASSIGN: slice(1, None), Op.CUSTOM: slice(1)}
     sources = (node.src[skipped.get(node.op, slice(None))] for node in call.order)
     return frozenset(one.arg for some in sources for one in some if one.op is Op.BUFFER)
@@ -310,8 +311,8 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     interrupted.
     """
     found: list[MinigradError] = []
-    stages: list[list[Node]] = []  # the COPYs and LOOPs that run after as many others
-    behind: dict[Node, int] = {}  # node → how many of these it waits for, one after the other
+    stages: list[list[Node]] = []  # stages[n]: COPYs and LOOPs that depend on a chain of n others
+    behind: dict[Node, int] = {}  # node → the longest chain of COPYs and LOOPs that it depends on
     results: dict[Node, list[Node]] = {}  # of each LOOP
     for node in in_order(roots, _read_of):
         behind[node] = stage = max([behind[source] for source in _read_of(node)], default=0)
@@ -322,7 +323,7 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
             behind[node] += 1
         elif node.op is Op.RESULT:
             results.setdefault(node.src[0], []).append(node)
-    new: dict[Node, Node] = {}  # what is in memory by now
+    new: dict[Node, Node] = {}  # node → BUFFER of what is computed by now
     for stage, first in enumerate(stages):
         needs = [source for node in first for source in _read_of(node)]
         some = map(_written, (*needs, *(root for root in roots if behind[root] == stage)))
@@ -342,7 +343,7 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
 
 
 def _lost(root: Node, known: Node | None, reason: str) -> Node:
-    """A BUFFER that nobody can read, in the place of one that was not computed."""
+    """A BUFFER that raises when it is read, for a root that could not be computed."""
     if known is not None and known.op is Op.BUFFER:
         return known
     target = root.src[0] if root.op is Op.ASSIGN else buffer(
@@ -358,12 +359,12 @@ def _read_of(node: Node) -> Sequence[Node]:
 
 
 def _written(node: Node) -> Node:
-    """What copies and loops read of a write in place, which is made after them: its value."""
+    """The value of an in-place write, which COPYs and LOOPs read: the write itself comes last."""
     return node.src[1] if node.op is Op.ASSIGN else node
 
 
 def _copied(node: Node, source: Node) -> Node:
-    """A COPY of a BUFFER, made."""
+    """Run a COPY, whose source is a BUFFER."""
     memory = Buffer(node.device, node.dtype, numel(node.shape))
     memory.copy_from(source.arg)
     return buffer(memory, node.dtype, node.shape, node.device)
@@ -373,7 +374,7 @@ def _run_loop(
     node: Node, sources: Mapping[Node, Node], results: Sequence[Node],
     failures: list[MinigradError],
 ) -> dict[Node, Node]:  # fmt: skip
-    """Run a LOOP step by step; gives its RESULTs. sources: those that it reads, as BUFFERs."""
+    """Run a LOOP step by step; returns RESULT → BUFFER. sources: the nodes it reads → BUFFERs."""
 
     def memory(like: Node, rows: int) -> Node:
         made = Buffer(like.device, like.dtype, rows * numel(like.shape))

@@ -22,15 +22,16 @@ from minigrad.pieced import Pieced, in_pieces
 from minigrad.settings import report, thread
 from minigrad.undisturbed import undisturbed
 
-MOST_PROGRAMS = 1024  # that are kept; a program that somebody holds (a capture) lives on
+MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
 MOST_SPECIAL = 64  # programs of one structure
-# Structures of one kind that are compiled as they come. Where the latest were used seldom more than
-# once, the next is like none of them either.
+# After MOST_ALIKE structures of one kind, a new one is run in pieces if the LATEST of them had at
+# most SELDOM uses each, on average: then it will hardly come again either.
 MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
-# What is in pieces has the structure of a whole graph, but may never come again: it counts as many.
+# A program in pieces counts as so many, because its key is large (the structure of a whole graph)
+# and may never come again.
 OF_PIECED = 16
-# Uses of a padded program, or of one in pieces, with the same numbers: one of their own is up to
-# twice as fast, and takes as long to compile as some hundred uses.
+# Uses with the same numbers after which a padded program, or one in pieces, gets a special one
+# beside it: up to twice as fast, but compiling it takes as long as some hundred uses.
 FREQUENT = 32
 
 
@@ -46,7 +47,7 @@ class Family:
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
         self.generalizes = True
-        # how often a program that is padded, or in pieces, served which
+        # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
         self.used = self.uses = 0
 
@@ -57,7 +58,10 @@ class Family:
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
     ) -> tuple[Program, Mapping[str, int]] | None:
-        """The program for these numbers, with the values of the variables that it adds."""
+        """The program for these numbers and the values of its own variables; None: compile one.
+
+        may_pad: whether it may be a padded program, or one in pieces.
+        """
         program = self.special.get(cells)
         if program is not None and (
             not isinstance(program, Pieced) or (may_pad and not self._is_frequent(cells))
@@ -72,14 +76,14 @@ class Family:
         return None
 
     def _is_frequent(self, cells: tuple[Cell, ...]) -> bool:
-        """Whether numbers came so often that they are worth a program of their own."""
+        """Count a use of these numbers; whether they are worth a program of their own."""
         if len(self.often) > MOST_PROGRAMS:
             self.often.clear()
         self.often[cells] = self.often.get(cells, 0) + 1
         return self.often[cells] > FREQUENT
 
     def make(self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool) -> None:
-        """Compile a program that `find` then finds: a general one where this is not the first."""
+        """Compile a program that `find` then finds: general, if possible, except for the first."""
         general = None
         frequent = self.often.pop(call.cells, 0) > FREQUENT or call.cells in self.special
         some = self.generalizes and self.samples and not frequent
@@ -93,7 +97,7 @@ class Family:
         self.special[call.cells] = compile(call.graph())
 
     def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
-        """Compile a general program, unless there is no recipe for it: there never will be."""
+        """Compile and keep a general program. If no recipe accepts it, give up on general ones."""
         try:
             program = compile(general.graph)
         except CompileError as error:
@@ -107,8 +111,9 @@ class Family:
         return True
 
     def _generalized(self, call: Canonical, may_pad: bool) -> General | None:
-        """What all samples and a call have in common, else what one and it have, the most similar
-        first.
+        """A general graph for all samples and the call, or else for the call and one of them.
+
+        The most similar sample is tried first.
         """
 
         def differences(cells: tuple[Cell, ...]) -> int:
@@ -127,12 +132,12 @@ NO_VALUES: Mapping[str, int] = MappingProxyType({})
 
 
 class Programs:
-    """The programs of this process: about `most`, without the longest unused families of them."""
+    """The programs of this process: about `most`. Families that were unused longest are dropped."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
-        # The latest structures that gave results of some dtypes and dimensions, to some memory.
+        # By kind (dtypes, dimensions, in place or not, of the results): the latest structures.
         self._alike: dict[Any, deque[weakref.ref[Family]]] = {}
         self._clock = itertools.count()
         self._lock = new_rlock()
@@ -143,9 +148,9 @@ class Programs:
     def find(
         self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]]:
-        """The program of a call, compiled if there is none, and values besides the call's.
+        """The program of a call, compiled if necessary, and values of variables besides the call's.
 
-        may_pad: whether it may copy the call's arrays to others (a step that is captured has none).
+        may_pad: whether it may copy the call's arrays to others (not in a captured step).
         """
         # A structure describes a whole graph, so hashing it is expensive: it is looked up once.
         values = thread.values
@@ -173,7 +178,7 @@ class Programs:
     def _in_pieces(
         self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
     ) -> bool:
-        """Make the program of a call in pieces, where graphs of its kind come, but not again."""
+        """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
         if len(family) or len(call.order) < LEAST_NODES or call.values or root.device in meshes:
             return False
@@ -193,13 +198,13 @@ class Programs:
         return program is not None
 
     def forget(self) -> None:
-        """Begin anew: the next graph of each structure counts as its first."""
+        """Forget all programs: the next graph of each structure counts as its first."""
         with self._lock:
             self._families.clear()
             self._alike.clear()
 
     def _make_room(self, wanted: Family) -> None:
-        """Forget an eighth of the programs at once, so that looking for the oldest stays cheap."""
+        """Forget an eighth of the programs at once, so that the search for the oldest is rare."""
         left = len(self)
         if len(self._alike) > self.most:
             self._alike.clear()

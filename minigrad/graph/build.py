@@ -1,7 +1,7 @@
-"""Constructors of nodes: they check what they are given and simplify what is obvious.
+"""Constructors of nodes: they check their arguments and make obvious simplifications.
 
-The checks here are the house's inner contract (operands of equal shape and dtype); `Tensor`
-broadcasts and promotes before it calls them and speaks to users in its own words.
+The checks are an internal contract (operands of equal shape and dtype). `Tensor` broadcasts and
+promotes before it calls them, and has its own error messages for users.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def variable(value: Affine, device: str) -> Node:
 
 
 def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
-    """A reduction; the axes stay with length 1. Over no elements it gives the identity."""
+    """A reduction; reduced axes keep length 1. Over no elements it gives the identity."""
     if op not in REDUCTIONS:
         raise ValueError(f"{op} is not a reduction")
     axes = tuple(sorted(set(axes)))
@@ -89,7 +89,7 @@ def _check_axis(op: Op, x: Node, axis: int) -> None:
 
 
 def distribute(starts: Node, bin: Node, x: Node) -> Node:
-    """One pass of a counting sort: puts each element of x behind those of its bin.
+    """One pass of a counting sort: appends each element of x to its bin.
 
         for row in rows:
             next = starts[row]
@@ -97,7 +97,7 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
                 out[next[bin[row, i]]++] = x[row, i]
 
     x and bin (uint8) are (rows, length), starts is (rows, 256) and int32; the result is flat. Rows
-    may run in any order, so the places must be a permutation; one out of range is not written.
+    may run in any order, so positions must be a permutation; those out of range are not written.
     """
     rows = x.shape[0] if x.ndim == 2 else -1
     if bin.shape != x.shape or starts.shape != (rows, 256):
@@ -117,14 +117,14 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
 
 @lru_cache(maxsize=1 << 12)
 def _same_elements(old: Shape, new: Shape) -> bool:
-    """Whether a reshape leaves every element in its place."""
+    """Whether a reshape keeps the row-major position of every element."""
     return _segments(old) == _segments(new)
 
 
 def _segments(shape: Shape) -> list[Integer]:
     """Products of the plain dimensions before, between and after the symbolic ones.
 
-    One of 5·n counts as n and 5: its elements lie like theirs.
+    A dimension 5·n counts as n and 5, which has the same layout.
     """
     parts: list[Integer] = [1]
     for extent in shape:
@@ -137,7 +137,7 @@ def _segments(shape: Shape) -> list[Integer]:
 
 
 def _moved(op: Op, x: Node, shape: Shape, arg: Any = None) -> Node:
-    """A movement of x; a constant stays one."""
+    """A movement of x; a constant stays a constant."""
     if x.op is CONST:
         return make(CONST, x.dtype, shape, (), x.arg, x.device)
     return make(op, x.dtype, shape, (x,), arg, x.device)
@@ -163,7 +163,7 @@ def permute(x: Node, order: Sequence[int]) -> Node:
 
 @lru_cache(maxsize=1 << 12)
 def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
-    """The shape in another order; None where that is the same."""
+    """The shape in another order; None if the order is unchanged."""
     if sorted(order) != list(range(len(shape))):
         raise ShapeError(f"permute {order} of an array of {len(shape)} dimensions")
     if order == tuple(range(len(shape))):
@@ -173,7 +173,7 @@ def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
 
 @lru_cache(maxsize=1 << 12)
 def grows(old: Shape, new: Shape) -> bool:
-    """Whether dimensions of 1 become those of another shape, and the others are as they were."""
+    """Whether only dimensions of length 1 change from one shape to the other."""
     return len(old) == len(new) and all(a in (1, b) for a, b in zip(old, new, strict=True))
 
 
@@ -203,7 +203,7 @@ def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
 def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
     """The part start … stop − 1 of each dimension.
 
-    (A general program's own variables are where such a part is, in each call: see general.py.)
+    (In a general program, start and stop may be variables that differ per call: see general.py.)
     """
     pairs = tuple([(start, stop) for start, stop in ranges])
     shape = _cut(x.shape, pairs)
@@ -212,7 +212,7 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
 
 @lru_cache(maxsize=1 << 12)
 def _cut(shape: Shape, ranges: Sequence[tuple[Integer, Integer]]) -> Shape | None:
-    """The shape of a part; None where that is all."""
+    """The shape of the part; None if it is the whole array."""
     if len(ranges) != len(shape):
         raise ShapeError(f"shrink {ranges} of shape {shape}: expected one range per dimension")
     for (start, stop), extent in zip(ranges, shape, strict=True):
@@ -234,14 +234,14 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 
 
-# The movements after which each element of the source is one element, or left out.
+# Movements that `undone` inverts: each element of the source appears at most once in the result.
 UNDONE = (Op.RESHAPE, Op.PERMUTE, Op.FLIP, Op.SHRINK, Op.PAD)
 
 
 def undone(move: Node, x: Node) -> Node:
-    """x, of the shape of one of `UNDONE`, in its source's: zeros where a SHRINK left something out.
+    """Invert the movement `move` for an x of its shape; what a SHRINK left out becomes zeros.
 
-    So goes the gradient of a movement, and what is written through it.
+    This is the gradient of a movement, and how writes through a view reach its base.
     """
     shape, arg = move.src[0].shape, move.arg
     if move.op is RESHAPE:
@@ -257,16 +257,16 @@ def undone(move: Node, x: Node) -> Node:
 
 
 def inside(padded: Node) -> list[tuple[Integer, Integer]]:
-    """The ranges of a PAD where its source is."""
+    """The ranges of a PAD's result that hold its source."""
     pairs = zip(padded.arg, padded.src[0].shape, strict=True)
     return [(before, before + extent) for (before, _), extent in pairs]
 
 
-FEW = 3  # pieces that are better joined where they are read, by a WHERE, than in memory
+FEW = 3  # up to so many pieces are better selected by WHERE when read than joined in memory
 
 
 def cat(pieces: Sequence[Node], axis: int) -> Node:
-    """The pieces one after the other along an axis; those are known, and others equal.
+    """Concatenate pieces along an axis, where extents must be ints; other extents must be equal.
 
     Pieces of extent 0 along it are left out.
     """
@@ -298,8 +298,8 @@ Window = tuple[int, int, int, int]  # axis, size, step, dilation
 def window(x: Node, windows: Sequence[Window]) -> Node:
     """Windows along axes: out[…w…, …j…] = x[…step·w + dilation·j…].
 
-    Each axis keeps its place and counts the windows that fit; the places j inside them are new last
-    dimensions, in the order of `windows`.
+    Each axis keeps its place and counts the windows that fit; the positions j inside the windows
+    are new last dimensions, in the order of `windows`.
     """
     windows = tuple((axis, size, step, dilation) for axis, size, step, dilation in windows)
     shape = list(x.shape)
@@ -370,7 +370,7 @@ def contiguous(x: Node) -> Node:
 def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
     """`value`, stored in the memory of the BUFFER `target`.
 
-    row: the first of the rows that are written, of which the program reads none; the others stay.
+    row: the first row to write; other rows stay. The program must not read the rows it writes.
     """
     if target.op is not Op.BUFFER:
         raise ValueError(f"assign to {target.op.name}: the target must be a BUFFER")
@@ -399,8 +399,8 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
     return make(Op.CUSTOM, value.dtype, value.shape, src, rule, device_of(Op.CUSTOM, src))
 
 
-SHAPED = frozenset({RESHAPE, EXPAND})  # whose argument is the shape of the result
-# What makes an operation of its sources and its argument; `make` does for others.
+SHAPED = frozenset({RESHAPE, EXPAND})  # their argument is the shape of the result
+# Constructors of an operation from its sources and its argument; for other operations, `make`.
 _MAKERS: dict[Op, Callable[..., Node]] = {
     **{op: partial(elementwise, op) for op in ELEMENTWISE},
     **{op: partial(reduce, op) for op in REDUCTIONS},
@@ -414,9 +414,9 @@ _MAKERS: dict[Op, Callable[..., Node]] = {
 
 
 def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
-    """The same operation on other sources (through the constructors, so it simplifies).
+    """The same operation on other sources, made by its constructor, so it may simplify.
 
-    arg: another argument than it has; the shape of a RESHAPE or EXPAND.
+    arg: replaces the node's argument; for a RESHAPE or EXPAND, the new shape.
     """
     src, op = tuple(src), node.op
     if src == node.src and arg is None:

@@ -43,16 +43,16 @@ Cell = Integer | bytes
 
 @dataclass(frozen=True)
 class Graph:
-    """What a program computes.
+    """The computation of a program.
 
-    roots[i] is the value to be stored in buffer slot outputs[i]; an ASSIGN goes to some rows of it.
-    BUFFER nodes hold slots as `arg`; slots 0 … len(outputs) − 1 are not necessarily outputs: an
-    in-place update reads and writes one slot. A program sees every input as it was before the
-    program started.
+    roots[i] is the value to be stored in buffer slot outputs[i]; an ASSIGN root is stored in some
+    of its rows. BUFFER nodes hold slots as `arg`. Slots 0 … len(outputs) − 1 are not necessarily
+    outputs: an in-place update reads and writes one slot. A program sees every input as it was
+    before the program started.
     variables: names of the symbolic integers whose values are given per call.
-    device: the device whose runtime computes it. Where indices are checked the last root is an
-    uint32 scalar: 0 where all of them are in range.
-    layouts: those of the inputs, where the device is a mesh.
+    device: the device whose runtime computes it. If indices are checked, the last root is a
+    uint32 scalar: 0 if all of them are in range.
+    layouts: of the inputs, if the device is a mesh.
     """
 
     roots: tuple[Node, ...]
@@ -63,13 +63,13 @@ class Graph:
     layouts: tuple[Layout | None, ...] = ()
 
 
-class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's time
+class Canonical(NamedTuple):  # created in a third of the time of a frozen dataclass
     """A graph's key together with one call's arguments.
 
-    structure, cells: hashable; where both are equal, so are the programs. inputs: the memory of
-    each slot that exists before the call; `targets[i]` is the slot of root i, at or beyond
-    len(inputs) where it is new. checks: its CHECK nodes, sources before users; the slot of what
-    they find is the last one.
+    structure, cells: hashable; if both are equal, so are the programs. inputs: the memory of each
+    slot that exists before the call; `targets[i]` is the slot of root i, and new if it is
+    ≥ len(inputs). checks: the graph's CHECK nodes, sources before users; their result is in the
+    last slot.
     """
 
     structure: Any
@@ -94,9 +94,9 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
         )  # fmt: skip
 
     def rewritten(self, remake: Remake, variables: tuple[str, ...]) -> Graph:
-        """The graph of nodes that `remake` makes, in order, of a node, its new sources and arg.
+        """The graph of nodes remake(node, new sources, new arg), in order.
 
-        A CHECK is given for its arg alone, which is what `remake` then gives a node for.
+        CHECKs become their sources; of the node that `remake` gives for a CHECK, only arg is used.
         """
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
         new: dict[Node, Node] = {}
@@ -120,7 +120,7 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
         roots = []
         for root in self.roots:
             value = new[root]
-            while value.op is Op.ASSIGN and value.arg is None:  # all of its target
+            while value.op is Op.ASSIGN and value.arg is None:  # writes the whole target
                 value = value.src[1]
             roots.append(value)
         outputs = self.targets
@@ -132,21 +132,23 @@ class Canonical(NamedTuple):  # which is made in a third of a frozen dataclass's
         return Graph(tuple(roots), outputs, count, variables, device, self.layouts)
 
 
-# What makes a node in a graph that is rewritten: of the old one, its new sources, and its arg.
+# Makes a node of a rewritten graph from the old node, its new sources, and its arg.
 Remake = Callable[[Node, tuple[Node, ...], Any], Node]
-# The operations that hold numbers which do not follow from their sources.
+# The operations with numbers that do not follow from their sources.
 NUMBERED = frozenset({
     Op.BUFFER, Op.CONST, Op.IOTA, Op.RESHAPE, Op.EXPAND, Op.SHRINK, Op.PAD, Op.VARIABLE, Op.CHECK,
     Op.ASSIGN,
 })  # fmt: skip
 
-_OTHER = NUMBERED - SHAPED | {CUSTOM, COLLECTIVE}  # whose arg is not structure as it is
+_OTHER = NUMBERED - SHAPED | {CUSTOM, COLLECTIVE}  # their arg needs a change to become structure
 _SYMBOLIC = frozenset({Affine})
 
 
 def cells_of(node: Node) -> tuple[Cell, ...]:
-    """The numbers of a node: its shape; a constant's value, too, but for a bool's, which is
-    structure. Of SHRINK and PAD instead: start and length, before and after, of each dimension.
+    """The numbers of a node: its shape and, of a constant, its value.
+
+    The value of a bool constant is structure instead. For SHRINK and PAD not the shape, but start
+    and length, or before and after, of each dimension.
     """
     if node.op is CONST and not node.dtype.is_bool:
         return (*node.shape, number_key(node.arg, node.dtype))
@@ -164,7 +166,7 @@ _CELLS: dict[Op, Callable[[Any], tuple[Cell, ...]]] = {
 
 
 def _structure_of(node: Node) -> Any:
-    """What a node with cells is besides these, its dtype and its sources."""
+    """The structure of a node with cells, besides its dtype and its sources."""
     if node.op is CONST and node.dtype.is_bool:
         return (node.ndim, bool(node.arg))
     if node.op is ASSIGN:
@@ -184,11 +186,11 @@ def _unbind_arg(arg: Any, values: dict[str, int]) -> Any:
 
 
 def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
-    """The numbers of a graph, each with a hash of what has them: its structure down to memory.
+    """The cells of nodes, each with a hash of the structure below the node, down to memory.
 
-    Constants are those of what reads them; what is stored counts as memory for its readers. So two
-    calls that do the same compare, whether or not something is there already, and whether or not
-    parts are one node, perhaps by chance.
+    Constants count as cells of the nodes that read them, and stored values as memory. So two calls
+    that compute the same can be compared, whether or not some values are in memory already, and
+    whether or not equal parts happen to be one node.
     """
     values: dict[str, int] = {}
     found: set[tuple[int, tuple[str, ...]]] = set()
@@ -203,7 +205,7 @@ def numbers_of(call: Canonical) -> set[tuple[int, tuple[str, ...]]]:
         )  # fmt: skip
 
     for node in call.order:
-        is_value = node.op is Op.CUSTOM  # what only its gradient needs may be missing
+        is_value = node.op is Op.CUSTOM  # sources that only its gradient needs may be missing
         is_memory, is_numbered = node.op is BUFFER, node.op in NUMBERED
         arg = node.ndim if is_numbered else node.arg
         hashes[node] = part = hashes[node.src[0]] if is_value else hash(
@@ -228,24 +230,24 @@ def canonicalize(
 ) -> Canonical:
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
-    checked: whether its CHECK nodes count; otherwise they are what they check. A CUSTOM is its
-    value. order: `needed(roots)`, if that is known.
+    checked: whether its CHECK nodes count; otherwise each stands for its source. A CUSTOM stands
+    for its value. order: `needed(roots)`, if that is known.
     """
     if order is None:
         order = needed(roots)
     number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
-    rows: list[Any] = []  # of each node its op, dtype, argument, and where its sources' begin
+    rows: list[Any] = []  # for each node: op, dtype, argument, and the numbers of its sources
     cells: list[Cell] = []
-    numbers: dict[int, int] = {}  # of its exchanges
+    numbers: dict[int, int] = {}  # of exchanges
     checks: list[Node] = []
     for node in order:
         op, arg = node.op, node.arg
         if op is BUFFER:
             arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
             cells += node.shape
-        elif op in SHAPED:  # most of them
+        elif op in SHAPED:  # most nodes
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:
@@ -285,7 +287,7 @@ def canonicalize(
 
 
 def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:
-    """A key of all nodes of an order and of which are marked; equal ones differ in memory alone."""
+    """A key of an order and its marked nodes; graphs with equal keys differ only in memory."""
     number: dict[Node, int] = {}
     rows: list[Any] = []
     for node in order:

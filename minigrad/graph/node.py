@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Form:
-    """What BUFFERs of one dtype, shape and device have in common.
+    """Shared by all BUFFERs of one dtype, shape and device.
 
     size: elements to reserve.
     """
@@ -42,11 +42,11 @@ class Form:
 class Node(Numeric):
     """One operation on whole arrays; make nodes with the functions of `minigrad.graph.build`.
 
-    Attributes: op, dtype, shape (ints, or `Affine`s where symbolic), src (the operands), arg (see
-    `Op`), device (the name of the device that computes it). form: the same object for all BUFFERs
-    of one dtype, shape and device, so that one look compares them; None for other operations, and
-    for a BUFFER that must not be taken for any other. age: how many nodes were made before it: more
-    than before any of its sources.
+    Attributes: op, dtype, shape (ints, or `Affine`s if symbolic), src (the operands), arg (see
+    `Op`), device (the name of the device that computes it). form: one object for all BUFFERs of one
+    dtype, shape and device, so that one comparison tests all three; None for other operations, and
+    for a BUFFER that must not be confused with another. age: how many nodes were made before it; a
+    node is younger than its sources.
     """
 
     __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "age", "__weakref__")
@@ -73,7 +73,7 @@ class Node(Numeric):
         return len(self.shape)
 
     def operation(self, name: str, *others: Node | Number) -> Node:
-        """An elementwise operation, by the value of its `Op`, on self and others."""
+        """An elementwise operation on self and others; name: the value of its `Op`."""
         operands = (x if isinstance(x, Node) else self.constant(x) for x in others)
         return elementwise(NAMED[name], self, *operands)
 
@@ -94,15 +94,15 @@ class Node(Numeric):
         return bitcast(self, dtype)
 
 
-# For what is done once for each node: to look up a member of an Enum takes Python 3.11 as long as a
-# call of a function.
+# Ops that are needed for every node: in Python 3.11 a look-up of an Enum member takes as long as a
+# function call.
 BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
 CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
 COLLECTIVE = Op.COLLECTIVE
 
 _CUSTOM = frozenset({CUSTOM})
 
-# And for what is done with all nodes of a graph at once, by `map`: not a step of Python for each.
+# For all nodes of a graph at once, with `map` instead of a Python loop.
 OPS: Callable[[Node], Op] = attrgetter("op")
 DEVICES: Callable[[Node], str] = attrgetter("device")
 SOURCES: Callable[[Node], tuple[Node, ...]] = attrgetter("src")
@@ -134,17 +134,17 @@ def make(
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
-    """A number of a dtype for a key: Python would merge 0.0 with −0.0, and split NaNs."""
+    """The key of a number: in Python 0.0 equals −0.0 (one key), and NaN differs from itself."""
     return struct.pack("<d", value) if dtype.is_float else int(value)
 
 
 def picked(order: Collection[Node], ops: Container[Op]) -> Iterator[Node]:
-    """Those of some operations."""
+    """The nodes of an order whose operation is one of `ops`."""
     return compress(order, map(ops.__contains__, map(OPS, order)))
 
 
 def is_watched() -> bool:
-    """Whether somebody notes which nodes are made, and for which others (a page that explains)."""
+    """Whether the creation of nodes is being recorded (by a page that explains a step)."""
     return type(_interned) is not Interned
 
 
@@ -202,8 +202,9 @@ def bitcast(x: Node, dtype: DType) -> Node:
 
 
 def device_of(what: Op | str, src: Sequence[Node]) -> str:
-    """The device of all sources of an operation, or of what messages call so; DeviceError where
-    they have several.
+    """The device of all sources; DeviceError if they have several.
+
+    what: the operation, for the message.
     """
     device = src[0].device
     for node in src:
@@ -216,7 +217,7 @@ def device_of(what: Op | str, src: Sequence[Node]) -> str:
 
 
 def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
-    """A BUFFER node for memory of which no other node can know; skips the table of nodes."""
+    """A BUFFER node for new memory, which no other node can have; skips the table of nodes."""
     node = Node()
     node.op, node.dtype, node.shape = BUFFER, dtype, shape
     node.src, node.arg, node.device, node.form = (), memory, device, form
@@ -227,11 +228,11 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
 def in_order(
     items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
 ) -> list[T]:
-    """Items and all that is below them, which comes first; without what is known."""
+    """The items and everything below them, dependencies first, except what is known."""
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
     add, append = done.add, order.append
-    path: list[tuple[Any, Iterator[T]]] = []  # items that wait, and what else each is for
+    path: list[tuple[Any, Iterator[T]]] = []  # items whose dependencies are being visited
     above: Any = None
     rest = iter(items)
     while True:
@@ -254,22 +255,22 @@ def in_order(
 def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:
     """All nodes that the roots need, sources before users, in an order fixed by the graph.
 
-    Without those that are known, and what is needed for these alone.
+    Known nodes, and nodes that only they need, are left out.
     """
     return in_order(roots, SOURCES, known)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
-    """As `topological`, without what only the gradient rules of CUSTOM nodes want."""
+    """As `topological`, without nodes that only the gradient rules of CUSTOM nodes need."""
     return in_order(roots, lambda node: node.src[: 1 if node.op is CUSTOM else None])
 
 
 def needed_among(order: Sequence[Node], roots: Collection[Node]) -> Sequence[Node]:
-    """Those of a topological order that are `needed`: in a third of the time of finding them."""
+    """The nodes of a topological order that are `needed`, in a third of the time of `needed`."""
     customs = {*picked(order, _CUSTOM)}
     others = chain.from_iterable(map(SOURCES, {*order} - customs))
     if len({*roots, *others, *(node.src[0] for node in customs)}) == len(order):
-        return order  # of most graphs no walk is asked
+        return order  # true of most graphs: no walk
     found = set(roots)
     for node in reversed(order):
         if node in found:
@@ -278,14 +279,14 @@ def needed_among(order: Sequence[Node], roots: Collection[Node]) -> Sequence[Nod
 
 
 def beneath(node: Node, ops: Container[Op]) -> Node:
-    """What a node shows through operations of some kinds."""
+    """The first node on the path along first sources whose operation is not one of `ops`."""
     while node.op in ops:
         node = node.src[0]
     return node
 
 
 def depending(order: Collection[Node], on: Iterable[Node]) -> set[Node]:
-    """The nodes of a topological order that depend on some nodes, these included."""
+    """The nodes of a topological order that depend on some nodes, including these."""
     found = set(on)
     for node in reading(order, found):
         found.add(node)
@@ -293,7 +294,7 @@ def depending(order: Collection[Node], on: Iterable[Node]) -> set[Node]:
 
 
 def reading(order: Collection[Node], some: Set[Node]) -> Iterator[Node]:
-    """The nodes of an order that have a source among some, which may become more meanwhile."""
+    """The nodes of an order with a source in `some`, which may grow during the iteration."""
     return compress(order, map(not_, map(some.isdisjoint, map(SOURCES, order))))
 
 

@@ -6,8 +6,8 @@
 
     (root,) = rewrite([root], {Op.NEG: [double_negation]})
 
-A rule sees a node whose sources are in their final form and gives a node that computes the same
-values, shape and dtype, or None.
+A rule gets a node whose sources are in their final form. It returns a node with the same values,
+shape and dtype, or None.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ Rules = Mapping[Op, Sequence[Rule]]
 
 
 def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
-    """The roots with every rule applied to every node until nothing changes.
+    """The roots after applying every rule to every node until nothing changes.
 
-    Each node is looked at once, shared nodes too. Raises CompileError where a rule changes a
-    shape, dtype or device and where rules undo one another for ever.
+    Each node is visited once, also shared ones. Raises CompileError if a rule changes a shape,
+    dtype or device, or if rules undo one another for ever.
     """
     return tuple(_settled(roots, rules, {}))
 
 
-Final = dict[Node, Node | None]  # what nodes become; None: it waits for what replaces it
+Final = dict[Node, Node | None]  # node → its final form; None while that is being computed
 
 
 def _settled(some: Iterable[Node], rules: Rules, final: Final) -> list[Node]:
-    """What some nodes become; sources first, of those that a rule has made as well."""
+    """The final forms of some nodes; also of the nodes that rules make, sources first."""
     for node in in_order(some, lambda node: () if node in final else node.src):
         if node not in final:
             final[node] = None
@@ -55,7 +55,7 @@ def _known(some: Iterable[Node], final: Final) -> list[Node]:
 
 
 def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
-    """The node on its final sources, or else what the first rule that applies makes of it."""
+    """The node on its final sources if they changed, else the result of the first matching rule."""
     rebuilt = rebuild(node, sources)
     if rebuilt is not node:
         return rebuilt
@@ -73,10 +73,10 @@ def remade(
     roots: Iterable[Node], remake: Callable[[Node, list[Node]], Node],
     by: Mapping[Node, Node] | None = None, oldest: int = -1,
 ) -> list[Node]:  # fmt: skip
-    """The roots with all nodes that they need made anew, sources before users.
+    """The roots with all nodes that they need remade, sources before users.
 
-    remake: of a node and what its sources have become. by: what some become; nothing is made of
-    what only these need. oldest: an age; what is older stays as it is.
+    remake: gets a node and its remade sources. by: replacements, taken as they are; nodes that only
+    replaced ones need are not visited. oldest: nodes of this age or older stay as they are.
     """
     new = dict(by or {})
     for node in in_order(roots, lambda node: node.src if node.age > oldest else (), new):
@@ -88,7 +88,7 @@ def remade(
 def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
     """The roots with some of the nodes they need replaced; replacements are taken as they are.
 
-    What is older than all of `by` needs none of them, and is not looked at.
+    Nodes older than all keys of `by` cannot depend on them and are not visited.
     """
     return remade(roots, rebuild, by, min([node.age for node in by])) if by else list(roots)
 

@@ -24,9 +24,9 @@ def numel(shape: Sequence[Integer]) -> int:
 
 
 def iterations(extents: Sequence[Integer]) -> Integer:
-    """The product of extents, of which the first that is not 1 may be symbolic.
+    """The product of extents; the first that is not 1 may be symbolic.
 
-    (Others count with their upper bound: in memory they are as long.)
+    (Further symbolic ones count with their upper bound, which is their size in memory.)
     """
     first, *others = [extent for extent in extents if extent != 1] or [1]
     return first * numel(others)
@@ -51,8 +51,8 @@ def reshape_index(
 ) -> tuple[Integer, ...]:
     """Index into `old` of the element that has `index` after a reshape to `shape`.
 
-    Dimensions equal on both sides from the left or the right are passed through, which is also
-    what makes symbolic dimensions work: they may move past ones, but never merge or split.
+    Dimensions equal on both sides from the left or the right are passed through. That is also why
+    symbolic dimensions work: they may move past ones, but never merge or split.
     """
     new_axes = [axis for axis, extent in enumerate(shape) if extent != 1]
     old_axes = [axis for axis, extent in enumerate(old) if extent != 1]

@@ -24,11 +24,11 @@ from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
 from minigrad.graph.rewrite import Rule, rewrite
 from minigrad.graph.shapes import numel
 
-RULES: dict[Op, list[Rule]] = {}  # those of an operation, in the order of their priority
+RULES: dict[Op, list[Rule]] = {}  # the rules of each operation, by priority
 
 
 def on(*ops: Op) -> Callable[[Rule], Rule]:
-    """A rule for these operations, behind those that stand above it."""
+    """Register a rule for these operations, after the rules above it."""
 
     def add(rule: Rule) -> Rule:
         for op in ops:
@@ -44,7 +44,7 @@ def simplify(roots: Sequence[Node]) -> tuple[Node, ...]:
 
 
 def _is(node: Node, value: int | float) -> bool:
-    """Whether node is this constant, in its dtype; 0.0 and −0.0 are told apart for floats."""
+    """Whether node is this constant, in its dtype; of floats, 0.0 and −0.0 differ."""
     if node.op is not Op.CONST or node.arg != convert(value, node.dtype):
         return False
     if not node.dtype.is_float or value != 0:
@@ -68,12 +68,12 @@ def fold_constants(node: Node) -> Node | None:
 def constant_second(node: Node) -> Node | None:
     """2 + x → x + 2, so that the other rules look at one side only."""
     x, y = node.src
-    return elementwise(node.op, y, x) if x.op is Op.CONST else None  # two are folded before
+    return elementwise(node.op, y, x) if x.op is Op.CONST else None  # two constants fold first
 
 
 @on(*(op for op in BINARY if op.facts.neutral is not None))
 def neutral(node: Node) -> Node | None:
-    """x + −0.0 → x, x · 1 → x, max(x, −∞) → x: what changes nothing (see `Elementwise`)."""
+    """x + −0.0 → x, x · 1 → x, max(x, −∞) → x: neutral elements (see `Elementwise`)."""
     (x, y), number = node.src, node.op.facts.neutral
     if isinstance(number, str):
         number = getattr(node.dtype, number)
@@ -82,7 +82,7 @@ def neutral(node: Node) -> Node | None:
 
 @on(Op.DIV)
 def divide_by_power_of_two(node: Node) -> Node | None:
-    """x / 4.0 → x · 0.25, where the reciprocal is exact and normal (x / 1.0 → x)."""
+    """x / 4.0 → x · 0.25, if the reciprocal is exact and normal (x / 1.0 → x)."""
     x, y = node.src
     if y.op is not Op.CONST or abs(math.frexp(y.arg)[0]) != 0.5:  # ∞ and NaN, too
         return None
@@ -129,9 +129,9 @@ def holds(wide: DType, narrow: DType) -> bool:
 
 @on(Op.CAST)
 def cast_of_cast(node: Node) -> Node | None:
-    """x → B → C becomes x → C where B keeps x, or where both steps only drop high bits.
+    """x → B → C becomes x → C if B keeps x's value, or if both steps only drop high bits.
 
-    There and back again is so, too, where x is moved meanwhile.
+    With movements between the casts, only x → B → x is simplified.
     """
     inner, moves = node.src[0], list[Node]()
     while inner.op in MOVEMENT:
@@ -148,7 +148,7 @@ def cast_of_cast(node: Node) -> Node | None:
         return x
     start, middle, end = inner.src[0].dtype, inner.dtype, node.dtype
     wraps = start.is_int and middle.is_int and end.is_int and middle.bits >= end.bits
-    # an integer that goes through a float saturates, where directly it would wrap
+    # an integer cast by way of a float saturates; a direct cast would wrap
     saturates = middle.is_float and start.is_int and end.is_int and not holds(end, start)
     if wraps or (holds(middle, start) and not saturates):
         return build.cast(inner.src[0], end)
@@ -157,8 +157,8 @@ def cast_of_cast(node: Node) -> Node | None:
 
 # --- two of a kind -------------------------------------------------------------------------------
 
-# How the arguments of two become one. (It is done here, not where nodes are made: somebody may want
-# the gradient by a node that stands between two movements.)
+# How the arguments of two nodes combine. (This is done here, not when nodes are made, because a
+# gradient by the node between two movements may be wanted.)
 _JOINED: dict[Op, Callable[[Any, Any], Any]] = {
     **dict.fromkeys((Op.BITCAST, Op.RESHAPE, Op.EXPAND), lambda outer, inner: outer),
     **dict.fromkeys(REDUCTIONS, lambda outer, inner: (*inner, *outer)),
@@ -175,7 +175,7 @@ _JOINED: dict[Op, Callable[[Any, Any], Any]] = {
 
 @on(*_JOINED)
 def two_as_one(node: Node) -> Node | None:
-    """Two movements, reductions or readings of bits of one kind, one after the other, are one."""
+    """Merge two consecutive movements, reductions or bitcasts of one kind."""
     inner = node.src[0]
     if inner.op is not node.op:
         return None
@@ -238,13 +238,13 @@ def permute_of_ones(node: Node) -> Node | None:
 
 @on(Op.PAD, Op.GATHER)
 def read_of_nothing(node: Node) -> Node | None:
-    """Zeros around an array without elements, or in the place of any of them, are zeros."""
+    """PAD of an array without elements, or GATHER from one → zeros."""
     return node.constant(0) if 0 in node.src[0].shape else None
 
 
 @on(Op.SHRINK)
 def shrink_of_cat(node: Node) -> Node | None:
-    """Only the pieces that it shows."""
+    """A part of a CAT → a CAT of the pieces that the part contains."""
     joined = node.src[0]
     axis, start = joined.arg, 0
     if joined.op is not Op.CAT or 0 in node.shape:
@@ -261,12 +261,12 @@ def shrink_of_cat(node: Node) -> Node | None:
             parts.append(build.shrink(piece, ranges))
         start = stop
     if len(parts) == len(joined.src):
-        return None  # less of each, by no less
+        return None  # all pieces are needed: no gain
     return build.cat(parts, axis)
 
 
 @on(*SCATTERS)
 def scatter_nothing(node: Node) -> Node | None:
-    """Nothing scattered is the base."""
+    """A scatter of no elements → its base."""
     base, index, _ = node.src
     return base if 0 in index.shape else None

@@ -26,8 +26,8 @@ class Atom:
 
     kind: "var" (a loop's variable or a user's `Variable`), "div" and "mod" (floor division and
     remainder of `inner` by the positive int `divisor`), "value" (`payload` is a kernel expression).
-    A variable whose extent is symbolic carries it in `payload`: it runs over 0 … payload − 1.
-    Equal ones are one object: they are looked up all the time.
+    A variable whose extent is symbolic has it in `payload`: it runs over 0 … payload − 1.
+    Equal atoms are one object, because they are dictionary keys everywhere.
     """
 
     __slots__ = (
@@ -48,7 +48,7 @@ class Atom:
         cls, kind: str, name: str, low: int, high: int, inner: Affine | None = None,
         divisor: int = 0, payload: Any = None,
     ) -> Atom:  # fmt: skip
-        """The atom of these parts, made if there is none."""
+        """The one atom with these fields."""
         key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
         link = _atoms.get(key)
         known = None if link is None else link()
@@ -60,12 +60,12 @@ class Atom:
         made._sort_key, made._text = None, ""
         return _atoms.settle(key, made)
 
-    def __reduce__(self) -> Any:  # one object in each process
+    def __reduce__(self) -> Any:  # unpickling must give the interned object
         arguments = (self.kind, self.name, self.low, self.high)
         return (Atom, (*arguments, self.inner, self.divisor, self.payload))
 
     def __repr__(self) -> str:
-        if not self._text:  # once: values that are read at values that are read at … share these
+        if not self._text:  # cached: nested loaded values repeat their parts many times
             self._text = self._show()
         return self._text
 
@@ -81,7 +81,7 @@ class Atom:
 
     @property
     def index(self) -> Affine:
-        """The atom as an index: the sum of nothing else."""
+        """The atom as an index: a sum of it alone."""
         return Affine(0, ((self, 1),))
 
     @property
@@ -171,7 +171,7 @@ class Affine:
         return -self + other
 
     def __mul__(self, factor: Integer) -> Integer:
-        """Products of two symbols stay out of the house."""
+        """Raises ValueError for a product of two symbolic integers."""
         if isinstance(factor, Affine):
             text = f"the product of two symbolic integers, {self} and {factor}, is not supported"
             raise ValueError(text)
@@ -219,7 +219,7 @@ def ceildiv(x: Whole, divisor: int) -> Whole:
 
 
 def _range_of(constant: int, terms: Mapping[Atom, int]) -> tuple[int, int]:
-    """Safe bounds of a sum, each atom by itself."""
+    """Safe bounds of a sum, with the range of each atom taken separately."""
     low = high = constant
     for atom, coefficient in terms.items():
         ends = (coefficient * atom.low, coefficient * atom.high)
@@ -228,10 +228,10 @@ def _range_of(constant: int, terms: Mapping[Atom, int]) -> tuple[int, int]:
 
 
 def _build(constant: int, terms: dict[Atom, int]) -> Integer:
-    """Make the canonical sum c + Σ coefficient·atom; the atoms need not be canonical together.
+    """The canonical form of constant + Σ coefficient·atom, for any combination of atoms.
 
-    With q = x // d, a remainder x % d *is* x − d·q. Written without remainders, equal sums have
-    equal terms; which remainders are then put back depends on those terms alone.
+    With q = x // d, a remainder x % d equals x − d·q. Written without remainders, equal sums have
+    equal terms; which remainders are then put back depends only on those terms.
     """
     for atom in terms:
         if atom.inner is not None:
@@ -247,10 +247,10 @@ def _build(constant: int, terms: dict[Atom, int]) -> Integer:
 
 @dataclass(frozen=True)
 class _Remainder:
-    """x % d for an x whose quotient by d is a single atom: x − d·quotient, in two ways.
+    """x % d as x − d·quotient, if the quotient x // d is a single atom.
 
-    constant, terms: that difference, without any remainder in it. leading: what x is made of, where
-    x holds a remainder y % n what y is made of; without quotients, unless it has nothing else.
+    constant, terms: that difference, with all remainders in it expanded. leading: the coefficients
+    of x, with y instead of a remainder y % n in it; without quotients, unless x has nothing else.
     """
 
     atom: Atom
@@ -260,7 +260,7 @@ class _Remainder:
     leading: Mapping[Atom, int]
 
     def contained(self, terms: Mapping[Atom, int]) -> int:
-        """How many times x, of either sign, can be taken out of a sum."""
+        """How many times the sum contains x; negative if it contains −x."""
         if not self.leading:
             return 0
         ratios = []
@@ -273,7 +273,10 @@ class _Remainder:
 
 @lru_cache(maxsize=1 << 14)
 def _remainder(atom: Atom) -> _Remainder:
-    """The remainder that an atom is. By its structure alone: this is asked while sums are made."""
+    """The `_Remainder` of a "mod" atom.
+
+    It looks only at the atom's structure, because it is called while sums are built.
+    """
     x, d = atom.inner, atom.divisor
     assert x is not None
     parent = _as_atom(x)
@@ -290,12 +293,12 @@ def _remainder(atom: Atom) -> _Remainder:
 
 
 def _quotient(x: Affine, d: int) -> Atom:
-    """x // d as an atom: x has nothing that can be taken out of it."""
+    """x // d as an atom, for an x that `_smaller` cannot reduce."""
     return Atom("div", "", x.low // d, x.high // d, x, d)
 
 
 def _made_of(x: Affine) -> dict[Atom, int]:
-    """The coefficients of x, where it holds a remainder of y those of y."""
+    """The coefficients of x, with those of y instead of a remainder of y."""
     found: dict[Atom, int] = {}
     for atom, c in x.terms:
         parts = {atom: 1} if atom.kind != "mod" or atom.inner is None else _made_of(atom.inner)
@@ -305,7 +308,7 @@ def _made_of(x: Affine) -> dict[Atom, int]:
 
 
 def _as_atom(x: Integer) -> Atom | None:
-    """The atom that x is, if it is one."""
+    """The atom that x consists of, or None."""
     if isinstance(x, int) or x.constant or len(x.terms) > 1 or x.terms[0][1] != 1:
         return None
     return x.terms[0][0]
@@ -328,10 +331,10 @@ def _without_remainders(
 
 
 def _with_remainders(constant: int, terms: dict[Atom, int]) -> tuple[int, dict[Atom, int]]:
-    """The sum with d·(x // d) + x % d for x, wherever it has a quotient x // d already.
+    """The sum with d·(x // d) + x % d instead of x, wherever it contains a quotient x // d.
 
-    That is how positions in an array look. Where several quotients of x want it, all but the first
-    get as much as takes their own sign from them.
+    That is the form of positions in an array. If quotients of x by several divisors compete for x,
+    the first leaves the others as much as they need to cancel their own terms of opposite sign.
     """
     waiting = _remainders_beside(terms)
     while waiting:
@@ -353,7 +356,7 @@ def _with_remainders(constant: int, terms: dict[Atom, int]) -> tuple[int, dict[A
 
 
 def _remainders_beside(terms: Mapping[Atom, int]) -> list[_Remainder]:
-    """The remainders that quotients in a sum leave: x % d of x // d, (y // e) % (d / e) of y // d.
+    """The remainders beside quotients in a sum: x % d of x // d, (y // e) % (d / e) of y // d.
 
     Nested ones first, then small divisors.
     """
@@ -375,7 +378,7 @@ def _remainders_beside(terms: Mapping[Atom, int]) -> list[_Remainder]:
 
 @lru_cache(maxsize=1 << 14)
 def _depth(atom: Atom) -> int:
-    """How many quotients and remainders are inside one another."""
+    """The nesting depth of quotients and remainders."""
     return 0 if atom.inner is None else 1 + max(_depth(part) for part, _ in atom.inner.terms)
 
 
@@ -407,7 +410,7 @@ def _mul(x: Affine, y: int) -> Integer:
 def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
     """x = d·quotient + rest, with the coefficients of rest reduced modulo d.
 
-    Residues are taken in 0 … d − 1; around zero only where that leaves nothing to divide.
+    Residues are in 0 … d − 1, or around zero if only then the rest needs no division.
     """
     best: tuple[Integer, Integer] | None = None
     for signed in (False, True):
@@ -431,9 +434,9 @@ def _reduce_coefficients(x: Affine, d: int) -> tuple[Integer, Integer]:
 
 
 def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
-    """g, y and r with x = g·y + r and 0 ≤ r < g, where g divides d: r then bears no carry.
+    """g, y and r with x = g·y + r and 0 ≤ r < g, where g divides d, so that r never carries.
 
-    So (20·i + 4·j + k) // 40 is i // 2 where 4·j + k stays below 20.
+    So (20·i + 4·j + k) // 40 is i // 2 if 4·j + k is below 20.
     """
     factors = [c for _, c in x.terms]
     for g in sorted({gcd(d, *factors), *(gcd(d, c) for c in factors)} - {1}, reverse=True):
@@ -449,7 +452,7 @@ def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
 def _smaller(x: Affine, d: int) -> tuple[Integer, int, Integer, Integer]:
     """q, g, y and r with x = d·q + g·y + r and 0 ≤ r < g, where g divides d: a smaller division.
 
-    So x // d is q + y // (d / g), and x % d is g·(y % (d / g)) + r; g is 1 where none is smaller.
+    So x // d is q + y // (d / g), and x % d is g·(y % (d / g)) + r. g is 1 if there is none.
     """
     split = _split(x, d)
     if split is not None:
@@ -479,7 +482,9 @@ def _floordiv(x: Affine, d: int) -> Integer:
 
 
 def _without_multiples(x: Affine, d: int) -> Integer:
-    """x less what is a multiple of d: c·atom with d | c, and of c·(y % n) with d | c·n all but c·y.
+    """A simpler sum with the same remainder by d: terms c·atom with d | c are dropped.
+
+    If d | c·n, c·(y % n) becomes c·y first.
     """
     constant, waiting = x.constant, list(x.terms)
     terms: dict[Atom, int] = {}
@@ -507,10 +512,10 @@ def _mod(x: Affine, d: int) -> Integer:
 
 
 def where_small(x: Integer, extent: int) -> dict[Atom, Integer]:
-    """What a remainder x = y % d, and the quotient y // d, are wherever 0 ≤ x < extent.
+    """Replacements for x = y % d, and for the quotient y // d, that hold if 0 ≤ x < extent.
 
-    x is replaced by an integer that is in that range where x is, and there only, without division:
-    (1024·i + j) % 1025 by j − i for extent 1, where i and j are below 1024. {} where none is known.
+    x is replaced by an integer without division, which is in that range only if x is: for extent 1,
+    (1024·i + j) % 1025 by j − i, where i and j are below 1024. {} if none is known.
     """
     atom = _as_atom(x)
     if atom is None or atom.kind != "mod":

@@ -26,27 +26,29 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order, order_of, reading, relayout
 from minigrad.schedule.stage import ALONE, Stage, before_readers
 
-# Multiply-adds an element up to which a product is computed where it is read: in one kernel (the
-# widest heads of attention that are in use have 256); in several, where what follows it must wait
-# for statistics of its rows; in several otherwise, each of which repeats it.
+# Depth (multiply-adds per element) up to which a product is computed where it is read: in one
+# kernel (the widest heads of attention in use have 256); in several, if what follows needs
+# statistics of its rows first; in several otherwise, because each repeats it.
 DEPTH, DEPTH_WITH_STATISTICS, DEPTH_AGAIN = 256, 128, 64
 LEAST = 8  # rows and columns of a block, at least: fewer do not fill a vector of 256 bits
-SMALLEST = 1 << 14  # elements of a value that may as well lie in a cache: 64 KiB of float32
-LARGE = 1 << 24  # elements of a value that must not lie in memory: 64 MiB of float32
-# Read along both axes it is so at fewer elements, 4 MiB, where it is many times its factors.
+SMALLEST = 1 << 14  # elements of a value below which a cache can hold it: 64 KiB of float32
+LARGE = 1 << 24  # elements of a value that should not be in memory: 64 MiB of float32
+# The same for a value that is read along both axes, 4 MiB, if it is WIDE times its factors.
 LARGE_BOTH_WAYS, WIDE = 1 << 20, 8
 SERIAL = 1 << 16  # elements of a value that one thread may compute
 PARALLEL = 256  # rows that keep every thread busy: 8 blocks of 32
-# Elements of a row of which a block still fits the last cache: 8 MiB for 32 rows of float32.
+# Elements of a row with which a block still fits the last-level cache: 8 MiB for 32 rows of
+# float32.
 LONGEST = 1 << 16
 
 
 @dataclass(frozen=True)
 class Sink:
-    """A stage that reads chains. `rows` leading axes make up its `count` rows, `extent` the last.
+    """A stage that reads chains. Its `rows` leading axes form `count` rows; the last has `extent`.
 
-    order: how the stage's axes were rearranged so that rows come first. reads: for each array of a
-    chain, in which order its axes are needed. sums: the rows are those that the stage reduces.
+    order: the permutation of the stage's axes that put rows first. reads: for each array of a
+    chain, the order in which its axes are needed. sums: whether the rows are those that the stage
+    reduces.
     """
 
     stage: Stage
@@ -61,8 +63,8 @@ class Sink:
 class Chains:
     """The chains of a program. stages: all stages, sinks laid out by their rows; sinks: by array.
 
-    members: the stages of chains by array. sums: sinks as sums over the rows of others, where they
-    can be so. look: whether to look for chains at all.
+    members: the stages of chains by array. sums: sinks as sums over the rows of others, if
+    possible. look: whether to look for chains at all.
     """
 
     def __init__(self, stages: Iterable[Stage], slots: Iterable[Array], look: bool) -> None:
@@ -71,8 +73,8 @@ class Chains:
         self.members: dict[Array, Stage] = {}
         self.sinks: dict[Array, Sink] = {}
         self.sums: dict[Array, Sink] = {}
-        self._reads: dict[Array, dict[Array, Order]] = {}  # by members of members
-        self._laid_out: dict[tuple[Array, Order], Stage] = {}  # members that were pulled
+        self._reads: dict[Array, dict[Array, Order]] = {}  # member → the members that it reads
+        self._laid_out: dict[tuple[Array, Order], Stage] = {}  # members in the orders needed so far
         banned = set(fixed)
         while look:
             self._collect(banned)
@@ -82,7 +84,7 @@ class Chains:
             self._lay_out()
 
     def _collect(self, banned: Container[Array]) -> None:
-        """Take for members what may be some, and elementwise values that only these read.
+        """Take all candidates as members, and elementwise values that only these read.
 
         (Such as the random bits of dropout.)
         """
@@ -99,7 +101,7 @@ class Chains:
             (inside if stage.array in self.members else outside).update(stage.reads)
 
     def _may_belong(self, stage: Stage) -> bool:
-        """Whether a stage can start a chain or go on with one, as far as it alone can tell."""
+        """Whether a stage can start or continue a chain, judged by itself."""
         if not _plain(stage) or len(stage.axes) < 2 or stage.size < SMALLEST or not stage.row_major:
             return False
         if stage.op is None:
@@ -111,9 +113,9 @@ class Chains:
         return min(m, n) >= LEAST and depth <= DEPTH and 2 * m * n >= (m + n) * depth
 
     def _orders(self, stage: Stage, axes: Sequence[Axis]) -> dict[Array, Order] | None:
-        """For each member that a stage reads the order of its axes that goes along with `axes`.
+        """For each member that a stage reads, the order of its axes that matches `axes`.
 
-        None where there is none for one of them, or two are asked for.
+        None if a member has no such order, or several.
         """
         found: dict[Array, Order] = {}
         for load in stage.loads:
@@ -124,7 +126,7 @@ class Chains:
         return found
 
     def _unreadable(self, fixed: frozenset[Array]) -> set[Array]:
-        """Members that some stage reads in a way that does not go by rows."""
+        """Members that some stage does not read row by row."""
         self.sinks, self._reads = {}, {}
         bad: set[Array] = set()
         for array, member in self.members.items():
@@ -143,7 +145,7 @@ class Chains:
         return bad
 
     def _too_deep(self) -> set[Array]:
-        """Products that are better stored: with an epilogue at most, or costly to repeat."""
+        """Products that are better stored: small ones without row statistics, or deep ones."""
         orders: dict[Array, set[Order]] = {}
         for sink in self.sinks.values():
             for array, order in self._all_reads(sink.reads):
@@ -175,12 +177,12 @@ class Chains:
         return list(found)
 
     def _below(self, array: Array, order: Order) -> list[tuple[Array, Order]]:
-        """What a member reads of others when its axes are in an order."""
+        """The members that a member reads, in the orders that follow from its own order."""
         reads = self._reads[array].items()
         return [(other, tuple(own[n] for n in order)) for other, own in reads]
 
     def _statistics(self, array: Array) -> tuple[bool, bool]:
-        """Whether statistics of rows come from `array`, and whether a member then needs them."""
+        """Whether row statistics are computed from `array`, and whether a member needs them."""
         reached, statistics = {array}, set[Array]()
         for stage in self.stages:
             read = {*stage.reads}
@@ -193,7 +195,7 @@ class Chains:
         return bool(statistics), False
 
     def _sink(self, stage: Stage, fixed: bool) -> Sink | None:
-        """How a stage that is in no chain reads chains by rows, or None."""
+        """How a stage outside of chains reads chains by rows, or None."""
         parts = stage.contraction
         inner: tuple[Atom, ...] = ()
         if parts is not None:
@@ -226,7 +228,7 @@ class Chains:
         return Sink(stage, tuple(order), len(outer), count, last, tuple(orders.items()))
 
     def _other_axes(self, parts: Contraction) -> tuple[Atom, ...]:
-        """The axes of a product that its factor with chains does not have; () if both have some."""
+        """The axes that only the factor without chains has; () if both factors read chains."""
         left, right = (
             any(load.array in self.members for load in expr.loads(factor))
             for factor in (parts.left, parts.right)
@@ -253,7 +255,7 @@ class Chains:
         return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
 
     def _lay_out(self) -> None:
-        """Lay the arrays of sinks out by their rows, and change their readers accordingly."""
+        """Rearrange the arrays of sinks so that rows come first, and change their readers."""
         changed: dict[Array, tuple[Stage, Order]] = {}
         for number, stage in enumerate(self.stages):
             if (sink := self.sinks.get(stage.array)) is not None:
@@ -267,7 +269,7 @@ class Chains:
                 self.sinks[stage.array] = replace(sink, stage=stage)
             elif stage.array in self.members:
                 self.members[stage.array] = stage
-        # what can be a sum over rows comes when it is known which kernel has those rows
+        # a possible sum over rows comes late, once the kernel that has those rows is known
         ways = ((array, self._summed(sink)) for array, sink in self.sinks.items())
         self.sums = {array: way for array, way in ways if way is not None}
         late = set(self.sums)
@@ -279,10 +281,9 @@ class Chains:
     def pull(
         self, sink: Sink, pulled: Mapping[tuple[Array, Order], Array], mark: str
     ) -> tuple[list[Stage], dict[tuple[Array, Order], Array]]:
-        """Copies of all that the sink needs and that is not `pulled` yet, and last the sink itself.
+        """Copies of the members that the sink needs and that are not `pulled` yet, then the sink.
 
-        Also gives what is pulled then.
-
+        Also returns all that is pulled then.
         mark: part of the names of the new arrays.
         """
         known = dict(pulled)
@@ -314,18 +315,18 @@ def _sizes(parts: Contraction) -> tuple[int, int, int]:
 
 
 def _plain(stage: Stage) -> bool:
-    """Whether no extent but that of the first axis is symbolic."""
+    """Whether only the first kept axis may have a symbolic extent."""
     fixed = all(isinstance(axis.extent, int) for axis in stage.reduced)
     return fixed and _plain_behind(stage.axes)
 
 
 def _plain_behind(axes: Sequence[Axis]) -> bool:
-    """Whether no extent is symbolic but that of the first axis."""
+    """Whether only the first axis may have a symbolic extent."""
     return all(isinstance(axis.extent, int) for axis in axes if axis != axes[0])
 
 
 def _has_rows(member: Stage, order: Order, rows: int) -> bool:
-    """Whether rows of the member can be computed block by block when its axes have this order."""
+    """Whether rows of the member can be computed block by block if its axes have this order."""
     axes = [member.axes[n] for n in order]
     outer, inner = ([axis.extent for axis in some] for some in (axes[:rows], axes[rows:]))
     if numel(outer) < PARALLEL and member.size > SERIAL:
@@ -342,5 +343,5 @@ def _has_rows(member: Stage, order: Order, rows: int) -> bool:
 
 
 def _fixed(stages: Iterable[Stage]) -> frozenset[Array]:
-    """Arrays that scatters, scans, sorts and exchanges read: they stay as they are."""
+    """Arrays that scatters, scans, sorts and exchanges read: their layout must not change."""
     return frozenset(array for stage in stages if stage.op in ALONE for array in stage.reads)

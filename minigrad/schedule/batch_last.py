@@ -21,15 +21,15 @@ from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import contraction_operands, varies
 from minigrad.target import LINE
 
-FULL = LINE // 4  # float32 of a vector of 512 bits
+FULL = LINE // 4  # float32 in a vector of 512 bits
 _SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
-OFTEN = 8  # readings of an element that pay for a copy in another order
+OFTEN = 8  # reads per element that pay for a copy in another order
 
 
 def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
-    """A reduction as it is computed, and the order in which its axes are wanted.
+    """An equal reduction that is faster, and the permutation that restores the order of its axes.
 
-    What is no such product stays as it is.
+    A reduction that is no such product stays as it is.
     """
     x, as_it_is = node.src[0], (node, range(node.ndim))
     operands = contraction_operands(node) if node.op is Op.SUM and x.op is Op.MUL else ()
@@ -40,7 +40,7 @@ def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
     batch = [axis for axis in kept if all(use[axis] for use in uses)]
     factors = [unexpanded(operand) for operand in operands]
     if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
-        # few columns: those of several groups lie beside each other, and share a vector
+        # few columns: those of several groups are made adjacent, to share a vector
         last, copied = kept[-2:], [factor.shape[kept[-1]] != 1 for factor in factors]
     elif not batch or batch[-1] != kept[-1]:
         return as_it_is
@@ -62,7 +62,7 @@ def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
 def _batch_first(
     node: Node, factors: Sequence[Node], aside: Sequence[bool], kept: Sequence[int]
 ) -> tuple[Node, Sequence[int]]:
-    """The SUM with its axes in the order `kept`; factors with the batch last are copied so."""
+    """The SUM with kept axes in this order; factors whose batch axis is innermost are copied."""
     x = node.src[0]
     order = [*kept, *(axis for axis in range(x.ndim) if axis not in kept)]
     terms = []
@@ -76,6 +76,6 @@ def _batch_first(
 
 
 def is_innermost(node: Node, axis: int) -> bool:
-    """Whether neighbours along an axis are neighbours in memory."""
+    """Whether neighbours along an axis are adjacent in memory."""
     chain, places, index = shown(node, _SEEN_THROUGH)
     return coefficient(flatten(index, chain[-1].shape), only_atom(places[axis])) == 1

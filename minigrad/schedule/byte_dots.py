@@ -19,11 +19,11 @@ from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.stage import Stage
 
-LANES = 16  # of a register: words, and int32
+LANES = 16  # 32-bit words, or int32, in a register
 
 
 def in_words(stage: Stage) -> Stage | None:
-    """A sum of products of bytes as one of products of words; None where it is none."""
+    """A sum of products of bytes as a sum of products of words, or None."""
     if stage.op is not Op.SUM or stage.body.dtype is not dtypes.int32:
         return None
     for number, axis in enumerate(stage.reduced):
@@ -38,7 +38,7 @@ def in_words(stage: Stage) -> Stage | None:
 
 
 def _dots(body: Expr, k: Atom, first: Integer) -> Expr | None:
-    """A sum of products of bytes along k as one of products of words, which begin at `first`."""
+    """A sum of products of bytes along k as products of words, which begin at `first`; or None."""
     if body.op is Op.ADD:
         left, right = (_dots(arg, k, first) for arg in body.args)
         return None if left is None or right is None else added_to(left, right)
@@ -54,7 +54,7 @@ def _dots(body: Expr, k: Atom, first: Integer) -> Expr | None:
 
 
 def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
-    """Four neighbours along k as a number of 32 bits, the first one lowest."""
+    """Four neighbours along k as a number of 32 bits, the first one lowest; or None."""
     if e.op is Op.CONST:
         return _four(int(e.value))
     if e.op is Leaf.LOAD:
@@ -83,16 +83,16 @@ def _four(byte: int) -> Expr:
 
 
 def added_to(total: Expr, dots: Expr) -> Expr:
-    """total + DOTs, as DOTs that begin with it."""
+    """total + DOTs, with total as their initial value."""
     *words, inner = dots.args
     begin = added_to(total, inner) if inner.op is Leaf.DOT else total
     return expr.apply(Leaf.DOT, (*words, begin), dots.dtype)
 
 
 def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
-    """`dots` in words at each place where `sums`, a sum over blocks, reads it: only there.
+    """`dots` in words, for each load of it in `sums`, a sum over blocks.
 
-    None where it is no such sum, or has no tiles.
+    None if it is no such sum, or has no tiles.
     """
     words = in_words(dots)
     reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
@@ -114,9 +114,9 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
 
 
 def has_tiles(sums: Stage, words: Stage | None) -> bool:
-    """Whether the last axis of a sum's results is of the unsigned bytes alone, in whole vectors.
+    """Whether the last axis of a sum's results belongs to the unsigned bytes alone.
 
-    Neighbours along it are so in memory.
+    Whole vectors of them must be adjacent in memory, and another axis must be theirs, too.
     """
     if words is None or len(sums.axes) < 2:
         return False

@@ -12,11 +12,11 @@ from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 
-BEYOND = 1 << 62  # half of an index of 64 bits: who makes a bound of a condition adds some to it
+BEYOND = 1 << 62  # half of the range of a 64-bit index: bounds made of conditions need the rest
 
 
 def conditions_of(e: Expr) -> tuple[Affine, ...]:
-    """Sums that are all ≥ 0 where the boolean `e` holds."""
+    """Sums that are all ≥ 0 where the boolean `e` holds; () if none are known."""
     if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
         return (e.index,)
     if e.op is Op.AND:

@@ -26,8 +26,8 @@ BYTES = (dtypes.int8, dtypes.uint8)
 class Contraction:
     """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n.
 
-    mask: which terms take part, of no more variables than one of the two; None: all. shared: the
-    last kept axis is the last of the batch instead, and neighbours along it are so in memory.
+    mask: which terms take part, depending on variables of one of the factors; None: all. shared:
+    the last kept axis is in the batch instead, and neighbours along it are adjacent in memory.
     """
 
     left: Expr
@@ -41,7 +41,7 @@ class Contraction:
 
     @property
     def of_bytes(self) -> bool:
-        """Whether it is of whole numbers: of bytes, which are added as int32 or uint32."""
+        """Whether it multiplies bytes, which are added as int32 or uint32."""
         return not self.left.dtype.is_float
 
 
@@ -55,7 +55,7 @@ def terms_of(body: Expr) -> tuple[Expr | None, Expr]:
 def contraction_of(
     op: Op | None, axes: tuple[Axis, ...], summed: tuple[Axis, ...], body: Expr
 ) -> Contraction | None:
-    """A stage as a contraction, or None if it is none; see `Stage.product`."""
+    """A stage as a contraction, or None; see `Stage.product`."""
     if op is not Op.SUM or not axes:
         return None
     mask, product = terms_of(body)
@@ -98,14 +98,14 @@ def contraction_of(
 
 
 def as_byte(operand: Expr) -> Expr | None:
-    """The byte in memory that an operand is, made wider; None where it is none."""
+    """The byte in memory that an operand converts to a wider dtype, or None."""
     while operand.op is Op.CAST and holds(operand.dtype, operand.args[0].dtype):
         operand = operand.args[0]
     return operand if operand.op is Leaf.LOAD and operand.dtype in BYTES else None
 
 
 def _neighbours(axis: Atom, *operands: Expr) -> bool:
-    """Whether neighbours along an axis are so in memory."""
+    """Whether neighbours along an axis are adjacent in memory."""
     return all(coefficient(load.index, axis) == 1 for load in loads(*operands))
 
 
@@ -114,7 +114,7 @@ def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:
 
 
 def _is_operand(expr: Expr) -> bool:
-    """Loads, converted or masked, are read again and again without harm; sums of them are not."""
+    """Whether an operand is a load, perhaps converted or masked: cheap to read repeatedly."""
     while expr.op is Op.CAST or expr.op is Op.WHERE:
         expr = expr.args[0] if expr.op is Op.CAST else expr.args[1]
     return expr.op is Leaf.LOAD

@@ -1,4 +1,4 @@
-"""Scalar expressions: what one element of a stage costs to compute.
+"""Scalar expressions: how one element of a stage is computed.
 
 An `Expr` is a tree (with sharing) over graph operations whose leaves read memory at an index, turn
 an index into a value, or test a condition. Expressions are interned, so equal ones are identical.
@@ -23,25 +23,25 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high
 
 
 class Leaf(Enum):
-    """Leaves of expressions; what else they have in parentheses."""
+    """Operations of expressions besides those of graphs; fields are in parentheses."""
 
     LOAD = "load"  # (array, index, guard) an array at a flat index; 0 where the guard fails
     INDEX = "index"  # (index) an index as a value
     CONDITION = "condition"  # (index) whether it is ≥ 0
     FMA = "fma"  # not a leaf: args (a, b, c), a·b + c rounded once and never split or merged
-    # no leaf either: args two bfloat16, in memory or CASTs of loads, or four bytes in memory, as
-    # one uint32, the first lowest
+    # not a leaf: args are two bfloat16 (in memory, or CASTs of loads) or four bytes in memory; they
+    # become one uint32, the first lowest
     WORD = "word"
     # args (a, b, c): WORDs of two bfloat16 and a float32, a₀·b₀ + a₁·b₁ + c; or of four bytes, a's
     # unsigned and b's signed unless they are for matrix registers, and an int32
     DOT = "dot"
-    # What processors have: see render/vector_math.py.
-    QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 where x is signed
+    # Operations of processors: see render/vector_math.py.
+    QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 if x is signed
     REMAINDER = "remainder"  # args (x, y): floats, with the sign of x
-    # args (test, then, otherwise): then, which is right everywhere and takes long; otherwise where
-    # the test does not hold, as nearly always
+    # args (test, then, otherwise): `then` is always right, but slow; `otherwise` is right where the
+    # test does not hold, which is nearly always the case
     RARELY = "rarely"
-    WHOLE = "whole"  # args (x): a float in the range of an integer dtype, to zero
+    WHOLE = "whole"  # args (x): a float in the range of an integer dtype, rounded to zero
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Array:
     width: int = 1
     image: tuple[tuple[int, int, int], ...] = ()
 
-    def __hash__(self) -> int:  # asked for all the time, and names tell arrays apart
+    def __hash__(self) -> int:  # called all the time; arrays have different names
         return hash(self.name)
 
     @property
     def in_registers(self) -> bool:
-        """Whether it is no memory."""
+        """Whether it consists of registers."""
         return self.space == "registers"
 
     def __repr__(self) -> str:
@@ -82,12 +82,12 @@ Guard = tuple[Affine, ...]
 
 
 class Expr(Numeric):
-    """One scalar operation. `operands`: what it is computed from, `args` or the values inside a
-    leaf's indices; `indices`: those in a leaf, guards included; `variables`: the loop variables
-    that its value depends on.
+    """One scalar operation.
 
-    What else it has depends on its op: CONST a `value`; LOAD `array`, `index` and `guard`; INDEX
-    and CONDITION an `index`.
+    operands: what it is computed from, `args` or the expressions inside a leaf's indices. indices:
+    those of a leaf, guards included. variables: the loop variables that its value depends on.
+    Other fields depend on the op: CONST has a `value`; LOAD `array`, `index` and `guard`; INDEX and
+    CONDITION an `index`.
     """
 
     __slots__ = (
@@ -104,32 +104,32 @@ class Expr(Numeric):
     guard: Guard
     indices: tuple[Integer, ...]
     variables: frozenset[Atom]
-    _loads: tuple[Expr, ...] | None  # what `loads` found; asked for again and again
+    _loads: tuple[Expr, ...] | None  # the cached result of `loads`
 
     @property
     def in_registers(self) -> bool:
-        """Whether it is a register's value."""
+        """Whether it is the value of a register."""
         return self.op is Leaf.LOAD and self.array.in_registers
 
     def __repr__(self) -> str:
         return show(self)
 
     def operation(self, name: str, *others: Expr | Number) -> Expr:
-        """An elementwise operation, by the value of its `Op`, on self and others."""
+        """An elementwise operation on self and others; name: the value of its `Op`."""
         op = NAMED[name]
         args = (self, *(x if isinstance(x, Expr) else self.constant(x) for x in others))
         return apply(op, args, dtypes.bool if op.facts.compares else args[-1].dtype)
 
     def constant(self, value: Number, dtype: DType | None = None) -> Expr:
-        """A number."""
+        """A constant."""
         return const(value, dtype or self.dtype)
 
     def known(self) -> Number | None:
-        """The number that self is, if it is a constant."""
+        """The value of a constant, else None."""
         return self.value if self.op is Op.CONST else None
 
     def cast(self, dtype: DType) -> Expr:
-        """The number converted."""
+        """The value converted to a dtype."""
         return apply(Op.CAST, (self,), dtype)
 
     def bits_as(self, dtype: DType) -> Expr:
@@ -142,7 +142,7 @@ class Expr(Numeric):
         return apply(Leaf.FMA, (self, factor, last), self.dtype)
 
     def rarely(self, then: Expr, otherwise: Expr) -> Expr:
-        """then, which is right everywhere, or where self does not hold, otherwise."""
+        """`then`, which is always right; or, where self does not hold, `otherwise`."""
         return apply(Leaf.RARELY, (self, then, otherwise), then.dtype)
 
     def substitute_atom(self, atom: Atom, values: Mapping[Atom, Integer]) -> Integer:
@@ -173,7 +173,7 @@ def _make(
 
 
 def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
-    """A leaf with all of its indices changed."""
+    """A leaf with `new` applied to all of its indices."""
     if leaf.op is Leaf.LOAD:
         return load(leaf.array, new(leaf.index), restrict((), map(new, leaf.guard)))
     if leaf.op is Leaf.INDEX:
@@ -190,7 +190,7 @@ def _variables_of(expr: Expr) -> frozenset[Atom]:
 
 
 def const(value: int | float | bool, dtype: DType) -> Expr:
-    """A number."""
+    """A constant."""
     value = convert(value, dtype)
     key = struct.pack("<d", value) if dtype.is_float else int(value)
     return _make(Op.CONST, dtype, (), key, value=value)
@@ -203,7 +203,7 @@ def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:
 
 
 def register(name: str, dtype: DType) -> Expr:
-    """The value of a register of its own."""
+    """The value of a new register."""
     return load(Array(name, dtype, 1, "registers"))
 
 
@@ -222,7 +222,7 @@ def condition(value: Integer) -> Expr:
 
 
 def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
-    """An elementwise operation of the graph, on scalars."""
+    """An elementwise operation on scalars, with simple cases simplified."""
     if op is Op.WHERE:
         if args[0].op is Op.CONST:
             return args[1] if args[0].value else args[2]
@@ -299,7 +299,7 @@ def values_in(x: Integer) -> tuple[Expr, ...]:
 def loads(*roots: Expr) -> Sequence[Expr]:
     """The distinct LOAD leaves below roots, registers included.
 
-    Those inside of an index come before the one that it is the index of.
+    Loads inside an index come before the load that has the index.
     """
     if len(roots) == 1:
         return _loads_of(roots[0])
@@ -309,16 +309,16 @@ def loads(*roots: Expr) -> Sequence[Expr]:
 def _loads_of(root: Expr) -> tuple[Expr, ...]:
     if root._loads is None:
         found = tuple(expr for expr in walk(root) if expr.op is Leaf.LOAD)
-        if root.op is Leaf.LOAD:  # one that held itself would not be freed with its last user
+        if root.op is Leaf.LOAD:  # a reference to itself would keep it alive
             return found
         root._loads = found
     return root._loads
 
 
 def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
-    """root with leaves replaced: `change` sees each leaf and gives its successor or None.
+    """root with leaves replaced: `change` gets each leaf and gives its replacement or None.
 
-    Values inside the indices of a leaf are rebuilt before the leaf is seen.
+    Expressions inside the indices of a leaf are rebuilt before the leaf.
     """
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
@@ -335,7 +335,7 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
 
 
 def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
-    """root with expressions inside it replaced, but for those inside of indices."""
+    """root with subexpressions replaced, except inside indices."""
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
         if expr in values:
@@ -360,7 +360,7 @@ def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:
     if root.variables.isdisjoint(values):
         return root
 
-    # rebuild has been inside loaded values already
+    # rebuild substitutes inside loaded values
     def moved(leaf: Expr) -> Expr | None:
         if leaf.variables.isdisjoint(values):
             return None
@@ -396,7 +396,7 @@ def show(root: Expr) -> str:
 
 
 def cost(op: Op | Leaf) -> int:
-    """Vector instructions that one evaluation takes, about."""
+    """The approximate number of vector instructions of one evaluation."""
     return 0 if op is Op.CONST else op.facts.cost if isinstance(op, Op) else 1
 
 

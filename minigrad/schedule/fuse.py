@@ -26,30 +26,30 @@ from minigrad.target import FEW_TASKS, Target
 
 TINY = 4096  # evaluations, about a microsecond's: such kernels may lose their parallelism
 ENOUGH_ROWS = 32  # rows that still keep every thread busy: a few for each
-# Evaluations that take longer than starting another kernel, with vectors some 10 µs.
+# Evaluations that take longer than starting another kernel (with vectors, some 10 µs).
 SMALL = 1 << 15
-# Arrays of a kernel, beyond which no stage joins it: LLVM takes a second for a thousand, and forty
+# Arrays of a kernel above which no stage joins it: LLVM takes a second for a thousand, and forty
 # for four thousand.
 MOST_ARRAYS = 256
-MOST_PARTS = 16  # of one array: those of long joins share the code of one kernel instead
-LEAST_PARALLEL = 8  # rows, one for each thread, below which more than SMALL is better left parallel
+MOST_PARTS = 16  # of one array in a kernel: more of them share the code of one kernel instead
+LEAST_PARALLEL = 8  # rows, one for each thread: with fewer, work above SMALL should stay parallel
 
 
 class Watcher:
-    """Who sees which stages join which kernels, and why not others: see `minigrad/explain/`.
+    """Called when a stage joins a kernel, or is refused by one: see `minigrad/explain/`.
 
-    This one does nothing about it.
+    This one does nothing.
     """
 
     def refused(self, home: Cluster, why: str) -> None:
-        """The stage that is next to settle does not join this kernel."""
+        """The stage that is settled next does not join this kernel, for this reason."""
 
     def settled(self, stage: Stage, home: Cluster) -> None:
         """A stage has joined a kernel, which may be its own."""
 
 
 class _Watching(threading.local):
-    """watcher: of the kernels that this thread plans."""
+    """watcher: for the kernels that this thread plans."""
 
     watcher = Watcher()
 
@@ -58,7 +58,7 @@ watching = _Watching()
 
 
 def _no(home: Cluster, why: str) -> frozenset[Integer]:
-    """No rows under which a stage may join a kernel."""
+    """Report why a stage cannot join a kernel; returns no row counts."""
     watching.watcher.refused(home, why)
     return frozenset()
 
@@ -66,8 +66,8 @@ def _no(home: Cluster, why: str) -> frozenset[Integer]:
 class Fit(NamedTuple):
     """How a stage joins a kernel.
 
-    rows: what all stages divide into then; parts: those that come, and last the stage itself;
-    pulled: as of a Cluster; sums: whether the kernel's blocks add to the stage's array.
+    rows: the row counts that divide all stages then; parts: the stages that join, the stage itself
+    last; pulled: as in Cluster; sums: whether the kernel's blocks add to the stage's array.
     """
 
     rows: frozenset[Integer]
@@ -79,12 +79,12 @@ class Fit(NamedTuple):
 class Cluster:
     """Stages that become one kernel.
 
-    rows: the numbers of rows into which all of them divide; kind: as of a Kernel; needs: clusters
-    whose arrays it reads; made: its stages by array; arrays: all that they read and make; work:
-    evaluations of all bodies; largest: elements of the largest value. Kept up to date, for clusters
-    may be long. The rest is for "block_rows" (see attention_fusion.py): extent: rows that may share
-    a block; pulled: the arrays of chains of which it has its own copies; sums: those that its
-    blocks add to.
+    rows: the row counts that divide all of them; kind: as in Kernel; needs: clusters whose arrays
+    it reads; made: its stages by array; arrays: all that they read and make; work: evaluations of
+    all bodies; largest: elements of the largest value. All are updated as stages join, because
+    clusters may be long. The rest is for "block_rows" (see attention_fusion.py): extent: rows that
+    may share a block; pulled: its own copies of arrays of chains; sums: arrays that its blocks add
+    to.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Cluster:
         self.sums: set[Array] = set()
 
     def add(self, fit: Fit) -> None:
-        """Let a stage join, with all that it brings."""
+        """Let a stage join, with the stages that it needs."""
         self.rows = fit.rows
         self.pulled.update(fit.pulled)
         for stage in fit.parts:
@@ -114,7 +114,7 @@ class Cluster:
 
     @property
     def most_rows(self) -> Integer:
-        """The largest of them; 0 where it has none."""
+        """The largest of its row counts; 0 if it has none."""
         return max(self.rows, key=high, default=0)
 
     def costs(self, rows: Integer) -> tuple[float, float]:
@@ -130,7 +130,7 @@ class Cluster:
 class Waits:
     """Which clusters need which others. Each has a level, above the levels of all that it needs.
 
-    Apart from the clusters, which would hold each other otherwise, and be garbage that lasts.
+    It is separate from the clusters, which would otherwise form reference cycles.
     """
 
     def __init__(self) -> None:
@@ -138,7 +138,7 @@ class Waits:
         self._users: dict[Cluster, list[Cluster]] = {}
 
     def add(self, member: Cluster, others: Iterable[Cluster]) -> None:
-        """Let a cluster need others, which do not need it; what needs it is lifted with it."""
+        """Let a cluster need others, which do not need it; raises the levels of its users."""
         levels, lifted = self.levels, [(member, 0)]
         for other in set(others) - member.needs:
             member.needs.add(other)
@@ -161,7 +161,7 @@ class Waits:
         stack, levels, least = list(seen), self.levels, self.levels[goal]
         while stack:
             item = stack.pop()
-            if levels[item] > least:  # else nothing that it needs is as high as the goal
+            if levels[item] > least:  # else nothing that it needs has the goal's level
                 if goal in item.needs:
                     return True
                 stack += item.needs - seen
@@ -172,14 +172,14 @@ class Waits:
 def cluster(
     chains: Chains, target: Target, fuse: bool, alone: frozenset[Array] = frozenset()
 ) -> tuple[list[Cluster], Waits]:
-    """Distribute stages over kernels; `alone` arrays share none. Chains go where they are read.
+    """Assign stages to kernels; arrays in `alone` share none.
 
-    Of an array's parts a few share a kernel.
+    Chains are computed in the kernels that read them. Few parts of one array share a kernel.
     """
-    clusters, waits = dict[Cluster, int](), Waits()  # with their places
+    clusters, waits = dict[Cluster, int](), Waits()  # with their numbers
     maker: dict[Array, Cluster] = {}
     readers: dict[Array, list[Cluster]] = {}
-    exchanged: set[Cluster] = set()  # the exchange before this one, which all ranks make first
+    exchanged: set[Cluster] = set()  # the exchange before, which all ranks make first
     for stage in chains.stages:
         if stage.array in chains.members:
             continue
@@ -193,10 +193,10 @@ def cluster(
         read = list(dict.fromkeys(array for part in fit.parts for array in part.reads))
         producers = {maker[array] for array in read if array in maker}
         if fuse and stage.array not in alone:
-            # (to share a number with much work saves nothing, and its loops walk many arrays)
+            # (sharing a single number saves nothing beside much work, and adds arrays to its loops)
             shares = [a for a in read if a.size > 1 or stage.iterations <= TINY]
             siblings = [other for array in shares for other in readers.get(array, ())[-4:]]
-            # the producer that is ready last, for others would be made to wait for it
+            # the producer that is ready last comes first: the others would have to wait for it
             ready = {c: (waits.levels[c], high(c.most_rows), clusters[c]) for c in producers}
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
@@ -247,10 +247,10 @@ def _may_join(
 def _delays(
     sibling: Cluster, producers: set[Cluster], stage: Stage, waits: Waits
 ) -> bool:
-    """Whether little work would wait for more than it needs, and all that reads it as well.
+    """Whether a small stage, and its readers, would wait for inputs that only the sibling needs.
 
-    (The number of labels that count, in one kernel with the loss: its gradient could not be in the
-    kernel of the loss's rows.)
+    (Such as the number of labels that count, in one kernel with the loss: the gradient, which needs
+    it, could not be in the kernel of the loss's rows.)
     """
     return stage.iterations <= SMALL and any(
         not waits.reaches(producers, need) for need in sibling.needs
@@ -319,10 +319,10 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
 
 
 def _reads_alike(one: Stage, other: Stage, rows: Integer) -> bool:
-    """Whether two stages have the same rows, or read an array that both share row after row.
+    """Whether two stages have the same rows, or read an array that they share in row order.
 
-    (The elements of an image in its windows' order, computed along the image's own axes, would be
-    far apart, and each of their indices a dozen divisions.)
+    (If the elements of an image in its windows' order were computed along the image's own axes,
+    they would be far apart, and each of their indices would take a dozen divisions.)
     """
     shared = set(one.reads) & set(other.reads)
     same = one.axes[: prefix_length(one, rows)] == other.axes[: prefix_length(other, rows)]
@@ -334,7 +334,7 @@ def _reads_alike(one: Stage, other: Stage, rows: Integer) -> bool:
 
 
 def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
-    """Whether one direction of vectors suits both, given what is saved by passing values on."""
+    """Whether one direction of vectors suits both, given the savings of passing values on."""
     lanes = home.target.row_lanes
     ours, its = home.costs(rows), _vector_costs(stage, rows, home.made, lanes)
     alone = _vector_costs(stage, rows, (), lanes)
@@ -345,7 +345,7 @@ def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
 
 
 def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: str) -> Fit | None:
-    """How a reader of chains may join `home`, with `most` new stages; None if it may not.
+    """How a reader of chains may join `home`, adding at most `most` stages; None if it may not.
 
     mark: see `Chains.pull`.
     """
@@ -367,7 +367,7 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: s
 
 
 def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array]) -> bool:
-    """Whether a stage needs of what `home` has made only what a block of rows has by then."""
+    """Whether a stage reads, of the arrays made in `home`, only the current block of rows."""
     read = set(part.reads)
     if not read.isdisjoint(home.sums):
         return False
@@ -378,13 +378,13 @@ def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array])
 
 
 def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
-    """Whether an elementwise stage takes one value per row, or ends a product of the blocks."""
+    """Whether an elementwise stage reads one value per row, or is an epilogue of a product."""
     rows = home.most_rows
     read = set(stage.reads)
     large = [home.made[a] for a in read if a in home.made and home.made[a].size != high(rows)]
     if any(made.reduced == () for made in large):
         return False
-    if not read.isdisjoint(home.sums):  # it is computed at the end
+    if not read.isdisjoint(home.sums):  # computed when the sums are complete
         made = home.made.keys() & read
         return len(made) == 1 and stage.axes == large[0].axes and _same_elements(large, stage)
     if large and not (len(large) == 1 and _same_elements(large, stage)):
@@ -397,7 +397,7 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
 
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
-    """Whether `stage` reads of these stages just the element at its own place."""
+    """Whether `stage` reads from these stages only the element at its own position."""
     if iterations(stage.shape) != iterations(stages[-1].shape):
         return False
     if any(not isinstance(a.extent, int) for s in (stage, stages[-1]) for a in s.axes[1:]):
@@ -413,7 +413,7 @@ def _same_elements(stages: list[Stage], stage: Stage) -> bool:
 def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None = None) -> bool:
     """Whether row r of the consumer reads only row r of the producer.
 
-    `array`: look at the reads of this array instead, which is laid out as the producer's.
+    array: test the reads of this array instead, which has the producer's layout.
     """
     source = array or producer.array
     reads = [load for load in expr.loads(consumer.body) if load.array == source]
@@ -441,10 +441,10 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
     return len(stage.axes)
 
 
-# Vector instructions: what a gather of a vector's lanes (three for each of 16) and a store of
-# neighbouring rows take; and what it saves to pass a vector on in the cache instead of in memory.
+# Vector instructions: to gather a vector's lanes (three for each of 16); to store neighbouring
+# rows; and those saved if a vector is passed on in the cache instead of in memory.
 _GATHER, _SPREAD, _PASS = 48, 4, 20
-_MOST_INTERLEAVED = 7  # elements from lane to lane that shuffles pick from whole vectors
+_MOST_INTERLEAVED = 7  # distance of lanes up to which shuffles pick them from whole vectors
 
 
 def runs_along_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
@@ -459,7 +459,7 @@ def _vector_costs(
 ) -> tuple[float, float]:
     """Vector instructions per row for accesses to memory: with vectors across rows, and along.
 
-    What is `made` in the same kernel lies as the vectors want it.
+    Values `made` in the same kernel have the layout that the vectors need.
     """
     prefix = prefix_length(stage, rows)
     inner = [*stage.axes[prefix:], *stage.reduced]
@@ -490,7 +490,7 @@ def _along(
 def _accesses(
     stage: Stage, axes: Sequence[Axis], made: Container[Array], lanes: int
 ) -> int:
-    """Vector instructions for the operands of so many neighbours along axes, and the result."""
+    """Vector instructions to load operands for `lanes` neighbours along axes, and to store them."""
     work = 1
     for load in expr.loads(stage.body):
         stride = _stride(load.index, axes, lanes)
@@ -502,9 +502,9 @@ def _accesses(
 
 
 def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:
-    """The distance between neighbours along axes; None where so many are not equally far apart.
+    """The distance in memory of neighbours along axes; None if `lanes` of them differ in it.
 
-    Of elements that are there several times, as those of two phases are, it is that of others.
+    Axes along which elements repeat, such as two phases, are skipped.
     """
     *outer, last = axes
     stride, size = coefficient(index, last.variable), last.extent

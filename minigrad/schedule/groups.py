@@ -17,11 +17,11 @@ from itertools import accumulate
 from minigrad.schedule.expr import Array
 from minigrad.schedule.schedule import Held, Kernel, Source
 
-# What a kernel brings to its group: nothing but itself, work for one more thread, work for several;
-# or it is none that may be in one.
+# Work that a kernel brings to its group: too little to count, for one thread, for several threads;
+# NEVER: it must not be in a group.
 SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -1
-# How it follows the one before: it waits for all of that, for nothing, or is beside it chunk by
-# chunk, each right after the same one.
+# How it follows the kernel before it: waits for all of it, runs beside it, or beside it chunk by
+# chunk, each chunk right after the same one of the other.
 WAITS, BESIDE, IN_TURN = 0, 1, 2
 
 
@@ -29,13 +29,13 @@ def beside(
     kernels: Sequence[Kernel], places: Mapping[Array, Source], work: Sequence[int],
     chunks: Sequence[int],
 ) -> list[int]:  # fmt: skip
-    """Of each kernel WAITS, BESIDE or IN_TURN.
+    """For each kernel WAITS, BESIDE or IN_TURN.
 
-    None of a group writes to memory that another one touches, but for parts of a join, and there is
-    work for two threads in it. places: see `Schedule`; work: of each kernel SHORT, ALONE, SHARED or
-    NEVER; chunks: how many it has (0: that varies).
+    Kernels of a group do not write memory that another one touches, except for parts of one join,
+    and have work for at least two threads together. places: see `Schedule`; work: SHORT, ALONE,
+    SHARED or NEVER for each kernel; chunks: their numbers (0: that varies).
     """
-    runs = list[list[int]]()  # of a group, the work of each kernel
+    runs = list[list[int]]()  # for each group, the work of its kernels
     hows: list[int] = []
     read, written = set[Source](), dict[Source, Array | None]()
     joins_before, count_before = set[Array | None](), 0
@@ -64,12 +64,12 @@ def beside(
 
 
 def memory_of(array: Array) -> Array:
-    """What an array is, or is a part of, seen as its own dtype."""
+    """The array that owns the memory of an array, which may be a part or another dtype's view."""
     array = array.of or array
     return array.whole or array
 
 
 def in_groups(held: Sequence[Held], beside: Sequence[int]) -> tuple[Held, ...]:
-    """Memory with the first and the last group that need it, instead of the kernels."""
+    """Memory with the first and the last group that need it, instead of kernels."""
     number = list(accumulate(not joined for joined in beside))
     return tuple(replace(one, first=number[one.first], last=number[one.last]) for one in held)

@@ -24,10 +24,10 @@ from minigrad.schedule.stage import Stage
 
 @dataclass(frozen=True)
 class Part:
-    """Where a piece belongs: its place among those of a CAT, and its first index along each axis.
+    """Where a piece belongs: its place among the pieces of a CAT, and its first index by axis.
 
-    cat: the number of the CAT in its program; shape: that of the whole. Of rows of a result cat is
-    ROWS, and place the slot.
+    cat: the number of the CAT in its program; shape: of the whole. For rows of a result, cat is
+    ROWS and place the slot.
     """
 
     cat: int
@@ -36,13 +36,13 @@ class Part:
     first: tuple[Integer, ...]
 
 
-ROWS = -1  # in the place of a CAT's number: rows of a result, which the program does not read
+ROWS = -1  # instead of a CAT's number: rows of a result, which the program does not read
 
 
 def with_parts(roots: Sequence[Node]) -> list[Node]:
-    """The roots with a Part of its own for each piece of each CAT, and for rows of a result.
+    """The roots with a Part for each piece of each CAT, and for rows of a result.
 
-    The pieces of a CAT that nobody but a CAT reads are pieces of that.
+    A CAT that only one other CAT reads is merged into it.
     """
     numbers = count()
     uses = Counter(source for node in topological(roots) for source in node.src)
@@ -65,7 +65,7 @@ def with_parts(roots: Sequence[Node]) -> list[Node]:
             target = node.src[0]
             first = _along(target, 0, node.arg)
             return _piece(src[1], Part(ROWS, target.arg, target.shape, first))
-        if node.op in (Op.CAT, Op.CONTIGUOUS):  # with its own argument, and all of its pieces
+        if node.op in (Op.CAT, Op.CONTIGUOUS):  # `rebuild` drops arguments and empty pieces
             return make(node.op, node.dtype, node.shape, tuple(src), node.arg, node.device)
         return rebuild(node, src)
 
@@ -73,7 +73,7 @@ def with_parts(roots: Sequence[Node]) -> list[Node]:
 
 
 def _along(node: Node, axis: int, start: Integer) -> tuple[Integer, ...]:
-    """The index of a place along one axis, 0 along others."""
+    """An index: start along one axis, 0 along the others."""
     return tuple(start if other == axis else 0 for other in range(node.ndim))
 
 
@@ -82,7 +82,7 @@ def _piece(x: Node, part: Part) -> Node:
 
 
 def placed(stage: Stage, part: Part) -> Stage:
-    """The stage of a piece, which stores to its part."""
+    """The stage of a piece, storing to its part."""
     extents = part.shape
     index: list[Integer] = []
     axes = iter(stage.axes)
@@ -95,7 +95,7 @@ def placed(stage: Stage, part: Part) -> Stage:
 def with_starts(
     stages: Sequence[Stage],
 ) -> tuple[tuple[Stage, ...], tuple[tuple[str, int], ...]]:
-    """The stages of a kernel with parts that begin at arguments; their names and values."""
+    """The stages of a kernel, in which parts start at arguments; and these arguments' values."""
     result: list[Stage] = []
     values: list[tuple[str, int]] = []
     for stage in stages:

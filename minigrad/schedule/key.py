@@ -62,7 +62,7 @@ def _items(values: Iterable[object]) -> str:
 
 
 def _bits(value: Any, dtype: DType) -> str:
-    """A constant by its bits: −0.0 is not 0.0, and a NaN is itself."""
+    """A constant by its bits: −0.0 and 0.0 differ, and NaNs are equal."""
     return struct.pack("<d", value).hex() if dtype.is_float else str(int(value))
 
 
@@ -72,7 +72,7 @@ def _word(text: str) -> str:
     return text
 
 
-# What is written where it stands.
+# Values that are written without a line of their own.
 _PLAIN: dict[type, Callable[[Any], str]] = {
     int: str, bool: str, NoneType: lambda _: "-", str: _word, DType: attrgetter("name"),
     Op: attrgetter("value"), Leaf: attrgetter("value"), Collective: lambda x: _items(astuple(x)),
@@ -80,7 +80,7 @@ _PLAIN: dict[type, Callable[[Any], str]] = {
 
 
 class _Writer:
-    """Collects the lines. known: what has a line of its own, and what stands for it."""
+    """Collects the lines. known: objects that have a line → the text that refers to it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -88,11 +88,11 @@ class _Writer:
 
     def add(self, *parts: Any) -> None:
         """Write a line."""
-        words = [self.text(part) for part in parts]  # whose own lines come first
+        words = [self.text(part) for part in parts]  # this adds their own lines first
         self.lines.append(" ".join(words))
 
     def text(self, x: Any) -> str:
-        """What stands for a field, or for a node's `arg`; what has no line yet is written."""
+        """The text of a field, or of a node's `arg`; objects without a line get one."""
         plain = _PLAIN.get(x.__class__)
         if plain is not None:
             return plain(x)
@@ -105,7 +105,7 @@ class _Writer:
         raise CompileError(f"{x!r} has no key: see schedule/key.py")
 
     def _number(self, x: Array | Atom | Affine | Expr) -> str:
-        """The number of the line that x gets, behind those of all that it is made of."""
+        """Add a line for x after those of its parts; returns the reference to it."""
         for one in walk(x) if isinstance(x, Expr) else (x,):
             if one not in self.known:
                 self.add(*_parts(one))
@@ -114,7 +114,7 @@ class _Writer:
 
 
 def _parts(x: Array | Atom | Affine | Expr) -> tuple[Any, ...]:
-    """All that makes x what it is, but for an array's name."""
+    """All that identifies x, except an array's name."""
     if isinstance(x, Array):
         if x.in_registers:
             raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
@@ -128,7 +128,7 @@ def _parts(x: Array | Atom | Affine | Expr) -> tuple[Any, ...]:
     return (x.op, x.dtype, *x.args, *((x.array,) if x.op is Leaf.LOAD else ()), *x.indices)
 
 
-# All but what is not compiled (an exchange, the pieces of a CAT), and what `position` contains.
+# All but fields that are not compiled (exchange, pieces), and `start`, which `position` includes.
 _OF_A_STAGE = [
     field.name for field in fields(Stage) if field.name not in ("exchange", "pieces", "start")
 ]

@@ -16,7 +16,7 @@ from minigrad.schedule.stage import Stage
 
 Order = tuple[int, ...]
 
-LEAST_ROWS = 4  # of a product, that are neighbours where its columns are not
+LEAST_ROWS = 4  # of a product, to store vectors along its rows instead of its columns
 
 
 def relayout(stage: Stage, order: Order, array: Array) -> Stage:
@@ -37,7 +37,10 @@ def reading(
     moved: Mapping[Array, tuple[Stage, Order]],
     names: Mapping[Array, Array] | None = None,
 ) -> Stage:
-    """The stage with its loads of relaid arrays moved to their elements' new places."""
+    """The stage with loads of rearranged arrays at their elements' new positions.
+
+    moved: array → its stage before, and the order of its axes.
+    """
 
     def change(e: Expr) -> Expr | None:
         if e.op is not Leaf.LOAD or e.array not in moved:
@@ -51,7 +54,7 @@ def reading(
 
 
 def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
-    """How to order the member's axes so that they are the reader's; None if it cannot be."""
+    """The order of the member's axes that matches the reader's; None if there is none."""
     if load.guard:
         return None
     places: dict[Integer, int] = {axis.index: place for place, axis in enumerate(axes)}
@@ -67,15 +70,15 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
 
 
 def _parts(load: Expr, made: Stage) -> tuple[Integer, ...]:
-    """Where a load of a stage's array is along each of the stage's axes."""
+    """The index along each of the stage's axes that a load of its array reads."""
     return unflatten(load.index, [axis.extent for axis in made.axes])
 
 
-Digits = dict[Atom, list[tuple[int, int]]]  # by the reader's variable: weights, and which axis
+Digits = dict[Atom, list[tuple[int, int]]]  # the reader's variable → weights and product axes
 
 
 def _digits(load: Expr, product: Stage) -> Digits | None:
-    """Which axes of a product a reader's variables are made of; None where it is not so simple."""
+    """The product axes that a reader's variables are composed of; None if it is not so simple."""
     if load.guard or any(not isinstance(axis.extent, int) for axis in product.axes[1:]):
         return None
     found: Digits = {}
@@ -88,10 +91,10 @@ def _digits(load: Expr, product: Stage) -> Digits | None:
 
 
 def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
-    """An elementwise stage with the axes of a product, each of whose results it reads once.
+    """An elementwise stage on a product's results, with the product's axes.
 
-    Its array lies as it did. It stays as it is where it reads otherwise, or where neighbours in the
-    product would not be so in its array; across: neither where rows would not.
+    Its array keeps its layout. The stage stays as it is unless it reads each result once, and the
+    product's neighbouring columns (across: or rows) are near each other in its array.
     """
     reads = [load for load in expr.loads(stage.body) if load.array == product.array]
     digits = _digits(reads[0], product) if len(reads) == 1 and not stage.guard else None
@@ -120,15 +123,15 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
 
 
 def is_near(step: int | None) -> bool:
-    """Whether vectors are stored whole where neighbours are so many elements apart."""
+    """Whether vectors are stored whole if neighbours are this many elements apart."""
     return step in range(1, INTERLEAVED + 1)
 
 
 def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
-    """The order of a product's axes in memory that lets all its readers go along it.
+    """The order of a product's axes in memory in which all its readers read it.
 
-    The axes that a reader takes for one with the last (the heads and columns of attention, for the
-    product behind it) come last. None where the readers do not agree.
+    Axes that a reader merges with the last one (the heads and columns of attention, for the product
+    after it) come last. None if the readers differ.
     """
     orders = set()
     for load in (e for stage in readers for e in stage.loads):
@@ -144,7 +147,7 @@ def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
 
 
 def _digit(part: Integer) -> tuple[Atom, int] | None:
-    """(v, weight) of a part that is v // weight, or a remainder of that."""
+    """(v, weight) of an index that is v // weight, or a remainder of that; else None."""
     if not isinstance(part, Affine) or part.constant or len(part.terms) != 1:
         return None
     ((atom, factor),) = part.terms

@@ -19,8 +19,8 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 
 Index = tuple[Integer, ...]
-_SAME = (Op.CONTIGUOUS, Op.COPY, Op.ASSIGN)  # of which an element is that of the last source
-# A value that is asked for: this node's element at this index, read under this guard.
+_SAME = (Op.CONTIGUOUS, Op.COPY, Op.ASSIGN)  # their elements are those of the last source
+# A request for a value: this node's element at this index, read under this guard.
 Request = tuple[Node, Index, Guard]
 
 
@@ -51,7 +51,10 @@ class Lowering:
         return answer
 
     def _lowered(self, request: Request, inside: bool = False) -> Generator[Request, Expr, Expr]:
-        """What a request is: asks for what it needs. (Graphs are deeper than Python's stack.)"""
+        """The expression of a request; yields requests for what it needs.
+
+        (A coroutine, because graphs are deeper than Python's stack.)
+        """
         node, index, guard = request
         op = node.op
         if node in self.arrays and not inside:
@@ -84,8 +87,8 @@ class Lowering:
 def _inside(pad: Node, moved: Index) -> tuple[Index, list[Integer]]:
     """An index into a PAD's source, and the conditions under which it exists.
 
-    Where these say that a remainder is small, it is no remainder, as of a matrix whose diagonal is
-    a column once it is reshaped: (1024·i + j) % 1025 ≤ 0 where j − i = 0. No lane divides then.
+    If these bound a remainder so that it needs no division, it is replaced. Example: a matrix whose
+    diagonal becomes a column by a reshape: (1024·i + j) % 1025 ≤ 0 where j − i = 0.
     """
     conditions: list[Integer] = []
     places: dict[Atom, Integer] = {}
@@ -135,8 +138,10 @@ _MOVES: dict[Op, Callable[[Node, Index], Index]] = {
 
 
 def shown(node: Node, through: Container[Op]) -> tuple[list[Node], Index, Index]:
-    """What a node shows through movements and casts: all of these nodes, the last one included; an
-    index into the first, a variable for each axis; and that into the last.
+    """Follow a node through movements and casts.
+
+    Returns the nodes on the way, the last one included; an index into the first, with a variable
+    for each axis; and the same element's index into the last.
     """
     chain, places = [node], tuple(
         var(f"i{axis}", 0, max(high(extent) - 1, 0)) for axis, extent in enumerate(node.shape)

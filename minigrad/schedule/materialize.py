@@ -20,26 +20,26 @@ from minigrad.schedule.lower import shown
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
 MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
-OFTEN = 16  # readings of an element that pay for a round trip to memory, whatever it costs
-SLICE = 4096  # elements that a GATHER takes as they are, without counting what their index costs
-SEGMENT = 256  # elements for each of the numbers that bound them
-COSTLY = 16  # operations that make it worth while to compute a value where it shares them
-DEEPEST = 400  # nodes in a chain of one body
-MOST_USES = 8  # different readers of one value that are told apart
+OFTEN = 16  # reads per element that pay for a round trip to memory, whatever the operations cost
+SLICE = 4096  # elements per index from which on the cost of a GATHER's index is not counted
+SEGMENT = 256  # least number of elements per bound that a mask loads
+COSTLY = 16  # operations shared with others that make it worth while to compute a value there
+DEEPEST = 400  # nodes in a chain within one stage
+MOST_USES = 8  # readers of one value that are counted separately
 _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
     Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
-_MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # zeros beside what is expanded are no part of that
+_MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # not PAD: its zeros are not part of an expanded source
 
 
 def choose(
     order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
 ) -> tuple[list[Node], dict[Node, int]]:
-    """The kept nodes of a topological order, in that order; `recomputed` ones not for their cost.
+    """The nodes to store, in the given topological order.
 
-    Also gives those that are kept only to save operations, and could as well be recomputed, with
-    how many these are for an element.
+    Also returns those that are stored only to save operations and could be recomputed, with the
+    number of operations per element. recomputed: nodes that are not to be stored for their cost.
     """
     below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
@@ -49,8 +49,8 @@ def choose(
     kept = set(roots)
     recomputable: dict[Node, int] = {}
     seen_through: set[Node] = set()
-    # Evaluations by the last kept value or movement on the way to a reader: readers behind the
-    # same one ask for the same elements at the same time, and share what was computed.
+    # node → evaluations, by the last kept value or movement on the way to the reader. Readers
+    # behind the same one need the same elements at the same time and share the computation.
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
     for node in reversed(order):
         if node.op is Op.BUFFER:
@@ -81,9 +81,9 @@ def choose(
             passed = uses[node] if len(uses[node]) <= MOST_USES else {node: evaluations}
         for source in node.src:
             uses[source].update(passed)
-        if node.op is Op.GATHER:  # what it selects from is asked for other elements
+        if node.op is Op.GATHER:  # its source is evaluated at other elements
             uses[node.src[0]].update({node: evaluations})
-        if node.op is Op.COLLECTIVE:  # what it sends must be in memory, under whatever shape
+        if node.op is Op.COLLECTIVE:  # what it sends must be in memory, in any shape
             kept.update(in_memory(source) for source in node.src)
         if node.op is Op.SUM:
             for base in _operands_in_memory(node, seen_through):
@@ -102,19 +102,21 @@ def choose(
 
 
 def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
-    """What a matrix product reads over and over, and which is therefore kept."""
+    """Arrays that a matrix product reads repeatedly, and which are therefore stored."""
     for operand in contraction_operands(node):
         used = zip(varies(operand), operand.shape, strict=True)
         if all(uses or extent == 1 for uses, extent in used):
-            continue  # it is read once: a factor of a product along a shared last axis
+            continue  # read once: a factor of a product along a shared last axis
         base = _below_movement(operand, seen_through)
         if base.op in ELEMENTWISE or base.op is Op.GATHER:
             yield base
 
 
 def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
-    """Per node: operations below it down to kept values, all of them, and without those of what is
-    the same for many elements, which is kept for itself; large arrays read; length of the chain.
+    """Four measures per node.
+
+    The operations to compute it from stored values; the same without subexpressions that are equal
+    for many elements, which are stored themselves; the large arrays it reads; its chain's length.
     """
     below: dict[Node, int] = {}
     again: dict[Node, int] = {}
@@ -151,14 +153,15 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
 
 
 def in_memory(node: Node) -> Node:
-    """The node whose array, row-major, is that of `node` too."""
+    """The node below reshapes, which shares its row-major array with `node`."""
     return beneath(node, (Op.RESHAPE,))
 
 
 def _below_movement(node: Node, seen_through: set[Node]) -> Node:
-    """What a product reads; on the way there, what it computes as it reads.
+    """The node that a product should read from memory, below masks, slices and conversions.
 
-    That is masks, slices, and conversions: half precision is kept as such.
+    Those are computed as it reads, so that half precision is stored as such; masks and conversions
+    are added to seen_through.
     """
     while (inner := _moved(node)) is not None or node.op is Op.CAST:
         if inner is None and _moved(node.src[0]) is None and node.src[0].op is not Op.CAST:
@@ -170,7 +173,7 @@ def _below_movement(node: Node, seen_through: set[Node]) -> Node:
 
 
 def _moved(node: Node) -> Node | None:
-    """What a node shows parts of, at no cost to a product that reads it."""
+    """The source of a node that only shows parts of it, at no cost to a product; else None."""
     if node.op in MOVEMENT:
         return node.src[0]
     if node.op is Op.GATHER and selects_slices(node):
@@ -179,7 +182,7 @@ def _moved(node: Node) -> Node | None:
 
 
 def selects_slices(node: Node) -> bool:
-    """Whether a GATHER takes large parts as they are, each by a single number."""
+    """Whether a GATHER selects large slices, each by a single number."""
     slices = numel(node.shape) // max(numel((node.shape[node.arg],)), 1)
     uses = enumerate(zip(varies(node.src[1]), node.shape, strict=True))
     return slices >= SLICE and not any(
@@ -200,7 +203,7 @@ def is_loaded_mask(node: Node) -> bool:
 
 
 def has_loaded_mask(operand: Node) -> bool:
-    """Whether a product reads what is below an operand through such a mask."""
+    """Whether an operand of a product is seen through a mask (see `is_loaded_mask`)."""
     while (inner := _moved(operand)) is not None:
         if operand.op is Op.WHERE:
             return True
@@ -209,7 +212,7 @@ def has_loaded_mask(operand: Node) -> bool:
 
 
 def is_zero(node: Node) -> bool:
-    """Whether a node is zeros, under whatever shape."""
+    """Whether a node is a constant 0, in any shape."""
     node = beneath(node, MOVEMENT)
     return node.op is Op.CONST and node.arg == 0
 
@@ -229,11 +232,11 @@ def _belongs_to_its_source(
     node: Node, kept: Container[Node], below: Mapping[Node, int],
     readers: Mapping[Node, Sequence[Node]],
 ) -> bool:  # fmt: skip
-    """Whether a value computed from a reduction should be kept in the place of that.
+    """Whether a value computed from a reduction should be stored instead of the reduction.
 
-    So it is if others, which are computed together with the reduction, share something costly with
-    it: the derivative of an activation function, made from its exponential. Where it is needed,
-    much later, it would all be computed again, and it takes no more memory than what it is of.
+    True if values that are computed together with the reduction share something costly with it, as
+    the derivative of an activation function shares its exponential. Otherwise all of it would be
+    computed again, much later, where the value is read. It takes no more memory than its source.
     """
     inside, sources = _as_large_below(node, kept)
     if len(inside) > DEEPEST or any(
@@ -249,7 +252,7 @@ def _belongs_to_its_source(
 
 
 def _as_large_below(node: Node, kept: Container[Node]) -> tuple[set[Node], set[Node]]:
-    """What a value is computed of element by element; and what all that is of, as large as it."""
+    """The elementwise nodes of full size that a value is computed from; and their sources."""
     inside, sources, stack = {node}, set[Node](), [node]
     size = numel(node.shape)
     while stack and len(inside) <= DEEPEST:
@@ -267,7 +270,7 @@ def _as_large_below(node: Node, kept: Container[Node]) -> tuple[set[Node], set[N
 def contraction_operands(node: Node) -> tuple[Node, ...]:
     """The two factors of a SUM that is a product (however batched or permuted), or ().
 
-    Both have rows of their own, or one has and both have the last axis (see batch_last.py).
+    Either both have rows of their own, or one has, and both have the last axis (batch_last.py).
     """
     product = _terms(node)
     if product.op is not Op.MUL:
@@ -293,7 +296,7 @@ def contraction_operands(node: Node) -> tuple[Node, ...]:
 
 
 def _terms(node: Node) -> Node:
-    """What a SUM adds, below a mask and conversions."""
+    """The terms that a SUM adds, without a mask and conversions around them."""
     terms = node.src[0]
     while terms.op is Op.CAST or terms.op is Op.WHERE and is_zero(terms.src[2]):
         terms = terms.src[terms.op is Op.WHERE]
@@ -301,7 +304,7 @@ def _terms(node: Node) -> Node:
 
 
 def is_product(node: Node) -> bool:
-    """Whether a SUM is of products one of whose factors is the same along a kept axis."""
+    """Whether a SUM adds products with a factor that is constant along a kept axis."""
     product = _terms(node)
     if product.op is not Op.MUL:
         return False

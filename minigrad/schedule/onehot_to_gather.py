@@ -18,14 +18,14 @@ from minigrad.graph.symbolic import high
 from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import is_zero
 
-FEWEST = 32  # places from which on one addition is faster than vectors of masks for all of them
-LONG = 1 << 14  # additions that are worth a thread's time, in parts of their own
+FEWEST = 32  # positions from which on one addition is faster than masked vectors over all of them
+LONG = 1 << 14  # additions from which on they are split into parts, for threads
 MOST_PARTS = 16
 _SEEN_THROUGH = MOVEMENT - {Op.PAD} | {Op.CAST}
 
 
 def picked(node: Node) -> Node:
-    """A SUM as a GATHER where it picks one element along its axis, else the SUM itself."""
+    """A SUM as a GATHER if it picks one element along its axis, else the SUM itself."""
     if node.op is not Op.SUM or node.src[0].op is not Op.WHERE or len(node.arg) != 1:
         return node
     (axis,) = node.arg
@@ -43,7 +43,7 @@ def picked(node: Node) -> Node:
 
 
 def added_at(node: Node) -> Node:
-    """A SUM as a SCATTER_ADD where it adds each term at one place of another axis, else itself."""
+    """A SUM as a SCATTER_ADD if it adds each term at one position of another axis, else itself."""
     if node.op is not Op.SUM or len(node.arg) != 1:
         return node
     (along,), terms = node.arg, node.src[0]
@@ -63,7 +63,7 @@ def added_at(node: Node) -> Node:
 
 
 def _along_others(x: Node, axis: int) -> Node | None:
-    """x with extent 1 along an axis, where it is the same along that."""
+    """x with extent 1 along an axis, or None if it may vary along it."""
     ones = tuple(1 if a == axis else extent for a, extent in enumerate(x.shape))
     if x.op is Op.CONST:
         return build.const(x.arg, x.dtype, ones, x.device)
@@ -73,7 +73,7 @@ def _along_others(x: Node, axis: int) -> Node | None:
 
 
 def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
-    """x added at index along an axis; many of them in parts, whose results are added."""
+    """x added at index along an axis; if there are many, in parts whose results are added."""
     (along,) = node.arg
     order = list(range(node.ndim))
     order[along], order[axis] = axis, along
@@ -92,7 +92,7 @@ def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
 
 
 def _counts_along(node: Node, axis: int) -> bool:
-    """Whether a node's elements are 0, 1, 2 … along an axis, and the same along all others."""
+    """Whether a node's elements are 0, 1, 2 … along an axis, and constant along the others."""
     chain, places, index = shown(node, _SEEN_THROUGH)
     most = high(node.shape[axis]) - 1
     holds = all(x.dtype.is_int and x.dtype.maximum >= most for x in chain)

@@ -9,11 +9,11 @@ from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
 
 LITTLE = 4096  # bytes that count as nothing: sums of a gradient's squares, for its norm
-FEW = 4  # that are left to read an array: they are looked at again when one of them has run
+FEW = 4  # readers left of an array: from then on it is tested whether they would free it together
 
 
 def after_needs(clusters: Sequence[Cluster]) -> list[Cluster]:
-    """Groups after what they need, otherwise in the order given."""
+    """Clusters after those they need, otherwise in the order given."""
     place = {member: number for number, member in enumerate(clusters)}
     return in_order(clusters, lambda member: sorted(member.needs, key=place.__getitem__))
 
@@ -25,14 +25,14 @@ def freeing_early(
 ) -> list[Cluster]:
     """The order, but kernels that free more memory than they fill run as soon as they can.
 
-    So do those that fill next to nothing, as what they read is then nearer to being free. Looked at
-    are a kernel that may run now, and all that are left to read an array, if all of them may. Of
-    those that may from then on, the one that fills least comes first, and makes room. So gradients
-    of a layer's weights and biases are taken when that of its results is at hand, not after those
-    of all layers, what the layer kept for them is free, and they are a group (`groups.py`). In a
-    program with exchanges such kernels are held until the next one has begun: they then run while
-    that is under way. filled: the arrays that each cluster puts into the program's memory; readers:
-    the clusters that read them.
+    So do kernels that fill next to nothing, because what they read is then closer to being free.
+    Candidates are a kernel that has become ready, and all kernels left that read an array, if all
+    of them are ready. Of these, the one that fills least comes first. So the gradients of a layer's
+    weights and biases are computed as soon as that of its results is known, not after those of all
+    layers: what the layer kept for them is freed, and they are a group (`groups.py`). In a program
+    with exchanges such kernels wait until the next exchange has begun, and run during it. filled:
+    the arrays that each cluster puts into the program's memory; readers: the clusters that read
+    them.
     """
     left = {a: dict.fromkeys(readers.get(a, ())) for arrays in filled.values() for a in arrays}
     reads: dict[Cluster, list[Array]] = {member: [] for member in order}

@@ -23,9 +23,9 @@ from minigrad.schedule.stage import Stage
 
 
 def part_written(stage: Stage, old: Array) -> Stage | None:
-    """The stage without the elements that keep what they have; None where all may change.
+    """The stage without the elements that keep their value; None if all may change.
 
-    `old`: the array whose memory the stage's array takes.
+    old: the array whose memory the stage's array takes.
     """
     body = stage.body
     if stage.op is not None or body.op is not Op.WHERE:
@@ -39,7 +39,7 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
     values: dict[Atom, Integer] = {}
     for axis in stage.axes:
         first, stop = _range(axis, conditions, loops)
-        if expr.values_in(first):  # which may lie outside
+        if expr.values_in(first):  # a loaded bound may be out of range
             inside = axis.index, axis.extent - 1 - axis.index
             conditions += [c for c in inside if isinstance(c, Affine)]
         if (first, stop) == (0, axis.extent):
@@ -64,7 +64,7 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
 
 
 def _conditions(test: Expr) -> list[Affine] | None:
-    """What must be ≥ 0 for a test to hold, None where that is not all it asks."""
+    """Sums that are all ≥ 0 if and only if a test holds; None if there are none."""
     if test.op is Op.AND:
         left, right = map(_conditions, test.args)
         return None if left is None or right is None else right + left
@@ -74,9 +74,9 @@ def _conditions(test: Expr) -> list[Affine] | None:
 def _range(
     axis: Axis, conditions: Sequence[Affine], loops: set[Atom]
 ) -> tuple[Integer, Integer]:
-    """Where an axis starts and stops by the conditions on it.
+    """Start and stop of an axis by the conditions on it.
 
-    That is by numbers and the user's symbols, or by loaded numbers whose distance is known.
+    They are numbers or the user's symbols, or loaded numbers whose distance is known.
     """
     firsts, stops = list[Integer](), list[Integer]()
     for c in conditions:

@@ -26,8 +26,8 @@ from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
 
-_SHOWING = (Op.RESHAPE, Op.PERMUTE)  # what shows all elements of something, each once
-Source = tuple[str, Any]  # where an argument of a kernel comes from: of which kind, and which one
+_SHOWING = (Op.RESHAPE, Op.PERMUTE)  # movements that show each element of their source once
+Source = tuple[str, Any]  # where an argument of a kernel comes from: kind, and which one
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Kernel:
     def sources(
         self, places: Mapping[Array, Source], arrays: Iterable[Array], symbols: Iterable[str]
     ) -> tuple[Source, ...]:
-        """Where arguments of its code come from, arrays first; places: see `Schedule`.
+        """Where the arguments of its code come from, arrays first; places: see `Schedule`.
 
-        Values of symbols are ("symbol", name), those of the program's own ("number", value).
+        Symbols are ("symbol", name), or ("number", value) if the program itself has the value.
         """
         known = dict(self.numbers)
         values = (
@@ -69,7 +69,7 @@ class Kernel:
 class Schedule:
     """kernels in order; slots: arrays that are buffers of the call; held: memory of the others.
 
-    nodes: the nodes whose values the arrays hold, without a kernel's private copies.
+    nodes: array → the node whose value it holds, without a kernel's private copies.
     """
 
     kernels: tuple[Kernel, ...]
@@ -79,11 +79,11 @@ class Schedule:
 
     @property
     def arena_bytes(self) -> int:
-        """Bytes of the memory between kernels; of symbolic sizes the largest."""
+        """Bytes of the memory between kernels; symbolic sizes count with their maximum."""
         return plan_arena(self.held)[1]
 
     def places(self) -> dict[Array, Source]:
-        """Where each array lies: ("slot", number) or ("held", number)."""
+        """array → where it is: ("slot", number) or ("held", number)."""
         held = {array: ("held", n) for n, one in enumerate(self.held) for array in one.arrays}
         return {**held, **{array: ("slot", slot) for array, slot in self.slots.items()}}
 
@@ -91,7 +91,7 @@ class Schedule:
 def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = True) -> Schedule:
     """Turn the roots of a graph, which earlier passes may have rewritten, into kernels.
 
-    fuse: let stages share kernels. Which ones do depends on the target.
+    fuse: allow stages to share kernels; the target decides which ones do.
     """
     distinct = _distinct_roots(roots)
     pairs = zip(distinct, roots, strict=True)
@@ -111,7 +111,7 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
         if worth:
             before, recomputed = plan, recomputed | worth
             plan = planned()
-            if len(plan.clusters) > len(before.clusters):  # what shared it would be taken apart
+            if len(plan.clusters) > len(before.clusters):  # a kernel that shared it was split
                 plan, recomputed, stored = before, recomputed - worth, stored | worth
             continue
         unsafe = plan.order_in_place_writes() - deferred
@@ -122,9 +122,9 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
 
 def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
-    """Make every root a node of its own, and none a BUFFER, so that each has one array to go to.
+    """Make the roots distinct nodes and none of them a BUFFER, so that each has its own array.
 
-    A root that shows an array in its own order needs no copy.
+    A root that only shows a reduction (or the like) in its memory order becomes that reduction.
     """
     result: list[Node] = []
     for root in roots:
@@ -156,7 +156,7 @@ class _Plan:
         roots = list(roots)
         late: set[Node] = set()
         for place, (root, slot) in enumerate(targets):
-            if slot in deferred:  # compute elsewhere; copy when nobody needs the old value
+            if slot in deferred:  # computed elsewhere, copied once nobody needs the old value
                 copy = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
                 targets[place] = (copy, slot)
                 roots.append(copy)
@@ -172,7 +172,7 @@ class _Plan:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
                 self.arrays[node] = self.inputs[node.arg] = array
                 self.slots[array] = node.arg
-        self.rows: set[Array] = set()  # of which only some rows are written, and not read
+        self.rows: set[Array] = set()  # of which only some rows are written, and none are read
         for root, slot in targets:
             some = isinstance(root.arg, Part) and root.arg.cat == ROWS
             array = Array(f"o{slot}", root.dtype, numel(root.arg.shape if some else root.shape))
@@ -208,7 +208,7 @@ class _Plan:
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _needed(self, stages: dict[Node, Stage]) -> dict[Node, Stage]:
-        """Without the stages that nobody reads after all (a mask hid them, a constant chose)."""
+        """The stages that are read in the end, without values that masks or constants exclude."""
         wanted = set(self.slots)
         for stage in reversed(stages.values()):
             if stage.array in wanted:
@@ -216,7 +216,7 @@ class _Plan:
         return {node: stage for node, stage in stages.items() if stage.array in wanted}
 
     def _cut_to_parts(self, roots: Iterable[Node]) -> frozenset[Array]:
-        """Let in-place writes of a part of a buffer store that part only; gives their arrays."""
+        """Let in-place writes of a part of a buffer store only that part; returns their arrays."""
         found = set()
         for root in roots:
             array = self.arrays[root]
@@ -229,11 +229,12 @@ class _Plan:
         return frozenset(found)
 
     def _order_results(self, target: Target, in_blocks: bool) -> None:
-        """Let products be computed and lie in the order in which their results are needed.
+        """Compute and store products in the axis order in which their results are needed.
 
-        A copy of all of a result, or what is made of all and read by nobody, is computed as the
-        product it ends; even where that means to store its columns as rows, if they are in vectors
-        and it is none of attention's (in_blocks: which may be there).
+        A copy of a whole result, or an elementwise stage on it that no other stage reads, takes the
+        product's axes and becomes its epilogue. With vectors that may store columns as rows, but
+        not if matrix registers or attention's blocks (in_blocks: there may be some) compute the
+        product. A product that only products read is stored in the order in which they read it.
         """
         blocks = Chains(self.stages.values(), self.slots, in_blocks).sinks
         readers: dict[Array, list[Node]] = {}
@@ -268,7 +269,7 @@ class _Plan:
             if home is not None and saved <= MEMORY_COST and self.readers.get(array) != [home]:
                 found.add(node)
         stack = list(found)
-        while stack:  # what they are made of would be kept in their stead, for the same readers
+        while stack:  # else their elementwise sources would be kept instead, for the same readers
             for source in stack.pop().src:
                 if source.op in ELEMENTWISE and source not in self.arrays and source not in found:
                     found.add(source)
@@ -276,7 +277,7 @@ class _Plan:
         return frozenset(found)
 
     def order_in_place_writes(self) -> frozenset[int]:
-        """Make every reader of an overwritten slot run first; gives the slots where it cannot."""
+        """Make readers of an overwritten slot run first; returns the slots where that fails."""
         unsafe = set()
         for array, slot in self.slots.items():
             old = self.inputs.get(slot)
@@ -294,7 +295,7 @@ class _Plan:
         return frozenset(unsafe)
 
     def finish(self, asked: Mapping[Node, Node]) -> Schedule:
-        """The kernels in order, and the arena. asked: roots, by what is computed in their place."""
+        """The kernels in order, and the arena. asked: a computed node → the root it stands for."""
         kernels = []
         stored = {member: self._stored(member) for member in self.clusters}
         for member in self._order(stored):
@@ -321,7 +322,7 @@ class _Plan:
         )
 
     def _order(self, stored: dict[Cluster, frozenset[Array]]) -> list[Cluster]:
-        """The kernels in order: what others wait for comes first, then what frees memory."""
+        """The kernels after those they need, exchanges early, and so that memory is freed early."""
         exchanges = [member for member in self.clusters if member.kind == "exchange"]
         filled = {
             member: [a for a in arrays if a not in self.slots and a.whole is None]
@@ -331,9 +332,9 @@ class _Plan:
 
 
 def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: Array) -> bool:
-    """Whether the kernel that overwrites `old` reads it only at, or before, its own place.
+    """Whether a kernel reads `old` only before, or where, it overwrites it with `array`.
 
-    rows: the most into which it divides.
+    rows: the largest number of rows into which it is divided.
     """
     place = next(i for i, stage in enumerate(writer.stages) if stage.array == array)
     target = writer.stages[place]
@@ -350,7 +351,7 @@ def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: A
     for position, stage, load in loads:
         same = _reads_where_written(stage, load, target)
         if writer.kind == "contraction" or high(rows) == target.size:
-            # Stores come last, but where rows are summed: there each stage has its own.
+            # Stores come last, unless rows are summed: then each stage has its own.
             if not same or (summed and position > place):
                 return False
         elif position > place or (position == place and not same):
@@ -361,16 +362,16 @@ def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: A
 
 
 def _reads_where_written(stage: Stage, load: Expr, target: Stage) -> bool:
-    """Whether each evaluation of a stage loads what the same one of `target` writes over."""
+    """Whether a stage loads, in each iteration, the element that `target` overwrites in it."""
     if stage.op is not None or stage.size != target.size:
         return False
-    if stage.axes == target.axes:  # in whichever order their elements lie
+    if stage.axes == target.axes:  # in any memory order
         return load.index == target.position
     return stage.row_major and target.row_major and load.index == stage.position
 
 
 def _begins_as(scatter: Stage, old: Array) -> bool:
-    """Whether a scatter reads `old` only for what each of its places begins with."""
+    """Whether a scatter reads `old` only as the initial values of its own positions."""
     others = replace(scatter, initial=None).reads
     return old not in others and all(
         load.index == scatter.initial_position
@@ -379,7 +380,7 @@ def _begins_as(scatter: Stage, old: Array) -> bool:
 
 
 def _begun_in_place(kernel: Kernel, places: Mapping[Array, Source]) -> Kernel:
-    """A scatter that copies nothing where its memory has the values that it begins with."""
+    """The kernel; a scatter is marked in_place if its memory has its initial values already."""
     if kernel.kind != "scatter":
         return kernel
     (stage,) = kernel.stages
@@ -429,13 +430,13 @@ class Held:
 
 
 def plan_arena(held: Sequence[Held]) -> tuple[dict[Array, int], int]:
-    """Offsets in bytes for the stored arrays that are no slots, and the bytes of all of them."""
+    """Byte offsets of the stored arrays that are not slots, and the bytes of the whole arena."""
     offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held])
     return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 
 
 def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Held]:
-    """The memory of stored arrays that are no slots, the largest first."""
+    """The memory of stored arrays that are not slots, the largest first."""
     first: dict[Array, int] = {}
     last: dict[Array, int] = {}
     sizes: dict[Array, Integer] = {}
@@ -461,7 +462,7 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
         one = Held(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
         alike = [old for old in ending.get(begin, ()) if held[old].nbytes == one.nbytes]
         old = _written_over(kernels[begin], array, alike) if alike else None
-        if old is not None:  # whose memory goes on to be needed
+        if old is not None:  # its memory is reused
             ending[begin].remove(old)
             before = held.pop(old)
             one = replace(one, first=before.first, arrays=(*before.arrays, array))
@@ -471,7 +472,7 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
 
 
 def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array | None:
-    """Of arrays that nobody needs after a kernel, one that a result may be written over."""
+    """One of the arrays that nobody needs after a kernel that a result may overwrite, or None."""
     own = {stage.array for stage in kernel.stages}
     if array not in own:
         return None
@@ -484,7 +485,7 @@ def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array
 
 
 def place(held: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, ...], int]:
-    """Where memory of some bytes lies from one step to another, by first fit; bytes of all."""
+    """Offsets of memory blocks (bytes, first step, last step) by first fit; and the total bytes."""
     taken: list[tuple[int, int, int, int]] = []  # start, stop, first and last step, in order
     offsets: list[int] = []
     most = 0

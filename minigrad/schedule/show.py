@@ -6,7 +6,7 @@ from minigrad.schedule.schedule import Kernel, Schedule
 
 
 def label(kernel: Kernel) -> str:
-    """A kernel in a few words: what it makes, of what shapes."""
+    """A kernel in a few words: its operations and shapes."""
     parts = []
     exchange = kernel.stages[0].exchange
     if exchange is not None:
@@ -22,7 +22,7 @@ def label(kernel: Kernel) -> str:
 
 
 def show(plan: Schedule) -> str:
-    """All kernels, their stages, and where each value lives."""
+    """All kernels, their stages, and where each value is."""
     lines = [f"schedule: {len(plan.kernels)} kernels, arena of {plan.arena_bytes:,} bytes"]
     for number, kernel in enumerate(plan.kernels):
         lines.append(f"kernel {number} ({kernel.kind}, {kernel.rows} rows)")

@@ -24,16 +24,16 @@ from minigrad.graph.symbolic import Affine, ceildiv
 from minigrad.schedule.stage import identity
 from minigrad.target import FEW_ROWS
 
-# Keys of a row that are sorted by counting, which takes the square of them.
+# The longest row that is sorted by counting, in time that is quadratic in its length.
 BY_COUNTING = 128
-# Elements of a row that one thread puts into bins: 128 for each of the 256, beside whose counts
-# they are most of the work; with their keys 256 KiB.
+# Elements of a row that one thread puts into bins: 128 for each of 256 bins, so that they are most
+# of the work, not the counts. With their keys they are 256 KiB.
 SORT_CHUNK = 1 << 15
-SCAN_BLOCK = 1 << 12  # elements of a running reduction that follow one another: 16 KiB of float32
+SCAN_BLOCK = 1 << 12  # elements of a running reduction that are serial: 16 KiB of float32
 
 
 def expand_sorts(roots: Sequence[Node]) -> list[Node]:
-    """The graph with every SORT and every long running reduction made of other operations."""
+    """The graph with SORTs and long running reductions replaced by other operations."""
     return remade(roots, _expanded)
 
 
@@ -61,7 +61,7 @@ def _sorted(keys: Node, axis: int) -> Node:
 
 
 def _by_counting(keys: Node, axis: int) -> Node:
-    """The place of a key is the number of smaller ones, and of equal ones before it."""
+    """The permutation by counting: a key's position is the number of keys before it in order."""
     extent = keys.shape[axis]
     wide = (*keys.shape[:axis], extent, extent, *keys.shape[axis + 1 :])
     place = along(keys, axis)
@@ -80,20 +80,20 @@ def _by_radix(keys: Node) -> Node:
     for low in range(0, keys.dtype.bits, 32):  # 64-bit keys: by their lower halves, then the upper
         half = keys.cast(dtypes.uint64) >> low if low else keys.cast(dtypes.uint64)
         part = half.cast(dtypes.uint32)
-        if low:  # stored, as each is read twice, by which it would be gathered twice
+        if low:  # stored, because each is read twice and would be gathered twice
             part = build.contiguous(build.gather(part, order, 1))
         order = _passes(part, order, min(keys.dtype.bits, 32))
     return order
 
 
 def _passes(keys: Node, order: Node, bits: int) -> Node:
-    """Stable order by 32-bit keys of which `bits` are used; `order` says what they stand for."""
+    """Stable order by 32-bit keys with `bits` used bits; order: the positions they stand for."""
     rows, length = (int(extent) for extent in keys.shape)  # type: ignore[arg-type]
     chunks = ceildiv(length, SORT_CHUNK)
     chunk = ceildiv(length, chunks)
     shape = (rows, chunks * chunk)
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
-    if shape[1] != length:  # what fills the last chunk comes behind all keys
+    if shape[1] != length:  # the padding of the last chunk sorts after all keys
         filled = pad_along(packed, 1, 0, shape[1] - length)
         packed = along(filled, 1).less(length).where(filled, 2**64 - 1)
     for low in range(0, bits, 8):
@@ -103,7 +103,7 @@ def _passes(keys: Node, order: Node, bits: int) -> Node:
 
 
 def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
-    """All chunks (rows·chunks, chunk) put bin by bin, by the byte that starts at bit `low`."""
+    """Distribute all chunks (rows·chunks, chunk) by the byte that starts at bit `low`."""
     bin = (packed >> low).cast(dtypes.uint8)
     ones = bin.constant(1, dtypes.int32)
     zeros = build.const(0, dtypes.int32, (rows * chunks, 256), packed.device)
@@ -121,8 +121,9 @@ def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
 
 
 def _blocks(node: Node) -> Node:
-    """A long one with few rows: blocks are reduced, these are scanned, each block goes on there.
+    """A long running reduction with few rows, in blocks.
 
+    Blocks are reduced, the results are scanned, and each block continues from there.
     The cut depends on the shape only, so results do not depend on the number of threads.
     """
     x, axis = node.src[0], node.arg

@@ -34,16 +34,16 @@ LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse
 FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/rows.py)
 MANY = 1 << 18  # elements, 1 MiB of float32, that are worth another kernel
 FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for every part
-# Products summed for one element whose operands stay in a second-level cache: 64 rows of that many
-# float32 are 0.75 MiB.
+# Terms of a sum for which the operands of a product stay in a second-level cache: 64 rows of this
+# many float32 are 0.75 MiB.
 DEEP = 3 << 10
-LEAST_TERMS = 16  # of an image, beside each sum of which a number for it in memory is nothing
+LEAST_TERMS = 16  # of an image's sum, beside which storing one number for it costs nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
 _IN_MEMORY = frozenset({Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN})
 
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
-    """The roots with reductions in two where that is worth it, and gathers for picking sums."""
+    """The roots with reductions split in two if it pays, and one-hot sums as gathers, scatters."""
     return remade(roots, _arranged)
 
 
@@ -57,9 +57,9 @@ def _arranged(node: Node, src: Sequence[Node]) -> Node:
 
 
 def _apart(node: Node) -> list[Node]:
-    """A SUM of large products that are added as a sum of each, and of what else is added.
+    """Split a SUM of added products into one SUM for each large product and one for the rest.
 
-    But not of what is made of whole numbers in memory, as quantized weights are: the terms share
+    Not if a term is computed from integers in memory, as quantized weights are: the terms share
     these, and a row's sums would depend on how many rows there are.
     """
     if node.src[0].op is not Op.ADD or not node.dtype.is_float or _decodes(node.src[0]):
@@ -73,7 +73,7 @@ def _apart(node: Node) -> list[Node]:
 
 
 def _decodes(node: Node) -> bool:
-    """Whether a value is computed from whole numbers."""
+    """Whether a value is computed from integers."""
     order = in_order([node], lambda x: () if x.op in _IN_MEMORY else x.src)
     return any(x.op is Op.CAST and x.src[0].dtype.is_int for x in order)
 
@@ -84,11 +84,11 @@ def _reduced(node: Node) -> Node:
 
 
 def _scattered_onto(node: Node) -> Node:
-    """A product plus what is scattered over zeros, scattered over the product's result instead.
+    """A product plus a scatter over zeros, as a scatter over the product's result.
 
-    So is the gradient of a table that is read from and multiplied with: of its many rows, few are
-    read, and the others are neither cleared nor added (a scatter may begin in place). A result that
-    is rounded, as in mixed precision, is so first, and in memory as such.
+    Example: the gradient of a table that is read from and multiplied with. Of its many rows, few
+    are read, and the others are neither cleared nor added (a scatter may begin in place). A result
+    that is rounded, as in mixed precision, is rounded and stored first.
     """
     for x, other in (node.src, node.src[::-1]):
         inner = beneath(x, (Op.RESHAPE, Op.PERMUTE, Op.CAST))
@@ -123,9 +123,10 @@ def _split(node: Node) -> Node:
 
 
 def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
-    """In how many parts to cut axes, so that each part is one run of memory; {}: in too few.
+    """The number of parts for each axis, such that each part is one run of memory.
 
-    The first axes are cut to single elements, as long as that makes no more than `most` parts.
+    The first axes are cut to single elements, as long as that makes no more than `most` parts. {}
+    if there would be fewer than LEAST_PARTS.
     """
     cuts: dict[int, int] = {}
     for axis in axes:
@@ -139,7 +140,7 @@ def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
 
 
 def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node:
-    """The reduction of x, in parts of some axes, and then of the parts.
+    """The reduction of x in two: over parts of some axes, then over the parts.
 
     first: the parts become the first axes, so that each of them is computed as a whole.
     """
@@ -164,7 +165,7 @@ def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node
 
 
 def _cuts_of_product(node: Node) -> dict[int, int]:
-    """In how many parts to cut the axes of a contraction that sums far more than stays in a cache.
+    """The number of parts for each axis of a contraction whose operands do not fit a cache.
 
     Each part is a product of its own, whose operands are packed once.
     """
@@ -189,10 +190,10 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
 
 
 def _of_windows(node: Node) -> bool:
-    """Whether a sum over images is of products with windows of copies that have zeros around them.
+    """Whether a sum over images adds products with windows of zero-padded copies.
 
-    (A depthwise convolution's gradient by weight.) An image's part of it can be had where the copy
-    is made, which then never is in memory.
+    (As the gradient by weight of a depthwise convolution.) The sum of one image can be computed
+    where its copy is made, and then the copy is never stored.
     """
     x, images = node.src[0], min(node.arg)
     if node.op is not Op.SUM or x.op is not Op.MUL or len(node.arg) == 1:
@@ -213,7 +214,7 @@ def _is_window_of_copy(x: Node) -> bool:
 
 
 def _sums_columns(node: Node) -> bool:
-    """Whether a reduction is of long columns, too few of them to be shared among threads.
+    """Whether a reduction is along long columns, of which there are too few for all threads.
 
     Products that are contractions have recipes of their own.
     """

@@ -26,7 +26,7 @@ from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
 from minigrad.schedule.materialize import in_memory
 
-# Stages that are kernels of their own kind: they have no rows that others could share.
+# Stages that are kernels of their own kind: they have no rows to share with others.
 ALONE: dict[Op | None, str] = {
     **dict.fromkeys(SCATTERS, "scatter"), **dict.fromkeys(SCANS, "scan"),
     Op.DISTRIBUTE: "distribute", Op.COLLECTIVE: "exchange", Op.CAT: "cat",
@@ -35,7 +35,7 @@ ALONE: dict[Op | None, str] = {
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a COLLECTIVE sends, and what must have been computed before it begins."""
+    """The arrays that a COLLECTIVE sends, and those that must be computed before it begins."""
 
     collective: Collective
     sent: tuple[Array, ...]
@@ -74,7 +74,7 @@ class Stage:
 
     @kept
     def product(self) -> Contraction | None:
-        """What it is as a product, if it is one."""
+        """The stage as a product, or None."""
         return contraction_of(self.op, self.axes, self.reduced, self.body)
 
     @property
@@ -84,7 +84,7 @@ class Stage:
         return None if found is None or found.shared or found.of_bytes else found
 
     def multiplies(self, dtype: DType) -> bool:
-        """Whether there are numbers of a dtype among what it computes with, read or rounded."""
+        """Whether it computes with numbers of a dtype, loaded or rounded."""
         return any(e.dtype is dtype for e in expr.walk(self.body))
 
     @kept
@@ -98,7 +98,7 @@ class Stage:
         return size_of(self.axes + self.reduced)
 
     def exprs(self) -> tuple[Expr, ...]:
-        """All expressions of the stage, those inside the position of a scatter included."""
+        """All expressions of the stage, also those inside the position of a scatter."""
         initial = () if self.initial is None else (self.initial,)
         inside = [e for x in (self.position, *self.guard) for e in expr.values_in(x)]
         arrays = self.pieces
@@ -108,22 +108,22 @@ class Stage:
 
     @property
     def loads(self) -> Sequence[Expr]:
-        """The loads in all of its expressions, each once."""
+        """The distinct loads in all of its expressions."""
         return expr.loads(*self.exprs())
 
     @kept
     def reads(self) -> tuple[Array, ...]:
-        """The arrays in all of its expressions, each once."""
+        """The distinct arrays in all of its expressions."""
         return tuple(dict.fromkeys(load.array for load in self.loads))
 
     @kept
     def place(self) -> Integer:
-        """The place of an element among all in the order of its axes."""
+        """The row-major position of an element in the order of its axes."""
         return flatten([axis.index for axis in self.axes], [axis.extent for axis in self.axes])
 
     @kept
     def row_major(self) -> bool:
-        """Whether its array has its elements in the order of its axes."""
+        """Whether its array is stored in the order of its axes."""
         return bool(self.position == self.place)
 
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
@@ -138,14 +138,14 @@ class Stage:
 
 
 class Stages:
-    """Builds stages; what was built for one choice of kept values is used again for the next."""
+    """Builds stages, and reuses those that were built for an earlier choice of kept values."""
 
     def __init__(self) -> None:
         self._arrays: dict[Node, Array] = {}
         self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
 
     def array(self, node: Node) -> Array:
-        """The array of a value that lives within the program, the same whenever it is asked for."""
+        """The array of a value inside the program; each node has one."""
         if node not in self._arrays:
             number = len(self._arrays)
             image = _image(node)
@@ -153,7 +153,7 @@ class Stages:
         return self._arrays[node]
 
     def of(self, node: Node, arrays: Mapping[Node, Array]) -> Stage:
-        """The stage of a kept node; its sources are read from `arrays` where they are kept too."""
+        """The stage of a kept node; sources that are kept, too, are read from `arrays`."""
         if node in self._built:
             stage, decisions = self._built[node]
             if all(arrays.get(met) == array for met, array in decisions.items()):
@@ -168,7 +168,7 @@ class Stages:
 
 
 def _image(node: Node) -> tuple[tuple[int, int, int], ...]:
-    """What `Array.image` says of a copy with zeros around it."""
+    """`Array.image` of a copy with zeros around it; else ()."""
     x = node.src[0] if node.op is Op.CONTIGUOUS else node
     if x.op is not Op.PAD or is_symbolic(node.shape[1:]):
         return ()
@@ -211,7 +211,7 @@ def identity(op: Op, dtype: DType) -> Expr:
 def _axes(
     prefix: str, shape: Shape, dimensions: Iterable[int]
 ) -> tuple[tuple[Axis, ...], Index]:
-    """Axes for those dimensions that are not 1, and the index that they make: 0 in all others."""
+    """Axes for the dimensions that are not 1, and the index that they form: 0 in all others."""
     axes: list[Axis] = []
     index: list[Integer] = [0] * len(shape)
     for dimension in dimensions:
@@ -222,17 +222,17 @@ def _axes(
 
 
 def _but(some: Container[int], node: Node) -> list[int]:
-    """All dimensions of a node but some."""
+    """All dimensions of a node except some."""
     return [dimension for dimension in range(node.ndim) if dimension not in some]
 
 
 def _both(one: Index, other: Index) -> Index:
-    """The index of two sets of axes, of which only one has a dimension each."""
+    """Merge the indices of two sets of axes with no dimension in common."""
     return tuple(map(operator.add, one, other))
 
 
 def _distribute(node: Node, lowering: Lowering, array: Array) -> Stage:
-    """The rows of a DISTRIBUTE are kept; places are counted on along its reduced axis."""
+    """The stage of a DISTRIBUTE: its rows are kept axes, the elements of a row are reduced."""
     starts, bin, x = node.src
     rows, length = x.shape
     row, kept = _loop("i", rows)
@@ -246,14 +246,14 @@ def _distribute(node: Node, lowering: Lowering, array: Array) -> Stage:
 
 
 def _loop(prefix: str, extent: Integer) -> tuple[Integer, tuple[Axis, ...]]:
-    """An axis even where its extent is 1, and its index."""
+    """The index and the axis of an extent, even of 1."""
     axis = make_axis(prefix, 0, extent)
     return axis.index, (axis,)
 
 
 def _exchange(node: Node, lowering: Lowering, array: Array) -> Stage:
     count = node.arg.payload
-    sent, after = (  # what has no elements is computed by nobody, and sends nothing
+    sent, after = (  # arrays without elements are neither computed nor sent
         tuple(lowering.arrays[in_memory(source)] for source in some if numel(source.shape))
         for some in (node.src[:count], node.src[count:])
     )
@@ -263,7 +263,7 @@ def _exchange(node: Node, lowering: Lowering, array: Array) -> Stage:
 
 
 def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
-    """base and updates of a scatter; the updates' axis along which is scattered is reduced."""
+    """The stage of a scatter; the updates' axis along which it scatters is reduced."""
     base, where, updates = node.src
     axis = node.arg
     kept, outer = _axes("i", node.shape, _but((axis,), node))
@@ -282,7 +282,7 @@ def _scatter(node: Node, lowering: Lowering, array: Array) -> Stage:
 
 
 def before_readers(stages: Iterable[Stage], late: Container[Array]) -> list[Stage]:
-    """Stages in order, but those of `late` directly before the first that reads them, or last."""
+    """Stages in order, but those of `late` directly before the first reader, or last."""
     order: list[Stage] = []
     held: dict[Array, Stage] = {}
 
