@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from minigrad.dtype import DType, dtypes
 
 LINE = 64  # bytes of a cache line: of x86 and of most Arm cores
-HALF_OF_L1 = 1 << 14  # bytes: of a first-level cache of 32 KiB, the smallest that we meet
-CHAINS = 4  # sums that a core adds to in turn, since an addition takes up to 4 cycles
+HALF_OF_L1 = 1 << 14  # bytes: half of a first-level cache of 32 KiB, the smallest in use
+CHAINS = 4  # independent sums that hide the latency of an addition, up to 4 cycles
 FEW_ROWS = 64  # rows below which threads have too few to share: eight for each of eight
-# Iterations of a parallel loop that divide well among a few threads, such as two or one for each of
-# eight; the fewer where each one repeats the packing of an operand.
+# Iterations of a parallel loop that divide well among a few threads: two, or one, for each of
+# eight. FEW if each iteration repeats the packing of an operand.
 ENOUGH_TASKS, FEW_TASKS = 16, 8
 FILL = 4  # work-groups for each unit: while some wait for memory, another computes
 ITEM_LANES = 4  # elements of a work-item's vector: 16 bytes, the widest access of a GPU's thread
@@ -21,7 +21,7 @@ ITEM_LANES = 4  # elements of a work-item's vector: 16 bytes, the widest access 
 class Tile:
     """Results of a work-group, rows × columns, and of each of its work-items.
 
-    Rows, columns and an item's columns are multiples of 4, the vectors in which they are copied.
+    Rows, columns and an item's columns are multiples of 4, the width of the vectors that copy them.
     """
 
     rows: int
@@ -35,26 +35,26 @@ class Tile:
 
     @property
     def items(self) -> int:
-        """Work-items of the group."""
+        """The number of work-items of the group."""
         return self.rows // self.item_rows * (self.columns // self.item_columns)
 
 
-# Tiles of a product on a GPU: large ones use their operands more often, small ones are more. A
+# Tiles of a product on a GPU: large ones reuse their operands more, small ones give more groups. A
 # work-item has at most 64 results, so that they and their operands fit its 128 registers or so.
 TILES = (
     Tile(128, 128, 8, 8), Tile(128, 64, 8, 4), Tile(64, 128, 4, 8), Tile(64, 64, 4, 4),
     Tile(32, 32, 2, 4), Tile(128, 8, 4, 4), Tile(8, 128, 2, 4), Tile(16, 16, 1, 4),
 )  # fmt: skip
-# On a CPU, which keeps the results of a single work-item in registers, those of more in memory.
+# For OpenCL on a CPU: it keeps the results of one work-item in registers, of more in memory.
 CPU_TILES = (Tile(8, 16, 8, 16), Tile(4, 16, 4, 16))
-# Elements of k that are in local memory at a time: with the largest tile 17 KiB, so that two groups
+# Elements of k that are in local memory at a time: 17 KiB with the largest tile, so that two groups
 # share a unit's 48 KiB.
 TILE_DEPTH = 16
 
 
 @dataclass(frozen=True)
 class Group:
-    """What work-groups have: `items` at most, bytes of local memory; `units` run them.
+    """Limits of work-groups: `items` each, bytes of local memory; `units` compute units run them.
 
     tiles: of a product, from which the recipe chooses.
     """
@@ -70,15 +70,15 @@ class Target:
     """vector_bytes: width of a register (0: a device whose compiler sees scalars only).
 
     registers: vector registers. l1, l2: bytes of the caches of one core. l3: bytes of the cache
-    that all cores share (0: stores never pass by the cache). tile_vectors: registers of a row of a
-    product's tile, where there are rows and columns enough. bfloat16_dots: whether an instruction
+    that all cores share (0: stores never bypass the cache). tile_vectors: registers per row of a
+    product's tile, if there are enough rows and columns. bfloat16_dots: whether an instruction
     adds the products of two pairs of bfloat16 to a float32 (AVX512-BF16). byte_dots: whether one
     adds those of four pairs of bytes to an int32 (AVX512-VNNI). matrices: whether there are
     registers of 16 × 16 such words, and instructions that multiply them (AMX).
-    rows_ahead: bytes ahead that a matrix's rows are asked for when each is read once (0: they are
-    not, as the processor guesses them better by itself).
+    rows_ahead: bytes ahead at which a matrix's rows are prefetched if each is read once (0: not at
+    all, because the hardware predicts them better).
     group: of OpenCL. brief: whether code is to be short rather than fast (`loops/cost.py`).
-    choice: which of the cost model's ways to cut a product is taken, the best one being 0.
+    choice: rank among the cost model's ways to cut a product; 0 is the best.
     """
 
     vector_bytes: int
@@ -101,18 +101,18 @@ class Target:
 
     @property
     def row_lanes(self) -> int:
-        """Rows that are computed together where vectors run across them; work-items on a GPU."""
+        """Rows that are computed together if vectors run across them; work-items on a GPU."""
         return self.lanes(dtypes.float32) if self.vector_bytes else 16
 
     @property
     def row_values(self) -> int:
         """float32 of a row that may pass from one stage of a kernel to the next: half of L2.
 
-        A core whose L2 is smaller than 1 MiB finds the rest in L3, which beats memory, too.
+        If L2 is smaller than 1 MiB, the rest is in L3, which is still faster than memory.
         """
         return max(self.l2, 1 << 20) // 2 // 4
 
     @property
     def tile_rows(self) -> int:
-        """Rows of the register tile: two accumulators a row, leaving room for operands."""
+        """Rows of the register tile: two accumulators per row, and registers for operands."""
         return 14 if self.registers >= 32 else 6

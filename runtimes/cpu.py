@@ -38,31 +38,31 @@ from minigrad.schedule.schedule import place
 from minigrad.settings import flag, thread
 from minigrad.target import Target
 
-FLAGS = 0, FLAG_BESIDE, FLAG_BESIDE | FLAG_IN_TURN  # by how a kernel follows the one before
-MOST_PLACES = 64  # arenas that a program keeps planned, one for each of its sizes
+FLAGS = 0, FLAG_BESIDE, FLAG_BESIDE | FLAG_IN_TURN  # by how a kernel follows the one before it
+MOST_PLACES = 64  # plans of the arena that a program keeps, one for each of its sizes
 
 
 def open_device(name: str) -> CPU:
-    """The runtime of a device "CPU", "CPU:1", … DeviceError where this machine has none."""
+    """The runtime of a device "CPU", "CPU:1", … DeviceError if this machine has none."""
     check_host(platform.machine())
     return CPU(name)
 
 
 def host_target() -> Target:
-    """The host's figures, as recipes ask for them."""
+    """The hardware parameters of the host."""
     machine = host()
     matrices = machine.features >= {"amx-bf16", "amx-int8"}
     return Target(
         machine.vector_bytes, machine.vector_registers, machine.l1, machine.l2, machine.l3,
-        # where there is AMX, a dot takes four times as long as a multiply-add of float32
+        # with AMX, a dot takes four times as long as a multiply-add of float32
         bfloat16_dots="avx512bf16" in machine.features and not matrices,
         byte_dots="avx512vnni" in machine.features,
         matrices=matrices and may_use_matrices(),
         # 6 rows of 64 columns take 34 instructions for 24 multiply-adds, 14 of 32 take 44 for 28:
         # products 0.92 … 1.02 of the time on Emerald Rapids, convolutions 0.92 … 1.0.
         tile_vectors=4 if matrices else 2,
-        # Emerald Rapids reads rows in 0.86 of the time when asked a page before, for its guesses
-        # end at a page; Zen 4 took 1.5 … 1.9 times as long.
+        # Emerald Rapids reads rows in 0.86 of the time with prefetches a page ahead, because its
+        # own prefetching stops at the end of a page; Zen 4 took 1.5 … 1.9 times as long.
         rows_ahead=cpu_memory.PAGE if matrices else 0,
     )  # fmt: skip
 
@@ -85,18 +85,18 @@ class CPU(Runtime):
         self.byte_dots, self.byte_matrices = target.byte_dots, target.matrices
 
     def allocate(self, nbytes: int) -> int:
-        """The address of memory: 64-byte aligned, or under GUARD right before a guard."""
+        """The address of new memory: 64-byte aligned, or under GUARD right before a guard page."""
         guards = thread.values["GUARD"]
         return cpu_memory.allocate_guarded(nbytes) if guards else cpu_memory.allocate(nbytes)
 
     def allocate_zeros(self, nbytes: int) -> int:
-        """Like `allocate`, full of zeros."""
+        """Like `allocate`, filled with zeros."""
         if flag("GUARD"):
             return cpu_memory.allocate_guarded(nbytes, filler=0)
         return cpu_memory.allocate_zeros(nbytes)
 
     def free(self, memory: int, nbytes: int) -> None:
-        """Give memory back to the pool."""
+        """Return memory to the pool."""
         cpu_memory.free(memory, nbytes)
 
     def copy_in(self, memory: int, data: memoryview) -> None:
@@ -108,15 +108,15 @@ class CPU(Runtime):
         cpu_memory.copy_out(memory, data)
 
     def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
-        """Fill bytes of memory from other memory."""
+        """Copy bytes from other memory into memory."""
         ctypes.memmove(memory + start, given + begin, nbytes)
 
     def host_address(self, memory: int) -> int:
-        """Memory is an address of the host."""
+        """The address itself."""
         return memory
 
     def adopt(self, address: int) -> int:
-        """Memory is an address of the host."""
+        """The address itself."""
         return address
 
     def first(self, memory: int, dtype: DType) -> int | float | bool:
@@ -124,28 +124,28 @@ class CPU(Runtime):
         return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
 
     def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
-        """Raise `failure()` where the first four bytes of memory are not 0."""
+        """Raise `failure()` if the first four bytes of memory are not 0."""
         if ctypes.c_uint32.from_address(memory).value:
             raise failure()
 
     def compile(self, graph: Graph) -> CpuProgram:
-        """Find or make the machine code of a graph."""
+        """Find or compile the machine code of a graph."""
         plan = host_kernels().plan(graph)
         return GuardedProgram(self.name, plan) if flag("GUARD") else CpuProgram(self.name, plan)
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """Recorded calls as one native call; one by one where each is guarded or reported."""
+        """Recorded calls as one native call; one by one if any is guarded or reported."""
         if flag("DEBUG") < 1 and all(type(call.program) is CpuProgram for call in calls):
             return CpuReplay(self.name, calls, arguments)
         return super().compose(calls, arguments)
 
 
-# What `CpuProgram._memory` gives where nothing is held: most eager operations do not ask it.
+# The result of `CpuProgram._memory` if nothing is held: most eager operations do not call it.
 NOTHING: tuple[list[int], list[tuple[int, int]]] = ([], [])
 
 
 class CpuProgram:
-    """A launch table, its arguments, and where in them each buffer's address goes."""
+    """A launch table, its arguments, and which of these are which buffer's address."""
 
     guarded = False
 
@@ -160,11 +160,11 @@ class CpuProgram:
         })
         self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
         self.sources = [source for one in plan.sources for source in one]
-        plain = all(kind == "slot" for kind, _ in self.sources)  # an eager operation's are
+        plain = all(kind == "slot" for kind, _ in self.sources)  # as in eager operations
         self._slots = [int(where) for _, where in self.sources] if plain else []
         starts = [0, *accumulate(map(len, plan.sources))]
         self.exchanges = Exchanges(device, self.pool)
-        # of each kernel: address, iterations, those of a chunk, place of its first argument, flags
+        # for each kernel: address, iterations, those of a chunk, index of its first argument, flags
         self.launches = [
             (
                 self.exchanges.address(kernel.exchange, kernel.key == "exchange")
@@ -187,7 +187,7 @@ class CpuProgram:
         self._run = watched(run, self.pool, [self.exchanges])
 
     def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
-        """Where in the arena what is held between kernels lies; bytes of the arena."""
+        """Offsets in the arena of the memory between kernels, and the bytes of the arena."""
         values = tuple([variables[name] for name in self._own]) if self._own else ()
         known = self._places.get(values)
         if known is None:
@@ -200,15 +200,15 @@ class CpuProgram:
         return known
 
     def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
-        """Addresses of what is held between kernels, and blocks that are to be freed: an arena."""
+        """Addresses of the memory between kernels, and blocks to free afterwards: an arena."""
         places, nbytes = self.placed(variables)
-        if self._own:  # sizes that vary share a block: new pages would take longer than to compute
+        if self._own:  # varying sizes reuse a block: new pages would take longer than computing
             nbytes = 1 << max(nbytes - 1, 0).bit_length()
         arena = cpu_memory.allocate(nbytes) if nbytes else 0
         return [arena + place for place in places], [(arena, nbytes)] if nbytes else []
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
-        """Fill in the call's addresses and values, and walk the table."""
+        """Fill in the call's addresses and values, and run the table."""
         if not self.kernels:
             return
         held, taken = self._memory(variables) if self._held else NOTHING
@@ -222,8 +222,8 @@ class CpuProgram:
                 for kind, where in self.sources
             ]  # fmt: skip
             with self._lock:
-                # Only who has interrupted this very run (a signal's handler) finds it running:
-                # it puts everything back as it was.
+                # Only a signal handler that has interrupted this very run finds it running: it
+                # restores everything afterwards.
                 before = (bytes(self._arguments), self._totals()) if self._running else None
                 self._running = True
                 try:
@@ -249,11 +249,11 @@ class CpuProgram:
         return min(max(ceildiv(high(total), max(grain, 1)), 1), self.pool.threads)
 
     def address(self, source: tuple[str, int | str]) -> int:
-        """Where the call that runs, by this thread, has what a source of arguments names."""
+        """The address or number that a source of arguments has in the call that runs."""
         return int(self._arguments[self.sources.index(source)])
 
     def _totals(self) -> list[int]:
-        """The iterations of the kernels where these vary."""
+        """The iterations of the kernels in which these vary."""
         return [self._table.launches[number].total for number, _ in self._varying]
 
     def _set_totals(self, totals: Sequence[int]) -> None:
@@ -261,7 +261,7 @@ class CpuProgram:
             self._table.launches[number].total = total
 
     def _work(self) -> tuple[int, int]:
-        """Operations and bytes of the call: estimates are of as many iterations as can be."""
+        """Operations and bytes of the call; estimates are for the largest number of iterations."""
         operations, traffic = self._most_work
         for (number, full), total in zip(self._varying, self._totals(), strict=True):
             code, missing = self.kernels[number].code, full.high - total
@@ -270,7 +270,7 @@ class CpuProgram:
         return operations, traffic
 
     def _sized(self, number: int) -> KernelCode:
-        """What a kernel's code says of itself, for the call that runs."""
+        """A kernel's code with the numbers of the call that runs."""
         code, total = self.kernels[number].code, self._table.launches[number].total
         most = max(high(code.total), 1)
         return replace(
@@ -314,6 +314,6 @@ class GuardedProgram(CpuProgram):
         return [address for address, _ in blocks], blocks
 
     def _walk(self) -> None:
-        """One by one, with scratch areas of each kernel's size."""
+        """Run kernels one by one, with scratch areas of each kernel's size."""
         for number, kernel in enumerate(self.kernels):
             self._run(self._table.place(number), 1, kernel.code.scratch_bytes)

@@ -1,4 +1,4 @@
-"""Where the machine code of a CPU program comes from: memory, the disk, or the compiler.
+"""The machine code of CPU programs: found in memory or on disk, or compiled.
 
 Two kinds of entries are looked up by the text of what they compute, before any work is done:
 
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from minigrad.compile import Rendered
     from minigrad.loops.nest import Nest
 
-# The part of a chunk's work that another thread may as well do: to be told takes it about 1 µs.
+# The fraction of a chunk's work that is worth another thread: telling it takes about 1 µs.
 LEAST_SHARED = 0.25
-# Lines of LLVM IR that are compiled at once: to start LLVM's passes takes as long as 50 lines.
+# Lines of LLVM IR that are compiled together: starting LLVM's passes takes as long as 50 lines.
 BATCH = 500
 
 
@@ -52,10 +52,10 @@ BATCH = 500
 class KernelCode:
     """How a kernel is launched.
 
-    entry: the name of its function. arguments: which of the arrays of its text it takes, by number,
-    in order; the values of `symbols` follow them, on which `total`, the iterations of its parallel
-    loop, may depend. grain: iterations of a chunk. scratch_bytes: private memory of a thread.
-    operations, vectors (instructions), traffic (bytes) and label are for reports.
+    entry: the name of its function. arguments: the numbers, in its text, of the arrays that it
+    takes, in order; the values of `symbols` follow them, on which `total`, the iterations of its
+    parallel loop, may depend. grain: iterations of a chunk. scratch_bytes: private memory of a
+    thread. operations, vectors (instructions), traffic (bytes) and label are for reports.
     """
 
     entry: str
@@ -72,10 +72,10 @@ class KernelCode:
 
 @dataclass(frozen=True)
 class Kernel:
-    """Machine code in memory; `keep` holds what the memory belongs to.
+    """Machine code in memory; `keep` keeps it alive.
 
-    Begin and end of an exchange are kernels without code: they have an `exchange`, and its start
-    has arguments.
+    The start and end of an exchange are kernels without code: they have an `exchange`, and the
+    start has arguments.
     """
 
     key: str
@@ -87,7 +87,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _MachineCode:
-    """An object file in memory: addresses of its functions; `engine` owns the memory."""
+    """An object file in memory: addresses of its functions; `engine` keeps it alive."""
 
     addresses: Mapping[str, int]
     engine: object
@@ -95,7 +95,7 @@ class _MachineCode:
 
 @dataclass(frozen=True)
 class Plan:
-    """A program: its kernels in order, the sources of each one's arguments, what these hold.
+    """A program: its kernels in order, the sources of their arguments, the memory between them.
 
     beside: how each kernel follows the one before (see `schedule/groups.py`).
     """
@@ -107,12 +107,12 @@ class Plan:
 
 
 def _is_exchange(step: Step) -> bool:
-    """Whether a kernel is begin or end of an exchange between ranks, which is no code."""
+    """Whether a kernel is the start or end of an exchange between ranks, which has no code."""
     return step.kind in ("exchange", "wait")
 
 
 def _exchange_of(step: Step) -> tuple[Kernel, tuple[Array, ...]]:
-    """The begin or end of an exchange, and the arrays that it takes: the end takes none."""
+    """The start or end of an exchange, and the arrays that it takes: the end takes none."""
     stage = step.stages[0]
     assert stage.exchange is not None
     sent = stage.exchange.sent
@@ -126,7 +126,7 @@ def _exchange(kind: str, text: str, code: ExchangeCode) -> Kernel:
     return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, 0, text), 0, None, code)
 
 
-# What an entry of the disk may give that is missing, or makes no sense.
+# Errors that a missing or malformed entry of the disk causes.
 MISSES = (KeyError, TypeError, ValueError, CompileError)
 
 
@@ -142,9 +142,9 @@ class Kernels:
         try:
             source = source_digest(__file__, jit_compiler.__file__)
         except OSError:
-            source = ""  # an edited compiler could not be told from another: nothing is kept
+            source = ""  # edits of the compiler would go unnoticed: nothing is cached
         self._source = source
-        # All that code depends on besides what it computes.
+        # All that code depends on, besides what it computes.
         self._circumstances = digest(compiler.key, repr(target), source)
 
     def plan(self, graph: Graph) -> Plan:
@@ -158,11 +158,11 @@ class Kernels:
             return self._new_plan(key, graph)
 
     def _cache(self) -> Cache | None:
-        """The cache on disk; none where an edited compiler could not be told from another."""
+        """The cache on disk; None if edits of the compiler would go unnoticed."""
         return open_cache() if self._source else None
 
     def _entry(self, key: str) -> Entry:
-        """What the disk has. KeyError where that is nothing."""
+        """An entry of the disk; KeyError if there is none."""
         cache = self._cache()
         entry = cache.read(key) if cache is not None else None
         if entry is None:
@@ -172,7 +172,7 @@ class Kernels:
     # ---- programs ----
 
     def _stored_plan(self, key: str) -> Plan:
-        """The plan that the disk has. One of MISSES where it has not all of it and its kernels."""
+        """A plan from the disk; raises one of MISSES if it or one of its kernels is incomplete."""
         about, _ = self._entry(key)
         held = tuple(
             Held(of_data(nbytes), int(first), int(last)) for nbytes, first, last in about["held"]
@@ -192,7 +192,7 @@ class Kernels:
         return Plan(kernels, sources, held, joined)
 
     def _new_plan(self, key: str, graph: Graph) -> Plan:
-        """Schedule a graph, find or make its kernels, and keep the result."""
+        """Schedule a graph, find or compile its kernels, and cache the result."""
         from minigrad.compile import code_of, schedule_of
 
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
@@ -229,7 +229,7 @@ class Kernels:
         return result
 
     def _work(self, kernel: Kernel) -> int:
-        """For how many threads a kernel has work."""
+        """For how many threads a kernel has work: see `groups.py`."""
         from minigrad.loops.assemble import chunks_worth
 
         code = kernel.code
@@ -248,21 +248,21 @@ class Kernels:
         return digest(self._circumstances, "kernel", settings, key)
 
     def find(self, key: str) -> Kernel | None:
-        """The kernel that memory or the disk has."""
+        """The kernel in memory or on disk, or None."""
         with suppress(*MISSES):
             return self._stored_kernel(self._key(key))
         return None
 
     def render(self, nest: Nest) -> str:
-        """LLVM IR."""
+        """The LLVM IR of a nest."""
         from minigrad.render.llvm import render
 
         return render(nest)
 
     def build(self, kernels: Iterable[tuple[str, Rendered[str]]]) -> dict[str, Kernel]:
-        """Machine code in memory, and on disk for the next process.
+        """Compile kernels, into memory and onto the disk for the next process.
 
-        LLVM works on some kernels while the next are lowered, and here on the last few.
+        LLVM compiles some kernels while the next are lowered; the last few it compiles here.
         """
         from concurrent.futures import ThreadPoolExecutor
 
@@ -275,7 +275,7 @@ class Kernels:
                 for one in batch.values():
                     report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
                 GlobalCounters.kernels_compiled += len(batch)
-                names = {key: f"kernel_{self._key(key)[:32]}" for key in batch}  # no two alike
+                names = {key: f"kernel_{self._key(key)[:32]}" for key in batch}  # unique
                 text = together({names[key]: one.text for key, one in batch.items()})
                 generate = self.compiler.prepared(text)
                 if more:
@@ -289,9 +289,9 @@ class Kernels:
     def _kept(
         self, batch: Mapping[str, Rendered[str]], names: Mapping[str, str], data: bytes
     ) -> dict[str, Kernel]:
-        """Kernels that are functions of one object file, in memory and on disk.
+        """The kernels in one object file, kept in memory and on disk.
 
-        One that is alone there has it in its own entry of the disk.
+        A kernel that is alone in its file has it in its own entry of the disk.
         """
         cache, place = self._cache(), ""
         if len(batch) > 1:
@@ -314,7 +314,7 @@ class Kernels:
         return made
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
-        """How long each of several kernels takes on arrays of zeros: the best of rounds."""
+        """The least seconds that each of several kernels took on arrays of zeros."""
         from minigrad.compile import best_of_rounds
 
         pool, keep = pool_for("CPU"), list[object]()
@@ -338,7 +338,7 @@ class Kernels:
         return best
 
     def _stored_kernel(self, key: str) -> Kernel:
-        """The kernel that memory or the disk has. One of MISSES for neither."""
+        """A kernel from memory or the disk; raises one of MISSES if neither has it."""
         known = self._known.get(key)
         if known is None:
             about, data = self._entry(key)
@@ -352,7 +352,7 @@ class Kernels:
         return known
 
     def _shared(self, place: str) -> _MachineCode:
-        """An object file of several kernels that memory or the disk has."""
+        """An object file of several kernels, from memory or the disk."""
         known = self._objects.get(place)
         if known is None:
             about, data = self._entry(place)
@@ -366,7 +366,7 @@ class Kernels:
 def _batches(
     kernels: Iterable[tuple[str, Rendered[str]]]
 ) -> Iterator[tuple[dict[str, Rendered[str]], bool]]:
-    """Kernels by key, as many at once as make it worth while to start LLVM; are there more?"""
+    """Batches of kernels by key, each worth starting LLVM for, and whether more follow."""
     batch: dict[str, Rendered[str]] = {}
     lines = 0
     for key, one in kernels:

@@ -32,8 +32,8 @@ class Launch(ctypes.Structure):
     """One entry of a launch table; `(Launch * n)()` is a table of n.
 
     kernel is the address of `void kernel(i64 begin, i64 end, ptr args, ptr scratch)`, args that of
-    an array of 64-bit integers, total the iterations of its parallel loop, grain how many of them
-    are a chunk, flags 0, FLAG_ALONE, FLAG_BESIDE, or that and FLAG_IN_TURN.
+    an array of 64-bit integers, total the iterations of its parallel loop, grain the iterations of
+    a chunk, flags 0, FLAG_ALONE, FLAG_BESIDE, or that and FLAG_IN_TURN.
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
@@ -42,8 +42,8 @@ class Launch(ctypes.Structure):
 class Table:
     """Launches one after the other, and the words that are their arguments.
 
-    launches: of each the address of its kernel, its total and grain, the first of its words, flags.
-    Where a total varies it is 0 before somebody says how many: `varying` has its number.
+    launches: for each, the address of its kernel, total, grain, index of its first word, flags. A
+    total that varies is 0 until it is set; `varying` has its launch's number.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Table:
 
 
 class Area:
-    """A piece of scratch memory that is given back with its last reference."""
+    """A block of scratch memory that is freed with its last reference."""
 
     def __init__(self, nbytes: int, guarded: bool = False) -> None:
         self.nbytes = nbytes
@@ -78,13 +78,13 @@ class Area:
             self._release(self.address, self.nbytes)
 
 
-_mine = threading.local()  # has the scratch area of a thread that calls `Pool.run`
+_mine = threading.local()  # the scratch area of a thread that calls `Pool.run`
 
 
 def area_of_this_thread(nbytes: int) -> Area:
     """At least nbytes that only this thread uses.
 
-    Who uses it holds it meanwhile: the handler of a signal may want a larger one.
+    Hold a reference while using it: a signal handler may replace it by a larger one.
     """
     area: Area | None = getattr(_mine, "area", None)
     if area is None or area.nbytes < nbytes:
@@ -96,9 +96,9 @@ def area_of_this_thread(nbytes: int) -> Area:
 class Pool:
     """`threads` threads that share launches, the calling one included.
 
-    Any thread may call `run` at any time: one of them gets the workers, the others meanwhile run
-    their launches alone. Workers start with the first call, and anew after a fork. `spins`: of the
-    driver (for tests).
+    Any thread may call `run` at any time: one of them gets the workers, and the others run their
+    launches alone meanwhile. Workers start with the first call, and again after a fork. spins: see
+    the driver (for tests).
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Pool:
         _living.add(self)
 
     def _forget(self) -> None:
-        """Begin (or, in the child of a fork, begin again) with a new state and no workers."""
+        """Start with a new state and no workers, or do so again in the child of a fork."""
         nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * self.threads
         self._memory = ctypes.create_string_buffer(nbytes + 128)
         self.address = (ctypes.addressof(self._memory) + 127) & -128
@@ -140,7 +140,7 @@ class Pool:
         """Run the `count` launches of the table at address `table`, one group after the other.
 
         Each thread that takes part has scratch_bytes of memory of its own, 64-byte aligned.
-        KeyboardInterrupt if `interrupt` was called meanwhile: the remaining launches are not run.
+        KeyboardInterrupt if `interrupt` was called meanwhile: then the rest is not run.
         """
         if scratch_bytes > self._scratch_bytes:
             self.ensure_scratch(scratch_bytes)
@@ -151,16 +151,16 @@ class Pool:
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
         """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
 
-        For pools that are never used by `run`, so that they have no workers.
+        Only for pools that `run` never uses, so that they have no workers.
         """
         area = Area(scratch_bytes, guarded=True)
         if self.run_table(table, count, self.address, area.address):
             raise KeyboardInterrupt(INTERRUPTED)
 
     def ensure_scratch(self, nbytes: int) -> None:
-        """Start the workers if need be, and let each have at least nbytes of scratch memory.
+        """Start the workers if necessary, and give each at least nbytes of scratch memory.
 
-        Waits until no launch is shared by the pool's threads.
+        Waits until the pool's threads share no launch.
         """
         with self._lock:
             if nbytes <= self._scratch_bytes:
@@ -178,7 +178,7 @@ class Pool:
                 self._release(self.address)
 
     def _start(self) -> None:
-        """Start the workers; where the system allows no more threads, fewer have to do."""
+        """Start the workers; fewer, if the system allows no more threads."""
         for number in range(1, self.threads):
             worker = threading.Thread(
                 target=self._worker, args=(self.address, number), daemon=True,
@@ -198,18 +198,17 @@ class Pool:
         self._field(cpu_driver.THREADS).value = 1 + len(self._workers)
 
     def interrupt(self) -> None:
-        """Let the current (or next) `run` end before its next launch; from any thread."""
+        """End the current (or next) `run` before its next launch; from any thread."""
         ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 1
 
     def forget_interrupt(self) -> None:
-        """Take back an `interrupt` that has not been noticed."""
+        """Withdraw an `interrupt` that has not been noticed."""
         ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 0
 
     def shuffle(self, seed: int) -> None:
         """Hand out the chunks of each launch in an order that depends on seed; 0 ends that.
 
-        To be called while nothing runs. For tests: chunks are independent, so results must not
-        change.
+        Only while nothing runs. For tests: chunks are independent, so results must not change.
         """
         # Spread small seeds over all bits: the multiplier is 2**64 divided by the golden ratio.
         spread = (seed * 0x9E3779B97F4A7C15) % (1 << 64)
@@ -226,7 +225,7 @@ class Pool:
             self._workers = []
 
     def __del__(self) -> None:
-        # Workers look at the pool's memory as long as they live.
+        # Workers read the pool's memory until they end.
         if getattr(self, "_workers", None):
             self.close()
 
@@ -251,7 +250,7 @@ def pool_for(device_name: str) -> Pool:
 
 
 def _close_all() -> None:
-    """At exit: no worker may run native code when the interpreter takes that code down."""
+    """At exit: no worker may run native code when the interpreter frees that code."""
     for pool in list(_living):
         pool.close()
 

@@ -22,33 +22,33 @@ from minigrad.graph.interned import kept
 from minigrad.locks import held_over_forks
 from minigrad.runtimes.host import host, processors
 
-# Code reaches its constants relative to the instruction: no address is loaded first. That bears
-# only 2 GiB of distance, so code and data of an object must come to lie in one piece of memory.
+# Code addresses its constants relative to the instruction, without loading an address. That reaches
+# only 2 GiB, so code and data of an object must be in one block of memory.
 _CODE_MODEL: dict[str, Any] = {"reloc": "pic", "codemodel": "small"}
 
-# Calls of functions that LLVM makes up (memset, …) go through the table of addresses (GOT), as do
-# calls of those that a text declares `nonlazybind`: the size of that one piece is reckoned without
+# Calls of functions that LLVM introduces (memset, …) use the table of addresses (GOT), and so do
+# calls of functions that a text declares `nonlazybind`: the size of that block is computed without
 # the stubs of another table (PLT).
 _CALLS_BY_TABLE = """
 !llvm.module.flags = !{!999999}
 !999999 = !{i32 7, !"RtLibUseGOT", i32 1}
 """
 
-# The compiler's own library, which a process may not contain. LLVM calls its functions where an x86
-# has no instructions (F16C) for what becomes float16; it has them from GCC 12 on.
+# The compiler's own library, which a process may not have loaded. LLVM calls its functions for
+# conversions to float16 if an x86 has no instructions for them (F16C); GCC has them from 12 on.
 _OF_COMPILERS = "libgcc_s.so.1"
 
 _SYMBOL_TABLE = 2  # SHT_SYMTAB of the ELF specification
 _SYMBOL_BYTES = 24  # sizeof(Elf64_Sym)
 
-# llvmlite has a lock around each call of LLVM, but compiling takes several calls on one module.
-# Holding both over a fork keeps a child from inheriting LLVM in the middle of something: the
-# collector of garbage calls LLVM too, to give modules back.
+# llvmlite locks each call of LLVM, but compiling takes several calls on one module. Both locks are
+# held over a fork, so that a child does not inherit LLVM in the middle of something: the garbage
+# collector calls LLVM, too, to free modules.
 _lock = held_over_forks()
 held_over_forks(llvm.ffi.lib._lock._lock)
-# Generating code takes most of the time, and nothing else looks at the module meanwhile: it is done
-# past llvmlite's lock, by as many threads as there are processors, and by who waits for them, each
-# with one of these locks for forks.
+# Generating code takes most of the time, and nothing else uses the module meanwhile. So it is done
+# without llvmlite's lock, by as many threads as there are processors, and by the thread that waits
+# for them. Each holds one of these locks, for forks.
 MOST_THREADS = min(len(processors()), 8)
 _FREE: SimpleQueue[Any] = SimpleQueue()
 for _ in range(MOST_THREADS + 1):
@@ -87,7 +87,7 @@ class Compiler:
 
     @property
     def key(self) -> str:
-        """What the object code depends on besides the IR, as text."""
+        """All that the object code depends on besides the IR, as text."""
         version = ".".join(map(str, llvm.llvm_version_info))
         return f"LLVM {version} {self.cpu} {self.features} O{self.opt}"
 
@@ -103,7 +103,7 @@ class Compiler:
         return self.prepared(ir_text)()
 
     def prepared(self, ir_text: str) -> Callable[[], bytes]:
-        """Check a module now; gives what generates its code, on any thread."""
+        """Check a module now; returns a function that generates its code, on any thread."""
         with _lock:
             module = self._checked(ir_text)
         return partial(self._generated, module)
@@ -127,22 +127,22 @@ class Compiler:
             return str(self._new_target_machine().emit_assembly(module))
 
     def load(self, object_bytes: bytes, names: Sequence[str]) -> tuple[dict[str, int], object]:
-        """Bring object code into memory: addresses of `names`, and a keep-alive object.
+        """Load object code into memory; returns addresses of `names`, and a keep-alive object.
 
-        The bytes must come from `object_code` unharmed: LLVM does not survive every damaged file.
+        The bytes must come undamaged from `object_code`: LLVM does not survive every damaged file.
         """
         wanted = undefined_symbols(object_bytes)
         with _lock:
-            # An engine takes possession of its target machine and wants a module to begin with.
+            # An engine takes ownership of its target machine and needs a module to start with.
             machine = _target().create_target_machine(jit=True, **_CODE_MODEL)
-            # The last argument lays code and data of an object out side by side.
+            # The last argument puts code and data of an object side by side.
             engine = llvm.create_mcjit_compiler(_no_code(), machine, True)
             # Generating no code from an empty module would take longer than all the rest.
             engine.remove_module(_no_code())
             if not all(map(llvm.address_of_symbol, wanted)):
-                with suppress(RuntimeError):  # which says below what is missing
+                with suppress(RuntimeError):  # the check below says what is missing
                     llvm.load_library_permanently(_OF_COMPILERS)
-            # LLVM would end the process over a symbol that nobody defines.
+            # LLVM would end the process because of an undefined symbol.
             lacking = [name for name in wanted if not llvm.address_of_symbol(name)]
             if lacking:
                 raise CompileError(f"the code calls {lacking}, which this process does not have")
@@ -171,7 +171,7 @@ class Compiler:
 
     @kept
     def _target_text(self) -> str:
-        """What modules say of the machine that they are for."""
+        """The data layout and target triple of modules."""
         machine = self._new_target_machine()
         return (
             f'target datalayout = "{machine.target_data}"\ntarget triple = "{machine.triple}"\n'
@@ -185,11 +185,11 @@ class Compiler:
 
 @contextmanager
 def _fewer_passes() -> Iterator[None]:
-    """LLVM generates code without two passes: a quarter faster, with equal results.
+    """Generate code without two of LLVM's passes: a quarter faster, with equal results.
 
-    Strength reduction of loops: the renderer computes what a loop does not change outside of it.
-    Scheduling after registers are allocated: processors with vectors have schedulers of their own.
-    These are options of the whole process, where others may use LLVM too: they are set no longer
+    Strength reduction of loops: the renderer has moved invariant computations out of loops.
+    Scheduling after register allocation: processors with vectors reorder instructions themselves.
+    These are options of the whole process, in which others may use LLVM too: they are set no longer
     than needed.
     """
     global _generating
@@ -213,9 +213,9 @@ def _leave_out(value: bytes) -> None:
 
 @cache
 def _library(name: str, waits: bool) -> Any:
-    """A function of llvmlite's library without its lock. waits: give up Python's meanwhile.
+    """A function of llvmlite's library without its lock. waits: release the GIL during the call.
 
-    Who gives that up gets it back after some milliseconds, if another thread computes in Python.
+    A thread that releases it may get it back only after some milliseconds, if others use Python.
     """
     locked = getattr(llvm.ffi.lib, name)
     function = getattr((ctypes.CDLL if waits else ctypes.PyDLL)(llvm.ffi.lib._name), name)
@@ -247,7 +247,7 @@ def undefined_symbols(object_bytes: bytes) -> list[str]:
     try:
         (sections_at,) = struct.unpack_from("<Q", object_bytes, 0x28)
         section_size, count = struct.unpack_from("<HH", object_bytes, 0x3A)
-        # Of each section header: type, offset, size, index of the section that has its names.
+        # For each section header: type, offset, size, index of the section that has its names.
         headers = [
             struct.unpack_from("<4xI16xQQI", object_bytes, sections_at + index * section_size)
             for index in range(count)

@@ -46,25 +46,25 @@ from minigrad.schedule.show import label
 from minigrad.schedule.stage import identity
 from minigrad.target import LINE, Target
 
-# What makes a chunk worth handing to another thread: some 10 µs, ten times what a launch costs,
-# whether computing takes that long (vector operations, at one a cycle) or memory (bytes, at 20
-# GB/s).
+# Work that makes a chunk worth handing to another thread: some 10 µs, ten times the cost of a
+# launch, of computing (vector operations, at one a cycle) or of memory (bytes, at 20 GB/s).
 CHUNK_OPERATIONS = 40_000
-# Of a whole kernel, for two chunks: a captured step runs it between others, for which the threads
-# are awake. (A prompt's piece of 32 tokens takes 20.8 → 20.2 ms, whose norms and quantizing of 10 …
-# 15 µs were one thread's each; a step of 8 requests 8.5 → 8.3; two cores of Zen 4.)
+# The same for a whole kernel, in two chunks: in a captured step the threads are awake, for the
+# kernels before and after it. (A prompt's piece of 32 tokens takes 20.8 → 20.2 ms, whose norms and
+# quantizing of 10 … 15 µs were one thread's each; a step of 8 requests 8.5 → 8.3; two cores of Zen
+# 4.)
 SHARED_OPERATIONS = 24_000
 CHUNK_BYTES = 192 << 10
 MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
-MOST_SHARING, LEAST_CHUNKS = 16, 3  # iterations that a chunk is to keep together; chunks then
-RUN_BYTES = 1 << 17  # of memory that a chunk reads one after the other (see in_long_runs)
-# For each byte, of what takes no longer than to read it: a core does 64 a cycle with vectors of 512
-# bits, and reads 4 bytes.
+MOST_SHARING, LEAST_CHUNKS = 16, 3  # iterations that a chunk should keep together; chunks then
+RUN_BYTES = 1 << 17  # of memory that a chunk reads contiguously (see in_long_runs)
+# Operations per byte that take no longer than reading it: a core does 64 a cycle with vectors of
+# 512 bits, and reads 4 bytes.
 OPERATIONS_A_BYTE = 16
 
 
 def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
-    """Wrap what a recipe made of a kernel into a Nest, with long sums in levels."""
+    """The nest of a recipe's result, with long sums in levels."""
     loop, stages = in_levels(made.loop, target), kernel.stages
     found, symbols = _used(loop)
     arrays = [array for array in found if array.space == "buffer"]
@@ -93,7 +93,7 @@ def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
 def _check(
     kernel: Kernel, loop: Loop, computed: Iterable[expr.Expr], arrays: Iterable[Array]
 ) -> None:
-    """CompileError where a recipe forgot a store or a register, which would give wrong values."""
+    """Raise CompileError if a recipe forgot a store or a register: values would be wrong."""
     inner = {stage.array for stage in kernel.stages} - kernel.stored
     registers = {e.array for e in computed if e.in_registers}
     changed = nest.written(loop)
@@ -108,7 +108,7 @@ def _check(
 
 
 def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
-    """Products that a lane of an instruction adds: of pairs of bfloat16 two, of matrices 16 or 32.
+    """Products that a lane of an instruction adds: 2 of bfloat16 in DOTs, 16 or 32 of matrices.
 
     (A product of matrix registers, of 16 × 16 × 16 words, takes as long as 32 multiply-adds of
     vectors.)
@@ -120,11 +120,12 @@ def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
 
 
 def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:
-    """How many neighbouring iterations read the same of a large array; 1: none, or too many.
+    """How many neighbouring iterations read the same part of a large array; 1: none, or too many.
 
-    Where heads of queries share keys and values, a core that computes one of them has what the next
-    wants in its cache: attention of 8 requests of 40; 100 tokens 75; 136 → 47; 88 µs (two cores).
-    Large is what it holds no longer when a step comes here again: of one token 24.5; 58 → 17; 40.
+    If heads of queries share keys and values, a core that computes one of them has what the next
+    needs in its cache: attention of 8 requests of 40; 100 tokens 75; 136 → 47; 88 µs (two cores).
+    An array is large if the cache no longer holds it when a step reads it again: of one token 24.5;
+    58 → 17; 40.
     """
     most = 1
     for e in computed:
@@ -141,9 +142,8 @@ def grain_of(
 ) -> int:
     """Iterations per chunk: enough work to share, few enough chunks, whole vectors.
 
-    operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`; what computes for
-    longer than it reads had rather be shared evenly.
-
+    operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`; ignored if computing
+    takes longer than reading, because equal shares are better then.
     Depends on the kernel only, never on the number of threads: so do the results.
     """
     waits = operations <= OPERATIONS_A_BYTE * traffic
@@ -157,22 +157,22 @@ def grain_of(
 
 
 def chunks_worth(operations: int, traffic: int, target: Target) -> float:
-    """In how many chunks a kernel's work would be enough for each."""
+    """The number of chunks for which a kernel has enough work."""
     return max(vectors_of(operations, target) / CHUNK_OPERATIONS, traffic / CHUNK_BYTES)
 
 
 def vectors_of(operations: int, target: Target) -> float:
-    """Vector instructions of so many operations of float32."""
+    """Vector instructions for so many operations of float32."""
     return operations / max(target.vector_bytes // 4, 1)
 
 
 def in_long_runs(nest: Nest, least: int) -> Nest:
-    """The same with chunks that are long enough for the memory, but at least about so many.
+    """The nest with chunks that are long enough for the memory, but at least about `least` of them.
 
-    A core that goes on where it was reads faster than one that begins elsewhere. (Two cores of Zen
-    5: products with SmolLM2's quantized matrices gain nothing from the second one in chunks of
-    34 KB, and take 0.6 of the time in chunks of 144.) Two threads get as many chunks each, as long
-    as one another where there is such a number of them.
+    A core reads faster where it continues than where it starts anew. (Two cores of Zen 5: products
+    with SmolLM2's quantized matrices gain nothing from the second one in chunks of 34 KB, and take
+    0.6 of the time in chunks of 144.) Two threads get equally many chunks, of equal length if there
+    is such a number of them.
     """
     runs, total = max(nest.traffic // RUN_BYTES, least), high(nest.total)
     runs = 1 << (runs.bit_length() - 1)
@@ -209,15 +209,15 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
 # ---- long sums in levels ----
 
 
-# Terms that follow one another. A block costs the clearing of its register and one addition more,
-# of 64 terms 3 %; its error grows with its length (see above).
+# Terms that are added one after the other. A block costs the clearing of its register and one more
+# addition, 3 % of 64 terms; its error grows with its length (see above).
 TERMS = 64
 TERMS_OF_ARRAY = 128  # in memory, which is read and written once more when a block ends
-# Where all registers are sums, which go through memory then, too: blocks of 128 make products of
-# 256 a quarter slower and of 512 an eighth; of 256 none.
+# If the sums fill all registers, and so go through memory for a block: blocks of 128 make products
+# of 256 a quarter slower and of 512 an eighth; blocks of 256 none.
 TERMS_OF_TILE = 256
-# A dot of two pairs, whose factors have 8 bits, counts as so much of a term: beside their rounding
-# that of a sum of float32 is of no account. Blocks of 256 dots took 2 to 5 % of a product.
+# A dot of two pairs, whose factors have 8 bits, counts as this part of a term: their rounding
+# errors exceed those of a float32 sum by far. Blocks of 256 dots took 2 to 5 % of a product.
 TERMS_OF_DOT = 0.25
 TERMS_OF_GROUP = 512  # on a GPU, where a second set of registers for a tile costs work-items
 
@@ -226,7 +226,7 @@ def in_levels(parallel: Loop, target: Target) -> Loop:
     """The loop of a nest with every long sum in levels."""
 
     def change(loop: Loop, around: Loops) -> Statements | None:
-        # what is inside first: of a sum in blocks only these are added then, maybe few enough
+        # inner loops first: if they add in blocks, this loop adds only blocks, maybe few enough
         body = nest.map_loops(loop.body, change, (*around, loop))
         loop = loop if body is loop.body else loop.around(body)
         long = _long_sums(loop, around, target) if loop.kind in ("serial", "lanes") else {}
@@ -236,7 +236,7 @@ def in_levels(parallel: Loop, target: Target) -> Loop:
 
 
 def most_terms(place: Array, target: Target) -> int:
-    """Terms that follow one another in a place."""
+    """How many terms may be added to a place one after the other."""
     if not place.in_registers:
         return TERMS_OF_ARRAY
     if place.size == 1:
@@ -259,7 +259,7 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         clear, end = _ends(inner, own, (*around, loop), target)
         return (loop.around((*clear, *inner.body, *end)),)
     clear, end = _ends(inner, own, around, target)
-    # a block that is cut once more begins at the number of the one around it: names differ
+    # a block that is cut again depends on the outer block's number, so it needs another name
     outside = {atom.name for x in (loop.start, *loop.stops) for atom in variables(x)}
     prefix, span = f"{loop.variable.name}b", size * loop.step
     free = next(n for n in count() if f"{prefix}{n}" not in outside)
@@ -271,7 +271,7 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
 def _ends(
     loop: Loop, own: Mapping[Array, Array], around: Loops, target: Target
 ) -> tuple[list[Statement], list[Statement]]:
-    """What clears the places of a block, and what adds them to those of the sums."""
+    """Statements that clear the registers of a block, and that add them to the sums."""
     clear: list[Statement] = []
     end: list[Statement] = []
     lanes = [one.variable for one in around if one.kind == "lanes"]
@@ -289,7 +289,7 @@ def _ends(
         elif each.count > 1:
             span = 0, (each.count,)
             first, last = (Loop(each.variable, *span, (one,), "unroll") for one in (first, last))
-        # what is cleared outside of vector loops is known to outlive one of their iterations
+        # (clearing needs no vector loop: what is set outside of one outlives its iterations)
         if place.lanes is not None and place.lanes not in lanes:
             last = Loop(place.lanes, 0, (place.width,), (last,), "lanes", place.width)
         clear.append(first)
@@ -297,17 +297,17 @@ def _ends(
     return clear, end
 
 
-# ---- what is added up ----
+# ---- which sums are long ----
 
 
 def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Array, int]:
-    """The places of floats to which a loop does nothing but add, and that too often.
+    """The places of floats to which a loop only adds, and too often; with the number of blocks.
 
-    With the number of blocks to make of it. Within a vector loop none is in memory, where no other
-    vector loop may be.
+    Within a vector loop, only registers: memory is cleared by a vector loop, which cannot be
+    nested.
     """
     added: dict[tuple[Array, Integer], float] = defaultdict(float)  # terms to an element
-    others: set[Array] = set()  # what is used otherwise
+    others: set[Array] = set()  # places that are used otherwise
     for one, inside in nest.walk_with_loops((loop,)):
         if isinstance(one, Prefetch):
             continue
@@ -329,7 +329,7 @@ def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Array, int]:
 
 
 def _times(terms: Sequence[Expr], numbers: frozenset[Atom], inside: Loops) -> float:
-    """Terms that loops add to an element; numbers: variables that number elements."""
+    """How many terms loops add to an element; numbers: variables that number elements."""
     count = 1 if len(terms) == 1 else TERMS_OF_DOT
     for loop in reversed(inside):
         if loop.variable in numbers:
@@ -340,7 +340,7 @@ def _times(terms: Sequence[Expr], numbers: frozenset[Atom], inside: Loops) -> fl
 
 
 def _added(one: Statement) -> tuple[Expr, ...]:
-    """What a statement adds to a register or to scratch memory; nothing where it does else."""
+    """What a statement adds to a register or to scratch memory; () if it does anything else."""
     if not isinstance(one, Store) or one.array.space not in ("registers", "scratch") or one.guard:
         return ()
     own, value = expr.load(one.array, one.index), one.value

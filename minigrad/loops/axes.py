@@ -16,24 +16,24 @@ from minigrad.schedule.layout import is_near
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
-# How far apart elements are, at most, that vectors pick from vectors (see render/llvm_memory.py).
+# The largest distance of elements that are picked from whole vectors (see render/llvm_memory.py).
 NEIGHBOURS = 4
-LEAST_LANES = 8  # elements that make up for a few jumps: half a vector
+LEAST_LANES = 8  # elements with which an axis outweighs a few jumps: half a vector
 
 
 def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
-    """The variables of axes, which are counted as one, at a place along that."""
+    """The variables of axes at a position in the row-major order of all of them."""
     found = unflatten(place, [axis.extent for axis in axes])
     return {axis.variable: part for axis, part in zip(axes, found, strict=True)}
 
 
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
-    """The stage with its leading axes computed from the row."""
+    """The stage with its leading axes computed from a row number."""
     return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))
 
 
 def indices(exprs: Sequence[Expr], positions: Sequence[Integer]) -> list[Integer]:
-    """Every index that is used: of loads and their guards, of values, of stores."""
+    """All indices: of loads and their guards, of index values, and positions of stores."""
     found: list[Integer] = list(positions)
     for e in expr.walk(*exprs):
         if e.op is expr.Leaf.LOAD:
@@ -49,8 +49,8 @@ def merge(
 ) -> tuple[tuple[Axis, ...], dict[Atom, Integer]]:
     """Join neighbouring axes that every index walks through as if they were one.
 
-    known: what is joined must have extents that do not vary. Gives the new axes, and the values of
-    old variables in terms of the new ones.
+    known: axes with varying extents are not joined. Returns the new axes, and the values of old
+    variables in terms of the new ones.
     """
     runs: list[list[Axis]] = []
     for axis in reversed(axes):
@@ -95,8 +95,8 @@ def unit_stride_axis(
 ) -> Axis | None:
     """The axis along which most accesses are to neighbouring elements (stores count double).
 
-    One that fills no vector only if no other has more of those than of jumps. Elements that are
-    interleaved or lie backwards are no jumps: they are picked from whole vectors.
+    An axis that fills no vector is chosen only if no other has more of these than jumps. Elements
+    that are interleaved or reversed are no jumps: they are picked from whole vectors.
     """
     best: Axis | None = None
     best_rank = (False, 0)
@@ -113,7 +113,7 @@ def unit_stride_axis(
 
 
 def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
-    """Whether vectors cannot pick an index's elements along a variable from few others."""
+    """Whether an index's elements along a variable cannot be picked from a few vectors."""
     if stride is not None:
         return stride not in range(-1, NEIGHBOURS + 1)
     if any(along in value.variables for value in expr.values_in(x)):
@@ -126,7 +126,7 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
 
 
 def overlap(x: Integer, one: Axis, other: Axis) -> bool:
-    """Whether an index walks over the same elements along two axes, in part: as windows do."""
+    """Whether an index reaches some elements along either of two axes, as in windows."""
     step, far = (coefficient(x, axis.variable) or 0 for axis in (one, other))
     return 0 != step < far * other.most and 0 != far < step * one.most
 
@@ -135,9 +135,9 @@ def vector_width(
     target: Target, exprs: Sequence[Expr], extent: Integer, reduces: bool,
     variable: Atom | None = None,
 ) -> int:  # fmt: skip
-    """Lanes of a loop: one register, or several where the body is short and the loop long.
+    """Lanes of a loop: one register, or several if the body is short and the loop long.
 
-    Where `variable` is given, what does not depend on it is computed before the loop.
+    variable: values that do not depend on it are computed before the loop, and do not count.
     """
     if not target.vector_bytes:
         return 1
@@ -155,6 +155,6 @@ def vector_width(
 
 
 def enough_lanes(lanes: int, count: int) -> int:
-    """So many lanes, or fewer, a power of two, where fewer hold `count` elements."""
+    """As many lanes as given, or the smallest power of two that holds `count` elements."""
     return min(lanes, 1 << max(count - 1, 0).bit_length())
 

@@ -22,7 +22,7 @@ CONVERTED = (dtypes.float16, dtypes.bfloat16)
 
 
 def kept_as_bits(kernel: Kernel) -> Kernel:
-    """The kernel with uint16 in place of every float of two bytes that is not computed with."""
+    """The kernel with uint16 instead of two-byte floats with which it does not compute."""
     has_some = any(
         stage.array.dtype in CONVERTED or any(e.dtype in CONVERTED for e in expr.walk(stage.body))
         for stage in kernel.stages
@@ -37,10 +37,10 @@ class _Views:
         self.kernel = kernel
         self.written = {stage.array for stage in kernel.stages}
         self.read = {array for stage in kernel.stages for array in stage.reads}
-        self.stored: dict[Array, Array] = {}  # what this kernel writes as bits
+        self.stored: dict[Array, Array] = {}  # arrays that this kernel writes as bits
 
     def changed(self) -> Kernel:
-        """The kernel of new stages."""
+        """The kernel with rewritten stages."""
         stages = tuple(self._stage(stage) for stage in self.kernel.stages)
         stored = frozenset(self.stored.get(array, array) for array in self.kernel.stored)
         return replace(self.kernel, stages=stages, stored=stored)
@@ -55,7 +55,7 @@ class _Views:
         return replace(stage, array=array, body=body, initial=initial)
 
     def _rewritten(self, root: Expr) -> tuple[Expr, Expr | None]:
-        """An expression with its bitcasts changed, and its bits where it need not be computed."""
+        """An expression with its bitcasts rewritten; and its bits, if they need no float."""
         new: dict[Expr, Expr] = {}
         bits: dict[Expr, Expr | None] = {}
         for e in expr.walk(root):
@@ -75,7 +75,7 @@ class _Views:
     def _bits(
         self, e: Expr, new: dict[Expr, Expr], bits: dict[Expr, Expr | None]
     ) -> Expr | None:
-        """A float's bits, where they can be had without it."""
+        """The bits of a float, if they can be computed without it."""
         if e.op is Leaf.LOAD:
             load = expr.with_new_indices(e, new)
             if load.array in self.written and load.array not in self.stored:

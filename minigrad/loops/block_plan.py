@@ -38,14 +38,14 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, before_readers
 from minigrad.target import Target
 
-# Operations that a tile may do with each of its results: they are written out for all of its
-# columns, of which there are 8 or 4.
+# Operations per result of a tile, at most, in stages after a product: they are unrolled for all
+# columns of the tile, of which there are 8 or 4.
 MOST_TILE_OPERATIONS = 24
-COSTLY = 8  # of one operation: a division (see COST in expr.py), a root or a math function
+COSTLY = 8  # cost of a division (see COST in expr.py), a root or a math function
 
 
 def products_before_readers(kernel: Kernel) -> Kernel:
-    """Every product moved directly before the first stage that reads it, to share its step."""
+    """Move every product directly before the first stage that reads it, to share its step."""
     late = [
         stage.array for stage in kernel.stages
         if stage.contraction is not None and stage.array not in kernel.stored
@@ -62,10 +62,10 @@ def neighbours(kernel: Kernel) -> int:
 def rounded_once(
     stages: Sequence[Stage], products: Container[Array], stored: Container[Array], target: Target
 ) -> list[Stage]:
-    """Stages of which none is kept as bfloat16 for products: that would be converted each time.
+    """Stages without values that are stored as bfloat16 for products, and converted at each use.
 
-    Those of pairs (`in_pairs`) round it as they copy it, and may compute it then, if it is soon
-    computed and nobody else reads it. For others it is rounded, and kept as float32.
+    Products of pairs (`in_pairs`) round such a value when they copy it. They also compute it then,
+    if it is short and nobody else reads it. For other products it is rounded and kept as float32.
     """
     result = list(stages)
     for stage in stages:
@@ -96,7 +96,7 @@ def rounded_once(
 
 
 def in_squares(kernel: Kernel, rows: int, target: Target) -> bool:
-    """Whether matrix registers are to multiply: bfloat16 in all products, in whole squares."""
+    """Whether matrix registers are to multiply: all products are of bfloat16, in whole squares."""
     products = [(one, one.contraction) for one in kernel.stages if one.contraction is not None]
     return target.matrices and rows % SQUARE == 0 and all(
         in_pairs(stage, target) and len(stage.reduced) == 1
@@ -118,12 +118,12 @@ def column(stage: Stage) -> Axis | None:
 
 
 def last_axis(stage: Stage) -> Axis | None:
-    """The axis along which a stage has its elements: the last one, or of a statistic the only."""
+    """The axis of a stage's elements: the last one or, of a statistic, its only one."""
     return stage.axes[-1] if stage.axes else column(stage)
 
 
 def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
-    """An expression in which known values stand for loads of their arrays."""
+    """An expression with loads of some arrays replaced by known values."""
     return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
 
 
@@ -131,8 +131,8 @@ class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 
     stages: with their rows fixed; products: the numbers of those that are products; tried: their
-    shortcuts; bounds: of loops over axes, by stage. A step is the numbers of its stages: of the
-    product at its beginning, if there is one, and of its followers.
+    shortcuts; bounds: of loops over axes, by stage. A step is a list of stage numbers: of its
+    product, if it has one, and of the stages that follow.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class BlockPlan:
             for stage in stages
         ]
         self.steps: list[list[int]] = []
-        made: dict[Array, int] = {}  # by which step
+        made: dict[Array, int] = {}  # array → its step
         for number, stage in enumerate(stages):
             at = max((made[e.array] for e in self._reads[number]), default=len(self.steps) - 1)
             if self.steps and self._follows(number, self.steps[at]):
@@ -159,7 +159,7 @@ class BlockPlan:
                 at = len(self.steps)
                 self.steps.append([number])
             made[stage.array] = at
-        self.in_pairs = set[int]()  # products that are dots
+        self.in_pairs = set[int]()  # products that are dots of words
         self.places: dict[Array, Array] = {}
         self._find_places({
             load.array: at for at, step in enumerate(self.steps) for number in step
@@ -185,11 +185,11 @@ class BlockPlan:
         return axis is not None and [*places.values()] == [axis.index] and not load.guard
 
     def _find_places(self, last: Mapping[Array, int]) -> None:
-        """Give a place to what other steps read; it may be that of a value which it replaces.
+        """Give places to arrays that other steps read; free places are used again.
 
         last: the last step that reads an array.
         """
-        kept: dict[Array, Array] = {}  # by place: whose it is now
+        kept: dict[Array, Array] = {}  # place → the array that has it now
         for at, step in enumerate(self.steps):
             free = [one for one, array in kept.items() if self._ends(array, step, last[array] - at)]
             for stage in (self.stages[number] for number in step):
@@ -203,14 +203,14 @@ class BlockPlan:
                 free = [one for one in free if one != place]
 
     def _ends(self, array: Array, step: Sequence[int], later: int) -> bool:
-        """Whether a step may put something else where an array is, which a `later` one reads."""
+        """Whether a step may overwrite an array whose last reader comes `later` steps later."""
         reads = ((n, load) for n in step for load in self._reads[n] if load.array == array)
         return later < 0 or later == 0 and all(self._own(n, load) for n, load in reads)
 
     def operands(self, number: int) -> Operands | None:
-        """The factor that has the rows, or what is summed over them; the one with the columns.
+        """The factor that has the rows, or is summed over them; and the one with the columns.
 
-        None: the stage is no product.
+        None if the stage is no product.
         """
         stage = self.stages[number]
         if number not in self.products:
@@ -223,7 +223,7 @@ class BlockPlan:
         return Operands(left, right, stage.reduced)
 
     def place(self, number: int) -> tuple[Array, Integer] | None:
-        """Where a stage's element goes; None where it stays in a register."""
+        """Where a stage's element is stored; None if it stays in a register."""
         stage = self.stages[number]
         if stage.array in self.stored:
             return stage.array, stage.position
@@ -235,7 +235,7 @@ class BlockPlan:
         return inner * self.block.width + self.block.lane
 
     def reading(self, body: Expr, inside: frozenset[Array] = frozenset()) -> Expr:
-        """A body with its loads moved to places, but for those of arrays `inside`."""
+        """A body with its loads moved to places, except those of arrays `inside`."""
 
         def move(array: Array, index: Integer) -> tuple[Array, Integer]:
             if array not in self.places or array in inside:
@@ -250,11 +250,11 @@ class BlockPlan:
 
 
 def shortcuts(stages: Sequence[Stage], products: Container[Array]) -> dict[Array, Expr]:
-    """Of products whose terms are masked, by array, the terms that are summed first: without it.
+    """For products with masked terms, by array: the terms that are tried first, without the mask.
 
-    The sum of these is the product wherever it is finite: then none of them was infinite or NaN, so
-    those that the mask excludes, of which one factor is 0 or NaN, added 0. Elsewhere the product is
-    computed as it is written.
+    If their sum is finite, it is the product: no term was infinite or NaN, so the terms that the
+    mask excludes, of which one factor is 0 or NaN, were 0. Otherwise the product is computed as it
+    is written.
     """
     makers, found = {stage.array: stage for stage in stages}, dict[Array, Expr]()
     for product in stages:
@@ -265,7 +265,7 @@ def shortcuts(stages: Sequence[Stage], products: Container[Array]) -> dict[Array
 
 
 def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
-    """The terms, of which those that the mask excludes are 0 or NaN."""
+    """The terms, changed if necessary so that those that the mask excludes are 0 or NaN."""
     operands = terms.args[0] if terms.op is Op.CAST else terms
     for one in operands.args:
         if outside(with_makers(one, makers), mask) == 0:
@@ -279,15 +279,15 @@ def _without_mask(mask: Expr, terms: Expr, makers: dict[Array, Stage]) -> Expr:
 # ---- operands of products ----
 
 
-WORDS = 16  # that an instruction multiplies
+WORDS = 16  # words that an instruction multiplies
 
 
 @dataclass(frozen=True)
 class Operands:
-    """The rows' factor of a product, the columns' one, and the axes that they are summed over.
+    """The rows' factor of a product, the columns' factor, and the axes that are summed over.
 
-    pairs: the axis along which two neighbours are a word, whose words the last axis numbers; None:
-    they are none.
+    pairs: the axis along which two neighbours form a word; the last of ks numbers these. None: the
+    factors are no words.
     """
 
     own: Expr
@@ -297,7 +297,7 @@ class Operands:
 
 
 def in_pairs(stage: Stage, target: Target) -> bool:
-    """Whether a product along has pairs to multiply, and vectors of as many words as dots take.
+    """Whether a product along has an even depth, and vectors of as many words as dots take.
 
     Processors with matrix registers have dots, too.
     """
@@ -311,7 +311,7 @@ def as_pairs(
 ) -> Operands:
     """A product's operands, as words of two neighbours along k if dots are to add their products.
 
-    along: its vectors lie along the columns.
+    along: whether its vectors are along the columns.
     """
     stage, block, k = plan.stages[number], plan.block, plain.ks[-1]
     whole = 2 * WORDS if plan.squares else 2
@@ -324,7 +324,7 @@ def as_pairs(
     if (along or plan.squares) and (len(stage.axes) != 1 + sums or len(stage.reduced) > 1):
         return plain
     if sums and any(load.array.space == "buffer" for load in expr.loads(plain.own)):
-        return plain  # whole blocks are copied, and behind the last row there may be nothing
+        return plain  # whole blocks are copied, but memory may end after the last row
     if not along and other is not None:
         other = _in_memory(other) or (other if plan.squares else None)
     if own is None or other is None:
@@ -333,7 +333,7 @@ def as_pairs(
 
 
 def _in_memory(pair: Expr) -> Expr | None:
-    """A pair that is a word in memory, as a load of that."""
+    """A load of a pair as one word, if it is a word in memory; else None."""
     first, second = pair.args
     if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
         return None
@@ -346,10 +346,10 @@ def _in_memory(pair: Expr) -> Expr | None:
 
 
 class BlockSums:
-    """The sums of a kernel of blocks, for one number of the outer axis.
+    """The sums of a kernel of blocks, for one index of the outer axis.
 
-    stages: what a row adds to each, by array, with the row as what is reduced. Sums that only their
-    ends read are in scratch memory. stored: the arrays that the kernel's loops store to.
+    stages: by array, what a row adds, with the row as reduced axis. Sums that only their ends read
+    are in scratch memory. stored: the arrays that the kernel's loops store to.
     """
 
     def __init__(self, kernel: Kernel, outer: Axis, row: Axis, target: Target) -> None:
@@ -369,13 +369,13 @@ class BlockSums:
         self.stored = kernel.stored.union(stage.array for stage in self.stages.values())
 
     def clear(self) -> list[Statement]:
-        """Zeros, to which blocks add."""
+        """Set the sums to zero, before blocks add to them."""
         return [
             self._each(stage, expr.const(0, stage.array.dtype)) for stage in self.stages.values()
         ]
 
     def finish(self) -> list[Statement]:
-        """What is made of the sums."""
+        """Compute the stages that read the complete sums."""
         return [self._each(stage, stage.body) for stage in self.ends]
 
     def _each(self, stage: Stage, value: Expr) -> Statement:

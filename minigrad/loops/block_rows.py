@@ -69,8 +69,8 @@ from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, Target
 
 MOST_ROWS = 16  # of a block
-WRITTEN_OUT = 8  # terms of a product across, whose loop then takes a few of its instructions
-MOST_BLOCKS = 8  # for which an operand is copied once: 128 rows, beside which a copy costs little
+WRITTEN_OUT = 8  # terms of a product across that are unrolled, so that the loop costs little
+MOST_BLOCKS = 8  # that share the copy of an operand: 128 rows, beside which a copy costs little
 
 
 def block_rows(kernel: Kernel, target: Target) -> Made:
@@ -108,9 +108,9 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
-    """Blocks for which an operand is copied once: the axis of such runs, a run's loop over blocks.
+    """Runs of blocks that share the copy of an operand: their axis, and a run's loop over blocks.
 
-    Where blocks add to sums, one thread does all of them.
+    If blocks add to sums, one thread computes all of them.
     """
     count, number = block.number.count, block.number.variable
     each = min(max(count * block.outer.most // ENOUGH_TASKS, 1), MOST_BLOCKS)
@@ -122,7 +122,7 @@ def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
 
 
 def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
-    """Operations and vector instructions: for each row the mean of the first block and the last."""
+    """Operations and vector instructions: the mean of the first and the last block, per row."""
     number = plan.block.number.variable
     ends = [{number: end} for end in (0, number.high)]
     work, vectors = 0, 0.0
@@ -140,7 +140,7 @@ def _work(rows: Integer, plan: BlockPlan, target: Target) -> tuple[int, float]:
 def _elements(
     axes: Sequence[Axis], bounds: Mapping[Atom, Bounds], block: Mapping[Atom, Integer]
 ) -> int:
-    """Elements that a row of a block has, within the bounds of its loops."""
+    """Elements that a row of a block has within the bounds of its loops."""
     count = 1
     for axis in axes:
         first, stop = (substitute(x, block) for x in bounds[axis.variable])
@@ -149,9 +149,9 @@ def _elements(
 
 
 def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
-    """Rows of a block: two registers of the widest product, one where there are few rows.
+    """Rows of a block: two registers of the widest product, or one if there are few rows.
 
-    Half of what a block computes on a causal mask's diagonal is in vain: so it has no more than 16.
+    Half of what a block computes on a causal mask's diagonal is wasted: so it has at most 16.
     """
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
     return min(2 * lanes, MOST_ROWS) if rows > lanes else enough_lanes(lanes, rows)
@@ -165,7 +165,7 @@ def _tile_height(target: Target) -> int:
 
 
 class Step:
-    """The loops of one step: naive ones, and what makes them fast."""
+    """The loops of one step: naive ones, and the transformations that make them fast."""
 
     def __init__(self, plan: BlockPlan, numbers: Sequence[int], target: Target) -> None:
         self.plan, self.numbers, self.target = plan, numbers, target
@@ -176,9 +176,9 @@ class Step:
         self.sums = self.block.row in self.head.reduced  # over the rows of the block
         self.read = plan.operands(self.number)
         stores = self.read is not None and self._only_stores(self.read.other)
-        self.turned = stores and not self.sums and plan.squares  # its columns are stored as rows
+        self.turned = stores and not self.sums and plan.squares  # columns are stored as rows
         self.along = self.sums or stores and not plan.squares
-        self.at: dict[Atom, Integer] = {}  # where a row lies in its block, if it is no lane
+        self.at: dict[Atom, Integer] = {}  # a row's index in its block, if rows are no lanes
         if self.along and self.block.width > 1:
             self.at[only_atom(self.block.lane)] = self.block.row.index - self.block.start
         if self.read is not None:
@@ -188,7 +188,7 @@ class Step:
         self.squares = plan.squares and self.read is not None and self.read.pairs is not None
 
     def _only_stores(self, other: Expr) -> bool:
-        """Whether the results of its product go to memory only, in rows that suit vectors."""
+        """Whether the results of its product are only stored to memory, in rows of vectors."""
         last = self.head.axes[-1].variable
         stages = [self.plan.stages[n] for n in self.numbers]
         if any(stage.array in self.plan.places for stage in stages):
@@ -198,7 +198,7 @@ class Step:
         )
 
     def schedule(self, blocks: Loop) -> Schedule:
-        """The loops, inside of that over the blocks of a run; copies for all of these before it."""
+        """The loops, inside the one over a run's blocks; before it, copies for all of these."""
         read, row = self.read, self.block.row.variable
         operands = {} if read is None else {"own": read.own, "other": read.other}
         s = Schedule((blocks.around(self._naive()),), **operands)
@@ -210,10 +210,10 @@ class Step:
         return s
 
     def _naive(self) -> Statements:
-        """Row after row, element after element, with the bounds of what is needed.
+        """Naive loops, row after row and element after element, within the bounds that are needed.
 
-        In a product each clears a register and adds to it along k. Row statistics have registers,
-        too, cleared before the loops over elements and stored behind them.
+        A product clears a register for each element and adds to it along k. Row statistics have
+        registers, too, which are cleared before the loops over elements and stored after them.
         """
         head, axis, last = self.head, column(self.head), last_axis(self.head)
         outer, inner = (head.axes, head.reduced) if axis is None else ((), (axis,))
@@ -255,9 +255,9 @@ class Step:
         return tuple(build.substitute_statement(one, self.at) for one in loops)
 
     def _bounds_of_k(self, read: Operands) -> Mapping[Atom, Bounds]:
-        """The bounds of k, for one of the block's rows where they move with the rows; of words.
+        """The bounds of k: for one row if they move with the rows; in words, for pairs.
 
-        An odd end is one that the rows' mask sets, and behind it the block has zeros.
+        An odd end comes from the rows' mask; after it the block has zeros.
         """
         bounds, (start, stop), row = dict(self.bounds), self.block.ends, self.block.row.index
         if self.along and not self.sums and not isinstance(start, int):
@@ -275,7 +275,7 @@ class Step:
     def _across(self, s: Schedule, read: Operands) -> None:
         """Tiles of columns by all rows of the block.
 
-        What lies otherwise than it is read is copied, and what would be converted again and again.
+        Operands in another layout are copied, and those that would be converted repeatedly.
         """
         axis, k, other = self.head.axes[-1].variable, read.ks[-1], read.other
         lanes, name = self.target.lanes(other.dtype), f"other{self.number}"
@@ -299,7 +299,7 @@ class Step:
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
 
-        Pairs are copied, those of the operand that the rows share for several blocks.
+        Pairs are copied; those of the operand that the rows share once for several blocks.
         """
         (*outer, axis), k, number = self.head.axes, read.ks[-1], self.block.number.variable
         side = outer.pop() if self.sums else self.block.row
@@ -318,16 +318,16 @@ class Step:
         self._tiles(s, read, side.variable, k.variable)
 
     def _pack_rows(self, s: Schedule, read: Operands) -> None:
-        """Copy the rows' operand, so that rows lie side by side; vectors along k are transposed."""
+        """Copy the rows' operand, so that rows are side by side; vectors along k are transposed."""
         row, width, ks = self.block.row.variable, self.block.width, [k.variable for k in read.ks]
         lanes, at = self.target.lanes(read.own.dtype), self.block.number.variable
         layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
         s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
 
     def _tiles(self, s: Schedule, read: Operands, x: Atom, turn: Atom) -> None:
-        """Tiles along x in registers; where a shortcut fails, they are summed as they are meant.
+        """Tiles along x in registers; if a shortcut fails, the exact terms are summed.
 
-        turn: of a loop along k, the last one, or that around it where it is written out.
+        turn: the innermost loop along k, or the one around it if that is unrolled.
         """
         height = SQUARE if self.squares else _tile_height(self.target)
         if self.along:

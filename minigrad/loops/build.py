@@ -32,10 +32,10 @@ def inline_stages(
     stages: Sequence[Stage], stored: Container[Array], axes: Sequence[Axis],
     results: Mapping[Array, Expr] | None = None,
 ) -> list[Store]:  # fmt: skip
-    """The stores of stages that all have the elements of `axes`, each in terms of these axes.
+    """The stores of stages that all have the elements of `axes`, in terms of these axes.
 
-    What a stage reads of the stages before it is its own element, whose value takes the load's
-    place. results: what stands for those that are sums.
+    A load of an element of an earlier stage is replaced by its value. results: what stands for the
+    stages that are sums.
     """
     place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
     made: dict[Array, Expr] = {}
@@ -70,7 +70,7 @@ def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -
 def elements(
     stages: Sequence[Stage], stored: Container[Array]
 ) -> tuple[list[Axis], list[Store]]:
-    """Axes, as few as will do, and the stores of one element, of stages that have the same."""
+    """As few axes as possible, and the stores of one element, of stages with the same elements."""
     main = max(stages, key=lambda stage: len(stage.axes))
     stores = inline_stages(stages, stored, main.axes)
     used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
@@ -79,7 +79,7 @@ def elements(
 
 
 def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
-    """A vector loop over an axis (serial where the target has no vectors)."""
+    """A vector loop over an axis (serial if the target has no vectors)."""
     kind = "lanes" if width > 1 else "serial"
     return Loop(axis.variable, 0, (axis.extent,), body, kind, width)
 
@@ -89,7 +89,7 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one behind its last
+Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
 def least(*stops: Integer) -> tuple[Integer, ...]:
@@ -104,8 +104,9 @@ def least(*stops: Integer) -> tuple[Integer, ...]:
 
 
 def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer, ...]]:
-    """A piece of `size` iterations of a loop, the last of which ends where it does; and the stops
-    of the loop over the numbers of pieces.
+    """A piece of `size` iterations of a loop, which ends no later than the loop.
+
+    Also returns the stops of the loop over pieces.
     """
     start = loop.start + number.index * size
     counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
@@ -115,7 +116,7 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
-    """One loop over the product of several axes, of which the first may have a symbolic extent."""
+    """One loop over the product of several axes; the first may have a symbolic extent."""
     if len(axes) == 1:
         return serial_loop(axes[0], body)
     row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
@@ -127,10 +128,10 @@ Move = Callable[[Array, Integer], tuple[Array, Integer]]
 
 
 class Change:
-    """Statements with other values, indices and places; loops that are in several are changed once.
+    """A change of values, indices and places in statements; a loop in several is changed once.
 
-    value, at: for expressions and for indices; move: gives a place and an index for those of a
-    statement. everywhere: no lanes outside of a mask need to keep what registers had.
+    value, at: functions of expressions and of indices; move: of the array and index of an access.
+    everywhere: registers need not keep their values in lanes outside of a mask.
     """
 
     def __init__(
@@ -138,10 +139,10 @@ class Change:
         move: Move = lambda place, index: (place, index), everywhere: bool = False,
     ) -> None:  # fmt: skip
         self.value, self.at, self.move, self.everywhere = value, at, move, everywhere
-        self._loops: dict[int, tuple[Loop, Loop]] = {}  # what became of loops, by their identity
+        self._loops: dict[int, tuple[Loop, Loop]] = {}  # old and new loops, by identity
 
     def of(self, one: Statement) -> Statement:
-        """A statement changed, with all that is inside of it."""
+        """A statement changed, with all statements inside of it."""
         at = self.at
         if isinstance(one, Loop):
             if id(one) not in self._loops:
@@ -163,7 +164,7 @@ class Change:
         return one
 
     def store(self, one: Store) -> Store:
-        """The same for a Store."""
+        """A Store changed."""
         place, index = self.move(one.array, self.at(one.index))
         guard = expr.restrict((), map(self.at, one.guard))
         any_value = place.in_registers and (self.everywhere or one.everywhere)
@@ -177,7 +178,7 @@ class Change:
 
 
 def substitution(values: Mapping[Atom, Integer]) -> Change:
-    """What replaces loop variables by indices."""
+    """The change of loop variables to indices."""
     return Change(lambda e: expr.substitute_in(e, values), lambda x: substitute(x, values))
 
 
@@ -197,12 +198,12 @@ def loops_over(
 
 
 def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
-    """What gives the place that a LOAD reads a value; everywhere: as `Store` has it."""
+    """A store to the place that a LOAD reads; everywhere: see `Store`."""
     return Store(place.array, place.index, value, everywhere=everywhere)
 
 
 def with_loads(e: Expr, move: Move) -> Expr:
-    """An expression that reads other places; `move` gives them, with the index."""
+    """An expression whose loads are moved to other arrays and indices."""
 
     def read(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD:
@@ -217,9 +218,9 @@ def with_loads(e: Expr, move: Move) -> Expr:
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
-    """A statement that uses other places.
+    """A statement whose accesses are moved to other arrays and indices.
 
-    everywhere: no lanes outside of a mask need to keep what registers had.
+    everywhere: registers need not keep their values in lanes outside of a mask.
     """
     return Change(lambda e: with_loads(e, move), move=move, everywhere=everywhere).of(statement)
 
@@ -228,11 +229,11 @@ def kept_inside(
     stages: Sequence[Stage], stored: Container[Array], rows: Integer, row: Integer, width: int = 1,
     lane: Integer = 0, local: int = 0, prefix: str = "x", registers: bool = False,
 ) -> list[Stage]:  # fmt: skip
-    """Stages with their rows fixed, where what is not stored is in scratch memory.
+    """Stages with their rows fixed; values that are not stored are in scratch memory.
 
-    `width` rows lie side by side there, this row's at `lane`. local: bytes of a work-group's local
-    memory, of which the smallest values get some first. prefix: of the names of what is kept.
-    registers: whether what is one value for each row is in a register.
+    There `width` rows are side by side, and this row is at `lane`. local: bytes of a work-group's
+    local memory, which the smallest values get first. prefix: of the names of the new arrays.
+    registers: whether a single value per row is in a register.
     """
     stages = [fix_rows(stage, rows, row) for stage in stages]
     arrays: dict[Array, Array] = {}
@@ -265,7 +266,7 @@ def kept_inside(
 
 
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
-    """The expression, whose loads read nothing where a condition fails."""
+    """An expression whose loads give 0 where a condition fails."""
 
     def change(leaf: Expr) -> Expr | None:
         if leaf.op is not Leaf.LOAD or leaf.in_registers:
@@ -276,14 +277,14 @@ def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
-    """A register cleared, and loops over axes that combine it with terms, one by one."""
+    """Clear a register, and combine it with terms in loops over axes, one by one."""
     steps = [put(result, combine(op, result, term)) for term in terms]
     return [put(result, identity(op, result.dtype)), *loops_over(axes, steps)]
 
 
 def combine(op: Op, old: Expr, new: Expr) -> Expr:
     """One step of a reduction."""
-    if new.op is Leaf.DOT:  # which adds to something by itself
+    if new.op is Leaf.DOT:  # it adds to a number itself
         return added_to(old, new)
     if op is Op.MAX:
         return old.operation("maximum", new)
@@ -293,7 +294,7 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
 
 
 def summands(e: Expr) -> list[Expr]:
-    """What is added up, to be added one by one: each of them is then one multiply-add."""
+    """The terms of a sum; added one by one, each of them is one multiply-add."""
     if e.op is not Op.ADD:
         return [e]
     return [term for arg in e.args for term in summands(arg)]
@@ -302,10 +303,11 @@ def summands(e: Expr) -> list[Expr]:
 def streams(
     array: Array, stages: Sequence[Stage], target: Target, exprs: Sequence[Expr], along: Atom
 ) -> bool:
-    """Whether stores to an array should pass by the cache, which could not hold it anyway.
+    """Whether stores to an array should bypass the cache, which could not hold it anyway.
 
-    exprs: what is computed for it, in vectors along a variable. A streamed vector begins at any
-    element, and what lanes read together (every second of them twice, say) is known of whole ones.
+    exprs: what is computed for it, in vectors along a variable. Not if the step of a load varies
+    (each element is read twice, say): its lanes are known for aligned vectors only, and a streamed
+    vector may begin anywhere.
     """
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False

@@ -1,8 +1,8 @@
 """Sums of products of bytes, four of them at a time, as processors add them (AVX-512 VNNI).
 
 Σ over k of u[k]·s[k], u unsigned and s signed bytes, becomes a sum over words of `Leaf.DOT`, where
-neighbours along k are neighbours in memory. What is done to u before, masks and shifts, is done to
-the four bytes of a word at once.
+neighbours along k are adjacent in memory. Masks and shifts of u are applied to the four bytes of a
+word at once.
 
 A product with a quantized matrix is Σ over blocks of scale · Σ over a block of u·s: whole numbers,
 that become float32 once for each block. Its recipe keeps both sums of a few rows in registers, so
@@ -57,12 +57,12 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import ENOUGH_TASKS, FEW_TASKS, Target
 
-# For each byte of the matrix, of what takes no longer than to read it: those of two rows, where a
+# Operations per byte of the matrix that take no longer than reading it: those of two rows, if a
 # core does 256 a cycle and reads 4 bytes.
 OPERATIONS_A_BYTE = 64
-# Rows from which on matrix registers pay: of fewer, a thread waits for the words of the matrix.
+# Rows from which on matrix registers pay: with fewer, a thread waits for the words of the matrix.
 LEAST_IN_SQUARES = 16
-SUMS = 24  # of some rows, that are in registers with what a word of the matrix is unpacked to
+SUMS = 24  # of some rows, that fit in registers together with an unpacked word of the matrix
 
 
 def byte_dots(kernel: Kernel, target: Target) -> Made:
@@ -103,12 +103,12 @@ def byte_dots(kernel: Kernel, target: Target) -> Made:
             s.insert(sums.reduced[-1].variable, squares.products)
             s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
-    # of what computes more threads can have a part, in chunks half as long
+    # kernels that compute much are shared by more threads, in chunks half as long
     return Made(s.parallelize(*tiles), runs=(OPERATIONS_A_BYTE, FEW_TASKS, ENOUGH_TASKS))
 
 
 def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
-    """What is read so many bytes further on of the matrix: what the lanes do not share."""
+    """The matrix elements so many bytes ahead: loads that the lanes do not share."""
     lanes = {one.variable for one in around.values() if one.kind == "lanes"}
     loads = [
         e for e in expr.loads(*expressions(loop))
@@ -120,10 +120,10 @@ def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
 
 
 class Squares:
-    """The sums of a block of groups by matrix registers, which leave them in scratch memory.
+    """The sums of blocks by matrix registers, which leave them in scratch memory.
 
-    words: the sums at each place where `sums` reads them, each of `deep` words of the matrix (its
-    parts, one after the other) and as many neighbours of a row, for blocks of `size` rows.
+    words: for each load in `sums`, the sum that it reads. A sum has `deep` words of the matrix (its
+    parts, one after the other) and as many neighbours of a row. Rows are taken `size` at a time.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Squares:
         }
 
     def fit(self) -> bool:
-        """Whether rows are enough, and words lie as matrix registers read them."""
+        """Whether there are enough rows, and words are in memory as matrix registers read them."""
         known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_IN_SQUARES
         if not known or self.lane.extent != LANES or self.deep > LANES:
             return False
@@ -167,12 +167,12 @@ class Squares:
         return coefficient(vector.index, self.rows.variable)
 
     def place(self, read: Expr) -> Expr:
-        """Where a sum is for a row and a lane."""
+        """A load of a sum, for a row and a lane."""
         at = self.rows.index % self.size * LANES + self.lane.index
         return expr.load(self.places[read], at)
 
     def products(self, loop: Loop, around: Around) -> list[Statement]:
-        """The sums of a group, for a block of rows."""
+        """The products of a group, for a block of rows."""
         rows, found = loop_over(self.rows.variable, loop.body), list[Statement]()
         at = {**self._first(), self.rows.variable: rows.start}
         for square, terms in zip(self.places.values(), self.terms, strict=True):
@@ -188,7 +188,7 @@ class Squares:
         return found
 
     def unpacked(self, loop: Loop, around: Around) -> Statements:
-        """The words of a tile, all groups of it."""
+        """Unpack the words of a tile, for all of its groups."""
         stores = tuple(
             Store(self.panel, self.panel_at + (n * self.length + self.word) * LANES
                   + self.lane.index, matrix)
@@ -198,7 +198,7 @@ class Squares:
 
 
 def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
-    """The words of a matrix and of a vector whose products DOTs add, the innermost first."""
+    """The words of the matrix and of the vector that nested DOTs multiply, the innermost first."""
     matrix, vector, inner = dot.args
     return [*(_terms(inner) if inner.op is Leaf.DOT else ()), (matrix, vector)]
 
@@ -206,9 +206,9 @@ def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
 def _naive(
     kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage, squares: Squares | None
 ) -> list[Statement]:
-    """One element: for all blocks, the sums of a block, and what they add to the total.
+    """One result: for all blocks, the sums of a block, and what they add to the total.
 
-    Where these sums are all there is, there is one, and it is the total.
+    If there is only one sum, it is the total.
     """
     clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
     for number, (read, dots) in enumerate(words.items()):

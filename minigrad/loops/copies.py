@@ -1,6 +1,6 @@
 """Loops that copy an operand (see `Schedule.stage`), in the order that suits reader and target.
 
-Each function gives the loops, and what the variables of the original loops are in them.
+Each function gives the loops, and the values of the original loops' variables in them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Guard
 
-UNROLLED = 32  # copies of a work-item that are written out, at most
+UNROLLED = 32  # iterations of a work-item's copy that are unrolled, at most
 
 
 def as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
-    """The loops of a copy, the last two as one, in vectors; and what their variables are in it."""
+    """The loops of a copy with the last two merged, in vectors; and their variables' values."""
     *loops, outer, inner = copying
     count = inner.stops[0] - inner.start
     assert isinstance(count, int)
@@ -34,9 +34,9 @@ def as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, 
 def by_items(
     copying: Sequence[Loop], width: int, item: Axis
 ) -> tuple[list[Loop], dict[Atom, Integer], Guard]:
-    """All loops as one, in vectors that work-items take in turn; also which of these there are.
+    """All loops merged into one, in vectors that work-items take in turn.
 
-    A small copy may have fewer than there are items.
+    Also returns the variables' values, and a guard: there may be fewer vectors than items.
     """
     extents = [one.trips for one in copying]
     count = numel(extents) // width

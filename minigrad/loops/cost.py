@@ -33,39 +33,38 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 
-# Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which it has two for
-# each k; a row multiplies them in one. So it costs a tenth or two of the work of LEAST_ROWS, with
-# which it pays where memory is far, and hardly anything beside that of MANY_ROWS.
+# Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which there are two
+# per k; a row multiplies both in one cycle. So it costs one or two tenths of the work of
+# LEAST_ROWS, which pays if memory is far, and hardly anything beside the work of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
-SHARES = 4  # threads that share few tasks evenly, and of course two of them
-MOST_PANELS = 8  # panels of one task, the next of which is fetched meanwhile
-# Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle, which is how long a thread that shares
-# its core may be waited for.
+SHARES = 4  # threads among which few tasks should divide evenly (so two threads share them, too)
+MOST_PANELS = 8  # panels of one task; during each of them the next is prefetched
+# Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle. So long the others may have to wait
+# for a thread that shares its core.
 MOST_WORK = 1 << 28
-FAR_BYTES = 1 << 19  # a panel whose rows span more is packed: 128 pages, which no first TLB holds
-
-# Where k is cut: a tile of 14 packed rows of KC floats has 28 KiB, and stays in a first-level
-# cache. A task has as many columns: its sums are read and written once for KC multiply-adds each.
+FAR_BYTES = 1 << 19  # a panel whose rows span more is packed: 128 pages exceed a first-level TLB
+# If k is cut: a tile of 14 packed rows of KC floats has 28 KiB, and stays in a first-level cache. A
+# task has NC columns: its sums are read and written once for KC multiply-adds each.
 KC = NC = 512
-PAGE = 4096  # rows at distances that are multiples of it share the lines of a first-level cache
-CROWDED = 8  # rows that still find a place there: it has 8 ways, or 12
-STEP_BYTES = PAGE // 8  # a step along k that leaves several to a page
-# Panels over which the copy of a row of `left` pays: written once, it is read once for each.
+PAGE = 4096  # rows at multiples of this distance share the lines of a first-level cache
+CROWDED = 8  # such rows that fit nevertheless: the cache has 8 ways, or 12
+STEP_BYTES = PAGE // 8  # a step along k with which several elements are on a page
+# Panels from which on a copy of a row of `left` pays: written once, it is read once for each.
 LEAST_PANELS = 4
-# Rows of the tiles that do what whole ones leave over, where that is not a number: four rows take
-# a little longer than one, both a third of what 14 take.
+# Rows of the tiles for a remainder whose size is not known: four rows take a little longer than
+# one, and both a third of the time of 14.
 SMALL_TILES = (4, 1)
 LEAST_FULL = 16  # wide tiles compute at most a sixteenth of all columns in vain
-# Operations of a kernel, at the largest size, that takes some microseconds at most.
+# Operations of a kernel, at its largest size, that take some microseconds at most.
 BRIEF_OPERATIONS = 1 << 20
-SQUARE = 32  # rows and columns of a square: two matrix registers, of 16 rows, in both directions
+SQUARE = 32  # rows and columns of a square: 2 × 2 matrix registers of 16 rows
 
 
 
 def operations(stages: Iterable[Stage], loads: bool = True) -> int:
-    """Evaluations of all bodies times what one costs, a multiply-add two.
+    """The operations of stages: evaluations of bodies times their cost, a multiply-add being two.
 
-    loads: they count, and so do casts; not where each load feeds many multiply-adds.
+    loads: whether loads and casts count; they do not if each load feeds many multiply-adds.
     """
     total = 0
     for stage in stages:
@@ -76,7 +75,7 @@ def operations(stages: Iterable[Stage], loads: bool = True) -> int:
 
 
 def is_brief(stages: Sequence[Stage]) -> bool:
-    """Whether a kernel whose sizes vary takes far longer to compile than to run a thousand times.
+    """Whether a kernel with varying sizes takes far longer to compile than to run a thousand times.
 
     Its code is short then: tiles of few rows, vectors of one register, all of them under a mask.
     """
@@ -88,8 +87,8 @@ def is_brief(stages: Sequence[Stage]) -> bool:
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
     """Vector instructions of a whole kernel.
 
-    at_once: products that a lane of a contraction's instructions adds. What is done to a product's
-    operands while they are packed is not counted.
+    at_once: products that a lane of a contraction's instructions adds. Operations on a product's
+    operands while they are packed do not count.
     """
     total = 0.0
     for stage in kernel.stages:
@@ -104,8 +103,8 @@ def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
 def vectors_each(stage: Stage, target: Target) -> float:
     """Vector instructions for one element of a stage, a fraction.
 
-    Each counts by its own dtype. A product that is only added to something is part of the addition;
-    what is the same for all elements, and loads, which have ports of their own, count nothing.
+    Each counts by its own dtype. A product that is only added to something is part of the addition.
+    Values that are equal for all elements do not count, nor do loads, which have their own ports.
     """
     order = expr.walk(stage.body)
     readers: dict[Expr, list[Op | Leaf]] = {}
@@ -124,7 +123,7 @@ def vectors_each(stage: Stage, target: Target) -> float:
 
 
 def traffic(stages: Iterable[Stage], arrays: Iterable[Array]) -> int:
-    """Bytes of `arrays` that stages read and write: of a gather's table, the rows taken."""
+    """Bytes of `arrays` that stages read and write; of a gather's table only the rows taken."""
     read: Counter[Array] = Counter()
     written: Counter[Array] = Counter()
     for stage in stages:
@@ -145,12 +144,12 @@ def traffic(stages: Iterable[Stage], arrays: Iterable[Array]) -> int:
 
 # ---- loops ----
 
-PER_CYCLE = 2  # vector instructions that begin in a cycle, and loads; stores are one
+PER_CYCLE = 2  # vector instructions that start in a cycle, and loads; of stores one
 
 
 @dataclass
 class Estimate:
-    """What loops take: vector instructions, loads and stores, and cycles of waiting for sums."""
+    """The cost of loops: vector instructions, loads, stores, and cycles of waiting for sums."""
 
     arithmetic: float = 0
     loads: float = 0
@@ -159,13 +158,13 @@ class Estimate:
 
     @property
     def cycles(self) -> float:
-        """All of it goes on at once, so the slowest part decides; memory is taken to be near."""
+        """All parts overlap, so the slowest decides; all accesses are assumed to hit a cache."""
         ports = max(self.arithmetic, self.loads) / PER_CYCLE
         return max(ports, self.stores, self.waiting)
 
 
 def estimate(body: Sequence[Statement], target: Target) -> Estimate:
-    """Of statements within loops. What does not depend on inner loops is done outside of them."""
+    """The cost of statements in loops, without repeating what does not depend on inner loops."""
     found = Estimate()
     for statement, around in walk_with_loops(body):
         if isinstance(statement, Store):
@@ -177,7 +176,7 @@ def _add(
     statement: Store, target: Target, around: tuple[Loop, ...], found: Estimate
 ) -> None:
     def times(inside: frozenset[Atom], dtype: DType, outermost: int) -> float:
-        """Instructions of something that depends on variables: of loops that it is inside of."""
+        """Instructions for a value that depends on variables, in the loops that it must be in."""
         varies = [not inside.isdisjoint((loop.variable, loop.lane)) for loop in around]
         depth = max((n + 1 for n, it_does in enumerate(varies) if it_does), default=0)
         count = 1.0
@@ -212,7 +211,7 @@ def _add(
 class Plan:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
-    squares: tiles are in matrix registers.
+    squares: whether tiles are in matrix registers.
     """
 
     mr: int
@@ -235,7 +234,7 @@ def plan_of(problem: Problem, target: Target) -> Plan:
 
 
 def others(best: Plan, problem: Problem) -> Iterator[Plan]:
-    """Plans near the best one, which may be better where its figures mislead: the likely first.
+    """Plans near the best one, which may be better where the model is wrong; likely ones first.
 
     Half and twice as many columns and rows for a task, one row less for a tile, other depths.
     """
@@ -256,7 +255,7 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
 
 
 def _cut_up(problem: Problem, target: Target) -> Plan:
-    """`plan_of` of as many rows as there typically are."""
+    """The model's best plan, for the typical number of rows."""
     column, rows = problem.column, problem.row.typical
     nr = tile_columns(problem, target)
     awkward = left_is_awkward(problem, target)
@@ -278,7 +277,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
         packs = kc > 0 or needs_packing(problem, nr, mc)
         return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
     mc = rows
-    near = target.l2 // 2 // (depth * size)  # rows that stay in half of the second cache
+    near = target.l2 // 2 // (depth * size)  # rows that stay in half of L2
     if pays and near >= MANY_ROWS:
         mc = cut(rows, mr, near)
     packs = nr > 1 and needs_packing(problem, nr, mc)
@@ -295,7 +294,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
-    """The axes of rows before the last one, over which a task loops to make its packing pay."""
+    """The axes of rows before the last one over which a task loops, so that its packing pays."""
     found: list[Axis] = []
     for axis in reversed(m[:-1]):
         if not isinstance(axis.extent, int) or rows >= MANY_ROWS:
@@ -309,7 +308,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[Axis]:
 
 
 def shared_rows(problem: Problem, plan: Plan) -> list[Atom]:
-    """The variables of rows over which a task loops to make its packing of panels pay."""
+    """The variables of rows over which a task loops, so that its packing of panels pays."""
     loaded = problem.ends or problem.needed is not None  # bounds of loops
     if plan.kc or not plan.packs_right or plan.packs_left or loaded:
         return []
@@ -334,14 +333,14 @@ def cut(extent: int, unit: int, most: int) -> int:
 
 
 def rows_compete(problem: Problem) -> bool:
-    """Whether neighbouring rows of the left operand fall into the same lines of a cache."""
+    """Whether neighbouring rows of the left operand compete for the same lines of a cache."""
     left = problem.left
     stride = coefficient(left.index, problem.row.variable) or 0
     return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
 def rows_of_block(rows: int, mr: int, wanted: int) -> int:
-    """Rows of one parallel iteration, a multiple of the tile's unless it is all of them."""
+    """Rows of one parallel iteration: all of them, or a multiple of the tile's."""
     pieces = min(wanted, rows // LEAST_ROWS)
     if pieces <= 1:
         return rows
@@ -352,12 +351,13 @@ def blocks_of(
     problem: Problem, most_rows: int, most_columns: int, least: int = LEAST_ROWS,
     copies_left: bool = True,
 ) -> tuple[int, int]:  # fmt: skip
-    """Into how many blocks rows and columns are cut: tasks that threads can share, few copies.
+    """The numbers of blocks of rows and of columns: enough tasks for threads, and few copies.
 
-    Each block of rows copies all columns, each of columns all rows. Panels whose columns lie along
-    k are transposed, which takes twice as long; so do rows that are neighbours, as each vector
-    goes to another tile (a product of bfloat16, Aᵀ·B, took 1.02 … 1.07 of the time).
-    least: rows and columns of a block. copies_left: rows that are not transposed are copied.
+    Each block of rows copies all columns, each block of columns all rows. A copy that transposes
+    takes twice as long: of panels whose columns lie along k, and of rows that are adjacent, as each
+    vector goes to another tile (a product of bfloat16, Aᵀ·B, took 1.02 … 1.07 of the time).
+    least: rows and columns of a block. copies_left: whether rows that need no transposition are
+    copied.
     """
     extents = problem.row.typical, problem.column.count
     fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
@@ -381,13 +381,13 @@ def blocks_of(
 
 
 def left_is_awkward(problem: Problem, target: Target) -> bool:
-    """Whether tiles should not read the left operand as it is.
+    """Whether tiles should read a copy of the left operand.
 
-    They walk along k, row beside row: far jumps, conversions and conditions would be paid for
-    every panel again, as would rows that are not equally far apart, for each needs an address in
-    a register. Rows that are near do where all of them stay in the second cache, or where a step
-    along k stays on the page; and elements of a row that are near. Conditions are not paid for
-    where most tiles, or most of k, meet them anyway.
+    They walk along k, row beside row. So far jumps, conversions and conditions would be paid for
+    again in every panel, and rows that are not equally far apart would each need an address in a
+    register. No copy is needed if elements of a row are near each other, or rows are and all of
+    them stay in L2, or a step along k stays on the page. Conditions are accepted if most tiles, or
+    most of k, meet them anyway.
     """
     left, row, k = problem.left, problem.row.variable, problem.k[-1].variable
     if left.op is not Leaf.LOAD or coefficient(left.index, row) is None:
@@ -408,7 +408,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
 
 
 def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
-    """Whether vectors of the right operand's rows must be gathered once, not for every tile."""
+    """Whether the right operand's panels are copied: their vectors are scattered or far apart."""
     right = problem.right
     column = problem.column.variable
     for load in expr.loads(right):
@@ -425,7 +425,7 @@ def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
 
 
 def choose_nr(target: Target, dtype: DType, columns: int) -> int:
-    """Columns of a tile: two registers, or fewer where there are few columns."""
+    """Columns of a tile: two registers, or fewer if there are few columns."""
     lanes = target.lanes(dtype)
     if lanes == 1:
         return 1
@@ -435,11 +435,11 @@ def choose_nr(target: Target, dtype: DType, columns: int) -> int:
 
 
 def tile_columns(problem: Problem, target: Target) -> int:
-    """Columns of a product's tile: as many as the target would like, or as `choose_nr` has it.
+    """Columns of a product's tile: the target's wide tile, or as `choose_nr` has it.
 
-    The former where there are vectors, few columns are computed in vain, there are more rows than
-    the other tile has, and a panel stays in a quarter of the second cache, from which each tile
-    reads it, and not a line of the left operand for each k, too.
+    The wide one if there are vectors, few columns are computed in vain, there are more rows than a
+    tile has, and a panel stays in a quarter of L2, from which each tile reads it. Not if each k
+    reads another line of the left operand, too.
     """
     dtype, columns = problem.total.dtype, problem.column.count
     nr = choose_nr(target, dtype, columns)
@@ -453,13 +453,13 @@ def tile_columns(problem: Problem, target: Target) -> int:
 
 
 def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) -> int:
-    """Rows of a tile: as many as the registers hold, about the same number in every tile.
+    """Rows of a tile: as many as the registers hold, about equal in all tiles.
 
-    The same number, where a divisor of the rows has sums enough to be added to in turn: a last
-    tile of fewer rows would be as much code again. `bound`: at most that many, if it is not 0.
+    Exactly equal if a divisor of the rows has enough independent sums: a smaller last tile would be
+    as much code again. `bound`: at most that many, if it is not 0.
     """
     lanes = target.lanes(dtype)
-    if nr > 2 * lanes:  # rows are few: one less for all would be more to load than a last tile
+    if nr > 2 * lanes:  # few rows: one less in all tiles costs more loads than a smaller last tile
         return cut(rows, 1, (target.registers - 2) * lanes // nr - 1)
     least = 4 * CHAINS * lanes // max(nr, lanes)
     most = target.tile_rows if nr >= 2 * lanes else 2 * target.tile_rows - 4
@@ -472,7 +472,7 @@ def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) 
 
 
 def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
-    """The axis of k that is cut, and how much of it makes `kc` elements of k or less."""
+    """The axis of k to cut, and the piece of it that makes at most `kc` elements of k."""
     axes = problem.k
     inner = 1
     for place in range(len(axes) - 1, -1, -1):
@@ -496,7 +496,7 @@ def row_stride(depth: int, itemsize: int) -> int:
 def plan_amx(problem: Problem, target: Target) -> Plan | None:
     """Tasks of whole squares, or None if packing does not pay; problem: in whole registers.
 
-    For bytes it nearly always does: vectors multiply whole numbers one by one.
+    For bytes it nearly always pays: vectors multiply integers one by one.
     """
     rows, columns = problem.row.most, problem.column.count
     of_bytes = problem.total.dtype.is_int
@@ -515,9 +515,10 @@ def plan_amx(problem: Problem, target: Target) -> Plan | None:
 
 
 def lies_in_words(problem: Problem) -> bool:
-    """Whether the left operand's rows lie in memory as matrix registers read them.
+    """Whether the left operand's rows are in memory as matrix registers read them.
 
-    That is whole squares of rows, each of words side by side, at distances of lines but not pages.
+    That is whole squares of rows, each of adjacent words, at distances of whole lines, but not of
+    whole pages.
     """
     operand, row = problem.left, problem.row
     loads = operand.args

@@ -50,26 +50,26 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import FILL, ITEM_LANES, Group, Target
 
-# Elements of a long vector loop that one parallel iteration takes: 16 KiB of float32, a small part
-# of a chunk (see assemble.py), and enough for the prefetcher of a processor to follow.
+# Elements of a long vector loop in one parallel iteration: 16 KiB of float32, a small part of a
+# chunk (see assemble.py), and enough for a hardware prefetcher to follow.
 BLOCK_LENGTH = 4096
 FEW = 64  # parallel iterations below which long rows are cut
-# Elements of a tile along the transposed axis, where there are more than TILE: a line of float32,
-# and a vector of 512 bits. Low tiles that lie side by side beat square ones: a·2 + aᵀ of 2048²
-# takes 0.65 ms instead of 1.1 (measured). Half a vector is transposed sooner than gathered, too.
+# Elements of a tile along the transposed axis, if it has more than TILE: a line of float32, and a
+# vector of 512 bits. Low tiles side by side beat square ones: a·2 + aᵀ of 2048² takes 0.65 ms
+# instead of 1.1 (measured). Even half a vector is transposed faster than gathered.
 DOWN = 16
-# Places that are added to in turn, update by update, so that their lines are of many sets of a
-# cache: 1,024 × 1,024 updates of 16, 64, 128, 256 at a time take 11, 7.1, 3.3, 3.3 ms, of one 22.
+# Positions to which each update is added in turn, so that their lines are in many sets of a cache:
+# 1,024 × 1,024 updates of 16, 64, 128, 256 at a time take 11, 7.1, 3.3, 3.3 ms, of one 22.
 SIDE_BY_SIDE = 128
-LEAST_PART = 64  # places of a part of what a scatter adds to, all of whose updates each part reads
+LEAST_PART = 64  # positions in a part of a scatter's result: each part reads all updates
 MOST_PARTS = 32  # as many tasks keep the threads busy
-LOOKS = 32  # elements that are begun in the time in which one update is looked at
+LOOKS = 32  # elements that are initialized in the time in which one update is tested
 TILE = 64  # elements of a tile along vectors: four lines of float32
-SHORT = (2, 4)  # elements of a last axis that fill no vector, but a part of each
+SHORT = (2, 4)  # extents of a last axis that fills only a part of a vector
 
 
 def elementwise(kernel: Kernel, target: Target) -> Made | None:
-    """All stages at once, element by element, in registers; None where they are not alike."""
+    """All stages at once, element by element, in registers; None if their elements differ."""
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
         return None
@@ -93,7 +93,7 @@ def elementwise(kernel: Kernel, target: Target) -> Made | None:
 def _in_rows(
     outer: Sequence[Axis], axis: Axis, stores: Sequence[Store], target: Target
 ) -> Loop:
-    """Vectors along an axis, of which threads share the rows, or parts of few long ones."""
+    """Vectors along an axis; threads share the rows, or parts of them if they are few and long."""
     x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     last = outer[-1] if outer else None
@@ -111,10 +111,10 @@ def _in_rows(
 def _in_tiles(
     outer: Sequence[Axis], axis: Axis, across: Axis, stores: Sequence[Store], target: Target
 ) -> Loop:
-    """Tiles of vectors along one axis, for what lies along another, which are transposed.
+    """Tiles of vectors along one axis; loads that are contiguous along another are transposed.
 
-    A tile is low, and the next one lies beside it: a cache line of which it stores a part is still
-    there when the rest comes, however far apart the rows are.
+    Tiles are low, and the next one is beside it: a cache line that is stored in part is still there
+    when the rest is stored, however far apart the rows are.
     """
     x, y, extent = axis.variable, across.variable, across.most
     s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
@@ -131,10 +131,10 @@ def _in_tiles(
 def _with_long_last(
     axes: Sequence[Axis], stores: Sequence[Store]
 ) -> tuple[Sequence[Axis], Sequence[Store]]:
-    """The axes with a short last one joined to the one before, where results lie along both.
+    """The axes with a short last one joined to the one before, if results are contiguous in both.
 
-    As of pairs: vectors then go along the results, whose parts are picked from vectors. Its extent
-    is a power of two, so that all vectors are alike.
+    For example, of pairs: then vectors run along the results, whose operands are picked from
+    vectors. The extent is a power of two, so that all vectors are alike.
     """
     if len(axes) < 2 or axes[-1].extent not in SHORT or not isinstance(axes[-2].extent, int):
         return axes, stores
@@ -145,9 +145,9 @@ def _with_long_last(
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
-    """Neighbours in memory by neighbouring work-items, of as many elements as one can load.
+    """Give neighbours in memory to neighbouring work-items, as many elements as one can load.
 
-    An axis inside that varies is counted to its bound, so that the order stays.
+    An inner axis of varying extent is counted up to its bound, so that the order stays.
     """
     body: Statements = (Stores(tuple(stores)),)
     order: list[Axis] = []
@@ -160,7 +160,7 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Lo
     s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
     enough = size_of(axes) >= ITEM_LANES * group.items * group.units * FILL
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
-    known = isinstance(axes[-1].extent, int)  # else there is a loop inside, whose end varies
+    known = isinstance(axes[-1].extent, int)  # else there is a loop inside, with a varying end
     if enough and narrow and known and axis.count % ITEM_LANES == 0:
         xs.append(s.split(x, ITEM_LANES, "v"))
         s.vectorize(x, ITEM_LANES)
@@ -178,7 +178,7 @@ def _same_elements(stages: Sequence[Stage], rows: Integer) -> bool:
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
-    """The axis along which an operand lies that is not in order along the vectors' axis."""
+    """The axis along which an operand is contiguous that is not in order along the vectors'."""
     for load in expr.loads(*exprs) if isinstance(axis.extent, int) else ():
         for other in outer:
             apart, along = (coefficient(load.index, a.variable) for a in (axis, other))
@@ -190,7 +190,7 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
 
 
 def scatter(kernel: Kernel, target: Target) -> Made:
-    """base, then one addition after another, in order: deterministic, parallel over the rest."""
+    """Initial values, then one addition after another, in order: deterministic, and parallel."""
     (stage,) = kernel.stages
     assert stage.initial is not None
     xs = [axis.variable for axis in stage.axes]
@@ -199,11 +199,11 @@ def scatter(kernel: Kernel, target: Target) -> Made:
     fill = stage.initial_axes[-1] if stage.initial_axes and not stage.in_place else None
     if fill is not None and coefficient(stage.initial_position, fill.variable) != 1:
         fill = None
-    # vectors need neighbouring places and the same updates' order in every lane
+    # vectors need neighbouring positions, and updates in the same order in every lane
     if (
         last is not None
         and all(isinstance(axis.extent, int) for axis in stage.axes)
-        and coefficient(stage.position, xs[-1]) == 1  # so no guard, of what it holds, varies
+        and coefficient(stage.position, xs[-1]) == 1  # so the loaded index is that of all lanes
     ):
         width = vector_width(target, [stage.body], last.extent, True)
         passes_by = streams(stage.array, (), target, [stage.initial], last.variable)
@@ -220,7 +220,7 @@ def scatter(kernel: Kernel, target: Target) -> Made:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
     elif last is not None and any(
         coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
-    ):  # updates in order for a block of places, not for one that comes from as many lines
+    ):  # each update for a block of positions: the updates of one position are on as many lines
         xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
         s.sink(last.variable, computing=False)
     return Made(s.parallelize(*xs))
@@ -230,9 +230,9 @@ def _additions(
     stage: Stage, guard: Guard, bounds: Mapping[Atom, Bounds] | None = None,
     inner: tuple[Axis, ...] = (), streaming: bool = False,
 ) -> Statements:  # fmt: skip
-    """What an element begins with, if that is not in its place, and then all that is added to it.
+    """Store an element's initial value, unless it is there already, and add all updates to it.
 
-    For all along inner axes in turn; bounds: of loops; streaming: of what elements begin with.
+    inner: axes along which both are done in turn; bounds: of loops; streaming: of initial values.
     """
     assert stage.initial is not None and stage.op is not None
     start = Store(stage.array, stage.initial_position, stage.initial, streaming=streaming)
@@ -245,9 +245,9 @@ def _additions(
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Made | None:
-    """The same on a GPU: all in order, by every work-item for its part of the places only.
+    """The same on a GPU: each work-item applies all updates in order, to its part of the result.
 
-    All updates are looked at for each part, so the parts are no more than keep the device busy.
+    Each part tests all updates, so there are no more parts than keep the device busy.
     """
     group = target.group
     (stage,) = kernel.stages
@@ -267,7 +267,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Made | None:
 def _in_parts(
     stage: Stage, most: int, inner: tuple[Axis, ...] = (), streaming: bool = False
 ) -> tuple[Axis, Statements] | None:
-    """Of so many parts of the places: what each takes of all the updates; None where it can't."""
+    """An axis of parts of the positions, and loops over a part's updates; None if impossible."""
     found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
     if len(stage.initial_axes) != 1 or len(found) != 1:
         return None
@@ -286,10 +286,10 @@ def _in_parts(
 
 
 def _parts_to_fill(stage: Stage, target: Target) -> int:
-    """Of places that no cache holds, how many parts are begun as they lie, row after row.
+    """The number of parts in which to initialize positions that no cache holds, row after row.
 
-    (Columns of all rows in turn would be short pieces, far apart.) All updates are looked at for
-    each part, which takes a small part of the time that beginning takes.
+    (Columns of all rows in turn would be short pieces, far apart.) Each part tests all updates,
+    which takes a small part of the time of initializing.
     """
     large = stage.size * stage.array.dtype.itemsize // target.l2
     few = stage.size // (LOOKS * size_of(stage.reduced))
@@ -299,13 +299,13 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
 # ---- running reductions and sorts ----
 
 
-# Terms of a running sum that follow one another: each waits for the one before, and the end of a
-# block for both, so a longer block costs less and a shorter one rounds less.
+# Terms of a running sum that are added one after the other. Each waits for the one before, and the
+# end of a block for both: longer blocks cost less, and shorter ones round less.
 BLOCK_TERMS = 128
 
 
 def scan(kernel: Kernel, target: Target) -> Made:
-    """A running reduction; vectors run along the last kept axis where that is contiguous."""
+    """A running reduction; vectors run along the last kept axis if that is contiguous."""
     (stage,) = kernel.stages
     (along,) = stage.reduced
     assert stage.op is not None
@@ -321,14 +321,14 @@ def scan(kernel: Kernel, target: Target) -> Made:
 def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     """All elements along an axis, with sums of floats in levels (see assemble.py).
 
-    A block's own sum begins at zero and is added to that of the blocks before it, so that a long
-    sum's error does not grow with every term.
+    A block's own sum starts at zero and is added to that of the blocks before it, so that the error
+    of a long sum does not grow with every term.
     """
     levels, dtype = 1, stage.body.dtype
     while op is Op.SUM and dtype.is_float and BLOCK_TERMS**levels < along.most:
         levels += 1
     sums = [expr.register(f"total{n or ''}", dtype) for n in range(levels)]
-    first = expr.register("first", dtype)  # which may be the sum of all before (see sort.py)
+    first = expr.register("first", dtype)  # this may be the sum of all before (see sort.py)
     own, *before = sums if levels == 1 else (*sums, first)
     value = combine(op, reduce(partial(combine, op), reversed(before)), own) if before else own
     zero = identity(op, dtype)
@@ -351,7 +351,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
 
 
 def distribute(kernel: Kernel, target: Target) -> Made:
-    """One pass of a counting sort: each row's next free places stand in scratch memory."""
+    """One pass of a counting sort: each row's next free positions are in scratch memory."""
     (stage,) = kernel.stages
     assert stage.initial is not None
     (bins,), (along,) = stage.initial_axes, stage.reduced

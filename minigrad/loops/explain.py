@@ -31,14 +31,14 @@ from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import schedule
 from minigrad.target import Group, Target
 
-DEVICE = "CPU"  # nodes want the name of a device; nothing runs on it
+DEVICE = "CPU"  # nodes need the name of a device; nothing runs on it
 
 
 Make = Callable[[Sequence[int], Sequence[str]], tuple[Node, int]]
 
 
 def gemm(extents: Sequence[int], transposed: Sequence[str]) -> tuple[Node, int]:
-    """A product of (m, k) and (k, n); the root, and how many inputs it has."""
+    """A product of (m, k) and (k, n); the root, and its number of inputs."""
     m, k, n = extents
     operands = []
     for slot, (name, rows, columns) in enumerate((("left", m, k), ("right", k, n))):
@@ -60,12 +60,12 @@ KINDS: dict[str, tuple[Make, int]] = {"gemm": (gemm, 3), "columns": (columns, 2)
 
 
 def see(target: Target, step: str, body: Statements) -> None:
-    """Print the loops after a step, and what they cost."""
+    """Print the loops after a step, and their cost."""
     sys.stdout.write(f"{step}\n{show_statements(body)}\n{costs(target, body)}\n")
 
 
 def costs(target: Target, body: Statements) -> str:
-    """What loops cost on a processor, as a line."""
+    """The cost of loops on a processor, as a line."""
     if target.group is not None:
         return ""
     cost = estimate(body, target)
@@ -77,7 +77,7 @@ def costs(target: Target, body: Statements) -> str:
 
 
 def main() -> None:
-    """Print what is asked for: the steps of the recipe of each kernel, and the nest at the end."""
+    """Print the steps of the recipe of each kernel asked for, and the nest at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m minigrad.loops.explain", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

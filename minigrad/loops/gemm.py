@@ -1,18 +1,18 @@
 """The recipe of a matrix product: tiles of the output in registers, one panel of `right` at a time.
 
     parallel over batch × blocks of columns × blocks of rows:
-      copy the block of `left` where its elements cannot be read as they lie
+      copy the block of `left` if it cannot be read in place
       for each panel of the block's columns:
-        copy the panel of `right` where its rows are not contiguous vectors
+        copy the panel of `right` if its rows are not contiguous vectors
         for each tile of rows:
           tile[rows] = 0
           for k:  tile[row] += left[row, k] · right[k, lanes]      (fused multiply-adds)
           store the tile through the epilogue
 
-Where the operands exceed the caches, k is cut too: all but the clearing and the epilogue is done
-for a piece of k after the other, and sums wait in scratch memory. Edges need no special tile: the
-last tile has fewer rows, the last vector a mask. A copy takes any index expression, mask or
-conversion: what an operand costs to compute is paid once for a block, not for every tile.
+If the operands exceed the caches, k is cut, too: all steps but the clearing and the epilogue run
+for one piece of k after the other, and sums wait in scratch memory. Edges need no special tile: the
+last tile has fewer rows, the last vector a mask. A copy can contain any index expression, mask or
+conversion: computing an operand is paid for once per block, not in every tile.
 After "Anatomy of High-Performance Matrix Multiplication" (Goto, van de Geijn, ACM TOMS 34, 2008);
 the numbers, such as mr and nr, are those of cost.py.
 
@@ -81,7 +81,7 @@ def gemm(kernel: Kernel, target: Target) -> Made:
 
 
 def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
-    """A product as it is computed, of words where that pays, and how it is cut."""
+    """A product in the form in which it is computed, of words if that pays, and its plan."""
     plain = not problem.ends and problem.terms is None
     if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
         if squares := cost.plan_amx(words, target):
@@ -93,7 +93,7 @@ def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
 
 
 def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
-    """A product in tiles, with copies of what they cannot read as it lies."""
+    """A product in tiles, with copies of operands that they cannot read in place."""
     part: Part | None = None
     if plan.packs_right and not (plan.kc or plan.squares):
         bounded, part = part_of_image(problem)
@@ -139,7 +139,7 @@ def in_registers(
     s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: list[Atom], shared: Sequence[Atom],
     target: Target,
 ) -> None:  # fmt: skip
-    """The sums of each tile in registers, one row after the other written out."""
+    """Keep the sums of each tile in registers, with its rows unrolled."""
     m, n = problem.row.variable, problem.column.variable
     costs = sum(expr.operations(store.value) for store in problem.stores)
     long = costs >= LONG_EPILOGUE and plan.nr > 1 and not plan.kc
@@ -187,19 +187,19 @@ def tiles_overlap(problem: Problem, plan: Plan) -> bool:
 def stage_left(
     s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
-    """Copy the block of `left`: tile after tile where rows are near, else row after row."""
+    """Copy the block of `left`: tile after tile if rows are near each other, else row after row."""
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
     depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
     if not plan.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
         wide = enough_lanes(lanes, plan.mr)  # 16 for 8 rows would make the copy twice as large
         pitch = ceildiv(plan.mr, wide) * wide
-        # tiles at distances of kilobytes would compete for lines of the first cache: an odd depth
+        # an odd depth: tiles at distances of kilobytes compete for lines of the first-level cache
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch})
         return
     layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
     along, wide, turn = ks[-1], lanes, 0
-    if plan.squares:  # words, of which whole registers are copied
+    if plan.squares:  # words, copied in whole registers
         along, turn = (m, lanes) if 1 in apart else (along, 0)
     elif s.trips(along) >= 2 * lanes:
         wide = 2 * lanes
@@ -217,7 +217,7 @@ def stage_right(
 
 
 def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
-    """Behind the sums of a tile: sum the terms that are meant instead where one is not finite.
+    """After the sums of a tile: if one is not finite, add the exact terms instead.
 
     loop: over k, around that over m, the tile's rows.
     """
@@ -239,26 +239,24 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
     return [*result, Loop(once.variable, 0, (times,), (rows.around((clear,)), summed))]
 
 
-# ---- hints for the memory ----
-
-
-# Elements of k below which nothing is fetched ahead: at 14 cycles each, for tiles of 14 rows, 192
-# take some ten times as long as memory to answer; of a shorter sum too much is over by then.
+# ---- prefetches ----
+# Elements of k below which nothing is prefetched: at 14 cycles each, in tiles of 14 rows, 192 take
+# some ten times the latency of memory; most of a shorter sum would be over by then.
 LEAST_FETCHED = 192
-LEAST_FETCHED_BEHIND = 64  # the same for what is read behind a sum, of which there is far less
-# Elements of k that are written out in a sum of so many: each adds a tenth to the time to compile.
-# For 8 rows of 32 columns one takes 26 instructions, hints left out, and the loop 7. That is much
-# where a core begins two multiply-adds a cycle, and its other thread wants instructions, too.
+LEAST_FETCHED_BEHIND = 64  # the same for the loads of an epilogue, of which there are far fewer
+# Elements of k that are unrolled, in sums of at least so many: each adds a tenth to the time to
+# compile. For 8 rows of 32 columns one takes 26 instructions, prefetches left out, and the loop 7.
+# That is much if a core starts two multiply-adds a cycle and its other thread needs instructions.
 UNROLLED, LEAST_UNROLLED = 2, 128
-# Operations behind a sum from which on they are a loop over the rows of a tile, not written out for
-# each: an update of AdamW has 50, and is bound by memory.
+# Operations of an epilogue from which on it is a loop over the rows of a tile, not unrolled: an
+# update of AdamW has 50, and is bound by memory.
 LONG_EPILOGUE = 32
 
 
 class TileHints:
-    """Hints for the loops over k of tiles: at every k, and seldom, at every `line` of them.
+    """Prefetches in the loops over k of tiles: at every k, and at every `line` of them.
 
-    operands: how tiles read them. k: the innermost axis of k, of so many `terms`; tile: its
+    operands: as tiles read them. k: the innermost axis of k, of `terms` iterations; tile: its
     number in a block. shared: axes of rows around it.
     """
 
@@ -269,8 +267,8 @@ class TileHints:
         self.left, self.right, self.image = operands["left"], operands["right"], image
         self.plan, right = plan, problem.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.WORD) else ()
-        # tiles that read a panel, and the number of one; of a loop over one tile the variable goes
-        # (`Schedule.simplify`)
+        # the number of tiles that read a panel, and the number of one (a loop over one tile has no
+        # variable: see `Schedule.simplify`)
         around = [axis for axis in problem.m if axis.variable in shared]
         extents = [*(axis.extent for axis in around), max(plan.mc // plan.mr, 1)]
         places = [*(axis.index for axis in around), tile.index if tile.high else 0]
@@ -282,15 +280,15 @@ class TileHints:
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
         packs = bool(self.sources) and plan.packs_right and not plan.kc
         self.following = packs and plan.nc > plan.nr and self.deep
-        # what is read behind the sums, row by row: no processor guesses where
+        # the epilogue's loads, row by row: hardware cannot predict them
         self.behind = [] if plan.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
             if coefficient_of(load, self.n) == 1 and coefficient_of(load, self.m)
             and load.array.space == "buffer" and not expr.values_in(load.index)
         ]  # fmt: skip
-        # along what, and how far, rows of `left` are asked for ahead: those of a short loop are
-        # asked for where the next tile of these rows begins (the next row of an image), but what
-        # follows them where several images, too large for the second cache, are read in turn
+        # along which loop, and how far ahead, rows of `left` are prefetched. If k is short, these
+        # are the rows of the next tile (the next row of an image); but if several images, too large
+        # for L2, are read in turn, what follows along k
         self.later: tuple[Atom, int] | None = None
         if self.left.op is Leaf.LOAD and coefficient_of(self.left, self.m) != 1 and not image:
             if self.deep or len(shared) > 1 and terms > 2 * self.line:
@@ -301,7 +299,7 @@ class TileHints:
         self.pay = bool(self.deep or self.later or behind)
 
     def often(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every k: the operands' lines of some k later."""
+        """At every k: prefetch the operands' lines of some k later."""
         later = {self.k: self.k.index + self.line}
         hints = self._lines(self.right, later)
         if coefficient_of(self.left, self.m) == 1 and not self.image:
@@ -310,7 +308,7 @@ class TileHints:
         return list(hints)
 
     def seldom(self, loop: Loop, around: Around) -> list[Statement]:
-        """At every line of k: rows that are read later, the next panel, what is read behind."""
+        """At every line of k: prefetch rows of `left`, the next panel, and for the epilogue."""
         k = loop_over(self.k, loop.body).start
         hints: list[Statement] = []
         if self.later is not None:
@@ -329,12 +327,12 @@ class TileHints:
         return hints
 
     def all_behind(self, loop: Loop, around: Around) -> list[Statement]:
-        """Before a square's product: what is read behind it."""
+        """Before a square's product: prefetch what its epilogue reads."""
         lines = tuple(hint for load in self.behind for hint in self._columns(load, {}))
         return [replace(loop_over(self.m, loop.body), body=lines)]
 
     def _lines(self, operand: Expr, at: Mapping[Atom, Integer]) -> tuple[Prefetch, ...]:
-        """Hints at the lines of an operand's row of a tile or panel, at an index."""
+        """Prefetches of the lines of a row of a tile or panel, at an index of an operand."""
         if not coefficient_of(operand, self.k) or expr.values_in(operand.index):
             return ()
         return self._columns(operand, at)
@@ -347,7 +345,7 @@ class TileHints:
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:
-        """Hints at what a tile fetches of the next panel at a line of k."""
+        """Prefetches of a tile's share of the next panel, at a line of k."""
         tile, piece, nr = self.number, loop.index, self.plan.nr
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
@@ -369,5 +367,5 @@ class TileHints:
 
 
 def coefficient_of(operand: Expr, x: Atom) -> int | None:
-    """How far a load moves along a variable; None where that varies, or there is more to it."""
+    """The step of a load along a variable; None if it varies, or the operand is not just a load."""
     return coefficient(operand.index, x) if operand.op is Leaf.LOAD else None

@@ -11,7 +11,7 @@ Several sums with the same vectors' axes may share a kernel.
 
     parallel over batch × blocks of the result:
       vectors' = vectors                (scratch; where they are computed, not just loaded)
-      sums[m, block] = Σ …              (scratch)
+      vectors' = vectors                (scratch; if they are computed, not just loaded)
       store the block through the epilogue
 """
 
@@ -36,22 +36,22 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, HALF_OF_L1, Target
 
-# Vectors of a product; with more, a tile of `gemm` has rows enough to keep the multiply-adds busy.
+# Vectors of a product; with more, a tile of `gemm` has enough rows to keep the multiply-adds busy.
 MOST_VECTORS = 8
 LEAST_TERMS = 16  # a shorter sum is one vector of 512 bits
-SHORTEST_LINE = 16  # neighbours in memory, below which vectors are better along the result
-# Bytes of a row of the matrix that are read at once: four pages; half of one where tasks are few.
+SHORTEST_LINE = 16  # neighbours in memory, below which vectors should run along the result
+# Bytes of a row of the matrix that are read at once: four pages, or half of one if tasks are few.
 LONGEST_RUN, SHORTEST_RUN = 1 << 14, 1 << 11
-MOST_STEPS = 32  # iterations, over one or some rows each, of one parallel iteration
-NEAR_BYTES = 1 << 12  # a page: rows that lie within it are one place to read from
+MOST_STEPS = 32  # steps, over one or a few rows each, of one parallel iteration
+NEAR_BYTES = 1 << 12  # a page: rows within it count as one stream
 
 
 @dataclass(frozen=True)
 class Sum:
-    """Σ over k of body, the body of a stage: of products of vectors and a matrix.
+    """Σ over k of body, the body of a stage, which multiplies vectors by a matrix.
 
-    vectors: what the products take of them. m: axes that number the vectors; n: axes of the matrix,
-    and of the result; batch: axes of both.
+    vectors: the factors that belong to the vectors. m: axes that number the vectors; n: axes of the
+    matrix and of the result; batch: axes of both.
     """
 
     body: Expr
@@ -63,7 +63,7 @@ class Sum:
 
     @property
     def count(self) -> int:
-        """How many vectors there are."""
+        """The number of vectors."""
         return size_of(self.m)
 
     def of_matrix(self) -> list[Expr]:
@@ -73,10 +73,10 @@ class Sum:
 
 
 def gemv(kernel: Kernel, target: Target) -> Made | None:
-    """The loops of a kernel that sums products with a few vectors; None where it is none.
+    """The loops of a kernel that sums products with a few vectors, or None.
 
-    None too for a device that sees scalars only: it wants many small iterations, not long blocks;
-    and where code is to be short.
+    None, too, for a device that sees scalars only, which needs many small iterations and not long
+    blocks, and if code is to be short.
     """
     prepared = _prepared(kernel) if target.vector_bytes and not target.brief else None
     if prepared is None:
@@ -116,13 +116,13 @@ def gemv(kernel: Kernel, target: Target) -> Made | None:
 
 
 def _summed(sums: Sequence[Sum], totals: Sequence[Expr]) -> list[Statement]:
-    """One sum after the other."""
+    """The sums, one after the other."""
     pairs = zip(sums, totals, strict=True)
     return [step for one, total in pairs for step in reduction(Op.SUM, total, one.k, [one.body])]
 
 
 def _along(axes: Sequence[Axis], e: Expr) -> int:
-    """Elements of what an expression is along those of some axes on which it depends."""
+    """The size of an expression along those of some axes on which it depends."""
     return size_of(axis for axis in axes if axis.variable in e.variables)
 
 
@@ -130,11 +130,11 @@ def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
     return e.dtype.itemsize * _along(axes, e)
 
 
-Copies = dict[str, tuple[Expr, list[Axis]]]  # what is copied and along which axes, by names
+Copies = dict[str, tuple[Expr, list[Axis]]]  # name → what is copied, and along which axes
 
 
 def _computed(sums: Sequence[Sum]) -> Copies:
-    """The vectors that are not just loaded, one element after the other."""
+    """The vectors that are not just loaded element after element."""
     found: dict[Expr, list[Axis]] = {}
     for one in sums:
         for vector in one.vectors:
@@ -146,10 +146,10 @@ def _computed(sums: Sequence[Sum]) -> Copies:
 
 
 def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
-    """What is computed from the matrix and the same for many neighbours along its rows.
+    """Values that are computed from the matrix and shared by many neighbours in its rows.
 
-    What an element of the matrix costs decides how fast a product is, for it is used once. The
-    scales of quantized ones are made numbers before, many at a time, and are then one operand of a
+    Each element of the matrix is used once, so its cost decides how fast a product is. The scales
+    of a quantized matrix are converted beforehand, many at a time, and are then one operand of a
     multiply-add.
     """
     found: dict[Expr, list[Axis]] = {}
@@ -183,7 +183,7 @@ def _columns(
 
 
 def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
-    """The steps of a block."""
+    """Transform the loops of a block."""
     count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
     few = 4 if count == 1 else 2 if count <= 4 else 1
     together = max(2, min(8, (24 if target.registers >= 32 else 8) // count))
@@ -204,10 +204,10 @@ def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> N
 
 
 def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
-    """Rows that share what is loaded of the vectors, and elements of a row that are added at once.
+    """The number of rows that share loads of the vectors, and elements of a row added at once.
 
     A matrix in memory is read fastest from end to end, one row after the other; short rows, and
-    those of a matrix that lies in a cache, are taken several at a time.
+    rows of a matrix in a cache, are taken several at a time.
     """
     count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
     most = 16 if target.registers >= 32 else 8
@@ -234,7 +234,7 @@ def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: T
 
 
 def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
-    """The steps of a block."""
+    """Transform the loops of a block."""
     rows, width = _at_once(sums, target)
     ms, ks = _variables(sums)
     s.distribute(*ms, n)
@@ -254,7 +254,7 @@ def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None
 
 
 def _following(sums: Sequence[Sum], n: Atom, target: Target) -> set[Array]:
-    """Large matrices whose rows follow one another in memory."""
+    """Large matrices whose rows are contiguous, one after the other."""
     return {
         load.array for one in sums for load in one.of_matrix()
         if from_memory(load, one.k[-1], target) == 1
@@ -263,13 +263,13 @@ def _following(sums: Sequence[Sum], n: Atom, target: Target) -> set[Array]:
 
 
 def _later(loop: Loop, arrays: Container[Array], ahead: int) -> tuple[Place, ...]:
-    """What is read so many bytes further on."""
+    """The loads of some arrays, so many bytes ahead."""
     loads = [e for e in expr.loads(*expressions(loop)) if e.array in arrays]
     return tuple((e.array, e.index + ahead // e.array.dtype.itemsize) for e in loads)
 
 
 def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:
-    """Those of vectors, and of the innermost loops over terms."""
+    """The variables that number vectors, and those of the innermost loops over terms."""
     ks = dict.fromkeys(one.k[-1].variable for one in sums)
     return [axis.variable for axis in sums[0].m], list(ks)
 
@@ -278,7 +278,7 @@ def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:
 
 
 def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]] | None:
-    """Stores and sums along merged axes, and what stands in the stores for each of the sums.
+    """Stores and sums along merged axes, and the registers that stand for the sums in the stores.
 
     None unless all stages have the same elements, and the sums are such products.
     """
@@ -306,12 +306,12 @@ def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]]
 
 
 def _reads_its_own(stage: Stage, made: Container[Array]) -> bool:
-    """Whether a stage reads of others its own element only; within a row it may read any."""
+    """Whether a stage reads only its own element of others; within a row it may read any."""
     return all(load.index == stage.place for load in expr.loads(stage.body) if load.array in made)
 
 
 def _sum(stage: Stage) -> Sum | None:
-    """A stage as such a sum: its matrix is what is largest of all that it loads."""
+    """A stage as such a sum, or None; the matrix is the largest of its loads."""
     body, kept = stage.body, {a.variable for a in stage.axes}
     loads = expr.loads(body)
     if stage.op is not Op.SUM or not body.dtype.is_float or not loads:
@@ -337,7 +337,7 @@ def _sum(stage: Stage) -> Sum | None:
 
 
 def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
-    """What sums of products are made of: those of the matrix vary with all its kept variables."""
+    """The factors of sums of products; those of the matrix vary with all its kept variables."""
     inner = e.args[0] if e.op is Op.CAST else e
     if inner.op not in (Op.ADD, Op.SUB, Op.MUL) or not of_matrix <= e.variables:
         return [e]
@@ -345,7 +345,7 @@ def _factors(e: Expr, of_matrix: set[Atom]) -> list[Expr]:
 
 
 def _neighbours(sums: Sequence[Sum], axes: Sequence[Axis]) -> Axis | None:
-    """The one of some axes along which the elements of every matrix are neighbours in memory."""
+    """The axis along which the elements of every matrix are adjacent in memory, or None."""
     for axis in reversed(axes):
         strides = [
             coefficient(load.index, axis.variable) for one in sums for load in one.of_matrix()

@@ -9,20 +9,19 @@
         barrier
       store the results through the epilogue
 
-The copies take any index expression, mask or conversion, as those of gemm.py do for a CPU. Edges
-are zeros in local memory, and masks of the last stores. All of that are steps of a schedule (see
-transforms.py): loops in tiles, sums in registers, copies that work-items share, and at the end
-each of them is bound to its part: `python -m minigrad.loops.explain gemm 512 512 512 --gpu`.
+The copies take any index expression, mask or conversion, like those of gemm.py for a CPU. Edges are
+zeros in local memory, and masks of the last stores. All of these are steps of a schedule (see
+transforms.py): loops in tiles, sums in registers, copies that work-items share; at the end each is
+bound to its part: `python -m minigrad.loops.explain gemm 512 512 512 --gpu`.
 
-Of rows: a work-group for each row, or for a block of neighbouring rows. Stage after stage, the
-work-items share the row's elements; a value that the whole row is reduced to is first reduced by
-each item along a share of the row, then by all items together. Between stages there is a barrier,
-and what stays inside the kernel lies in local memory, or where that is too small, in scratch memory
-of the group.
+For rows: a work-group for each row, or for a block of neighbouring rows. Stage after stage, the
+work-items share the row's elements; a reduction of a row is first computed by each item for a share
+of the row, then by all items together. Between stages there is a barrier. Values that stay inside
+the kernel are in local memory or, if that is too small, in scratch memory of the group.
 
-Rows in which products take part (attention) are taken several at a time, one in each lane of a
-vector, so that a column of the other operand is read once for all of them. Their masks become
-bounds of loops, as for a CPU (see mask_bounds.py).
+Rows with products (attention) are taken several at a time, one in each lane of a vector, so that a
+column of the other operand is read once for all of them. Their masks become bounds of loops, as for
+a CPU (see mask_bounds.py).
 """
 
 from __future__ import annotations
@@ -52,14 +51,14 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 
-PAD = 4  # elements between the rows of a local array, so that they begin in different banks
+PAD = 4  # elements between the rows of a local array, so that they start in different banks
 
 
 def gpu_gemm(kernel: Kernel, target: Target) -> Made | None:
     """The loops of a product and its elementwise epilogue, for work-groups.
 
-    None where there is nothing to make tiles of: all rows or columns are a varying number; and
-    where it may have to be computed twice.
+    None if there is nothing to tile, because all rows or columns are a varying number; and if the
+    product may have to be computed twice.
     """
     whole, group = kernel.stages[0].contraction, target.group
     if group is None or whole is not None and whole.mask is not None:
@@ -74,7 +73,7 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Made | None:
 
 
 def tiled(problem: Problem, tile: Tile) -> Loop:
-    """A tile of the results for a work-group, a part of it in the registers of each work-item."""
+    """A tile of the results per work-group, a part of it in the registers of each work-item."""
     padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
     m, n, deep = padded.row.variable, padded.column.variable, padded.k[-1].variable
     s = Schedule(padded.naive(), left=padded.left, right=padded.right)
@@ -111,10 +110,10 @@ def tiled(problem: Problem, tile: Tile) -> Loop:
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:
-    """The tile that takes least time, about.
+    """The tile that takes the least time, approximately.
 
     A step along k costs a work-item a multiply-add for each of its results, and loads for each of
-    its rows and columns; work-groups come in waves of as many as there are units.
+    its rows and columns; work-groups run in waves of as many as there are units.
     """
 
     def cost(tile: Tile) -> float:
@@ -133,8 +132,8 @@ def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DTyp
 def in_whole_tiles(problem: Problem, tile: Tile) -> Problem:
     """The product with an axis of rows, one of columns and a last one of k, each of whole tiles.
 
-    Operands are zero beyond what is there, and no results are stored. Axes of varying numbers are
-    outside of these, but for the last one of k, if all of these vary.
+    Outside of the extents operands are zero, and no results are stored. Axes of varying extents are
+    outside of these, except the last one of k if all axes of k vary.
     """
     values: dict[Atom, Integer] = {}
     ends: list[Integer] = []
@@ -167,7 +166,7 @@ def in_whole_tiles(problem: Problem, tile: Tile) -> Problem:
 
 
 def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
-    """The expression where all conditions are ≥ 0, else zero, and nothing is read there."""
+    """The expression where all conditions are ≥ 0, else zero; it reads nothing there."""
     inside = build.guard_loads(e, conditions)
     if e.op is Leaf.LOAD:
         return inside
@@ -175,7 +174,7 @@ def masked(e: Expr, conditions: Sequence[Integer]) -> Expr:
 
 
 def _in_vectors(operand: Expr, axes: Sequence[Axis]) -> bool:
-    """Whether neighbours along axes, which are counted as one, lie in whole vectors."""
+    """Whether neighbours along axes, which count as one, are in whole vectors."""
     extent = axes[-1].extent
     whole = len(axes) == 1 and isinstance(extent, int) and extent % ITEM_LANES == 0
     return whole and strides(operand, axes[-1].variable) == {1}
@@ -186,24 +185,24 @@ def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 
 def _inner(k: tuple[Axis, ...]) -> tuple[Axis, ...]:
-    """The axes of k that are cut in pieces: all whose extents are known, or the last one."""
+    """The axes of k that are cut into pieces: those of known extents, or else the last one."""
     return _fixed(k) or k[-1:]
 
 
 # ---- rows ----
 
 
-SHORT_ROW = 32  # elements of a row below which one work-item does it alone: one for each of a warp
+SHORT_ROW = 32  # elements of a row below which one work-item computes it: one for each of a warp
 SHARE = 4  # elements of a row for each work-item, at least
-# What a step of the fold of all items costs, in steps of a loop: it writes, waits, reads and adds.
+# The cost of a step in which all items fold, in steps of a loop: write, wait, read and add.
 FOLD = 4
-KEPT = 2  # part of the local memory for what stays inside a kernel: half is for another group
+KEPT = 2  # divisor of local memory for values that stay in a kernel: half is for another group
 ONCE = make_axis("e", 0, 1)
 VECTOR_BYTES = 32  # of a vector whose lanes are rows of a block, at most: two accesses of 16
 
 
 def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
-    """Work-items for each row of a kernel, a power of two; 1 where rows are short."""
+    """Work-items for each row of a kernel, a power of two; 1 if rows are short."""
     length = 1
     for stage in kernel.stages:
         inner = stage.axes[prefix_length(stage, kernel.rows) :]
@@ -218,7 +217,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
 def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
     """A work-group for each row.
 
-    None where a work-item does one: where rows are short, or neighbours and enough of them.
+    None if a work-item computes each: if rows are short, or adjacent and enough of them.
     """
     group, rows, stages = target.group, kernel.rows, kernel.stages
     if group is None:
@@ -234,7 +233,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
 
 
 def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
-    """A work-group for each block of rows in which products take part."""
+    """A work-group for each block of rows with products."""
     if target.group is None:
         return None
     kernel = products_before_readers(kernel)
@@ -254,9 +253,9 @@ def _shared(
     stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
     axes: Sequence[Axis], rows: Rows | None = None,
 ) -> Made:  # fmt: skip
-    """Stage after stage, with barriers between: a group's work-items share each of them.
+    """Stage after stage, with barriers between them; the work-items of a group share each stage.
 
-    axes: of groups. rows: those of a block, which are done at once.
+    axes: of groups. rows: those of a block, which are computed at once.
     """
     item, body = make_axis("item", 0, items), list[Statement]()
     for number, (stage, limits) in enumerate(zip(stages, bounds, strict=True)):
@@ -281,8 +280,7 @@ def _shared(
 
 
 def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int) -> Statements:
-    """The loops of one stage; a result that items fold, or the only one, has a loop for its store.
-    """
+    """The loops of one stage; a result that items fold, or the only one, is stored in a loop."""
     begin: Statements = ()
     value, folds = stage.body, _folds(stage, items)
     if stage.op is not None:
@@ -297,7 +295,7 @@ def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int)
 
 
 def _folds(stage: Stage, items: int) -> bool:
-    """Whether all items together reduce one element after another."""
+    """Whether all items reduce each element together, one element after another."""
     size = size_of(stage.axes)
     depth = size_of(stage.reduced)
     fold = ceildiv(depth, items) + 2 * FOLD * (items.bit_length() - 1)
@@ -307,7 +305,7 @@ def _folds(stage: Stage, items: int) -> bool:
 def _fold(
     total: str, op: Op, item: Axis, lane: Integer, loop: Loop, around: Around
 ) -> list[Statement]:
-    """Behind a loop for `total`: the first item gets what all have together, added in halves."""
+    """After a loop for `total`: combine the items' parts by halving; the first gets the result."""
     (register,) = written(loop)
     if register.name != total:
         return []

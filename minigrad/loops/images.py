@@ -22,9 +22,10 @@ from minigrad.target import LINE
 
 
 def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
-    """Leave out what is multiplied by the zeros around images: x + 0·w is x where w is finite.
+    """Skip products with the zeros around images: x + 0·w is x if w is finite.
 
-    For where it is not, a NaN for each column and place along the axis, or 0, is there to be added.
+    If it is not, a NaN is added instead: for each column and position along the axis a NaN or 0 is
+    computed before.
     """
     axis, start, stop = part
     n, dtype = problem.column.variable, problem.total.dtype
@@ -56,12 +57,12 @@ def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
 def hints_below(
     s: Schedule, problem: Problem, plan: Plan, shared: Sequence[Atom], deep: bool
 ) -> bool:
-    """Ask for what lies below the pixels that are read; whether `left` is such an image.
+    """Prefetch what is below the pixels that are read; returns whether `left` is such an image.
 
-    Where k runs over the channels of a tile's pixels, which are neighbours, that is the tile below:
-    for each of a kernel's columns another line. Where it runs over pixels, row after row, it is the
-    next row, of each of the tile's channels; or of those that lie side by side, at each pixel. (If
-    there are many, `deep`, they may be no image.)
+    If k runs over the channels of a tile's pixels, which are adjacent, that is the tile below:
+    another line for each of a kernel's columns. If it runs over pixels, row after row, it is the
+    next row, of each of the tile's channels; or, if channels are side by side, of those at each
+    pixel. (If there are many, `deep`, they may be no image.)
     """
     left, m, k, above = problem.left, problem.row.variable, problem.k[-1], problem.k[-2:-1]
     if left.op is not Leaf.LOAD or plan.packs_left:

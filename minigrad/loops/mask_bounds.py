@@ -25,13 +25,13 @@ from minigrad.schedule.conditions import conditions_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
-Makers = Mapping[Array, Stage]  # the stages that expressions may read, by their arrays
+Makers = Mapping[Array, Stage]  # the stages that expressions may read, by array
 
 
 def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
-    """What an expression is where the mask is False; None where that is not known.
+    """The value of an expression where the mask is False; None if it is not known.
 
-    exact: it is that, and no NaN.
+    exact: it must not be NaN instead.
     """
     new: dict[Expr, Expr] = {}
     for e in expr.walk(root):
@@ -46,7 +46,7 @@ def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
 
 
 def _folded(e: Expr, exact: bool) -> Expr:
-    """An operation on numbers as the number that it is, if it is the same everywhere."""
+    """An operation on constants as its value, if that is the same on every device."""
     numbers = [float(arg.value) for arg in e.args if arg.op is Op.CONST]
     value: float | None = None
     if isinstance(e.op, Leaf) or not e.dtype.is_float or not numbers:
@@ -65,7 +65,7 @@ def _folded(e: Expr, exact: bool) -> Expr:
 
 
 def with_makers(root: Expr, makers: Makers) -> Expr:
-    """An expression that computes what it would load of stages that are no reductions."""
+    """An expression with loads of elementwise stages replaced by what these compute."""
 
     def made(load: Expr) -> Expr | None:
         maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
@@ -77,7 +77,7 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
 
 
 def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:
-    """Where along the inner axes of a stage with fixed rows an index of its array is."""
+    """For an index of a stage's array, the indices along the inner axes (its rows are fixed)."""
     names = {axis.variable for axis in stage.axes}
     if isinstance(stage.position, Affine):
         rows = [term for term in stage.position.terms if term[0] not in names]
@@ -86,10 +86,10 @@ def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:
 
 
 class Rows:
-    """Rows that are computed together, one a lane: `row` is one of start … start + width − 1.
+    """Rows that are computed together, one per lane: `row` is one of start … start + width − 1.
 
-    count: rows of the kernel; extent: how many follow one another. `outer` numbers these, and
-    `number` the blocks of each. whole: a row's number in the kernel; lane: in its block. height: of
+    count: rows of the kernel; extent: how many follow one another. `outer` numbers such sequences,
+    `number` the blocks in each. whole: a row's number in the kernel; lane: in its block. height: of
     register tiles, to whose multiples bounds are widened.
     """
 
@@ -99,7 +99,7 @@ class Rows:
         self.number = make_axis("g", 0, ceildiv(extent, width))
         self.row = make_axis("b", 0, extent)
         self.whole = self.outer.index * extent + self.row.index
-        # of the only block a number: loops of as many columns as a tile has are written out
+        # a number if there is one block: loops over as many columns as a tile has are unrolled
         self.start: Integer = self.number.index * width if self.number.count > 1 else 0
         self.ends: Bounds = self.start, self.start + width
         self.lane: Integer = make_axis("lane", 0, width).index if width > 1 else 0
@@ -107,8 +107,8 @@ class Rows:
     def bounds(self, axis: Axis, conditions: Sequence[Affine]) -> Bounds:
         """Where along an axis the conditions can hold for some row of the block.
 
-        Only bounds that leave something for every block: a row of which all is masked must
-        still see what its mask makes of it.
+        Only bounds that leave something for every block: a row that is masked entirely still needs
+        the value that its mask gives.
         """
         first: Integer = 0
         stop: Integer = axis.extent
@@ -137,8 +137,8 @@ def mask_bounds(
 ) -> list[dict[Atom, Bounds]]:
     """The bounds of each stage's loops; the stages' rows are fixed, their inner axes left.
 
-    Bounds are where the loop starts and a number that, besides the extent, stops it. A sum over the
-    block's rows has bounds where it is changed.
+    Bounds are the start, and a number that stops the loop if the extent does not. A sum over the
+    block's rows has bounds for the part that changes.
     """
     makers = {stage.array: stage for stage in stages}
     needed: dict[Array, list[list[Bounds]]] = {}
@@ -165,12 +165,12 @@ def mask_bounds(
 
 
 def _conditions(stage: Stage, makers: Makers) -> tuple[Affine, ...]:
-    """The conditions under which an element takes part in a stage's reduction."""
+    """The conditions under which an element contributes to a stage's reduction."""
     if stage.op not in (Op.SUM, Op.MAX):
         return ()
     identity = 0.0 if stage.op is Op.SUM else float("-inf")
     body, found = stage.body, dict[Affine, None]()
-    if body.op is not Op.WHERE:  # else its own mask says it all
+    if body.op is not Op.WHERE:  # else its own mask contains all conditions
         body = with_makers(body, makers)
     for e in reversed(expr.walk(body)):  # the outermost mask first
         conditions = conditions_of(e.args[0]) if e.op is Op.WHERE else ()
@@ -180,7 +180,7 @@ def _conditions(stage: Stage, makers: Makers) -> tuple[Affine, ...]:
 
 
 def _read(place: Integer, axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
-    """The part of an axis that a load reads whose place along it is `place`."""
+    """The part of an axis that a load reads; place: its index along the axis."""
     if isinstance(place, Affine) and not place.constant and len(place.terms) == 1:
         ((atom, factor),) = place.terms
         if factor == 1 and atom in bounds and atom.high + 1 == axis.extent:
@@ -189,7 +189,7 @@ def _read(place: Integer, axis: Axis, bounds: Mapping[Atom, Bounds]) -> Bounds:
 
 
 def _union(parts: Sequence[Bounds], axis: Axis) -> Bounds:
-    """A part of an axis that holds all of these; everything where there are none."""
+    """A part of an axis that contains all of these; the whole axis if there are none."""
     firsts, stops = {first for first, _ in parts}, {stop for _, stop in parts}
     first = firsts.pop() if len(firsts) == 1 else 0
     stop = stops.pop() if len(stops) == 1 else axis.extent

@@ -4,10 +4,10 @@ A `Nest` has one parallel loop; the runtime calls it with ranges of that loop's 
 loops are serial, unrolled (the renderer repeats the body), or lanes (all iterations of one vector
 at once; what is left over at the end runs under a mask).
 
-On a GPU an iteration of the parallel loop is one work-item's, or one work-group's: then all of its
-body is a loop of kind "items", whose iterations run at once, one by each work-item of the group.
-They share arrays in local memory, and see what others wrote after a `Barrier`. All of them come to
-every barrier: no bound of a loop around one depends on the item.
+On a GPU an iteration of the parallel loop belongs to one work-item, or to one work-group. Then its
+whole body is a loop of kind "items", whose iterations run at the same time, one per work-item of
+the group. Items share arrays in local memory, and see what others wrote after a `Barrier`. All of
+them reach every barrier: no bound of a loop around one depends on the item.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Parts = tuple[tuple[Expr, ...], tuple[Integer, ...], tuple[Array, ...], tuple[Ar
 
 
 class Base:
-    """What any statement can tell; those inside of it tell for themselves."""
+    """The interface of all statements; it excludes nested statements."""
 
     inside: ClassVar[Statements] = ()
 
     def parts(self) -> Parts:
-        """Values that are stored; indices and bounds; arrays read; arrays written to.
+        """Values that are stored; indices and bounds; arrays read; arrays written.
 
-        Without those of the statements inside, and without what values and indices read.
+        Without those of nested statements, and without arrays that values and indices read.
         """
         return (), (), (), ()
 
@@ -67,7 +67,7 @@ class Stores(Base):
 
     @property
     def inside(self) -> Statements:  # type: ignore[override]
-        """The stores."""
+        """Its stores."""
         return self.items
 
 
@@ -87,7 +87,7 @@ class Fold(Base):
 
 @dataclass(frozen=True)
 class Prefetch(Base):
-    """A hint that array[index] is read soon, which changes nothing; any index will do."""
+    """A hint that array[index] is read soon; it has no effect, and any index is allowed."""
 
     array: Array
     index: Integer
@@ -99,7 +99,7 @@ class Prefetch(Base):
 
 @dataclass(frozen=True)
 class Matrix:
-    """Where a matrix lies in memory: its first element, and elements from one row to the next."""
+    """A matrix in memory: its first element, and the distance of its rows in elements."""
 
     array: Array
     index: Integer
@@ -112,8 +112,9 @@ class MatrixProduct(Base):
 
     Elements of left and right are words of neighbours along k, of dtypes `of` and `by`: two
     bfloat16, with a total in float32, or four int8 or uint8, with a total in int32 that wraps.
-    rows and columns are at most 32; the depth, in words, is the least of `depths`: multiples of 16,
-    or one number below that. Where places depend on the lanes of a vector loop, the first is meant.
+    rows and columns are at most 32; the depth, in words, is the minimum of `depths`: multiples of
+    16, or one number below that. If indices depend on the lanes of a vector loop, the first lane
+    counts.
     """
 
     total: Matrix
@@ -127,7 +128,7 @@ class MatrixProduct(Base):
 
     @property
     def matrices(self) -> tuple[Matrix, Matrix, Matrix]:
-        """All three."""
+        """total, left and right."""
         return self.total, self.left, self.right
 
     def parts(self) -> Parts:
@@ -139,7 +140,7 @@ class MatrixProduct(Base):
 
 @dataclass(frozen=True)
 class Barrier(Base):
-    """Every work-item of the group has come here, and sees what the others have written."""
+    """All work-items of the group wait for each other, and then see what the others wrote."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,14 @@ class Loop(Base):
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
-    prefetch: places that will be read soon, in a later iteration or after the loop; a renderer may
-    ask the memory for them in each iteration. They may lie beyond their arrays.
+    prefetch: elements that are read soon, in a later iteration or after the loop; a renderer may
+    prefetch them in each iteration. Indices may be out of range.
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
-    vectors along this loop that are transposed in registers, where loads lie along it and not
-    along the lanes. 0: none are.
-    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too,
-    which begins before the others end, but does not store again to buffers what these have stored.
-    Nothing may be added to scratch memory.
+    vectors along this loop that are transposed in registers, if loads are contiguous along it and
+    not along the lanes. 0: none.
+    overlaps: of a lanes loop that ends at `step` or later: the last vector is a whole one, too. It
+    overlaps the one before, but does not store to buffers what that one has stored. The loop must
+    not add to scratch memory.
     """
 
     variable: Atom
@@ -181,7 +182,7 @@ class Loop(Base):
 
     @kept
     def changes(self) -> frozenset[Array]:
-        """What `written` finds in it, which is asked for again and again."""
+        """`written` of its body, cached."""
         return written(*self.body)
 
     @property
@@ -202,11 +203,11 @@ class Loop(Base):
         return ceildiv(self.trips, self.step)
 
     def holds(self, x: Atom) -> bool:
-        """Whether it or one inside of it is over a variable."""
+        """Whether it, or a loop inside of it, is over a variable."""
         return any(one.variable == x for one in loops_in((self,)))
 
     def around(self, body: Statements) -> Loop:
-        """The same loop around other statements."""
+        """The same loop with another body."""
         return Loop(
             self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
             self.prefetch, self.transpose, self.overlaps,
@@ -246,13 +247,13 @@ class Nest:
 
     @property
     def items(self) -> int:
-        """Work-items of a group; 0 where an iteration is one work-item's."""
+        """Work-items of a group; 0 if an iteration is that of one work-item."""
         loop = self.parallel.body[0]
         return loop.trips if isinstance(loop, Loop) and loop.kind == "items" else 0
 
     @property
     def buffers(self) -> tuple[Array, ...]:
-        """The kernel's arrays whose memory the arguments are; two may have the same."""
+        """The arrays whose memory the arguments are; two arguments may have the same."""
         return tuple(array.of or array for array in self.arrays)
 
     @property
@@ -280,7 +281,7 @@ class Made:
 
 
 def whole_vectors(loop: Loop) -> bool:
-    """Whether a lanes loop never has a rest: its start and stops are multiples of its step."""
+    """Whether a lanes loop never has a remainder: its start and stops are multiples of its step."""
     return all(divides(x, loop.step) for x in (loop.start, *loop.stops))
 
 
@@ -292,7 +293,7 @@ def divides(x: Integer, width: int) -> bool:
 
 
 def walk(*statements: Statement) -> list[Statement]:
-    """Statements and all that is inside of them, each before what it holds, in order."""
+    """All statements, nested ones too, in order; each comes before those inside of it."""
     found: list[Statement] = []
     for statement in statements:
         found.append(statement)
@@ -304,7 +305,7 @@ def walk(*statements: Statement) -> list[Statement]:
 def walk_with_loops(
     body: Sequence[Statement], around: Loops = ()
 ) -> list[tuple[Statement, Loops]]:
-    """The same, each with the loops around it."""
+    """As `walk`, with the loops around each statement."""
     found: list[tuple[Statement, Loops]] = []
     for one in body:
         found.append((one, around))
@@ -323,7 +324,7 @@ def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
 
 
 def plain_count(loop: Loop) -> int | None:
-    """Iterations of a plain loop, if their number is known."""
+    """The number of iterations of a serial loop with one stop, if it is known."""
     count = loop.stops[0] - loop.start
     plain = loop.kind == "serial" and len(loop.stops) == 1
     return count if plain and isinstance(count, int) else None
@@ -338,7 +339,7 @@ def loop_over(x: Atom, body: Sequence[Statement]) -> Loop:
 
 
 def unless_same(body: Statements, found: Sequence[Statement]) -> Statements:
-    """What became of statements: themselves, where nothing has changed."""
+    """`found` as a tuple, or `body` itself if nothing has changed."""
     same = len(found) == len(body) and all(map(operator.is_, found, body))
     return body if same else tuple(found)
 
@@ -375,7 +376,7 @@ def written(*statements: Statement) -> frozenset[Array]:
 
 
 def expressions(statement: Statement) -> list[Expr]:
-    """All expressions directly or indirectly in a statement."""
+    """The values of all stores in a statement, nested ones too."""
     return [inner.value for inner in walk(statement) if isinstance(inner, Store)]
 
 

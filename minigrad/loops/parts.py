@@ -27,13 +27,13 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Expr, Leaf
 
 MOST = 9  # loops, so that a kernel's code does not grow without bounds
-LOOP_COST = 2  # vectors' loads that take as long as one loop more
+LOOP_COST = 2  # loads of vectors that take as long as one more loop
 
 Range = tuple[int, int]
 
 
 def in_parts(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:
-    """What becomes of the vectors' loop inside of one iteration over each outer axis.
+    """The vectors' loop, inside of one iteration over each outer axis, as loops for parts.
 
     lanes: of a vector.
     """
@@ -47,7 +47,7 @@ def in_parts(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:
 def _by_rows(
     loop: Loop, outer: Sequence[Axis], stores: Sequence[Store], lanes: int, copies: int
 ) -> list[Statement]:
-    """copies: how often the code of the loop is there with this one."""
+    """copies: how many copies of the loop's code there are, this one included."""
     for number, axis in enumerate(outer):
         parts = _parts(axis.variable, axis.count, stores)
         if len(parts) > 1 and copies * len(parts) <= MOST:
@@ -65,9 +65,9 @@ def _by_rows(
 
 
 def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Statements:
-    """The vectors' loop as one for each part, where that takes less time.
+    """The vectors' loop as one for each part, if that takes less time.
 
-    Parts begin where they do, or where a vector does, so that results are stored by whole vectors.
+    Parts begin exactly, or where a vector does, so that results are stored by whole vectors.
     """
     x, stop, whole = loop.variable, loop.stops[0], Stores(tuple(stores))
     if loop.start != 0 or not isinstance(stop, int):
@@ -95,7 +95,7 @@ def _reads(stores: Sequence[Store]) -> int:
 
 
 def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
-    """The parts of 0 … count − 1 in which conditions do not change, if less is read in each."""
+    """The parts of 0 … count − 1 in which conditions do not change, if each reads less."""
     ends = {0, count}
     for e in expr.walk(*(store.value for store in stores)):
         if e.op is Leaf.CONDITION and (found := _alone(e.index, variable)):
@@ -109,7 +109,7 @@ def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
 
 
 def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
-    """1 or −1 and a number where x is a variable, forwards or backwards, and that number."""
+    """(±1, number) if x is ±variable + number; else None."""
     if not isinstance(x, Affine) or len(x.terms) != 1:
         return None
     along = coefficient(x, variable)
@@ -117,9 +117,9 @@ def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
 
 
 def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:
-    """Stores where a variable is in a range, with what is known of their conditions there."""
+    """Stores for a variable in a range, simplified by conditions that are known there."""
     first, stop = part
-    inside = make_axis("part", 0, stop - first)  # whose range decides conditions
+    inside = make_axis("part", 0, stop - first)  # its range decides conditions
 
     def known(e: Expr) -> Expr:
         there = expr.substitute_in(e, {variable: inside.index + first})

@@ -25,19 +25,17 @@ from minigrad.schedule.axis import Axis
 from minigrad.schedule.expr import Array, Expr
 from minigrad.target import Target
 
-# Bytes: what a core reads while an access waits (10 GB/s for 0.1 µs is 1 KiB), and more.
+# Bytes ahead: more than a core reads while an access waits (10 GB/s for 0.1 µs is 1 KiB).
 AHEAD = 8192
 FAR = 2 * AHEAD  # the same for the only array of a pass
-WIDEST = 16  # elements from lane to lane: with more, each float32 is on a line of its own
-LEAST_TIMES = 4  # a row 4 times as long as that loses little by what is fetched behind its end
+WIDEST = 16  # elements from lane to lane: above it, each float32 is on a line of its own
+LEAST_TIMES = 4  # a row 4 times as long as the distance loses little by prefetches beyond its end
 
 Place = tuple[Array, Integer]
 
 
 def from_memory(load: Expr, axis: Axis, target: Target) -> int:
-    """Elements from one place of a load along an axis to the next, if they are few and its array is
-    larger than the second cache; else 0.
-    """
+    """The step of a load along an axis, if it is small and the array is larger than L2; else 0."""
     array, position, guard = load.array, load.index, load.guard
     large = array.space == "buffer" and array.size * array.dtype.itemsize > target.l2
     stride = coefficient(position, axis.variable) if large and not guard else 0
@@ -47,10 +45,10 @@ def from_memory(load: Expr, axis: Axis, target: Target) -> int:
 def further_along(
     axis: Axis, outer: Axis | None, exprs: Sequence[Expr], target: Target
 ) -> tuple[Place, ...]:
-    """Places some way ahead on the axis, in the only large array or those with gaps.
+    """Places some way ahead on the axis, in the only large array or in those with gaps.
 
-    At the axis' end they lie in the next of `outer`'s rows. A row that is short and not followed by
-    the next one in memory asks for nothing.
+    At the end of the axis they are in the next of `outer`'s rows. A row that is short and not
+    followed by the next one in memory has none.
     """
     found: dict[tuple[Array, Integer], tuple[int, Integer]] = {}
     for load in expr.loads(*exprs):
@@ -70,12 +68,12 @@ def further_along(
 
 
 def far_enough(nbytes: int) -> int:
-    """Bytes ahead that the only array of a pass is asked for, in a row of `nbytes`; 0: none."""
+    """Bytes ahead at which to prefetch the only array of a pass, in rows of nbytes; 0: none."""
     return next((far for far in (FAR, AHEAD) if nbytes >= LEAST_TIMES * far), 0)
 
 
 def next_rows(place: Place, row: Atom, nbytes: int) -> Place:
-    """The same place in a later row, far enough ahead; a row has `nbytes` bytes."""
+    """The same place in a later row, far enough ahead; a row has nbytes bytes."""
     array, position = place
     later = row.index - (-AHEAD // max(nbytes, 1))
     return array, substitute(position, {row: later})
@@ -84,7 +82,7 @@ def next_rows(place: Place, row: Atom, nbytes: int) -> Place:
 def later_rows(
     exprs: Sequence[Expr], below: Atom, axis: Axis, width: int, target: Target
 ) -> tuple[Place, ...]:
-    """What `width` neighbours along an axis will read some steps of the loop over `below` later."""
+    """What `width` neighbours along an axis read in a later iteration of the loop over `below`."""
     found: dict[Place, None] = {}
     for load in expr.loads(*exprs):
         array, position = load.array, load.index

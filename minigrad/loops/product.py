@@ -49,14 +49,12 @@ LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, o
 class Problem(Contraction):
     """A product with merged axes, ready to be tiled; a mask has become part of an operand.
 
-    Of a shared product the last axis, which both operands have, is that of columns, and all other
-    axes of m and n are rows.
-
-    stores: where its results go; in their values `total` stands for the result. ends: where the
-    loop over the first axis of k ends too, for a segment of it (see below). needed: how many rows,
-    the first ones, have results that matter; None for all. terms: what is added for every k where
-    the operands, of which one is masked, give something that is not finite; None where the product
-    of both is all that is meant.
+    In a shared product the last axis, which both operands have, is the axis of columns, and all
+    other axes of m and n are rows.
+    stores: of the results; in their values `total` stands for a result. ends: further stops of the
+    loop over the first axis of k, of a segment (see below). needed: how many rows, from the first
+    one, have results that matter; None: all. terms: the exact terms of the sum. They are added
+    instead if the product, with one masked operand, is not finite; None if it is exact itself.
     """
 
     stores: tuple[Store, ...]
@@ -67,12 +65,12 @@ class Problem(Contraction):
 
     @property
     def row(self) -> Axis:
-        """The last axis of rows, along which there are tiles."""
+        """The last axis of rows, which is tiled."""
         return self.m[-1]
 
     @property
     def column(self) -> Axis:
-        """The last axis of columns, along which there are vectors."""
+        """The last axis of columns, which is vectorized."""
         return self.n[-1]
 
     @property
@@ -82,19 +80,19 @@ class Problem(Contraction):
 
     @property
     def batches(self) -> int:
-        """Products of rows by columns."""
+        """The number of products of rows by columns."""
         return size_of(self.outer)
 
     @property
     def depth(self) -> int:
-        """Terms of a sum."""
+        """The number of terms of a sum."""
         return size_of(self.k)
 
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right; the stores."""
         total, row, first = self.total, self.row, self.k[0]
         stops = (first.extent, *self.ends)
-        if self.needed is not None:  # without any k for a row that is not needed
+        if self.needed is not None:  # no iterations over k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * first.most)
         step = put(total, multiply_add(total, self.left, self.right))
         clear = put(total, identity(Op.SUM, total.dtype))
@@ -103,18 +101,18 @@ class Problem(Contraction):
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
-    """total + left·right; for words, with the sum of all products of their parts."""
+    """total + left·right; of words, total + the products of all their parts."""
     if left.op is Leaf.WORD:
         return expr.apply(Leaf.DOT, (left, right, total), total.dtype)
     return combine(Op.SUM, total, (left * right).cast(total.dtype))
 
 
 def prepare(kernel: Kernel) -> Problem:
-    """Inline the epilogue and merge axes."""
+    """The product of a kernel, with its epilogue inlined and its axes merged."""
     stage, found = kernel.stages[0], kernel.stages[0].product
     assert found is not None
     total = expr.register("tile", stage.body.dtype)
-    # each group alone: the merged stage's extents may be none that it would be a product with
+    # groups are merged separately: with merged axes the stage may not be recognized as a product
     groups = (found.batch, found.m, found.n, found.k)
     stores, (batch, m, n, k), values = in_few_axes(
         kernel.stages, kernel.stored, [total], groups, found.shared
@@ -136,10 +134,10 @@ def in_few_axes(
     stages: Sequence[Stage], stored: Container[Array], totals: Sequence[Expr],
     groups: Sequence[tuple[Axis, ...]], known: bool = False,
 ) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:  # fmt: skip
-    """The stores of stages, in which `totals` stand for those that are sums, along merged axes.
+    """The stores of stages along merged axes; `totals` stand for the stages that are sums.
 
-    groups: of axes, each of which is merged alone (see `merge`). Also what they become, and what
-    their variables are along those.
+    groups: axes that are merged with each other only (see `merge`). Also returns the merged axes of
+    each group, and the values of the old variables along them.
     """
     sums = [stage for stage in stages if stage.op is not None]
     results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
@@ -152,22 +150,22 @@ def in_few_axes(
 
 
 def strides(operand: Expr, axis: Atom) -> set[int | None]:
-    """How far each of an operand's loads moves along an axis; None where that varies."""
+    """The steps of an operand's loads along an axis; None for a step that varies."""
     return {coefficient(load.index, axis) for load in expr.loads(operand)}
 
 
 def distance(operand: Expr, axis: Atom) -> int:
-    """How far apart in memory neighbours along an axis are; unknown counts as far."""
+    """The distance in memory of neighbours along an axis; unknown counts as far."""
     return max((abs(step) if step is not None else 1 << 62 for step in strides(operand, axis)),
                default=0)  # fmt: skip
 
 
 def in_words(problem: Problem, multiple: int = 1) -> Problem | None:
-    """A product of bfloat16 in pairs along k, or of bytes in fours; None where it is of neither.
+    """A product of bfloat16 in pairs along k, or of bytes in fours; None if it is of neither.
 
-    What is rounded to bfloat16 for the product's sake only is rounded when it is copied. Neighbours
-    along k become one word of 32 bits; the last ones get zeros where there are too few of them.
-    There will be a multiple of `multiple` words along the last axis, with zeros at the end.
+    Operands that are rounded to bfloat16 only for the product are rounded when they are copied.
+    Neighbours along k become one word of 32 bits, with zeros for missing ones. The last axis then
+    has a multiple of `multiple` words, with zeros at the end.
     """
     *outer, last = problem.k
     total = problem.total.dtype
@@ -182,7 +180,7 @@ def in_words(problem: Problem, multiple: int = 1) -> Problem | None:
 
 
 def word(operand: Expr, k: Axis, words: Axis) -> Expr | None:
-    """Neighbours along k as a word: two of what is bfloat16, in memory or rounded; four bytes."""
+    """Neighbours along k as a word: two bfloat16, in memory or rounded, or four bytes; or None."""
     narrow = as_byte(operand) if operand.dtype.is_int else as_bfloat16(operand)
     if narrow is None:
         return None
@@ -196,7 +194,7 @@ def word(operand: Expr, k: Axis, words: Axis) -> Expr | None:
 
 
 def as_bfloat16(operand: Expr) -> Expr | None:
-    """What is bfloat16 of an operand, in memory or rounded to it; None where nothing is."""
+    """The bfloat16 that an operand converts, in memory or rounded to it; or None."""
     while operand.op is Op.CAST and operand.dtype is not dtypes.bfloat16:
         operand = operand.args[0]
     rounded = operand.op is Op.CAST and operand.args[0].dtype is dtypes.float32
@@ -205,21 +203,22 @@ def as_bfloat16(operand: Expr) -> Expr | None:
 
 
 def as_loaded(operand: Expr) -> Expr:
-    """A load that is masked by conditions of its own, as one that gives 0 where they fail."""
+    """A load without a mask around it whose conditions the load has itself."""
     test, load = terms_of(operand)
     if test is None or load.op is not Leaf.LOAD or _tests(test) != len(conditions_of(test)):
         return operand
     return load if set(conditions_of(test)) <= set(load.guard) else operand
 
 
-Part = tuple[Axis, Integer, Integer]  # an axis, and from where to before where along it
+Part = tuple[Axis, Integer, Integer]  # an axis, its first index, and the one after its last
 
 
 def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
-    """The part of an axis of k along which `left` reads an image, not the zeros around it.
+    """The part of an axis of k in which `left` reads an image, not the zeros around it.
 
-    The innermost is none, and all rows of a tile read the same part. Also the problem without what
-    guards these reads then; with one axis of k it gets another one, of a single iteration.
+    The axis is not the innermost, and all rows of a tile read the same part. Also returns the
+    problem without the guards that this makes unnecessary; if it has only one axis of k, it gets
+    another one, of a single iteration.
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
     if left.op is not Leaf.LOAD or problem.ends or problem.needed is not None:
@@ -239,7 +238,7 @@ def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
         return problem, None
     rests = [(c - axis.index * step, step) for c, step in steps.items()]
     starts = [ceildiv(-rest, step) for rest, step in rests if step > 0]
-    # what does not depend on the axis is all or nothing
+    # a condition that does not depend on the axis holds for all of it, or for nothing
     stops = [rest // -step + 1 if step else (rest + 1) * axis.count
              for rest, step in rests if step <= 0]  # fmt: skip
     start = clamped(_extreme("maximum", starts), axis.count) if starts else 0
@@ -258,13 +257,13 @@ def _extreme(name: str, xs: Sequence[Integer]) -> Integer:
 
 
 def with_dynamic_bounds(problem: Problem) -> Problem:
-    """The problem with its masks of loaded numbers as bounds of loops."""
+    """The problem with masks that compare with loaded numbers as bounds of loops."""
     fixed = frozenset(axis.variable for axis in problem.outer)
     return _needed_rows(_segment(problem, fixed), fixed)
 
 
 def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
-    """Masks of the operands that bound k, taken away; k then counts from the segment's start."""
+    """The problem without masks of the operands that bound k, which starts at the segment now."""
     axis = problem.k[0]
     if len(problem.k) > 1 or not isinstance(axis.extent, int):
         return problem
@@ -285,7 +284,7 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     moved = {axis.variable: first + axis.index}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
     ends = tuple(clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
-    # both are masked: nothing outside counts, so nothing is computed again as it is meant
+    # both operands are masked: terms outside do not count, and the product is exact
     return replace(problem, left=left, right=right, ends=ends, terms=None)
 
 
@@ -295,17 +294,17 @@ def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affi
     if test is None or same is None or conditions_of(test) != conditions_of(same):
         return None
     if any(_tests(mask) != len(conditions_of(mask)) for mask in (test, same)):
-        return None  # they say more than the conditions that were found
+        return None  # they contain other tests, too
     return (x, y), conditions_of(test)
 
 
 def _tests(mask: Expr) -> int:
-    """How many tests a mask is made of, all of which must hold."""
+    """The number of tests in a conjunction."""
     return sum(map(_tests, mask.args)) if mask.op is Op.AND else 1
 
 
 def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer | None:
-    """What a condition ±variable + rest ≥ 0 compares with, if that is loaded and fixed."""
+    """The loaded, fixed number that a condition ±variable + rest ≥ 0 compares with; or None."""
     slope = coefficient(condition, variable)
     if slope not in (1, -1):
         return None
@@ -322,7 +321,7 @@ def clamped(x: Integer, most: int) -> Integer:
 
 
 def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
-    """How many rows are needed, where every result goes through a mask that tells it."""
+    """The problem with the number of needed rows, if a mask around all results bounds them."""
     row, result = problem.row, problem.total
     values = [store.value for store in problem.stores]
     readers = [e for e in expr.walk(*values) if result in e.args]

@@ -3,23 +3,23 @@
     elementwise   every stage has the same elements: one loop, nothing passes through memory
                   (see elementwise.py)
     rows          stage after stage for each row; vectors run along the row or across rows (rows.py)
-    scatter       additions at places given by data, in order, parallel over what is kept
-    scan          running reductions, parallel over what is kept (see elementwise.py)
+    scatter       additions at positions given by data, in order, parallel over kept axes
+    scan          running reductions, parallel over kept axes (see elementwise.py)
     distribute    one pass of a sort (see elementwise.py)
     gemm          a matrix product, in register tiles (see gemm.py)
-    gemv          a matrix times a vector, or a few (see gemv.py)
+    gemv          a matrix times one or a few vectors (see gemv.py)
     shared_lanes  a product whose operands share their last axis (see shared_lanes.py)
-    block_rows    rows in which products take part, several at a time (see block_rows.py)
+    block_rows    rows with products, several at a time (see block_rows.py)
     byte_dots     a product with a quantized matrix (see byte_dots.py)
 
 On a GPU, whose work-items are many and run in groups:
 
     gpu_rows      a work-group for each row, or block of rows (see gpu.py)
     gpu_gemm      a tile of the results for each work-group (see gpu.py)
-    gpu_scatter   additions in order, parallel over what is kept and parts of what is added to
+    gpu_scatter   additions in order, parallel over kept axes and parts of the updates
 
-Elements, rows that are short, and rows whose neighbours are neighbours in memory are one
-work-item's each there, by the recipes that any target has.
+On a GPU, elements, short rows, and rows whose neighbours are adjacent in memory are computed by one
+work-item each, by the recipes for all targets.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-Recipe = Callable[[Kernel, Target], Made | None]  # None: it is not for this kernel
+Recipe = Callable[[Kernel, Target], Made | None]  # None: the recipe is not for this kernel
 
 
 def lower(kernel: Kernel, target: Target) -> Nest:
-    """The loop nest of a kernel, by the first recipe that is for it."""
+    """The loop nest of a kernel, by the first recipe that accepts it."""
     kernel = kept_as_bits(kernel)
     target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel.stages))
     by_kind: dict[str, tuple[Recipe, ...]] = {

@@ -42,7 +42,7 @@ def sunk(
 
 
 def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
-    """Loops that others go into, and the statements between them."""
+    """The loops into which others are sunk, and the statements between them."""
     parts: list[Loop | Statements] = []
     for statement in body:
         if isinstance(statement, Loop) and (
@@ -57,20 +57,20 @@ def _parts(body: Statements, into: Sequence[Atom]) -> list[Loop | Statements]:
 
 
 def widened(loop: Loop, loops: Mapping[Atom, Loop]) -> Loop:
-    """A loop with bounds that hold what they do in every iteration of others."""
+    """A loop with bounds that cover those of all iterations of other loops."""
     start = _furthest(loop.start, loops, -1)
     stops = [_furthest(stop, loops, 1) for stop in loop.stops]
     if (start, *stops) == (loop.start, *loop.stops):
         return loop
-    # where the variable ends might have gone without saying
+    # the end of the variable's range may have been implied
     extent = loop.variable.payload or loop.variable.high + 1
     return replace(loop, start=start, stops=least(*stops, extent))
 
 
 def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
-    """The greatest (sign: 1) or least (−1) that an index is in loops, whose bounds may need others.
+    """The greatest (sign: 1) or least (−1) value of an index in loops.
 
-    What is loaded is taken where loops begin.
+    Their bounds may depend on others. Loaded values are taken at the start of loops.
     """
     while variable := next((one for one in variables(x) if one in loops), None):
         loop = loops[variable]
@@ -80,7 +80,7 @@ def _furthest(x: Integer, loops: Mapping[Atom, Loop], sign: int) -> Integer:
 
 
 def _slope(x: Integer, along: Atom) -> float:
-    """How an index grows along a variable, quotients as if they were exact."""
+    """How an index grows along a variable, with quotients taken as exact."""
     slope = 0.0
     for atom, factor in () if isinstance(x, int) else x.terms:
         if atom == along:
@@ -93,8 +93,8 @@ def _slope(x: Integer, along: Atom) -> float:
 def loops_of_their_own(
     loops: Sequence[Loop], leaves: Sequence[Statements], space: str, around: Mapping[Atom, Loop]
 ) -> Callable[[Statements], Statements]:
-    """What puts loops around each of several leaves, which pass registers on: see `sink`."""
-    # in registers, vectors stay what they are
+    """A function that puts loops around each of the leaves, which share registers: see `sink`."""
+    # in registers, vectors need no place per iteration
     own = [one for one in loops if space != "registers" or one.kind != "lanes"]
     extents = [one.vectors * one.step for one in own]
     places = [one.variable.index - one.start if one.trips > 1 else 0 for one in own]
@@ -125,7 +125,7 @@ def loops_of_their_own(
 
 
 def moved(leaf: Statements, places: Mapping[Array, Expr]) -> Statements:
-    """Statements whose registers are places in other ones, or in memory."""
+    """Statements whose registers are replaced by other ones, or by places in memory."""
     own = registers_of(leaf)
     if own.isdisjoint(places):
         return leaf
@@ -143,7 +143,7 @@ def moved(leaf: Statements, places: Mapping[Array, Expr]) -> Statements:
             continue
         summed = more = expr.load(register)
         if register not in top:
-            # −0 + x is x, whatever x is: where loops are written out nothing is added to it
+            # −0 + x is x for every x: in unrolled loops this addition disappears
             begin.append(put(summed, expr.const(-0.0, register.dtype)))
             more = combine(Op.SUM, place, more)
         end.append(put(place, more))
@@ -159,10 +159,10 @@ def in_squares(
     body: Statements, around: Mapping[Atom, Loop], x: Atom, ks: Sequence[Atom],
     operands: tuple[Expr, Expr], dtypes: tuple[DType, DType],
 ) -> Statements:  # fmt: skip
-    """What follows the loops over ks in a body, and instead of these a product: see `tensorize`.
-    Hints before them stay.
+    """Replace the loops over ks in a body by a product of matrix registers: see `tensorize`.
 
-    Its sums are in scratch memory, where registers were: row after row, all lanes of each.
+    Prefetches before them stay. The sums are in scratch memory instead of registers: row after row,
+    all lanes of each.
     """
     at = next(n for n, one in enumerate(body) if isinstance(one, Loop) and one.variable == ks[0])
     sums = [nest.loop_over(k, body[at:]) for k in ks]
@@ -195,15 +195,14 @@ def in_squares(
 def renamed(
     statement: Statement, new: Mapping[Array, Array], everywhere: bool = False
 ) -> Statement:
-    """A statement with other registers."""
+    """A statement with registers replaced by others."""
     if not new:
         return statement
     return with_places(statement, lambda old, slot: (new.get(old, old), slot), everywhere)
 
 
 def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
-    """A statement with a work-item's own registers, of all that there were for iterations over xs.
-    """
+    """A statement with a work-item's own registers, instead of those for iterations over xs."""
 
     def move(place: Array, index: Integer) -> tuple[Array, Integer]:
         if not place.in_registers or variables(index).isdisjoint(xs):
@@ -216,12 +215,12 @@ def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
 
 
 def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
-    """A statement with expressions in what it computes replaced."""
+    """A statement with expressions replaced in the values that it stores."""
     return Change(lambda value: expr.replace_in(value, new)).of(statement)
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:
-    """Registers to which loops over x only add, or the like, with lanes, and folded behind them."""
+    """Give lanes to registers that loops over x only accumulate, and fold them after the loops."""
     found: list[Statement] = []
     for statement in body:
         if not isinstance(statement, Loop) or not statement.holds(x):
@@ -245,7 +244,7 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
 
 
 def _combined(loop: Loop, x: Atom) -> dict[Array, Op]:
-    """Registers that loops over x change but do not begin, with what they do to them."""
+    """Registers that loops over x accumulate but do not initialize, with the operation."""
     first: dict[Array, Expr] = {}
     for one in nest.walk(*(inner for inner in nest.loops_in([loop]) if inner.variable == x)):
         if isinstance(one, Store):
@@ -258,7 +257,7 @@ def _combined(loop: Loop, x: Atom) -> dict[Array, Op]:
 
 
 def _sets(one: Statement) -> bool:
-    """Whether a statement gives a register a value."""
+    """Whether a statement sets a register."""
     return isinstance(one, Store) and one.array.in_registers
 
 
@@ -268,7 +267,7 @@ def registers_of(body: Sequence[Statement]) -> set[Array]:
 
 
 def computes(*body: Statement) -> bool:
-    """Whether registers are used in statements, or hints tell what they will be given."""
+    """Whether statements use registers, or contain prefetches."""
     hints = (isinstance(one, nest.Prefetch) for one in nest.walk(*body))
     return any(_registers(body)) or any(hints)
 

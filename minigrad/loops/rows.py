@@ -80,13 +80,13 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
-# Rows that follow one another; the first, one in 16, has no pass of a row before it to share. There
+# Rows of a block. The first, one in 16, has no row before it whose last pass it could share. There
 # are at least as many blocks as chunks (see assemble.py).
 BLOCK_ROWS = 16
 
 
 def rows(kernel: Kernel, target: Target) -> Made:
-    """Row after row, or vectors of rows."""
+    """Row after row, or vectors across rows."""
     stages, stored, count = kernel.stages, kernel.stored, kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_along_rows(stages, count, target):
         return row_vectors(kernel, target)
@@ -108,7 +108,7 @@ def rows(kernel: Kernel, target: Target) -> Made:
 
 
 def _tile(s: Schedule, one: Pass) -> None:
-    """Let the sums of a tile share what they read: its loops go inside those of the sums."""
+    """Let the sums of a tile share loads: move its loops inside those of the sums."""
     assert one.axis is not None
     xs = [axis.variable for axis, _ in one.tile]
     for axis, size in one.tile:
@@ -127,9 +127,9 @@ def _tile(s: Schedule, one: Pass) -> None:
 def _delayed(
     passes: Sequence[Pass], count: Integer, target: Target
 ) -> tuple[Atom, int, frozenset[Array]] | None:
-    """The loop that the last pass of the row before may share, rows of a block, what is kept twice.
+    """The loop that the last pass of the row before may share, rows of a block, arrays to double.
 
-    None where nothing is gained by it.
+    None if nothing is gained by it.
     """
     *early, last = passes
     sizes = (BLOCK_ROWS >> n for n in range(BLOCK_ROWS.bit_length() - 2))
@@ -137,7 +137,7 @@ def _delayed(
     alike = (one for one in early if one.shared is not None and one.shared == last.shared)
     hosts = [one for one in alike if one.width > 1]
     host = max(hosts, key=lambda one: one.operations, default=last)
-    # one that computes less waits for memory itself
+    # a host that computes less would wait for memory itself
     if size is None or not last.only_streams or host.operations <= last.operations:
         return None
     read = (array for stage in last.stages for array in stage.reads)
@@ -151,23 +151,22 @@ def _delayed(
 # ---- passes over a row ----
 
 
-# Vectors side by side in a tile of sums over windows, and places of these along which its rows
-# share what they read, all written out. Registers hold a row's sums and what was read for them.
+# Vectors side by side in a tile of sums over windows; and positions of a window, at most, that are
+# unrolled so that the tile's rows share loads. Registers hold a row's sums and its loads.
 ROW_VECTORS, MOST_DOWN = 2, 8
-LEAST_TERMS = 16  # of a sum that does not just wait for memory: nine take 1.05 times as long so
-MOST_IN_PASS = 12  # stages, each of which wants a register: of 16 a few are left for operands
+LEAST_TERMS = 16  # of a sum that does not just wait for memory: tiles of nine take 1.05 of the time
+MOST_IN_PASS = 12  # stages, each of which needs a register: of 16 a few are left for operands
 
 
 @dataclass
 class Pass:
-    """Stages of a row in one loop over the axis that they share, or one stage in loops of its own.
+    """Stages of a row in one loop over the axis that they share, or one stage in its own loops.
 
-    values: of elements that stages of one loop read of one another, which their bodies have instead
-    of loads. operations: of an element, to tell which pass takes longest. number: of the first
-    stage; kept: the arrays that have more than a register. axis: of vectors, of so many lanes
-    (width); tile: axes of which some places, so many, are summed up at once, for they share what
-    they read; window: of the sums, the axis along which rows of a tile do; streaming: the arrays
-    that pass by the cache.
+    values: elements that stages of one loop read of one another → expressions that replace these
+    loads. operations: per element, to find the longest pass. number: of the first stage; kept:
+    arrays that need more than a register. axis: of vectors with `width` lanes; tile: (axis, count)
+    of positions that are summed together because they share loads; window: the axis of the sums
+    along which rows of a tile share them; streaming: arrays whose stores bypass the cache.
     """
 
     shared: Axis | None
@@ -184,12 +183,12 @@ class Pass:
 
     @property
     def only_streams(self) -> bool:
-        """Whether it does nothing but write what passes by the cache."""
+        """Whether it does nothing but store arrays that bypass the cache."""
         writes = {stage.array for stage in self.stages} & self.kept
         return writes <= self.streaming and all(stage.op is None for stage in self.stages)
 
     def add(self, stage: Stage) -> None:
-        """One stage more."""
+        """Add a stage."""
         self.operations += expr.operations(stage.body)
         stage = replace(stage, body=expr.rebuild(stage.body, self.values.get))
         self.stages.append(stage)
@@ -197,11 +196,11 @@ class Pass:
             self.values[expr.load(stage.array, stage.position)] = stage.body
 
     def loops(self) -> Statements:
-        """What it does: begin with the reductions' identities, combine, store."""
+        """Its loops: begin with the reductions' identities, combine, store."""
         begin: list[Statement] = []
         steps: list[Statement] = []
         end: list[Statement] = []
-        stores: list[Store] = []  # bodies read what was there before: no store comes between them
+        stores: list[Store] = []  # after all bodies, which read the old values
         outer, inner = self.stages[0].axes[:-1], self.stages[0].axes[-1:]
         for number, stage in enumerate(self.stages, self.number):
             array, body = stage.array, stage.body
@@ -223,7 +222,7 @@ class Pass:
 
 
 def row_passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
-    """The work of one row. `stored`: the arrays that are memory; others are scratch."""
+    """The passes of one row. stored: arrays in memory; the others are scratch."""
     passes = _passes([merge_stage(stage) for stage in stages], stored)
     read = {array for one in passes for stage in one.stages for array in stage.reads}
     number = 0
@@ -236,13 +235,13 @@ def row_passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
 def prefetches(
     passes: Sequence[Pass], row: Axis, target: Target
 ) -> dict[Axis, list[Place]]:
-    """By the axis of a pass: what it asks memory for.
+    """By the axis of a pass: the places to prefetch.
 
-    What several passes need of a row comes while the one before it is worked on: the pass that
-    computes longest asks for it. What one pass needs it asks for itself, if it is one array.
+    If several passes read an array, its next row is prefetched by the pass that computes longest.
+    If one pass reads it, that prefetches further along the row, if it is its only array.
     """
     found: dict[Axis, list[Place]] = {}
-    first: dict[tuple[Axis, Place], int] = {}  # the pass
+    first: dict[tuple[Axis, Place], int] = {}  # → the first pass that reads it
     made = {stage.array for one in passes for stage in one.stages}
     for place, one in enumerate(passes):
         if one.shared is None or one.axis is None:
@@ -271,7 +270,7 @@ def prefetches(
 
 
 def _over(stage: Stage, old: Axis, new: Axis) -> Stage:
-    """A stage with another axis in the place of one of its own, which becomes the innermost."""
+    """A stage with one of its axes replaced by another, which becomes the innermost."""
     kept, reduced = (
         (*(a for a in axes if a != old), *(new for a in axes if a == old))
         for axes in (stage.axes, stage.reduced)
@@ -323,7 +322,7 @@ def _overwrites(writer: Stage, one: Pass) -> bool:
 
 
 def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
-    """Let vectors run along one of the axes of a pass."""
+    """Choose the axis of a pass along which vectors run."""
     first, bodies = one.stages[0], [stage.body for stage in one.stages]
     positions = [stage.position for stage in one.stages]
     along = unit_stride_axis((*first.axes, *first.reduced), bodies, positions)
@@ -353,10 +352,9 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
 
 
 def _sharing_loads(stage: Stage, target: Target) -> tuple[tuple[Axis, int], ...]:
-    """The last axes of a stage, and how much of them, whose sums read in part the same: places of
-    a window.
+    """The last axes of a stage, with counts, along which sums share loads as positions of a window.
 
-    (Nothing else: a tile is summed in another order, and rows of products are the same for all.)
+    (Only for windows: a tile is summed in another order, and rows of products must not differ.)
     """
     found: tuple[tuple[Axis, int], ...] = ()
     room = target.registers - 4
@@ -369,8 +367,9 @@ def _sharing_loads(stage: Stage, target: Target) -> tuple[tuple[Axis, int], ...]
 
 
 def _rows_of_window(stage: Stage, along: Axis) -> tuple[Axis, Axis] | None:
-    """An axis beside that of the vectors along which sums read, in part, the same, and that of
-    their terms: the few places of a window.
+    """An axis, not the vectors', along which sums share loads, and the axis of terms that does it.
+
+    The latter has the few positions of a window.
     """
     long = stage.op is not None and size_of(stage.reduced) >= LEAST_TERMS
     for axis in reversed(stage.axes if long else ()):
@@ -389,18 +388,18 @@ def _overlap(stage: Stage, one: Axis, other: Axis) -> bool:
 
 
 MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512 bits
-# Elements of a column that make it worthwhile: to clear the sums and to store them is a pass each,
+# Elements of a column from which on this pays: clearing the sums and storing them is a pass each,
 # beside one for every element.
 LEAST_LENGTH = 8
 ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
-LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 lines that lie together in memory
+LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 adjacent lines
 
 
 def row_vectors(kernel: Kernel, target: Target) -> Made:
-    """Neighbours along the last of the axes that make up a row's number, a vector at a time.
+    """Vectors across rows, along the last of the axes that make up a row's number.
 
-    A vector, or a block of sums, ends where the neighbours do, so that no index is divided lane by
-    lane; where they are few or all there are, it does not.
+    A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
+    index; not if there are few neighbours, or only these.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
@@ -446,7 +445,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
 
 
 def _along_rows(kernel: Kernel) -> bool:
-    """Whether something is read along a row, and not across rows: then squares are transposed."""
+    """Whether something is contiguous along rows, not across: then squares are transposed."""
     made = {stage.array for stage in kernel.stages}
     for stage in kernel.stages:
         inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
@@ -459,9 +458,10 @@ def _along_rows(kernel: Kernel) -> bool:
 
 
 def _neighbours(kernel: Kernel) -> int | None:
-    """How many rows follow each other in every stage: the last of the axes that make up a row's
-    number, with those before it that every index walks through as if they were one. None: all of
-    them do, and their number varies.
+    """How many rows follow each other in every stage; None if all do, and their number varies.
+
+    These are the last of the axes that make up a row's number, and those before it that every index
+    walks through as if they were one.
     """
     lengths: list[Integer] = []
     for stage in kernel.stages:
@@ -474,7 +474,7 @@ def _neighbours(kernel: Kernel) -> int | None:
 
 
 def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
-    """Short loops are written out: then it is known which elements of a row are read."""
+    """Unroll short loops, so that it is known which elements of a row they read."""
     found: list[Statement] = []
     for one in body:
         few = prod(loop.trips for loop in loops_in([one])) <= MOST_WRITTEN_OUT
@@ -484,9 +484,9 @@ def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
 
 
 def _in_squares(loop: Loop, lanes: int) -> Statements | None:
-    """An innermost loop whose loads that lie along it, not across rows, are transposed.
+    """An innermost loop with transposed loads, if they are contiguous along it, not across rows.
 
-    So are stores, if blocks of as many iterations as there are rows are written out.
+    Stores are transposed, too: blocks of as many iterations as there are rows are unrolled.
     """
     if any(isinstance(one, Loop) for one in loop.body):
         return None
@@ -521,9 +521,9 @@ def _unrolled(loop: Loop, around: Loops) -> Statements | None:
 
 
 def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
-    """Whether all stages have one element per row, of `length` neighbouring rows, many sums.
+    """Whether all stages have one element per row, of `length` neighbouring rows, and sum much.
 
-    As many columns as a few registers hold have their sums there.
+    If a few registers hold all columns, their sums are in registers instead.
     """
     return (
         length > 4 * target.lanes(kernel.stages[0].array.dtype)
@@ -533,7 +533,7 @@ def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
 
 
 def _block_size(outer: int, length: int, width: int, most: int) -> int:
-    """Columns of a block: at most `most`, and so few that there are enough blocks to share."""
+    """Columns of a block: at most `most`, and few enough that threads have blocks to share."""
     size = min(length, max(most, LEAST_COLUMNS))
     while outer * ceildiv(length, size) < ENOUGH_BLOCKS and size >= 2 * LEAST_COLUMNS:
         size //= 2

@@ -27,11 +27,11 @@ from minigrad.schedule.expr import Leaf, loads, substitute_in
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-MOST_WRITTEN_OUT = 8  # places of a window that are written out, so that tiles share their loads
+MOST_WRITTEN_OUT = 8  # positions of a window that are unrolled, so that tiles share their loads
 
 
 def shared_lanes(kernel: Kernel, target: Target) -> Made | None:
-    """The loops of such a product, and its elementwise epilogue; None where it is none."""
+    """The loops of such a product and its elementwise epilogue; None if it is not one."""
     product = kernel.stages[0].product
     if product is None or not target.vector_bytes:
         return None
@@ -68,10 +68,10 @@ def shared_lanes(kernel: Kernel, target: Target) -> Made | None:
 
 
 def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
-    """The axes of a tile's registers, and how much of each.
+    """The axes of a tile's registers, with counts.
 
-    Of a product with columns as many as there are registers; else a few rows, for what a window
-    reads needs registers, too.
+    In a product with columns there are as many as registers; else few rows, because the loads of a
+    window need registers, too.
     """
     many = target.registers >= 32
     columns = [axis for axis in problem.m if axis.variable in problem.right.variables]
@@ -93,9 +93,7 @@ def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:
 
 
 def _window(problem: Problem, row: Axis) -> list[Axis]:
-    """The axes of k to be written out: one along which rows of a tile read what others have read,
-    with those inside of it.
-    """
+    """The axes of k to unroll: one along which rows of a tile share loads, and those inside it."""
     reads = loads(problem.left)
     axes = [axis for axis in problem.k if isinstance(axis.extent, int)]
     alike = [n for n, k in enumerate(axes) if any(overlap(x.index, row, k) for x in reads)]
@@ -103,7 +101,7 @@ def _window(problem: Problem, row: Axis) -> list[Axis]:
 
 
 def _several_groups(problem: Problem, lanes: int) -> Problem | None:
-    """Few columns, and those of the groups beside them, as one axis; None where it cannot be."""
+    """Few columns, and those of neighbouring groups, as one axis; None if it is impossible."""
     group, column, right = problem.batch[-1], problem.column, problem.right
     if not isinstance(group.extent, int) or not isinstance(problem.row.extent, int):
         return None

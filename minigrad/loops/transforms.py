@@ -57,7 +57,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 class _Watching(threading.local):
-    """see: who is shown each step that this thread makes (`explain.py`)."""
+    """see: called after each step that this thread makes (`explain.py`)."""
 
     see: Callable[[str, Statements], None] | None = None
 
@@ -66,7 +66,7 @@ watching = _Watching()
 
 
 def _step(method: Callable[P, T]) -> Callable[P, T]:
-    """A method that is one step of a recipe: it is shown."""
+    """Make a method a step of a recipe: the loops are shown after it."""
 
     @wraps(method)
     def shown(*args: P.args, **named: P.kwargs) -> T:
@@ -91,7 +91,7 @@ class Schedule:
         self.body: Statements = tuple(body)
         self.operands = operands
         self._idle: set[Atom] = set()  # variables of loops with one piece, which nothing uses
-        self._outside: Callable[[Statements], Statements] = tuple  # puts around what `inside` took
+        self._outside: Callable[[Statements], Statements] = tuple  # adds what `inside` left out
         self._show("naive loops", (), {})
 
     # ---- loops ----
@@ -120,7 +120,7 @@ class Schedule:
 
     @_step
     def reorder(self, *order: Atom, computing: bool = False) -> None:
-        """Loops directly inside one another, from the outermost to the innermost."""
+        """Reorder loops directly inside one another; order: from outermost to innermost."""
 
         def change(loop: Loop, around: Around) -> Statements:
             loops = _nested(loop, order)
@@ -141,9 +141,9 @@ class Schedule:
 
     @_step
     def peel(self, outer: Atom, x: Atom) -> None:
-        """Pieces of x of full length, and the last, shorter one in loops of its own.
+        """Give the last, shorter piece of x loops of its own, so that the others have full length.
 
-        `outer` numbers the pieces.
+        outer: numbers the pieces.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -165,7 +165,7 @@ class Schedule:
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
             first = replace(loop, stops=least(*ends, whole), body=of(span))
-            if span > size or not isinstance(rest, int):  # the last end where all does
+            if span > size or not isinstance(rest, int):  # the last pieces end where x ends
                 return first, replace(loop, start=whole, body=of(span, end))
             stops = least(whole + 1, *ends)
             return first, replace(loop, start=whole, stops=stops, body=of(rest))
@@ -174,12 +174,12 @@ class Schedule:
 
     @_step
     def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Loops over x, or what `parts` makes of them: see parts.py."""
+        """Replace loops over x by what `parts` makes of them: see parts.py."""
         self._change(x, lambda loop, _: parts(loop))
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
-        """What is left of x where that is no number: in pieces of so many, then of so many, ….
+        """Split a remainder of x of unknown size: into pieces of sizes[0], then of sizes[1], ….
 
         The last size is 1.
         """
@@ -283,7 +283,7 @@ class Schedule:
 
     @_step
     def overlap(self, x: Atom) -> None:
-        """The last vector of loops over x is a whole one, too: see `Loop.overlaps`."""
+        """Make the last vector of loops over x a whole one: see `Loop.overlaps`."""
         self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
@@ -358,9 +358,9 @@ class Schedule:
 
     @_step
     def unroll(self, x: Atom, prefix: str, computing: bool = False) -> None:
-        """Plain loops over x, of a known number of iterations, written out; they count from 0.
+        """Unroll plain loops over x with a known number of iterations; they count from 0.
 
-        Of one iteration there is no loop.
+        A loop of one iteration disappears.
         """
 
         def change(loop: Loop, around: Around) -> Statements:
@@ -478,7 +478,7 @@ class Schedule:
 
     @_step
     def share(self, place: str, item: Axis, *xs: Atom) -> None:
-        """Loops over xs that store to an array: the items of a work-group take iterations in turn.
+        """Let the items of a work-group take turns in loops over xs that store to an array.
 
         The loops are directly inside one another. If all bounds are known they become one loop,
         else the innermost is shared. place: the array's name.
@@ -530,7 +530,7 @@ class Schedule:
         copying: list[Loop] = []
         for x in loops:
             loop = registers.widened(found[x], inside)
-            if loop.start != found[x].start:  # it moves with what is inside: the copy has all
+            if loop.start != found[x].start:  # it depends on loops inside: the copy has all of x
                 found[x] = replace(loop, start=0, stops=(x.high + 1,))
             if wide and wide.get(x, 1) > 1:
                 loop = replace(loop, kind="lanes", step=wide[x])
@@ -586,7 +586,7 @@ class Schedule:
 
     @_step
     def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
-        """Restrict loops over x, but not those of copies, if the rest changes nothing."""
+        """Restrict loops over x, but not those of copies; other iterations must change nothing."""
         self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
 
     @_step
@@ -609,7 +609,7 @@ class Schedule:
 
     @contextmanager
     def inside(self, x: Atom) -> Iterator[None]:
-        """Steps that change only what is inside of the first loop over a variable."""
+        """Let steps change only what is inside of the first loop over a variable."""
         whole, loop = self.body, nest.loop_over(x, self.body)
 
         def put_back(inner: Statements) -> Statements:
@@ -621,7 +621,7 @@ class Schedule:
         self.body, self._outside = put_back(self.body), around
 
     def whole(self) -> Statements:
-        """All loops, also those around what steps change now."""
+        """All loops, also those around the part that steps change now."""
         return self._outside(self.body)
 
     def _change(self, x: Atom, change: Change, computing: bool = False) -> None:
@@ -661,7 +661,7 @@ def _each(body: Statements, x: Atom, change: Change) -> Statements:
 
 
 def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
-    """A plain loop of a known number of iterations that counts them; others as they are."""
+    """A plain loop of a known number of iterations, counted from 0; other loops unchanged."""
     count = nest.plain_count(loop)
     if count is None:
         return loop
@@ -672,7 +672,7 @@ def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
 
 
 def _counted(loop: Loop) -> Integer:
-    """The number of a loop's iteration; of a vector's, where a loop is one vector."""
+    """The number of a loop's iteration; within its vector, if the loop is one vector."""
     if loop.lane is not None:
         return loop.lane.index
     return loop.index - loop.start if loop.trips > 1 else 0

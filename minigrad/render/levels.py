@@ -24,7 +24,7 @@ V = TypeVar("V")
 
 @dataclass
 class Level:
-    """One open level: its lines so far, and what dies when it is closed."""
+    """One open level: its lines so far, and what is forgotten when it is closed."""
 
     lines: list[str] = field(default_factory=list)
     remembered: list[object] = field(default_factory=list)
@@ -39,9 +39,9 @@ class Levels(Generic[L, V]):
     writable: the arrays and registers that the nest changes.
     """
 
-    # A renderer brings what emits a loop of any kind, and what only some machines have; writes a
-    # value to memory, or to a register; gives the value of an expression whose operands are known;
-    # and lets what is emitted inside of a `with` be a level of its own, in which arrays change.
+    # A renderer supplies these: they emit a loop of any kind; a statement that only some targets
+    # have; a store to memory, or to a register; the value of an expression whose operands are
+    # known; and a level of straight code, as a context, in which arrays change.
     loop: Callable[[Loop], None]
     special: Callable[[Statement], None]
     store: Callable[[Store, V], None]
@@ -59,16 +59,16 @@ class Levels(Generic[L, V]):
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
         self._current: int | None = None
-        self._least = 0  # the level at which what a branch computes is at least
+        self._least = 0  # the minimum level of values that a branch computes
 
     @property
     def level(self) -> int:
-        """The level that instructions go to now."""
+        """The level at which instructions are emitted now."""
         return len(self.levels) - 1 if self._current is None else self._current
 
     @contextmanager
     def at(self, level: int) -> Iterator[None]:
-        """Let instructions go to an outer level for a while."""
+        """Emit instructions at an outer level for a while."""
         before, self._current = self._current, level
         try:
             yield
@@ -76,7 +76,7 @@ class Levels(Generic[L, V]):
             self._current = before
 
     def pop(self, *known: dict[Atom, Any]) -> L:
-        """Take the innermost level off, and forget what it knew, in `known` too."""
+        """Close the innermost level, and forget its values and variables, in `known` too."""
         done = self.levels.pop()
         for key in done.remembered:
             self.memo.pop(key, None)
@@ -86,12 +86,12 @@ class Levels(Generic[L, V]):
         return done
 
     def bound(self, atom: Atom, outside: int = 0) -> None:
-        """Note that the innermost level binds a variable, or one so many levels outside of it."""
+        """Note that a variable is bound by the innermost level, or by one `outside` of it."""
         self.where[atom] = len(self.levels) - 1 - outside
         self.levels[self.where[atom]].bound.append(atom)
 
     def bind_constant(self, atom: Atom, value: int) -> None:
-        """Let a variable be a number in the innermost level."""
+        """Bind a variable to a number in the innermost level."""
         self.constants[atom] = value
         self.bound(atom)
 
@@ -110,7 +110,7 @@ class Levels(Generic[L, V]):
             self.dependents.setdefault(item, []).append(key)
 
     def forget(self, changed: Iterable[Array]) -> None:
-        """Drop what depends on arrays or registers that were just changed."""
+        """Drop values that depend on arrays or registers that were just changed."""
         for item in changed:
             for key in self.dependents.pop(item, ()):
                 self.memo.pop(key, None)
@@ -120,7 +120,7 @@ class Levels(Generic[L, V]):
     def statement(self, statement: Statement) -> None:
         """Emit one statement at the current level."""
         if isinstance(statement, Loop):
-            self.forget(statement.changes)  # later iterations read anew
+            self.forget(statement.changes)  # later iterations must read again
             self.loop(statement)
             self.forget(statement.changes)
         elif isinstance(statement, Store):
@@ -134,7 +134,7 @@ class Levels(Generic[L, V]):
             self.special(statement)
 
     def put(self, statement: Store, value: V) -> None:
-        """Let memory or a register have a value."""
+        """Store a value to memory or to a register."""
         (self.set if statement.array.in_registers else self.store)(statement, value)
         self.forget((statement.array,))
 
@@ -144,7 +144,7 @@ class Levels(Generic[L, V]):
             self.statement(statement)
 
     def unrolled(self, loop: Loop) -> None:
-        """Emit a loop of known iterations, one after the other."""
+        """Emit all iterations of a loop with known bounds, one after the other."""
         assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
         for number in range(loop.start, loop.stops[0], loop.step):
             self.once(loop, number)
@@ -158,7 +158,7 @@ class Levels(Generic[L, V]):
     # ---- expressions ----
 
     def expand(self, root: Expr) -> Expr:
-        """An expression in the operations that renderers have."""
+        """An expression in terms of the operations that renderers implement."""
         if root not in self._expanded:
             whole = expand(root)
             self._expanded[root] = self._expanded[whole] = whole
@@ -176,7 +176,7 @@ class Levels(Generic[L, V]):
         return found
 
     def value(self, root: Expr) -> V:
-        """The value of an expression, each part at the outermost level where it is known."""
+        """The value of an expression; each part is emitted at the outermost level possible."""
         root, memo = self.expand(root), self.memo
         waiting = [root]
         while waiting:
@@ -192,37 +192,37 @@ class Levels(Generic[L, V]):
         return memo[root][0]
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
-        """The value of an expression, of which what is below is known."""
+        """Emit an expression whose operands (`below`) are known, and remember its value."""
         depends, memo, level = self.changing(e), self.memo, self._least
         for operand in below:
             level = max(level, memo[operand][1])
         if e.in_registers:
             level = len(self.levels) - 1
-        elif not e.args:  # an operation depends on nothing but on its operands
+        elif not e.args:  # an operation depends on its operands only
             bound = (self.where.get(atom, 0) for atom in e.variables)
             level = max(level, *bound, *map(self.pinned, depends), 0)
-        before, self._current = self._current, level  # as `at`, which takes longer
+        before, self._current = self._current, level  # like `at`, but faster
         value = self.emitted(e)
         self._current = before
         self.remember(e, value, level, depends)
 
     def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """What has to be known before a value is emitted."""
+        """The expressions that must be known before this one is emitted."""
         return e.operands
 
     def kept(self, root: Expr) -> V:
-        """A value that a store does not change."""
+        """A value that later stores do not change."""
         return self.value(root)
 
 
 def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:
-    """How much an index grows from lane to lane; None where that is not constant."""
+    """How much an index grows from lane to lane; None if that is not constant."""
     steps = [coefficient(x, atom) for atom in lanes]
     return None if None in steps else sum(step for step in steps if step)
 
 
 def fits_32_bits(x: Integer) -> bool:
-    """Whether nothing that is computed for an index can leave 32 bits."""
+    """Whether an index and all intermediate results fit 32 bits."""
     if isinstance(x, int):
         return abs(x) < 1 << 31
     size = abs(x.constant)

@@ -53,7 +53,7 @@ def render(nest: Nest) -> str:
 
 
 def together(texts: Mapping[str, str]) -> str:
-    """One module of several kernels' texts, by the names that their functions get."""
+    """One module of several kernels' texts, by the names that their functions are to have."""
     shared: dict[str, None] = {}
     functions: list[str] = []
     for name, text in texts.items():
@@ -71,7 +71,7 @@ class _Emitter(MemoryEmitter):
         super().__init__(nest)
         self.streams = False
         self.matrices = MatrixRegisters()
-        self.done = ""  # lanes whose results are stored already, where vectors overlap
+        self.done = ""  # how many lanes' results are stored already, if vectors overlap
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -87,7 +87,7 @@ class _Emitter(MemoryEmitter):
                 f"  %scratch{number} = getelementptr i8, ptr %scratch, i64 {offset}"
             )
         self.loop(self.nest.parallel, parallel=True)
-        # Others learn that a chunk is done by a flag, which streaming stores might arrive after.
+        # Other threads see from a flag that a chunk is done; streaming stores might arrive later.
         fence = ["  fence seq_cst"] if self.streams else []
         body = [*entry.lines, *fence]
         if self.matrices.numbers:
@@ -95,8 +95,8 @@ class _Emitter(MemoryEmitter):
             self.declarations.add(declared)
             body = [begin, *body, release]
         given = "i64 %begin, i64 %end, ptr %args, ptr %scratch"
-        # Nothing unwinds through a kernel: without tables for that, objects are smaller. Vectors
-        # that wait on the stack (sums of another level) would lie across two lines otherwise.
+        # Nothing unwinds through a kernel, and objects without unwind tables are smaller. Without
+        # alignment, vectors on the stack (sums of another level) would span two cache lines.
         head = f"define void @{self.nest.name}({given}) nounwind alignstack({CACHE_LINE}) {{"
         end = ("  ret void", "}", "")
         return "\n".join((*sorted(self.declarations), head, "entry:", *body, *end))
@@ -109,7 +109,7 @@ class _Emitter(MemoryEmitter):
     # ---- statements ----
 
     def special(self, statement: Statement) -> None:
-        """Emit a hint, a sum over lanes or a product of matrices."""
+        """Emit a prefetch, a reduction over lanes or a product of matrices."""
         if isinstance(statement, Prefetch):
             self.hint(self.pointer(statement.array, self.at_base(statement.index)))
         elif isinstance(statement, MatrixProduct):
@@ -136,7 +136,7 @@ class _Emitter(MemoryEmitter):
             self._steps(loop, start, stop, check=parallel or not _runs(loop))
 
     def _lanes(self, loop: Loop, start: str, stop: str) -> None:
-        """Whole vectors in a loop, then the rest under a mask."""
+        """Whole vectors in a loop, then the remainder under a mask."""
         self.streamed = None if self.nest.masked else _streamed(loop)
         even = start != "%begin" or self.nest.grain % loop.step == 0
         if self.streamed is not None:
@@ -153,7 +153,7 @@ class _Emitter(MemoryEmitter):
             self._part_of_vector(loop, start, self.minus(stop, start), even)
             return
         check = start == "%begin" or not _runs(loop)
-        if self.nest.masked and not exact:  # one loop, of which the last vector is a part of one
+        if self.nest.masked and not exact:  # one loop, whose last vector may be partial
             with self.iterations(start, stop, loop.step, check, loop.changes) as counter:
                 count = self.minimum(self.minus(stop, counter), str(loop.step))
                 self._some_lanes(loop, counter, count, even)
@@ -172,9 +172,9 @@ class _Emitter(MemoryEmitter):
         self, loop: Loop, start: str, stop: str, alone: bool = False, even: bool = True,
         check: bool = True,
     ) -> None:  # fmt: skip
-        """A loop over iterations or whole vectors, or (alone) the one that there is.
+        """A loop over iterations or whole vectors, or (alone) its only one.
 
-        even: as `bind_lanes` has it. check: there may be none.
+        even: see `bind_lanes`. check: whether there may be none.
         """
         piece: AbstractContextManager[str | None] = self.straight(loop.changes)
         known = is_number(start) and is_number(stop)
@@ -196,7 +196,7 @@ class _Emitter(MemoryEmitter):
             self.body(loop)
 
     def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
-        """Whole vectors, of which the last one ends where the loop does."""
+        """Whole vectors, the last of which ends where the loop ends."""
         with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
@@ -205,7 +205,7 @@ class _Emitter(MemoryEmitter):
             self.done = ""
 
     def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
-        """A vector from `start` on, of which `count` lanes count. even: as `bind_lanes` has it."""
+        """A vector from `start` on, with `count` active lanes. even: see `bind_lanes`."""
         mask = self.first_lanes(count, loop.step)
         self.bind_lanes(loop, start, even)
         self.levels[-1].mask, self.levels[-1].counting = mask, count
@@ -219,9 +219,9 @@ class _Emitter(MemoryEmitter):
             super().statement(statement)
 
     def _stored_once(self, statement: Statement) -> None:
-        """Results of vectors that overlap: under a mask where others have stored some before.
+        """Store results of overlapping vectors: masked if the vector before has stored some.
 
-        That takes some cycles more than to store whole vectors.
+        A masked store takes some cycles more than one of a whole vector.
         """
         done, self.done = self.done, ""
         for test in ("eq", "ne"):
@@ -237,7 +237,7 @@ class _Emitter(MemoryEmitter):
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
 
-        even: as `bind_lanes` has it.
+        even: see `bind_lanes`.
         """
         if count == "0":
             return
@@ -245,7 +245,7 @@ class _Emitter(MemoryEmitter):
             self._some_lanes(loop, start, count, even)
 
     def _lanes_before(self, loop: Loop, streamed: Store, start: str, stop: str) -> str:
-        """Do the iterations before the first aligned place of a streamed array; gives the next."""
+        """Run iterations up to the first aligned element of a streamed array; gives the next."""
         size, width = streamed.array.dtype.itemsize, loop.step
         with self.straight(loop.changes):
             self.bind_lanes(loop, start, False)
@@ -260,7 +260,7 @@ class _Emitter(MemoryEmitter):
         return self.builder().line(f"add i64 {start}, {self.maximum(count, '0')}")
 
     def _ask(self, loop: Loop) -> None:
-        """Ask the memory for what will be read soon: each cache line that a vector covers."""
+        """Prefetch what will be read soon: each cache line that a vector covers."""
         for array, place in loop.prefetch:
             pointer = self.pointer(array, self.at_base(place))
             span = self.width() * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
@@ -269,7 +269,7 @@ class _Emitter(MemoryEmitter):
                 self.hint(at)
 
     def set(self, statement: Store, value: Value) -> None:
-        """Let a register have a value; lanes outside a mask keep theirs."""
+        """Set a register; lanes outside a mask keep their value."""
         array, lanes, here = statement.array, statement.array.width, self.builder()
         slot = self._slot(array, statement.index)
         value = values.broadcast(here, value, lanes)
@@ -284,7 +284,7 @@ class _Emitter(MemoryEmitter):
         return array.name, index if isinstance(index, int) else int(self.scalar(index))
 
     def _read(self, array: Array, index: Integer) -> Value:
-        """What a register holds."""
+        """The value of a register."""
         held = self.held(self._slot(array, index))
         if held is None:
             raise CompileError(
@@ -301,7 +301,7 @@ class _Emitter(MemoryEmitter):
     # ---- expressions ----
 
     def value(self, root: Expr) -> Value:
-        """The value of an expression; of a word, what memory has of it."""
+        """The value of an expression; a WORD is made as a whole."""
         root = self.expand(root)
         if root.op is Leaf.WORD and root not in self.memo:
             return self.word(root)
@@ -329,11 +329,11 @@ class _Emitter(MemoryEmitter):
         return self.condition(e.index)
 
     def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """What has to be known before a value is emitted: not what a branch computes."""
+        """The expressions that must be known before this one: not those that a branch computes."""
         return e.args[::2] if e.op is Leaf.RARELY else super().needed(e)
 
     def _rarely(self, e: Expr, lanes: int) -> Value:
-        """A value whose branch runs where a lane needs it; before a loop there is none."""
+        """A RARELY, with a branch that runs if a lane needs it; outside of its loop without."""
         test, then, otherwise = e.args
         chosen = apply(Op.WHERE, (test, then, otherwise), e.dtype)
         if self.level < len(self.levels) - 1:
@@ -363,18 +363,18 @@ class _Emitter(MemoryEmitter):
 
 
 def _runs(loop: Loop) -> bool:
-    """Whether a loop has an iteration at least, whatever its bounds are."""
+    """Whether a loop has at least one iteration, whatever its bounds are."""
     return all(low(stop - loop.start) > 0 for stop in loop.stops)
 
 
 def _stores_results(statement: Statement) -> bool:
-    """Whether a statement is nothing but stores to buffers."""
+    """Whether a statement consists of stores to buffers only."""
     stores = all(isinstance(one, Loop | Store | Stores) for one in walk(statement))
     return stores and all(array.space == "buffer" for array in written(statement))
 
 
 def _streamed(loop: Loop) -> Store | None:
-    """The store of a vector loop that passes by the cache: the first one that may, if any."""
+    """The store of a vector loop that bypasses the cache: the first one that may, or None."""
     for statement in loop.body:
         items = statement.items if isinstance(statement, Stores) else (statement,)
         for item in items:

@@ -20,15 +20,15 @@ from minigrad.render.llvm_values import Builder, Value, memory_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
-Slot = tuple[str, int]  # a register: the name of an array of registers, and the number in it
+Slot = tuple[str, int]  # a register: the name of an array of registers, and its index
 
 
 @dataclass
 class Level(levels.Level):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
-    registers: what those hold that were set here. mask: of lanes, with `counting` of them, the
-    first ones; "": all lanes count again.
+    registers: values of those that were set here. mask: of lanes, the first `counting` of which are
+    active; "": all lanes are active again.
     """
 
     block: str = "entry"
@@ -40,9 +40,9 @@ class Level(levels.Level):
 
 @dataclass(frozen=True)
 class Lanes:
-    """The vector variable in scope: its scalar base, and how many lanes.
+    """The vector variable in scope: its scalar base, and its number of lanes.
 
-    first: the base as an index, where it is known that only whole vectors come before.
+    first: the base as an index, if only whole vectors are known to come before.
     """
 
     base: str
@@ -51,10 +51,9 @@ class Lanes:
 
 
 class IndexEmitter(levels.Levels[Level, Value]):
-    """What memory accesses and expressions are emitted with.
+    """The base of what emits memory accesses and expressions.
 
-    It opens and closes levels, and knows which variable is a vector's, and which of its lanes
-    count.
+    It opens and closes levels, and knows which variable is a vector's, and its active lanes.
     """
 
     def __init__(self, nest: Nest) -> None:
@@ -62,11 +61,11 @@ class IndexEmitter(levels.Levels[Level, Value]):
         self.bases: dict[Array, str] = {}
         self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
-        # variables that are another one and a number: so are what is computed from them
+        # variables that equal another one plus a number; indices made from them are shared, too
         self.shifted: dict[Atom, tuple[Atom, int]] = {}
         self.vectors: dict[Atom, Lanes] = {}
-        self._at_base: dict[Integer, Integer] = {}  # found for these vectors
-        self._asked: set[str] = set()  # names of what registers hold that somebody reads
+        self._at_base: dict[Integer, Integer] = {}  # results of `at_base` for the vectors in scope
+        self._asked: set[str] = set()  # names of values in registers that are read
         self._names = 0
         self._labels = 0
 
@@ -90,14 +89,14 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return level.builder
 
     def _close(self) -> tuple[Level, Level]:
-        """The innermost level, which is taken off, and its parent."""
+        """Close the innermost level; returns it and its parent."""
         if not self.vectors.keys().isdisjoint(self.levels[-1].bound):
             self._at_base.clear()
         return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
     def straight(self, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
-        """A straight piece, in which arrays change."""
+        """A straight piece of code, in which arrays change."""
         self.levels.append(Level(block=self.levels[-1].block, changes=changes))
         yield
         done, parent = self._close()
@@ -107,7 +106,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
 
     @contextmanager
     def branch(self, test: str, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
-        """A piece that runs where an i1 is true."""
+        """A piece that runs if an i1 is true."""
         inside, after = self.label(), self.label()
         before = self._held(changes)
         self.levels.append(Level(block=inside, changes=changes))
@@ -121,7 +120,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
     def where_above(
         self, count: str, number: int, changes: frozenset[Array] = frozenset()
     ) -> AbstractContextManager[None]:
-        """A piece that runs where an i64 is above a number, as it is where both are numbers."""
+        """A piece that runs if an i64 is above a number; a count that is known must be above."""
         if is_number(count):
             return self.straight(changes)
         return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), changes)
@@ -168,7 +167,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
     # ---- registers ----
 
     def held(self, slot: Slot) -> Value | None:
-        """What a register holds; None where nothing was put there."""
+        """The value of a register, or None if it was not set."""
         for level in reversed(self.levels):
             if slot in level.registers:
                 self._asked.add(level.registers[slot].text)
@@ -176,7 +175,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return None
 
     def _held(self, arrays: Collection[Array]) -> dict[Slot, Value]:
-        """What registers of these arrays hold, of those where something was put."""
+        """The values of all registers of these arrays that were set."""
         names = {array.name for array in arrays if array.in_registers}
         return {
             slot: value for level in self.levels for slot, value in level.registers.items()
@@ -184,7 +183,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         }  # fmt: skip
 
     def _phi(self, name: str, one: Value, block: str, other: Value, from_block: str) -> str:
-        """The line that makes a name either of two values, by the block that was left last."""
+        """The line that gives a name one of two values, by the block that was executed last."""
         self._asked.add(one.text)
         return f"  {name} = phi {one.type} [{one.text}, %{block}], [{other.text}, %{from_block}]"
 
@@ -192,9 +191,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
         self, before: Mapping[Slot, Value], block: str, changed: Mapping[Slot, Value],
         from_block: str,
     ) -> list[str]:  # fmt: skip
-        """Registers behind a piece that may not have run; gives the lines that say what they hold.
+        """Merge registers after a piece that may not have run; returns the phi instructions.
 
-        Those to which nothing else gave a value hold none.
+        Registers that had no value before the piece have none after it.
         """
         lines = []
         for slot, value in changed.items():
@@ -221,7 +220,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                 self.bound(atom)
 
     def look_along(self, vectors: dict[Atom, Lanes]) -> None:
-        """Let other variables be the vectors' in scope."""
+        """Make other variables the vectors in scope."""
         self.vectors = vectors
         self._at_base.clear()
 
@@ -239,27 +238,27 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return 1
 
     def _masking(self) -> Level | None:
-        """The innermost level that has a say in which lanes count."""
+        """The innermost level that determines which lanes are active."""
         return next((level for level in reversed(self.levels) if level.mask is not None), None)
 
     def mask(self) -> str | None:
-        """The mask in force."""
+        """The mask in force, or None."""
         level = self._masking()
         return level.mask or None if level is not None else None
 
     def counting(self) -> str | None:
-        """How many lanes the mask in force lets count; None without one."""
+        """How many lanes the mask in force lets be active, or None."""
         level = self._masking()
         return level.counting or None if level is not None else None
 
     # ---- indices ----
 
     def scalar(self, x: Integer) -> str:
-        """A sum without vector variables, as i64 text."""
+        """The i64 text of a sum without vector variables."""
         return self._sum(x)[0]
 
     def _sum(self, x: Integer) -> tuple[str, int]:
-        """The same, and its level."""
+        """The same, with its level."""
         dynamic, offset, level = self._parts(x)
         if dynamic is None:
             return str(offset), level
@@ -298,7 +297,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return total, offset, height
 
     def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
-        """The result and its level: further in, if somebody has it there already."""
+        """The result and its level, which is further in if it is known there already."""
         key = (name, left, right)
         if key not in self.memo:
             with self.at(level):
@@ -331,13 +330,13 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return self.computed("sub", int.__sub__, a, b)
 
     def computed(self, name: str, known: Callable[[int, int], int], a: str, b: str) -> str:
-        """An operation on two i64, done now where both are numbers."""
+        """An operation on two i64, evaluated now if both are numbers."""
         if is_number(a) and is_number(b):
             return str(known(int(a), int(b)))
         return self.builder().line(f"{name} i64 {a}, {b}")
 
     def first_lanes(self, count: str, width: int) -> str:
-        """The mask of as many lanes as an i64 from 0 to `width` says."""
+        """The mask of the first `count` lanes; count: an i64 from 0 to `width`."""
         if is_number(count):
             return values.flags([lane < int(count) for lane in range(width)])
         here = self.builder()
@@ -374,7 +373,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
             with self.at(level):
                 divided = self._divide(Value(inner, dtypes.int64, 1), atom)
             self.remember(known, divided, level)
-        divided, level = self.memo[known]  # further in, if somebody has it there already
+        divided, level = self.memo[known]  # further in if it is known there already
         return divided.text, level
 
     def _divide(self, x: Value, atom: Atom) -> Value:
@@ -398,7 +397,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return Value(here.line(text), x.dtype, x.lanes)
 
     def vector(self, x: Integer, width: int) -> Value:
-        """A sum with vector variables, one value a lane: i32 where all its parts fit, else i64."""
+        """A sum with vector variables, one value per lane: i32 if all its parts fit, else i64."""
         dtype = dtypes.int32 if fits_32_bits(x) else dtypes.int64
         return self._vector(x, width, dtype)
 
@@ -407,7 +406,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         here = self.builder()
         if isinstance(x, int):
             return values.constant(x, dtype, width)
-        same: Integer = x.constant  # what all lanes have in common
+        same: Integer = x.constant  # the part that all lanes share
         step = 0  # from lane to lane
         parts: list[Value] = []
         for atom, factor in x.terms:
@@ -442,11 +441,11 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return self._divide(self._vector(atom.inner, width, dtype), atom)
 
     def lane_stride(self, x: Integer) -> int | None:
-        """The stride of an index along the vector in scope; None where it has no constant one."""
+        """The stride of an index along the vector in scope; None if it is not constant."""
         return stride(x, self.vectors)
 
     def at_lanes(self, x: Integer) -> list[Integer]:
-        """An index in each of the lanes in scope, in other variables; empty where it is unknown."""
+        """An index in each of the lanes in scope, in other variables; empty if it is unknown."""
         found = [(atom, lanes.first) for atom, lanes in self.vectors.items()]
         known = [(atom, first) for atom, first in found if first is not None]
         if len(known) < len(found) or expr.values_in(x):
@@ -514,7 +513,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                 return values.constant(int(text) >= 0, dtypes.bool)
             return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
         width = self.width()
-        if self.lane_stride(x) is None:  # as whether a lane is an even one
+        if self.lane_stride(x) is None:  # for example, whether a lane is even
             at = self.at_lanes(x)
             if at and all(low(one) >= 0 or high(one) < 0 for one in at):
                 return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
@@ -523,9 +522,9 @@ class IndexEmitter(levels.Levels[Level, Value]):
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
 
     def guard(self, conditions: Guard) -> Value | None:
-        """All conditions at once: an i1, or a mask where a vector takes part; None without any.
+        """All conditions at once: an i1, or a mask if a vector takes part; None without any.
 
-        Those that are known to hold count as none.
+        Conditions that are known to hold do not count.
         """
         found = [one for one in map(self.condition, conditions) if one.text != "true"]
         return reduce(self._and, found) if found else None

@@ -25,25 +25,25 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.layout import is_near
 
 CACHE_LINE = 64  # bytes
-MOST_VECTORS = 9  # vectors in memory that have the elements of one faster than a gather
+MOST_VECTORS = 9  # vectors in memory from which lanes are picked faster than by a gather
 PAGE = 4096  # bytes
 
 
 class MemoryEmitter(IndexEmitter):
-    """What reads and writes memory. Indices are in the base class."""
+    """Emits accesses to memory. Indices are in the base class."""
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
-        self.streamed: Store | None = None  # whose vectors are aligned now
-        # what is stored when a block of iterations is done, by identity (see llvm_transpose.py)
+        self.streamed: Store | None = None  # its vectors are aligned now
+        # values to store when a block of iterations is done, by identity (see llvm_transpose.py)
         self.waiting: dict[int, list[Value]] = {}
 
     def hint(self, pointer: str) -> None:
-        """Ask for the cache line there: to read it (0), into all caches (3), as data (1)."""
+        """Prefetch a cache line: for reading (0), into all caches (3), as data (1)."""
         self.builder().do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", "i32 3", "i32 1")
 
     def store(self, statement: Store, value: Value) -> None:
-        """Write a value, or the lanes of one that are not masked."""
+        """Store a value, or its active lanes."""
         array, width = statement.array, self.width()
         here = self.builder()
         if id(statement) in self.waiting:
@@ -80,7 +80,7 @@ class MemoryEmitter(IndexEmitter):
         here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
 
     def _store_apart(self, statement: Store, value: Value, mask: str | None) -> None:
-        """Write lanes between other elements, by a mask: a scatter would write one by one."""
+        """Store lanes between other elements, under a mask: a scatter would store one by one."""
         here, array, width = self.builder(), statement.array, value.lanes
         step, scalar = self.lane_stride(statement.index), memory_type(array.dtype)
         assert step is not None
@@ -105,7 +105,7 @@ class MemoryEmitter(IndexEmitter):
         known = values.known_flags(mask, width)
         if known is not None and sum(known) == 1:
             # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
-            # Of one lane of −x, where all of x are one lane of y, it may take y's first.
+            # And if x is a broadcast lane of y, one lane of −x may become y's first.
             lane = known.index(True)
             scalar = kind.strip("<>").partition(" x ")[2]
             if not scalar.startswith("i"):
@@ -163,7 +163,7 @@ class MemoryEmitter(IndexEmitter):
         return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
 
     def _side_by_side(self, parts: Sequence[Expr], lanes: int) -> str:
-        """What memory holds from a vector's first word on: so many neighbours for each lane."""
+        """The elements in memory from a vector's first word on: the neighbours of each lane."""
         array, index, count = parts[0].array, parts[0].index, len(parts)
         kind, size = vector_type(memory_type(array.dtype), count * lanes), array.dtype.itemsize
         masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in parts]
@@ -180,7 +180,7 @@ class MemoryEmitter(IndexEmitter):
         return values.from_memory(self.builder(), text, e.array.dtype, lanes)
 
     def _bits(self, e: Expr, lanes: int) -> str:
-        """What memory holds where a LOAD looks, as a value of the memory's type."""
+        """The bits that a LOAD reads, as a value of the memory's type."""
         array, index, guard_conditions = e.array, e.index, e.guard
         here = self.builder()
         kind = vector_type(memory_type(array.dtype), lanes)
@@ -209,22 +209,22 @@ class MemoryEmitter(IndexEmitter):
         return self._masked_load(kind, pointer, size, lanes, mask)
 
     def any(self, mask: str, lanes: int) -> str:
-        """Whether a mask has a lane."""
+        """Whether any lane of a mask is set."""
         given = [f"<{lanes} x i1> {mask}"]
         return self.builder().call(f"llvm.vector.reduce.or.v{lanes}i1", "i1", given)
 
     def _or_zeros(self, pointer: str, some: Value) -> str:
-        """A pointer, or one to zeros where a condition does not hold."""
+        """A pointer, or one to zeros if a condition fails."""
         self.declarations.add("@zeros = private constant [64 x i8] zeroinitializer, align 64")
         return self.builder().line(f"select {some.typed}, ptr {pointer}, ptr @zeros")
 
     def _mapped(
         self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
     ) -> str:  # fmt: skip
-        """The pointer, or the array's own where no lane is read and it may be far outside of it.
+        """The pointer, or the array's own if no lane is read and it may be far outside of it.
 
-        some: a mask of `width` elements that are read, or whether all are. (Not to load what is not
-        mapped takes a processor thousands of cycles.)
+        some: a mask of `width` elements that are read, or whether all are. (A masked load of memory
+        that is not mapped takes a processor thousands of cycles.)
         """
         outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
         if outside < PAGE or some is None:
@@ -235,7 +235,7 @@ class MemoryEmitter(IndexEmitter):
         return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
     def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
-        """Neighbours in memory, and zero where a mask says so."""
+        """Adjacent elements in memory; zero outside of a mask."""
         return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
             f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
         ])  # fmt: skip
@@ -244,7 +244,7 @@ class MemoryEmitter(IndexEmitter):
         self, kind: str, array: Array, index: Integer, lanes: int, size: int,
         mask: str | None = None,
     ) -> str:  # fmt: skip
-        """Elements that lie anywhere, `size` bytes aligned; zero in lanes outside a mask."""
+        """Elements at any places, aligned to `size` bytes; zero in lanes outside a mask."""
         pointers = self.pointers(array, index, lanes)
         return self.builder().call(f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0", kind, [
             f"<{lanes} x ptr> {pointers}", f"i32 {size}",
@@ -252,7 +252,7 @@ class MemoryEmitter(IndexEmitter):
         ])  # fmt: skip
 
     def _places(self, index: Integer) -> list[int]:
-        """How far each lane's element is from the first one's; empty where that is unknown."""
+        """The distance of each lane's element from the first one's; empty if unknown."""
         step = self.lane_stride(index)
         if step is not None:
             return [lane * step for lane in range(self.width())]
@@ -264,11 +264,11 @@ class MemoryEmitter(IndexEmitter):
     def _picked(
         self, array: Array, index: Integer, mask: str | None, common: Value | None, guarded: bool,
     ) -> str | None:  # fmt: skip
-        """Elements picked from the few vectors in memory that they lie in: gathers take far longer.
+        """Elements picked from the few vectors in memory that have them; gathers take far longer.
 
         mask: which lanes may be read; guarded: the others are zeros. common: whether any may. None
-        where these vectors are not few, or the mask is computed. Other elements between them are
-        picked from the same ones, whose loads LLVM makes one.
+        if there are many such vectors, or the mask is computed. Other values' elements between them
+        are picked from the same vectors, whose loads LLVM merges.
         """
         places, step = self._places(index), self.lane_stride(index)
         known = values.known_flags(mask, len(places))
@@ -292,7 +292,7 @@ class MemoryEmitter(IndexEmitter):
         ]
         scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
         text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
-        # a vector may have what only a lane beside this one may read
+        # a lane that must not read may have got an element that another lane reads
         if guarded:
             text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
         return text
@@ -301,7 +301,7 @@ class MemoryEmitter(IndexEmitter):
         self, array: Array, index: Integer, places: Sequence[int], part: range,
         begins: Sequence[int], known: Sequence[bool], common: Value | None,
     ) -> str:  # fmt: skip
-        """The same for some lanes; begins: of the vectors, counted from the first lane's place.
+        """The same for some lanes; begins: of the vectors, relative to the first lane's element.
 
         known: which lanes may be read.
         """
@@ -310,7 +310,7 @@ class MemoryEmitter(IndexEmitter):
         vector = [sum(begin <= places[lane] for begin in begins) - 1 for lane in part]
         place = [places[lane] - begins[n] for lane, n in zip(part, vector, strict=True)]
         first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
-        # An array that varies may end behind the last element, but for what is between neighbours.
+        # An array of varying size may end after the last element, but not between neighbours.
         loose = self.lane_stride(index) in range(1, MOST_VECTORS + 1)
         alone = all(lanes.base == "0" for lanes in self.vectors.values())
         loose = loose or alone and not self.nest.symbols
@@ -349,7 +349,7 @@ class MemoryEmitter(IndexEmitter):
 
 
 def in_turn(here: Builder, parts: Sequence[str], scalar: str, lanes: int) -> str:
-    """The elements of vectors in turn, the first of each first; there are two or four of them."""
+    """Interleave two or four vectors: the first element of each, then the second, …."""
     count, half = len(parts), len(parts) // 2
     x, y = (values.join_texts(here, [*parts[at : at + half]], scalar, lanes) for at in (0, half))
     order = [n // count + n % count * lanes for n in range(count * lanes)]
@@ -357,7 +357,7 @@ def in_turn(here: Builder, parts: Sequence[str], scalar: str, lanes: int) -> str
 
 
 def _vectors(places: Iterable[int], before: int, width: int) -> list[int]:
-    """Where vectors begin, the first `before` the first place, that have all places."""
+    """The starts of vectors that contain all places, the first `before` the first place."""
     found: list[int] = []
     for place in sorted(places):
         if not found:
@@ -369,29 +369,29 @@ def _vectors(places: Iterable[int], before: int, width: int) -> list[int]:
 
 
 def alignment(store: Store, width: int) -> int:
-    """Bytes at whose multiples a streamed vector starts."""
+    """The alignment of a streamed vector, in bytes."""
     return min(width * store.array.dtype.itemsize, 64)
 
 
 # ---- matrix registers ----
 
 
-REGISTERS, SIDE = 8, 16  # of rows, and of words in each
-_WORD = 4  # bytes of an element, whichever it is
+REGISTERS, SIDE = 8, 16  # registers; rows of each, and words of a row
+_WORD = 4  # bytes of an element, of any kind
 
 
 class MatrixRegisters:
-    """The matrix registers of a kernel, in `numbers` by use, rows and bytes of a row."""
+    """The matrix registers of a kernel; numbers: by use, rows and bytes of a row."""
 
     def __init__(self) -> None:
         self.numbers: dict[tuple[str, int, int, int], int] = {}
 
     def number(self, what: str, place: int, rows: int, nbytes: int) -> int:
-        """The register for part `place` of an operand of that shape: always the same."""
+        """The register for part `place` of an operand of that shape; each call gives the same."""
         return self.numbers.setdefault((what, place, rows, nbytes), len(self.numbers))
 
     def configured(self) -> tuple[str, str, str]:
-        """What a module declares, and how its function begins and ends.
+        """The declarations of a module, and the first and last instruction of its function.
 
         Palette 1, 64 bytes and 16 rows for each register at most: see Intel's manual at LDTILECFG.
         """
@@ -417,15 +417,14 @@ class MatrixRegisters:
 def emit_matrix_product(
     emitter: IndexEmitter, registers: MatrixRegisters, product: MatrixProduct
 ) -> None:
-    """The statement at the emitter's current level; the function begins and ends as above.
+    """Emit a product at the emitter's current level; the function begins and ends as above.
 
-    One register has a part of the left operand and one of the right, in turn, so that four parts
-    take five loads instead of four. At times a load waits the longer the more registers have values
-    (Emerald Rapids; perhaps while somebody works on the core's other thread): then a product takes
-    41 cycles, with two registers for each operand 69; at other times 16 and 16.
-
-    Deep rows of the left operand are read once for a panel, which stays in the first cache; so
-    these shall not (hint T1).
+    All parts of the left operand use one register in turn, and so do those of the right, so that
+    four parts take five loads instead of four. At times a load waits the longer the more registers
+    have values (Emerald Rapids; perhaps if the core's other thread is busy): then a product takes
+    41 cycles, and 69 with two registers for each operand; at other times 16 and 16.
+    Deep rows of the left operand are read once for a panel. The panel stays in the first-level
+    cache; the rows shall not (hint T1).
     """
     rows, columns = _parts(product.rows), _parts(product.columns)
     depth = emitter.least(product.depths)
@@ -477,5 +476,5 @@ def emit_matrix_product(
 
 
 def _parts(count: int) -> list[tuple[int, int]]:
-    """What each register has of so many rows or columns: the first one, and how many."""
+    """For each register, its first row or column, and how many it has."""
     return [(at, min(SIDE, count - at)) for at in range(0, count, SIDE)]

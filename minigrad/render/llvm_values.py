@@ -2,8 +2,8 @@
 
 In registers float16 and bfloat16 are floats that already have the precision of what was loaded;
 they are rounded when stored and where a program casts to them. A bool is an i1, in memory an i8.
-Pairs of bfloat16 are words of 32 bits, for processors that add their products (AVX512-BF16): its
-instructions take 16 lanes at a time, and a subnormal number for zero.
+Pairs of bfloat16 are words of 32 bits, for processors that add their products (AVX512-BF16). These
+instructions take 16 lanes at a time, and treat subnormal numbers as zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Value(NamedTuple):
 
     @property
     def type(self) -> str:
-        """LLVM's type of it."""
+        """Its LLVM type."""
         return vector_type(register_type(self.dtype), self.lanes)
 
     @property
@@ -41,7 +41,7 @@ class Value(NamedTuple):
 
 @cache
 def register_type(dtype: DType) -> str:
-    """LLVM's type of a value in registers."""
+    """The LLVM type of a value in registers."""
     if dtype.is_bool:
         return "i1"
     if dtype.is_float:
@@ -50,7 +50,7 @@ def register_type(dtype: DType) -> str:
 
 
 def memory_type(dtype: DType) -> str:
-    """LLVM's type of an element in memory."""
+    """The LLVM type of an element in memory."""
     if dtype.is_bool:
         return "i8"
     if dtype.name == "float16":
@@ -93,7 +93,7 @@ def flags(found: Iterable[bool]) -> str:
 
 
 def known_flags(mask: str | None, lanes: int) -> list[bool] | None:
-    """Which lanes of a mask count; all without one, and None where it is computed."""
+    """Which lanes of a mask are active; all without a mask, and None if it is computed."""
     if mask is None:
         return [True] * lanes
     if not mask.startswith("<i1"):
@@ -115,25 +115,25 @@ class Builder:
         self.fresh, self.declare, self.lines = fresh, declare, lines
 
     def line(self, text: str) -> str:
-        """One instruction with a result; gives the result's name."""
+        """Append an instruction with a result; returns the result's name."""
         name = self.fresh()
         self.lines.append(f"  {name} = {text}")
         return name
 
     def call(self, intrinsic: str, result: str, arguments: list[str], flags: str = "") -> str:
-        """A call of an intrinsic; arguments are "type text"."""
+        """Call an intrinsic; arguments are "type text"."""
         types = ", ".join(_type_of(argument) for argument in arguments)
         self.declare(f"declare {result} @{intrinsic}({types})")
         return self.line(f"call {flags}{result} @{intrinsic}({', '.join(arguments)})")
 
     def do(self, intrinsic: str, *arguments: str) -> None:
-        """A call of an intrinsic that has no result."""
+        """Call an intrinsic that has no result."""
         types = ", ".join(_type_of(argument) for argument in arguments)
         self.declare(f"declare void @{intrinsic}({types})")
         self.lines.append(f"  call void @{intrinsic}({', '.join(arguments)})")
 
     def shuffle(self, kind: str, x: str, order: Iterable[int | str], y: str = "poison") -> str:
-        """Elements of two vectors of a type; numbers of the second's follow the first's."""
+        """Elements of two vectors of a type, by number; the second's numbers follow the first's."""
         numbers = [f"i32 {number}" for number in order]
         mask = f"<{len(numbers)} x i32> <{', '.join(numbers)}>"
         return self.line(f"shufflevector {kind} {x}, {kind} {y}, {mask}")
@@ -155,8 +155,8 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
     if facts.compares:
         text = _compare(b, word, *args)
     elif word and len(args) == 2:
-        # A product may become part of a sum, but not of a difference: x·y − max(x·y) would be above
-        # 0 where the maximum was rounded before.
+        # A product may be contracted into a sum, but not into a difference: x·y − max(x·y) would be
+        # above 0 if the maximum was rounded before.
         flag = " contract" if source.is_float and op is not Op.SUB else ""
         y = _divisor(b, args[1]) if word == "fdiv" else args[1].text
         text = b.line(f"{word}{flag} {x.typed}, {y}")
@@ -183,7 +183,7 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
 
 
 def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
-    """What is defined for some operands only: see vector_math.py."""
+    """Operations whose meaning is defined for some operands only: see vector_math.py."""
     x, signed = args[0], dtype.kind == "i"
     if op is Leaf.REMAINDER and dtype is dtypes.float32:
         return Value(_remainder(b, *args), dtype, x.lanes)
@@ -199,10 +199,10 @@ def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType
 
 
 def _divisor(b: Builder, y: Value) -> str:
-    """What vectors are divided by; LLVM shall not know which of its lanes are 0.
+    """A divisor of vectors, of which LLVM must not know which lanes are 0.
 
-    (Its code generator takes 0 / 0 for 0 where it knows both, as of lanes that a mask leaves out,
-    and drops the select that puts a 0 there: LLVM 22, TargetLowering::SimplifyDemandedVectorElts.)
+    (Its code generator takes 0 / 0 to be 0 if it knows both, as in lanes outside of a mask, and
+    drops the select that puts a 0 there: LLVM 22, TargetLowering::SimplifyDemandedVectorElts.)
     """
     zero = literal(0, register_type(y.dtype), y.lanes)
     if y.lanes == 1 or not y.text.startswith("%") and y.text != zero:
@@ -211,16 +211,16 @@ def _divisor(b: Builder, y: Value) -> str:
 
 
 def fenced(b: Builder, kind: str, text: str) -> str:
-    """The same vector, of which LLVM's code generator does not know how it was computed."""
+    """The same vector, with its computation hidden from LLVM's code generator."""
     return b.call(f"llvm.arithmetic.fence.{suffix(kind)}", kind, [f"{kind} {text}"])
 
 
 def _remainder(b: Builder, x: Value, y: Value) -> str:
-    """C's fmodf of vectors, exact: |x| − trunc(|x| / |y|)·|y| in float64, with the sign of x.
+    """C's fmodf for vectors, exact: |x| − trunc(|x| / |y|)·|y| in float64, with the sign of x.
 
-    A quotient below 2²⁸ times 24 bits fits in 53. Rounded, it may be one more than it is, and what
-    is left below 0. A vector with a larger one, or infinity or NaN, takes the library's function,
-    which takes an element at a time and 20 times as long.
+    A quotient below 2²⁸ times 24 bits fits in 53. Rounding may make the quotient one too large, and
+    the rest negative. A vector with a larger quotient, infinity or NaN calls the library's
+    function, which takes one element at a time and 20 times as long.
     """
     kind, wide, test = x.type, vector_type("double", x.lanes), mask_type(x)
     narrow, double, lines, names = suffix(kind), suffix(wide), list[str](), count()
@@ -262,9 +262,9 @@ def _compare(b: Builder, word: str, left: Value, right: Value) -> str:
 
 
 def _extremum(b: Builder, op: Op, old: Value, new: Value) -> str:
-    """Maximum or minimum; a NaN on either side wins. Of a zero and a negative one it is either.
+    """Maximum or minimum; a NaN on either side wins. Of zeros of different signs it is either.
 
-    x86 looks whether the first operand is NaN, which nobody waits for if it is the new one.
+    x86 tests whether the first operand is NaN, so that is the new one: nothing waits for the test.
     """
     name, flags = "max" if op is Op.MAXIMUM else "min", ""
     if new.dtype.is_float:
@@ -280,7 +280,7 @@ def mask_type(value: Value) -> str:
 
 
 def cast(b: Builder, x: Value, to: DType) -> Value:
-    """A conversion with the meaning of CAST, but for those of floats to integers."""
+    """A conversion with the meaning of CAST, except from floats to integers."""
     source, lanes = x.dtype, x.lanes
     kind, signed = vector_type(register_type(to), lanes), source.kind == "i"
     if source is to:
@@ -302,7 +302,7 @@ def cast(b: Builder, x: Value, to: DType) -> Value:
 
 
 def round_half(b: Builder, x: Value) -> Value:
-    """A float with the precision of its dtype: float16 and bfloat16 are rounded."""
+    """A float rounded to the precision of its dtype, if that is float16 or bfloat16."""
     if not x.dtype.is_float or x.dtype.itemsize != 2:
         return x
     if x.dtype.name == "float16":
@@ -336,7 +336,7 @@ def _from_bits(b: Builder, bits: str, lanes: int) -> str:
 
 
 def to_memory(b: Builder, x: Value) -> str:
-    """A value as it is stored: text of memory_type(dtype)."""
+    """A value as it is stored: text of type memory_type(dtype)."""
     kind = vector_type(memory_type(x.dtype), x.lanes)
     if x.dtype.is_bool:
         return b.line(f"zext {x.typed} to {kind}")
@@ -401,13 +401,13 @@ def broadcast(b: Builder, x: Value, lanes: int) -> Value:
 
 
 def shuffled(b: Builder, x: Value, order: Sequence[int], y: Value | None = None) -> Value:
-    """Elements of a vector, or of two; numbers of the second's follow the first's."""
+    """Elements of a vector, or of two, by number; the second's numbers follow the first's."""
     text = b.shuffle(x.type, x.text, order, "poison" if y is None else y.text)
     return Value(text, x.dtype, len(order))
 
 
 def join(b: Builder, parts: list[Value]) -> Value:
-    """Vectors one behind the other as one; there are a power of two of them."""
+    """Concatenate vectors, of which there is a power of two."""
     first = parts[0]
     scalar, lanes = register_type(first.dtype), first.lanes
     text = join_texts(b, [part.text for part in parts], scalar, lanes)
@@ -415,7 +415,7 @@ def join(b: Builder, parts: list[Value]) -> Value:
 
 
 def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
-    """The same of vectors of any type: what memory holds may be narrower than a register's."""
+    """The same for vectors of any type: elements in memory may be narrower than in registers."""
     while len(parts) > 1:
         kind = vector_type(scalar, lanes)
         lanes *= 2
@@ -428,7 +428,7 @@ def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
 
 
 def words_of_neighbours(b: Builder, x: Value) -> Value:
-    """Each two neighbours among float32, rounded to bfloat16, as a word."""
+    """Each pair of neighbouring float32, rounded to bfloat16, as a word."""
     words = []
     for start in range(0, x.lanes, 32):
         low, high = (_part(b, x, at) for at in (start, start + 16))
@@ -437,7 +437,7 @@ def words_of_neighbours(b: Builder, x: Value) -> Value:
 
 
 def words_of(b: Builder, low: Value, high: Value) -> Value:
-    """Lane by lane, two float32 rounded to bfloat16 as a word."""
+    """Lane by lane, two float32 rounded to bfloat16, as a word."""
     kind = vector_type("i32", low.lanes)
     if low.lanes % 16:
         bits = [bfloat_bits(b, x) for x in (low, high)]
@@ -467,7 +467,7 @@ def _part(b: Builder, x: Value, start: int) -> str:
 
 
 def dot(b: Builder, x: Value, y: Value, total: Value) -> Value:
-    """total + the products of each lane's pairs of bfloat16, or of its four pairs of bytes."""
+    """total + the products of each lane's pairs of bfloat16, or of its four bytes."""
     kind, words, name = ("<16 x float>", "<32 x bfloat>", "avx512bf16.dpbf16ps")
     if total.dtype.is_int:
         kind, words, name = ("<16 x i32>", "<64 x i8>", "avx512.vpdpbusd")
