@@ -12,30 +12,30 @@ from minigrad.graph.symbolic import Integer
 
 
 def part_along(x: Node, axis: int, start: Integer, stop: Integer) -> Node:
-    """start … stop − 1 along an axis."""
+    """Elements start … stop − 1 along an axis."""
     ranges = [(start, stop) if d == axis else (0, extent) for d, extent in enumerate(x.shape)]
     return build.shrink(x, ranges)
 
 
 def pad_along(x: Node, axis: int, before: Integer, after: Integer) -> Node:
-    """Zeros before and behind, along an axis."""
+    """Zeros before and after, along an axis."""
     return build.pad(x, [(before, after) if d == axis else (0, 0) for d in range(x.ndim)])
 
 
 def spread(x: Node, shape: Shape, axes: Sequence[int] = ()) -> Node:
-    """x, whose dimensions are some axes of a shape, the same along all others."""
+    """x, whose dimensions are some axes of a shape, repeated along all others."""
     own = tuple(extent if axis in axes else 1 for axis, extent in enumerate(shape))
     return build.expand(build.reshape(x, own), shape)
 
 
 def within(x: Node, amounts: Sequence[tuple[Integer, Integer]], whole: Node) -> Node:
-    """The whole, but for the part that x takes: so much is before and behind that."""
+    """`whole` with a part replaced by x; amounts: how much is before and after that, by axis."""
     inside = build.pad(x.constant(True, dtypes.bool), amounts)
     return inside.where(build.pad(x, amounts), whole)
 
 
 def joined(pieces: Sequence[Node], axis: int) -> Node:
-    """The pieces one after the other along an axis, chosen between where they are read."""
+    """The pieces one after the other along an axis, selected when they are read."""
     first, *others = pieces
     total: Integer = sum((piece.shape[axis] for piece in pieces), 0)
     start = first.shape[axis]
@@ -48,28 +48,28 @@ def joined(pieces: Sequence[Node], axis: int) -> Node:
 
 
 def split_axis(x: Node, axis: int, *extents: Integer) -> Node:
-    """Several axes in the place of one; none in the place of one of 1."""
+    """Several axes in place of one, or none in place of one of length 1."""
     return build.reshape(x, (*x.shape[:axis], *extents, *x.shape[axis + 1 :]))
 
 
 def merge_axes(x: Node, axis: int) -> Node:
-    """One axis in the place of two, whose extents are known."""
+    """One axis in place of two, whose extents are known."""
     extent = numel(x.shape[axis : axis + 2])
     return build.reshape(x, (*x.shape[:axis], extent, *x.shape[axis + 2 :]))
 
 
 def stored_last(x: Node, axes: Sequence[int]) -> Node:
-    """x, copied so that what lies along some axes is side by side in memory."""
+    """x, copied so that elements along some axes are adjacent in memory."""
     order = [*(axis for axis in range(x.ndim) if axis not in axes), *axes]
     copy = build.contiguous(build.permute(x, order))
     return build.permute(copy, [order.index(axis) for axis in range(x.ndim)])
 
 
 def row_of(x: Node, number: Integer, axis: int = 0) -> Node:
-    """What is at one place along an axis, which goes."""
+    """The elements at one index along an axis, which is removed."""
     return split_axis(part_along(x, axis, number, number + 1), axis)
 
 
 def repeat_along(x: Node, axis: int, extent: Integer) -> Node:
-    """An axis of 1 as one of `extent` equal places."""
+    """Repeat an axis of length 1 `extent` times."""
     return build.expand(x, (*x.shape[:axis], extent, *x.shape[axis + 1 :]))

@@ -18,14 +18,14 @@ from minigrad.graph.symbolic import Integer
 
 
 class Given:
-    """Stands for the memory of a value that is given later: in each step of a loop."""
+    """The memory of a value that is given later, in each step of a loop."""
 
     __slots__ = ("__weakref__",)
-    handle = owner = None  # as of a `Buffer` that nobody has written
+    handle = owner = None  # as in a `Buffer` that was never written
 
     @property
     def memory(self) -> Any:
-        """There is none."""
+        """Raises ScanError: there is none."""
         raise ScanError(
             "a value inside the function that Tensor.scan was given is read there, or was kept "
             "from there: it has no number before the steps run, and another in each; return it "
@@ -39,14 +39,14 @@ def given(dtype: DType, shape: Shape, device: str) -> Node:
 
 
 def stand_in(node: Node) -> Node:
-    """What stands for a value like a node, which is given later."""
+    """A node for a value like another node's, which is given later."""
     return given(node.dtype, node.shape, node.device)
 
 
 def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) -> list[Node]:
-    """The roots (count, …) where nodes are, in turn, the rows of arrays (count, …).
+    """The roots (count, …) when nodes are, in turn, the rows of arrays (count, …).
 
-    A root that depends on none of these nodes is repeated.
+    arrays: node → its rows. A root that depends on none of the nodes is repeated.
     """
     new = dict(arrays)
     for node in topological(roots):
@@ -56,9 +56,9 @@ def batched(roots: Sequence[Node], arrays: Mapping[Node, Node], count: Integer) 
 
 
 def sum_of_rows(x: Node) -> Node:
-    """Σ over the first dimension, which goes: together with sums that x is of, as one sum.
+    """Σ over the first dimension, which is removed; merged with sums that x consists of.
 
-    A sum of many outer products so is one matrix product.
+    So a sum of many outer products is one matrix product.
     """
     rest = x.shape[1:]
     if x.op is Op.RESHAPE and x.src[0].shape[:1] == x.shape[:1]:
@@ -72,7 +72,7 @@ def sum_of_rows(x: Node) -> Node:
 
 
 def rows(node: Node, new: Mapping[Node, Node], count: Integer) -> Node:
-    """A batched node; one that is the same for all, repeated."""
+    """The rows of a batched node; one that does not vary is repeated."""
     known = new.get(node)
     if known is not None:
         return known
@@ -102,7 +102,7 @@ def _later(axes: Sequence[int], count: Integer) -> list[int]:
 
 @dataclass(frozen=True)
 class _Rows:
-    """The gradient rule of a CUSTOM for many values at once: that of `one`, batched."""
+    """The gradient rule of a CUSTOM for many values at once: the rule of `one`, batched."""
 
     one: Node
 
@@ -118,7 +118,7 @@ class _Rows:
         return [None if part is None else next(made) for part in found]
 
 
-# What becomes of an argument that speaks of dimensions, behind a new one of so many.
+# Arguments that name dimensions, after a new first dimension of a given extent.
 _LATER: dict[Op, Callable[[Any, Integer], Any]] = {
     **dict.fromkeys((Op.SORT, Op.CAT, Op.GATHER, *SCANS, *SCATTERS), lambda axis, _: axis + 1),
     **dict.fromkeys((Op.FLIP, *REDUCTIONS), _later),

@@ -2,9 +2,8 @@
 
 The program itself checks them. Out of range, GATHER reads 0 and SCATTER writes nothing, on every
 device. Methods to which a user gives indices wrap them in a CHECK node, which does not change them.
-A program with CHECKs has one more root, which is 0 if all indices are in range. Whoever ran the
-program reads this number when it has ended. Probabilities and weights, which are floats, are
-checked in the same way.
+A program with CHECKs has one more root, which is 0 if all indices are in range. It is read when the
+program has ended. Probabilities and weights, which are floats, are checked in the same way.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ NO_LINE = ("", 0)
 
 @dataclass(frozen=True)
 class Check:
-    """What an index may be: 0 … extent − 1.
+    """The values that an index may have: 0 … extent − 1.
 
-    wraps: −extent … −1, too, which count from the end. ignored: one more value. The rest is for the
+    wraps: also −extent … −1, which count from the end. ignored: one more value. The rest is for the
     message: name, of the operation; unit, of what is counted ("rows"); line, the user's file and
-    line, which does not count where checks are compared, so that equal ones stay one node.
+    line, which is ignored when checks are compared, so that equal ones stay one node.
     """
 
     extent: Integer
@@ -50,11 +49,11 @@ class Check:
         return made
 
     def allows(self, value: int, extent: int) -> bool:
-        """Whether a value is an index, where the extent is so many."""
+        """Whether a value is an allowed index, for this extent."""
         return (-extent if self.wraps else 0) <= value < extent or value == self.ignored
 
     def error(self, what: str, extent: int, reason: str = "") -> BoundsError:
-        """What to raise. what: "index 7 at position (3,)"; reason: why no more is known."""
+        """The error to raise. what: "index 7 at position (3,)"; reason: why no more is known."""
         expected = f"{-extent if self.wraps else 0} … {extent - 1}" if extent else "no index at all"
         if self.ignored is not None:
             expected += f" (or {self.ignored}, which is ignored)"
@@ -68,7 +67,7 @@ class Check:
         return f" ({min(near, file, key=len)}:{number})" if number else ""
 
     def outside(self, index: Node) -> Node:
-        """Which elements are no index."""
+        """Which elements are not allowed."""
         limit = self.extent
         narrow = index.dtype is dtypes.int32 and high(limit) < 1 << 31
         wide = index if narrow else index.cast(dtypes.int64)  # a huge uint64 becomes negative
@@ -86,9 +85,9 @@ class Check:
 
 @dataclass(frozen=True)
 class Interval(Check):
-    """What floats may be: from least to most, both included; a NaN is neither.
+    """The values that floats may have: from least to most, inclusive; NaN is not allowed.
 
-    unit: what another is ("no weight"); expected: the interval in words.
+    unit: what another value is ("no weight"); expected: the interval in words.
     """
 
     least: float = 0.0
@@ -101,12 +100,12 @@ class Interval(Check):
         return self.least <= value <= self.most
 
     def error(self, what: str, extent: int, reason: str = "") -> DomainError:
-        """What to raise, as for an index."""
+        """The error to raise, as for an index."""
         said = f"{what} is {self.unit}{self._place()}"
         return DomainError(f"{self.name}: {said}; expected {self.expected}{reason}")
 
     def outside(self, index: Node) -> Node:
-        """Which elements are beyond."""
+        """Which elements are outside of the interval."""
         above = index.constant(self.least).operation("le", index)
         return (above & index.operation("le", self.most)).operation("not")
 
@@ -115,9 +114,9 @@ def check(
     index: Node, extent: Integer, name: str, unit: str, *, wraps: bool = False,
     ignored: int | None = None,
 ) -> Node:  # fmt: skip
-    """The integers of `index`, of which each must lie inside an axis of `extent` elements.
+    """The integers of `index`, each of which must be inside an axis of `extent` elements.
 
-    BoundsError at once where the index is one constant that does not.
+    Raises BoundsError at once if index is a constant that is not.
     """
     if index.dtype.kind == "u" and isinstance(extent, int) and index.dtype.maximum < extent:
         return index
@@ -129,15 +128,15 @@ def check(
 def check_values(
     x: Node, name: str, unit: str, expected: str, least: float = 0.0, most: float = 1.0
 ) -> Node:
-    """The floats of x, of which each must be in least … most; DomainError at once for a constant.
+    """The floats of x, each of which must be in least … most; DomainError at once for a constant.
 
-    unit: what another is ("no weight"); expected: the interval in words.
+    unit: what another value is ("no weight"); expected: the interval in words.
     """
     return _checked(x, Interval(0, False, None, name, unit, users_line(), least, most, expected))
 
 
 def _checked(x: Node, found: Check) -> Node:
-    """A CHECK of x; its error at once where x is one constant that is not allowed."""
+    """A CHECK of x; raises its error at once if x is a constant that is not allowed."""
     most = high(found.extent)
     if x.op is Op.CONST and 0 not in x.shape and not found.allows(x.arg, most):
         raise found.error(f"{found.noun} {x.arg}", most)
@@ -145,7 +144,7 @@ def _checked(x: Node, found: Check) -> Node:
 
 
 def users_line() -> tuple[str, int]:
-    """File and line of the innermost frame that is none of minigrad's own (models are users)."""
+    """File and line of the innermost frame outside of minigrad (its models count as users)."""
     frame = sys._getframe(1)
     while frame.f_back is not None:
         name = frame.f_globals.get("__name__", "")
@@ -156,7 +155,7 @@ def users_line() -> tuple[str, int]:
 
 
 def _each_once(x: Node) -> Node:
-    """x without what repeats its elements, or moves them; x where it may have none."""
+    """x below movements that repeat or reorder its elements; x itself if it may have none."""
     moves = (Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.FLIP)
     while x.op in moves and min(map(low, x.shape), default=1) > 0:
         (x,) = x.src
@@ -164,7 +163,7 @@ def _each_once(x: Node) -> Node:
 
 
 def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
-    """A uint32 scalar that is 0 where every index is in range, and where there is none."""
+    """A uint32 scalar that is 0 if every index is in range, also if there is none."""
     by_shape: dict[object, Node] = {}
     for wrong in dict.fromkeys(what.outside(_each_once(index)) for index, what in checked):
         before = by_shape.get(wrong.shape)

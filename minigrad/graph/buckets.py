@@ -17,15 +17,16 @@ from minigrad.graph.node import Node, Op, beneath, in_order, make, topological
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.shapes import numel
 
-BUCKET = 4 << 20  # bytes that go together: more than that takes longer than what is saved
-COPIED = BUCKET >> 6  # bytes of a result that may go together with others though it is copied then
+BUCKET = 4 << 20  # bytes of a bucket: with more, an exchange takes longer than what merging saves
+COPIED = BUCKET >> 6  # bytes of a result that may be merged although it must be copied then
 
 
 @dataclass(eq=False)
 class _Bucket:
-    """Exchanges that go together, when `ready` nodes, one after the other, are made.
+    """Exchanges that are merged. ready: the depth at which all their sources are computed.
 
-    due: how many there are at most when somebody waits for it; needs: buckets that come before.
+    due: the largest depth at which they may be made, so that no reader waits; needs: the buckets
+    before it.
     """
 
     ready: int = 0
@@ -38,13 +39,13 @@ class _Bucket:
 def in_buckets(
     roots: Sequence[Node], sent: Mapping[Node, Sent]
 ) -> tuple[list[Node], list[Sent]]:
-    """The roots, and what is exchanged for them; numbered in order. sent: of each exchange."""
+    """The roots with exchanges merged, and these exchanges in order. sent: by exchange."""
     order = topological(roots)
     buckets = _buckets(roots, order)
     place = {node: at for at, bucket in enumerate(buckets) for node in bucket.members}
     first = [source for bucket in buckets for one in bucket.members for source in one.src]
     new: dict[Node, Node] = {}
-    # What any of a bucket's members needs comes before whoever reads the first of them.
+    # All sources of a bucket's members come before the first reader of any of them.
     for node in topological([*first, *roots]):
         if node in place:
             number = place[node]
@@ -59,7 +60,7 @@ def in_buckets(
 
 
 def _joined(members: Sequence[Node], new: Mapping[Node, Node], number: int) -> list[Node]:
-    """One exchange for several."""
+    """One exchange for several members of a bucket."""
     arg: Collective = members[0].arg
     sources = [new[source] for one in members for source in one.src[: one.arg.payload]]
     after = [new[source] for one in members for source in one.src[one.arg.payload :]]
@@ -74,7 +75,7 @@ def _told(sent: Sequence[Sent]) -> Sent:
 
 
 def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
-    """The exchanges of a graph, in an order in which they can be made."""
+    """The buckets of a graph's exchanges, in an order in which they can be made."""
     depth, due = _depths(order)
     copied = {beneath(root, MOVEMENT) for root in roots}
     found = sorted((n for n in order if n.op is Op.COLLECTIVE), key=depth.__getitem__)
@@ -109,7 +110,7 @@ def _needs(bucket: _Bucket) -> list[_Bucket]:
 
 
 def _depths(order: Sequence[Node]) -> tuple[dict[Node, int], dict[Node, int]]:
-    """The depth of each node, and the largest that it could have with no node deeper than now."""
+    """The depth of each node, and the largest it could have without making another one deeper."""
     depth: dict[Node, int] = {}
     for node in order:
         depth[node] = 1 + max((depth[source] for source in node.src), default=0)

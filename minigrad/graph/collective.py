@@ -28,7 +28,7 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import numel
 
-SHARED = frozenset({"all_reduce", "permute", "broadcast", "reduce"})  # result is like the source
+SHARED = frozenset({"all_reduce", "permute", "broadcast", "reduce"})  # result: shape of the source
 SEVERAL = SHARED | {"reduce_scatter", "all_gather"}  # an exchange may join several arrays
 KINDS = SEVERAL | {"all_to_all"}
 REDUCTIONS = frozenset({"sum", "mean", "max"})
@@ -39,10 +39,10 @@ class Collective:
     """The argument of a COLLECTIVE.
 
     group: the name of the group; size: its number of ranks. how: the reduction ("sum", "mean",
-    "max") where there is one; place: the shift of a permute, the root of a broadcast or reduce.
+    "max"), if there is one; place: the shift of a permute, the root of a broadcast or reduce.
     number: which exchange of its program it is. payload: how many of the node's sources are sent,
-    as one flat array; those after them must only have been computed before it begins. sent: their
-    dtype and shapes, which ranks compare before they exchange anything.
+    as one flat array; the others must only be computed before it begins. sent: their dtype and
+    shapes, which ranks compare before they exchange anything.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class Collective:
     sent: str = ""
 
     def told(self) -> str:
-        """What is exchanged, and how: all in which ranks must agree but the kind."""
+        """What is exchanged, and how: all that ranks must agree on besides the kind."""
         how = [] if self.how == "-" else [self.how]
         if self.kind == "permute":
             how.append(f"{self.place} on")
@@ -71,7 +71,7 @@ def exchange(
     kind: str, group: str, size: int, sources: Sequence[Node],
     how: str = "-", place: int = 0, after: Sequence[Node] = (), number: int | None = None,
 ) -> Node:  # fmt: skip
-    """A COLLECTIVE of sources of one dtype; of several the results are one flat array.
+    """A COLLECTIVE of sources of one dtype; the results of several are one flat array.
 
     after: nodes that are computed before it begins, though it does not read them. number: which
     exchange of its program it is; the next one if not given.
@@ -97,7 +97,7 @@ def exchange(
 
 
 def _listed(words: Sequence[str]) -> str:
-    """Words with commas between; "3 × a" for three a in a row."""
+    """Words separated by commas; "3 × a" for three a in a row."""
     rows = [(word, sum(1 for _ in same)) for word, same in itertools.groupby(words)]
     return ", ".join(word if count == 1 else f"{count} × {word}" for word, count in rows)
 
@@ -106,7 +106,7 @@ def together(
     kind: str, group: str, size: int, sources: Sequence[Node],
     how: str = "-", place: int = 0, after: Sequence[Node] = (), number: int | None = None,
 ) -> list[Node]:  # fmt: skip
-    """One exchange of several sources: what becomes of each, in its own shape. See `exchange`."""
+    """One exchange of several sources; gives each result in its own shape. See `exchange`."""
     joined = exchange(kind, group, size, sources, how, place, after, number)
     if len(sources) == 1:
         return [joined]
@@ -137,13 +137,13 @@ def _result_shape(kind: str, size: int, shape: Shape) -> Shape:
 
 
 def again(like: Node, kind: str, x: Node, how: str = "-", place: int = 0) -> Node:
-    """Another exchange in the same group."""
+    """Another exchange in the group of `like`."""
     arg: Collective = like.arg
     return exchange(kind, arg.group, arg.size, [x], how, place)
 
 
 def gradient(node: Node, g: Node) -> Node:
-    """The gradient of the one array that a COLLECTIVE sends."""
+    """The gradient of the array that a COLLECTIVE sends."""
     arg: Collective = node.arg
     kind, how = arg.kind, arg.how
     if arg.payload > 1:
@@ -162,7 +162,7 @@ def gradient(node: Node, g: Node) -> Node:
     raise DTypeError(f"{kind} of the {how} has no gradient here: write it with all_reduce")
 
 
-# The exchange of the gradients, and how, of the others.
+# For the other kinds: the exchange of the gradient, and its reduction.
 _BACK = {
     "all_gather": ("reduce_scatter", "sum"), "all_to_all": ("all_to_all", "-"),
     "permute": ("permute", "-"), "broadcast": ("reduce", "sum"), "reduce": ("broadcast", "-"),
@@ -170,7 +170,7 @@ _BACK = {
 
 
 def _of_maximum(node: Node, g: Node) -> Node:
-    """All gradients together, divided evenly among the ranks that hold the maximum."""
+    """The sum of all ranks' gradients, divided evenly among the ranks that hold the maximum."""
     x = node.src[0]
     is_maximum = x.equals(node).cast(x.dtype)
     total, count = again(node, "all_reduce", g, "sum"), again(node, "all_reduce", is_maximum, "sum")
@@ -178,9 +178,9 @@ def _of_maximum(node: Node, g: Node) -> Node:
 
 
 def exchanges_in_order(roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-    """The COLLECTIVEs of a topological order by their numbers, and the roots after them.
+    """The COLLECTIVEs of a topological order by number, then the roots.
 
-    A walk from these visits exchanges in the order of their numbers: none needs a later one.
+    A topological walk from these visits exchanges by number: none needs a later one.
     """
     found = [node for node in order if node.op is Op.COLLECTIVE]
     return [*sorted(found, key=lambda node: node.arg.number), *roots]

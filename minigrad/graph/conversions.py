@@ -39,24 +39,24 @@ class Sent:
 
 
 def group_name(mesh: str, axes: Iterable[str]) -> str:
-    """The group of the devices of a mesh that differ in their places along these axes only."""
+    """The group of the devices of a mesh that differ only in their positions along these axes."""
     return f"{','.join(axes)} of {mesh}"
 
 
 def place_name(axis: str) -> str:
-    """The variable that is a device's place along an axis."""
+    """The variable for a device's position along an axis."""
     return f"{axis}_place"
 
 
 def place_of(axis: str, ways: int) -> Affine:
-    """A device's place along an axis of so many."""
+    """A device's position along an axis of `ways` devices."""
     return Atom("var", place_name(axis), 0, ways - 1).index
 
 
 class Converter:
-    """Converts local values on one device of a mesh, and keeps count of what is sent.
+    """Converts local values on one device of a mesh, and records what is sent.
 
-    reader: the node that wants what is being made. after: what is computed before it is gathered.
+    reader: the node that needs the converted value. after: nodes to compute before an exchange.
     """
 
     def __init__(self, mesh: str, device: str) -> None:
@@ -66,7 +66,7 @@ class Converter:
         self.after: list[Node] = []
 
     def convert(self, x: Node, shape: Shape, given: Layout, want: Layout) -> Node:
-        """A local part of an array of a shape, in another layout."""
+        """The local part of an array of a shape, converted to another layout."""
         return x if given == want else _Moving(self, x, shape, given).to(want)
 
     def exchange(self, kind: str, axes: Iterable[str], x: Node, how: str = "-") -> Node:
@@ -82,20 +82,20 @@ class Converter:
         return made
 
     def place(self, axis: str, shape: Shape, dtype: DType = dtypes.int32) -> Node:
-        """The device's place along an axis, as an array of a shape."""
+        """The device's position along an axis, as an array of a shape."""
         number = build.variable(place_of(axis, self.sizes[axis]), self.device)
         return spread(build.cast(number, dtype), shape)
 
 
 class _Moving:
-    """A local part of an array on its way to another layout: what it is by now."""
+    """The local part of an array during a conversion: its current value and layout."""
 
     def __init__(self, by: Converter, x: Node, shape: Shape, given: Layout) -> None:
         self.by, self.x, self.shape = by, x, shape
         self.dims, self.sums = [*given.dims], given.partial
 
     def to(self, want: Layout) -> Node:
-        """The part in that layout."""
+        """Convert the part to a layout."""
         given = tuple(self.dims)
         self._divide_all(want)
         for axis in sorted(self.sums - want.partial):
@@ -116,7 +116,7 @@ class _Moving:
                 if digit not in want.dims[at]:
                     self._gather(at, digit)
         self._divide_all(want)
-        for axis in sorted(want.partial - self.sums):  # the first device's term is all of it
+        for axis in sorted(want.partial - self.sums):  # the first device's term is the whole value
             self.x = self.by.place(axis, self.x.shape).equals(0).where(self.x, 0)
         return self.x
 
@@ -124,17 +124,17 @@ class _Moving:
         return digit in joined(self.shape[at], self.dims[at], (digit,))
 
     def _local(self) -> Any:
-        """The local shape by now."""
+        """The current local shape."""
         return local_shape(self.shape, tuple(self.dims))
 
     def _around(self, at: int, digit: Digit) -> tuple[int, int]:
-        """How many local indices there are before and behind a digit."""
+        """The numbers of local indices before and after a digit."""
         digits = self.dims[at]
         behind = digit.stride // prod(one.ways for one in digits[digits.index(digit) + 1 :])
         return self._local()[at] // behind, behind
 
     def _divide_all(self, want: Layout) -> None:
-        """Take the parts that cost nothing."""
+        """Make the divisions that cost nothing."""
         for at, digits in enumerate(want.dims):
             for digit in digits:
                 if digit.axis not in axes_of(self.dims) | self.sums and self._fits(at, digit):
@@ -144,14 +144,14 @@ class _Moving:
                     self.x = build.reshape(part, self._local())
 
     def _split(self, at: int, digit: Digit) -> None:
-        """Give a digit that all devices have a dimension of its own, at + 1."""
+        """Make a digit that is not divided yet a dimension of its own, at + 1."""
         self.dims[at] = joined(self.shape[at], self.dims[at], (digit,))
         before, behind = self._around(at, digit)
         beyond = before * digit.ways * behind - self.x.shape[at]
         self.x = split_axis(pad_along(self.x, at, 0, beyond), at, before, digit.ways, behind)
 
     def _front(self, place: int) -> Node:
-        """The dimension `place` first, and all flat."""
+        """The part with dimension `place` first, flattened."""
         order = [place, *(axis for axis in range(self.x.ndim) if axis != place)]
         return build.reshape(build.permute(self.x, order), (numel(self.x.shape),))
 
@@ -165,7 +165,7 @@ class _Moving:
         self._insert(self.by.exchange("all_gather", {digit.axis}, flat), at, digit)
 
     def _insert(self, flat: Node, at: int, digit: Digit) -> None:
-        """The parts of all places along a digit's axis, one after the other, as one array."""
+        """Insert the parts of all positions along a digit's axis, which `flat` has in order."""
         (before, behind), local = self._around(at, digit), self._local()
         x = build.reshape(flat, (digit.ways, *local[:at], before, behind, *local[at + 1 :]))
         x = build.permute(x, [*range(1, at + 2), 0, *range(at + 2, x.ndim)])
@@ -174,7 +174,7 @@ class _Moving:
         self.x = build.shrink(x, [(0, extent) for extent in self._local()])
 
     def _exchange_digit(self, at: int, digit: Digit, to: int, other: Digit) -> None:
-        """all_to_all, where both places divide evenly; otherwise it is gathered later."""
+        """all_to_all, if both dimensions divide evenly; otherwise the digit is gathered later."""
         after = joined(self.shape[to], self.dims[to], (other,))
         padded = is_padded(self.shape[at], self.dims[at]) or is_padded(self.shape[to], after)
         if at != to and other in after and not padded:
@@ -184,6 +184,6 @@ class _Moving:
 
 
 def _place(want: Layout, axis: str) -> tuple[int, Digit] | None:
-    """Where an axis divides something."""
+    """The dimension and the digit by which an axis divides it, or None."""
     places = ((at, digit) for at, digits in enumerate(want.dims) for digit in digits)
     return next((place for place in places if place[1].axis == axis), None)

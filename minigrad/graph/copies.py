@@ -39,15 +39,15 @@ from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 
-MANY = 8  # so many copies share a kernel as they are: more are computed together
-# Of an array that each copy is computed of, and of each reduction of its own: what is larger takes
-# longer than all that is saved, and would need the memory of all copies at once.
+MANY = 8  # up to so many copies share a kernel as they are; more are computed together
+# Bytes of an array that a copy reads, and of each of its reductions, at most: larger ones take
+# longer than what is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
 LEAVES = (BUFFER, CONST)
 _JOINS = (Op.RESHAPE, Op.CAT)
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
-_VARYING = frozenset({*LEAVES, Op.SHRINK})  # whose arg may be another in each copy
-# What has no form for many values at once, or must be done as often as somebody wrote it.
+_VARYING = frozenset({*LEAVES, Op.SHRINK})  # their arg may differ between copies
+# Operations that have no form for many values at once, or must run as often as they were written.
 _SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
 
 
@@ -56,10 +56,10 @@ def together(
 ) -> tuple[list[Node], Sequence[Node]]:
     """The roots with sums and joins of many copies computed as one, and `topological` of these.
 
-    order: that of the roots. kept: nodes of which something else depends, which are not joined.
+    order: of the given roots. kept: nodes that something else depends on, which are not batched.
     """
     new: dict[Node, Node] = {}
-    below: set[Node] = set()  # what is computed together
+    below: set[Node] = set()  # nodes that are computed together
     kinds = _Kinds(kept)
     heads = sorted(_heads(roots, order), key=lambda pair: -pair[0].age)
     for head, terms in heads:
@@ -75,7 +75,7 @@ def together(
 
 
 def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node], Node]]:
-    """Those of them of which there are many copies, of one kind each, and their rows (len, …)."""
+    """Groups of many copies among the nodes, and their rows (len, …)."""
     for some, whole in _Kinds(kept).together(nodes, _grouped):
         if len(some) > MANY:
             yield some, stacked(some) if whole is None else whole
@@ -84,9 +84,9 @@ def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node]
 def made_as_rows(
     nodes: Iterable[Node], kept: Iterable[Node]
 ) -> Iterator[tuple[list[Node], Node]]:
-    """Those of them that were computed together before, and their rows (len, …).
+    """Groups of nodes that were computed together before, and their rows (len, …).
 
-    kept: nodes of which something else depends.
+    kept: nodes that something else depends on.
     """
     by_age = {node.age: node for node in nodes}
     apart = {node.age for node in kept}
@@ -109,9 +109,9 @@ def unstacked(whole: Node) -> list[Node]:
 
 
 def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
-    """Nodes of one shape that are there, or are copies, as rows (len, …); None where they are not.
+    """Nodes of one shape as rows (len, …), if all are leaves or all are copies; else None.
 
-    What is there must be small.
+    Leaves must be small.
     """
     if all(map(is_leaf, nodes)):
         return stacked(nodes) if _are_alike(nodes) and not _is_large(nodes[0]) else None
@@ -119,9 +119,10 @@ def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
 
 
 def is_single(node: Node) -> bool:
-    """Whether each is computed by itself: as what has its value at once, and its gradient so, too.
+    """Whether copies of a node must be computed one by one.
 
-    (The solution of a system; a rule of such a CUSTOM may ask for numbers, which no step has.)
+    So must a CUSTOM whose value is in memory already, such as the solution of a system: its rule
+    may need numbers, which no step has.
     """
     at_once = node.op is Op.CUSTOM and beneath(node.src[0], MOVEMENT).op is BUFFER
     return at_once or node.op in _SINGLE
@@ -133,7 +134,7 @@ def nbytes(node: Node) -> int:
 
 
 def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
-    """A sum or a join of parts, those that are copies as one; None where there are none."""
+    """A sum or a CAT, with those parts computed as one that are copies; None if none are."""
     if head.op is Op.ADD:
         return _sum(parts, kinds)
     axis = head.arg
@@ -150,7 +151,7 @@ def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
 
 
 def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
-    """Sums and joins of many, none of them inside of another sum, with what they are of."""
+    """Sums and CATs of many parts, with these; no sum is inside of another."""
     depth: dict[Node, int] = {}
     add = Op.ADD
     for node in picked(order, _OF_MANY):
@@ -166,7 +167,7 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
         if head not in inner and depth[head] >= MANY:
             terms: list[Node] = []
             total = head
-            while total is head or total in inner:  # of what was added last, the longer sum is more
+            while total is head or total in inner:  # the deeper operand is the rest of the sum
                 total, term = sorted(total.src, key=lambda node: -depth.get(node, 0))
                 terms.append(term)
             if len(terms) >= MANY:
@@ -174,7 +175,7 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
 
 
 def is_leaf(node: Node) -> bool:
-    """Whether nothing is computed: memory, a number, or a join of such."""
+    """Whether nothing is computed: memory, a constant, or a join or reshape of such."""
     return node.op in LEAVES or (node.op in _JOINS and all(map(is_leaf, node.src)))
 
 
@@ -189,16 +190,16 @@ def computed(order: Iterable[Node]) -> Iterator[Node]:
 
 
 def _form(node: Node) -> Any:
-    """What copies have in common but for their arguments."""
+    """What copies share, except their arguments."""
     return node.op, node.dtype, node.shape, node.device, len(node.src)
 
 
-# Of many nodes: not a call of Python for each.
+# For many nodes, without a Python call for each.
 _OWN = attrgetter("op", "dtype", "shape")
 
 
 def _are_alike(nodes: Sequence[Node]) -> bool:
-    """Whether all have one form."""
+    """Whether all nodes have one form."""
     own = list(map(_OWN, nodes))
     return own.count(own[0]) == len(own) and len(set(map(len, map(SOURCES, nodes)))) == 1
 
@@ -213,7 +214,7 @@ Split = Callable[[Sequence[Node], Iterable[Any]], list[list[Node]]]  # nodes wit
 
 
 def _grouped(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
-    """In the order of the first of each group."""
+    """Nodes with equal keys, in the order of the first of each group."""
     found: dict[Any, list[Node]] = {}
     for node, key in zip(nodes, keys, strict=True):
         found.setdefault(key, []).append(node)
@@ -221,13 +222,13 @@ def _grouped(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
 
 
 def _runs(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
-    """Neighbours together."""
+    """Neighbours with equal keys."""
     runs = groupby(zip(keys, nodes, strict=True), key=itemgetter(0))
     return [[node for _, node in run] for _, run in runs]
 
 
 class _Kinds:
-    """Numbers of nodes, equal for those that may be copies: but for the numbers in them."""
+    """Numbers nodes by kind: nodes that may be copies, because only numbers in them differ."""
 
     def __init__(self, kept: Set[Node]) -> None:
         self.kept = kept
@@ -235,7 +236,7 @@ class _Kinds:
         self._numbers: dict[Any, int] = {}
 
     def together(self, nodes: Sequence[Node], split: Split) -> Together:
-        """The nodes by kind. Nobody looks for kinds where all of one form are copies, or few."""
+        """The nodes by kind. Kinds are not computed if all nodes of a form are copies, or few."""
         found: Together = []
         for some in split(nodes, map(_form, nodes)):
             whole = self._rows(some)
@@ -260,7 +261,7 @@ class _Kinds:
 
 
 def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
-    """The sum of terms, copies as the sum of one array's rows; None where there are no copies."""
+    """The sum of terms, with copies as the sum of one array's rows; None if there are none."""
     parts: list[Node] = []
     for some, made in kinds.together(terms, _grouped):
         parts += some if made is None else [sum_of_rows(made)]
@@ -269,19 +270,19 @@ def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
     return reduce(Node.__add__, parts)
 
 
-# Of copies that were computed together, and of what these are computed of: the first one → the ages
-# of all, those of all that is computed of them, and their rows. A loss is asked for its gradient;
-# then who else reads what is overwritten is computed, too.
+# For copies that were computed together, and for the nodes below them: the first one → the ages of
+# all, the ages of all that was computed with them, and their rows. These are needed again after a
+# loss's gradient, when other readers of overwritten memory are computed.
 _known: WeakKeyDictionary[Node, tuple[list[int], Set[int], Node]] = WeakKeyDictionary()
 
 
 def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
-    """Nodes of one kind, computed together (len, …); None where they are no copies."""
+    """Nodes of one kind, computed together (len, …); None if they are no copies."""
     count, first = len(copies), copies[0]
     ages, inside, whole = _known.get(first, ([], frozenset(), first))
     if ages == [node.age for node in copies] and inside.isdisjoint(node.age for node in kept):
         return whole
-    new: dict[Node, Node] = {}  # of those that the first one is computed of
+    new: dict[Node, Node] = {}  # by nodes below the first copy
     same: set[Node] = set()
     known: dict[Node, tuple[Node, ...]] = {}
     stack = [tuple(copies)]
@@ -327,9 +328,9 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
 
 
 def parts(x: Node, varies: bool, shape: Shape, ranges: Sequence[Any]) -> Node:
-    """Parts of one shape, (len, *shape), between starts and stops along each axis.
+    """Parts of one shape, as rows (len, *shape); ranges: start and stop along each axis.
 
-    varies: whether each is of its own row of x; otherwise all are of x itself.
+    varies: whether each is a part of its own row of x; otherwise all are parts of x itself.
     """
     ends = list(ranges[0])
     for axis, end in enumerate(ends):
@@ -341,7 +342,7 @@ def parts(x: Node, varies: bool, shape: Shape, ranges: Sequence[Any]) -> Node:
 
 
 def _of_one(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
-    """So many elements along an axis, from each of several starts on, one after the other."""
+    """`length` elements along an axis from each of several starts on, one row after the other."""
     count, first = len(starts), starts[0]
     if list(starts) == [first + length * n for n in range(count)]:
         whole = part_along(x, axis, first, first + length * count)
@@ -353,18 +354,18 @@ def _of_one(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
 
 
 def _of_rows(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
-    """So many elements along an axis, from another start on in each row of x."""
+    """`length` elements along an axis, from another start on in each row of x."""
     return _gathered(x, axis, _index(starts, length, x))
 
 
 def _gathered(x: Node, axis: int, index: Node) -> Node:
-    """What numbers (n,) name along an axis; or numbers (len, n) in each row of x."""
+    """The elements of x at indices (n,) along an axis; or at indices (len, n), in each row."""
     shape = (*x.shape[:axis], index.shape[-1], *x.shape[axis + 1 :])
     return build.gather(x, spread(index, shape, (0, axis)[-index.ndim :]), axis)
 
 
 def _index(starts: Sequence[int], length: Integer, like: Node) -> Node:
-    """Numbers of so many elements from each start on: (len, length)."""
+    """The indices of `length` elements from each start on: (len, length)."""
     shape = (len(starts), length)
     firsts = stacked([build.const(start, INDEX, (1,), like.device) for start in starts])
     steps = build.iota(length, like.device, INDEX)

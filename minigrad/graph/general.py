@@ -35,22 +35,22 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, var
 from minigrad.graph.unmerged import MOST_PIECES, inner, innermost, unmerged
 
-# A general program serves sizes up to so many times the largest that it was made from, but at least
-# up to some size.
+# A general program serves sizes up to a multiple of the largest that it was made from, and at least
+# up to a fixed size.
 FAR = (8, 1024)  # a power of two beyond most batches
-NEAR = (4, 128)  # where arrays are laid out at the bound: memory that is not used lies between
-MOST_SAMPLES = 4  # of which a general graph is made; kinds beyond that stay special
-# What makes its shape of its sources', whatever their sizes are.
+NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
+MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
+# Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {*SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS}
 _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
 
 class Special(MinigradError):
-    """Why graphs have no general one."""
+    """The reason why graphs have no general graph."""
 
 
 def _range(kind: str) -> tuple[int, int]:
-    """What a cell may be. Extents of 0 and 1 are structure: whole operations depend on these."""
+    """The range of a cell. Extents of 0 and 1 are structure: whole operations depend on them."""
     if kind == "extent":
         return 2, _INT64[1]
     return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
@@ -58,7 +58,7 @@ def _range(kind: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Follower:
-    """A cell that follows from that of a variable: factor · it + constant (of a float: it)."""
+    """A cell that follows from a variable's cell: factor · it + constant (of a float: it)."""
 
     place: int
     source: int
@@ -68,7 +68,7 @@ class Follower:
 
 @dataclass(frozen=True)
 class Hole:
-    """A variable and the place of the cell that it is; kind as of that place."""
+    """A variable, and the place of its cell; kind: of that cell."""
 
     name: str
     place: int
@@ -90,17 +90,17 @@ class General:
     holes: tuple[Hole, ...]
     followers: tuple[Follower, ...]
     cells: tuple[Cell, ...]  # of one sample
-    # slot → shape, of what is laid out at its bound (`minigrad/padded.py`)
+    # slot → shape, of arrays that are laid out at the bound (`minigrad/padded.py`)
     reads: Mapping[int, Shape] = field(default_factory=dict)
     writes: Mapping[int, Shape] = field(default_factory=dict)
 
     @property
     def padded(self) -> bool:
-        """Whether arrays of a caller are laid out otherwise inside."""
+        """Whether callers' arrays have another layout inside."""
         return bool(self.reads or self.writes)
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
-        """The variables' values for a call with these cells; None where it is of another kind."""
+        """The variables' values for a call with these cells; None if it does not fit."""
         expected = list(self.cells)
         values: dict[str, int] = {}
         for hole in self.holes:
@@ -122,7 +122,7 @@ class General:
 
 
 def _bits(cell: bytes, kind: str) -> int:
-    """The bits of a float as a whole number: of a float32, unless it is a float64."""
+    """The bits of a float as an integer: of a float32, unless it is a float64."""
     if kind == "float64":
         return int(struct.unpack("<q", cell)[0])
     return int(struct.unpack("<i", struct.pack("<f", *struct.unpack("<d", cell)))[0])
@@ -133,8 +133,8 @@ def generalize(
 ) -> General:
     """The general graph of calls of one structure, of which `call` is one.
 
-    may_pad: whether callers' arrays may be laid out otherwise inside of the program. Raises Special
-    where there is no general graph.
+    may_pad: whether callers' arrays may have another layout inside of the program. Raises Special
+    if there is no general graph.
     """
     try:
         found = _general(call, samples, merges=False)
@@ -151,7 +151,7 @@ def generalize(
 
 
 def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool) -> General:
-    """merges: whether reshapes are taken as they come: they are undone at the end."""
+    """merges: whether reshapes may merge varying dimensions, which `unmerged` undoes at the end."""
     holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
@@ -169,15 +169,16 @@ def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool)
     return General(graph, holes, followers, samples[-1])
 
 
-_KINDS = {  # in turn, of the cells of these; others have extents
+_KINDS = {  # of an operation's cells, in turn; others have extents
     Op.SHRINK: ("start", "extent"), Op.PAD: ("offset",), Op.ASSIGN: ("start",),
     Op.VARIABLE: ("int32",),
 }  # fmt: skip
 
 
 def _kinds(call: Canonical) -> list[str]:
-    """What the cells of a structure are: "extent", "offset" (zeros around), "start" (of a part), or
-    the name of a constant's dtype.
+    """The kind of each cell of a structure.
+
+    "extent", "offset" (of a PAD), "start" (of a part), or the name of a constant's dtype.
     """
     found: list[str] = []
     for node in call.order:
@@ -192,9 +193,9 @@ def _kinds(call: Canonical) -> list[str]:
 def unify(
     samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int]
 ) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
-    """The least general variables that give all samples: one for what differs in one way.
+    """The least general variables that give all samples: one for all cells that differ alike.
 
-    Raises Special where cells differ that cannot be a variable.
+    Raises Special if a cell differs that cannot be a variable.
     """
     columns: dict[tuple[Any, ...], list[int]] = {}
     bases: list[tuple[tuple[Any, ...], list[Follower]]] = []
@@ -225,14 +226,14 @@ def unify(
 
 
 def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
-    """Which of several columns is to be the variable that others follow: small extents first."""
+    """A sort key of columns, for the variable that others follow: small extents come first."""
     extent = any(kinds[place] == "extent" for place in found)
     step = abs(column[2] - column[1]) if column[0] == "int" else 0
     return (column[0] != "int", not extent, step or _INT64[1], found[0])
 
 
 def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | None:
-    """factor and constant, if a column follows from another by one of both."""
+    """factor and constant, if a column is a linear function of another; else None."""
     if base[:1] != ("int",) or column[0] != "int":
         return None
     pairs = list(zip(base[1:], column[1:], strict=True))
@@ -248,7 +249,7 @@ def _hole(
     name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
     kinds: Sequence[str], reach: tuple[int, int],
 ) -> Hole:  # fmt: skip
-    """The variable that some cells are, with what it may be so that none leaves its own range."""
+    """The variable for some cells, with the range in which none of them leaves its own range."""
     place = followers[0].place
     kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
@@ -304,7 +305,7 @@ def _remake(
 
 
 def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
-    """A constant, or a variable in its place: an integer, or the bits of a float."""
+    """A constant, or a variable instead: an integer, or the bits of a float."""
     dtype, device = node.dtype, node.device
     value = int(node.arg) if dtype.is_bool else next(cells)
     if not isinstance(value, Affine):
@@ -321,9 +322,9 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
 
 
 def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
-    """The slots of which an inner dimension varies: those that are read, and those written.
+    """The slots with a varying inner dimension: those that are read, and those written.
 
-    Special where one is taken for arrays of several shapes, or would be copied in many pieces.
+    Raises Special if one has several shapes, or would be copied in too many pieces.
     """
     reads: dict[int, Shape] = {}
     for node in topological(graph.roots):

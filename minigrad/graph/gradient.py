@@ -3,11 +3,11 @@
 A rule takes a node and the gradient of some scalar with respect to it, and gives the gradient with
 respect to one of its sources. Gradients are nodes like any others, so they are differentiable too.
 
-The rules of elementwise operations stand in `graph/operations.py`, beside what they compute. An
-operation that stands in `RULES` with None for a source, or not at all, passes nothing on: its
-result is no float, or its source is none. BITCAST is one of them, so x seen as an integer and back
-is x detached from its past. Flat operations give floats whose derivative is zero almost everywhere:
-where they are the only way to a target, its gradient is zeros.
+The rules of elementwise operations are in `graph/operations.py`, beside their definitions. An
+operation that has None for a source in `RULES`, or is not there, passes nothing on: its result is
+no float, or its source is none. BITCAST is one of them, so x seen as an integer and back is x
+detached from its past. Flat operations give floats whose derivative is zero almost everywhere: if
+they are the only way to a target, its gradient is zeros.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
 from minigrad.graph.windows import cropped, overlap_add
 
-# (node, gradient of the node) → gradient of one source; None where it turns out to have none
+# (node, gradient of the node) → gradient of one source; None if it has none after all
 Rule = Callable[[Node, Node], Node | None]
 
 
@@ -36,13 +36,12 @@ def gradient(
     outputs: Sequence[Node], seeds: Sequence[Node], targets: Sequence[Node],
     order: Sequence[Node] | None = None,
 ) -> list[Node | None]:  # fmt: skip
-    """For each target, the gradient of Σ seed·output; None where no output depends on it.
+    """For each target, the gradient of Σ seed·output; None if no output depends on it.
 
-    Where it depends on a target in a way whose derivative is zero, the gradient is zeros.
-
+    If outputs depend on a target only in ways whose derivative is zero, the gradient is zeros.
     Each seed has its output's shape and dtype, each result its target's. A target may lie between
-    an output and another target. Raises GradientError where an output is not a float and where a
-    gradient would have to flow through an in-place write. order: `topological(outputs)`, if known.
+    an output and another target. Raises GradientError if an output is not a float, or if a gradient
+    would have to flow through an in-place write. order: `topological(outputs)`, if known.
     """
     _check(outputs, seeds)
     if order is None:
@@ -67,7 +66,7 @@ def gradient(
             results.setdefault(node.src[0], {})[node] = total
             continue
         if node.op is assign and node in wanted:
-            continue  # a leaf: what was written to it is a constant
+            continue  # a leaf: the value that was written to it is a constant
         if node.op is assign and not active.isdisjoint(node.src):
             raise GradientError(
                 f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
@@ -89,14 +88,14 @@ def gradient(
 
 
 def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-    """The nodes to which gradients of the outputs flow, be they zeros; sources before users.
+    """The nodes to which gradients of the outputs flow, even zeros; sources before users.
 
     order: `topological(outputs)`.
     """
     found, cat = set(outputs), Op.CAT
     for node in reversed(order):
         if node.src and node in found:
-            all_flow = node.op.facts.flat or node.op is cat  # of which one rule is as another
+            all_flow = node.op.facts.flat or node.op is cat  # all of its rules are alike
             rules = repeat(True) if all_flow else rules_of(node)
             for source, rule in zip(node.src, rules, strict=False):
                 if rule and source.dtype.is_float:
@@ -129,7 +128,7 @@ def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
 
 
 def rules_of(node: Node) -> tuple[Rule | None, ...]:
-    """A rule per source, None where nothing flows."""
+    """A rule per source, None if nothing flows to it."""
     op = node.op
     rules = RULES.get(op)
     if rules is not None:
@@ -154,13 +153,13 @@ def _custom_rules(node: Node) -> tuple[Rule | None, ...]:
 
 
 def _sum(parts: Sequence[Node]) -> Node:
-    """The contributions of a node's users, added in the order in which they came."""
+    """The sum of the contributions of a node's users, in the order in which they were found."""
     joined = _side_by_side(parts) if len(parts) > 1 else None
     return reduce(Node.__add__, parts) if joined is None else joined
 
 
 def _side_by_side(parts: Sequence[Node]) -> Node | None:
-    """The sum of parts that stand beside one another along an axis (those of a split array)."""
+    """The sum of parts that are side by side along an axis (of a split array), or None."""
     padded = [[axis for axis, pair in enumerate(x.arg) if pair != (0, 0)] for x in parts
               if x.op is Op.PAD and not is_symbolic(x.shape)]  # fmt: skip
     if len(padded) < len(parts) or len(padded[0]) != 1 or padded.count(padded[0]) < len(parts):
@@ -201,7 +200,7 @@ def _max(node: Node, g: Node) -> Node:
 
 
 def _prod(node: Node, g: Node) -> Node:
-    """g times the product of the *other* elements, right where some are 0."""
+    """g times the product of the *other* elements, also correct if some are 0."""
     stages = [node.src[0]]
     for axis in node.arg[:-1]:
         stages.append(build.reduce(Op.PROD, stages[-1], (axis,)))
@@ -239,7 +238,7 @@ def _expand(node: Node, g: Node) -> Node:
 
 
 def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
-    """For each piece the part of the gradient where it stands."""
+    """For each piece, the part of the gradient at its place."""
 
     def rule_of(start: Integer, stop: Integer) -> Rule:
         return lambda node, g: cropped(g, [
@@ -255,37 +254,37 @@ def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
 
 
 def _gather(node: Node, g: Node) -> Node:
-    """Each element goes back to where it was read."""
+    """Add each element's gradient at the place from which it was read."""
     x, index = node.src
     return build.scatter_add(x.constant(0.0), index, g, node.arg)
 
 
 def _written_by(node: Node) -> Node:
-    """Of SCATTER: which of the elements along the axis each place has; −1 for the base's."""
+    """For SCATTER: which element along the axis each place holds; −1 for the base's."""
     base, index, _ = node.src
     none = build.const(-1, dtypes.int32, base.shape, base.device)
     return build.scatter(Op.SCATTER, none, index, along(index, node.arg), node.arg)
 
 
 def _scatter_base(node: Node, g: Node) -> Node:
-    """What was not written to takes its gradient."""
+    """The gradient of places that were not written."""
     return _written_by(node).less(0).where(g, 0.0)
 
 
 def _scatter(node: Node, g: Node) -> Node:
-    """What is still there takes the gradient of its place."""
+    """The gradient of elements that were not overwritten: that of their place."""
     _, index, _ = node.src
     by = build.gather(_written_by(node), index, node.arg)
     return by.equals(along(by, node.arg)).where(build.gather(g, index, node.arg), 0.0)
 
 
 def _scatter_add(node: Node, g: Node) -> Node:
-    """What was added takes the gradient of its place."""
+    """The gradient of added elements: that of their place."""
     return build.gather(g, node.src[1], node.arg)
 
 
 def _share(node: Node, g: Node) -> Node:
-    """Of SCATTER_MAX: g, divided evenly among the elements that are the maximum of a place."""
+    """For SCATTER_MAX: g, divided evenly among the elements that are the maximum of a place."""
     base, index, x = node.src
     ones, own = _is_at(node).cast(x.dtype), base.equals(node).cast(x.dtype)
     return g / build.scatter_add(own, index, ones, node.arg)
@@ -298,7 +297,7 @@ def _is_at(node: Node) -> Node:
 
 
 def _scatter_max_base(node: Node, g: Node) -> Node:
-    """The share of the old value, where that is the maximum."""
+    """The share of the old value, if it is the maximum."""
     return node.src[0].equals(node).where(_share(node, g), 0.0)
 
 
@@ -308,15 +307,15 @@ def _scatter_max(node: Node, g: Node) -> Node:
 
 
 def _scatter_prod_base(node: Node, g: Node) -> Node:
-    """g times the product of what the old value was multiplied by."""
+    """g times the product of the factors that multiplied the old value."""
     base, index, x = node.src
     return g * build.scatter(Op.SCATTER_PROD, base.constant(1.0), index, x, node.arg)
 
 
 def _scatter_prod(node: Node, g: Node) -> Node:
-    """g times the other factors of the place: the product of those that are not 0, if they all are.
+    """g times the other factors of the place, or 0 if one of them is 0.
 
-    Where a factor is 0 a second derivative misses what changing two zeros at once would give.
+    If a factor is 0, a second derivative lacks the part that comes from changing two zeros at once.
     """
     base, index, x = node.src
     axis, none, one = node.arg, base.equals(0.0), x.equals(0.0)
@@ -335,7 +334,7 @@ def _same(node: Node, g: Node) -> Node:
     return g
 
 
-# Of what has as many rules as sources. Of a LOOP see `gradient`: all at once.
+# Operations with a varying number of sources. (For a LOOP see `gradient`: all at once.)
 OWN_RULES: dict[Op, Callable[[Node], tuple[Rule | None, ...]]] = {
     Op.COLLECTIVE: lambda node: (collective.gradient,) * node.arg.payload,
     Op.CAT: _cat_rules,

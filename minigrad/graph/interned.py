@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 
-# What the standard library's WeakValueDictionary takes out dead entries with: one step of C.
+# WeakValueDictionary of the standard library uses this to remove dead entries: one step of C.
 from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class _Link(weakref.ref[T]):
-    """A weak reference that knows its key."""
+    """A weak reference that has its key."""
 
     __slots__ = ("key",)
     key: Any
@@ -22,9 +22,9 @@ class _Link(weakref.ref[T]):
 class Interned(dict[Any, _Link[T]]):
     """Objects by key, held weakly: `get` gives a key's link, which may be dead.
 
-    There is no lock, for any allocation may run a `__del__` or the handler of a signal, on the same
-    thread, which makes objects too: it would wait for itself. Instead each change of the table is
-    one operation of dict, which nothing interrupts, and who comes second takes what is there.
+    There is no lock, because any allocation may run a `__del__` or a signal handler on the same
+    thread, which may make objects, too, and would wait for itself. Instead each change of the table
+    is one operation of dict, which nothing interrupts; the second to come takes what is there.
     """
 
     __slots__ = ("_forget",)
@@ -36,7 +36,7 @@ class Interned(dict[Any, _Link[T]]):
         self._forget = forget
 
     def settle(self, key: Any, made: T) -> T:
-        """The living object of a key: `made`, if there is no other meanwhile."""
+        """The living object of a key: `made`, unless another one was made meanwhile."""
         link = _Link(made, self._forget)
         link.key = key
         while (known := self.setdefault(key, link)) is not link:
@@ -48,9 +48,9 @@ class Interned(dict[Any, _Link[T]]):
 
 
 class kept(Generic[T]):
-    """A property of an object that never changes, computed when it is first asked for.
+    """A property that never changes, computed at its first use.
 
-    That of the standard library has a lock, which a fork would leave locked.
+    The standard library's has a lock, which a fork could leave locked.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:

@@ -40,10 +40,10 @@ _IMPOSSIBLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.MARK)
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """What a LOOP does: the nodes of one step, of those that stand for its sources.
+    """The body of a LOOP: the nodes of one step, with nodes that stand for its sources.
 
-    carries: before the step; next: after it. elements: rows of the arrays. outs: all that somebody
-    may want of it, which is only then computed or kept; among them are the reductions, so that a
+    carries: before the step; next: after it. elements: rows of the arrays. outs: values that may be
+    wanted; only those that are wanted are computed and stored. Reductions are among them, so that a
     gradient need not compute them again.
     """
 
@@ -67,23 +67,23 @@ class Loop:
 
     @kept
     def used(self) -> list[bool]:
-        """Which of a LOOP's sources its steps need (and not only gradients of theirs)."""
+        """Which of a LOOP's sources its steps need (not only gradients of them)."""
         found = set(topological(self.body))
         needed = [one in found for one in (*self.elements, *self.constants)]
         return [True] * len(self.carries) + needed
 
     def read(self, node: Node) -> list[Node]:
-        """Those sources."""
+        """The sources of a LOOP that its steps need."""
         return [*compress(node.src, self.used)]
 
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
-        """The gradients of a LOOP's sources, of those of its RESULTs."""
+        """The gradients of a LOOP's sources. given_for: the gradients of its RESULTs."""
         floats = [number for number, carry in enumerate(self.carries) if carry.dtype.is_float]
         later = [stand_in(self.carries[number]) for number in floats]
         targets = [x for x in (*self.elements, *self.constants) if x.dtype.is_float]
         wanted = [*(self.carries[number] for number in floats), *targets]
         found, rows = self._of_a_step(node, given_for, floats, later, wanted)
-        # backwards, the gradients of the carries alone
+        # a reversed loop for the gradients of the carries
         new: list[Node] = []
         starts: list[Node] = []
         for number, part in zip(floats, found, strict=False):
@@ -99,7 +99,7 @@ class Loop:
             starts.append(start)
         step = Step(tuple(later), tuple(rows), tuple(new))
         back = Looped(step, starts, list(rows.values()), self.count, not self.reverse)
-        # and those of the others, all at once
+        # those of arrays and constants, all at once
         rows |= {g: before(back.node, number) for number, g in enumerate(later)}
         gradients = dict(zip((self.carries[number] for number in floats), back.last, strict=True))
         for target, part in zip(targets, found[len(floats) :], strict=True):
@@ -113,9 +113,9 @@ class Loop:
         self, node: Node, given_for: Mapping[Node, Node], floats: Sequence[int],
         later: Sequence[Node], wanted: Sequence[Node],
     ) -> tuple[list[Node | None], dict[Node, Node]]:  # fmt: skip
-        """The gradients of what is wanted of a step, and whose rows they are computed of.
+        """The gradients of `wanted` in one step, and the rows of all that they are computed from.
 
-        later: what stands for the gradients of those carries after the step that are floats.
+        later: nodes for the gradients of the float carries after the step.
         """
         rows: dict[Node, Node] = {}
         outputs = [self.next[number] for number in floats]
@@ -139,9 +139,9 @@ class Loop:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: of carries and rows of arrays, which `given` made, to `next` and outs.
+    """One step: from carries and rows of arrays, which `given` made, to `next` and outs.
 
-    Whatever else its nodes depend on is the same in all steps.
+    All else that its nodes depend on is the same in all steps.
     """
 
     carries: tuple[Node, ...]
@@ -189,7 +189,7 @@ class Looped:
 
 
 def _result(node: Node, kind: str, number: int) -> Node:
-    """A value of a LOOP."""
+    """A RESULT of a LOOP."""
     loop: Loop = node.arg
     one = (loop.outs if kind == "out" else loop.carries)[number]
     lengths = {"carry": (loop.count + 1,), "out": (loop.count,), "last": ()}
@@ -208,7 +208,7 @@ def after(node: Node, number: int) -> Node:
 
 
 def _rows_from(x: Node, start: int) -> Node:
-    """One row less than x has, from `start` on."""
+    """All rows of x but one, from `start` on."""
     return part_along(x, 0, start, x.shape[0] - 1 + start)
 
 
@@ -223,7 +223,7 @@ def _check(carried: set[Node]) -> None:
 
 
 def _bases(roots: Sequence[Node], carried: set[Node]) -> dict[Node, None]:
-    """What a step reads and does not compute: below movements, which cost nothing there."""
+    """Values that a step reads but does not compute; below movements, which cost nothing in it."""
     found: dict[Node, None] = {}
     users = [node for node in topological(roots) if node in carried]
     for node in (*(s for user in users for s in user.src), *roots):
@@ -235,7 +235,7 @@ def _bases(roots: Sequence[Node], carried: set[Node]) -> dict[Node, None]:
 
 
 def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | None:
-    """The gradient of a carry's rows (count + 1, …)."""
+    """The gradient of a carry's rows (count + 1, …), or None."""
     total = given_for.get(_result(node, "carry", number))
     g = given_for.get(_result(node, "last", number))
     if g is None:
@@ -247,10 +247,10 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
 
 
 class StepsInMemory:
-    """The programs of a LOOP: one for its start, and one for a step. sources: as BUFFERs.
+    """The programs of a LOOP: one for its start, and one for a step. sources: → BUFFERs.
 
     begin, step: their roots, which all write into rows of `memory`. A carry of which only the last
-    is wanted takes turns in two rows. results: each RESULT, as a node of memory.
+    value is wanted alternates between two rows. results: RESULT → its node in memory.
     """
 
     def __init__(
@@ -262,9 +262,9 @@ class StepsInMemory:
         wanted = {result.arg for result in results}
         row, *ends = map(_own, ("_row", "_before", "_after", "_from", "_to"))
         stand: dict[Node, Node] = {}
-        places: list[tuple[Node, Integer]] = []  # where the carries and outs of a step are written
+        places: list[tuple[Node, Integer]] = []  # where a step writes its carries and outs
         self.begin: list[Node] = []
-        found: dict[tuple[str, int], Node] = {}  # what a RESULT is
+        found: dict[tuple[str, int], Node] = {}  # a RESULT's arg → its node
         for number, carry in enumerate(loop.carries):
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
@@ -295,7 +295,7 @@ class StepsInMemory:
         ]
 
     def values(self) -> Iterator[dict[str, int]]:
-        """Those of the variables of each step, in order."""
+        """The variables' values for each step, in order."""
         count = self.loop.count
         rows = range(count - 1, -1, -1) if self.loop.reverse else range(count)
         for number, row in enumerate(rows):
@@ -305,5 +305,5 @@ class StepsInMemory:
 
 
 def _own(name: str) -> Integer:
-    """A variable of the program of a step, which serves any number of them."""
+    """A variable of a step's program, which runs for any number of steps."""
     return Atom("var", name, 0, MOST_STEPS, payload=0).index
