@@ -24,19 +24,19 @@ class Numeric:
     dtype: DType
 
     def operation(self, name: str, *others: Self | Number) -> Self:
-        """An elementwise operation, by the value of its `Op`, on self and others."""
+        """An elementwise operation on self and others; name: the value of its `Op`."""
         raise NotImplementedError
 
     def constant(self, value: Number, dtype: DType | None = None) -> Self:
-        """A number where self is one, of self's dtype unless told otherwise."""
+        """A constant like self, of self's dtype unless another is given."""
         raise NotImplementedError
 
     def known(self) -> Number | None:
-        """The number that self is everywhere, if it is a constant."""
+        """The value that a constant has everywhere, else None."""
         raise NotImplementedError
 
     def cast(self, dtype: DType) -> Self:
-        """The number converted."""
+        """The value converted to a dtype."""
         raise NotImplementedError
 
     def bits_as(self, dtype: DType) -> Self:
@@ -111,9 +111,9 @@ class Numeric:
         return self.operation("where", *pair)
 
     def rarely(self, then: Self, otherwise: Self) -> Self:
-        """then, which is right everywhere, or where self (a bool) does not hold, otherwise.
+        """`then`, which is always right; or, where self (a bool) does not hold, `otherwise`.
 
-        For what holds so seldom that it is worth a branch.
+        For conditions that hold so rarely that a branch pays.
         """
         raise NotImplementedError
 
@@ -126,13 +126,13 @@ class Numeric:
         return self.more(bound).where(bound, self)
 
     def split_sign(self) -> tuple[Self, Self]:
-        """|self|, and the bit of its sign as an unsigned integer, of a float32 or float64."""
+        """|self|, and the sign bit as an unsigned integer, of a float32 or float64."""
         top = 1 << (self.dtype.bits - 1)
         bits = self.bits_as(dtypes.uint32 if self.dtype is dtypes.float32 else dtypes.uint64)
         return (bits & (top - 1)).bits_as(self.dtype), bits & top
 
     def with_sign(self, sign: Self) -> Self:
-        """self, which is ≥ 0, with the bit of a sign."""
+        """self, which is ≥ 0, with a sign bit."""
         return (self.bits_as(sign.dtype) | sign).bits_as(self.dtype)
 
 
@@ -144,7 +144,7 @@ def horner(x: Numeric, coefficients: Sequence[float]) -> Numeric:
     return total
 
 
-# What follows is exact only because no renderer merges an addition into a `fused` product.
+# The following is exact only because no renderer merges an addition into a `fused` product.
 
 
 def exact_sum(a: Numeric, b: Numeric) -> tuple[Numeric, Numeric]:

@@ -24,14 +24,14 @@ Rule = Callable[..., Any]
 
 
 class Words(NamedTuple):
-    """What an operation is called in a language where its operands are floats, ints or bools."""
+    """The names of an operation in a language, if its operands are floats, ints or bools."""
 
     float: str = ""
     int: str = ""
     bool: str = ""
 
     def of(self, dtype: DType) -> str:
-        """The word for operands of a dtype, "" where there is none."""
+        """The name for operands of a dtype, "" if there is none."""
         return self.bool if dtype.is_bool else self.float if dtype.is_float else self.int
 
 
@@ -42,24 +42,19 @@ NO_WORDS = Words()
 class Elementwise:
     """The facts of an elementwise operation.
 
-    arity: the number of operands. kinds: what `DType.kind` they may have; those of all operands
-    (but for the condition of WHERE) are equal, and the result's is too unless `compares`, which
-    gives bools.
-
-    scalar: the operation on plain numbers, by which constants are folded; None is left to devices.
+    arity: the number of operands. kinds: the `DType.kind`s that they may have; all operands (except
+    the condition of WHERE) have one dtype, and so has the result unless `compares`, which gives
+    bools.
+    scalar: the operation on Python numbers, to fold constants; devices compute what it leaves out.
     numpy: its name there; without one, the reference computes the formula, in float64.
-
     neutral: the second operand that changes nothing, a number or the name of one of a dtype.
-
     gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
     nothing on. flat: constant almost everywhere, so that gradients are zeros.
-
-    cost: of one evaluation, about, in vector instructions.
-
+    cost: of one evaluation, in vector instructions, approximately.
     symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
-    or an intrinsic of one float. opencl: an operator or a function, where `symbol` does not say it.
-    What takes several instructions is written in `render/vector_math.py`, `llvm_values.py`.
-    formula: the operation written with others, on float32, float64 or uint32, where languages have
+    or an intrinsic of one float. opencl: an operator or a function, if `symbol` is not it.
+    Operations of several instructions are in `render/vector_math.py`, `llvm_values.py`.
+    formula: the operation in terms of others, on float32, float64 or uint32, if languages have
     none.
     """
 
@@ -78,12 +73,12 @@ class Elementwise:
     formula: Callable[..., Numeric] | None = None
 
     def fold(self, values: Sequence[Any]) -> int | float | bool | None:
-        """The result for numbers that operands' dtypes hold, not yet rounded or wrapped.
+        """The result for constants of the operands' dtypes, not yet rounded or wrapped.
 
-        As the reference computes it, which a test compares: in float64, and rounded once by `make`,
-        which for narrower floats equals rounding directly. None where it is left to the device. A
-        formula is right to about one unit in the last place, and so is its scalar function; where
-        that refuses, or a number is not finite, it is not folded.
+        It is what the reference computes (a test compares them): in float64, and rounded once by
+        `make`, which for narrower floats equals rounding directly. None if it is left to the
+        device. A formula is right to about one unit in the last place, and so is its scalar
+        function; if that raises, or a number is not finite, nothing is folded.
         """
         if self.scalar is None or (self.formula and not all(map(math.isfinite, values))):
             return None
@@ -94,8 +89,8 @@ class Elementwise:
         return value
 
 
-NO_FACTS = Elementwise(0)  # of what is not elementwise
-# What operands must be, in words, by their kinds.
+NO_FACTS = Elementwise(0)  # of operations that are not elementwise
+# What operands must be, in words, by kinds.
 TAKEN = {
     "f": "a float dtype", "u": "an unsigned integer dtype", "iu": "an integer dtype",
     "iub": "bool or an integer dtype", "fiu": "a number dtype; for bool use ^ or ~, or cast it",
@@ -106,14 +101,14 @@ def _function(
     formula: Callable[..., Numeric], scalar: Callable[[float], float], gradient: Rule, cost: int,
     numpy: str = "",
 ) -> Elementwise:
-    """A function of one float that languages have no instruction for."""
+    """A function of one float for which languages have no instruction."""
     return Elementwise(
         1, "f", scalar=scalar, numpy=numpy, gradient=(gradient,), cost=cost, formula=formula
     )
 
 
 def _left_to_devices(*operands: Any) -> Any:
-    """The scalar function of what is not computed of constants either."""
+    """The scalar function of operations that are never folded."""
 
 
 def _word_of_a_hash(number: int) -> Elementwise:
@@ -133,7 +128,7 @@ def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str
 def _comparison(
     scalar: Callable[..., bool], numpy: str, symbol: str, of_floats: str, of_ints: str
 ) -> Elementwise:
-    """LLVM's words are conditions; those of integers that begin with < take a sign in front."""
+    """LLVM's words are conditions; lt and le of integers get a sign in front."""
     words = Words(of_floats, of_ints, of_ints)
     return Elementwise(2, compares=True, scalar=scalar, numpy=numpy, symbol=symbol, llvm=words)
 
@@ -150,7 +145,7 @@ def _bitwise(
 def _extremum(
     scalar: Callable[..., Any], numpy: str, loses: Rule, opencl: Words, llvm: str, neutral: str
 ) -> Elementwise:
-    """All of the gradient goes to the chosen operand, half of it to each of two equal ones.
+    """The gradient goes to the chosen operand, half of it to each of two equal ones.
 
     loses(x, y): where y is chosen.
     """
@@ -170,7 +165,7 @@ def _same(g: Numeric, result: Numeric, *operands: Numeric) -> Numeric:
 
 
 class Op(Enum):
-    """What a node does. Argument `arg` in parentheses; an elementwise operation with its facts."""
+    """What a node computes. `arg` is in parentheses; elementwise operations have their facts."""
 
     __hash__ = object.__hash__  # Enum's own is written in Python, and each node hashes its op
     _value_: str
@@ -183,7 +178,7 @@ class Op(Enum):
         return op
 
     def __setattr__(self, name: str, value: object) -> None:
-        if "_sort_order_" in self.__dict__:  # the last that Enum sets
+        if "_sort_order_" in self.__dict__:  # the last attribute that Enum sets
             raise AttributeError(f"{self} cannot be changed: every node of it would be another")
         object.__setattr__(self, name, value)
 
@@ -347,7 +342,7 @@ class Op(Enum):
     # addressed by data
     GATHER = "gather"  # (axis) out[…i…] = x[…index[…i…]…]; an index out of range reads 0
     SCATTER_ADD = "scatter_add"  # (axis) base, index, x; an index out of range writes nothing
-    SCATTER = "scatter"  # the same with x in the place of what was there: the last one stays
+    SCATTER = "scatter"  # the same, but x replaces the old value; the last one wins
     SCATTER_MAX = "scatter_max"  # the same with the larger one; NaN wins
     SCATTER_PROD = "scatter_prod"  # the same with the product
     SORT = "sort"  # (axis) the stable permutation (int32) that sorts unsigned keys, ascending
@@ -355,11 +350,11 @@ class Op(Enum):
 
     # engine
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
-    ASSIGN = "assign"  # (first row, if it has not all) target BUFFER, value: it, stored there
+    ASSIGN = "assign"  # (first row, if not all are written) target BUFFER, value: it, stored there
     COPY = "copy"  # identity on another device (arg)
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
-    CHECK = "check"  # (Check) identity; a program raises where an element is no index: bounds.py
-    MARK = "mark"  # (Mark) identity that says where it is on a mesh: graph/sharding.py
+    CHECK = "check"  # (Check) identity; a program raises if an element is not allowed: bounds.py
+    MARK = "mark"  # (Mark) identity that sets the layout on a mesh: graph/sharding.py
     LOOP = "loop"  # (Loop) steps that run one after the other; its values are its RESULTs: loop.py
     RESULT = "result"  # (kind, number) a value of a LOOP
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
@@ -370,14 +365,14 @@ UNARY, BINARY = (frozenset(op for op in Op if op.facts.arity == arity) for arity
 ELEMENTWISE = frozenset(op for op in Op if op.facts.arity)
 COMPARISONS = frozenset(op for op in Op if op.facts.compares)
 REDUCTIONS = frozenset({Op.SUM, Op.MAX, Op.PROD})
-SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # and what each combines by
-SCATTERS: dict[Op, Op | None] = {  # None: what is new stays
+SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # → their reductions
+SCATTERS: dict[Op, Op | None] = {  # None: new values replace old ones
     Op.SCATTER: None, Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD,
 }  # fmt: skip
 MOVEMENT = frozenset({
     Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
 })  # fmt: skip
-# The operations of two that make up a reduction; on bools the last.
+# The binary operations that make up a reduction; the last one for bools.
 STEPS = {Op.SUM: (Op.ADD, Op.OR), Op.PROD: (Op.MUL, Op.AND), Op.MAX: (Op.MAXIMUM,)}
-# The reduction of which an operation of two is a step.
+# The reduction that repeats a binary operation.
 REPEATED = {step: reduction for reduction, steps in STEPS.items() for step in steps}

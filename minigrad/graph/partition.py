@@ -30,15 +30,15 @@ from minigrad.graph.sharding import NONE, Digits, Dims, Layout, axes_of, joined,
 from minigrad.settings import flag, say
 
 LEAVES = MADE_ANYWHERE | {Op.BUFFER}
-# What a conversion is pulled through: it may be smaller before.
+# A conversion of these is made on their source instead, which may be smaller.
 PULLED = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.MARK})
-HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})  # from who stores a value
+HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})  # these pass on `Plan.stored`
 CHEAP = ELEMENTWISE | MADE_ANYWHERE | MOVEMENT | {Op.MARK, Op.GATHER, Op.CONTIGUOUS}
 
 
 @dataclass(frozen=True)
 class Partitioned:
-    """What each device runs: roots in local shapes, where they are, and what is exchanged."""
+    """What each device runs: roots in local shapes, their layouts, and the exchanges."""
 
     roots: tuple[Node, ...]
     layouts: tuple[Layout, ...]
@@ -49,9 +49,9 @@ class Partitioned:
 
 
 class Plan:
-    """Where each node of a graph is computed, and where it is kept for its readers.
+    """The layouts in which each node of a graph is computed, and kept for its readers.
 
-    layout_of: by what a BUFFER has as `arg`; wanted: those of the roots, None where any will do.
+    layout_of: by a BUFFER's `arg`; wanted: of the roots, None if any will do.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class Plan:
         }  # fmt: skip
         self.choices: dict[Node, Choice] = {}
         self.kept: dict[Node, Layout] = {}
-        # the axes that only store a node, which is a leaf or what movements make of one
+        # the axes that only store a node, which is a leaf or made of one by movements
         self.stored: dict[Node, frozenset[str]] = {}
-        # how many elements would be moved to have it elsewhere: those before an EXPAND
+        # how many elements a conversion would move: those before an EXPAND
         self.weight: dict[Node, int] = {}
         self.depth: dict[Node, int] = {}
         for node in self.order:
@@ -83,9 +83,9 @@ class Plan:
         self._forward(*self._backward())
 
     def join(self, shape: Shape, parts: Sequence[tuple[Node, Dims]]) -> Dims:
-        """The digits that operands have together; where two differ the heavier one's count.
+        """The digits of several operands together; if two conflict, those of the heavier one.
 
-        Those that only store an operand come last.
+        Digits that only store an operand come last.
         """
         found: list[Digits] = [()] * len(shape)
         used: set[str] = set()
@@ -100,14 +100,14 @@ class Plan:
         return tuple(found)
 
     def is_gathered(self, node: Node, want: Layout) -> bool:
-        """Whether who wants a node so has it gathered from where it is stored."""
+        """Whether a reader that wants this layout gathers a node from where it is stored."""
         return any(
             digit.axis in self.stored[node] and digit not in want.dims[at]
             for at, digits in enumerate(self.kept[node].dims) for digit in digits
         )  # fmt: skip
 
     def operands(self, node: Node, dims: Dims) -> list[Layout] | None:
-        """What a node needs for a result with these digits; None where it cannot be had so."""
+        """The layouts of a node's operands for a result with these digits; None if impossible."""
         choice = self.choices[node]
         found = self._likes(node, dims)
         if found is None or not choice.made.partial.isdisjoint(axes_of(dims)):
@@ -115,7 +115,7 @@ class Plan:
         return [Layout(one, sums) for one, sums in zip(found, choice.partials, strict=True)]
 
     def _likes(self, node: Node, dims: Dims) -> list[Dims] | None:
-        """The digits of a node's operands for a result with these."""
+        """The digits of a node's operands for a result with these digits."""
         inner = self.choices[node].inner
         apart = axes_of(inner).isdisjoint(axes_of(dims))
         return rule_of(node).backward(node, dims, inner) if apart else None
@@ -136,7 +136,7 @@ class Plan:
     def _granted(
         self, node: Node, kept: Layout, wish: Dims, refused: frozenset[str] = NONE
     ) -> Layout:
-        """A layout with those digits of a wish that leave the others as they are."""
+        """A layout with those digits of a wish that leave its own as they are."""
         used = axes_of(kept.dims) | refused
         dims = tuple(
             joined(extent, digits, (d for d in more if d.axis not in used))
@@ -145,9 +145,9 @@ class Plan:
         return Layout(dims, kept.partial - axes_of(dims))
 
     def _backward(self) -> tuple[dict[Node, Dims], frozenset[Node]]:
-        """What all readers of a node wish it to be, and the nodes where sums are to be taken."""
+        """The digits that all readers of a node want, and the nodes where to complete sums."""
         asked: dict[Node, list[Dims]] = {}
-        late: dict[Node, int] = {}  # elements exchanged if the readers of a partial sum see to it
+        late: dict[Node, int] = {}  # elements exchanged if its readers complete a partial sum
         strict: set[Node] = set()
         met: set[Node] = set()  # partial sums to which others are added before they are exchanged
         for root, wanted in zip(self.roots, self.wanted, strict=True):
@@ -173,7 +173,7 @@ class Plan:
                     after = size
                 cost = min(size, after)
             likes = self._likes(node, dims)
-            if likes is None:  # it will have to be divided when it is there
+            if likes is None:  # it must be divided after it is computed
                 likes = self._likes(node, made.dims)
             partials = self.choices[node].partials
             given = [self.choices[source].made.partial for source in node.src]
@@ -191,7 +191,7 @@ class Plan:
         return wishes, frozenset(early)
 
     def _common(self, asked: Sequence[Dims]) -> Dims:
-        """The digits that all of them have."""
+        """The digits that all of these have."""
         first, *others = asked
         return tuple(
             tuple(digit for digit in digits if all(digit in other[at] for other in others))
@@ -202,13 +202,13 @@ class Plan:
 # --- local nodes ----------------------------------------------------------------------------------
 
 Wanted = tuple[Node, Layout]
-Request = tuple[Node, Layout, int]  # and which time, for what is stored and gathered
+Request = tuple[Node, Layout, int]  # with a number, if it is gathered several times
 Emission = Generator[Wanted, Node, Node]
-# A value that is stored apart is gathered anew for a reader that comes later in the graph than the
-# one before by more than this part of it: it is not kept from the forward to the backward pass.
+# A stored value is gathered again for a reader that comes later in the graph than the one before by
+# more than this part of it: it is not kept from the forward to the backward pass.
 KEPT_PART = 1 / 16
-# What is stored is gathered in runs of up to this part of all, and up to a bucket's bytes: while
-# one is read, the next is gathered.
+# Stored values are gathered in runs of up to this part of all, and up to a bucket's bytes: while
+# one run is read, the next is gathered.
 GATHERED_PART = 1 / 16
 
 
@@ -220,17 +220,17 @@ class Emitter(Converter):
         self.plan = plan
         self.made: dict[Request, Node] = {}
         self._times: dict[Wanted, list[int]] = {}  # depths of the readers for which it was gathered
-        self._fed: set[Node] = set()  # what reads something gathered
-        self._products: list[Node] = []  # of these
+        self._fed: set[Node] = set()  # nodes that read something gathered
+        self._products: list[Node] = []  # the products among these
         stored = (node for node, layout in plan.leaves.items() if layout.stored)
         nbytes = sum(numel(node.shape) * node.dtype.itemsize for node in stored)
         self._most = min(int(nbytes * GATHERED_PART), BUCKET)
         self._room = 0  # bytes that may still be gathered together
-        self._begun = 0  # how many products there were when that run began
+        self._begun = 0  # how many products there were when the last run began
         self._gates: list[Node] = []
 
     def value(self, node: Node, want: Layout) -> Node:
-        """A node's local part. (A stack of our own: graphs are deeper than Python's goes.)"""
+        """A node's local part. (It has its own stack, because graphs are deeper than Python's.)"""
         stack: list[tuple[Request, Emission]] = [((node, want, 0), self._emit(node, want))]
         answer: Node | None = None
         while stack:
@@ -253,7 +253,7 @@ class Emitter(Converter):
         return answer
 
     def _time(self, asked: Wanted, reader: Node) -> int:
-        """Which of several times something is gathered: by where its reader is in the graph."""
+        """The number of the gathering that serves a reader, by its depth in the graph."""
         depth, known = self.plan.depth[reader], self._times.setdefault(asked, [])
         room = self.plan.deepest * KEPT_PART
         for number, other in enumerate(known):
@@ -275,7 +275,7 @@ class Emitter(Converter):
             dims = made.dims if plan.operands(node, free) is None else free
             value = yield from self._compute(node, dims)
             return self.convert(value, node.shape, Layout(dims, made.partial), kept)
-        if not want.partial <= kept.partial:  # of a whole one device's term is all of it
+        if not want.partial <= kept.partial:  # of a whole value, one device's term is all
             there = Layout(want.dims, want.partial & kept.partial)
             value = yield node, there
             return self.convert(value, node.shape, there, want)
@@ -298,9 +298,9 @@ class Emitter(Converter):
         return value
 
     def _gate(self, node: Node) -> list[Node]:
-        """What is computed before something stored is gathered: all that comes before the last run.
+        """Nodes to compute before a stored value is gathered: all that come before the last run.
 
-        So while that is read, this one travels, and no more than the two are held.
+        So while that run is read, this one travels, and no more than the two are held.
         """
         nbytes = numel(node.shape) * node.dtype.itemsize
         if nbytes > self._room:
@@ -331,7 +331,7 @@ class Emitter(Converter):
 
 
 def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
-    """The graph of one device. MINIGRAD_DEBUG=3 prints what is exchanged."""
+    """The graph of one device. MINIGRAD_DEBUG=3 prints the exchanges."""
     emitter = Emitter(plan, mesh, device)
     pairs = zip(plan.roots, plan.wanted, strict=True)
     layouts = tuple(wanted or Layout(plan.kept[root].dims) for root, wanted in pairs)
@@ -344,9 +344,9 @@ def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
 
 
 def without_barriers(roots: Sequence[Node]) -> list[Node]:
-    """The roots without what is nothing but a value: writes, and bits read as integers and back.
+    """The roots without operations that only stop gradients.
 
-    (These stop gradients.)
+    These are writes, and bits read as integers and back.
     """
 
     def value(node: Node, src: Sequence[Node]) -> Node:

@@ -43,8 +43,8 @@ MADE_ANYWHERE = frozenset({Op.CONST, Op.IOTA, Op.VARIABLE})  # by each device fo
 class Choice:
     """How a node is computed.
 
-    made: where its result is. partials: over which axes each operand may be a partial sum. inner:
-    the digits of the dimensions that it sums, or addresses, of which the result has none.
+    made: the layout of its result. partials: for each operand, the axes over which it may be a
+    partial sum. inner: the digits of dimensions that it sums or addresses, which the result lacks.
     """
 
     made: Layout
@@ -53,19 +53,19 @@ class Choice:
 
 
 def _along(dims: Dims, axes: Collection[int], others: Dims) -> Dims:
-    """`dims`, but along some axes what others are there."""
+    """`dims`, with the others' digits along some axes."""
     return tuple(others[at] if at in axes else one for at, one in enumerate(dims))
 
 
 class Rule:
-    """Whole operands, a whole result: for whatever has no rule of its own."""
+    """Whole operands, a whole result: for operations without a rule of their own."""
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """How the node is computed where its operands are laid out so."""
+        """How the node is computed, given the layouts of its operands."""
         return Choice(whole(node.ndim), (NONE,) * len(given))
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The digits of the operands for a result with these; None where there are no such."""
+        """The digits of the operands for a result with these; None if there are none."""
         return None if any(dims) else [((),) * source.ndim for source in node.src]
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
@@ -78,11 +78,11 @@ class Leaf(Rule):
     """Constants, ramps and variables: every device makes its own part."""
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """There are no operands."""
+        """No operands."""
         return []
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """A part of it."""
+        """The device's part."""
         if node.op is Op.CONST:
             shape = local_shape(node.shape, dims)
             return build.const(node.arg, node.dtype, shape, emit.device)
@@ -91,7 +91,7 @@ class Leaf(Rule):
 
 
 def _apart(node: Node) -> Sequence[Sequence[int]]:
-    """Of each operand the dimensions that are not the result's: reduced, addressed, repeated."""
+    """For each operand, the dimensions that the result lacks: reduced, addressed, repeated."""
     op, arg = node.op, node.arg
     if op in REDUCTIONS or op is Op.FLIP:
         return [arg]
@@ -108,7 +108,7 @@ def _apart(node: Node) -> Sequence[Sequence[int]]:
 
 
 def _summed(node: Node) -> Sequence[int]:
-    """The operands that may be divided there: then each device has a term of a sum."""
+    """The operands that may be divided there, so that each device has a term of a sum."""
     if node.op is Op.SCATTER_ADD:
         return (2, 1) if node.src[0].known() == 0 else ()
     adds = node.op is Op.SUM and node.dtype.kind != "b"
@@ -116,18 +116,18 @@ def _summed(node: Node) -> Sequence[int]:
 
 
 class Aligned(Rule):
-    """Dimensions of the result are those of the operands, with their digits, but for `_apart`.
+    """Dimensions of the result are those of the operands, with their digits, except `_apart`.
 
-    Where operands differ the heaviest one's digits count, and those of the others that go with
-    them. A sum may stay partial where the operation is linear in it.
+    If operands differ, the digits of the heaviest one count, and those of others that go with them.
+    A sum may stay partial if the operation is linear in it.
     """
 
     def after(self, node: Node, dims: Dims) -> Dims:
-        """The digits that an operand's become."""
+        """An operand's digits in the result."""
         return dims
 
     def fits(self, node: Node, axis: int, digits: Digits) -> bool:
-        """Whether the result can have some digits where its operands have them."""
+        """Whether the result can have digits that its operands have."""
         return True
 
     def _fitting(self, node: Node, dims: Dims) -> Dims:
@@ -149,19 +149,19 @@ class Aligned(Rule):
                 inner[axis] = joined(node.src[place].shape[axis], inner[axis], more)
             used |= axes_of(inner)
         left, needs = _linear(node, [one.partial - used for one in given])
-        if node.op is not Op.MAX:  # which is exchanged at once
+        if node.op is not Op.MAX:  # a maximum is exchanged at once
             left |= axes_of(inner)
         return Choice(Layout(dims, left), tuple(needs), tuple(inner))
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The result's digits, where it can have them, and the inner ones."""
+        """The result's digits, if it can have them, and the inner ones."""
         if self._fitting(node, dims) != dims:
             return None
         pairs = zip(node.src, _apart(node), strict=True)
         return [_along(dims[: source.ndim], axes, inner) for source, axes in pairs]
 
 
-# Sums of the first operand are sums of the result.
+# Operations whose result is a partial sum if the first operand is one.
 _LINEAR = frozenset({
     Op.NEG, Op.CONTIGUOUS, Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
     Op.GATHER, Op.SUM, Op.CUMSUM,
@@ -169,7 +169,7 @@ _LINEAR = frozenset({
 
 
 def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], list[frozenset[str]]]:
-    """Over which axes the result is a partial sum, and which of its operands' it uses."""
+    """The axes over which the result is a partial sum, and those over which each operand may be."""
     op, kind = node.op, node.dtype.kind
     nothing = (NONE, [NONE] * len(sums))
     if kind == "b" or not any(sums):
@@ -177,7 +177,7 @@ def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], lis
     first, *others = sums
     if op in _LINEAR or (op is Op.CAST and kind == "f" == node.src[0].dtype.kind):
         return first, [first, *(NONE for _ in others)]
-    if op in (Op.ADD, Op.SUB, Op.CAT):  # a whole is a sum, too, of which one device has all
+    if op in (Op.ADD, Op.SUB, Op.CAT):  # a whole value is a sum, too, with one term on one device
         both = first.union(*others)
         return both, [both] * len(sums)
     if op is Op.MUL:
@@ -195,10 +195,10 @@ def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], lis
 
 
 class Marked(Aligned):
-    """MARK: where somebody said."""
+    """MARK: the layout that it names."""
 
     def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
-        """An open one says it for the axes that it names only."""
+        """An open MARK sets only the axes that it names."""
         dims = node.arg.dims
         if not node.arg.open:
             return Choice(Layout(dims), (NONE,))
@@ -207,37 +207,37 @@ class Marked(Aligned):
         return Choice(Layout(dims, left), (left,))
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """What is marked."""
+        """The source."""
         return src[0]
 
 
 class Reshape(Aligned):
-    """A digit of one dimension is one of the position, and so of a dimension that has it whole."""
+    """A digit of a dimension is one of the position, and so of a dimension that contains it."""
 
     def after(self, node: Node, dims: Dims) -> Dims:
         """See the class."""
         return reshaped(node.src[0].shape, dims, node.shape)[0]
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The other way round."""
+        """The same in reverse."""
         before, complete = reshaped(node.shape, dims, node.src[0].shape)
         return [before] if complete else None
 
 
 class Permute(Aligned):
-    """Digits go with their dimensions."""
+    """Digits move with their dimensions."""
 
     def after(self, node: Node, dims: Dims) -> Dims:
         """See the class."""
         return tuple(dims[axis] for axis in node.arg)
 
     def backward(self, node: Node, dims: Dims, inner: Dims) -> list[Dims] | None:
-        """The other way round."""
+        """The same in reverse."""
         return [tuple(dims[node.arg.index(axis)] for axis in range(node.ndim))]
 
 
 class Ends(Aligned):
-    """PAD and SHRINK: digits stay where ends are cut off, or put on, between their periods."""
+    """PAD and SHRINK: digits stay if the amounts are multiples of their period."""
 
     def fits(self, node: Node, axis: int, digits: Digits) -> bool:
         """See the class."""
@@ -247,7 +247,7 @@ class Ends(Aligned):
         ))  # fmt: skip
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """The part of the amounts that falls to each device."""
+        """The node with each device's share of the amounts."""
         pairs: list[Any] = []
         for axis, (pair, digits) in enumerate(zip(node.arg, dims, strict=True)):
             if node.op is Op.SHRINK and node.shape[axis] == node.src[0].shape[axis]:
@@ -259,7 +259,7 @@ class Ends(Aligned):
 
 
 class Cat(Aligned):
-    """Each device joins its parts of the pieces: along the axis if digits begin anew with each."""
+    """Each device joins its parts of the pieces; along the axis if digits restart with each."""
 
     def fits(self, node: Node, axis: int, digits: Digits) -> bool:
         """See the class."""
@@ -268,17 +268,17 @@ class Cat(Aligned):
 
 
 class Along(Aligned):
-    """FLIP, WINDOW, SORT and running reductions want the axes along which they go as a whole."""
+    """FLIP, WINDOW, SORT and running reductions need the axes along which they run as a whole."""
 
     def fits(self, node: Node, axis: int, digits: Digits) -> bool:
-        """Along the others; a window's own dimensions are new."""
+        """True for the others; a window's own dimensions are new."""
         return axis < node.src[0].ndim and axis not in _apart(node)[0]
 
 
 def _without_padding(
     emit: Converter, x: Node, axis: int, extent: Any, digits: Digits, instead: Any
 ) -> Node:
-    """x, and `instead` where an index along an axis lies beyond the end."""
+    """x, with `instead` at the indices along an axis that are beyond its end."""
     if not is_padded(extent, digits):
         return x
     ramp = build.iota(period(digits), emit.device)
@@ -287,7 +287,7 @@ def _without_padding(
 
 
 def _own_indices(emit: Converter, index: Node, extent: Any, digits: Digits) -> Node:
-    """Indices into a whole axis as indices into this device's part; −1 for another's."""
+    """Indices into a whole axis as indices into this device's part; −1 for another device's."""
     if not digits:
         return index
     narrow = index.dtype is dtypes.int32 or index.dtype.itemsize < 4
@@ -305,7 +305,7 @@ class Reduction(Aligned):
     """A sum over a divided dimension is a partial sum; a maximum is exchanged at once."""
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """The reduction of what is here, without what lies beyond the end."""
+        """The reduction of the local part, without padding."""
         (x,) = src
         identity = node.dtype.minimum if node.op is Op.MAX else 0
         for axis in node.arg:
@@ -317,19 +317,19 @@ class Reduction(Aligned):
 
 
 class Gather(Aligned):
-    """Along a divided axis each device reads what it has, and 0 elsewhere: a partial sum."""
+    """Along a divided axis each device reads its own elements, and 0 elsewhere: a partial sum."""
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """Indices count from where the device's part begins."""
+        """The node, with indices relative to the device's part."""
         index = _own_indices(emit, src[1], node.src[0].shape[node.arg], inner[node.arg])
         return build.gather(src[0], index, node.arg)
 
 
 class Scatter(Aligned):
-    """Each device writes to what it has; from divided sources into zeros it is a partial sum."""
+    """Each device writes to its part; divided sources, written into zeros, give a partial sum."""
 
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
-        """Indices count from where the device's part begins; beyond the end nothing is written."""
+        """The node, with indices relative to the device's part; padding is not written."""
         (base, index, x), axis = src, node.arg
         index = _own_indices(emit, index, node.shape[axis], dims[axis])
         extent = node.src[1].shape[axis]

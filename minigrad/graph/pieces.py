@@ -25,21 +25,20 @@ from minigrad.graph.node import (
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
 from minigrad.graph.shapes import numel
 
-LEAST_NODES = 256  # of a graph: to compile fewer takes some 50 ms
-# Operations, one after the other, of a piece: the more, the more kinds of pieces there are. And of
-# one that writes: an optimizer's update wants no other memory.
+LEAST_NODES = 256  # of a graph: fewer compile in some 50 ms
+# Operations in a chain within a piece, at most: with more, there are more kinds of pieces. And of a
+# piece that writes: an optimizer's update should store nothing else.
 DEEPEST, OF_WRITES = 6, 32
-CHEAP = 4  # cost of what each piece that reads it computes anew, if it is larger than its sources
+CHEAP = 4  # cost up to which each reader computes a value again, if it is larger than its sources
 _LEAVES = frozenset({BUFFER, CONST, Op.IOTA, Op.VARIABLE})
-_SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # of which each piece that reads it has its own
-_JOINING = ELEMENTWISE | {Op.GATHER}  # what may be computed where it is read
+_SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
+_JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
 
 
 def pieces(roots: Sequence[Node]) -> list[list[Node]]:
-    """What is to be stored, piece by piece, each computed of memory and of earlier pieces. Writes
-    in place are the last.
+    """The roots of each piece, in order; a piece is computed from memory and from earlier pieces.
 
-    One piece, or none, where nothing is stored before what is wanted.
+    In-place writes come last. There is one piece, or none, if nothing is stored before the roots.
     """
     order = topological(roots)
     stored, groups = _ends(roots, order)
@@ -48,14 +47,14 @@ def pieces(roots: Sequence[Node]) -> list[list[Node]]:
 
 
 def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
-    """What is stored for others; and the writes, those together that share what they compute."""
+    """Values that are stored for others; and writes, grouped if they share computations."""
     anew = _anew(order)
     apart = {
         x for node in order if _reads_memory(node, anew) for x in _shown_by(node.src)
         if x not in anew or x.op is Op.CAST
     }  # fmt: skip
     leads = {root: root for root in roots if root.op is ASSIGN}
-    piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # who reads it, how far off
+    piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # → its readers, how far off
     for root in roots:
         piece[root][root] = DEEPEST - OF_WRITES if root in leads else 0
     stored: set[Node] = set()
@@ -81,8 +80,10 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
 
 
 def _reads_memory(node: Node, anew: Set[Node]) -> bool:
-    """Whether the sources are stored, of which there is one pattern then: those of a join, of steps
-    of a sum or of what is written part by part, and of products, which read them over and over.
+    """Whether a node's sources are stored, so that there is only one pattern.
+
+    Those of a join, of steps of a sum or of something written part by part, and of products, which
+    read them repeatedly.
     """
     op = node.op
     is_step = (op in REPEATED or op is WHERE) and any(source.op is op for source in node.src)
@@ -100,7 +101,7 @@ def _lead(write: Node, leads: Mapping[Node, Node]) -> Node:
 
 
 def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
-    """Writes by what leads them; all together where one reads what another one writes."""
+    """Writes by their lead; all together if one of them reads what another one writes."""
     found: dict[Node, list[Node]] = {}
     for write in leads:
         found.setdefault(_lead(write, leads), []).append(write)
@@ -113,11 +114,11 @@ def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
 
 
 def _anew(order: Sequence[Node]) -> set[Node]:
-    """What each piece that reads it computes anew: it costs less than to be stored."""
+    """Values that each piece that reads them computes again, which costs less than storing them."""
     inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
     factors = {node for node in inner if node.op is Op.MUL}
     found: set[Node] = set()
-    size: dict[Node, Any] = {}  # elements of memory of which it is computed
+    size: dict[Node, Any] = {}  # elements of memory from which it is computed
     for node in order:
         op, own = node.op, numel(node.shape)
         read = sum(size[source] for source in node.src)

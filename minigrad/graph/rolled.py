@@ -32,17 +32,17 @@ from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 
-LEAST_NODES = 256  # of a loop: fewer are quicker as they are, in one program
+LEAST_NODES = 256  # of a loop: fewer are faster as they are, in one program
 MOST_NODES = 1024  # of a step
-MOST_BYTES = (1 << 14) - 1  # of an array that is another in each step: larger are layers' weights
+MOST_BYTES = (1 << 14) - 1  # of an array that differs between steps: larger are layers' weights
 
 
 def without_copies(
     roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset()
 ) -> tuple[list[Node], Sequence[Node]]:
-    """The roots with copies of one computation together, or as a LOOP; and `topological` of these.
+    """The roots with copies of one computation batched, or as a LOOP; and `topological` of these.
 
-    order: that of the roots, if known. kept: nodes of which something else depends, which stay
+    order: of the given roots, if known. kept: nodes that something else depends on, which stay
     apart. On a mesh, where each node has its layout, nothing is changed.
     """
     given = list(roots)
@@ -63,18 +63,18 @@ def without_copies(
     return made, order
 
 
-# A root → what was made of it, and what stayed apart: a loss is asked for its gradient, then for
-# its value.
+# A root → what was made of it, and what stayed apart: after the gradient of a loss, its value is
+# requested.
 _less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
 
 
 def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
-    """What `without_copies` has made of a root before; the root itself where it has not."""
+    """What `without_copies` has made of a root before, or else the root itself."""
     known = _less.get(root)
     if known is None:
         return root
     less, apart = known
-    # What is younger than the root is nothing that it needs.
+    # The root cannot need nodes that are younger than it.
     return less if all(node in apart or node.age > root.age for node in kept) else root
 
 
@@ -83,13 +83,13 @@ def rolled(
 ) -> list[Node]:
     """The roots with the longest loop, if there is one, as a LOOP.
 
-    It is looked for on the device of most nodes. order: `topological(roots)`. kept: nodes of which
-    something else depends, which stay apart.
+    It is searched for on the device with most nodes. order: `topological(roots)`. kept: nodes that
+    something else depends on, which stay apart.
     """
     ((device, _),) = Counter(map(DEVICES, order)).most_common(1)
     nodes = [node for node in order if node.op not in LEAVES and node.device == device]
     nodes.sort(key=attrgetter("age"))
-    if not any(_periods(list(map(OPS, nodes)))):  # of most graphs no more is asked
+    if not any(_periods(list(map(OPS, nodes)))):  # most graphs end here
         return list(roots)
     if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)
@@ -107,7 +107,7 @@ def rolled(
 
 
 def _has_other_weights(node: Node, later: Node) -> bool:
-    """Whether the node of the next step has another large array in the place of one of this."""
+    """Whether the node of the next step reads another large array than this one."""
     return any(
         one is not other and one.op is Op.BUFFER and nbytes(one) > MOST_BYTES
         for one, other in zip(node.src, later.src, strict=False)
@@ -119,7 +119,7 @@ class _Unlike(Exception):
 
 
 def _signatures(nodes: Sequence[Node]) -> list[int]:
-    """Numbers of nodes, equal where they do the same with values of equal shapes."""
+    """Numbers of nodes, equal if operation, dtype, shape and argument are."""
     numbers: dict[Any, int] = {}
     shrink = Op.SHRINK
     keys = [(n.op, n.dtype, n.shape, None if n.op is shrink else n.arg) for n in nodes]
@@ -127,9 +127,9 @@ def _signatures(nodes: Sequence[Node]) -> list[int]:
 
 
 def _periods(signs: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
-    """Where a sequence begins to repeat itself, after how many each time, and for how many.
+    """Where a sequence begins to repeat itself, the period, and the length of the repetition.
 
-    That is most of it, and so has the middle in it.
+    That must be most of the sequence, and so contains its middle.
     """
     middle = len(signs) // 2
     for period in range(2, min(len(signs) // MANY, MOST_NODES)):
@@ -145,7 +145,7 @@ def _periods(signs: Sequence[Any]) -> Iterator[tuple[int, int, int]]:
 
 
 class _Chain:
-    """Steps of as many nodes each, one after the other. `at[t][p]`: a node, by step and place."""
+    """Steps of equally many nodes, one after the other. `at[t][p]`: node p of step t."""
 
     def __init__(self, nodes: Sequence[Node], start: int, period: int, length: int) -> None:
         number = {node: place for place, node in enumerate(nodes)}
@@ -155,14 +155,14 @@ class _Chain:
         self.at = [nodes[first : first + period] for first in steps]
         self.inside = {node: divmod(number[node] - start, period)
                        for step in self.at for node in step}  # fmt: skip
-        self.carried: dict[int, Node] = {}  # place → what the first step has of none before it
-        self.elements: dict[Node, Node] = {}  # what varies in the second step → all rows
+        self.carried: dict[int, Node] = {}  # place → its value before the first step
+        self.elements: dict[Node, Node] = {}  # a varying source of the second step → all rows
         self.same: set[Node] = set()
 
     def as_loop(
         self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
     ) -> dict[Node, Node]:
-        """What takes the place of each node that others need; raises _Unlike if it is no loop."""
+        """Replacements for the nodes that others need; raises _Unlike if it is no loop."""
         if any(node in kept or is_single(node) for node in self.inside):
             raise _Unlike
         for place, nodes in enumerate(zip(*self.at, strict=True)):
@@ -191,7 +191,7 @@ class _Chain:
         return found
 
     def _look(self, place: int, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
-        """Sort the sources of the nodes at one place of all steps."""
+        """Classify the sources of the nodes at one place of all steps."""
         one = nodes[1]
         if one.op is Op.SHRINK and any(node.arg != one.arg for node in nodes):
             (source,) = nodes[0].src
@@ -205,7 +205,7 @@ class _Chain:
             self._sort(sources, kept)
 
     def _sort(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
-        """Is it of the same step, of the one before, the same for all, or another each time?"""
+        """Classify a source: of the same step, the one before, the same for all, or varying."""
         whence = [self.inside.get(source) for source in sources]
         if whence[1] is None:
             if any(whence):
@@ -225,11 +225,11 @@ class _Chain:
             raise _Unlike
 
     def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
-        """Take in what is not of the loop."""
+        """Record a source from outside of the loop."""
         one = sources[1]
         same = sources.count(one) == len(sources)
         if one in (self.elements if same else self.same):
-            raise _Unlike  # h·i + 1, where i is 1: what it stands for cannot be told
+            raise _Unlike  # h·i + 1, where i is 1: the two cannot be told apart
         if same:
             self.same.add(one)
             return
@@ -242,7 +242,7 @@ class _Chain:
             raise _Unlike
 
     def _wanted(self, roots: Sequence[Node], order: Sequence[Node]) -> dict[int, set[int]]:
-        """Which places others than the loop need, and of which steps."""
+        """The places that nodes outside of the loop need, and of which steps."""
         found: dict[int, set[int]] = {}
         outer = (source for node in order if node not in self.inside for source in node.src)
         for node in (*roots, *outer):
@@ -250,14 +250,14 @@ class _Chain:
             if known is not None:
                 number, place = known
                 found.setdefault(place, set()).add(number)
-        last = {len(self.at) - 1}  # of what is carried it is there anyway
+        last = {len(self.at) - 1}  # the last value of a carry is there anyway
         return {p: some for p, some in found.items() if some != last or p not in self.carried}
 
 
 def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: int) -> int:
-    """With which node a step begins, so that the least goes from one to the next.
+    """The node with which a step begins, such that the least data passes from one to the next.
 
-    (A state, not what is shown of it to a product, which is the same for all columns of a weight.)
+    (A state itself, not its expanded form that a product reads, which repeats it for all columns.)
     """
     edges = [
         (user, number[source] - start)

@@ -13,7 +13,7 @@ _NAN, _INF = math.nan, math.inf
 
 
 def divide(x: float, y: float) -> float:
-    """x / y, by zero too."""
+    """x / y, also by zero."""
     if y != 0:
         return x / y
     if x == 0 or x != x:
@@ -22,12 +22,12 @@ def divide(x: float, y: float) -> float:
 
 
 def floor_divide(x: int, y: int) -> int:
-    """Rounds down; by 0 it is 0."""
+    """x // y, rounded down; 0 if y is 0."""
     return x // y if y else 0
 
 
 def remainder(x: Any, y: Any) -> int | None:
-    """Has the sign of the divisor; by 0 it is 0. That of floats is left to the device."""
+    """x % y, with the sign of y; 0 if y is 0. None for floats, which devices compute."""
     if isinstance(x, float):
         return None
     return x % y if y else 0
@@ -54,15 +54,15 @@ def whole(function: Callable[[float], int]) -> Callable[[float], float]:
 
 
 def complement(x: int) -> int:
-    """Logical not of a bool, all bits of an int turned."""
+    """Logical not of a bool, bitwise not of an int."""
     return not x if isinstance(x, bool) else ~x
 
 
 def shift_left(x: int, count: int) -> int:
-    """0 where the count is negative; one that reaches the width leaves nothing when wrapped."""
+    """0 if the count is negative; a count of the width or more leaves nothing after wrapping."""
     return x << count if 0 <= count < 64 else 0
 
 
 def shift_right(x: int, count: int) -> int:
-    """0 or the sign where the count is negative or reaches the width."""
+    """0 or the sign if the count is negative or reaches the width."""
     return x >> min(count, 64) if count >= 0 else -int(x < 0)

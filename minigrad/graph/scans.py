@@ -12,7 +12,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv, high
 
 Values = tuple[Node, ...]
-CHUNK = 8192  # elements that one thread goes through in order, where some are selected
+CHUNK = 8192  # elements of a mask that one thread goes through in order
 
 
 def cumsum_rule(node: Node, g: Node) -> Node:
@@ -22,7 +22,7 @@ def cumsum_rule(node: Node, g: Node) -> Node:
 
 
 def cummax_rule(node: Node, g: Node) -> Node:
-    """All to the latest of the elements that are the maximum."""
+    """All of it goes to the latest of the elements that are the maximum."""
     x, axis = node.src[0], node.arg
     return build.scatter_add(x.constant(0.0), latest(x, node, axis), g, axis)
 
@@ -45,7 +45,7 @@ def _joined(first: Values, second: Values) -> Values:
 
 
 def latest(x: Node, scanned: Node, axis: int) -> Node:
-    """Where (int32) the latest element of x stands that is the running maximum (or NaN)."""
+    """The index (int32) of the latest element of x that is the running maximum (or NaN)."""
     hit = x.equals(scanned)
     if x.dtype.is_float:
         hit = hit | x.differs(x)
@@ -53,7 +53,7 @@ def latest(x: Node, scanned: Node, axis: int) -> Node:
 
 
 def along(x: Node, axis: int) -> Node:
-    """0, 1, 2, … along an axis (int32), the same for all other indices."""
+    """0, 1, 2, … along an axis (int32), repeated along the others."""
     shape = tuple(extent if d == axis else 1 for d, extent in enumerate(x.shape))
     return build.expand(build.reshape(build.iota(x.shape[axis], x.device), shape), x.shape)
 
@@ -100,7 +100,7 @@ def _pairs(x: Node, axis: int, count: int) -> Node:
 
 
 def _interleave(even: Node, odd: Node, axis: int, extent: int) -> Node:
-    """even[0], odd[0], even[1], …: `extent` elements. Rather chosen than added: ∞ stays apart."""
+    """even[0], odd[0], even[1], …: `extent` elements. Selected, not added: ∞ must not spread."""
     count = high(even.shape[axis])
     odd = pad_along(odd, axis, 0, count - high(odd.shape[axis]))
     twice = (repeat_along(split_axis(x, axis, count, 1), axis + 1, 2) for x in (even, odd))
@@ -110,10 +110,10 @@ def _interleave(even: Node, odd: Node, axis: int, extent: int) -> Node:
 
 
 def selected(mask: Node) -> tuple[Node, Node]:
-    """The places (int32) of a flat mask where it is true, in order, and their number (1,).
+    """The indices (int32) of the true elements of a flat mask, in order, and their number (1,).
 
-    Its elements are counted by chunks, and each chunk writes its places. There is room for all of
-    them; what lies behind the last one has no value.
+    Elements are counted by chunks, and each chunk writes its indices. The result is as long as the
+    mask; elements after the last index have no defined value.
     """
     length = numel(mask.shape)
     rows = ceildiv(length, CHUNK)
@@ -122,9 +122,9 @@ def selected(mask: Node) -> tuple[Node, Node]:
     counts = build.reduce(Op.SUM, flags.cast(dtypes.int32), (1,))
     until = build.scan(Op.CUMSUM, counts, 0)
     count = build.shrink(until, [(rows - 1, rows), (0, 1)])
-    # A pass of a counting sort: what is true goes to bin 1, and all else behind that, for to write
-    # it nowhere would take a branch that no processor foresees.
-    first = repeat_along(until - counts, 1, 256)  # true in the chunks before
+    # A pass of a counting sort: true elements go to bin 1, the others after them, because not to
+    # write them would take a branch that no processor can predict.
+    first = repeat_along(until - counts, 1, 256)  # true elements in the chunks before
     behind = build.expand(count, first.shape) + (along(first, 0) * chunk - first)
     starts = along(first, 1).equals(1).where(first, behind)
     places = split_axis(build.iota(rows * chunk, mask.device), 0, rows, chunk)

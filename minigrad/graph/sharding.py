@@ -31,7 +31,7 @@ Sizes = Mapping[str, int]
 
 
 class Digit(NamedTuple):
-    """See the module. ways: the size of the axis."""
+    """See the module's docstring. ways: the size of the axis."""
 
     axis: str
     stride: int
@@ -47,8 +47,8 @@ NONE: frozenset[str] = frozenset()
 class Layout:
     """dims: the digits of each dimension, the largest stride first; partial: axes of sums.
 
-    stored: those of the axes that only store it: who reads it would rather have it as a whole than
-    be divided likewise, where the two cannot be had together (ZeRO).
+    stored: the axes that only store it. If a reader is divided by one of them in another way, it
+    gets the array as a whole, rather than change its own division (ZeRO).
     """
 
     dims: Dims
@@ -72,7 +72,7 @@ def axes_of(dims: Iterable[Digits]) -> frozenset[str]:
 
 
 def period(digits: Digits) -> int:
-    """After how many indices all digits begin again."""
+    """The number of indices after which all digits repeat."""
     return digits[0].stride * digits[0].ways if digits else 1
 
 
@@ -82,7 +82,7 @@ def is_padded(extent: object, digits: Digits) -> bool:
 
 
 def are_valid(extent: object, digits: Digits) -> bool:
-    """Whether digits, of which there are some, largest first, can divide an extent together."""
+    """Whether digits, at least one, the largest first, can divide an extent together."""
     if not isinstance(extent, int) or extent < 1:
         return False
     gaps = [(outer.stride, inner.stride * inner.ways) for outer, inner in pairwise(digits)]
@@ -94,7 +94,7 @@ def are_valid(extent: object, digits: Digits) -> bool:
 
 
 def joined(extent: object, one: Digits, other: Iterable[Digit]) -> Digits:
-    """`one`, and those of the others that can divide an extent beside it."""
+    """`one`, with those of the other digits that can divide an extent beside it."""
     for digit in other:
         if digit not in one:
             more = tuple(sorted((*one, digit), key=lambda each: -each.stride))
@@ -114,7 +114,7 @@ def blocks(extent: int, axes: Sequence[str], sizes: Sizes, count: int = 1) -> Di
 
 
 def stored(shape: Shape, dims: Dims, axis: str, sizes: Sizes) -> Dims:
-    """`dims`, and the first dimension that an axis can divide evenly, too; none if it cannot."""
+    """`dims` with an axis that divides the first dimension that it can evenly; as it is if none."""
     ways = sizes[axis]
     for at, (extent, digits) in enumerate(zip(shape, dims, strict=True)):
         last = digits[-1].stride if digits else extent
@@ -135,7 +135,7 @@ def local_shape(shape: Shape, dims: Dims) -> Shape:
 
 
 def reshaped(old: Shape, dims: Dims, new: Shape) -> tuple[Dims, bool]:
-    """The digits after a reshape, and whether all of them have a place there."""
+    """The digits after a reshape, and whether all of them could be kept."""
     if not any(dims):
         return ((),) * len(new), True
     if any(not isinstance(extent, int) or extent < 1 for extent in (*old, *new)):
@@ -171,7 +171,7 @@ def _known(extent: Integer) -> int:
 
 @dataclass(frozen=True)
 class Mark:
-    """The argument of a MARK: the value has these digits here. open: it may still be a sum."""
+    """The argument of a MARK: the value has these digits. open: it may still be a partial sum."""
 
     dims: Dims
     open: bool = False
@@ -183,9 +183,10 @@ def mark(x: Node, dims: Dims, is_open: bool = False) -> Node:
 
 
 def mark_gradient(node: Node, g: Node) -> Node:
-    """Divided like the value itself. Open is the gradient of one that is not, and the other way.
+    """The gradient of a MARK is divided like its value; it is open if the value is not.
 
-    So that of a sum that was still open is had as a whole by all who have a term of it.
+    And the other way round: the gradient of a sum that was open is whole on all devices that have a
+    term of it.
     """
     said = node.arg
     return mark(g, said.dims, not said.open) if any(said.dims) or said.open else g
@@ -198,8 +199,8 @@ meshes: dict[str, Sizes] = {}
 class P(tuple[object, ...]):
     """Which mesh axes divide which dimension: P("dp", None), P(("dp", "tp")), P(Blocks("tp", 3)).
 
-    One entry for each dimension, from the first; those that are missing are None: not divided. With
-    several axes the first one is the outermost.
+    One entry for each dimension, from the first; missing ones are None: not divided. Of several
+    axes the first is the outermost.
     """
 
     __slots__ = ()
@@ -212,7 +213,7 @@ class P(tuple[object, ...]):
         return f"P({', '.join(map(repr, self))})"
 
     def dims(self, shape: Shape, sizes: Sizes, mesh: str) -> Dims:
-        """The digits of an array; ShapeError where it cannot be divided so."""
+        """The digits of an array; ShapeError if it cannot be divided so."""
         if len(self) > len(shape):
             raise ShapeError(f"{self!r} has {len(self)} entries for {len(shape)} dimensions of "
                              f"{tuple(shape)}; expected at most as many")  # fmt: skip
@@ -245,9 +246,9 @@ class P(tuple[object, ...]):
 
 
 class Blocks(NamedTuple):
-    """An entry of `P`: so many equal blocks one after the other, each divided by the axes.
+    """An entry of `P`: `blocks` equal blocks one after the other, each divided by the axes.
 
-    So queries, keys and values that come out of one matrix are divided by heads: Blocks("tp", 3).
+    So queries, keys and values from one matrix are divided by heads: Blocks("tp", 3).
     """
 
     axes: str | tuple[str, ...]
@@ -255,7 +256,7 @@ class Blocks(NamedTuple):
 
 
 def show(shape: Shape, layout: Layout | None, dtype: str) -> str:
-    """As text: float32[64@dp, 784], 96@3×tp of 3 blocks, + Σtp where it is a sum over tp still."""
+    """A layout as text: float32[64@dp, 784]; 96@3×tp: 3 blocks; + Σtp: a partial sum over tp."""
     dims: Dims = layout.dims if layout is not None else ((),) * len(shape)
     words = []
     for extent, digits in zip(shape, dims, strict=True):

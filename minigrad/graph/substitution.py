@@ -12,7 +12,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, low, weighted
 def substitute(
     x: Integer, values: Mapping[Atom, Integer], in_loaded: bool = True
 ) -> Integer:
-    """x with some of its variables replaced (all at once), simplified anew.
+    """x with some of its variables replaced (all at once), and simplified.
 
     in_loaded: also inside the expressions of loaded values.
     """
@@ -25,7 +25,7 @@ def substitute(
 
 @lru_cache(maxsize=1 << 16)
 def _substituted(x: Affine, known: tuple[tuple[Atom, Integer], ...], in_loaded: bool) -> Integer:
-    """The same, by what is replaced: whole vectors and what is left of them ask alike."""
+    """The same, cached by replacements in x: vectors and their remainders share these."""
     values = dict(known)
     parts: list[tuple[Integer | Atom, int]] = []
     for atom, factor in x.terms:
@@ -40,7 +40,7 @@ def _substituted(x: Affine, known: tuple[tuple[Atom, Integer], ...], in_loaded: 
 
 
 def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
-    """x with every `value` atom, at any depth, replaced by what `new` makes of its payload."""
+    """x with every `value` atom, at any depth, replaced by `new` of its payload."""
     if isinstance(x, int):
         return x
     return weighted(x.constant, ((
@@ -50,7 +50,7 @@ def replace_values(x: Integer, new: Callable[[Any], Integer]) -> Integer:
 
 
 def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer | Atom:
-    """The quotient or remainder of something new; others as they are."""
+    """A quotient or remainder with a new inner sum; other atoms as they are."""
     if atom.inner is None:
         return atom
     inner = new(atom.inner)
@@ -58,7 +58,7 @@ def _with_inner(atom: Atom, new: Callable[[Affine], Integer]) -> Integer | Atom:
 
 
 def replace_atoms(x: Integer, values: Mapping[Atom, Integer]) -> Integer:
-    """x with some of its own atoms replaced, not those inside of them."""
+    """x with some of its own atoms replaced, but not atoms inside of others."""
     if isinstance(x, int):
         return x
     return weighted(x.constant, ((values.get(atom, atom), c) for atom, c in x.terms))
@@ -83,7 +83,7 @@ def _variables(x: Affine) -> frozenset[Atom]:
 
 
 def coefficient(x: Integer, atom: Atom) -> int | None:
-    """The stride of x along a variable; None where the variable hides inside an atom."""
+    """The stride of x along a variable; None if the variable is inside another atom."""
     if isinstance(x, int):
         return 0
     found = 0
@@ -102,7 +102,7 @@ def only_atom(x: Integer) -> Atom:
 
 
 def proven_nonnegative(x: Integer) -> bool:
-    """True where x ≥ 0 follows from the ranges, symbolic extents included."""
+    """Whether x ≥ 0 follows from the ranges, symbolic extents included."""
     while low(x) < 0:
         if isinstance(x, int):
             return False

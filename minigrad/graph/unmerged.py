@@ -26,17 +26,17 @@ from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Of an array, which are copied one by one: batches have fewer. Where columns of matrices vary, and
-# with them the best way to compute, there are more: those are compiled for their sizes.
+# Pieces of an array that are copied one by one, at most: batches have fewer. If matrices' columns
+# vary, there are more, and the best way to compute varies, too: those are compiled for their sizes.
 MOST_PIECES = 64
 
 
 def unmerged(graph: Graph) -> Graph:
     """The graph with dimensions (c, n) for each of c·n; those that vary are first inside of it.
 
-    ShapeError where something else is done along such a dimension than to merge and to split it.
+    Raises ShapeError if such a dimension is used otherwise than by merging and splitting it.
     """
-    fronted = remade(graph.roots, _remade)  # with what varies in front
+    fronted = remade(graph.roots, _remade)  # with varying dimensions in front
     roots = []
     for root, made in zip(graph.roots, fronted, strict=True):
         shape = _split(root.shape)
@@ -47,7 +47,7 @@ def unmerged(graph: Graph) -> Graph:
 
 
 def _order(shape: Shape) -> Sequence[int]:
-    """The dimensions with the one that varies in front; () where they stay as they are."""
+    """The dimensions with the varying one in front; () if they stay as they are."""
     varying = [axis for axis, extent in enumerate(shape) if not isinstance(extent, int)]
     if len(varying) != 1 or all(extent == 1 for extent in shape[: varying[0]]):
         return ()
@@ -59,13 +59,13 @@ def _inverse(order: Sequence[int]) -> list[int]:
 
 
 def _fronted(x: Node) -> Node:
-    """With the dimension that varies in front."""
+    """x with the varying dimension in front."""
     order = _order(x.shape)
     return _permuted(x, order) if order else x
 
 
 def _natural(x: Node, shape: Shape) -> Node:
-    """What is fronted, in the order of a shape."""
+    """A fronted node, in the order of a shape."""
     order = _order(shape)
     return _permuted(x, _inverse(order)) if order else x
 
@@ -75,19 +75,19 @@ def _ordered(shape: Shape, order: Sequence[int]) -> Shape:
 
 
 def _stored(x: Node) -> Node:
-    """Fronted in memory, too: rows of a product are then neighbours."""
+    """x, fronted in memory, too, so that rows of a product are adjacent."""
     return build.contiguous(_fronted(x)) if _order(x.shape) else x
 
 
 def _permuted(x: Node, order: Sequence[int]) -> Node:
-    """As `build.permute`; what is turned back is as it was."""
+    """As `build.permute`, merged with a permutation below."""
     if x.op is Op.PERMUTE:
         x, order = x.src[0], [x.arg[axis] for axis in order]
     return build.permute(x, order)
 
 
 def _parts(extent: Integer) -> Shape:
-    """What c·n is made of: c and n."""
+    """The factors c and n of c·n."""
     if not isinstance(extent, Affine):
         return (extent,)
     factor = gcd(extent.constant, *(c for _, c in extent.terms))
@@ -99,14 +99,14 @@ def _split(shape: Shape) -> Shape:
 
 
 def _places(shape: Shape) -> list[tuple[int, ...]]:
-    """Where each dimension is after `_split`: one place or two."""
+    """The positions of each dimension after `_split`: one or two."""
     counts = [len(_parts(extent)) for extent in shape]
     stops = accumulate(counts)
     return [tuple(range(stop - count, stop)) for count, stop in zip(counts, stops, strict=True)]
 
 
 def _one_place(node: Node, shape: Shape, axis: int) -> int:
-    """The place of a dimension that must be one."""
+    """The position of a dimension that must not be split."""
     places = _places(shape)[axis]
     if len(places) > 1:
         raise ShapeError(f"{node.op.value} along {shape[axis]} elements of {shape}")
@@ -114,10 +114,10 @@ def _one_place(node: Node, shape: Shape, axis: int) -> int:
 
 
 def _remade(node: Node, given: list[Node]) -> Node:
-    """A node, fronted, on sources that are."""
+    """A node, fronted, on fronted sources."""
     op, shape = node.op, _split(node.shape)
     same = shape == node.shape and not _order(shape) and tuple(given) == node.src
-    if same and op is not Op.RESHAPE:  # of which nobody has looked at the shapes
+    if same and op is not Op.RESHAPE:  # its shapes were not checked yet
         return node
     if op is Op.BUFFER:
         return _stored(make(op, node.dtype, shape, (), node.arg, node.device))
@@ -146,7 +146,7 @@ def _remade(node: Node, given: list[Node]) -> Node:
 
 
 def _reshaped(x: Node, shape: Shape) -> Node:
-    """`build.reshape`, fronted; what is before the one dimension that varies stays before it."""
+    """`build.reshape`, fronted; dimensions before the varying one stay before it."""
     made, order = build.reshape(x, shape), _order(shape)
     if order and _order(x.shape):
         return build.reshape(_fronted(x), _ordered(shape, order))
@@ -154,7 +154,7 @@ def _reshaped(x: Node, shape: Shape) -> Node:
 
 
 def _moved(node: Node, src: list[Node], shape: Shape, places: list[tuple[int, ...]]) -> Node:
-    """A node of a split shape on sources of such."""
+    """A node with a split shape, on sources with split shapes."""
     op = node.op
     if op is Op.SHRINK or op is Op.PAD:
         return _with_pairs(node, src[0])
@@ -176,7 +176,7 @@ def _moved(node: Node, src: list[Node], shape: Shape, places: list[tuple[int, ..
 
 
 def _with_pairs(node: Node, x: Node) -> Node:
-    """SHRINK and PAD: of two dimensions both are whole, as was the one."""
+    """SHRINK and PAD; a dimension that is split must be whole."""
     pairs: list[tuple[Integer, Integer]] = []
     old = node.src[0].shape
     for pair, extent, new in zip(node.arg, old, node.shape, strict=True):
@@ -192,7 +192,7 @@ def _with_pairs(node: Node, x: Node) -> Node:
 
 
 def _gather(node: Node, x: Node, index: Node) -> Node:
-    """What is chosen by c·n indices is the same for all of the n."""
+    """A GATHER; for c·n indices, x is repeated along n."""
     axis = _one_place(node, node.src[0].shape, node.arg)
     parts = _parts(node.src[1].shape[node.arg])
     if len(parts) > 1:
@@ -205,7 +205,7 @@ def _gather(node: Node, x: Node, index: Node) -> Node:
 
 
 def _scatter(node: Node, base: Node, index: Node, x: Node) -> Node:
-    """c·n values are added as n·c, which is one dimension: in another order."""
+    """A scatter; c·n values are merged as n·c, one dimension: they are added in another order."""
     axis = _one_place(node, node.src[0].shape, node.arg)
     if len(_parts(node.src[1].shape[node.arg])) > 1:
         order = [*range(axis), axis + 1, axis, *range(axis + 2, index.ndim)]
@@ -216,7 +216,7 @@ def _scatter(node: Node, base: Node, index: Node, x: Node) -> Node:
 
 
 def inner(shape: Shape) -> bool:
-    """Whether a dimension varies that is not the first: such an array is laid out at its bound."""
+    """Whether a dimension other than the first varies: such an array is laid out at its bound."""
     return is_symbolic(tuple(extent for extent in shape if extent != 1)[1:])
 
 

@@ -33,7 +33,7 @@ class Variable:
                 "0 <= minimum <= maximum"
             )
         self.name, self.minimum, self.maximum = name, minimum, maximum
-        # loops' variables end in a digit (i0, k1: see schedule/axis.py), and none of a user's may
+        # variables of loops end in a digit (i0, k1: see schedule/axis.py), so a user's must not
         self._of_atom = f"{name}_" if name[-1] == "_" or name[-1].isdigit() else name
 
     def bind(self, value: SupportsIndex) -> Affine:
@@ -53,7 +53,7 @@ class Variable:
 
 
 def is_own(name: str) -> bool:
-    """Whether a variable is a program's own (`graph/general.py`): no user can name one so."""
+    """Whether a variable is a program's own (`graph/general.py`): users cannot name one so."""
     return name.startswith("_")
 
 
@@ -65,7 +65,7 @@ def is_general(x: Integer) -> bool:
 def unbind(x: Integer, values: dict[str, int]) -> Integer:
     """x without the bound values, which are recorded in `values`.
 
-    Raises ValueError where one variable carries two values: a program runs with one.
+    Raises ValueError if one variable has two values: a program runs with one.
     """
     if isinstance(x, int):
         return x
@@ -115,14 +115,15 @@ def evaluate(x: Integer, values: Mapping[str, int]) -> int:
 
 
 def most(x: Integer, values: Mapping[str, int]) -> int:
-    """The number that x is where a program's own variables have these values; users' count as high
-    as they can be, so that their next value needs no more room.
+    """The value of x if a program's own variables have these values.
+
+    Users' variables count with their maximum, so that their next value needs no more memory.
     """
     return high(rest_of(x, values))
 
 
 def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
-    """What x is where a program's own variables have these values."""
+    """x with a program's own variables replaced by values."""
     own: dict[Atom, Integer] = {
         atom: values[atom.name] for atom in variables(x) if is_own(atom.name)
     }
@@ -130,7 +131,7 @@ def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
 
 
 def as_data(x: Integer) -> Any:
-    """x, in which nothing is loaded, as what JSON can hold: an int, or [constant, terms]."""
+    """x, without loaded values, as JSON data: an int, or [constant, terms]."""
     if isinstance(x, int):
         return x
     return [x.constant, [
@@ -140,7 +141,7 @@ def as_data(x: Integer) -> Any:
 
 
 def of_data(data: Any) -> Integer:
-    """The inverse of `as_data`; TypeError or ValueError where it is something else."""
+    """The inverse of `as_data`; TypeError or ValueError for anything else."""
     if isinstance(data, int):
         return data
     constant, terms = data

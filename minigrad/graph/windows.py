@@ -35,17 +35,17 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer, ceildiv, low
 
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
-# ("j", axis) the place in a window, ("sum", n) one that is summed.
+# ("j", axis) the position in a window, ("sum", n) a summed one.
 Name = tuple[str, int]
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
-MOST_WOVEN = 4  # remainders whose sums are chosen from as they are put together
-# Channels, and pixels of a row, that a product reads where they lie: of fewer pixels a tile has too
-# few products for the lines that each channel asks of the caches (7: 1.04 of the time that it takes
+MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
+# Channels, and pixels of a row, from which on a product reads images in place: with fewer pixels, a
+# tile has too few products for the lines that each channel reads (7: 1.04 of the time that it takes
 # with a copy, 14: 0.86, 28: 0.85; Emerald Rapids).
 LEAST_CHANNELS, LEAST_ROW = 16, 12
-# How far apart neighbours of a value may be written, because others come between them: a line of
-# memory is read and written so many times then. To put parts together later is to write and read
-# each once, and then to write the whole.
+# The largest distance at which neighbours of a value are written between others: each line of
+# memory is read and written that many times. Joining parts later writes and reads each part once,
+# and then writes the whole.
 INTERLEAVED = 2
 
 
@@ -60,7 +60,7 @@ class _Product:
         return self.names.index((kind, axis))
 
     def varying(self, place: int) -> list[int]:
-        """The factors that vary along a dimension; the first, if none does."""
+        """The factors that vary along a dimension; if none does, the first is made to."""
         found = [i for i, factor in enumerate(self.factors) if factor.shape[place] != 1]
         if found:
             return found
@@ -76,14 +76,14 @@ class _Product:
         self.extents[place] += before + after
 
     def only(self, place: int, start: int, stop: int) -> None:
-        """start … stop − 1 of a dimension; factors that are constant along it stay so."""
+        """Keep start … stop − 1 of a dimension; factors that are constant along it stay so."""
         for i, factor in enumerate(self.factors):
             if factor.shape[place] != 1:
                 self.factors[i] = part_along(factor, place, start, stop)
         self.extents[place] = stop - start
 
     def place(self, place: int, before: int, length: int) -> None:
-        """A dimension in one of `length`, from number `before` on; what leaves it is cut off."""
+        """Put a dimension into one of `length`, at index `before`; what exceeds it is cut off."""
         count = self.extents[place]
         assert isinstance(count, int)
         low, high = (min(max(end, 0), length) for end in (before, before + count))
@@ -91,7 +91,7 @@ class _Product:
         self.pad(place, low, length - max(high, low))
 
     def split(self, place: int, outer: int, inner: int, name: Name) -> None:
-        """A dimension as two; the inner one is called `name`."""
+        """Split a dimension in two; the inner one is called `name`."""
         for i, factor in enumerate(self.factors):
             parts = (outer, inner) if factor.shape[place] != 1 else (1, 1)
             self.factors[i] = split_axis(factor, place, *parts)
@@ -110,17 +110,17 @@ class _Product:
 
 
 def reads_in_place(channels: Integer, row: Integer) -> bool:
-    """Whether products with strided windows read images where they lie, channel after channel.
+    """Whether products with strided windows read images in place, channel after channel.
 
-    row: pixels of a channel that have neighbours for a tile: a copy in another order, with zeros
-    around, would wait for memory.
+    row: pixels of a channel that are neighbours for a tile. A copy in another order, with zeros
+    around it, would wait for memory.
     """
     return low(channels) >= LEAST_CHANNELS and low(row) >= LEAST_ROW
 
 
 Ranges = Sequence[tuple[Integer, Integer]]
 
-# What overlap_add made → what it was made of: a part of it is cheaper to make anew than to cut out.
+# A result of overlap_add → its arguments: a part of it is cheaper to compute anew than to cut out.
 _origins: weakref.WeakKeyDictionary[Node, tuple[Node, tuple[Window, ...], Shape]] = (
     weakref.WeakKeyDictionary()
 )
@@ -132,7 +132,7 @@ def overlap_add(
     """out[i] = Σ g[w, j] over all w, j with i = step·w + dilation·j; shape is the result's.
 
     g has the shape that `build.window` gives for an array of `shape`. ranges: start and stop of the
-    part of each dimension that is wanted.
+    wanted part of each dimension.
     """
     wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
     terms = [_added(term, windows, shape, wanted) for term in addends(g)]
@@ -143,9 +143,9 @@ def overlap_add(
 
 
 def addends(node: Node) -> list[Node]:
-    """Terms that a node is the sum of, below movements and sums; itself if none is a product.
+    """The terms of a sum, below movements and sums; the node itself if none is a product.
 
-    So are gradients of what is multiplied several times with other values: each product is one.
+    In the gradient of something that is multiplied several times, each product is a term.
     """
     found: list[tuple[Node, list[Node]]] = []
     stack: list[tuple[Node, list[Node]]] = [(node, [])]
@@ -165,15 +165,15 @@ def addends(node: Node) -> list[Node]:
 def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> Node:
     """`overlap_add` of one term."""
     product = _factors(g, len(shape), windows)
-    # a single one needs no step, and overlaps none
+    # a single window needs no step: it overlaps none
     windows = [(a, size, size if g.shape[a] == 1 and gap == 1 else step, gap)
                for a, size, step, gap in windows]  # fmt: skip
-    # windows that do not overlap need no sum: they are moved at the end
+    # windows that do not overlap need no sum: they are placed at the end
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
     strided = any(step > 1 for _, _, step, _ in overlapping)
     if strided and ("sum", 0) in product.names and numel(product.extents) >= LARGE:
-        # weights are read for each remainder: along the sums, which are their last dimensions
+        # weights are read for each remainder: along the sums, which become their last dimensions
         product.factors = [
             f if any(f.shape[product.at("x", axis)] != 1 for axis, *_ in overlapping)
             else build.contiguous(f) for f in product.factors
@@ -182,7 +182,7 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
     for part in split:
         _surround(product, part, wanted[part.axis])
     if len(product.factors) > 1 and not (strided and _lie_well(product, overlapping)):
-        # read over and over: zeros in memory are cheaper than conditions
+        # they are read repeatedly: zeros in memory are cheaper than conditions
         product.factors = [build.contiguous(f) if f.op is Op.PAD else f for f in product.factors]
     summed = [("j", axis) for axis, *_ in overlapping]
     order: list[Name] = []
@@ -203,7 +203,7 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
     for axis in range(len(shape)):
         parts = [extent for extent, name in zip(total.shape, order, strict=True) if name[1] == axis]
         merged.append(numel(parts) if len(parts) > 1 else parts[0])
-    made = [axis for axis, *_ in overlapping]  # of these nothing is before the start
+    made = [axis for axis, *_ in overlapping]  # these begin at the wanted start
     starts = [0 if axis in made else start for axis, (start, _) in enumerate(wanted)]
     stops = [b - a if axis in made else b for axis, (a, b) in enumerate(wanted)]
     total = build.reshape(total, tuple(merged))
@@ -211,13 +211,13 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
 
 
 def cropped(g: Node, ranges: Ranges) -> Node:
-    """The part start … stop − 1 of each dimension; of an overlap_add only that is computed."""
+    """The part start … stop − 1 of each dimension; of an overlap_add, only that is computed."""
     origin = _origins.get(g)
     return build.shrink(g, ranges) if origin is None else overlap_add(*origin, ranges)
 
 
 def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
-    """Whether the images of a large product with weights are better not copied."""
+    """Whether the images of a large product with weights should be read without a copy."""
     images = (beneath(f, MOVEMENT) for f in product.factors)
     if ("sum", 0) not in product.names or any(f.op is Op.CAST for f in images):
         return False
@@ -229,7 +229,7 @@ def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
 
 
 def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
-    """g as a sum of a product, as far as only movements stand before it."""
+    """g as a sum of a product, if only movements follow the sum; else as one factor."""
     names = [("x", axis) for axis in range(ndim)] + [("j", axis) for axis, *_ in windows]
     chain: list[Node] = []
     base = g
@@ -276,7 +276,7 @@ def _carried(step: Node, factor: Node) -> Node:
 
 
 def unexpanded(node: Node) -> Node:
-    """A factor with extent 1 where it was expanded."""
+    """A factor with extent 1 wherever it was expanded."""
     if node.op is Op.EXPAND:
         return node.src[0]
     if node.op is Op.PERMUTE:
@@ -291,8 +291,9 @@ def unexpanded(node: Node) -> Node:
 
 @dataclass(frozen=True)
 class _Split:
-    """How the windows along an axis were split: j = step·j′ + f − before, with `places` values of
-    j′ of which the windows, of `size` places, may have fewer.
+    """How windows along an axis were split: j = step·j′ + f − before.
+
+    places: the number of values of j′; windows, of `size` positions, may have fewer for an f.
     """
 
     axis: int
@@ -303,13 +304,13 @@ class _Split:
     size: int = 0
 
     def having(self, f: int) -> tuple[int, int]:
-        """The j′, from one and before another, that are places of a window for a remainder f."""
+        """The range of j′ that are positions of a window, for a remainder f."""
         first = max(-((f - self.before) // self.step), 0)
         return first, (self.before + self.size - 1 - f) // self.step + 1
 
 
 def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
-    """Whether much would be multiplied by the zeros that make windows a multiple of the step."""
+    """Whether much would be multiplied by zeros that pad windows to a multiple of the step."""
     made = numel([part.places * part.step for part in split])
     needed = numel([part.size or part.places for part in split])
     large = numel(product.extents) >= LARGE
@@ -317,11 +318,11 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
-    """A sum of its own for each remainder f of i by the steps, over the j that it has only.
+    """One sum for each remainder f of i by the steps, over only those j that it has.
 
-    Sums of products are written with the places of windows last: so lie images. There they are in
-    turn where neighbours are near, else one sum after the other. A few products without a sum
-    before, each channel's own, are put together at once.
+    Sums of products are written with window positions last, which is the order of images. They are
+    interleaved if neighbours are near, else stored one after the other. A few products without an
+    inner sum, one per channel, are interleaved by selection.
     """
     strided = [part for part in split if part.step > 1]
     steps = tuple(part.step for part in strided)
@@ -359,7 +360,7 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
 
 
 def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) -> Node:
-    """Pieces of extent 1 at some places, in turn along these: the last place varies fastest."""
+    """Interleave pieces of extent 1 at some places: the last place varies fastest."""
     found = list(pieces)
     for place, step in zip(places, steps, strict=True):
         found = [repeat_along(piece, place, step) for piece in found]
@@ -374,11 +375,11 @@ def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) 
 
 
 def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer]) -> _Split:
-    """Split j by the step."""
+    """Split the positions j of a window by the step."""
     axis, size, step, dilation = window
     start, count = wanted[0], product.extents[product.at("x", axis)]
     assert isinstance(start, int) and isinstance(count, int)
-    if step > 1 and dilation > 1:  # both: zeros between the windows' places instead
+    if step > 1 and dilation > 1:  # both: zeros between windows instead
         place = product.at("x", axis)
         varying = product.varying(place)
         product.split(place, count, 1, ("f", axis))
@@ -402,7 +403,7 @@ def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer])
 def _surround(product: _Product, part: _Split, wanted: tuple[Integer, Integer]) -> None:
     """Put zeros around x.
 
-    The first place that is wanted becomes i = 0, which moves j and w by the same amount.
+    The first wanted position becomes i = 0, which moves j and w by the same amount.
     """
     start, stop = wanted
     assert isinstance(start, int) and isinstance(stop, int)
@@ -411,7 +412,7 @@ def _surround(product: _Product, part: _Split, wanted: tuple[Integer, Integer]) 
 
 
 def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
-    """Let place i see places i … i + dilation·(size − 1) of x; j, now summed, runs backwards."""
+    """Let position i see i … i + dilation·(size − 1) of x; j, now summed, runs backwards."""
     x, j = product.at("x", axis), product.at("j", axis)
     sliding, placed = product.varying(x), [f.shape[j] != 1 for f in product.factors]
     for i, factor in enumerate(product.factors):
@@ -431,7 +432,7 @@ def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
 
 
 def diagonal(x: Node, axis: int) -> Node:
-    """Dimensions axis and axis + 1, of equal extent n, as the one where both are equal.
+    """Dimensions axis and axis + 1, of equal extent n, as one: the elements with equal indices.
 
     In rows of n + 1 elements the diagonal is the first column.
     """
@@ -442,7 +443,7 @@ def diagonal(x: Node, axis: int) -> Node:
 
 
 def _fitted(x: Node, shape: Shape) -> Node:
-    """x cut off at the end of each dimension, or filled up with zeros."""
+    """x cut off at the end of each dimension, or padded with zeros."""
     for axis, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
         if have != want:
             assert isinstance(have, int) and isinstance(want, int)
