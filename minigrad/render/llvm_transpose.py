@@ -31,9 +31,9 @@ LEAST_ROWS = 4  # iterations of a block
 
 
 def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]:
-    """The loads and stores of a loop that lie along its variable, not along the lanes in scope.
+    """The loads and stores of a loop that are contiguous along it, not along the lanes in scope.
 
-    And the words of 32 bits of which the same holds.
+    Also the words of 32 bits that are.
     """
     if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
         return [], []
@@ -43,8 +43,7 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
 
 
 def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
-    """Only where it is known how long blocks are: in loops that are written out, or of whole ones.
-    """
+    """Only in loops whose block lengths are known: unrolled loops, or those of whole blocks."""
     items = [one for s in loop.body for one in (s.items if isinstance(s, Stores) else (s,))]
     read = {load.array for load in expr.loads(*expressions(loop))}
     return [
@@ -80,7 +79,7 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
 
 
 def _first_of(e: Expr) -> Expr | None:
-    """A load, or the first of the neighbours that make a word."""
+    """A load, or the first load of the neighbours that make a word; else None."""
     if e.op is Leaf.WORD:
         first, *others = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
         if first.op is not Leaf.LOAD:
@@ -94,7 +93,7 @@ def emit_transposed(
     emitter: MemoryEmitter, loop: Loop, loads: list[Expr], stores: list[Store], start: str,
     stop: str,
 ) -> None:  # fmt: skip
-    """Emit a loop block by block; of the last one only some iterations may count."""
+    """Emit a loop block by block; the last block may be partial."""
     length = min(loop.transpose, emitter.width())
     if loop.kind == "serial" and length < emitter.width() and emitter.mask() is None:
         _in_squares(emitter, loop, length)
@@ -128,9 +127,9 @@ def _in_whole_blocks(emitter: MemoryEmitter, loop: Loop) -> bool:
 
 
 def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
-    """Emit a loop for `length` of the lanes in scope, which another loop does one after the other.
+    """Emit a loop for `length` of the lanes in scope at a time, inside of a loop over these parts.
 
-    So its code is for one square, not for as many as there are side by side.
+    So there is code for one square, not for as many as there are side by side.
     """
     lanes = emitter.vectors
     with emitter.iterations("0", str(emitter.width()), length, False, loop.changes) as begin:
@@ -147,7 +146,7 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
 
 
 def _short(count: int) -> int:
-    """Elements of vectors that hold so many iterations."""
+    """The length of vectors that hold so many iterations."""
     return max(1 << (count - 1).bit_length(), LEAST_ROWS)
 
 
@@ -178,9 +177,9 @@ def _block(
 def _transposed(
     emitter: MemoryEmitter, loop: Loop, load: Expr, block: Lanes, mask: str
 ) -> list[Value]:
-    """What a load gives in each of a block's iterations: vectors along the lanes in scope.
+    """The values of a load in each of a block's iterations: vectors along the lanes in scope.
 
-    mask: of the iterations that count; empty if all do.
+    mask: of the active iterations; empty if all are.
     """
     length, width = block.width, emitter.width()
     rows = []
@@ -201,7 +200,7 @@ def _transposed(
 def _store_transposed(
     emitter: MemoryEmitter, variable: Atom, store: Store, rows: list[Value], block: Lanes, mask: str
 ) -> None:
-    """Store what a block's iterations gave, which are vectors along the lanes in scope."""
+    """Store the values of a block's iterations, which are vectors along the lanes in scope."""
     here, length, width = emitter.builder(), block.width, emitter.width()
     counting, size = emitter.counting() or str(width), _register_bytes(store.array.dtype)
     rows = [*rows, *rows[-1:] * (length - len(rows))]
@@ -224,7 +223,7 @@ def _along(
 ) -> Iterator[dict[Atom, Integer]]:
     """Let vectors lie along a block of a loop, for one of the lanes in scope.
 
-    Gives the values that variables have then.
+    Yields the values that variables have then.
     """
     along = Atom("var", variable.name + ".along", variable.low, variable.high)
     lanes = emitter.vectors
@@ -243,7 +242,7 @@ def _register_bytes(dtype: DType) -> int:
 
 
 def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
-    """A lane's number, or beyond those that count the last one's: what is read is there."""
+    """A lane's number; for lanes that are not active the last active one's, which has memory."""
     counting = emitter.counting()
     if counting is None:
         return lane
@@ -258,16 +257,16 @@ def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
 
 
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
-    """n vectors of n elements, a power of two; column i of them as vector i.
+    """Transpose n vectors of n elements, a power of two: column i becomes vector i.
 
-    Or 2n of n elements that are two segments. size: bytes of an element in registers.
+    Or 2n vectors of n elements, which are two segments. size: bytes of an element in registers.
     """
     segment = min(SEGMENT // size, rows[0].lanes)
-    if len(rows) > rows[0].lanes:  # the second half of a vector are rows that come a segment later
+    if len(rows) > rows[0].lanes:  # a vector's second half is the row that comes a segment later
         pairs = zip(rows, rows[segment:], strict=False)
         rows = [join(here, [*two]) for n, two in enumerate(pairs) if n // segment % 2 == 0]
     count = rows[0].lanes
-    # Inside of segments: two vectors' elements in turn, then their pairs in turn.
+    # Inside of segments: interleave the elements of two vectors, then pairs of elements.
     run = 1
     while run < segment:
         orders = [_in_turn(count, segment, run, first) for first in (0, segment // 2)]
@@ -283,7 +282,7 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
 
 
 def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
-    """Half a segment of each of two vectors, from element `first` of it on, `run` at a time."""
+    """An order: half a segment of each of two vectors, from element `first` on, `run` at a time."""
     order = []
     for start in range(0, count, segment):
         for place in range(start + first, start + first + segment // 2, run):
@@ -292,7 +291,7 @@ def _in_turn(count: int, segment: int, run: int, first: int) -> list[int]:
 
 
 def _spread(here: Builder, rows: list[Value], segment: int) -> list[Value]:
-    """Segment s of row r becomes segment r of row s: first the even ones, then the odd ones."""
+    """Segment s of row r becomes segment r of row s: even segments first, then odd ones."""
     if len(rows) == 1:
         return rows
     halves = []

@@ -25,13 +25,13 @@ from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 
 INDENT = "    "
-LONGEST = 160  # letters of an expression that is not given a name for its length
+LONGEST = 160  # letters of an expression; a longer one gets a name
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A loop variable's or a symbol's name and C type."""
+    """The name and C type of a loop variable or a symbol."""
 
     name: str
     kind: str
@@ -39,7 +39,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Vector:
-    """The lanes loop whose vectors are emitted now."""
+    """The lanes loop that is being emitted as vectors."""
 
     variable: Atom
     lane: Atom | None
@@ -52,7 +52,7 @@ class Vector:
         return frozenset((self.variable,) if self.lane is None else (self.variable, self.lane))
 
     def stride(self, x: Integer) -> int | None:
-        """How much an index grows from lane to lane; None where that is not constant."""
+        """How much an index grows from lane to lane; None if that is not constant."""
         return stride(x, self.atoms)
 
     @property
@@ -73,7 +73,7 @@ class Vector:
         return expr.restrict((), [self.at(c, lane) for c in conditions])
 
     def same(self, c: Integer) -> Integer:
-        """A condition, in one lane if it holds in all lanes or in none."""
+        """A condition, reduced to one lane if it holds in all lanes or in none."""
         width, step = self.words.width, self.stride(c)
         lane = width - 1 if step == -1 else 0
         least = substitute(self.at(c, lane), {self.first: self.start})
@@ -85,9 +85,9 @@ class Vector:
 
 
 class Emitter(levels.Levels[Level, str]):
-    """Emits expressions and what reads memory. Statements are emitted by who derives from it.
+    """Emits expressions and memory accesses; derived classes emit statements.
 
-    vector: of the lanes loop that is emitted now.
+    vector: of the lanes loop that is being emitted.
     """
 
     def __init__(self, nest: Nest, language: Language) -> None:
@@ -99,19 +99,19 @@ class Emitter(levels.Levels[Level, str]):
         self.pointers: dict[Array, str] = {}
         self.registers: dict[tuple[Array, int], str] = {}
         self.declared: list[str] = []
-        self.uses: Counter[Expr] = Counter()  # of what the value that is computed now is made of
+        self.uses: Counter[Expr] = Counter()  # of parts of the value that is being computed
         self.vector: Vector | None = None
 
     # ---- names and levels ----
 
     def fresh(self, stem: str) -> str:
-        """A name that was not given before; it begins with `stem`."""
+        """A new name; it begins with `stem`."""
         count = self._names.get(stem, 0)
         self._names[stem] = count + 1
         return f"{stem}_{count}" if count else stem
 
     def number(self, stem: str) -> str:
-        """The next of stem0, stem1, … that nothing else is called."""
+        """The next of stem0, stem1, … that is not a name yet."""
         while True:
             count = self._names.get(f"{stem}#", 0)
             self._names[f"{stem}#"] = count + 1
@@ -126,7 +126,7 @@ class Emitter(levels.Levels[Level, str]):
 
     @contextmanager
     def straight(self, changes: frozenset[Array] = frozenset(), header: str = "") -> Iterator[None]:
-        """A straight piece, or that of a loop or branch, in which arrays change."""
+        """A piece of code in which arrays change; header: of a loop or a branch."""
         self.levels.append(Level(changes=changes))
         yield
         done, parent = self.pop(self.variables), self.levels[-1].lines
@@ -136,7 +136,7 @@ class Emitter(levels.Levels[Level, str]):
             parent += [f"{header} {{", *(INDENT + line for line in done.lines), "}"]
 
     def bind(self, atom: Atom, name: str, kind: str) -> None:
-        """Let a loop's variable have a name in the innermost level."""
+        """Name a loop's variable in the innermost level."""
         self.bound(atom)
         self.variables[atom] = Variable(name, kind)
 
@@ -149,7 +149,7 @@ class Emitter(levels.Levels[Level, str]):
         return text if kind in ("", own) or parse(text) is not None else f"({kind}){text}"
 
     def _sum(self, x: Integer, kind: str) -> tuple[str, int]:
-        """The same, and the innermost level whose names are in it."""
+        """The same, with the innermost level whose names are in it."""
         if isinstance(x, int):
             return integer(x, kind), 0
         offset, level = x.constant, 0
@@ -178,13 +178,13 @@ class Emitter(levels.Levels[Level, str]):
         return (joined if joined.replace("_", "").isalnum() else f"({joined})"), level
 
     def _constant(self, atom: Atom) -> int | None:
-        """The number that an atom is known to be here."""
+        """The value of an atom, if it is known here."""
         if atom in self.constants:
             return self.constants[atom]
         return atom.low if atom.low == atom.high else None
 
     def _atom(self, atom: Atom, kind: str) -> tuple[str, int]:
-        """An atom as an operand of type `kind`, and its level: equal texts have one."""
+        """An atom as an operand of type `kind`, and its level; quotients are named by text."""
         if atom.kind == "var":
             found = self.variables.get(atom) or self.symbols[atom.name]
             name = found.name if found.kind == kind else f"({kind}){found.name}"
@@ -209,7 +209,7 @@ class Emitter(levels.Levels[Level, str]):
     def _loaded(self, atom: Atom, kind: str) -> tuple[str, int]:
         """A value from memory as part of an index, and its level."""
         text = self.value(atom.payload)
-        if atom.payload.dtype.name == "uint64":  # a huge one must stay out of range, above it
+        if atom.payload.dtype.name == "uint64":  # a huge one must stay too large, not wrap
             text = f"min({text}, (ulong)0x3fffffffffffffffL)"
         return f"({kind}){text}", self.memo[self.expand(atom.payload)][1]
 
@@ -233,7 +233,7 @@ class Emitter(levels.Levels[Level, str]):
         return f"({text} >= 0)"
 
     def guard(self, conditions: Iterable[Integer]) -> str:
-        """All conditions at once; empty where there are none."""
+        """All conditions at once; empty if there are none."""
         tests = [self.condition(c) for c in conditions]
         if "false" in tests:
             return "false"
@@ -242,7 +242,7 @@ class Emitter(levels.Levels[Level, str]):
     # ---- registers ----
 
     def unexpected(self, what: str) -> CompileError:
-        """The error for what only processors have."""
+        """The error for constructs that only processors have."""
         return CompileError(
             f"OpenCL renderer: {self.nest.name} has {what}; lower the kernel for a target of "
             "vector_bytes 0"
@@ -276,33 +276,33 @@ class Emitter(levels.Levels[Level, str]):
             outer, self.uses = self.uses, Counter(x for e in order for x in e.operands)
             for e in order:
                 if e.op is Op.SUB and e.dtype.is_float:
-                    # C may merge a product with the rest of its statement; x·y − max(x·y) would be
-                    # above 0 where the maximum was rounded before
+                    # C may contract a product with the rest of its statement; x·y − max(x·y) would
+                    # be above 0 if the maximum was rounded before
                     self.uses.update(arg for arg in e.args if arg.op is Op.MUL)
             super().value(root)
             self.uses = outer
         return self.memo[root][0]
 
     def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """What has to be known before a value is emitted: there are no branches."""
+        """The expressions that must be known before this one: there are no branches."""
         return e.args[1:2] if e.op is Leaf.RARELY else super().needed(e)
 
     def emitted(self, e: Expr) -> str:
-        """The text of a value, or its name where it is used again, or known before it is used."""
+        """The text of a value, or its name if it is used again or declared further out."""
         text = self._text(e)
         again = self.uses[e] > 1 or self.level < len(self.levels) - 1 or len(text) > LONGEST
         named = again and not e.in_registers and e.op is not Op.CONST
         return self._declared(e, text) if named else text
 
     def _declared(self, e: Expr, text: str) -> str:
-        """The name of a constant that is declared at the current level."""
+        """Declare a constant at the current level; returns its name."""
         name = self.number("v")
         line = f"const {self.words_of(e).type_of(e.dtype)} {name} = {bare(text)};"
         self.levels[self.level].lines.append(line)
         return name
 
     def kept(self, root: Expr) -> str:
-        """A value that a store does not change: it has a name."""
+        """A value that later stores do not change: it has a name."""
         text, root = self.value(root), self.expand(root)
         if root.op is Op.CONST or text.isidentifier() and not root.in_registers:
             return text
@@ -313,14 +313,14 @@ class Emitter(levels.Levels[Level, str]):
         return name
 
     def words_of(self, e: Expr) -> Words:
-        """The words for a value: those of vectors where it differs from lane to lane."""
+        """The words for a value: those of vectors if it differs from lane to lane."""
         vector = self.vector
         if vector is None or vector.atoms.isdisjoint(e.variables):
             return self.words
         return vector.words
 
     def spread(self, e: Expr, text: str, words: Words) -> str:
-        """A value in the lanes that `words` have."""
+        """A value in as many lanes as `words` have."""
         return text if self.words_of(e) is words else words.gathered([text], e.dtype)
 
     def _text(self, e: Expr) -> str:
@@ -389,7 +389,7 @@ class Emitter(levels.Levels[Level, str]):
             for n in range(words.width)
         ]
         text = words.gathered(lanes, array.dtype)
-        if whole is not None:  # what holds at both ends holds between them
+        if whole is not None:  # a condition that holds at both ends holds between them
             ends = [vector.at(c, n) for c in varying for n in (0, words.width - 1)]
             inside = self.guard(ends)
             if inside != "false":
@@ -405,7 +405,7 @@ class Emitter(levels.Levels[Level, str]):
         return words.loaded(array.dtype, self.pointers[array], self.index(index))
 
     def stored(self, array: Array, index: Integer, value: str, words: Words) -> str:
-        """The statement that writes it, or them."""
+        """The statement that stores an element, or neighbouring ones."""
         if self._is_aligned(array, index, words.width):
             return f"{self._whole(array, index, words)} = {bare(value)};"
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
@@ -417,9 +417,9 @@ class Emitter(levels.Levels[Level, str]):
         return f"*({space}{const}{words.type_of(array.dtype)} *)({place})"
 
     def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
-        """Whether a vector of neighbours provably begins at a multiple of its length.
+        """Whether a vector of neighbours provably starts at a multiple of its length.
 
-        Buffers do, and so do arrays in local memory; the loop's variable does where its start does.
+        Buffers and arrays in local memory do; the loop's variable does if its start does.
         """
         vector = self.vector
         if vector is None or width == 1 or array.dtype not in WORDS:
@@ -446,7 +446,7 @@ def integer(x: int, kind: str) -> str:
 
 
 def parse(text: str) -> int | None:
-    """The int whose literal the text is, None where it is none."""
+    """The int that a literal denotes, or None."""
     digits = text.removeprefix("(-").removesuffix(")").removesuffix("L")
     if not digits.isdecimal():
         return None

@@ -1,11 +1,11 @@
 """From a loop nest to OpenCL C: `__kernel void name(buffers …, symbols …[, scratch])`.
 
-An iteration of the parallel loop is a work-group's where the nest has a loop of kind "items"; the
-runtime may launch these in pieces, so that the global number tells which, and the group's which
-slice of the scratch memory is its own. Else an iteration is a work-item's, and they take strides
-where they are fewer. Scratch memory of a work-item is private; of a group it is a slice of one
-buffer, which comes as the last argument. Vectors of neighbouring elements that provably begin at a
-multiple of their length are read and written as one word.
+If the nest has a loop of kind "items", an iteration of the parallel loop belongs to a work-group.
+The runtime may launch groups in pieces, so the global number gives the iteration, and the group's
+number its slice of the scratch memory. Otherwise an iteration belongs to a work-item; if there are
+fewer items, they take strides. Scratch memory of a work-item is private; a group's is a slice of
+one buffer, the last argument. Vectors of neighbouring elements that provably start at a multiple of
+their length are read and written as one word.
 
 A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a work-item.
 """
@@ -37,7 +37,7 @@ from minigrad.schedule.expr import Array, Guard
 class Source:
     """One kernel: declarations and functions that it uses, and its text before and after its name.
 
-    scratch_bytes: of the last argument, for each group (0: there is no such argument).
+    scratch_bytes: of the last argument, for each group (0: there is none).
     """
 
     prelude: tuple[str, ...]
@@ -53,7 +53,7 @@ class Source:
 
 
 def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
-    """A program of several kernels, and what they are called in it."""
+    """A program of several kernels, and their names in it."""
     alone = len(sources) == 1
     names = [s.name if alone else f"{s.name}_{n}" for n, s in enumerate(sources)]
     shared = dict.fromkeys(text for source in sources for text in source.prelude)
@@ -62,17 +62,17 @@ def join(sources: Sequence[Source]) -> tuple[str, list[str]]:
 
 
 class GroupsEmitter(Emitter):
-    """Emits nests: loops of work-groups, items and vectors, and what they store."""
+    """Emits nests: loops of work-groups, items and vectors, and stores."""
 
     def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(nest, language)
         read = {
             e.array for e in expr.loads(*expressions(nest.parallel)) if not e.in_registers
-        }  # whether items may read from global memory what others have written to it
+        }  # whether items may read from global memory what others have written
         self.passes_globally = any(array.space != "local" for array in read & self.writable)
 
     def source(self) -> Source:
-        """Functions, the kernel's head and its body."""
+        """The functions, the kernel's head and its body."""
         nest = self.nest
         shared = nest.scratch_bytes if nest.items else 0
         arguments = []
@@ -187,7 +187,7 @@ class GroupsEmitter(Emitter):
         self.vector = None
 
     def _iteration(self, loop: Loop, header: str = "") -> None:
-        """The body, of a vector from the first lane on."""
+        """The body of one iteration, or of a vector from its first lane on."""
         kind = kind_of_range(loop.start, loop.stops, loop.step)
         with self.straight(loop.changes, header):
             text = place = self.index(loop.start, kind)
@@ -204,7 +204,7 @@ class GroupsEmitter(Emitter):
     # ---- statements ----
 
     def special(self, statement: Statement) -> None:
-        """Emit what the items of a group do together; leave a hint out."""
+        """Emit a barrier; prefetches are left out."""
         if isinstance(statement, Barrier):
             fence = " | CLK_GLOBAL_MEM_FENCE" if self.passes_globally else ""
             self.line(f"barrier(CLK_LOCAL_MEM_FENCE{fence});")
@@ -213,7 +213,7 @@ class GroupsEmitter(Emitter):
             raise self.unexpected(f"a {type(statement).__name__}")
 
     def set(self, statement: Store, value: str) -> None:
-        """Let a register have a value."""
+        """Set a register."""
         array = statement.array
         register = self.register(array, statement.index)
         if array.width > 1:
@@ -222,7 +222,7 @@ class GroupsEmitter(Emitter):
         self.line(f"{register} = {bare(value)};")
 
     def store(self, statement: Store, value: str) -> None:
-        """Write a value, of all lanes at once where they are neighbours."""
+        """Store a value, of all lanes at once if they are neighbours."""
         vector, array, root = self.vector, statement.array, self.expand(statement.value)
         index, guard = statement.index, statement.guard
         if vector is None:
@@ -259,7 +259,7 @@ def _takes(vector: Vector, statement: Statement) -> bool:
 
 
 def _least(texts: Sequence[str], kind: str) -> str:
-    """The smallest of some sums, of which those that are numbers are compared now."""
+    """The smallest of some sums; numbers among them are compared now."""
     numbers = [number for text in texts if (number := parse(text)) is not None]
     others = [text for text in texts if parse(text) is None]
     if numbers:
@@ -270,6 +270,6 @@ def _least(texts: Sequence[str], kind: str) -> str:
 def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
     """The source of a nest made for a target with work-groups.
 
-    Raises DTypeError where it computes in float64 and the device cannot (`fp64` False).
+    Raises DTypeError if it computes in float64 and the device cannot (`fp64` False).
     """
     return GroupsEmitter(nest, Language(fp64, device)).source()

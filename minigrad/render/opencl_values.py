@@ -2,11 +2,10 @@
 
 In registers float16 and bfloat16 are floats that already have the precision of what was loaded;
 they are rounded when stored and where a program casts to them, so no device needs half arithmetic.
-A bool is an int of 0 or 1 (stored as a uchar), a vector of them one of int masks, 0 or −1. What C
-has no operator for is a call of a small function of `FUNCTIONS`; what it has none for on vectors is
-done lane by lane with the scalar words.
+A bool is an int of 0 or 1 (stored as a uchar), a vector of them one of int masks, 0 or −1. If C has
+no operator for an operation, it is a call of a small function of `FUNCTIONS`.
 
-Every text made here can be an operand as it stands: it is a name, a call, a cast or in parentheses.
+Every text made here can be an operand as it is: a name, a call, a cast, or in parentheses.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def memory_type(dtype: DType) -> str:
 
 
 def literal(value: int | float | bool, dtype: DType) -> str:
-    """A constant as text; what it says is read back exactly."""
+    """A constant as text, which is read back exactly."""
     if dtype.is_bool:
         return "true" if value else "false"
     kind = register_type(dtype)
@@ -84,7 +83,7 @@ def bare(text: str) -> str:
 WIDTHS = (2, 4, 8)  # of at most 32 bytes: PoCL 3 loses kernels that call functions on longer ones
 
 # Functions that kernels call, by name; $T is the type of the values, $N the lanes of a vector, or
-# nothing. (PoCL 6 loads a vector of halves as if it lay at a multiple of its length: here it does.)
+# nothing. (PoCL 6 assumes that a loaded vector of halves is aligned to its length: here it is.)
 FUNCTIONS = {
     "larger": """
 $T larger_$T($T a, $T b) {  // NaN wins
@@ -115,9 +114,9 @@ ushort$N bfloat_bits$N(float$N x) {  // to nearest, ties to even
 
 @dataclass
 class Language:
-    """The functions that a text uses so far, and whether the device has double precision.
+    """The functions that a text uses so far, and whether it uses double precision.
 
-    fp64: whether float64 is allowed; `device` names the device in the error where it is not.
+    fp64: whether float64 is allowed; device: its name, for the error if it is not.
     """
 
     fp64: bool
@@ -126,7 +125,7 @@ class Language:
     doubles: bool = False
 
     def type_of(self, dtype: DType) -> str:
-        """`register_type`, where the device has that type. Raises DTypeError for float64 if not."""
+        """`register_type`; raises DTypeError for float64 if the device does not have it."""
         if dtype is dtypes.float64:
             if not self.fp64:
                 raise DTypeError(
@@ -137,7 +136,7 @@ class Language:
         return register_type(dtype)
 
     def function(self, name: str, kind: str = "", lanes: str = "") -> str:
-        """The name of one of FUNCTIONS for a C type or lanes; its text goes before the kernel."""
+        """The name of one of FUNCTIONS for a C type or lanes; its text is added to the prelude."""
         full = f"{name}_{kind}" if kind else name + lanes
         if full not in self.functions:
             text = Template(FUNCTIONS[name].lstrip("\n"))
@@ -145,13 +144,13 @@ class Language:
         return full
 
     def prelude(self) -> tuple[str, ...]:
-        """What stands before the kernel."""
+        """The text before the kernel."""
         doubles = ("#pragma OPENCL EXTENSION cl_khr_fp64 : enable",) if self.doubles else ()
         return (*doubles, *self.functions.values())
 
 
 def word_of(op: Op | Leaf, source: DType) -> str:
-    """The operator or function that says an elementwise operation; "" where none does."""
+    """The operator or function for an elementwise operation, or ""."""
     if isinstance(op, Leaf):
         return {Leaf.QUOTIENT: "/", Leaf.REMAINDER: "fmod", Leaf.FMA: "fma"}.get(op, "")
     facts = op.facts
@@ -162,7 +161,7 @@ def word_of(op: Op | Leaf, source: DType) -> str:
 class Words:
     """Texts of operations on values of `width` lanes (1: scalars).
 
-    Operands are names or bracketed texts.
+    Operands are names or texts in parentheses.
     """
 
     def __init__(self, language: Language, width: int = 1) -> None:
@@ -178,13 +177,13 @@ class Words:
     # ---- between scalars and vectors ----
 
     def gathered(self, texts: list[str], dtype: DType) -> str:
-        """A vector of scalars, one text for each lane, or one for all."""
+        """A vector of scalars, given one text for each lane, or one for all."""
         if dtype.is_bool:
             texts = [f"{text} ? -1 : 0" for text in texts]
         return f"({self.type_of(dtype)})({', '.join(bare(text) for text in texts)})"
 
     def lane(self, name: str, dtype: DType, number: int) -> str:
-        """One lane of a vector's name as a scalar."""
+        """One lane of a named vector, as a scalar."""
         text = f"{name}.s{number}"
         return f"({text} != 0)" if dtype.is_bool else text
 
@@ -202,7 +201,7 @@ class Words:
         return self._of_memory(text, dtype)
 
     def _of_memory(self, text: str, dtype: DType) -> str:
-        """A value, given what memory holds."""
+        """A value, given its bits in memory."""
         if dtype is dtypes.float16:
             return f"{self.language.function('half_value', lanes=self.number)}({text})"
         if dtype is dtypes.bfloat16:
@@ -211,7 +210,7 @@ class Words:
         return self._differs(text, dtypes.uint8) if dtype.is_bool else text
 
     def stored(self, dtype: DType, pointer: str, place: str, value: str) -> str:
-        """The statement that writes neighbouring elements."""
+        """The statement that stores neighbouring elements."""
         self.language.type_of(dtype)
         value = bare(self._bits(value, dtype))
         if self.number:
@@ -219,7 +218,7 @@ class Words:
         return f"{pointer}[{bare(place)}] = {value};"
 
     def _bits(self, x: str, dtype: DType) -> str:
-        """What memory holds of a value."""
+        """A value's bits in memory."""
         if dtype in NAMES:
             name = self.language.function(f"{NAMES[dtype]}_bits", lanes=self.number)
             return f"{name}({bare(x)})"
@@ -228,7 +227,7 @@ class Words:
     # ---- operations ----
 
     def operation(self, op: Op | Leaf, source: DType, dtype: DType, args: list[str]) -> str:
-        """The text of one elementwise operation on operands of dtype `source`, and its result's."""
+        """An elementwise operation on operands of dtype `source`, with a result of `dtype`."""
         kind = self.type_of(dtype)
         word = word_of(op, source)
         if op is Op.WHERE:
@@ -262,7 +261,7 @@ class Words:
         return f"as_{kind}{self.number}({bare(text)})" if self.number else f"({kind}){text}"
 
     def _wrapped(self, word: str, dtype: DType, args: list[str]) -> str:
-        """Signed overflow is undefined in C and wraps here: sums, products, shifts are unsigned."""
+        """Signed overflow is undefined in C but wraps here: compute unsigned."""
         kind = register_type(dtype)
         wide = "u" + kind.removeprefix("u")
         if not self.number:  # C computes scalars of less than 32 bits in int
@@ -275,7 +274,7 @@ class Words:
         return result if kind == wide else self._as(kind, result)
 
     def _narrow(self, text: str, dtype: DType) -> str:
-        """C computes in int what is narrower: back to the type that it has."""
+        """Convert back to a narrow type, which C computes in int."""
         narrow = dtype.is_int and dtype.itemsize < 4 and not self.number
         return f"({register_type(dtype)}){text}" if narrow else text
 
@@ -283,7 +282,7 @@ class Words:
         return f"convert_{kind}{self.number}({bare(text)})" if self.number else f"({kind}){text}"
 
     def _truth(self, text: str, dtype: DType) -> str:
-        """A comparison's result as a bool; of vectors it is as wide as what was compared."""
+        """A comparison's result as a bool; for vectors it is as wide as the operands."""
         same = dtype.is_bool or register_type(dtype) in ("int", "uint", "float")
         return text if same or not self.number else self._converted(text, "int")
 
@@ -303,7 +302,7 @@ class Words:
         return f"select({bare(other)}, {bare(then)}, {bare(test)})"
 
     def cast(self, x: str, source: DType, to: DType) -> str:
-        """A conversion: floats round to even, integers wrap; of floats in range to integers."""
+        """A conversion: floats round to even, integers wrap; float → int must be in range."""
         kind, before = self.language.type_of(to), register_type(source)
         if to.is_bool:
             return x if source.is_bool else self._differs(x, source)

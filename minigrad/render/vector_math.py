@@ -3,8 +3,8 @@
 `expand` rewrites each operation that has a formula (`graph/operations.py`) into arithmetic,
 comparisons, WHERE and operations on bits, once for LLVM IR and for OpenCL C. Each element takes the
 same instructions, so a vector of any width works; what is seldom needed (`Leaf.RARELY`) is a branch
-in LLVM IR, which a vector takes where one of its lanes does. Subnormal
-numbers, signed zeros, ±inf and NaN come out as IEEE 754 recommends.
+in LLVM IR, which a vector takes if one of its lanes does. Subnormal numbers, signed zeros, ±inf and
+NaN come out as IEEE 754 recommends.
 tests/render/test_vector_math_exprs.py measures the errors over the whole range, and
 tests/render/fit_vector_math.py derives the coefficients.
 
@@ -15,8 +15,9 @@ renderer must not reassociate: `(x + 1.5·2²³) − 1.5·2²³` is how a number
 float16 and bfloat16 are computed in float32 and rounded once.
 
 Division, remainders, shifts and some casts are rewritten, too: processors' instructions and C's
-operators leave some cases undefined, or define them otherwise than the reference. What they have is
-`Leaf.QUOTIENT`, `REMAINDER` and `WHOLE`, and shifts by counts that are seen to be below the width.
+operators leave some cases undefined, or define them otherwise than the reference. The primitives
+that they have are `Leaf.QUOTIENT`, `REMAINDER` and `WHOLE`, and shifts by counts that are visibly
+below the width.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
 
 
 def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
-    """One operation that has a formula in primitive ones."""
+    """An operation that has a formula, in primitive operations."""
     integers = "f" not in op.facts.kinds
     if not (dtype is dtypes.uint32 if integers else dtype.is_float):
         expected = "uint32" if integers else "a float dtype"
@@ -46,7 +47,7 @@ def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
 
 
 def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
-    """The sums tanh x + 1 of GELUs in float32, where nothing else needs the tanh."""
+    """The sums tanh x + 1 of GELUs in float32, if nothing else needs the tanh."""
     readers = Counter(arg for expr in order for arg in expr.args if arg.op is Op.TANH)
     return frozenset(
         expr
@@ -58,11 +59,10 @@ def _tanh_plus_one(order: list[Expr]) -> frozenset[Expr]:
 
 
 def expand(root: Expr) -> Expr:
-    """root with every operation that has a formula rewritten (also those inside indices), and all
-    that processors define otherwise.
+    """root with operations rewritten that have a formula, or that processors define otherwise.
 
-    Raises DTypeError where a formula is not defined for its dtype. An expression that holds nothing
-    of that comes back as it is.
+    Also those inside indices. Raises DTypeError if a formula is not defined for its dtype. An
+    expression without such operations is returned as it is.
     """
     order = walk(root)
     if not any(map(rewriting, order)):
@@ -72,7 +72,7 @@ def expand(root: Expr) -> Expr:
     new: dict[Expr, Expr] = {}
     for expr in order:
         if expr in alone:
-            continue  # no other than its sum reads it
+            continue  # only its sum reads it
         if expr in sums:
             (x,) = expr.args[0].args
             total: Any = tanh_plus_one(new[x])
@@ -92,7 +92,7 @@ def expand(root: Expr) -> Expr:
 
 
 def rewriting(e: Expr) -> Callable[..., Expr] | None:
-    """What makes an operation's value of its arguments and dtype; None where a renderer does."""
+    """The function that rewrites an operation, of its arguments and dtype; None: no need to."""
     if not e.args:
         return None
     if isinstance(e.op, Op) and e.op.facts.formula:
@@ -112,13 +112,13 @@ def rewriting(e: Expr) -> Callable[..., Expr] | None:
 
 
 def _has_short_count(e: Expr) -> bool:
-    """Whether the count of a shift is seen to be below the width."""
+    """Whether the count of a shift is visibly below the width."""
     count = e.args[1].args[1] if e.args[1].op is Op.AND else e.args[1]
     return count.op is Op.CONST and 0 <= count.value < e.dtype.bits
 
 
 def _divided(x: Expr, y: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
-    """Whether y is 0, or 0 or −1; y, or 1 instead of these; quotient and rest, rounded to zero."""
+    """Whether y is 0, or is 0 or −1; y, or 1 instead; quotient and rest, rounded to zero."""
     by_zero = y.equals(0)
     special = by_zero | y.equals(-1) if y.dtype.kind == "i" else by_zero
     if y.known() not in (None, 0, -1):
@@ -129,7 +129,7 @@ def _divided(x: Expr, y: Expr) -> tuple[Expr, Expr, Expr, Expr, Expr]:
 
 
 def _quotient(x: Expr, y: Expr, dtype: DType) -> Expr:
-    """Floor division; by 0 it is 0, and the least number by −1 is itself."""
+    """Floor division; x // 0 is 0, and the least number // −1 is itself."""
     by_zero, special, safe, quotient, rest = _divided(x, y)
     if dtype.kind == "i":
         below = rest.differs(0) & (rest ^ safe).less(0)
@@ -138,7 +138,7 @@ def _quotient(x: Expr, y: Expr, dtype: DType) -> Expr:
 
 
 def _remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
-    """It has the sign of y; by 0 it is 0."""
+    """The remainder, with the sign of y; x % 0 is 0."""
     _, special, safe, _, rest = _divided(x, y)
     if dtype.kind == "i":
         rest = (rest.differs(0) & (rest ^ safe).less(0)).where(rest + safe, rest)
@@ -146,7 +146,7 @@ def _remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
 
 
 def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
-    """x − y·floor(x / y), exact: C's remainder, moved to the sign of y, which a zero has too."""
+    """x − y·floor(x / y), exact: C's remainder, moved to the sign of y, which a zero has, too."""
     wide = dtypes.float64 if dtype is dtypes.float64 else dtypes.float32
     bits = dtypes.uint64 if wide is dtypes.float64 else dtypes.uint32
     x, y = x.cast(wide), y.cast(wide)
@@ -157,14 +157,14 @@ def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
 
 
 def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:
-    """A count may reach the width, or be negative: then 0, or the sign of a signed x."""
+    """A shift; a count that is negative or reaches the width gives 0, or a signed x's sign."""
     fits = count.bits_as(dtype.unsigned).less(dtype.bits)
     beyond = x.less(0).where(x.constant(-1), 0) if op is Op.SHR and dtype.kind == "i" else 0
     return fits.where(apply(op, (x, count & (dtype.bits - 1)), dtype), beyond)
 
 
 def _whole(x: Expr, dtype: DType) -> Expr:
-    """Truncated and saturated, NaN 0."""
+    """A float truncated and saturated to an integer; NaN gives 0."""
     x = x if x.dtype is dtypes.float64 else x.cast(dtypes.float32)
     if dtype.bits < (53 if x.dtype is dtypes.float64 else 24):  # the bounds are floats
         within = x.at_least(float(dtype.minimum)).at_most(float(dtype.maximum))
@@ -177,8 +177,9 @@ def _whole(x: Expr, dtype: DType) -> Expr:
 
 
 def _half_of_double(x: Expr, dtype: DType) -> Expr:
-    """Rounded once: to float32 first, to odd where that is inexact, and then as good as from x
-    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+    """x rounded once: to float32 first, to odd if that is inexact, which is as good as from x.
+
+    (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008.)
     """
     near = x.cast(dtypes.float32)
     wide, bits = near.cast(dtypes.float64), near.bits_as(dtypes.uint32)
