@@ -42,13 +42,13 @@ from minigrad.runtimes.jit_compiler import host_compiler
 # One launch of a table: five 64-bit integers.
 LAUNCH_BYTES = 40
 LAUNCH_FIELDS = ("kernel", "args", "total", "grain", "flags")
-KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their places
+KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their byte offsets
 FLAG_ALONE = 1  # run on the calling thread: too short to share
-FLAG_BESIDE = 2  # need not wait for the launch before it, nor for what that need not wait for
+FLAG_BESIDE = 2  # waits neither for the launch before it nor for those that it is beside
 FLAG_IN_TURN = 4  # beside the launch before it, each chunk right after the same one of that
 
-# Byte offsets in a pool. What different threads write lies 128 bytes apart, because processors
-# fetch cache lines of 64 bytes in pairs.
+# Byte offsets in a pool. Fields that different threads write are 128 bytes apart, because
+# processors fetch cache lines of 64 bytes in pairs.
 DONE = 0  # i64: chunks that workers have finished, of all groups; a futex is its lower half
 CALLER_SLEEPS = 8  # i32: whether the caller waits for DONE on its futex
 WAKE = 128  # i32: futex on which workers sleep, counts the wake-ups
@@ -59,15 +59,15 @@ BUSY = 256  # i32: 1 while a thread runs a table with the workers' help
 INTERRUPT = 260  # i32: 1 makes run_table return 1 before the next group
 SHUFFLE = 264  # i64: not 0: seed of a random order of chunks (to look for races)
 NUMBER = 272  # i64: number of the last group
-HOME = 280  # i64: 1 + the processor that the workers were last told to keep off; 0: none yet
-MASK = 384  # a bit for each processor on which our threads may run; 0: they are not told anything
-SHARES = 512  # of each thread, the caller's first
+HOME = 280  # i64: 1 + the processor that the workers were last told to avoid; 0: none yet
+MASK = 384  # a bit for each processor on which our threads may run; 0: affinity is not set
+SHARES = 512  # one for each thread, the caller's first
 MASK_BYTES = SHARES - MASK
 MASK_BITS = 8 * MASK_BYTES
-# Of a share: its ticket, a number of a group (16 bits), end (24), next index (24); then, as
-# integers of 64 bits, the address of the group's first launch, its number of chunks, and what
-# SHUFFLE was when it began; of its thread the address of its scratch area, and its system's number;
-# and where the group's launches end.
+# Fields of a share: its ticket, made of the number of a group (16 bits), end (24) and next index
+# (24); then, as 64-bit integers, the address of the group's first launch, its number of chunks, and
+# the value of SHUFFLE when it began; of the share's thread, the address of its scratch area and its
+# number in the system; and the end of the group's launches.
 TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER, END = range(0, 56, 8)
 SHARE_BYTES = 128
 
@@ -77,9 +77,9 @@ SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
 INDEX_MASK = (1 << INDEX_BITS) - 1
 GROUP_BITS = 2 * INDEX_BITS
-# Chunks of a group that threads share (a kernel has some 64). Indices beyond it are handed out too,
-# at most one per thread and share, to tell it that nothing is left, and they must not overflow into
-# the next field.
+# Chunks of a group that threads share (a kernel has some 64). Larger indices are handed out, too,
+# at most one per thread and share, to tell it that nothing is left, and must not overflow into the
+# next field.
 MOST_CHUNKS = (1 << INDEX_BITS) - (1 << 16)
 
 # Numbers of Linux's system calls: futex, sched_setaffinity.
@@ -284,12 +284,12 @@ def _tell_workers(pool, word, bit):
 
 @cache
 def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
-    """Addresses of the driver's functions by name, and what keeps them alive.
+    """Addresses of the driver's functions by name, and an object that keeps them alive.
 
     i64 run_table(table, count, pool, scratch): runs the launches in order; 1 if interrupted.
     i64 replay(given): the same, with its arguments in memory.
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
-    i64 acquire(pool), void release(pool): keep everybody from sharing launches meanwhile.
+    i64 acquire(pool), void release(pool): keep other threads from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
     Tests let threads spin less, so that they sleep often.
     """
@@ -297,7 +297,7 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
 
 
 def check_host(architecture: str) -> None:
-    """DeviceError where there is no driver for such processors under the system that runs."""
+    """Raise DeviceError if there is no driver for this processor and system."""
     if architecture not in _CALLS or sys.platform != "linux":
         raise DeviceError(
             f"the device CPU on {sys.platform}, {architecture}: expected Linux on one of "
@@ -306,7 +306,7 @@ def check_host(architecture: str) -> None:
 
 
 def driver_source(architecture: str, spins: int) -> Source:
-    """The driver for a processor with Linux. DeviceError as `check_host`."""
+    """The driver for a processor, on Linux. DeviceError as `check_host`."""
     check_host(architecture)
     constants = {**globals(), "SPINS": spins}
     constants["FUTEX"], constants["SET_AFFINITY"] = _CALLS[architecture]
@@ -314,21 +314,22 @@ def driver_source(architecture: str, spins: int) -> Source:
 
 
 def source_of(text: str, constants: Mapping[str, object], architecture: str = "") -> Source:
-    """What `translate` takes: of constants, what is no number is none."""
+    """The arguments of `translate`; constants that are not numbers are left out."""
     numbers = {name: value for name, value in constants.items() if isinstance(value, int)}
     return text, numbers, _PAUSES[architecture or host().architecture]
 
 
 def compiled(kind: str, source: Source, names: Sequence[str]) -> tuple[dict[str, int], object]:
-    """Addresses of functions by name, and what keeps them alive; from the disk if known there.
+    """Addresses of functions by name, and an object that keeps them alive; from disk if possible.
 
-    Known by their source and the translator's: to translate the driver takes 5 ms of each process.
+    The key contains this source and the translator's: translating the driver would take each
+    process 5 ms.
     """
     compiler, disk = host_compiler(), open_cache()
     try:
         key = digest(kind, compiler.key, Path(native.__file__).read_bytes(), repr(source))
     except OSError:
-        disk = None  # an edited translator could not be told from another: nothing is kept
+        disk = None  # edits of the translator would go unnoticed: nothing is cached
     entry = disk.read(key) if disk is not None else None
     code = entry[1] if entry is not None else compiler.object_code(native.translate(*source))
     if disk is not None and entry is None:

@@ -26,7 +26,7 @@ _KERNEL = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class ExchangeCode:
-    """An exchange as a plan keeps it: see `minigrad.collective.Exchange`."""
+    """An exchange as a plan stores it: see `minigrad.collective.Exchange`."""
 
     collective: Collective
     dtype: str
@@ -35,13 +35,13 @@ class ExchangeCode:
 
     @classmethod
     def read(cls, about: dict[str, Any]) -> ExchangeCode:
-        """From what `asdict` made of it, through JSON."""
+        """The inverse of `asdict`, after a way through JSON."""
         what, counts = Collective(**about["collective"]), tuple(about["counts"])
         return cls(**{**about, "collective": what, "counts": counts})
 
 
 class Exchanges:
-    """The exchanges of one program on a device; `address` gives the entries' functions."""
+    """The exchanges of one program on a device; `address` gives the functions of its entries."""
 
     def __init__(self, device: str, pool: Pool) -> None:
         self.device, self.pool = device, pool
@@ -53,7 +53,7 @@ class Exchanges:
         return bool(self._made)
 
     def address(self, code: ExchangeCode, is_start: bool) -> int:
-        """The function that begins an exchange, or ends it; it lives as long as this object."""
+        """The address of a function that starts or ends an exchange, and lives as long as this."""
         exchange = self._made.get(code.collective.number)
         if exchange is None:
             exchange = Exchange(
@@ -78,7 +78,7 @@ class Exchanges:
 
 
 def watched(run: Run, pool: Pool, programs: Sequence[Exchanges]) -> Run:
-    """`run`, which then raises what ended an exchange of the programs, if anything did."""
+    """`run`, changed to raise the error of an exchange of the programs, if there was one."""
     some = [exchanges for exchanges in programs if exchanges]
     if not some:
         return run

@@ -29,7 +29,7 @@ Run = Callable[[int, int, int], None]
 
 
 class _Watcher:
-    """A thread that interrupts the pool which the main thread is running, if any."""
+    """A thread that interrupts the pool that the main thread is running, if any."""
 
     def __init__(self) -> None:
         self.pool: Pool | None = None
@@ -41,7 +41,7 @@ class _Watcher:
         thread.start()
 
     def _listen(self) -> None:
-        """Wait for bytes, but take them under the lock: what lies there is of no older program."""
+        """Wait for bytes, but take them under the lock: `begin` removes those of older programs."""
         while self.listening.recv(1, socket.MSG_PEEK):
             with self.lock:
                 if signal.SIGINT in self._take() and self.pool is not None:
@@ -49,21 +49,21 @@ class _Watcher:
                     self.pool.interrupt()
 
     def _take(self) -> bytes:
-        """The numbers of the signals since the last time."""
+        """The numbers of the signals since the last call."""
         try:
             return self.listening.recv(64, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return b""
 
     def begin(self, pool: Pool) -> None:
-        """From now on a signal interrupts the pool; Python has dealt with those before."""
+        """From now on a signal interrupts the pool; Python has handled earlier ones."""
         with self.lock:
             while self._take():
                 pass
             self.pool, self.interrupted = pool, False
 
     def end(self) -> None:
-        """From now on no more; and what came too late must not end the pool's next run."""
+        """Stop; an interrupt that came too late must not end the pool's next run."""
         with self.lock:
             if self.pool is not None and self.interrupted:
                 self.pool.forget_interrupt()
@@ -74,7 +74,7 @@ _watcher: _Watcher | None = None
 
 
 def runner(pool: Pool, work: int) -> Run:
-    """How to run a table of so many operations and bytes: `pool.run`, or what SIGINT can end."""
+    """The function that runs so many operations and bytes: `pool.run`, or one that SIGINT ends."""
     return pool.run if work < LONG else partial(run_interruptibly, pool)
 
 
@@ -90,7 +90,7 @@ def run_interruptibly(pool: Pool, table: int, count: int, scratch_bytes: int = 0
     watcher, ours = _watcher, _watcher.signalled.fileno()
     before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
     try:
-        if before not in (-1, ours):  # somebody else's: it stays where it was
+        if before not in (-1, ours):  # other code uses it: restore it
             signal.set_wakeup_fd(before)
             pool.run(table, count, scratch_bytes)
             return
@@ -103,7 +103,7 @@ def run_interruptibly(pool: Pool, table: int, count: int, scratch_bytes: int = 0
 
 
 def _after_fork() -> None:
-    """The child of a fork has no such thread, and shares the socket with its parent."""
+    """In the child of a fork: it has no watcher thread, and shares the socket with its parent."""
     global _watcher
     _watcher = None
 

@@ -1,15 +1,14 @@
-"""A little of Python as LLVM IR, for what runs without the interpreter and is not a kernel.
+"""A small part of Python as LLVM IR, for code that runs without the interpreter and is no kernel.
 
-Everything is a 64-bit integer, addresses too. A text has functions; these have assignments,
-`while`, `if`, `break`, `return` and calls. Sums and products wrap; `//`, `%` and `>>` are those of
-unsigned numbers, comparisons those of signed ones; `and`, `or` and `not` stand in conditions only.
-A function that ends without `return` gives 0; one whose name begins with _ is known in the text
-only.
+All values are 64-bit integers, also addresses. A text has functions; these have assignments,
+`while`, `if`, `break`, `return` and calls. Sums and products wrap; `//`, `%` and `>>` are unsigned,
+comparisons signed; `and`, `or` and `not` are allowed in conditions only. A function that ends
+without `return` gives 0; one whose name begins with _ is visible in its text only.
 
-What may be called besides: `load(at)`, `store(at, x)`; of other threads' memory `peek(at)` and
-`poke(at, x)`, and, giving what was there before, `add(at, x)` and `swap(at, x)`, all sequentially
-consistent; each of them as `load32` … for 32 bits, which are signed. `copy(at, source, bytes)`;
-`stream(at, source)` of 64 bytes past the caches, to a multiple of 64, and `fence()` after such.
+Other functions that can be called: `load(at)`, `store(at, x)`; for memory that other threads use,
+`peek(at)`, `poke(at, x)`, and `add(at, x)`, `swap(at, x)`, which return the old value, all
+sequentially consistent; each also as `load32` … for signed 32 bits. `copy(at, source, bytes)`;
+`stream(at, source)`: 64 bytes past the caches, to a multiple of 64; `fence()` after such.
 `call(function, …)` calls an address. `pause`; and those of `_FUNCTIONS`.
 """
 
@@ -33,7 +32,7 @@ _MEMORY = {
     "add": "atomicrmw add ptr {at}, {kind} {x} seq_cst",
     "swap": "atomicrmw xchg ptr {at}, {kind} {x} seq_cst",
 }
-# What C or LLVM calls it; result and arguments.
+# The name in C or LLVM; result and arguments.
 _FUNCTIONS = {
     "min": ("llvm.smin.i64", "i64", "i64, i64"),
     "max": ("llvm.smax.i64", "i64", "i64, i64"),
@@ -42,13 +41,13 @@ _FUNCTIONS = {
     "syscall": ("syscall", "i64", "i64, ..."),
     "sched_getcpu": ("sched_getcpu", "i32", ""),
 }
-# Python 3.11 and 3.12 take the depth of another thread's text for their own, where one collects
-# garbage meanwhile and lets the other run: "AST constructor recursion depth mismatch".
+# Python 3.11 and 3.12 confuse the recursion depths of two threads that parse, if one of them
+# collects garbage and lets the other run: "AST constructor recursion depth mismatch".
 _parsing = new_rlock()
 
 
 def translate(text: str, constants: Mapping[str, int], pause: str = "") -> str:
-    """The LLVM IR of a text. constants: names that are numbers. pause: an instruction's name."""
+    """The LLVM IR of a text. constants: names of numbers. pause: an instruction's name."""
     declarations: set[str] = set()
     functions = []
     with _parsing:
@@ -60,7 +59,7 @@ def translate(text: str, constants: Mapping[str, int], pause: str = "") -> str:
 
 
 class _Function:
-    """The lines of one function. A variable is a place on the stack, which LLVM takes away."""
+    """The lines of one function. Variables are on the stack, until LLVM moves them to registers."""
 
     def __init__(
         self, tree: ast.FunctionDef, constants: Mapping[str, int], pause: str, declared: set[str]
@@ -68,7 +67,7 @@ class _Function:
         self.constants, self.pause, self.declared = constants, pause, declared
         self.variables: set[str] = set()
         self.lines: list[str] = []
-        self.after: list[str] = []  # of the open loops, where `break` goes
+        self.after: list[str] = []  # for each open loop, the label to which `break` jumps
         self._count = 0
         names = [argument.arg for argument in tree.args.args]
         for name in names:
@@ -82,7 +81,7 @@ class _Function:
         self.lines = [head, "entry:", *places, *self.lines, "}"]
 
     def line(self, text: str) -> str:
-        """An instruction with a result; gives its name."""
+        """Append an instruction with a result; returns its name."""
         self._count += 1
         self.lines.append(f"  %v{self._count} = {text}")
         return f"%v{self._count}"
@@ -93,23 +92,23 @@ class _Function:
         return [f"{stem}{self._count}" for stem in stems]
 
     def go(self, label: str, begin: str) -> None:
-        """Jump; what follows is another piece."""
+        """Jump to a label, and begin another block."""
         self.lines += [f"  br label %{label}", f"{begin}:"]
 
     def assign(self, name: str, value: str) -> None:
-        """Give a variable a value."""
+        """Set a variable."""
         self.variables.add(name)
         self.lines.append(f"  store i64 {value}, ptr %{name}")
 
     # ---- statements ----
 
     def body(self, statements: Sequence[ast.stmt]) -> None:
-        """Statements in order."""
+        """Emit statements in order."""
         for statement in statements:
             self.statement(statement)
 
     def statement(self, tree: ast.stmt) -> None:
-        """One statement."""
+        """Emit one statement."""
         match tree:
             case ast.Assign([ast.Tuple(targets)], ast.Tuple(values)):
                 for target, value in zip(targets, [self.value(v) for v in values], strict=True):
@@ -146,7 +145,7 @@ class _Function:
                 raise SyntaxError(f"native code has no statement like {ast.unparse(tree)!r}")
 
     def branch(self, test: ast.expr, then: str, other: str) -> None:
-        """Jump to one of two labels."""
+        """Jump to one of two labels, by a test."""
         match test:
             case ast.UnaryOp(ast.Not(), operand):
                 self.branch(operand, other, then)
@@ -171,7 +170,7 @@ class _Function:
     # ---- values ----
 
     def value(self, tree: ast.expr) -> str:
-        """A value's text."""
+        """The text of an expression's value."""
         match tree:
             case ast.Constant(int(number)):
                 return str(number)
@@ -189,7 +188,7 @@ class _Function:
                 raise SyntaxError(f"native code has no value like {ast.unparse(tree)!r}")
 
     def call(self, tree: ast.Call) -> str:
-        """A call, and the text of what it gives."""
+        """Emit a call; returns the text of its result."""
         name, args = ast.unparse(tree.func), [self.value(arg) for arg in tree.args]
         if name.removesuffix("32") in _MEMORY:
             return self._memory(name, *args)

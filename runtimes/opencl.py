@@ -2,7 +2,7 @@
 
 compile: see `minigrad/compile.py`; the driver builds OpenCL C.
 run: sets the arguments that changed and enqueues every kernel; it does not wait. The queue is in
-order, so nothing else has to be said about what depends on what.
+order, so no dependences need to be declared.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ from minigrad.runtimes.report import show_times
 from minigrad.settings import flag
 from minigrad.target import Target
 
-GROUP = 128  # work-items of a group where each has an iteration of its own
-MOST_KERNELS = 4096  # that are kept
-WAVES = 64  # groups for each unit of a GPU, at most, where each work-item can take strides
-STAGED_BYTES = 4 << 20  # of a copy to the device that may wait in the queue
+GROUP = 128  # work-items of a group if each has its own iteration
+MOST_KERNELS = 4096  # kernels that are kept
+WAVES = 64  # groups for each unit of a GPU, at most, if work-items can take strides
+STAGED_BYTES = 4 << 20  # largest copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
 SLICES = 16  # groups for each unit that have scratch memory at a time
-SCRATCH_BYTES = 256 << 20  # of all groups together; what does not fit is launched later
+SCRATCH_BYTES = 256 << 20  # of all groups together; groups that do not fit are launched later
 
 
 def open_device(name: str) -> OpenCL:
-    """The runtime of a device "CL", "CL:1", … Raises DeviceError where it cannot be used."""
+    """The runtime of a device "CL", "CL:1", … Raises DeviceError if it cannot be used."""
     device = device_called(name)
     check_pocl(device)
     calm_llvm(device)
@@ -58,7 +58,7 @@ def open_device(name: str) -> OpenCL:
 
 
 def _is_done(event: Any) -> bool:
-    """Whether a command has ended, well or with an error, which is a number below 0."""
+    """Whether a command has ended, also with an error, whose status is below 0."""
     return bool(event.command_execution_status <= opencl().command_execution_status.COMPLETE)
 
 
@@ -85,8 +85,8 @@ class OpenCL(Runtime):
         self.group = group_of(device)
         self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
         self._options = self._build_options()
-        self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, the longest unused first
-        self._staged: deque[Any] = deque()  # events of copies to the device, the oldest first
+        self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, longest unused first
+        self._staged: deque[Any] = deque()  # events of copies to the device, oldest first
         self._checks = Checks(name)
 
     def allocate(self, nbytes: int) -> Any:
@@ -94,7 +94,7 @@ class OpenCL(Runtime):
         return self.pool.allocate(nbytes)
 
     def allocate_zeros(self, nbytes: int) -> Any:
-        """A buffer of zeros: the device fills it, when all work before is done."""
+        """A buffer of zeros, which the device fills after all earlier work."""
         memory = self.pool.allocate(nbytes)
         try:
             with self.doing("filling"):
@@ -106,16 +106,16 @@ class OpenCL(Runtime):
         return memory
 
     def free(self, memory: Any, nbytes: int) -> None:
-        """Give a buffer back to the pool."""
+        """Return a buffer to the pool."""
         self.pool.free(memory, nbytes)
 
     def copy_in(self, memory: Any, data: memoryview) -> None:
-        """Fill a buffer from the host's bytes, when all work before is done.
+        """Fill a buffer from the host's bytes, after all earlier work.
 
-        Where these are few, a copy of them waits in the queue, and nobody for the device. Where
-        they are many, the caller waits: nobody can promise that they stay as they are until the
-        device reads them (a kernel of the CPU may write there next), and a copy of them takes the
-        host as long as it would save. On PoCL it was slower by up to a fifth.
+        Of few bytes a copy waits in the queue, and nobody waits for the device. For many the caller
+        waits: they might not stay unchanged until the device reads them (a kernel of the CPU may
+        write there next), and copying them takes the host as long as it would save. On PoCL it was
+        slower by up to a fifth.
         """
         if data.nbytes > STAGED_BYTES:
             self._copy(memory, data)
@@ -132,9 +132,10 @@ class OpenCL(Runtime):
                 staged.append(event)  # it keeps the bytes alive
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
-        """Read a buffer into the host's bytes, when all work before is done.
+        """Read a buffer into the host's bytes, after all earlier work.
 
-        The caller waits: neither the host nor a kernel of the CPU asks whether bytes have come.
+        The caller waits, because neither the host nor a kernel of the CPU tests whether bytes have
+        arrived.
         """
         self._copy(data, memory)
         self._decide()
@@ -147,8 +148,8 @@ class OpenCL(Runtime):
             source.synchronize()
         cl = opencl()
         with self.doing("copying"):
-            # The copy comes after all that fills `given`, and all that comes later there, which
-            # might write to it, after the copy. What waits was enqueued after what it waits for.
+            # The copy comes after everything that fills `given`, and later commands there, which
+            # might write to it, come after the copy. Each waits for what was enqueued before it.
             filled = cl.enqueue_marker(source.queue)
             source.queue.flush()
             done = cl.enqueue_copy(
@@ -160,14 +161,14 @@ class OpenCL(Runtime):
         return True
 
     def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
-        """Copy between buffers, in the order of the queue."""
+        """Copy between buffers, in queue order."""
         with self.doing("copying"):
             opencl().enqueue_copy(
                 self.queue, memory, given, byte_count=nbytes, src_offset=begin, dst_offset=start
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
-        """The first element of a buffer, when all work before is done."""
+        """The first element of a buffer, after all earlier work."""
         data = bytearray(dtype.itemsize)
         self._copy(data, memory)
         self._decide()
@@ -184,7 +185,7 @@ class OpenCL(Runtime):
         self._decide()
 
     def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
-        """Copy a program's number to the host, and look at it when the host waits anyway."""
+        """Copy a program's result to the host, and test it when the host waits anyway."""
         number = bytearray(4)
         with self.lock, self.doing("copying"):
             event = opencl().enqueue_copy(self.queue, number, memory, is_blocking=False)
@@ -192,7 +193,7 @@ class OpenCL(Runtime):
             self._checks.expect(event, number, failure)
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Note what a program reads and fills while another is undecided."""
+        """Record what a program reads and fills while another is undecided."""
         with self.lock:
             self._checks.follow(read, filled)
 
@@ -203,7 +204,7 @@ class OpenCL(Runtime):
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Calls of the driver: its errors become a DeviceError that says what it was doing."""
+        """Around calls of the driver: its errors become a DeviceError that says what was done."""
         cl = opencl()
         try:
             yield
@@ -216,7 +217,7 @@ class OpenCL(Runtime):
 
     @kept
     def timed_queue(self) -> Any:
-        """A second queue whose events carry times; nothing else runs while it is in use."""
+        """A second queue whose events have times; nothing else runs while it is in use."""
         properties = opencl().command_queue_properties.PROFILING_ENABLE
         return opencl().CommandQueue(self.context, self.device, properties)
 
@@ -236,7 +237,7 @@ class OpenCL(Runtime):
             return OpenCLProgram(self, made, built)
 
     def kernel(self, program: Any, name: str) -> Any:
-        """A kernel object of what the driver has built. DeviceError where it has no such kernel."""
+        """A kernel object of a program of the driver. DeviceError if it has no such kernel."""
         where = where_kept(self.device)
         with self.doing(f"looking for the kernel {name!r} in what it has built{where}"):
             return opencl().Kernel(program, name)
@@ -244,7 +245,7 @@ class OpenCL(Runtime):
     def launch(self, launches: Sequence[Launch]) -> None:
         """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times.
 
-        Errors of the driver are the caller's concern: see `doing`.
+        The caller handles errors of the driver: see `doing`.
         """
         cl, level = opencl(), flag("DEBUG")
         if level:
@@ -268,7 +269,7 @@ class OpenCL(Runtime):
     # ---- kernels: see `compile.Backend` ----
 
     def find(self, key: str) -> Kernel | None:
-        """The kernel that was built before."""
+        """The kernel that was built before, or None."""
         key = digest(key)
         kernel = self._kernels.get(key)
         if kernel is not None:
@@ -276,11 +277,11 @@ class OpenCL(Runtime):
         return kernel
 
     def render(self, nest: Nest) -> Source:
-        """OpenCL C."""
+        """The OpenCL C of a nest."""
         return opencl_groups.render(nest, self.fp64, self.label)
 
     def build(self, kernels: Iterable[tuple[str, Rendered[Source]]]) -> dict[str, Kernel]:
-        """What the driver makes of the sources: several to a program."""
+        """Build kernels, several in a program."""
         new = list(kernels)
         sources = [one.text for _, one in new]
         built = build(self.context, self.device, self.label, sources, self._options)
@@ -297,9 +298,10 @@ class OpenCL(Runtime):
         return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
 
     def _work_size(self, nest: Nest, source: Source) -> tuple[int, int, int]:
-        """Work-items of a launch, a multiple of the group; the group; work-items of all launches.
+        """Work-items of a launch, a multiple of the group; of the group; and of all launches.
 
-        They depend on the kernel and the device only; what one work-item computes, not even that.
+        They depend on the kernel and the device only, and what a work-item computes not even on
+        these.
         """
         if nest.items:
             group = nest.items

@@ -21,9 +21,8 @@ from minigrad.render.opencl_groups import Source, join
 from minigrad.runtimes.opencl_devices import opencl
 from minigrad.runtimes.opencl_pocl import check_pocl, is_pocl
 
-MOST_TOGETHER = 16  # kernels of a program: errors and what is kept on disk stay small
-
-# What a driver says where a source is at fault, and not the device.
+MOST_TOGETHER = 16  # kernels of a program, so that errors and files on disk stay small
+# Errors of a driver for which a source is responsible, not the device.
 FAULTS = ("BUILD_PROGRAM_FAILURE", "COMPILE_PROGRAM_FAILURE", "INVALID_BUILD_OPTIONS")
 
 Built = tuple[Any, str]  # a program of the driver, and the kernel's name in it
@@ -32,9 +31,9 @@ Built = tuple[Any, str]  # a program of the driver, and the kernel's name in it
 def build(
     context: Any, device: Any, label: str, sources: Sequence[Source], options: list[str]
 ) -> list[Built]:
-    """Programs in which all of the kernels are, each with its name there.
+    """Build all kernels; returns for each a program, and the kernel's name in it.
 
-    Raises CompileError where the driver does not take a source, DeviceError where it fails.
+    Raises CompileError if the driver refuses a source, DeviceError if it fails.
     """
     check_pocl(device)  # it may have gone since the device was opened
     found: list[Built] = []
@@ -63,7 +62,7 @@ def _build_together(
             try:
                 program = cl.Program(context, [device], [found[1]]).build(options)
             except cl.Error:
-                pass  # made by a driver that calls itself the same, but is another
+                pass  # made by another driver with the same name and version
             else:
                 GlobalCounters.cache_hits += len(names)
                 return [(program, name) for name in names]

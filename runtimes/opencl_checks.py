@@ -18,7 +18,7 @@ from minigrad.errors import MinigradError
 
 @dataclass
 class _Checked:
-    """A program with checks: the copy of its number, and what to raise."""
+    """A program with checks: the copy of its result, and the error if that is not 0."""
 
     event: Any
     number: bytearray
@@ -27,31 +27,31 @@ class _Checked:
 
 @dataclass
 class _Followed:
-    """A program that ran while something was undecided: what it read and filled."""
+    """A program that ran while another was undecided: what it read and filled."""
 
     read: list[weakref.ref[Buffer]]
     filled: list[weakref.ref[Buffer]]
 
 
 class Checks:
-    """The programs of one device that are undecided, and those that came after them."""
+    """The undecided programs of one device, and those that ran after them."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._waiting: list[_Checked | _Followed] = []
 
     def expect(self, event: Any, number: bytearray, failure: Callable[[], MinigradError]) -> None:
-        """A copy of a program's number to the host has begun."""
+        """Record that a program's result is being copied to the host."""
         self._waiting.append(_Checked(event, number, failure))
         undecided.add(self.name)
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """A program ran after an undecided one."""
+        """Record a program that ran after an undecided one."""
         links = [weakref.ref(buffer) for buffer in read], [weakref.ref(b) for b in filled]
         self._waiting.append(_Followed(*links))
 
     def forget(self, is_done: Callable[[Any], bool]) -> None:
-        """Drop the oldest programs, as long as they have ended well."""
+        """Drop the oldest programs, as long as they have ended without an error."""
         count = 0
         for one in self._waiting:
             if isinstance(one, _Checked) and (not is_done(one.event) or any(one.number)):
@@ -62,7 +62,7 @@ class Checks:
             undecided.discard(self.name)
 
     def decide(self) -> None:
-        """Raise what the first failed program has to say; the device has done all its work."""
+        """Raise the error of the first failed program; the device must have finished all work."""
         waiting, self._waiting = self._waiting, []
         undecided.discard(self.name)
         errors = []

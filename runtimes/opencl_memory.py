@@ -25,13 +25,13 @@ class Pool:
         self.name, self.context = name, context
         self.most: int = device.max_mem_alloc_size
         self.total: int = device.global_mem_size
-        self.held = 0  # bytes that the device has given us
+        self.held = 0  # bytes allocated on the device
         self._idle: dict[int, list[Any]] = {}
         self._returned: deque[tuple[Any, int]] = deque()
         self._lock = new_rlock()
 
     def allocate(self, nbytes: int) -> Any:
-        """A buffer of at least nbytes. Raises DeviceError where the device has no such memory."""
+        """A buffer of at least nbytes. Raises DeviceError if the device lacks the memory."""
         size = self._size(nbytes)
         with self._lock:
             self._put_away()
@@ -48,7 +48,7 @@ class Pool:
         GlobalCounters.mem_used -= size
 
     def _size(self, nbytes: int) -> int:
-        """Bytes of a buffer for nbytes; those of the largest ones have a size of their own."""
+        """The size of a buffer for nbytes: its size class, or nbytes for the largest ones."""
         size = size_class(nbytes)
         return size if size <= self.most else nbytes
 
@@ -69,7 +69,7 @@ class Pool:
         if self.held + size > self.total:
             self._trim()
         if self.held + size > self.total:
-            # A driver may promise more than there is: PoCL's process is killed when it is used.
+            # A driver may promise more than there is: PoCL's process is killed when it uses it.
             raise self.exhausted(wanted)
         try:
             memory = cl.Buffer(self.context, cl.mem_flags.READ_WRITE, size)
@@ -83,17 +83,17 @@ class Pool:
         return memory
 
     def _trim(self) -> None:
-        """Give idle buffers back to the device."""
+        """Return idle buffers to the device."""
         cl = opencl()
         for size, buffers in self._idle.items():
             for memory in buffers:
-                with suppress(cl.Error):  # of a device that has vanished, with its memory
+                with suppress(cl.Error):  # the device may have vanished, with its memory
                     memory.release()
                 self.held -= size
         self._idle.clear()
 
     def exhausted(self, what: str, why: str = "") -> DeviceError:
-        """What to raise where the device has no memory for something, and why it says so."""
+        """The error if the device has no memory for something; why: the driver's reason."""
         return DeviceError(
             f"{self.name} has no memory for {what}{why}: {self.held:,} of {self.total:,} bytes are "
             "held already; use a smaller batch or model, or drop tensors that are no longer needed"

@@ -1,8 +1,8 @@
 """The reference device, REF: evaluates a graph node by node with numpy.
 
-It is slow and plain on purpose. What an operation means on every device, edge cases included, is
-what the functions of this file compute. `evaluate` also runs a graph of any device in float64,
-which is what gradients and losses are compared with.
+It is slow and plain on purpose. The functions of this file define what an operation means on every
+device, edge cases included. `evaluate` also runs a graph of any device in float64, with which
+gradients and losses are compared.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
 
 
 def numpy_dtype(dtype: DType) -> np.dtype[Any]:
-    """The numpy dtype of a minigrad dtype (bfloat16: that of ml_dtypes)."""
+    """The numpy dtype of a minigrad dtype (bfloat16: ml_dtypes')."""
     return _NUMPY[dtype]
 
 
 class Frame:
-    """What the evaluation of one call knows: the variables' values and the precision.
+    """The context of one evaluation: the variables' values and the precision.
 
     wide: every float node is evaluated in float64, whatever its dtype.
     """
@@ -58,7 +58,7 @@ class Frame:
         return np.dtype(np.float64) if self.wide and dtype.is_float else _NUMPY[dtype]
 
     def shape(self, shape: Shape) -> tuple[int, ...]:
-        """A shape's extents in this call."""
+        """A shape with this call's extents."""
         return tuple(number(extent, self.variables) for extent in shape)
 
 
@@ -75,22 +75,22 @@ def _widened(x: Array) -> Array:
 
 
 def _function_of(op: Op) -> Callable[..., Any]:
-    """What computes an elementwise operation on arrays.
+    """The function that computes an elementwise operation on arrays.
 
-    As numpy has it, integers divided by 0 give 0, with a rest of 0; the least one divided by −1 is
-    itself; and a shift by a count beyond the width, as a negative one is, leaves 0, or the sign.
+    As in numpy, integers divided by 0 give 0, with remainder 0; the least one divided by −1 is
+    itself; and a shift by a negative count, or by the width or more, gives 0, or the sign.
     """
     facts = op.facts
     if not facts.numpy:
         return lambda *operands: _by_formula(op, operands)
     function: Callable[..., Any] = getattr(np, facts.numpy)
-    if facts.formula:  # in float64, rounded once: what a comparison shows is the device's error
+    if facts.formula:  # in float64, rounded once, so that a comparison shows the device's error
         return lambda *operands: function(*(x.astype(np.float64) for x in operands))
     return function
 
 
 def _by_formula(op: Op, operands: Sequence[Array]) -> Array:
-    """In float64, too; or of uint32, where it is exact."""
+    """The formula of an operation, in float64; or in uint32, where it is exact."""
     dtype = dtypes.float64 if "f" in op.facts.kinds else dtypes.uint32
     nodes = [build.buffer(n, dtype, x.shape, "REF") for n, x in enumerate(operands)]
     formula: Any = op.facts.formula
@@ -101,7 +101,7 @@ def _by_formula(op: Op, operands: Sequence[Array]) -> Array:
 
 
 def _elementwise(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    chosen = node.op is Op.WHERE  # which computes nothing: a NaN stays the NaN that it is
+    chosen = node.op is Op.WHERE  # it computes nothing: a NaN keeps its bits
     function = _function_of(node.op)
     result = np.asarray(function(*(x if chosen else _widened(x) for x in src)))
     return result.astype(frame.dtype(node.dtype), copy=False)
@@ -143,7 +143,7 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     x = _widened(src[0])
     kept = [axis for axis in range(x.ndim) if axis not in node.arg]
     count = math.prod(x.shape[axis] for axis in node.arg)
-    # the reduced elements lie side by side, so that numpy sums them pairwise
+    # the reduced elements are adjacent, so that numpy sums them pairwise
     rows = np.ascontiguousarray(x.transpose(*kept, *node.arg))
     rows = rows.reshape(*(x.shape[axis] for axis in kept), count)
     how: dict[str, Any] = {} if rows.dtype == np.bool_ else {"dtype": rows.dtype}
@@ -154,13 +154,13 @@ def _reduce(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _combining(op: Op, dtype: DType) -> np.ufunc:
-    """What one step of a reduction computes."""
+    """The function of one step of a reduction."""
     step: np.ufunc = getattr(np, STEPS[op][-1 if dtype.is_bool else 0].facts.numpy)
     return step
 
 
 def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    """A running reduction; what accumulates in which dtype is as for `_reduce`."""
+    """A running reduction; it accumulates in the dtypes of `_reduce`."""
     x = _widened(src[0])
     if node.op is Op.CUMSUM and _is_float(x):
         return _running_sum(x, node.arg).astype(frame.dtype(node.dtype))
@@ -169,7 +169,7 @@ def _scan(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _running_sum(x: Array, axis: int) -> Array:
-    """Sums of blocks of 64 go on from those of the blocks before: see loops/assemble.py for why."""
+    """Sums of blocks of 64, each added to the blocks before: see loops/assemble.py for why."""
     length = x.shape[axis]
     rows = np.moveaxis(x, axis, -1)
     if length > 64:
@@ -205,7 +205,7 @@ def _shrink(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, ...]]:
-    """Which indices lie in 0 … extent − 1, and where each of those points, one array per axis."""
+    """Which indices are in 0 … extent − 1, and where each of those points, one array per axis."""
     valid = (index >= 0) & (index < extent)
     places = list(np.nonzero(valid))
     places[axis] = index[valid].astype(np.int64)
@@ -245,7 +245,7 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    """Element after element; what no place was found for is 0."""
+    """Element after element; a position that gets none is 0."""
     starts, bin_, x = src
     result = np.zeros(x.size, x.dtype)
     for row, following in enumerate(starts.copy()):
@@ -270,7 +270,7 @@ def _iota(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 
 
 def _collective(node: Node, src: Sequence[Array], frame: Frame) -> Array:
-    """What is sent lies in one flat array; the group knows only addresses."""
+    """An exchange with other ranks, which knows contiguous arrays by their addresses."""
     what: Collective = node.arg
     arrays = [np.ascontiguousarray(x, _NUMPY[node.dtype]) for x in src[: what.payload]]
     result = np.empty(frame.shape(node.shape), _NUMPY[node.dtype])
@@ -329,7 +329,7 @@ def _compute(
 
 
 def _view(memory: Array, dtype: DType, shape: Shape, frame: Frame) -> Array:
-    """The part of a buffer that an array of `shape` occupies: strides are those of upper bounds."""
+    """The part of a buffer that an array of `shape` occupies; strides are those of upper bounds."""
     upper = tuple(high(extent) for extent in shape)
     flat = memory[: numel(shape) * dtype.itemsize].view(_NUMPY[dtype])
     bound: tuple[Any, ...] = (..., *(slice(extent) for extent in frame.shape(shape)))
@@ -364,7 +364,7 @@ class ReferenceProgram:
 
 
 class ReferenceRuntime(Runtime):
-    """Memory is an array of bytes; everything is done when a call returns."""
+    """Memory is an array of bytes; all work is done when a call returns."""
 
     generalizes = False
     byte_dots = byte_matrices = False
@@ -380,7 +380,7 @@ class ReferenceRuntime(Runtime):
     allocate_zeros = allocate
 
     def free(self, memory: Array, nbytes: int) -> None:
-        """Nothing to do: the array goes with its last reference."""
+        """Nothing to do: the array is freed with its last reference."""
 
     def copy_in(self, memory: Array, data: memoryview) -> None:
         """Fill the first len(data) bytes of memory."""
@@ -395,7 +395,7 @@ class ReferenceRuntime(Runtime):
         return number_of(memory[: dtype.itemsize].tobytes(), dtype)
 
     def expect_zero(self, memory: Array, failure: Callable[[], MinigradError]) -> None:
-        """Raise `failure()` where the first four bytes of memory are not 0."""
+        """Raise `failure()` if the first four bytes of memory are not 0."""
         if memory[:4].any():
             raise failure()
 
@@ -404,7 +404,7 @@ class ReferenceRuntime(Runtime):
         return ReferenceProgram(graph)
 
     def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
-        """Fill bytes of memory from other memory."""
+        """Copy bytes from other memory into memory."""
         memory[start : start + nbytes] = given[begin : begin + nbytes]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def run_recorded(
     labels: Sequence[str], run: Callable[[int], None], record: Callable[[str, float, float], None]
 ) -> None:
-    """Run kernels one by one, and tell when each began and ended."""
+    """Run kernels one by one, and record when each began and ended."""
     for number, text in enumerate(labels):
         before = time.perf_counter()
         run(number)
@@ -32,8 +32,9 @@ def show_times(
     kernels: Sequence[Nest | KernelCode], seconds: Sequence[float], level: int,
     counted: str = "iterations", best: Limits | None = None,
 ) -> None:  # fmt: skip
-    """A line of a program, and from level 2 on of its kernels. best: what their time is compared
-    with.
+    """Print a line for a program and, from level 2 on, one for each kernel.
+
+    best: the limits with which kernels' times are compared.
     """
     if level >= 2:
         head = f" {'of limit':>12}" if best else ""
@@ -53,7 +54,7 @@ def show_times(
 
 
 def _share(kernel: Nest | KernelCode, took: float, best: Limits) -> str:
-    """How much of its time a kernel would take at best."""
+    """The time that a kernel takes at best, as a share of its time, and what limits it."""
     computing, moving = kernel.vectors / best.vectors, best.moving(kernel.traffic)
     limit = "issue" if computing > moving else "bytes"
     return f" {100 * max(computing, moving) / took:>5.0f}% {limit}"
