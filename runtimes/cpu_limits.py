@@ -1,9 +1,8 @@
-"""What the machine can do at best, measured: the reference for a kernel's time.
-
+"""The best that the machine can do, measured: the reference for a kernel's time.
 Small kernels run on as many threads as programs do: chains of fused multiply-adds that never leave
-the registers; a sum over memory, a copy, and a copy that bypasses the cache, of as many bytes as
-fit a certain cache, or none. Each runs a few times and the best time counts, because disturbances
-only ever make a measurement longer.
+the registers; a sum over memory, a copy, and a copy that bypasses the cache, each with sizes that
+fit the different caches, or none. Each kernel runs several times and the best time counts, because
+disturbances only make a measurement longer.
 """
 
 from __future__ import annotations
@@ -30,22 +29,21 @@ from minigrad.schedule.expr import Array, Expr
 
 CHAINS = 12  # independent sums: more than a multiply-add's latency times those begun per cycle
 ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
-CHUNKS = 4  # chunks per thread, so that a thread that comes late does not decide the time
-ACCUMULATORS = 8  # vectors that a reader loads before it goes on to the next ones
+CHUNKS = 4  # chunks per thread, so that a thread that starts late does not determine the time
+ACCUMULATORS = 8  # vectors that a reader loads per round
 CHUNK_BYTES = 1 << 17
-SOON = 1 << 14  # bytes ahead that is asked of memory
+SOON = 1 << 14  # how many bytes ahead to prefetch
 SIZES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128, 256))  # bytes, read and written
 LEAST_RUNS = 3
-MEASURING_SECONDS = 0.012  # per kernel and size: some 3 to 100 runs
+MEASURING_SECONDS = 0.012  # per kernel and size: about 3 to 100 runs
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Some threads together.
-
-    operations: float32 additions and multiplications per second; vectors: instructions per second,
-    of vectors, a multiply-add being one. bandwidths: bytes → bytes per second that a kernel moves
-    at best, if it reads and writes so many in all, again and again; reading: if it only reads.
+    """The limits of a number of threads together.
+    operations: float32 additions and multiplications per second; vectors: vector instructions per
+    second, where a multiply-add is one. bandwidths: bytes → the best bytes per second of a kernel
+    that repeatedly reads and writes that many bytes in total; reading: of one that only reads.
     """
 
     operations: float
@@ -54,9 +52,8 @@ class Limits:
     reading: tuple[tuple[int, float], ...]
 
     def moving(self, nbytes: float, reads_only: bool = False) -> float:
-        """Seconds that it takes at least to read and write so many bytes.
-
-        Between two sizes the bandwidth goes from one to the other with the size's logarithm.
+        """The least number of seconds for reading and writing nbytes.
+        Between two measured sizes, the bandwidth is interpolated by the logarithm of the size.
         """
         table = self.reading if reads_only else self.bandwidths
         below, best = table[0]
@@ -69,10 +66,9 @@ class Limits:
 
 
 def measured_limits(count: int = 0) -> Limits:
-    """The limits of so many threads now, or of as many as programs have, which takes some 0.4 s.
-
-    Those of a virtual machine come and go. Half of the threads do not do half of what all do: two
-    of them may share a core.
+    """The present limits of `count` threads, or of as many as programs use; takes about 0.4 s.
+    In a virtual machine the limits vary. Half of the threads do not do half of the work of all,
+    because two threads may share a core.
     """
     pool, address = Pool(count or threads(), "limits"), cpu_memory.reserve(SIZES[-1])
     try:
@@ -84,10 +80,10 @@ def measured_limits(count: int = 0) -> Limits:
         chunks = CHUNKS * pool.threads
         seconds = _best_time(pool, adding, address, chunks)
         operations = 2 * lanes * CHAINS * ROUNDS * chunks / seconds
-        # Fresh pages would all be one page of zeros, and that one would be read from a cache.
+        # Untouched pages would all be one page of zeros, which would be read from a cache.
         ctypes.memset(address, 1, SIZES[-1])
         tables: list[list[tuple[int, float]]] = [[] for _ in moving]
-        for nbytes in SIZES:  # all go over the same memory
+        for nbytes in SIZES:  # all use the same memory
             for kernel, table in zip(moving, tables, strict=True):
                 seconds = _best_time(pool, kernel, address, nbytes // CHUNK_BYTES, nbytes // 2)
                 table.append((nbytes, nbytes / seconds))
@@ -98,7 +94,7 @@ def measured_limits(count: int = 0) -> Limits:
         pool.close()
 
 
-limits = cache(measured_limits)  # those of the first call
+limits = cache(measured_limits)  # the result of the first call
 
 
 def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0) -> float:
@@ -114,7 +110,7 @@ def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0)
     return min(times)
 
 
-# ---- the kernels: all have iterations of a chunk, whose bytes they read or write ----
+# ---- the kernels: each iteration reads or writes the bytes of one chunk ----
 
 FLOATS = CHUNK_BYTES // 4
 MEMORY, TARGET = (Array(name, dtypes.float32, SIZES[-1] // 4) for name in ("memory", "target"))
@@ -127,13 +123,13 @@ def _text(name: str, *body: Statement) -> str:
 
 
 def _multiply_adds(lanes: int) -> str:
-    """Chains x = x·a + a; what comes out is stored, or it would not be computed."""
+    """Chains x = x·a + a; their sum is stored, or they would not be computed."""
     half = expr.const(0.5, dtypes.float32)
     return _sums("multiply_adds", lanes, CHAINS, ROUNDS, lambda x, at: (x * half + half, ()))
 
 
 def _reader(lanes: int) -> str:
-    """Adds up a chunk; the sum goes to its beginning, or the loads would be left out."""
+    """Adds up a chunk; stores the sum at the chunk's start, or the loads would be left out."""
 
     def added(x: Expr, at: Integer) -> tuple[Expr, tuple[Statement, ...]]:
         return x + expr.load(MEMORY, at), (Prefetch(MEMORY, at + SOON // 4),)
@@ -146,7 +142,7 @@ def _sums(
     name: str, lanes: int, count: int, rounds: int,
     term: Callable[[Expr, Integer], tuple[Expr, tuple[Statement, ...]]],
 ) -> str:  # fmt: skip
-    """`count` vectors, in each round replaced by a term of themselves and of their place."""
+    """`count` vectors; each round replaces them by a term of their values and positions."""
     step, number, lane = (make_axis("r", n, size) for n, size in enumerate((rounds, count, lanes)))
     sums = Array(
         "x", dtypes.float32, count, "registers", lanes=lane.variable, width=lanes
@@ -170,7 +166,7 @@ def _sums(
 
 
 def _copy(lanes: int, streams: bool) -> str:
-    """Copies half a chunk from the memory to the target."""
+    """Copies half a chunk from MEMORY to TARGET."""
     inside = make_axis("r", 0, FLOATS // 2)
     at = _chunk.index * inside.count + inside.index
     copied = Store(TARGET, at, expr.load(MEMORY, at), streaming=streams)

@@ -1,11 +1,9 @@
 """Memory of the CPU devices: a pool of aligned blocks, and blocks that end at an unreadable page.
-
-First touch of fresh pages is several times slower than reading warm memory, so blocks are kept and
-reused by size class. Large blocks are on huge pages, which they may share. Addresses are plain
+The first access to new pages is several times slower than reading warm memory, so blocks are kept
+and reused by size class. Large blocks are on huge pages, which they may share. Addresses are plain
 integers.
-
-`free` may be called by the garbage collector at any moment, even in the middle of `allocate` on the
-same thread. So it never waits for the lock: it puts the block into a queue, and the holder of the
+The garbage collector may call `free` at any moment, even in the middle of `allocate` on the same
+thread. So `free` never waits for the lock: it puts the block into a queue, and the holder of the
 lock processes the queue. `allocate` may also be called at such a moment (by a `__del__`, or a
 signal handler). It then finds the tables half changed, leaves them alone, and takes new pages.
 """
@@ -29,17 +27,18 @@ from minigrad.runtimes.host import memory_bytes
 ALIGNMENT = 64
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
-LARGEST_SMALL = HUGE_PAGE // 8  # up to here blocks are cut from a slab of one huge page
-# Blocks that do not fill their huge pages share them with the next: of 2.25 MiB each would take 4.
-# They are cut from so many bytes of addresses, of which only what is written to becomes memory.
-# Where the last page had small ones, reading rows took a tenth longer; a server's step took 6 %
-# longer, where its layers' quantized weights, of 0.2 … 1 MiB, and keys, of 1.5, had small ones.
+LARGEST_SMALL = HUGE_PAGE // 8  # up to this size, blocks are cut from a slab of one huge page
+# Blocks that do not fill their huge pages share them with the next block: otherwise a block of 2.25
+# MiB would take 4 MiB. They are cut from a range of this many bytes of addresses, of which only
+# what is written to becomes memory. With small pages at the end of each block, reading rows took a
+# tenth longer, and a server's step 6 % longer (its layers had quantized weights of 0.2 … 1 MiB and
+# keys of 1.5 MiB).
 SHARED = 128 << 20
 LARGEST_SHARING = SHARED // 8  # above, size classes are whole huge pages
-POISON = 0xFF  # what guarded memory holds at first: NaN as a float, −1 as an integer
+POISON = 0xFF  # the initial bytes of guarded memory: NaN as a float, −1 as an integer
 _KEEP = 1 << 30  # idle bytes that are always kept, unless the machine is small
 
-if sys.platform != "win32":  # where OpenCL wants the sizes of blocks from here, and no more
+if sys.platform != "win32":  # where OpenCL only uses the size classes of this file
     _libc = ctypes.CDLL(None, use_errno=True)
     _mmap = _libc.mmap
     _mmap.restype = ctypes.c_void_p
@@ -61,11 +60,10 @@ _PYBUF_WRITE = 0x200  # of CPython's memoryview interface
 
 
 def size_class(nbytes: int) -> int:
-    """Bytes that a block for nbytes really has: whole cache lines, and at most an eighth more.
-
-    Eight classes lie between a power of two and the next, so that buffers of nearly one size (a
-    batch and its remainder) share their blocks; sixteen of large ones, which waste less by it.
-    These consist of whole pages.
+    """The real size of a block for nbytes: whole cache lines, and at most an eighth more.
+    There are eight classes between a power of two and the next, so that buffers of nearly one size
+    (a batch and its remainder) share their blocks. Large blocks have sixteen, which waste less.
+    Blocks that are not cut from a slab consist of whole pages.
     """
     if nbytes <= 512:
         return max(ALIGNMENT, (nbytes + ALIGNMENT - 1) & -ALIGNMENT)
@@ -78,16 +76,15 @@ def size_class(nbytes: int) -> int:
 
 
 class _Blocks:
-    """Idle blocks by size class. All methods but the last three want `changing` to be set.
-
-    changing: whether somebody is changing the tables; to be looked at with the lock held, so that
-    it can only be somebody whom this thread has interrupted.
+    """Idle blocks by size class. All methods but the last three require `changing` to be set.
+    changing: whether the tables are being changed; to be read with the lock held. If it is set
+    then, this thread has interrupted its own change.
     """
 
     def __init__(self) -> None:
         self.lock = held_over_forks()
         self.changing = False
-        self.grown: deque[int] = deque()  # bytes of pages that were taken meanwhile
+        self.grown: deque[int] = deque()  # sizes of pages that were taken during a change
         self.returned: deque[tuple[int, int]] = deque()  # address, size
         self.idle: dict[int, deque[int]] = {}
         self.idle_large: OrderedDict[int, int] = OrderedDict()  # address → size, oldest first
@@ -96,12 +93,11 @@ class _Blocks:
         self.held_peak = 0
         self.keepers = 0  # see `keeping`
         self.slab = self.slab_end = 0
-        self.shared = self.shared_end = 0  # addresses that `more_pages` has not given yet
+        self.shared = self.shared_end = 0  # addresses that `more_pages` has not used yet
 
     def take(self, size: int) -> tuple[int, bool]:
-        """A block of a size class, the one that was given back last if there is any.
-
-        And whether it is new: nobody has written to it, and the system gave it full of zeros.
+        """A block of a size class, the one that was returned last if there is any.
+        And whether it is new: never written to, and zeroed by the system.
         """
         self.put_away()
         idle = self.idle.get(size)
@@ -114,7 +110,7 @@ class _Blocks:
         return (self.cut(size) if size <= LARGEST_SMALL else self.fresh(size)), True
 
     def cut(self, size: int) -> int:
-        """A small block from the slab; what is left of a used-up slab (< 1/8) is given up."""
+        """A small block from the slab; the rest of a used-up slab (< 1/8) is abandoned."""
         if self.slab_end - self.slab < size:
             self.slab = self.fresh(HUGE_PAGE)
             self.slab_end = self.slab + HUGE_PAGE
@@ -123,7 +119,7 @@ class _Blocks:
         return address
 
     def fresh(self, size: int) -> int:
-        """New pages from the system, after giving back idle ones if it has no more."""
+        """New pages from the system; if it has no more, idle ones are returned to it first."""
         address = self.more_pages(size)
         if address is None:
             self.trim(0)
@@ -139,7 +135,7 @@ class _Blocks:
         return address
 
     def more_pages(self, size: int) -> int | None:
-        """New pages, or None: also where the system would promise memory that it has not."""
+        """New pages, or None, also if the system would promise memory that it does not have."""
         if self.held + size > memory_bytes():
             return None
         if size > LARGEST_SHARING:
@@ -156,7 +152,7 @@ class _Blocks:
         return address
 
     def put_away(self) -> None:
-        """Make the blocks that came back ready for use, and keep the idle ones within bounds."""
+        """Make the returned blocks ready for use, and keep the idle ones within bounds."""
         while self.grown:
             self.held += self.grown.popleft()
         while self.returned:
@@ -169,10 +165,10 @@ class _Blocks:
             self.trim(max(min(_KEEP, memory_bytes() // 8), self.held_peak // 4))
 
     def trim(self, limit: int) -> None:
-        """Give the longest idle large blocks back to the system until `limit` bytes are left."""
+        """Return the longest idle large blocks to the system until `limit` bytes are left."""
         while self.idle_large_bytes > limit:
             address, size = self.idle_large.popitem(last=False)
-            # Every class is used as a stack, so its longest idle block lies at the bottom.
+            # Each class is used as a stack, so its longest idle block is at the bottom.
             self.idle[size].popleft()
             _munmap(address, size)
             self.idle_large_bytes -= size
@@ -184,7 +180,7 @@ class _Blocks:
         self.settle()
 
     def settle(self) -> None:
-        """Put queued blocks away unless somebody else is about to."""
+        """Put queued blocks away unless another call is about to."""
         while self.returned and self.lock.acquire(blocking=False):
             try:
                 if self.changing:
@@ -198,7 +194,7 @@ class _Blocks:
                 self.lock.release()
 
     def take_or_grow(self, size: int) -> tuple[int, bool]:
-        """`take`, or new pages where this thread has interrupted somebody's change."""
+        """`take`, or new pages if this thread has interrupted a change of the tables."""
         with self.lock:
             if not self.changing:
                 self.changing = True
@@ -214,21 +210,20 @@ class _Blocks:
 
 
 _blocks = _Blocks()
-# Idle blocks of small results by the bytes asked for: taken and given without the lock, since
+# Idle blocks of small results by their requested bytes: taken and returned without the lock, since
 # `deque.append` and `pop` are atomic. A few of each are enough for the results of a step.
 _ready: dict[int, deque[int]] = {}
 _READY_BYTES = 1 << 16
 _READY_BLOCKS = 8
 _READY_ALIKE = 1 << 17  # bytes of one size
 _READY_SIZES = 256
-# Guarded blocks: address → (first byte of the mapping, its length, bytes asked for).
+# Guarded blocks: address → (first byte of the mapping, its length, requested bytes).
 _guarded: dict[int, tuple[int, int, int]] = {}
 
 
 def map_pages(size: int) -> int | None:
-    """Fresh pages full of zeros, None if the system has no more.
-
-    From 2 MiB on they start at a multiple of 2 MiB, and the whole ones are huge.
+    """New pages full of zeros, None if the system has no more.
+    From 2 MiB on they start at a multiple of 2 MiB, and each whole 2 MiB is a huge page.
     """
     if size < HUGE_PAGE:
         return _map_anywhere(size)
@@ -239,7 +234,7 @@ def map_pages(size: int) -> int | None:
     if address > start:
         _munmap(start, address - start)
     _munmap(address + size, start + HUGE_PAGE - address)
-    _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may not follow it
+    _madvise(address, size, mmap.MADV_HUGEPAGE)  # advice: the system may ignore it
     return address
 
 
@@ -264,8 +259,7 @@ def _take(nbytes: int) -> tuple[int, bool]:
 
 def _count(nbytes: int) -> None:
     """Add to the memory that tensors use.
-
-    CPython switches threads and collects garbage at calls and loops, not within such a line.
+    CPython switches threads and collects garbage at calls and loops, not within a line like this.
     """
     counters = GlobalCounters
     counters.mem_used += nbytes
@@ -279,14 +273,13 @@ def reserve(nbytes: int) -> int:
 
 
 def release(address: int, nbytes: int) -> None:
-    """Give back what `reserve(nbytes)` returned."""
+    """Return memory that came from `reserve(nbytes)`."""
     _blocks.give(address, size_class(nbytes))
 
 
 def allocate(nbytes: int) -> int:
     """Address of nbytes of uninitialised memory (0 is allowed), aligned to 64 bytes.
-
-    Those of more than 256 KiB are aligned to a page. MemoryError if the machine has no more.
+    More than 256 KiB are aligned to a page. MemoryError if the machine has no more.
     """
     ready = _ready.get(nbytes)
     try:
@@ -298,7 +291,7 @@ def allocate(nbytes: int) -> int:
 
 
 def allocate_zeros(nbytes: int) -> int:
-    """Like `allocate`, but the memory is zero; new pages are, and stay untouched."""
+    """Like `allocate`, but the memory is zero. New pages already are, so they are not touched."""
     address, is_new = _take(nbytes)
     if not is_new:
         ctypes.memset(address, 0, nbytes)
@@ -307,7 +300,7 @@ def allocate_zeros(nbytes: int) -> int:
 
 
 def free(address: int, nbytes: int) -> None:
-    """Give back what `allocate(nbytes)` or `allocate_guarded(nbytes)` returned."""
+    """Return memory that came from `allocate(nbytes)` or `allocate_guarded(nbytes)`."""
     GlobalCounters.mem_used -= nbytes
     if address in _guarded:
         _free_guarded(address)
@@ -323,10 +316,9 @@ def free(address: int, nbytes: int) -> None:
 
 
 def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
-    """Memory of its own between two unreadable pages, whose last byte is the last one before them.
-
-    It holds the byte `filler`. An access behind the end ends the process; what lies before the
-    block is checked when it is freed. nbytes is a multiple of an element's size, so that the
+    """A block between two unreadable pages; its last byte is directly before the second one.
+    It holds the byte `filler`. An access beyond its end ends the process; the bytes before the
+    block are checked when it is freed. nbytes must be a multiple of an element's size, so that the
     address is one, too.
     """
     if nbytes < 0:
@@ -349,7 +341,7 @@ def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
 
 
 def _free_guarded(address: int) -> None:
-    """Unmap a guarded block, and complain if something wrote before it."""
+    """Unmap a guarded block; BoundsError if something wrote before it."""
     start, length, nbytes = _guarded.pop(address)
     before = bytes(view(start + PAGE, address - start - PAGE))
     _munmap(start, length)
@@ -370,21 +362,20 @@ def copy_in(address: int, data: memoryview) -> None:
 
 
 def copy_out(address: int, data: memoryview) -> None:
-    """Copy memory at address into the writable contiguous `data`, all of it."""
+    """Fill the writable contiguous `data` from memory at address."""
     if data.nbytes:
         data.cast("B")[:] = view(address, data.nbytes)
 
 
 def held_bytes() -> int:
-    """Bytes that the pool has from the system, in use and idle, guarded ones left out."""
+    """Bytes that the pool has from the system, in use and idle, without guarded ones."""
     return _blocks.held
 
 
 @contextmanager
 def keeping() -> Iterator[None]:
-    """Keep all idle memory meanwhile, for who takes the same again and again and looks at a clock.
-
-    A step beyond what is kept otherwise would spend its time on new pages.
+    """Keep all idle memory meanwhile, for timed code that takes the same blocks again and again.
+    If it needs more than is usually kept, it would spend its time on new pages.
     """
     with _blocks.lock:
         _blocks.keepers += 1

@@ -1,9 +1,7 @@
 """A captured step as one native call: one launch table for all its programs.
-
 The first launch is not a kernel of the step: it writes the addresses of this replay's inputs and
 outputs, and the values of its variables, into the kernels' arguments. So Python writes one word per
-argument, whatever the number of kernels.
-
+argument, however many kernels there are.
 The native call reads its four arguments from memory: converting them would take ctypes three times
 as long as passing the address of the first.
 """
@@ -37,10 +35,10 @@ class CpuReplay:
 
     def __init__(self, device: str, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
         self.pool: Pool = pool_for(device)
-        # two threads that begin at once have a driver each: that of this table must stay
+        # two threads that begin at once get a driver each: the one of this table must be kept
         functions, code = driver()
         self._replay = _REPLAY(functions["replay"])
-        self.keep = (tuple(calls), code)  # machine code and the buffers that stay
+        self.keep = (tuple(calls), code)  # the machine code and the buffers must not be freed
         programs: list[Any] = [call.program for call in calls]
         placed = [
             program.placed(call.variables) for program, call in zip(programs, calls, strict=True)
@@ -49,8 +47,8 @@ class CpuReplay:
         self._arena = cpu_memory.allocate(self._arena_bytes)
         self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
-        self._names: list[tuple[int, str]] = []  # place of its value, name of a variable
-        places: list[int] = []  # of the words that change, and the numbers of their sources
+        self._names: list[tuple[int, str]] = []  # position of its value, name of a variable
+        places: list[int] = []  # of the words that change; `sources`: which value each takes
         sources: list[int] = []
         words = [0] * PATCHED
         launches = list[tuple[int, Integer, int, int, int]]()
@@ -88,7 +86,7 @@ class CpuReplay:
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
-        self._life: object = None  # that of the pool for which `native` was made
+        self._life: object = None  # the `life` of the pool for which `native` was made
         self._exchanges = [p.exchanges for p in programs if p.exchanges]
         self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
@@ -112,7 +110,7 @@ class CpuReplay:
         self._run(self._table.place(number), 1, self._scratch.nbytes)
 
     def run(self, variables: Mapping[str, int]) -> None:
-        """One native call, on the arguments that were put."""
+        """One native call, with the arguments of the last `put`."""
         if self._names:
             for number, name in self._names:
                 self._values[number] = variables[name]

@@ -1,7 +1,6 @@
 """The host machine: its processor, vectors, caches, and how many threads we may use.
-
-All machine properties that recipes and renderers use come from here, so the same code runs well on
-AVX2, AVX-512 and NEON.
+All machine properties that recipes and renderers use come from here, so the same code performs well
+on AVX2, AVX-512 and NEON.
 """
 
 from __future__ import annotations
@@ -19,24 +18,24 @@ from pathlib import Path
 from minigrad.errors import SettingError
 from minigrad.settings import flag
 
-# Bytes of a cache where the system does not tell: small enough to be true nearly everywhere.
+# Cache sizes in bytes if the system does not report them: small enough for nearly every machine.
 FALLBACK_L1, FALLBACK_L2, FALLBACK_L3 = 32 * 1024, 512 * 1024, 8 * 1024 * 1024
-# No processor has more of a shared cache per core; a virtual machine is told of all of it, and
-# shares it with others. (Measured with 2 cores of a machine with 480 MiB: past some 100 MiB, what
-# is read again comes from memory.)
+# An upper limit of the shared cache per core. A virtual machine is told the whole size of the
+# machine's cache but shares it with others. (Measured with 2 cores of a machine with 480 MiB:
+# beyond about 100 MiB, repeated reads come from memory.)
 MOST_L3_OF_A_CORE = 32 * 1024 * 1024
-# Threads that a pool may have on any machine; beyond four for each processor they only wait.
+# Threads that a pool may have on any machine; more than four per processor only wait.
 MOST_THREADS = 64
 _CPUS = Path("/sys/devices/system/cpu")
-# System call, its function ARCH_REQ_XCOMP_PERM, and XFEATURE_XTILEDATA of Linux's documentation
-# (arch/x86/xstate.rst).
+# The number of the system call, its function ARCH_REQ_XCOMP_PERM, and XFEATURE_XTILEDATA, from
+# Linux's documentation (arch/x86/xstate.rst).
 _ARCH_PRCTL, _REQUEST_PERMISSION, _MATRIX_DATA = 158, 0x1023, 18
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
 class Host:
-    """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 that several may share.
+    """One machine. Cache sizes in bytes: l1 and l2 of one core, l3 that several cores may share.
 
     architecture is "x86_64" or "aarch64", as `platform.machine()` says;
     features are LLVM's names ("avx512f", "neon") of what the processor has.
@@ -63,7 +62,7 @@ def vector_shape(architecture: str, features: frozenset[str]) -> tuple[int, int]
 
 @cache
 def host() -> Host:
-    """The machine that this process runs on; asked for once."""
+    """The machine that this process runs on; found once."""
     import llvmlite.binding as llvm
 
     architecture = platform.machine()
@@ -86,9 +85,8 @@ def host() -> Host:
 @cache
 def may_use_matrices() -> bool:
     """Ask Linux for the matrix registers (AMX), which a process may only use with its permission.
-
-    Its threads, and processes that it forks, have it too. Linux refuses it, for instance, to a
-    process with a signal stack that could not hold the registers.
+    The permission also covers the process's threads and the processes that it forks. Linux refuses
+    it, for instance, to a process with a signal stack that is too small for the registers.
     """
     if platform.machine() != "x86_64":
         return False
@@ -98,8 +96,7 @@ def may_use_matrices() -> bool:
 
 def cache_sizes(folder: Path) -> dict[int, int]:
     """Level → bytes of a core's data caches, as sysfs describes them.
-
-    Levels that cannot be read are left out: containers hide them at times.
+    Levels that cannot be read are left out: containers sometimes hide them.
     """
     found: dict[int, int] = {}
     for index in sorted(folder.glob("index*")):
@@ -120,8 +117,7 @@ def parse_size(text: str) -> int:
 
 def threads() -> int:
     """How many threads a pool gets: the THREADS setting, else what affinity and quota allow.
-
-    Raises SettingError for many more than there are processors: to start them would take minutes.
+    Raises SettingError for far more than there are processors: starting them would take minutes.
     """
     wanted, processors = flag("THREADS"), os.cpu_count() or 1
     most = max(MOST_THREADS, 4 * processors)
@@ -135,19 +131,19 @@ def threads() -> int:
 
 @cache
 def usable_threads() -> int:
-    """Processors that this process may really use, at least 1."""
+    """The number of processors that affinity and quota let this process use, at least 1."""
     quota = cpu_quota(_CGROUPS, _read(Path("/proc/self/cgroup")))
     return max(1, min(len(processors()), quota))
 
 
 def described() -> str:
-    """The processor as its maker calls it, or its architecture, and how many threads we may use."""
+    """The processor's name from its maker, or its architecture, and how many threads we may use."""
     found = re.search(r"^model name\s*: (.*)", _read(Path("/proc/cpuinfo")), re.MULTILINE)
     return f"{found[1] if found else platform.machine()}, {usable_threads()} threads"
 
 
 def processors() -> list[int]:
-    """Numbers of the processors on which the calling thread may run: all, where nobody can tell."""
+    """Numbers of the processors on which the calling thread may run; all if that is not known."""
     if not hasattr(os, "sched_getaffinity"):
         return [*range(os.cpu_count() or 1)]
     return sorted(os.sched_getaffinity(0))
@@ -155,9 +151,8 @@ def processors() -> list[int]:
 
 def cpu_quota(root: Path, membership: str) -> int:
     """Processors that the control groups in `membership` (/proc/self/cgroup) grant, rounded up.
-
-    Both versions of control groups, and every parent on the way up, count: the smallest wins.
-    Without a quota the answer is sys.maxsize.
+    Both versions of control groups, and all parents of each group, count: the smallest limit wins.
+    Without a quota the result is sys.maxsize.
     """
     limit = float(sys.maxsize)
     for folder in _control_groups(root, membership, "cpu"):
@@ -169,9 +164,9 @@ def cpu_quota(root: Path, membership: str) -> int:
 
 
 def _control_groups(root: Path, membership: str, controller: str) -> list[Path]:
-    """The folders of the groups in `membership` that a controller may have, and their parents'.
-
-    A container may see a path of its host that does not exist here: the mount itself always counts.
+    """The folders in which the groups in `membership` may have a controller, and their parents.
+    A container may see a path of its host that does not exist here, so the root of the mount is
+    always included.
     """
     found = []
     for line in membership.splitlines():
@@ -189,14 +184,14 @@ def _control_groups(root: Path, membership: str, controller: str) -> list[Path]:
 
 
 def _share(quota: str, period: str) -> float:
-    """Processors in a quota of microseconds per period; infinity where there is none."""
+    """Processors in a quota of microseconds per period; infinity if there is no quota."""
     if quota.isdecimal() and period.isdecimal() and int(quota) and int(period):
         return int(quota) / int(period)
     return float("inf")
 
 
 def _read(path: Path) -> str:
-    """The stripped text of a small file, empty where it cannot be read."""
+    """The stripped text of a small file, empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
@@ -205,7 +200,7 @@ def _read(path: Path) -> str:
 
 @cache
 def memory_bytes() -> int:
-    """Memory that this process may use: the machine's, or what its control groups grant."""
+    """Memory that this process may use: the machine's, or less if its control groups limit it."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return memory_limit(_CGROUPS, _read(Path("/proc/self/cgroup")), total)
 

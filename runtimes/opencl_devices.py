@@ -1,6 +1,5 @@
-"""Which OpenCL devices this machine has, in an order that does not depend on who found them first.
-
-pyopencl is imported here only, when a device is opened: `import minigrad` does not pay for it.
+"""Which OpenCL devices this machine has, in an order that does not depend on the driver's.
+pyopencl is only imported here, when a device is opened, so `import minigrad` does not load it.
 """
 
 from __future__ import annotations
@@ -14,11 +13,10 @@ from minigrad.runtimes.opencl_pocl import POCL, choose_loops, is_too_old, troubl
 from minigrad.settings import getenv
 from minigrad.target import CPU_TILES, TILES, Group
 
-MOST_ITEMS = 256  # of a group: larger ones wait for each other more, and have fewer registers each
+MOST_ITEMS = 256  # per group: the items of larger ones wait longer, and have fewer registers each
 MOST_LOCAL = 48 << 10  # bytes that a kernel may have without asking the driver for more
-
 _divided: dict[tuple[int, int], list[Any]] = {}  # a CPU's address and a number → so many parts
-_contexts: dict[Any, Any] = {}  # by the first of the devices in it
+_contexts: dict[Any, Any] = {}  # by their first devices
 _lock = new_lock()
 
 
@@ -26,7 +24,9 @@ _used = _inherited = False
 
 
 def opencl() -> Any:
-    """The module pyopencl. Raises DeviceError where it is not installed, and in a fork's child."""
+    """The module pyopencl.
+    DeviceError if it is not installed, or in the child of a process that used it before the fork.
+    """
     global _used
     if _inherited:
         raise DeviceError(
@@ -48,13 +48,12 @@ def opencl() -> Any:
 
 def chosen_platforms() -> list[Any]:
     """The platforms whose name or version contains the setting CL_PLATFORM; all if it is empty.
-
-    DeviceError where there is none.
+    DeviceError if there is none.
     """
     cl, found, why = opencl(), list[Any](), ""
     try:
         found = cl.get_platforms()
-    except cl.Error as error:  # the loader reports "none" as an error of its own
+    except cl.Error as error:  # the loader reports that there is no platform as an error
         why = f" ({error})"
     if not found:
         raise DeviceError(
@@ -73,10 +72,9 @@ def chosen_platforms() -> list[Any]:
 
 
 def devices() -> list[Any]:
-    """The devices of the chosen platforms: GPUs first, then by names and versions.
-
-    Those that build nothing, because they are older than the processor, come last. Raises
-    DeviceError where there is none, because PoCL has no folder in which it may build.
+    """The devices of the chosen platforms: GPUs first, then by name and version.
+    Those that cannot build kernels, because they are older than the processor, come last. Raises
+    DeviceError if there are none because PoCL has no folder in which it may build.
     """
     cl = opencl()
     order = {cl.device_type.GPU: 0, cl.device_type.ACCELERATOR: 1}
@@ -127,7 +125,7 @@ def _divide(device: Any, count: int) -> list[Any]:
 
 
 def context_of(device: Any) -> Any:
-    """The context of a device, one for all parts of a CPU: what is in it can copy to each other."""
+    """The context of a device. All parts of a CPU share one, so memory can be copied among them."""
     with _lock:
         known = next((parts for parts in _divided.values() if device in parts), [device])
         if known[0] not in _contexts:
@@ -136,7 +134,7 @@ def context_of(device: Any) -> Any:
 
 
 def device_called(name: str) -> Any:
-    """The pyopencl device of "CL", "CL:1", …; DeviceError where there is no such one."""
+    """The pyopencl device of "CL", "CL:1", …; DeviceError if it does not exist."""
     number = int(name.partition(":")[2] or 0)
     found = devices()
     if number >= len(found):
@@ -148,7 +146,7 @@ def device_called(name: str) -> Any:
 
 
 def describe(found: Sequence[Any]) -> str:
-    """A list of devices by our names, for messages."""
+    """A list of devices with minigrad's names, for messages."""
     names = [f"CL:{i}" if i else "CL" for i in range(len(found))]
     return ", ".join(
         f"{name} is {device.name.strip()} ({device.platform.name.strip()})"
@@ -167,7 +165,7 @@ def is_cpu(device: Any) -> bool:
 
 
 def group_of(device: Any) -> Group:
-    """What work-groups of a device have."""
+    """The limits of a device's work-groups."""
     items = min(device.max_work_group_size, device.max_work_item_sizes[0], MOST_ITEMS)
     items = 1 << (items.bit_length() - 1)
     tiles = CPU_TILES if is_cpu(device) else TILES
@@ -176,7 +174,7 @@ def group_of(device: Any) -> Group:
 
 
 def _after_fork() -> None:
-    """In the child of a fork: whatever waited for the driver would wait for ever."""
+    """In the child of a fork: anything that waited for the driver would wait forever."""
     global _inherited
     _inherited = _used
 

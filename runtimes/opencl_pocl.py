@@ -1,13 +1,11 @@
 """What PoCL, the OpenCL of the CPU, needs before it can build a kernel.
-
 PoCL calls a linker, and ends the process if there is none. It also asks its LLVM for the name of
 the processor. If the processor is newer than that LLVM, the answer may be "generic", which PoCL's
 compiler does not accept (github.com/pocl/pocl/issues/1049), and no option overrides the name. Or
 the answer is the previous processor, and PoCL ends the process on many kernels.
-
 PoCL builds in a folder, its cache. It ends the process if the disk is full, or if a library in the
-cache is damaged; we cannot prevent the latter. (A start that finds all of its kernels there needs
-no linker, but that is not known before.)
+cache is damaged; we cannot prevent the latter. (A process that finds all of its kernels there needs
+no linker, but we cannot know that in advance.)
 """
 
 from __future__ import annotations
@@ -21,19 +19,18 @@ from typing import Any
 from minigrad.errors import DeviceError
 
 POCL = "Portable Computing Language"
-WITH_AVX2 = ("-znver1", "-znver2", "-znver3")  # processors whose vectors have 8 float32
-ROOM = 16 << 20  # bytes that must be free where it builds
+WITH_AVX2 = ("-znver1", "-znver2", "-znver3")  # processors with vectors of 8 float32
+ROOM = 16 << 20  # bytes that must be free in PoCL's folder
 
 
 def is_pocl(device: Any) -> bool:
-    """Whether a device is one of PoCL's."""
+    """Whether a device belongs to PoCL."""
     return bool(device.platform.name.strip() == POCL)
 
 
 def is_too_old(device: Any) -> bool:
-    """Whether a device is one of a PoCL whose LLVM does not know the processor.
-
-    It may take it for the one before: a Zen 4 for a Zen 3, though with vectors of AVX-512.
+    """Whether a device belongs to a PoCL whose LLVM does not know the processor.
+    LLVM may take it for the previous one: a Zen 4 for a Zen 3, though it has AVX-512.
     """
     if not is_pocl(device):
         return False
@@ -55,14 +52,14 @@ def folder_of_pocl() -> str:
 
 
 def where_kept(device: Any) -> str:
-    """For messages: where a device keeps what it has built, if it is one of PoCL's."""
+    """For messages: where a device keeps its built kernels, if it belongs to PoCL."""
     if not is_pocl(device):
         return ""
     return f" (PoCL keeps that in {folder_of_pocl()!r}: if it is damaged, remove the folder)"
 
 
 def trouble_with_folder() -> str:
-    """Why PoCL cannot build in its folder and what to do, or an empty text."""
+    """Why PoCL cannot build in its folder and what to do about it, or an empty text."""
     folder = folder_of_pocl()
     why = ""
     try:
@@ -83,37 +80,35 @@ def trouble_with_folder() -> str:
 
 
 def choose_loops() -> None:
-    """Let PoCL run the work-items of a group in plain loops, if the user has not chosen how.
-
-    It would have LLVM vectorize these loops, and kernels of groups with one item, or two, then ran
+    """Let PoCL run the work-items of a group in plain loops, unless the user has chosen how.
+    Otherwise LLVM vectorizes these loops, and kernels of groups with one or two items then ran
     past the end of another loop (PoCL 6.0, LLVM 18: a product of 65 × 17 and 17 × 128).
     """
     os.environ.setdefault("POCL_WORK_GROUP_METHOD", "loops")
 
 
 def calm_llvm(device: Any) -> None:
-    """Keep the LLVM 18 of PoCL 6 from ending the process where it builds a kernel.
-
-    PoCL lets LLVM's instruction combining check that another round would change nothing, and LLVM
-    ends the process where that is not so (github.com/pocl/pocl/issues/1608). All cases that were
-    found had moved a computation into the branch that needs it; it is told not to.
+    """Keep the LLVM 18 of PoCL 6 from ending the process when it builds a kernel.
+    PoCL lets LLVM check that another round of instruction combining would change nothing, and if it
+    would, LLVM ends the process (github.com/pocl/pocl/issues/1608). In all cases that were found,
+    it had moved a computation into the branch that needs it; we turn that off.
     """
     if is_pocl(device) and "LLVM 18." in device.platform.version:
         _stop_sinking("libLLVM.so.18.1")
 
 
-@cache  # once: LLVM ends the process, too, where an option is given again
+@cache  # once: LLVM also ends the process if an option is given twice
 def _stop_sinking(name: str) -> None:
     try:
         library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-    except OSError:  # PoCL has an LLVM of its own inside
+    except OSError:  # this PoCL contains its own LLVM
         return
     words = (ctypes.c_char_p * 2)(b"minigrad", b"-instcombine-code-sinking=false")
     library.LLVMParseCommandLineOptions(2, words, None)
 
 
 def check_pocl(device: Any) -> None:
-    """DeviceError where a PoCL would end the process, or cannot build anything."""
+    """DeviceError if PoCL would end the process, or cannot build anything."""
     if not is_pocl(device):
         return
     if shutil.which("ld") is None:

@@ -1,6 +1,5 @@
 """Programs of OpenCL devices: kernels in order, and where their arguments come from.
-
-Kernels' arguments stay set from run to run: only what differs from the run before is set again.
+Kernels' arguments stay set from run to run: only those that have changed are set again.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
-
-    arguments: which of the arrays of its key it is launched with, by number.
+    arguments: numbers of those arrays of its key that are its arguments.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
     """
@@ -54,9 +52,8 @@ class Kernel:
 
 
 class Launch(NamedTuple):
-    """A kernel, an object of the driver's for it, for each argument (kind, which one), and `last`:
-    the memory or number that each was set to last.
-
+    """A kernel, a kernel object of the driver, a source (kind, which one) for each argument, and
+    `last`: the memory or number to which each argument was last set.
     Kinds: "slot" (a buffer of the call), "held" (one of the program's, of which the first is the
     scratch memory), "symbol" (by name), "number" (itself).
     """
@@ -119,7 +116,7 @@ class OpenCLProgram:
 
 
 def _set(launch: Launch, values: Mapping[str, Any]) -> None:
-    """Set a launch's arguments, of those of each kind."""
+    """Set those arguments of a launch that have changed; `values` has those of each kind."""
     for place, (kind, which) in enumerate(launch.sources):
         value = which if kind == "number" else values[kind][which]
         if value is not launch.last[place]:
@@ -129,10 +126,9 @@ def _set(launch: Launch, values: Mapping[str, Any]) -> None:
 
 
 def shared_buffers(held: Sequence[Held]) -> tuple[list[int], list[int]]:
-    """A buffer for each piece of memory between kernels, shared by those that never meet.
-
-    Gives each one's number of a buffer, and the buffers' sizes. (Parts of one buffer would have to
-    start at multiples of what the device wants, which differs from device to device.)
+    """Assign a buffer to each array between kernels; arrays that never coexist may share one.
+    Returns each array's buffer number, and the buffers' sizes. (Parts of one buffer would have to
+    start at multiples of the device's alignment, which differs from device to device.)
     """
     numbers, sizes, last = [0] * len(held), list[int](), list[int]()
     for which in sorted(range(len(held)), key=lambda which: held[which].first):
