@@ -68,6 +68,7 @@ class _Timeline(threading.local):
     """record: called with label, start and end of each kernel that this thread runs.
 
     Times are those of `time.perf_counter()`. With it, kernels run one by one.
+
     programs: where this thread looks up programs; None: in those of the process.
     """
 

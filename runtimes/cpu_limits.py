@@ -1,4 +1,5 @@
 """The best that the machine can do, measured: the reference for a kernel's time.
+
 Small kernels run on as many threads as programs do: chains of fused multiply-adds that never leave
 the registers; a sum over memory, a copy, and a copy that bypasses the cache, each with sizes that
 fit the different caches, or none. Each kernel runs several times and the best time counts, because
@@ -41,6 +42,7 @@ MEASURING_SECONDS = 0.012  # per kernel and size: about 3 to 100 runs
 @dataclass(frozen=True)
 class Limits:
     """The limits of a number of threads together.
+
     operations: float32 additions and multiplications per second; vectors: vector instructions per
     second, where a multiply-add is one. bandwidths: bytes → the best bytes per second of a kernel
     that repeatedly reads and writes that many bytes in total; reading: of one that only reads.
@@ -53,6 +55,7 @@ class Limits:
 
     def moving(self, nbytes: float, reads_only: bool = False) -> float:
         """The least number of seconds for reading and writing nbytes.
+
         Between two measured sizes, the bandwidth is interpolated by the logarithm of the size.
         """
         table = self.reading if reads_only else self.bandwidths
@@ -67,6 +70,7 @@ class Limits:
 
 def measured_limits(count: int = 0) -> Limits:
     """The present limits of `count` threads, or of as many as programs use; takes about 0.4 s.
+
     In a virtual machine the limits vary. Half of the threads do not do half of the work of all,
     because two threads may share a core.
     """

@@ -1,7 +1,9 @@
 """Memory of the CPU devices: a pool of aligned blocks, and blocks that end at an unreadable page.
+
 The first access to new pages is several times slower than reading warm memory, so blocks are kept
 and reused by size class. Large blocks are on huge pages, which they may share. Addresses are plain
 integers.
+
 The garbage collector may call `free` at any moment, even in the middle of `allocate` on the same
 thread. So `free` never waits for the lock: it puts the block into a queue, and the holder of the
 lock processes the queue. `allocate` may also be called at such a moment (by a `__del__`, or a
@@ -61,6 +63,7 @@ _PYBUF_WRITE = 0x200  # of CPython's memoryview interface
 
 def size_class(nbytes: int) -> int:
     """The real size of a block for nbytes: whole cache lines, and at most an eighth more.
+
     There are eight classes between a power of two and the next, so that buffers of nearly one size
     (a batch and its remainder) share their blocks. Large blocks have sixteen, which waste less.
     Blocks that are not cut from a slab consist of whole pages.
@@ -77,6 +80,7 @@ def size_class(nbytes: int) -> int:
 
 class _Blocks:
     """Idle blocks by size class. All methods but the last three require `changing` to be set.
+
     changing: whether the tables are being changed; to be read with the lock held. If it is set
     then, this thread has interrupted its own change.
     """
@@ -97,6 +101,7 @@ class _Blocks:
 
     def take(self, size: int) -> tuple[int, bool]:
         """A block of a size class, the one that was returned last if there is any.
+
         And whether it is new: never written to, and zeroed by the system.
         """
         self.put_away()
@@ -223,6 +228,7 @@ _guarded: dict[int, tuple[int, int, int]] = {}
 
 def map_pages(size: int) -> int | None:
     """New pages full of zeros, None if the system has no more.
+
     From 2 MiB on they start at a multiple of 2 MiB, and each whole 2 MiB is a huge page.
     """
     if size < HUGE_PAGE:
@@ -259,6 +265,7 @@ def _take(nbytes: int) -> tuple[int, bool]:
 
 def _count(nbytes: int) -> None:
     """Add to the memory that tensors use.
+
     CPython switches threads and collects garbage at calls and loops, not within a line like this.
     """
     counters = GlobalCounters
@@ -279,6 +286,7 @@ def release(address: int, nbytes: int) -> None:
 
 def allocate(nbytes: int) -> int:
     """Address of nbytes of uninitialised memory (0 is allowed), aligned to 64 bytes.
+
     More than 256 KiB are aligned to a page. MemoryError if the machine has no more.
     """
     ready = _ready.get(nbytes)
@@ -317,6 +325,7 @@ def free(address: int, nbytes: int) -> None:
 
 def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
     """A block between two unreadable pages; its last byte is directly before the second one.
+
     It holds the byte `filler`. An access beyond its end ends the process; the bytes before the
     block are checked when it is freed. nbytes must be a multiple of an element's size, so that the
     address is one, too.
@@ -375,6 +384,7 @@ def held_bytes() -> int:
 @contextmanager
 def keeping() -> Iterator[None]:
     """Keep all idle memory meanwhile, for timed code that takes the same blocks again and again.
+
     If it needs more than is usually kept, it would spend its time on new pages.
     """
     with _blocks.lock:

@@ -1,7 +1,9 @@
 """A captured step as one native call: one launch table for all its programs.
+
 The first launch is not a kernel of the step: it writes the addresses of this replay's inputs and
 outputs, and the values of its variables, into the kernels' arguments. So Python writes one word per
 argument, however many kernels there are.
+
 The native call reads its four arguments from memory: converting them would take ctypes three times
 as long as passing the address of the first.
 """

@@ -1,4 +1,5 @@
 """The host machine: its processor, vectors, caches, and how many threads we may use.
+
 All machine properties that recipes and renderers use come from here, so the same code performs well
 on AVX2, AVX-512 and NEON.
 """
@@ -85,6 +86,7 @@ def host() -> Host:
 @cache
 def may_use_matrices() -> bool:
     """Ask Linux for the matrix registers (AMX), which a process may only use with its permission.
+
     The permission also covers the process's threads and the processes that it forks. Linux refuses
     it, for instance, to a process with a signal stack that is too small for the registers.
     """
@@ -96,6 +98,7 @@ def may_use_matrices() -> bool:
 
 def cache_sizes(folder: Path) -> dict[int, int]:
     """Level → bytes of a core's data caches, as sysfs describes them.
+
     Levels that cannot be read are left out: containers sometimes hide them.
     """
     found: dict[int, int] = {}
@@ -117,6 +120,7 @@ def parse_size(text: str) -> int:
 
 def threads() -> int:
     """How many threads a pool gets: the THREADS setting, else what affinity and quota allow.
+
     Raises SettingError for far more than there are processors: starting them would take minutes.
     """
     wanted, processors = flag("THREADS"), os.cpu_count() or 1
@@ -151,6 +155,7 @@ def processors() -> list[int]:
 
 def cpu_quota(root: Path, membership: str) -> int:
     """Processors that the control groups in `membership` (/proc/self/cgroup) grant, rounded up.
+
     Both versions of control groups, and all parents of each group, count: the smallest limit wins.
     Without a quota the result is sys.maxsize.
     """
@@ -165,6 +170,7 @@ def cpu_quota(root: Path, membership: str) -> int:
 
 def _control_groups(root: Path, membership: str, controller: str) -> list[Path]:
     """The folders in which the groups in `membership` may have a controller, and their parents.
+
     A container may see a path of its host that does not exist here, so the root of the mount is
     always included.
     """

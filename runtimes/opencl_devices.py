@@ -1,4 +1,5 @@
 """Which OpenCL devices this machine has, in an order that does not depend on the driver's.
+
 pyopencl is only imported here, when a device is opened, so `import minigrad` does not load it.
 """
 
@@ -25,6 +26,7 @@ _used = _inherited = False
 
 def opencl() -> Any:
     """The module pyopencl.
+
     DeviceError if it is not installed, or in the child of a process that used it before the fork.
     """
     global _used
@@ -48,6 +50,7 @@ def opencl() -> Any:
 
 def chosen_platforms() -> list[Any]:
     """The platforms whose name or version contains the setting CL_PLATFORM; all if it is empty.
+
     DeviceError if there is none.
     """
     cl, found, why = opencl(), list[Any](), ""
@@ -73,6 +76,7 @@ def chosen_platforms() -> list[Any]:
 
 def devices() -> list[Any]:
     """The devices of the chosen platforms: GPUs first, then by name and version.
+
     Those that cannot build kernels, because they are older than the processor, come last. Raises
     DeviceError if there are none because PoCL has no folder in which it may build.
     """

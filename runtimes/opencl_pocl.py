@@ -1,8 +1,10 @@
 """What PoCL, the OpenCL of the CPU, needs before it can build a kernel.
+
 PoCL calls a linker, and ends the process if there is none. It also asks its LLVM for the name of
 the processor. If the processor is newer than that LLVM, the answer may be "generic", which PoCL's
 compiler does not accept (github.com/pocl/pocl/issues/1049), and no option overrides the name. Or
 the answer is the previous processor, and PoCL ends the process on many kernels.
+
 PoCL builds in a folder, its cache. It ends the process if the disk is full, or if a library in the
 cache is damaged; we cannot prevent the latter. (A process that finds all of its kernels there needs
 no linker, but we cannot know that in advance.)
@@ -30,6 +32,7 @@ def is_pocl(device: Any) -> bool:
 
 def is_too_old(device: Any) -> bool:
     """Whether a device belongs to a PoCL whose LLVM does not know the processor.
+
     LLVM may take it for the previous one: a Zen 4 for a Zen 3, though it has AVX-512.
     """
     if not is_pocl(device):
@@ -81,6 +84,7 @@ def trouble_with_folder() -> str:
 
 def choose_loops() -> None:
     """Let PoCL run the work-items of a group in plain loops, unless the user has chosen how.
+
     Otherwise LLVM vectorizes these loops, and kernels of groups with one or two items then ran
     past the end of another loop (PoCL 6.0, LLVM 18: a product of 65 × 17 and 17 × 128).
     """
@@ -89,6 +93,7 @@ def choose_loops() -> None:
 
 def calm_llvm(device: Any) -> None:
     """Keep the LLVM 18 of PoCL 6 from ending the process when it builds a kernel.
+
     PoCL lets LLVM check that another round of instruction combining would change nothing, and if it
     would, LLVM ends the process (github.com/pocl/pocl/issues/1608). In all cases that were found,
     it had moved a computation into the branch that needs it; we turn that off.

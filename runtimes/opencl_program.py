@@ -1,4 +1,5 @@
 """Programs of OpenCL devices: kernels in order, and where their arguments come from.
+
 Kernels' arguments stay set from run to run: only those that have changed are set again.
 """
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Kernel:
     """A nest as the driver has it. The group is the number of work-items that run together.
+
     arguments: numbers of those arrays of its key that are its arguments.
     name: of the kernel in the driver's program.
     items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
@@ -54,6 +56,7 @@ class Kernel:
 class Launch(NamedTuple):
     """A kernel, a kernel object of the driver, a source (kind, which one) for each argument, and
     `last`: the memory or number to which each argument was last set.
+
     Kinds: "slot" (a buffer of the call), "held" (one of the program's, of which the first is the
     scratch memory), "symbol" (by name), "number" (itself).
     """
@@ -127,6 +130,7 @@ def _set(launch: Launch, values: Mapping[str, Any]) -> None:
 
 def shared_buffers(held: Sequence[Held]) -> tuple[list[int], list[int]]:
     """Assign a buffer to each array between kernels; arrays that never coexist may share one.
+
     Returns each array's buffer number, and the buffers' sizes. (Parts of one buffer would have to
     start at multiples of the device's alignment, which differs from device to device.)
     """

@@ -39,6 +39,7 @@ def gradient(
     """For each target, the gradient of Σ seed·output; None if no output depends on it.
 
     If outputs depend on a target only in ways whose derivative is zero, the gradient is zeros.
+
     Each seed has its output's shape and dtype, each result its target's. A target may lie between
     an output and another target. Raises GradientError if an output is not a float, or if a gradient
     would have to flow through an in-place write. order: `topological(outputs)`, if known.

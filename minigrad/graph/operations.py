@@ -45,12 +45,17 @@ class Elementwise:
     arity: the number of operands. kinds: the `DType.kind`s that they may have; all operands (except
     the condition of WHERE) have one dtype, and so has the result unless `compares`, which gives
     bools.
+
     scalar: the operation on Python numbers, to fold constants; devices compute what it leaves out.
     numpy: its name there; without one, the reference computes the formula, in float64.
+
     neutral: the second operand that changes nothing, a number or the name of one of a dtype.
+
     gradient: a `Rule` for each operand, None where nothing flows; operations without rules pass
     nothing on. flat: constant almost everywhere, so that gradients are zeros.
+
     cost: of one evaluation, in vector instructions, approximately.
+
     symbol: between two operands, in Python and C. llvm: an instruction, a comparison's condition,
     or an intrinsic of one float. opencl: an operator or a function, if `symbol` is not it.
     Operations of several instructions are in `render/vector_math.py`, `llvm_values.py`.

@@ -144,6 +144,7 @@ def grain_of(
 
     operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`; ignored if computing
     takes longer than reading, because equal shares are better then.
+
     Depends on the kernel only, never on the number of threads: so do the results.
     """
     waits = operations <= OPERATIONS_A_BYTE * traffic

@@ -51,6 +51,7 @@ class Problem(Contraction):
 
     In a shared product the last axis, which both operands have, is the axis of columns, and all
     other axes of m and n are rows.
+
     stores: of the results; in their values `total` stands for a result. ends: further stops of the
     loop over the first axis of k, of a segment (see below). needed: how many rows, from the first
     one, have results that matter; None: all. terms: the exact terms of the sum. They are added

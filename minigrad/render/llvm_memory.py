@@ -423,6 +423,7 @@ def emit_matrix_product(
     four parts take five loads instead of four. At times a load waits the longer the more registers
     have values (Emerald Rapids; perhaps if the core's other thread is busy): then a product takes
     41 cycles, and 69 with two registers for each operand; at other times 16 and 16.
+
     Deep rows of the left operand are read once for a panel. The panel stays in the first-level
     cache; the rows shall not (hint T1).
     """

@@ -284,6 +284,7 @@ class Chains:
         """Copies of the members that the sink needs and that are not `pulled` yet, then the sink.
 
         Also returns all that is pulled then.
+
         mark: part of the names of the new arrays.
         """
         known = dict(pulled)
