@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-# In a checkout `runtimes` and `models` lie beside this folder, not in it (see setup.py): let
+# In a checkout `runtimes` and `models` are beside this folder, not in it (see setup.py): let
 # `minigrad.runtimes` be found there too, when Python is started from the checkout itself.
 _checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if os.path.exists(os.path.join(_checkout, "setup.py")):

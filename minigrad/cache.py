@@ -1,14 +1,15 @@
 """The kernel cache: compiled code is reused, in this process and in others.
 
-One file per entry in a folder of the user's own: `MINIGRAD_CACHE`, else `$XDG_CACHE_HOME/minigrad`,
-else `~/.cache/minigrad`. Entries hold machine code, so the folder must belong to the user and be
-writable by nobody else. A file is named after its key, a hash of everything that the entry depends
-on:
+One file per entry, in a folder that belongs to the user: `MINIGRAD_CACHE`, else
+`$XDG_CACHE_HOME/minigrad`, else `~/.cache/minigrad`. Entries hold machine code, so nobody else may
+have write permission for the folder. A file is named after its key, a hash of everything that the
+entry depends on:
 
     checksum (of format, key and all that follows) · length of the description · description · data
 
 A file is written under a temporary name and then renamed. So a reader sees a whole file or none,
-and no lock is needed. A file that is damaged, truncated, or under another's name counts as missing.
+and no lock is needed. A damaged or truncated file, or one with another file's name, counts as
+missing.
 Errors of the cache never fail a program; they only cost time.
 """
 
@@ -30,10 +31,10 @@ from typing import Any
 from minigrad.locks import new_lock
 from minigrad.settings import getenv
 
-FORMAT = 2  # of the files; another number makes all older files unknown
-MOST_BYTES = 1 << 30  # that the folder may hold; beyond it the longest unused files go
+FORMAT = 2  # of the files; changing it makes all older files invalid
+MOST_BYTES = 1 << 30  # in the folder; beyond that, the longest unused files are removed
 LARGEST = 1 << 28  # bytes of one file
-STALE = 3600  # seconds after which a temporary file belongs to nobody
+STALE = 3600  # seconds after which a temporary file is no longer in use
 DAY = 86400
 
 CHECKED = 32  # bytes of a checksum
@@ -45,7 +46,7 @@ Entry = tuple[dict[str, Any], bytes]
 
 
 def digest(*parts: str | bytes) -> str:
-    """64 hexadecimal digits that stand for these parts, in this order."""
+    """A hash of the parts, in this order: 64 hexadecimal digits."""
     hashed = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
@@ -56,15 +57,15 @@ def digest(*parts: str | bytes) -> str:
 
 @cache
 def source_digest(*more: str) -> str:
-    """A hash of the compiler's own source, so that an edited checkout finds nothing stale.
+    """A hash of the compiler's own source, so that an edited checkout finds no outdated entries.
 
-    more: files besides those of `compiler_files`. Raises OSError where a file cannot be read.
+    more: further files besides `compiler_files()`. OSError if a file cannot be read.
     """
     return digest(*(file.read_bytes() for file in (*compiler_files(), *map(Path, more))))
 
 
 def compiler_files() -> list[Path]:
-    """The files of this package that decide what code a graph becomes."""
+    """The files of this package that determine the code of a graph."""
     home = Path(__file__).parent
     files = [home / name for name in ("__init__.py", "dtype.py", "target.py", "compile.py")]
     for room in ("graph", "schedule", "loops", "render"):
@@ -84,13 +85,13 @@ class Cache:
         return self.folder / f"{key}.minigrad"
 
     def read(self, key: str) -> Entry | None:
-        """The description and the data of an entry; None where there is none that is whole."""
+        """The description and the data of an entry; None if there is no valid one."""
         with suppress(OSError):
             return unpack(key, _content(self.path(key)))
         return None
 
     def write(self, key: str, about: dict[str, Any], data: bytes) -> None:
-        """Keep an entry, if possible. `about` is what JSON can hold."""
+        """Write an entry, if possible. `about`: the description, as JSON can hold it."""
         try:
             if not self._swept:
                 self._swept = True
@@ -108,7 +109,7 @@ def pack(key: str, about: dict[str, Any], data: bytes) -> bytes:
 
 
 def unpack(key: str, content: bytes) -> Entry | None:
-    """What `pack` was given, or None where a single bit is not as it was, or the key another."""
+    """The arguments of `pack`; None if a single bit has changed, or the key is another."""
     body = content[CHECKED:]
     if content[:CHECKED] != _checksum(key, body):
         return None
@@ -124,13 +125,13 @@ def _checksum(key: str, body: bytes) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file of our own; OSError for what is not one (a link, a pipe, a folder)."""
+    """The bytes of a file of our own; OSError for anything else (a link, a pipe, a folder)."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or _foreign(status) or status.st_size > LARGEST:
             raise PermissionError(f"{path} is no file of ours")
-        if time.time() - status.st_mtime > DAY:  # tell `sweep` that it is in use
+        if time.time() - status.st_mtime > DAY:  # show `sweep` that it is in use
             with suppress(OSError):
                 os.utime(descriptor)
         return os.read(descriptor, status.st_size + 1)
@@ -139,7 +140,7 @@ def _content(path: Path) -> bytes:
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Put a file into place as a whole."""
+    """Write a file so that it appears as a whole."""
     made = f"{path}.{os.urandom(8).hex()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     descriptor = os.open(made, flags, 0o600)
@@ -155,16 +156,16 @@ def _put(path: Path, content: bytes) -> None:
 
 
 def sweep(folder: Path, most: int) -> None:
-    """Remove stale temporary files, and the longest unused entries where there are too many bytes.
+    """Remove stale temporary files and, if there are too many bytes, the longest unused entries.
 
-    Only files with names that we give are counted or touched.
+    Counts and touches only files with the cache's own names.
     """
     now = time.time()
     entries: list[tuple[float, int, str]] = []
     with os.scandir(folder) as found:
         for item in found:
             if _OURS.fullmatch(item.name):
-                with suppress(OSError):  # another process sweeps too
+                with suppress(OSError):  # another process may be sweeping too
                     status = item.stat(follow_symlinks=False)
                     if not item.name.endswith(".tmp"):
                         entries.append((status.st_mtime, status.st_size, item.path))
@@ -189,7 +190,7 @@ _spoken = False
 
 
 def open_cache() -> Cache | None:
-    """The cache in the folder that the settings name; None where that must not be used."""
+    """The cache in the folder that the settings name; None if that folder must not be used."""
     name = folder_name()
     with _lock:
         if name not in _opened:
@@ -201,18 +202,18 @@ def open_cache() -> Cache | None:
 
 
 def folder_name() -> str:
-    """Where the cache is, or is to be. An absolute path unless there is no home."""
+    """The cache's folder, which may not exist yet. An absolute path unless there is no home."""
     chosen = str(getenv("CACHE"))
     if chosen:
         return os.path.abspath(os.path.expanduser(chosen))
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(base):  # the XDG specification: a relative path is to be ignored
+    if not os.path.isabs(base):  # the XDG specification: relative paths must be ignored
         base = os.path.expanduser("~/.cache")
     return os.path.join(base, "minigrad")
 
 
 def _prepare(name: str) -> str:
-    """Make the folder if need be; why it must not be used, or an empty text."""
+    """Make the folder if needed; return why it must not be used, or an empty text."""
     if not os.path.isabs(name):
         return "there is no home folder; name a folder in MINIGRAD_CACHE"
     if not hasattr(os, "geteuid"):
@@ -232,12 +233,12 @@ def _prepare(name: str) -> str:
 
 
 def _foreign(status: os.stat_result) -> bool:
-    """Whether somebody else could have written this."""
+    """Whether another user could have written this."""
     return status.st_uid != os.geteuid() or bool(status.st_mode & 0o022)
 
 
 def _say(text: str) -> None:
-    """One line on the error stream, for the first trouble of the process."""
+    """Print one line to the error stream, for the process's first problem only."""
     global _spoken
     if not _spoken:
         _spoken = True

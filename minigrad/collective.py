@@ -1,8 +1,8 @@
 """The groups in which devices exchange data in a parallel program.
 
 A COLLECTIVE node of the graph names a group. When a program reaches the exchange, the runtime of
-the device looks the group up here and lets it `start`; it waits before the first reader of the
-result. What implements a group (threads, processes, machines) is up to the code that registered it.
+the device finds the group here and calls its `start`; it waits before the first reader of the
+result. The code that registers a group implements it (with threads, processes, or machines).
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from minigrad.locks import new_lock
 
 
 class Transport(Protocol):
-    """How one rank reaches the others. Memory is named by address; messages have tags.
+    """How one rank reaches the others. Memory is given by its address; messages have tags.
 
-    Between two ranks messages of one tag arrive in the order in which they were sent. A send is
-    copied from, and a receive written to, the memory itself, so both must stay until `wait`.
+    Between two ranks, messages with one tag arrive in the order in which they were sent. A send
+    reads from the memory itself, and a receive writes to it, so both must be kept until `wait`.
     """
 
     rank: int
     size: int
-    pressing: bool  # whether somebody can do nothing but wait for what is under way
+    pressing: bool  # whether a thread has nothing to do but wait for what is under way
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
-        """Begin to send bytes; gives what `wait` takes."""
+        """Begin to send bytes; returns a request for `wait`."""
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to receive exactly nbytes."""
 
     def wait(self, requests: Sequence[Any]) -> None:
-        """Return when all are done; DeviceError where a rank is lost."""
+        """Return when all requests are done; DeviceError if a rank is lost."""
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """Write the sum of this rank's source and another rank's to target, at both.
 
-        False where the two share no memory: nothing was done then, at either.
+        Returns False if the two share no memory; then neither has done anything.
         """
 
 
 @dataclass(frozen=True)
 class Addition:
-    """A function of native code: kernel(0, count, args, 0), args: addresses of two summands and of
-    the result, which may be one of them, and count.
+    """A native function, called as kernel(0, count, args, 0).
+    args: addresses of two summands and of the result, which may be one of them, and count.
     """
 
     kernel: int
@@ -56,24 +56,24 @@ class Addition:
 
 @dataclass(frozen=True)
 class Piece:
-    """An array that is sent: its address and its number of elements."""
+    """An array to be sent: its address and its number of elements."""
 
     address: int
     count: int
 
 
 class Group(Protocol):
-    """A group of ranks, seen by one of them."""
+    """A group of ranks, from the view of one of them."""
 
     name: str
     rank: int
     size: int
 
     def start(self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece) -> Any:
-        """Begin an exchange, which goes on by itself; gives what `finish` takes."""
+        """Begin an exchange, which proceeds by itself; returns the argument of `finish`."""
 
     def finish(self, begun: Any) -> None:
-        """Wait until an exchange is done; raises what went wrong in it."""
+        """Wait until an exchange is done; raises the error if it failed."""
 
 
 _groups: dict[tuple[str, str], Group] = {}
@@ -81,7 +81,7 @@ _lock = new_lock()
 
 
 def enter(device: str, groups: Sequence[Group]) -> None:
-    """Let a device take part in groups; DeviceError where it already does so in one of a name."""
+    """Add a device to groups; DeviceError if it is already in a group of the same name."""
     with _lock:
         for group in groups:
             if (device, group.name) in _groups:
@@ -90,7 +90,7 @@ def enter(device: str, groups: Sequence[Group]) -> None:
 
 
 def leave(device: str, groups: Sequence[Group]) -> None:
-    """Take a device out of groups; nothing happens where it has entered others since."""
+    """Remove a device from groups; those that it has since replaced are left alone."""
     with _lock:
         for group in groups:
             if _groups.get((device, group.name)) is group:
@@ -98,7 +98,7 @@ def leave(device: str, groups: Sequence[Group]) -> None:
 
 
 def group_of(device: str, name: str, size: int) -> Group:
-    """The group of a name in which a device is; DeviceError where it is in none of that size."""
+    """The group of this name that a device is in; DeviceError if there is none of that size."""
     group = _groups.get((device, name))
     if group is None:
         raise DeviceError(
@@ -117,11 +117,11 @@ class Exchange:
         self, device: str, what: Collective, dtype: DType, counts: Sequence[int], size: int
     ) -> None:
         self.device, self.what, self.dtype = device, what, dtype
-        self.counts, self.size = tuple(counts), size  # elements of what is sent, and of the result
+        self.counts, self.size = tuple(counts), size  # elements of each sent array, of the result
         self._begun: tuple[Group, Any] | None = None
 
     def start(self, addresses: Sequence[int]) -> None:
-        """Begin; addresses: of what is sent, then of the result."""
+        """Begin. addresses: those of the sent arrays, then the result's."""
         group = group_of(self.device, self.what.group, self.what.size)
         sent = [Piece(a, n) for a, n in zip(addresses[:-1], self.counts, strict=True)]
         result = Piece(addresses[-1], self.size)

@@ -31,7 +31,7 @@ RUNTIMES = {
     "REF": "minigrad.runtimes.reference",
     "CL": "minigrad.runtimes.opencl",
 }
-# … that has `open_mesh(mesh: Mesh) -> Runtime` for several of them.
+# The module that has `open_mesh(mesh: Mesh) -> Runtime` for several devices.
 MESHES = "minigrad.models.parallel.mesh_device"
 
 
@@ -42,18 +42,18 @@ class Program(Protocol):
         """Compute every root of the graph into its slot.
 
         `buffers` has one allocated buffer per slot; `variables` one value per symbolic integer.
-        May return before the work is done where the device is asynchronous.
+        May return before the work is done if the device is asynchronous.
         """
 
 
 @dataclass(frozen=True)
 class Call:
-    """One run of a program, as it was recorded.
+    """One recorded run of a program.
 
     made: the buffers that it was the first to fill; written: those that it updated in place; read:
     those whose values it used. checks: the CHECK nodes whose result is in the last buffer;
-    doubtful: the buffers that are wrong where one of them fails. numbers: those of its graph, and
-    of what each is a part (`graph/canonical.py`).
+    doubtful: the buffers that are wrong if one of them fails. numbers: `numbers_of` its graph
+    (`graph/canonical.py`).
     """
 
     program: Program
@@ -68,14 +68,14 @@ class Call:
 
 
 class Replay(Protocol):
-    """Recorded calls, made again with other memory in the place of their arguments.
+    """Recorded calls that can be repeated with other memory for their arguments.
 
-    One thread at a time may put arguments and run: the caller sees to that.
+    Only one thread at a time may put arguments and run: the caller ensures that.
     """
 
     @property
     def put(self) -> Callable[..., None]:
-        """Takes one runtime handle per argument, which then stand in the arguments' places."""
+        """Takes one runtime handle per argument, to be used as the arguments' memory."""
 
     def run(self, variables: Mapping[str, int]) -> None:
         """Make the calls."""
@@ -90,7 +90,7 @@ class Sequential:
         self.memories: tuple[Any, ...] = ()
 
     def put(self, *memories: Any) -> None:
-        """Let `memories` take the arguments' places."""
+        """Use `memories` as the arguments' memory."""
         self.memories = memories
 
     def run(self, variables: Mapping[str, int]) -> None:
@@ -106,59 +106,59 @@ class Sequential:
 class Runtime(Protocol):
     """What a device must be able to do. `memory` is whatever `allocate` returned.
 
-    What has a body here, or only notes or waits for something, is right for a device that is done
-    when a call returns, and whose memory the host does not reach.
+    The methods that have a body here, or that only note something or wait, are right for a device
+    whose work is done when a call returns, and whose memory the host cannot access.
     """
 
     name: str
     generalizes: bool  # whether programs are compiled, so that one should serve many numbers
     byte_dots: bool  # whether it multiplies four bytes as fast as one float32
-    byte_matrices: bool  # whether it multiplies matrices of bytes as it does those of floats
-    fails_late: bool  # whether `expect_zero` raises nothing, but whoever looks at results later
+    byte_matrices: bool  # whether it multiplies matrices of bytes as fast as those of floats
+    fails_late: bool  # whether `expect_zero` raises nothing, but later accesses to results do
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory of at least nbytes (which may be 0)."""
 
     def allocate_zeros(self, nbytes: int) -> Any:
-        """Like `allocate`, but the first nbytes are 0; the device knows best how that is cheap."""
+        """Like `allocate`, but the first nbytes are 0; devices have cheap ways to do that."""
 
     def free(self, memory: Any, nbytes: int) -> None:
-        """Give memory back (it may be kept for a later `allocate`)."""
+        """Release memory (it may be kept for a later `allocate`)."""
 
     def copy_in(self, memory: Any, data: memoryview) -> None:
         """Fill the first len(data) bytes of memory; `data` is a flat view of bytes."""
 
     def copy_out(self, memory: Any, data: memoryview) -> None:
-        """Read the first len(data) bytes into the writable flat view `data`, when work is done."""
+        """Copy the first len(data) bytes into the writable flat view `data`, when work is done."""
 
     def host_address(self, memory: Any) -> int | None:
-        """Where the host finds memory in its own address space, None where it cannot read it."""
+        """The memory's address on the host; None if the host cannot access it."""
         return None
 
     def adopt(self, address: int) -> Any:
-        """Memory of the host as memory of this device, None where the device cannot reach it."""
+        """Memory of the host as memory of this device; None if the device cannot access it."""
         return None
 
     def copy_across(self, memory: Any, source: Runtime, given: Any, nbytes: int) -> bool:
-        """Fill memory from `given` of another runtime without the host, which need not wait.
+        """Fill memory from `given` of another runtime, not through the host, which need not wait.
 
-        False where the two devices know no such way.
+        Returns False if the two devices have no such way.
         """
         return False
 
     def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
-        """Fill bytes of memory, from the one numbered `start` on, from other memory of its own,
-        from the one numbered `begin` on.
+        """Copy nbytes bytes of the device's memory: from position `begin` of `given` to position
+        `start` of memory.
         """
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
-        """The first element of memory that holds some of `dtype`, when work is done."""
+        """The first element of memory that holds elements of `dtype`, when work is done."""
 
     def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
-        """Raise what `failure` gives unless the first four bytes of memory are 0.
+        """Raise the error that `failure` makes unless the first four bytes of memory are 0.
 
-        That is when all work is done: a device that works on its own raises it later, where the
-        host reads something or waits for the device.
+        That is known when all work is done: an asynchronous device raises it later, when the host
+        reads something or waits for the device.
         """
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
@@ -169,10 +169,10 @@ class Runtime(Protocol):
         """Turn a canonical graph into a program."""
 
     def compose(self, calls: Sequence[Call], arguments: Sequence[Buffer]) -> Replay:
-        """One replayable call that makes all of `calls`, which were recorded, in order.
+        """One replayable call that makes all of the recorded `calls`, in order.
 
-        arguments: the buffers of the recording that are given anew at each replay; all others stay
-        as they are. Variables are given anew too.
+        arguments: the recorded buffers that each replay replaces; all others stay as they are.
+        Variables are replaced too.
         """
         return Sequential(calls, arguments)
 
@@ -182,7 +182,7 @@ class Runtime(Protocol):
 
 
 class Watch(Protocol):
-    """Who wants to know when the host reads or writes a buffer (a capture does: see `jit`)."""
+    """A listener for the host's reads and writes of buffers (such as a capture: see `jit`)."""
 
     def reads(self, buffer: Buffer) -> None:
         """The host is about to read a buffer."""
@@ -191,34 +191,34 @@ class Watch(Protocol):
         """The host is about to write a buffer."""
 
     def makes(self, buffer: Buffer) -> None:
-        """The host has made a buffer that has values already."""
+        """The host has made a buffer that already has values."""
 
     def replaces(self, holder: Any) -> None:
         """A tensor without memory is about to get another value."""
 
     def borrows(self, holder: Any) -> bool:
-        """Whether the memory that a tensor is about to write to is to stay another one's."""
+        """Whether another tensor keeps the memory that a tensor is about to write to."""
 
 
 class _Watching(threading.local):
     watch: Watch | None = None
-    log: list[int] | None = None  # hashes of what the host has written, if somebody asks
+    log: list[int] | None = None  # hashes of what the host has written, if requested
 
 
 watching = _Watching()
 
 _buffer_numbers = itertools.count()
 
-# id of a buffer that a failed program wrote, or was to write → the buffer, and why that failed.
+# id of a buffer that a failed program wrote, or should have written → the buffer, and the reason.
 spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
-# Who wants to know of a failure that comes late.
+# Functions to call when a failure comes late.
 late_failures: list[Callable[[MinigradError], None]] = []
-# Names of devices where it is not known yet whether all programs have ended well.
+# Names of devices where it is not known yet whether all programs have succeeded.
 undecided: set[str] = set()
 
 
 def spoil(buffers: Iterable[Buffer], reason: str) -> None:
-    """Let nobody read buffers that a failed program wrote before they are filled anew."""
+    """Prevent reads of buffers that a failed program wrote, until they are filled again."""
     for buffer in buffers:
         if not buffer.steady:
             number = id(buffer)
@@ -227,7 +227,7 @@ def spoil(buffers: Iterable[Buffer], reason: str) -> None:
 
 
 def refuse(buffers: Iterable[Buffer]) -> None:
-    """LostValueError where one of the buffers that are about to be read is spoiled."""
+    """LostValueError if one of the buffers that are about to be read is spoiled."""
     for buffer in buffers:
         found = spoiled.get(id(buffer))
         if found is not None:
@@ -239,13 +239,13 @@ def refuse(buffers: Iterable[Buffer]) -> None:
 
 
 def renew(buffers: Iterable[Buffer]) -> None:
-    """Buffers were filled: they may be read again."""
+    """Allow reads of buffers, because they were filled."""
     for buffer in buffers:
         spoiled.pop(id(buffer), None)
 
 
 def about_to_read(buffers: Sequence[Buffer]) -> None:
-    """Tell who watches that the host is about to read; LostValueError where a value is lost."""
+    """Tell the listener that the host is about to read; LostValueError if a value is lost."""
     if watching.watch is not None:
         for buffer in buffers:
             watching.watch.reads(buffer)
@@ -259,13 +259,13 @@ def _host_bytes(address: int, nbytes: int) -> memoryview:
 
 
 class Buffer:
-    """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first need.
+    """A piece of a device's memory that holds `size` elements of `dtype`; allocated at first use.
 
-    memory: where somebody has allocated it already. The device gets its memory back when the last
-    reference to the buffer goes. handle: the runtime's handle, or None before it is needed. steady:
+    memory: a handle, if it is already allocated. The device gets its memory back when the last
+    reference to the buffer goes. handle: the runtime's handle, None before the first use. steady:
     whether it is right whatever fails: a random state, which only counts. owner: a weak reference
-    to the tensor as whose memory captured steps know it, or the host, to which it is then lent;
-    False where a step gives it to another one at each call.
+    to the tensor whose memory this is, for captured steps or because the host shares it (`lent`);
+    False if a step gives it to another tensor at each call.
     """
 
     __slots__ = (
@@ -283,7 +283,7 @@ class Buffer:
 
     @classmethod
     def borrow(cls, like: Buffer, memory: Any, owner: object = True) -> Buffer:
-        """A buffer like another on memory that somebody else owns; it keeps `owner` alive."""
+        """A buffer like another on memory of another owner; it keeps `owner` alive."""
         made = cls(like.device, like.dtype, like.size)
         made.handle, made._borrowed = memory, owner
         return made
@@ -361,7 +361,7 @@ class Buffer:
         about_to_read((self,))
         return Device[self.device].first(self.memory, self.dtype)
 
-    def __reduce__(self) -> Any:  # else a copy would own the same memory
+    def __reduce__(self) -> Any:  # otherwise a copy would own the same memory
         raise TypeError("a Buffer is a piece of memory and cannot be copied; copy the Tensor")
 
     def __repr__(self) -> str:
@@ -375,11 +375,11 @@ class Buffer:
 
 
 class Zeros(Buffer):
-    """A buffer that holds zeros, and has no memory before somebody looks at them."""
+    """A buffer that holds zeros, and has no memory before it is read."""
 
     __slots__ = ()
     has_values = True
-    _first_look = new_rlock()  # again, where the collector of garbage makes another look
+    _first_look = new_rlock()  # reentrant: garbage collection may call `memory` within it
 
     def __init__(self, device: str, dtype: DType, size: int) -> None:
         super().__init__(device, dtype, size)
@@ -388,7 +388,7 @@ class Zeros(Buffer):
 
     @property
     def memory(self) -> Any:
-        """The runtime's handle: the same for two threads that look at once."""
+        """The runtime's handle: the same one for two threads that ask at once."""
         if self.handle is None:
             runtime = Device[self.device]
             with self._first_look:
@@ -403,7 +403,7 @@ class _Devices:
     def __init__(self) -> None:
         self.opened: dict[str, Runtime] = {}
         self.meshes: dict[str, Any] = {}  # by name
-        self._spelled: dict[str, str] = {}  # as somebody wrote it → as we do
+        self._spelled: dict[str, str] = {}  # as a user wrote it → minigrad's spelling
         self._lock = new_rlock()
 
     @property
@@ -416,7 +416,7 @@ class _Devices:
         put("DEVICE", self._spell(name))
 
     def add_mesh(self, mesh: Any) -> None:
-        """Let a mesh be a device, known by its name and by the tuple of its devices."""
+        """Make a mesh a device, known by its name and by the tuple of its devices."""
         with self._lock:
             if mesh.name not in self.opened:
                 runtime = importlib.import_module(MESHES).open_mesh(mesh)
@@ -427,7 +427,7 @@ class _Devices:
     def canonical(self, name: str | None) -> str:
         """One spelling per device: "cpu" and "CPU:0" are "CPU". DeviceError for unknown kinds.
 
-        A mesh, and the `.device` of a tensor on one, stand for the mesh's name; None for DEFAULT.
+        A mesh, and the `.device` of a tensor on one, become the mesh's name, and None the default.
         """
         name = self.DEFAULT if name is None else name
         known = self._spelled.get(name) if name.__class__ is str else None

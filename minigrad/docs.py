@@ -17,7 +17,7 @@ from minigrad.nn import functional, init, optim, schedule, state, utils
 
 
 def places() -> dict[str, Any]:
-    """What has public names, by the names that users import."""
+    """The places that have public names, by the names that users import."""
     return {
         "minigrad": minigrad, "Tensor": Tensor, "nn": nn, "nn.functional": functional,
         "nn.optim": optim, "nn.schedule": schedule, "nn.init": init, "nn.state": state,
@@ -26,7 +26,7 @@ def places() -> dict[str, Any]:
 
 
 def names_of(place: Any) -> list[str]:
-    """Its public names: `__all__`, or what is defined there and needs no underscore."""
+    """A place's public names: `__all__`, or those defined there that do not begin with "_"."""
     if hasattr(place, "__all__"):
         return sorted(place.__all__)
     names = [name for name in dir(place) if not name.startswith("_")]
@@ -36,7 +36,7 @@ def names_of(place: Any) -> list[str]:
 
 
 def entry(name: str, value: Any) -> str:
-    """One name: how it is called, and its docstring."""
+    """The entry of one name: its signature and its docstring."""
     signature = str(inspect.signature(value)).replace("'", "") if callable(value) else ""
     text, mark, example = (inspect.getdoc(value) or "").partition("\n>>> ")
     if mark:  # as a block of code

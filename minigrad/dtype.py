@@ -1,7 +1,7 @@
 """Element types and the rules by which two of them combine.
 
-Promotion follows the lattice that JAX publishes ("JAX Type Promotion Semantics"), which PyTorch
-users will find unsurprising: bool < integers < floats, and an integer never widens a float.
+Promotion follows the lattice that JAX publishes ("JAX Type Promotion Semantics"), which will not
+surprise PyTorch users: bool < integers < floats, and an integer never widens a float.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from minigrad.hints import hint, put_hints
 
 
 class DType:
-    """One element type; the whole process shares it, so nothing about it can be changed.
+    """One element type; the whole process shares it, so it cannot be changed.
 
     kind is "b" (bool), "i" (signed), "u" (unsigned) or "f" (float); itemsize is in bytes;
-    code is the format of the `struct` and buffer protocols ("" where there is none: bfloat16).
-    is_int is of signed and unsigned integers, and not of bool.
+    code is the format of the `struct` and buffer protocols ("" for bfloat16, which has none).
+    is_int is true for signed and unsigned integers, but not for bool.
     """
 
     __slots__ = ("name", "kind", "itemsize", "code", "is_float", "is_int", "is_bool")
@@ -30,12 +30,12 @@ class DType:
     kind: str
     itemsize: int
     code: str
-    is_float: bool  # each node that is made asks for these: no properties
+    is_float: bool  # every new node reads these, so they are not properties
     is_int: bool
     is_bool: bool
 
     def __new__(cls, name: str, kind: str, itemsize: int, code: str) -> DType:
-        """Make one; an __init__ could be called once more by anybody."""
+        """Make a dtype; not in an `__init__`, which could be called again."""
         made = super().__new__(cls)
         values = (name, kind, itemsize, code, kind == "f", kind in "iu", kind == "b")
         for field, value in zip(cls.__slots__, values, strict=True):
@@ -70,7 +70,7 @@ class DType:
 
     @property
     def fraction(self) -> int:
-        """Bits of a float's significand behind the point: 1 + 2^−fraction follows 1."""
+        """Bits of a float's significand after the point: 1 + 2^−fraction is the next after 1."""
         return {"float16": 10, "bfloat16": 7, "float32": 23, "float64": 52}[self.name]
 
     @property
@@ -94,7 +94,7 @@ class DType:
     min, max = minimum, maximum  # tinygrad's names
 
 
-DTypeLike = DType | str | None  # what `dtype=` takes: see `resolve`; None for a default
+DTypeLike = DType | str | None  # what `dtype=` takes: see `resolve`; None: the default
 
 
 class _Table(type):
@@ -151,7 +151,7 @@ def named(name: str) -> DType:
 def resolve(given: object) -> DType:
     """A dtype given as itself, by name, or as a type of the same name (numpy.float32).
 
-    KeyError for a name, TypeError for anything else that is none.
+    KeyError for an unknown name, DTypeError for anything else.
     """
     if isinstance(given, DType):
         return given
@@ -166,7 +166,7 @@ def resolve(given: object) -> DType:
 
 
 def dtype_or(given: DTypeLike, default: DType) -> DType:
-    """A dtype, or a default for None."""
+    """A dtype, or the default for None."""
     return default if given is None else resolve(given)
 
 
@@ -192,7 +192,7 @@ def _above(name: str) -> frozenset[str]:
 def promote(*given: DType) -> DType:
     """The smallest dtype that all of `given` convert to, e.g. int8 and uint8 give int16.
 
-    float32 where there is none: of signed integers and uint64, both halves would do as well.
+    float32 if none is the smallest: signed integers and uint64 convert to both half types.
     """
     common = frozenset.intersection(*(_above(dtype.name) for dtype in given))
     return next((named(name) for name in common if _above(name) == common), dtypes.default_float)
@@ -206,7 +206,7 @@ def sum_dtype(dtype: DType) -> DType:
 
 
 def dtype_of(name: str, values: Iterable[int | float | bool]) -> DType:
-    """The dtype of Python numbers: int32, or the first wider one that holds them; float32.
+    """The dtype of Python numbers: bool, int32 or the first wider one that holds them, or float32.
 
     RangeError for ints beyond 64 bits.
     """
@@ -225,7 +225,7 @@ def dtype_of(name: str, values: Iterable[int | float | bool]) -> DType:
 
 
 def check_holds(name: str, dtype: DType, *values: object) -> None:
-    """RangeError for a Python int that an integer dtype does not hold, and would wrap."""
+    """RangeError for a Python int that an integer dtype cannot hold without wrapping."""
     if dtype.is_int:
         least, most = dtype.minimum, dtype.maximum
         for value in values:
@@ -239,8 +239,8 @@ def check_holds(name: str, dtype: DType, *values: object) -> None:
 def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     """A Python number as `dtype` holds it.
 
-    Integers wrap, floats round to nearest even, and a float saturates on its way to an integer
-    (NaN gives 0): the meaning that CAST has on every device.
+    Integers wrap, floats round to nearest even, and a float that is converted to an integer
+    saturates (NaN gives 0): every device does the same for a CAST.
     """
     if dtype.is_bool:
         return bool(value)
@@ -256,13 +256,13 @@ def convert(value: int | float | bool, dtype: DType) -> int | float | bool:
     return wrapped
 
 
-# How to read and write one number: bfloat16 has no code.
+# How to read and write one number; not for bfloat16, which has no code.
 _READ = {dtype: struct.Struct(dtype.code).unpack for dtype in ALL if dtype.code}
 _WRITE = {dtype: struct.Struct(dtype.code).pack for dtype in ALL if dtype.code}
 
 
 def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
-    """The one number whose bytes are given."""
+    """The number that has these bytes."""
     read = _READ.get(dtype)
     if read is None:
         (value,) = struct.unpack("f", struct.pack("I", int.from_bytes(data, sys.byteorder) << 16))
@@ -273,20 +273,20 @@ def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
 
 
 def below(limit: float, dtype: DType) -> int | float:
-    """The largest number of an integer or float dtype that is smaller than a finite limit."""
+    """The largest number of an integer or float dtype that is less than a finite limit."""
     if dtype.is_int:
         return ceil(limit) - 1
     near = convert(limit, dtype)
     if near < limit:
         return near
     bits = int.from_bytes(number_bytes(near, dtype), sys.byteorder)
-    # magnitudes are ordered as their bits; what follows 0 is the smallest one with a sign
+    # magnitudes have the order of their bits; the number below 0 is the smallest one with a sign
     bits = bits + (1 if near < 0 else -1) if near else (1 << (dtype.bits - 1)) + 1
     return number_of(bits.to_bytes(dtype.itemsize, sys.byteorder), dtype)
 
 
 def number_bytes(value: int | float | bool, dtype: DType) -> bytes:
-    """The bytes of one number: of integers one that the dtype holds, of floats the nearest one."""
+    """The bytes of a number: an integer that the dtype holds, or the nearest float."""
     write = _WRITE.get(dtype)
     if write is not None:
         try:
@@ -294,6 +294,6 @@ def number_bytes(value: int | float | bool, dtype: DType) -> bytes:
         except OverflowError:
             return write(inf if value > 0 else -inf)
     (bits,) = struct.unpack("I", number_bytes(value, dtypes.float32))
-    if bits & 0x7F800000 != 0x7F800000:  # it is finite: to nearest, and of two to the even one
+    if bits & 0x7F800000 != 0x7F800000:  # it is finite: round to nearest, ties to even
         bits += 0x7FFF + (bits >> 16 & 1)
     return struct.pack("H", bits >> 16)

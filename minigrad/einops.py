@@ -1,4 +1,4 @@
-"""`import minigrad.einops` lets the functions of einops (rearrange, reduce, repeat …) take tensors.
+"""`import minigrad.einops` lets einops's functions (rearrange, reduce, repeat …) take tensors.
 
 einops finds its backends among the subclasses of its `AbstractBackend`; this is one for `Tensor`.
 """
@@ -14,7 +14,7 @@ from minigrad.tensor import Tensor
 
 
 class MinigradBackend(AbstractBackend):
-    """What einops asks of a library, answered by methods of `Tensor`; all stays lazy."""
+    """The methods that einops needs of a library, with methods of `Tensor`; all stays lazy."""
 
     framework_name = "minigrad"
 
@@ -44,7 +44,7 @@ class MinigradBackend(AbstractBackend):
         return tensors[0].stack(*tensors[1:], dim=0)
 
     def add_axes(self, x: Tensor, n_axes: int, pos2len: dict[int, int]) -> Tensor:
-        """With new axes along which the tensor repeats, without copying it."""
+        """Add axes along which the tensor repeats, without copying it."""
         for position in sorted(pos2len):
             x = x.unsqueeze(position)
         return x.expand(*(pos2len.get(axis, x.shape[axis]) for axis in range(n_axes)))
@@ -54,7 +54,7 @@ class MinigradBackend(AbstractBackend):
         return tensors[0].cat(*tensors[1:], dim=axis)
 
     def is_float_type(self, x: Tensor) -> bool:
-        """Whether a mean may be taken."""
+        """Whether the dtype is a float, so that a mean may be taken."""
         return x.dtype.is_float
 
     def einsum(self, pattern: str, *x: Tensor) -> Tensor:

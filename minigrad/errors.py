@@ -12,20 +12,20 @@ class MinigradError(Exception):
 
 
 class ShapeError(MinigradError, ValueError, RuntimeError):
-    """Shapes or axes do not fit an operation; PyTorch raises a RuntimeError then."""
+    """Shapes or axes do not fit an operation; PyTorch raises a RuntimeError for that."""
 
 
 def misfit(name: str, expected: str, *given: object) -> ShapeError:
-    """What to raise where shapes do not fit: "cdist of (2,) and (3,): expected matrices".
+    """The error for shapes that do not fit: "cdist of (2,) and (3,): expected matrices".
 
-    given: what has a shape, or words that say more of one.
+    given: objects with a shape, or texts that describe one.
     """
     shapes = " and ".join(str(getattr(one, "shape", one)) for one in given)
     return ShapeError(f"{name} of {shapes}: expected {expected}")
 
 
 class AxisError(ShapeError, IndexError):
-    """An axis is none of a tensor's; PyTorch raises an IndexError then."""
+    """A tensor does not have this axis; PyTorch raises an IndexError for that."""
 
 
 class DTypeError(MinigradError, TypeError, RuntimeError):
@@ -37,21 +37,20 @@ class RangeError(MinigradError, OverflowError):
 
 
 class DeviceError(MinigradError, RuntimeError):
-    """Tensors live on different devices, or a device is missing or failed."""
+    """Tensors are on different devices, or a device is missing or has failed."""
 
 
 class GradientError(MinigradError, RuntimeError):
-    """A gradient was asked for where none exists."""
+    """A gradient was requested that does not exist."""
 
 
 class StateError(MinigradError, KeyError, RuntimeError):
-    """Names of a state are not those of a model; PyTorch raises a RuntimeError then."""
-
-    __str__ = Exception.__str__  # KeyError's are in quotes
+    """The names of a state are not those of a model; PyTorch raises a RuntimeError for that."""
+    __str__ = Exception.__str__  # KeyError's puts quotes around the message
 
 
 class SettingError(MinigradError, ValueError):
-    """A setting has a value that it cannot have."""
+    """A setting has an invalid value."""
 
 
 class CompileError(MinigradError, RuntimeError):
@@ -63,16 +62,16 @@ class JitError(MinigradError, RuntimeError):
 
 
 class ScanError(MinigradError, RuntimeError):
-    """A function that `Tensor.scan` cannot repeat, or a value read while it describes a step."""
+    """`Tensor.scan` cannot repeat a function, or a value was read while it describes a step."""
 
 
 class BoundsError(MinigradError, IndexError):
-    """An index lies outside its axis."""
+    """An index is out of range for its axis."""
 
 
 class DomainError(BoundsError, ValueError, RuntimeError):
-    """A value is none that an operation takes; PyTorch raises a RuntimeError then."""
+    """An operation does not accept a value; PyTorch raises a RuntimeError for that."""
 
 
 class LostValueError(MinigradError, RuntimeError):
-    """A value is read that a program was to write which failed."""
+    """A value was read that does not exist, because the program that should write it failed."""

@@ -1,8 +1,8 @@
 """Programs whose indices were out of range: which index it was, and which values are now invalid.
 
-A program with CHECKs only says that some index is wrong. Only then is the index searched for: the
-indices are computed again, by separate programs, unless the failed program has overwritten their
-inputs. What the program was to write must not be read before it is written again.
+A program with CHECKs only reports that some index is wrong. Only then do we search for it: separate
+programs compute the indices again, unless the failed program has overwritten their inputs. The
+arrays that the program should have written must not be read before they are written again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def failure_of(
     checks: Sequence[Node], variables: Mapping[str, int], lost: Set[Buffer],
     given: Mapping[Buffer, Buffer], spoils: Iterable[Buffer],
 ) -> BoundsError:  # fmt: skip
-    """The error of a program in which one of `checks` failed; nobody can read `spoils` after it.
+    """The error of a program in which one of `checks` failed; `spoils` cannot be read after it.
 
-    lost: memory that has been written since it was read. given: what stood in the place of a
-    buffer that the nodes name.
+    lost: memory that has been written since it was read. given: what replaces the buffers that the
+    nodes name.
     """
     error, wrong = _search(checks, variables, lost, given)
     spoil(spoils, str(error))
-    vars(error)["checks"] = wrong  # for the engine, which lets nobody else ask for them
+    vars(error)["checks"] = wrong  # for `tensor/realization.py`, which removes it
     return error
 
 
@@ -52,7 +52,7 @@ def _search(
         if found is not None:
             position = f" at position {found[1]}" if node.shape else ""
             return check.error(f"{check.noun} {found[0]}{position}", extent), [node]
-    # where all that is left is in range now, it was overwritten by whoever came after the program
+    # if all the others are in range now, a later program has overwritten the wrong index's inputs
     suspects = unknown or checks
     check = suspects[0].arg
     which = f"{'an' if check.noun == 'index' else 'a'} {check.noun}"
@@ -64,7 +64,7 @@ def _search(
 
 
 def _is_lost(node: Node, lost: Set[Buffer]) -> bool:
-    """Whether an index cannot be computed again: its sources are gone, or other ranks have them."""
+    """Whether an index cannot be computed again: its inputs are overwritten, or on other ranks."""
     return any(
         other.op is Op.COLLECTIVE or (other.op is Op.BUFFER and other.arg in lost)
         for other in topological([node])
@@ -74,7 +74,7 @@ def _is_lost(node: Node, lost: Set[Buffer]) -> bool:
 def _first_outside(
     node: Node, extent: int, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]
 ) -> tuple[int, tuple[int, ...]] | None:
-    """The first element of a CHECK's index that is none, and its position."""
+    """The first element of a CHECK's index that is out of range, and its position."""
     (index,) = node.src
     shape = [evaluate(length, variables) for length in index.shape]
     room = [high(length) for length in index.shape]
@@ -90,7 +90,7 @@ def _first_outside(
 
 
 def _values(index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Buffer]) -> bytearray:
-    """The bytes of an index, computed by a program that nobody else sees."""
+    """The bytes of an index, computed by a separate program that is not recorded."""
     runtime = Device[index.device]
     size = numel(index.shape)
     if index.op is Op.BUFFER:
@@ -108,9 +108,9 @@ def _values(index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Bu
 
 
 class CheckedReplay:
-    """A replay that looks at what the checks of its calls found, each time.
+    """A replay that looks at the results of its calls' checks each time.
 
-    present: the buffers that stand in the arguments' places, for whoever fails.
+    present: the buffers that are used as the arguments' memory, to be spoiled if a check fails.
     """
 
     def __init__(self, replay: Replay, calls: Sequence[Call], arguments: Sequence[Buffer]) -> None:
@@ -123,17 +123,18 @@ class CheckedReplay:
             if call.checks:
                 count, later = call.buffers[-1], calls[number:]
                 lost = frozenset(buffer for one in later for buffer in one.written)
-                # not a method: the replay would hold itself, and its memory, until it is collected
+                # not a method: a reference cycle would keep the replay's memory until it is
+                # collected
                 failure = partial(_failure, self.arguments, call, lost, _spread(later))
                 self._looks.append((Device[count.device].expect_zero, count.memory, failure))
 
     def put(self, *memories: Any) -> None:
-        """Let `memories` take the arguments' places."""
+        """Use `memories` as the arguments' memory."""
         self._put(*memories)
         self.memories = memories
 
     def run(self, variables: Mapping[str, int]) -> None:
-        """Make the calls; BoundsError where an index was out of range."""
+        """Make the calls; BoundsError if an index was out of range."""
         present, self.present = self.present, ()
         self._run(variables)
         for expect, count, failure in self._looks:
@@ -156,7 +157,7 @@ def _failure(
 
 
 def _spread(calls: Sequence[Call]) -> frozenset[Buffer]:
-    """What is wrong after calls of which the first one failed."""
+    """The buffers that are wrong after these calls if the first one failed."""
     found = set(calls[0].doubtful)
     for call in calls[1:]:
         if not found.isdisjoint(call.read):

@@ -1,6 +1,6 @@
 """Names that users of PyTorch, numpy and tinygrad type, and what to type here: reads `hints.md`.
 
-Errors end in what to type. The file is read when the first such error is raised.
+Error messages end with the right thing to type. The file is read when the first one is needed.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-# What names in the table stand for.
+# The owners that the names in the table stand for.
 OWNERS = {"x": "Tensor", "loss": "Tensor", "model": "Module", "optimizer": "Optimizer",
           "F": "functional", "dtype": "DType"}  # fmt: skip
-_answering: set[tuple[str, str]] = set()  # owners and names that only say what to type
+_answering: set[tuple[str, str]] = set()  # owners and names of attributes that only give a hint
 _ROW = re.compile(r"^\| `(.+?)` \| (.+) \|$", re.MULTILINE)
 
 
 @lru_cache(maxsize=None)
 def table() -> dict[str, str]:
-    """What is typed → what to type here."""
+    """What users type → what to type here."""
     return dict(_ROW.findall(Path(__file__).with_suffix(".md").read_text("utf-8")))
 
 
@@ -31,13 +31,13 @@ def hint(typed: str) -> str:
 
 
 def of_argument(name: str) -> str | None:
-    """What to do without an argument that a function does not have, if the table knows it."""
+    """What to do instead of using an argument that a function does not have, if the table says."""
     return next((how for typed, how in table().items() if typed.startswith(f"f(x, {name}=")), None)
 
 
 def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
-    """The error for a name that is not here: with the table's hint, or with what sounds alike."""
-    if name.startswith("_"):  # whoever asks for protocols asks often
+    """The error for a name that is not here: with the table's hint, or with similar names."""
+    if name.startswith("_"):  # lookups for protocols are frequent
         return AttributeError(f"{owner} has no {name!r}", name=name)
     if (owner, name) in _by_name():
         return AttributeError(f"{owner} has no {name!r} here: {_by_name()[owner, name]}", name=name)
@@ -54,7 +54,7 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
 
 
 class Missing:
-    """An attribute that is not here, and says so: costs nothing where others are looked up."""
+    """An attribute that is not here, and says so. Lookups of other attributes cost nothing more."""
 
     def __init__(self, owner: str, name: str) -> None:
         self.owner, self.name = owner, name
@@ -64,7 +64,7 @@ class Missing:
 
 
 def put_hints(owner: str, kind: type, more: Iterable[str] = ()) -> None:
-    """Let a class answer for the names of others' in the table, and for some more."""
+    """Give a class hints for the names of other libraries in the table, and for some more."""
     for name in (*(name for of, name in _by_name() if of == owner), *more):
         if not hasattr(kind, name):
             type.__setattr__(kind, name, Missing(owner, name))
@@ -72,7 +72,7 @@ def put_hints(owner: str, kind: type, more: Iterable[str] = ()) -> None:
 
 
 def present(owner: str, names: Iterable[str]) -> list[str]:
-    """Names without those that only answer what to type."""
+    """The names without those that only give a hint."""
     return [name for name in names if (owner, name) not in _answering]
 
 
@@ -83,7 +83,7 @@ def _by_name() -> dict[tuple[str, str], str]:
 
 
 def names_of(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module, of whose names `names` are the ones that exist."""
+    """The `__getattr__` of a module; `names` are the names that exist in it."""
 
     def __getattr__(name: str) -> Any:
         raise missing(module.rpartition(".")[2], name, names)

@@ -1,11 +1,11 @@
-"""The locks of this process, all created here, so that the child of a fork finds each of them free.
+"""The locks of this process, all created here, so that the child of a fork finds all of them free.
 
-fork() copies the calling thread alone. A lock that another thread holds at that moment would stay
-locked in the child for ever. There are two kinds:
+fork() copies only the calling thread. A lock that another thread holds at that moment would stay
+locked in the child forever. There are two kinds:
 
-    new_lock, new_rlock   free in the child, whoever held it: the data that such a lock guards is
-                          changed in one step (a program put into a table), or is rewritten by
-                          whoever takes the lock next
+    new_lock, new_rlock   free in the child, whichever thread held it: the data that such a lock
+                          guards is changed in one step (a program put into a table), or is
+                          rewritten by the next thread that takes the lock
     held_over_forks       the forking thread takes it first, so that the data is consistent in the
                           child: for locks that are held for a moment, or around foreign code
 """
@@ -33,16 +33,16 @@ def new_lock() -> threading.Lock:
 
 
 def new_rlock() -> threading.RLock:
-    """A lock of the first kind, which the thread that has it may take again."""
+    """A lock of the first kind, which the thread that holds it may take again."""
     lock = threading.RLock()
     _free_in_child.add(lock)
     return lock
 
 
 def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
-    """A lock of the second kind that lives as long as the process: a new one, or one of others.
+    """A lock of the second kind that lives as long as the process: a new one, or the given one.
 
-    The thread that has it may take it again.
+    The thread that holds it may take it again.
     """
     lock = lock or threading.RLock()
     _held.append(lock)
@@ -50,14 +50,14 @@ def held_over_forks(lock: threading.RLock | None = None) -> threading.RLock:
 
 
 def in_child(function: Callable[[], object]) -> None:
-    """Have a function called in the child of each fork, which has the thread alone that forked."""
+    """Call a function in the child of each fork, which only has the thread that forked."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
 
 
 def _before_fork() -> None:
-    """Take all locks of the second kind, or none for a while: a thread may have one and want
-    another that this one has.
+    """Take all locks of the second kind, or release them and try again: another thread may hold one
+    and wait for another that this thread holds.
     """
     while True:
         taken: list[threading.RLock] = []
@@ -78,7 +78,7 @@ def _after_fork() -> None:
 
 def _in_child() -> None:
     for lock in list(_free_in_child):
-        if not getattr(lock, "_is_owned", bool)():  # this thread will give it back itself
+        if not getattr(lock, "_is_owned", bool)():  # this thread will release it itself
             lock._at_fork_reinit()  # as Python's own modules do
     _after_fork()
 

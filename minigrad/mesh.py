@@ -1,8 +1,8 @@
 """Meshes: devices in a grid with named axes, over which tensors are divided.
 
-A mesh is a device to the rest of minigrad: graphs on it are graphs of whole arrays, and its runtime
-divides them (see `graph/partition.py`). So a program is written once, and runs in threads, or under
-`mpiexec`, where each rank runs the same script and has its own part.
+For the rest of minigrad a mesh is a device: graphs on it are graphs of whole arrays, and its
+runtime divides them (see `graph/partition.py`). So a program is written once, and runs in threads,
+or under `mpiexec`, where each rank runs the same script and has its own part.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Devices(tuple[str, ...]):
 class Mesh:
     """Devices along named axes: Mesh(dp=2, tp=2) has four, of the kind of the default device.
 
-    The last axis runs fastest: CPU and CPU:1 are neighbours along "tp". devices: their names, where
-    they are to be others. Under MPI they are the ranks. `with mesh:` makes it the default device:
-    new tensors are then on all of its devices as a whole.
+    The last axis varies fastest: CPU and CPU:1 are neighbours along "tp". devices: their names, if
+    they are not the usual ones. Under MPI they are the ranks. `with mesh:` makes it the default
+    device: new tensors are then on all of its devices as a whole.
     """
 
     def __init__(self, devices: Sequence[str] | None = None, /, **axes: int) -> None:
@@ -81,7 +81,7 @@ class Mesh:
         self._contexts.pop().__exit__(*error)
 
     def places(self, number: int) -> dict[str, int]:
-        """Where a device is along each axis."""
+        """A device's position along each axis."""
         found: dict[str, int] = {}
         for axis, size in reversed([*self.sizes.items()]):
             found[axis] = number % size
@@ -90,7 +90,7 @@ class Mesh:
 
 
 def mesh_of(devices: Mesh | Sequence[str]) -> Mesh:
-    """A mesh itself, or one with a single axis for a tuple of names of devices."""
+    """A mesh itself, or one with a single axis for a tuple of device names."""
     if isinstance(devices, Mesh):
         return devices
     if isinstance(devices, Devices):

@@ -1,4 +1,4 @@
-"""Programs on arrays whose inner dimensions vary: callers have these dense, kernels at a bound.
+"""Programs on arrays with varying inner dimensions: dense for callers, at a bound for kernels.
 
     (2, n ≤ 8, 3), n = 5    in a caller's memory    aaaaabbbbb          rows of 3 elements
                             where kernels look      aaaaa···bbbbb···
@@ -43,8 +43,8 @@ class Padded:
 
 
 def pieces(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
-    """Where each piece that both layouts have in one is: in the dense one, in the wide one, and its
-    length; in elements.
+    """The pieces that are contiguous in both layouts: where each is in the dense one and in the
+    wide one, and its length; in elements.
     """
     last = innermost(shape)
     now = [evaluate(extent, variables) for extent in shape]

@@ -1,4 +1,4 @@
-"""A program that runs as several: those of its graph's pieces (`graph/pieces.py`)."""
+"""A program that runs as several programs: those of its graph's pieces (`graph/pieces.py`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
 class _Piece:
     """A program, the values of its variables, and the slots of its buffers.
 
-    new: what it stores for later ones, by slot; over: the slots that none of these reads.
+    new: the nodes that it stores for later pieces, by slot; over: the slots that no later piece
+    reads.
     """
 
     program: Program
@@ -32,7 +33,7 @@ class _Piece:
 
 
 class Pieced:
-    """The programs of the pieces, in order; all writes in place are made by the last one."""
+    """The programs of the pieces, in order; the last one makes all in-place writes."""
 
     def __init__(self, pieces: Sequence[_Piece]) -> None:
         self.pieces = pieces
@@ -52,7 +53,7 @@ class Pieced:
 
 
 def in_pieces(call: Canonical, find: Find) -> Pieced | None:
-    """A call in pieces, whose programs `find` finds; None where it is in one."""
+    """A call in pieces, whose programs `find` finds; None if there is only one piece."""
     graph = call.graph()
     roots = [
         root if slot >= len(call.inputs) or root.op is ASSIGN
@@ -77,7 +78,7 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
 
 
 def _reading(stored: Mapping[Node, Node], some: Sequence[Node]) -> list[Node]:
-    """Nodes that read what is stored; of writes that are others' the values."""
+    """Nodes that read what is stored; other pieces' in-place writes become their values."""
     new: dict[Node, Node] = {}
     for node in in_order(some, lambda node: () if node in stored else node.src):
         if node in stored:

@@ -25,20 +25,20 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "DEBUG": 0,  # 1 summary, 2 kernels with times, 3 schedule, 4 loop nests, 5 IR and assembly
     "DEVICE": "CPU",  # where tensors live unless told otherwise
     "CL_PLATFORM": "",  # part of the name or version of the OpenCL platform to use
-    "CL_SUBDEVICES": 0,  # from 2 on: a CPU of OpenCL counts as so many devices of equal parts
+    "CL_SUBDEVICES": 0,  # 2 or more: divides a CPU of OpenCL into so many devices of equal parts
     "THREADS": 0,  # 0: as many as affinity and cgroup quota allow
     "CACHE": "",  # folder of the kernel cache; empty: the user's cache folder
-    "TUNE": 0,  # n: of each product the n best ways by the model are measured, and one is kept
+    "TUNE": 0,  # n: measures the model's n best ways for each product, and keeps one
     "FUSE": 1,  # 0: every operation is a kernel of its own
     "PATIENCE": 60,  # seconds until a rank that keeps others waiting counts as hung; 0: never
-    "GUARD": 0,  # 1: unreadable pages behind every buffer
-    "INT8": -1,  # bytes of vectors' numbers in products with quantized matrices; 0: float32
-    "WINOGRAD": 1,  # 0: convolutions are the sums that they stand for, in more time
-    "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, and nobody says so
+    "GUARD": 0,  # 1: unreadable pages after every buffer
+    "INT8": -1,  # bytes per vector element in products with quantized matrices; 0: float32
+    "WINOGRAD": 1,  # 0: convolutions are computed as sums, without Winograd's method
+    "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, without an error
 })  # fmt: skip
 
-# What decides, besides its arguments, which program a function runs. A captured step is only
-# replayed where all of it is as it was: these settings, and the modes that `state_that` is told.
+# Besides its arguments, these settings, and the modes set by `state_that`, determine which program
+# a function runs. A captured step is only replayed if none of them has changed.
 DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE", "WINOGRAD")
 
 
@@ -55,10 +55,10 @@ def _from_environment() -> dict[str, int | str]:
 
 
 class _Thread(threading.local):
-    """What is set for a thread.
+    """The state of a thread.
 
     values: its settings. unusual: names of the modes that it is in, see `state_that`. key: one
-    number for all that decides, so that a look tells whether anything of it has changed.
+    number for all of the deciding state, so that one comparison shows whether any of it changed.
     """
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class _Thread(threading.local):
         self.settle()
 
     def settle(self) -> None:
-        """Find the key of what is set now."""
+        """Find the key of the present state."""
         state = (*(self.values[name] for name in DECIDING), self.unusual)
         self.key = _keys.setdefault(state, next(_numbers))
 
@@ -78,7 +78,7 @@ thread = _Thread()
 
 
 def state_that(mode: str, unusual: bool) -> None:
-    """Tell that this thread is, or is no longer, in a mode that decides which programs run."""
+    """Note that this thread is, or is no longer, in a mode that decides which programs run."""
     others = thread.unusual - {mode}
     thread.unusual = others | {mode} if unusual else others
     thread.settle()
@@ -87,8 +87,8 @@ def state_that(mode: str, unusual: bool) -> None:
 def getenv(name: str, default: Any = None) -> Any:
     """Current value of a setting in this thread, e.g. `getenv("DEBUG")`.
 
-    With a default (tinygrad's form), a name that is no setting is one of the environment's, of the
-    default's type.
+    With a default (tinygrad's form), a name that is not a setting is looked up in the environment,
+    with the default's type.
     """
     try:
         return thread.values[name]
@@ -110,7 +110,7 @@ def say(text: str) -> None:
 
 
 def _say_what_is_ignored() -> None:
-    """Name variables of the environment that sound like a setting, and are none."""
+    """Name environment variables that look like a setting but are not one."""
     for variable in os.environ:
         name = variable.removeprefix("MINIGRAD_")
         if name != variable and name not in DEFAULTS:
@@ -124,13 +124,13 @@ _say_what_is_ignored()
 
 
 def report(level: int, text: Callable[[], str]) -> None:
-    """Say what MINIGRAD_DEBUG asks for from a level on."""
+    """Print a text if MINIGRAD_DEBUG is at least `level`."""
     if flag("DEBUG") >= level:
         say(text())
 
 
 def _check(name: str, value: object) -> None:
-    """KeyError for a name that is no setting, SettingError for a value of another kind."""
+    """KeyError for an unknown setting, SettingError for a value of another type."""
     kind = type(getenv(name))
     if not isinstance(value, kind):
         expected = {int: "a whole number", str: "a text"}[kind]
@@ -146,7 +146,7 @@ def put(name: str, value: int | str) -> None:
 
 @contextmanager
 def having(owner: Any, **attributes: Any) -> Iterator[None]:
-    """Let an object have other attributes for the time of a `with` block."""
+    """Give an object other attribute values within a `with` block."""
     before = {name: getattr(owner, name) for name in attributes}
     for name, value in attributes.items():
         setattr(owner, name, value)

@@ -1,7 +1,7 @@
 """While a program is compiled, Python's garbage collector checks young objects only.
 
-Compiling creates many objects that live until it ends. Searching all of them for cycles, again and
-again, took an eighth of the time for a GPT of 48 layers. The collector's setting is that of the
+Compiling creates many objects that live until it ends. Searching all of them for cycles again and
+again took an eighth of the time for a GPT of 48 layers. The collector's setting applies to the
 whole process, so it is changed no longer than needed.
 """
 
@@ -16,13 +16,13 @@ from minigrad.locks import held_over_forks, in_child
 NEVER = 1 << 30  # collections of younger objects before one of all
 
 _lock = held_over_forks()
-_makers = 0  # threads that make a program now
-_usual = 0  # how many such collections come before one of all while there are none
+_makers = 0  # threads that are compiling a program now
+_usual = 0  # how many collections of younger objects usually come before one of all
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Around the making of a program; several threads may be inside."""
+    """Wrap the compilation of a program in this; several threads may be inside."""
     global _makers, _usual
     with _lock:
         if _makers == 0:
@@ -37,16 +37,16 @@ def undisturbed() -> Iterator[None]:
 
 
 def _leave(count: int) -> None:
-    """Some makers have ended; what the first one changed is as it was after the last."""
+    """Some threads have finished; after the last one, the setting is restored."""
     global _makers
-    if _makers:  # a child of a fork may have none any more
+    if _makers:  # a child of a fork may have none
         _makers -= count
         if _makers == 0:
             gc.set_threshold(*gc.get_threshold()[:2], _usual)
 
 
 def _in_child() -> None:
-    """Of the threads that make programs, a child of a fork has none."""
+    """A child of a fork has none of the threads that compile programs."""
     _leave(_makers)
 
 
