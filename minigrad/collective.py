@@ -47,6 +47,7 @@ class Transport(Protocol):
 @dataclass(frozen=True)
 class Addition:
     """A native function, called as kernel(0, count, args, 0).
+
     args: addresses of two summands and of the result, which may be one of them, and count.
     """
 
