@@ -275,7 +275,7 @@ def _launch(
 
 
 def _look(call: Canonical, made: Sequence[Node], count: Buffer) -> list[MinigradError]:
-    """An error where the program found an index out of range, if the device knows it already."""
+    """A list of the error if an index was out of range and the device already knows it, or []."""
 
     def failure() -> BoundsError:
         written = frozenset(node.arg for node in made)

@@ -112,10 +112,10 @@ class OpenCL(Runtime):
     def copy_in(self, memory: Any, data: memoryview) -> None:
         """Fill a buffer from the host's bytes, after all earlier work.
 
-        Of few bytes a copy waits in the queue, and nobody waits for the device. For many the caller
-        waits: they might not stay unchanged until the device reads them (a kernel of the CPU may
-        write there next), and copying them takes the host as long as it would save. On PoCL it was
-        slower by up to a fifth.
+        If there are few bytes, a copy of them is queued, and the caller does not wait. With many
+        the caller waits: they might not stay unchanged until the device reads them (a kernel of the
+        CPU may write there next), and copying them takes the host as long as it would save. On PoCL
+        it was slower by up to a fifth.
         """
         if data.nbytes > STAGED_BYTES:
             self._copy(memory, data)

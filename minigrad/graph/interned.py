@@ -1,4 +1,4 @@
-"""Tables in which equal things are one object while somebody holds it; properties found once."""
+"""Tables in which equal things are one object while it is in use; properties found once."""
 
 from __future__ import annotations
 

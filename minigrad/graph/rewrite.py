@@ -26,7 +26,7 @@ def rewrite(roots: Sequence[Node], rules: Rules) -> tuple[Node, ...]:
     """The roots after applying every rule to every node until nothing changes.
 
     Each node is visited once, also shared ones. Raises CompileError if a rule changes a shape,
-    dtype or device, or if rules undo one another for ever.
+    dtype or device, or if rules undo one another forever.
     """
     return tuple(_settled(roots, rules, {}))
 

@@ -65,7 +65,7 @@ def rounded_once(
     """Stages without values that are stored as bfloat16 for products, and converted at each use.
 
     Products of pairs (`in_pairs`) round such a value when they copy it. They also compute it then,
-    if it is short and nobody else reads it. For other products it is rounded and kept as float32.
+    if it is short and nothing else reads it. For other products it is rounded and kept as float32.
     """
     result = list(stages)
     for stage in stages:

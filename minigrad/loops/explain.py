@@ -77,7 +77,7 @@ def costs(target: Target, body: Statements) -> str:
 
 
 def main() -> None:
-    """Print the steps of the recipe of each kernel asked for, and the nest at the end."""
+    """Print the steps of the recipe of each requested kernel, and the nest at the end."""
     parser = argparse.ArgumentParser(
         prog="python -m minigrad.loops.explain", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -420,7 +420,7 @@ def emit_matrix_product(
     """Emit a product at the emitter's current level; the function begins and ends as above.
 
     All parts of the left operand use one register in turn, and so do those of the right, so that
-    four parts take five loads instead of four. At times a load waits the longer the more registers
+    four parts take five loads instead of four. Sometimes a load waits the longer the more registers
     have values (Emerald Rapids; perhaps if the core's other thread is busy): then a product takes
     41 cycles, and 69 with two registers for each operand; at other times 16 and 16.
 

@@ -156,7 +156,7 @@ class _Plan:
         roots = list(roots)
         late: set[Node] = set()
         for place, (root, slot) in enumerate(targets):
-            if slot in deferred:  # computed elsewhere, copied once nobody needs the old value
+            if slot in deferred:  # computed elsewhere, copied once the old value is not needed
                 copy = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
                 targets[place] = (copy, slot)
                 roots.append(copy)
@@ -472,7 +472,7 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
 
 
 def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array | None:
-    """One of the arrays that nobody needs after a kernel that a result may overwrite, or None."""
+    """One of the arrays, not needed after a kernel, that a result may overwrite, or None."""
     own = {stage.array for stage in kernel.stages}
     if array not in own:
         return None
