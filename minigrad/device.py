@@ -210,26 +210,26 @@ watching = _Watching()
 _buffer_numbers = itertools.count()
 
 # id of a buffer that a failed program wrote, or should have written → the buffer, and the reason.
-spoiled: dict[int, tuple[weakref.ref[Buffer], str]] = {}
+poisoned: dict[int, tuple[weakref.ref[Buffer], str]] = {}
 # Functions to call when a failure comes late.
 late_failures: list[Callable[[MinigradError], None]] = []
 # Names of devices where it is not known yet whether all programs have succeeded.
 undecided: set[str] = set()
 
 
-def spoil(buffers: Iterable[Buffer], reason: str) -> None:
+def poison(buffers: Iterable[Buffer], reason: str) -> None:
     """Prevent reads of buffers that a failed program wrote, until they are filled again."""
     for buffer in buffers:
         if not buffer.steady:
             number = id(buffer)
-            link = weakref.ref(buffer, lambda _, number=number: spoiled.pop(number, None))  # type: ignore[misc]
-            spoiled[number] = link, reason
+            link = weakref.ref(buffer, lambda _, number=number: poisoned.pop(number, None))  # type: ignore[misc]
+            poisoned[number] = link, reason
 
 
 def refuse(buffers: Iterable[Buffer]) -> None:
     """LostValueError if one of the buffers that are about to be read is spoiled."""
     for buffer in buffers:
-        found = spoiled.get(id(buffer))
+        found = poisoned.get(id(buffer))
         if found is not None:
             raise LostValueError(
                 f"a tensor of {buffer.size} × {buffer.dtype.name} has no value: the program that "
@@ -241,7 +241,7 @@ def refuse(buffers: Iterable[Buffer]) -> None:
 def renew(buffers: Iterable[Buffer]) -> None:
     """Allow reads of buffers, because they were filled."""
     for buffer in buffers:
-        spoiled.pop(id(buffer), None)
+        poisoned.pop(id(buffer), None)
 
 
 def about_to_read(buffers: Sequence[Buffer]) -> None:
@@ -249,7 +249,7 @@ def about_to_read(buffers: Sequence[Buffer]) -> None:
     if watching.watch is not None:
         for buffer in buffers:
             watching.watch.reads(buffer)
-    if spoiled:
+    if poisoned:
         refuse(buffers)
 
 

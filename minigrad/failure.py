@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
-from minigrad.device import Buffer, Call, Device, Replay, spoil
+from minigrad.device import Buffer, Call, Device, Replay, poison
 from minigrad.errors import BoundsError
 from minigrad.graph.bounds import Check
 from minigrad.graph.canonical import canonicalize
@@ -31,7 +31,7 @@ def failure_of(
     nodes name.
     """
     error, wrong = _search(checks, variables, lost, given)
-    spoil(spoils, str(error))
+    poison(spoils, str(error))
     vars(error)["checks"] = wrong  # for `tensor/realization.py`, which removes it
     return error
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 
 from minigrad.device import Buffer, Device, Program
+from minigrad.graph.inner_first import innermost
 from minigrad.graph.node import Shape
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.unmerged import innermost
 from minigrad.graph.variable import evaluate
 
 

@@ -10,7 +10,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
-from minigrad.device import Buffer, Call, Device, Program, refuse, renew, spoil, spoiled, undecided
+from minigrad.device import (
+    Buffer,
+    Call,
+    Device,
+    Program,
+    poison,
+    poisoned,
+    refuse,
+    renew,
+    undecided,
+)
 from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, MinigradError
 from minigrad.failure import failure_of
@@ -254,7 +264,7 @@ def _launch(
 
     begun: buffers of which it writes a part, before anybody else has written any.
     """
-    if spoiled:
+    if poisoned:
         refuse(_read_by(call) - begun)
     buffers: list[Buffer] = [*call.inputs, *fresh]
     if call.checks:
@@ -262,7 +272,7 @@ def _launch(
     GlobalCounters.program_calls += 1
     program.run(buffers, values)
     device = call.roots[0].device
-    if spoiled:
+    if poisoned:
         renew(node.arg for node in made)
     if device in undecided:
         Device[device].follow(_read_by(call), [node.arg for node in made])
@@ -354,7 +364,7 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
     target = root.src[0] if root.op is Op.ASSIGN else buffer(
         Buffer(root.device, root.dtype, numel(root.shape)), root.dtype, root.shape, root.device
     )  # fmt: skip
-    spoil([target.arg], reason)
+    poison([target.arg], reason)
     return target
 
 
@@ -396,7 +406,7 @@ def _run_loop(
             now = {**values, **own} if own else values
             _launch(call, program, (), made, now, failures, frozenset() if number else first)
             if failures:
-                spoil([whole.arg for whole in steps.memory], str(failures[0]))
+                poison([whole.arg for whole in steps.memory], str(failures[0]))
                 return steps.results
         unwritten -= first
     return steps.results

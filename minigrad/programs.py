@@ -11,6 +11,7 @@ from typing import Any
 
 from minigrad.device import Device, Program
 from minigrad.errors import CompileError
+from minigrad.gc_pause import young_gc_only
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
@@ -20,7 +21,6 @@ from minigrad.locks import new_rlock
 from minigrad.padded import Padded
 from minigrad.pieced import Pieced, in_pieces
 from minigrad.settings import report, thread
-from minigrad.undisturbed import undisturbed
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
 MOST_SPECIAL = 64  # programs of one structure
@@ -165,7 +165,7 @@ class Programs:
                 found = family.find(call.cells, may_pad)
                 if found is None:
                     self._make_room(family)
-                    with undisturbed():
+                    with young_gc_only():
                         if not may_pad or not self._in_pieces(call, family, compile):
                             family.make(call, compile, may_pad)
                     found = family.find(call.cells, may_pad)

@@ -3,7 +3,7 @@
 One thread does all the work: it reads a piece of one prompt, then draws one token for each request
 whose prompt is read, and so on. If a prompt begins like one that a slot still holds, that part is
 copied instead of read. Where it pays off, the next tokens of a greedy request are guessed
-(`guesses.py`), and one step checks them all.
+(`speculation.py`), and one step checks them all.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 
 from minigrad import Tensor, jit
 from minigrad.models.errors import InputError
-from minigrad.models.guesses import Guesses
 from minigrad.models.sampling import Sampler, Sampling, draw
 from minigrad.models.slots import Row, Slots
+from minigrad.models.speculation import Guesses
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad import Tensor
 from minigrad.errors import MinigradError
-from minigrad.models import bpe, chat, console, look_inside, weights_quantize
+from minigrad.models import bpe, chat, console, inspection, weights_quantize
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import (
@@ -185,7 +185,7 @@ def train_command(
     model, run = begun.model, begun.run
     describe(flags, begun, say)
     if flags.gradient_norms and speaks:
-        look_inside.show_gradient_norms(model.config, begun.windows[0], run.plan)
+        inspection.show_gradient_norms(model.config, begun.windows[0], run.plan)
     if flags.explain is not None:
         run.explain(begun.windows[0], flags.explain, speaks, flags.explain_values)
         return
@@ -337,7 +337,7 @@ def main(arguments: Sequence[str]) -> None:
         server.serve_command(flags)
     elif flags.command != "train":
         others = {"sample": chat.sample_command, "chat": chat.chat_command,
-                  "inspect": look_inside.inspect_command,
+                  "inspect": inspection.inspect_command,
                   "quantize": weights_quantize.quantize_command}  # fmt: skip
         others[flags.command](flags)
     elif flags.resume is None:

@@ -26,7 +26,6 @@ from minigrad.models.console import require
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
-from minigrad.models.guesses import check_most
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.protocol import (
     Refused,
@@ -39,6 +38,7 @@ from minigrad.models.protocol import (
     wanted,
 )
 from minigrad.models.sizing import cache_bytes
+from minigrad.models.speculation import check_most
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)

@@ -25,7 +25,7 @@ from minigrad.graph.variable import evaluate, is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_driver import FLAG_BESIDE, FLAG_IN_TURN, check_host
+from minigrad.runtimes.cpu_driver import FLAG_CONCURRENT, FLAG_INTERLEAVED, check_host
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
 from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
@@ -38,7 +38,8 @@ from minigrad.schedule.schedule import place
 from minigrad.settings import flag, thread
 from minigrad.target import Target
 
-FLAGS = 0, FLAG_BESIDE, FLAG_BESIDE | FLAG_IN_TURN  # by how a kernel follows the one before it
+# By how a kernel follows the one before it
+FLAGS = 0, FLAG_CONCURRENT, FLAG_CONCURRENT | FLAG_INTERLEAVED
 MOST_PLACES = 64  # plans of the arena that a program keeps, one for each of its sizes
 
 

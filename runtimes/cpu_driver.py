@@ -1,11 +1,11 @@
 """The native driver of the CPU: walks a launch table and shares each launch among threads.
 
 A launch runs chunks of a kernel's parallel loop. Launches that do not depend on each other are a
-*group* (FLAG_BESIDE), whose chunks are numbered together; there is no barrier between them. If they
-are interleaved (FLAG_IN_TURN), a chunk of the group is one chunk of each launch, one after the
-other. The calling thread publishes a group as one *share* for each thread: neighbouring chunks, so
-that a thread continues in memory where it was, and runs the same chunks of a program each time. A
-thread that is done with its own share steals from the others.
+*group* (FLAG_CONCURRENT), whose chunks are numbered together; there is no barrier between them. If
+they are interleaved (FLAG_INTERLEAVED), a chunk of the group is one chunk of each launch, one after
+the other. The calling thread publishes a group as one *share* for each thread: neighbouring chunks,
+so that a thread continues in memory where it was, and runs the same chunks of a program each time.
+A thread that is done with its own share steals from the others.
 
 A share is a 64-bit *ticket* (the group's number, end, next index). A thread that wants a chunk adds
 1 to the ticket and learns from the old value, atomically, which group it hit, whether there is a
@@ -44,8 +44,8 @@ LAUNCH_BYTES = 40
 LAUNCH_FIELDS = ("kernel", "args", "total", "grain", "flags")
 KERNEL, ARGS, TOTAL, GRAIN, FLAGS = range(0, LAUNCH_BYTES, 8)  # their byte offsets
 FLAG_ALONE = 1  # run on the calling thread: too short to share
-FLAG_BESIDE = 2  # waits neither for the launch before it nor for those that it is beside
-FLAG_IN_TURN = 4  # beside the launch before it, each chunk right after the same one of that
+FLAG_CONCURRENT = 2  # waits neither for the launch before it nor for those that it is beside
+FLAG_INTERLEAVED = 4  # beside the launch before it, each chunk right after the same one of that
 
 # Byte offsets in a pool. Fields that different threads write are 128 bytes apart, because
 # processors fetch cache lines of 64 bytes in pairs.
@@ -100,10 +100,10 @@ def run_table(table, count, pool, scratch):
             break
         group, chunks, alone = table, 0, load(table + FLAGS) & FLAG_ALONE
         while 1:
-            if table == group or not load(table + FLAGS) & FLAG_IN_TURN:
+            if table == group or not load(table + FLAGS) & FLAG_INTERLEAVED:
                 chunks += _chunks(table)
             table += LAUNCH_BYTES
-            if table == end or not load(table + FLAGS) & FLAG_BESIDE:
+            if table == end or not load(table + FLAGS) & FLAG_CONCURRENT:
                 break
         if chunks < 2 or chunks > MOST_CHUNKS or load(pool + THREADS) < 2:
             alone = 1
@@ -135,7 +135,7 @@ def _run_alone(group, last, chunks, seed, scratch):
 def _run_chunk(launch, last, number, scratch):
     while number >= _chunks(launch):
         number, launch = number - _chunks(launch), launch + LAUNCH_BYTES
-        while load(launch + FLAGS) & FLAG_IN_TURN:
+        while load(launch + FLAGS) & FLAG_INTERLEAVED:
             launch += LAUNCH_BYTES
     while 1:
         grain = max(load(launch + GRAIN), 1)
@@ -143,7 +143,7 @@ def _run_chunk(launch, last, number, scratch):
         end = begin + min(grain, load(launch + TOTAL) - begin)
         call(load(launch + KERNEL), begin, end, load(launch + ARGS), scratch)
         launch += LAUNCH_BYTES
-        if launch == last or not load(launch + FLAGS) & FLAG_IN_TURN:
+        if launch == last or not load(launch + FLAGS) & FLAG_INTERLEAVED:
             break
 
 # A permutation of 0 ... n-1, chosen by seed (0: the identity). Odd multiples, additions and

@@ -32,8 +32,8 @@ from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
 from minigrad.schedule.key import graph_key
-from minigrad.schedule.schedule import Held, Source
 from minigrad.schedule.schedule import Kernel as Step
+from minigrad.schedule.schedule import LiveRange, Source
 from minigrad.schedule.show import label
 from minigrad.settings import flag, report
 from minigrad.target import Target
@@ -102,7 +102,7 @@ class Plan:
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
-    held: tuple[Held, ...]
+    held: tuple[LiveRange, ...]
     beside: tuple[int, ...]
 
 
@@ -175,7 +175,8 @@ class Kernels:
         """A plan from the disk; raises one of MISSES if it or one of its kernels is incomplete."""
         about, _ = self._entry(key)
         held = tuple(
-            Held(of_data(nbytes), int(first), int(last)) for nbytes, first, last in about["held"]
+            LiveRange(of_data(nbytes), int(first), int(last))
+            for nbytes, first, last in about["held"]
         )
         sources = tuple(
             tuple((str(kind), where) for kind, where in one) for one in about["sources"]

@@ -33,7 +33,7 @@ class Launch(ctypes.Structure):
 
     kernel is the address of `void kernel(i64 begin, i64 end, ptr args, ptr scratch)`, args that of
     an array of 64-bit integers, total the iterations of its parallel loop, grain the iterations of
-    a chunk, flags 0, FLAG_ALONE, FLAG_BESIDE, or that and FLAG_IN_TURN.
+    a chunk, flags 0, FLAG_ALONE, FLAG_CONCURRENT, or that and FLAG_INTERLEAVED.
     """
 
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]

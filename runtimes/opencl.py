@@ -22,8 +22,8 @@ from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.loops.nest import Nest
-from minigrad.render import opencl_groups
-from minigrad.render.opencl_groups import Source
+from minigrad.render import opencl_kernel
+from minigrad.render.opencl_kernel import Source
 from minigrad.runtimes.opencl_build import build
 from minigrad.runtimes.opencl_checks import Checks
 from minigrad.runtimes.opencl_devices import (
@@ -278,7 +278,7 @@ class OpenCL(Runtime):
 
     def render(self, nest: Nest) -> Source:
         """The OpenCL C of a nest."""
-        return opencl_groups.render(nest, self.fp64, self.label)
+        return opencl_kernel.render(nest, self.fp64, self.label)
 
     def build(self, kernels: Iterable[tuple[str, Rendered[Source]]]) -> dict[str, Kernel]:
         """Build kernels, several in a program."""

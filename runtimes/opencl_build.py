@@ -17,7 +17,7 @@ from typing import Any
 from minigrad.cache import digest, open_cache
 from minigrad.errors import CompileError, DeviceError
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl_groups import Source, join
+from minigrad.render.opencl_kernel import Source, join
 from minigrad.runtimes.opencl_devices import opencl
 from minigrad.runtimes.opencl_pocl import check_pocl, is_pocl
 

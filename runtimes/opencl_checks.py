@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from minigrad.device import Buffer, late_failures, spoil, spoiled, undecided
+from minigrad.device import Buffer, late_failures, poison, poisoned, undecided
 from minigrad.errors import MinigradError
 
 
@@ -73,8 +73,8 @@ class Checks:
                     for listener in late_failures:
                         listener(errors[-1])
             elif errors:
-                lost = any((b := link()) is not None and id(b) in spoiled for link in one.read)
+                lost = any((b := link()) is not None and id(b) in poisoned for link in one.read)
                 if lost:
-                    spoil([b for link in one.filled if (b := link())], str(errors[0]))
+                    poison([b for link in one.filled if (b := link())], str(errors[0]))
         if errors:
             raise errors.pop(0)

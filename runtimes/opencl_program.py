@@ -15,9 +15,9 @@ from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import high
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
-from minigrad.render.opencl_groups import Source as Text
+from minigrad.render.opencl_kernel import Source as Text
 from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Held, Schedule, Source
+from minigrad.schedule.schedule import LiveRange, Schedule, Source
 
 if TYPE_CHECKING:
     from minigrad.runtimes.opencl import OpenCL
@@ -128,7 +128,7 @@ def _set(launch: Launch, values: Mapping[str, Any]) -> None:
             launch.last[place] = value
 
 
-def shared_buffers(held: Sequence[Held]) -> tuple[list[int], list[int]]:
+def shared_buffers(held: Sequence[LiveRange]) -> tuple[list[int], list[int]]:
     """Assign a buffer to each array between kernels; arrays that never coexist may share one.
 
     Returns each array's buffer number, and the buffers' sizes. (Parts of one buffer would have to

@@ -26,7 +26,7 @@ FOLDERS = {"minigrad": "minigrad", "runtimes": "minigrad.runtimes", "models": "m
 ROOMS: tuple[tuple[str, ...], ...] = (
     (
         "minigrad.dtype", "minigrad.errors", "minigrad.hints", "minigrad.locks",
-        "minigrad.interrupts", "minigrad.settings", "minigrad.target", "minigrad.undisturbed",
+        "minigrad.interrupts", "minigrad.settings", "minigrad.target", "minigrad.gc_pause",
     ),
     ("minigrad.graph",),
     ("minigrad.schedule",),

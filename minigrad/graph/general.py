@@ -29,11 +29,11 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
+from minigrad.graph.inner_first import MOST_PIECES, inner, inner_first, innermost
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCATTERS
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, var
-from minigrad.graph.unmerged import MOST_PIECES, inner, innermost, unmerged
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -151,7 +151,7 @@ def generalize(
 
 
 def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool) -> General:
-    """merges: whether reshapes may merge varying dimensions, which `unmerged` undoes at the end."""
+    """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
     holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
     new: list[Cell] = list(samples[-1])
     by_place = {hole.place: hole for hole in holes}
@@ -163,7 +163,7 @@ def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool)
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
         graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
-        graph = unmerged(graph) if merges else graph
+        graph = inner_first(graph) if merges else graph
     except ShapeError as error:
         raise Special(str(error)) from None
     return General(graph, holes, followers, samples[-1])

@@ -48,7 +48,7 @@ def pieces(roots: Sequence[Node]) -> list[list[Node]]:
 
 def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
     """Values that are stored for others; and writes, grouped if they share computations."""
-    anew = _anew(order)
+    anew = _recomputed(order)
     apart = {
         x for node in order if _reads_memory(node, anew) for x in _shown_by(node.src)
         if x not in anew or x.op is Op.CAST
@@ -113,7 +113,7 @@ def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     return list(found.values())
 
 
-def _anew(order: Sequence[Node]) -> set[Node]:
+def _recomputed(order: Sequence[Node]) -> set[Node]:
     """Values that each piece that reads them computes again, which costs less than storing them."""
     inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
     factors = {node for node in inner if node.op is Op.MUL}

@@ -74,7 +74,7 @@ from minigrad.jit.capture import (
     sort,
     take_gradients,
 )
-from minigrad.jit.draws import generators, refuse_draws
+from minigrad.jit.host_random import generators, refuse_draws
 from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherInputs, Source
 from minigrad.jit.replay_codegen import Serve, straight
@@ -83,7 +83,7 @@ from minigrad.program import recorded_calls, recording
 from minigrad.settings import having, thread
 from minigrad.tensor import Tensor, realization, saved_graphs, views
 from minigrad.tensor.live_tensors import all_holders, of_this_thread
-from minigrad.tensor.noted import Noted, capturing
+from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
 EXPLAINED = "explained"  # the mode of a thread whose step is being explained
@@ -234,13 +234,13 @@ class Jitted(Generic[P, R]):
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
-        outside = Outside(self.name, self.function, self.instance, named, Noted())
+        outside = Outside(self.name, self.function, self.instance, named, Observed())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before, drawn = Snapshot(), generators()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing[get_ident()] = noted = Noted()
+        capturing[get_ident()] = noted = Observed()
         failed = True
         try:
             with recorded_calls() as calls, _logged() as data:
@@ -348,9 +348,9 @@ def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
 
     used: memory of the call before. tensors: the arguments, of which the step gets copies.
     """
-    realization.settle_readers()
+    realization.realize_readers()
     realization.settle_writes()  # also the state after random draws that were dropped
-    realization.settle_before(frozenset(), used)
+    realization.realize_before(frozenset(), used)
     realization.separate_all(used.difference(tensor.raw.arg for tensor in tensors))
 
 

@@ -32,7 +32,7 @@ from minigrad.graph.node import Node
 from minigrad.tensor import Tensor, saved_graphs
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
-from minigrad.tensor.noted import Noted, changes, readers
+from minigrad.tensor.observed import Observed, changes, readers
 from minigrad.tensor.pytree import Same
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -81,7 +81,7 @@ class Outside:
 
     def __init__(
         self, name: str, function: Any, instance: Callable[[], Any] | None,
-        given: Mapping[str, Any], noted: Noted,
+        given: Mapping[str, Any], noted: Observed,
     ) -> None:  # fmt: skip
         self.name = name
         # (attribute, its owner, its value) for each one that was noted

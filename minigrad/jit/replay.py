@@ -9,7 +9,7 @@ from functools import partial
 from sys import getrefcount
 from typing import Any, NamedTuple
 
-from minigrad.device import Buffer, Device, Replay, refuse, renew, spoiled, undecided
+from minigrad.device import Buffer, Device, Replay, poisoned, refuse, renew, undecided
 from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
@@ -17,7 +17,7 @@ from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, no_grad, realization, saved_graphs, turns, views
+from minigrad.tensor import Tensor, access, no_grad, realization, saved_graphs, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.modes import modes
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
@@ -112,7 +112,7 @@ class Capture:
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         try:
-            turns.during((self.touched, given), partial(self._launch, given, nodes, values))
+            access.during((self.touched, given), partial(self._launch, given, nodes, values))
         except BoundsError:  # it has run: what was there before, nobody is to find
             self._renew(tensors, nodes)
             raise
@@ -133,12 +133,12 @@ class Capture:
         """Run the replay on the device, and record what it has changed."""
         memories = [node.arg for node in (*given, *nodes)]
         self.replay.put(*(memory.memory for memory in memories))
-        asked = spoiled or undecided or saved_graphs.recorded
+        asked = poisoned or undecided or saved_graphs.recorded
         written, read = self.touched(given) if asked else (frozenset(), frozenset())
-        if spoiled:
+        if poisoned:
             refuse(read)
         GlobalCounters.program_calls += 1
-        if spoiled:
+        if poisoned:
             renew(written)
         if isinstance(self.replay, CheckedReplay):
             self.replay.present = memories
@@ -152,7 +152,7 @@ class Capture:
             if saved_graphs.recorded:
                 saved_graphs.replayed(written)
 
-    def touched(self, given: Sequence[Node]) -> turns.Touched:
+    def touched(self, given: Sequence[Node]) -> access.Touched:
         """Memory that a replay with these inputs writes and reads."""
         memories = [node.arg for node in given]
         written = self.written.union(memories[number] for number in self.written_inputs)
@@ -195,7 +195,7 @@ class Capture:
         if lazy_links:
             written = self.written if self.shown else frozenset()
             written = written.union(tensor.raw.arg for tensor in tensors)
-            realization.settle_before(written, self.read)
+            realization.realize_before(written, self.read)
         if not self.written_inputs:  # these differ in each call
             self.settled = now
         for (_, gradient, _), node in zip(self.input_gradients, self.gradient_nodes, strict=True):

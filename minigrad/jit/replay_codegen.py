@@ -20,12 +20,12 @@ from sys import getrefcount
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
-from minigrad.device import Device, spoiled, undecided
+from minigrad.device import Device, poisoned, undecided
 from minigrad.failure import CheckedReplay
 from minigrad.graph.symbolic import Affine
 from minigrad.graph.variable import unbind
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, live_tensors, saved_graphs, turns
+from minigrad.tensor import Tensor, access, live_tensors, saved_graphs
 from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def serve(args, kwargs):
             or differs()
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
-            or spoiled
+            or poisoned
             or undecided{held}
         ):
             return general(args, kwargs)
@@ -75,7 +75,7 @@ _ARGUMENTS = """\
             under_way[me] = turn = touched, ({given})
             if len(under_way) > 1 or waiting:
                 wait(turn)
-                if spoiled:
+                if poisoned:
                     return general(args, kwargs)
             try:
                 run(values)
@@ -117,14 +117,14 @@ def straight(capture: Capture) -> Serve | None:
     names: dict[str, Any] = {
         "lock": capture.lock, "general": capture.run, "capture": capture, "owners": capture.owners,
         "lazy": live_tensors.lazy_links, "clock": live_tensors.clock,
-        "shared": live_tensors.shared, "spoiled": spoiled, "undecided": undecided,
+        "shared": live_tensors.shared, "poisoned": poisoned, "undecided": undecided,
         "differs": capture.outside.differs,
         "refcount": getrefcount, "fresh": capture.fresh,
         "put": capture.replay.put, "run": capture.replay.run, "nothing": {}, "unbind": unbind,
         "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
         "counters": GlobalCounters, "get_ident": get_ident, "touched": capture.touched,
-        "under_way": turns.under_way, "waiting": turns.waiting, "wait": turns.wait,
-        "tell": turns.tell,
+        "under_way": access.under_way, "waiting": access.waiting, "wait": access.wait,
+        "tell": access.tell,
         "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
         "has_history": saved_graphs.has_history, "replayed_result": live_tensors.REPLAYED,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,

@@ -28,7 +28,7 @@ from minigrad.loops.build import combine, in_pieces, lanes_loop, put
 from minigrad.loops.nest import (
     Loop,
     Loops,
-    Made,
+    Lowered,
     MatrixProduct,
     Nest,
     Prefetch,
@@ -63,7 +63,7 @@ RUN_BYTES = 1 << 17  # of memory that a chunk reads contiguously (see in_long_ru
 OPERATIONS_A_BYTE = 16
 
 
-def assemble(kernel: Kernel, made: Made, target: Target) -> Nest:
+def assemble(kernel: Kernel, made: Lowered, target: Target) -> Nest:
     """The nest of a recipe's result, with long sums in levels."""
     loop, stages = in_levels(made.loop, target), kernel.stages
     found, symbols = _used(loop)

@@ -58,7 +58,7 @@ from minigrad.loops.build import Bounds
 from minigrad.loops.cost import LEAST_FULL, SQUARE, choose_nr, row_stride, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
-from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores, loop_over
+from minigrad.loops.nest import Loop, Lowered, Statement, Statements, Store, Stores, loop_over
 from minigrad.loops.product import LANE, multiply_add
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -72,7 +72,7 @@ WRITTEN_OUT = 8  # terms of a product across that are unrolled, so that the loop
 MOST_BLOCKS = 8  # that share the copy of an operand: beside 128 rows a copy costs little
 
 
-def block_rows(kernel: Kernel, target: Target) -> Made:
+def block_rows(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a kernel of kind "block_rows"."""
     kernel = products_before_readers(kernel)
     extent = neighbours(kernel)
@@ -103,7 +103,7 @@ def block_rows(kernel: Kernel, target: Target) -> Made:
         nested = build.flat_loop([outer, run], (*early, inner))
     else:
         nested = build.flat_loop([outer, number], tuple(body))
-    return Made(nested, *_work(kernel.rows, plan, target))
+    return Lowered(nested, *_work(kernel.rows, plan, target))
 
 
 def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:

@@ -37,7 +37,7 @@ from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reductio
 from minigrad.loops.cost import SMALL_TILES, cut
 from minigrad.loops.nest import (
     Loop,
-    Made,
+    Lowered,
     Matrix,
     MatrixProduct,
     Statement,
@@ -65,7 +65,7 @@ LEAST_IN_SQUARES = 16
 SUMS = 24  # of some rows, that fit in registers together with an unpacked word of the matrix
 
 
-def byte_dots(kernel: Kernel, target: Target) -> Made:
+def byte_dots(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a product with a quantized matrix."""
     first, *others = kernel.stages
     sums = others[0] if others and others[0].op is Op.SUM else first
@@ -104,7 +104,7 @@ def byte_dots(kernel: Kernel, target: Target) -> Made:
             s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
     # kernels that compute much are shared by more threads, in chunks half as long
-    return Made(s.parallelize(*tiles), runs=(OPERATIONS_A_BYTE, FEW_TASKS, ENOUGH_TASKS))
+    return Lowered(s.parallelize(*tiles), runs=(OPERATIONS_A_BYTE, FEW_TASKS, ENOUGH_TASKS))
 
 
 def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:

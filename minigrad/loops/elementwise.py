@@ -39,8 +39,8 @@ from minigrad.loops.build import (
     streams,
     substitute_stores,
 )
-from minigrad.loops.nest import Loop, Made, Statement, Statements, Store, Stores
-from minigrad.loops.parts import in_parts
+from minigrad.loops.index_sets import in_parts
+from minigrad.loops.nest import Loop, Lowered, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule import expr
@@ -68,7 +68,7 @@ TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # extents of a last axis that fills only a part of a vector
 
 
-def elementwise(kernel: Kernel, target: Target) -> Made | None:
+def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     """All stages at once, element by element, in registers; None if their elements differ."""
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
@@ -84,10 +84,10 @@ def elementwise(kernel: Kernel, target: Target) -> Made | None:
     ]
     outer = [a for a in axes if a != axis]
     if target.group is not None:
-        return Made(_by_items([*outer, axis], stores, target.group))
+        return Lowered(_by_items([*outer, axis], stores, target.group))
     if (across := _transposed_axis(outer, axis, exprs)) is not None:
-        return Made(_in_tiles(outer, axis, across, stores, target))
-    return Made(_in_rows(outer, axis, stores, target))
+        return Lowered(_in_tiles(outer, axis, across, stores, target))
+    return Lowered(_in_rows(outer, axis, stores, target))
 
 
 def _in_rows(
@@ -102,7 +102,7 @@ def _in_rows(
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
     if outer:
         lanes = target.lanes(exprs[0].dtype)
-        s.distinguish(x, lambda loop: in_parts(loop, outer, lanes))
+        s.split_index_set(x, lambda loop: in_parts(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     return s.parallelize(*xs)
@@ -189,7 +189,7 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
     return None
 
 
-def scatter(kernel: Kernel, target: Target) -> Made:
+def scatter(kernel: Kernel, target: Target) -> Lowered:
     """Initial values, then one addition after another, in order: deterministic, and parallel."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -223,7 +223,7 @@ def scatter(kernel: Kernel, target: Target) -> Made:
     ):  # each update for a block of positions: the updates of one position are on as many lines
         xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
         s.sink(last.variable, computing=False)
-    return Made(s.parallelize(*xs))
+    return Lowered(s.parallelize(*xs))
 
 
 def _additions(
@@ -244,7 +244,7 @@ def _additions(
     return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
 
 
-def gpu_scatter(kernel: Kernel, target: Target) -> Made | None:
+def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
     """The same on a GPU: each work-item applies all updates in order, to its part of the result.
 
     Each part tests all updates, so there are no more parts than keep the device busy.
@@ -261,7 +261,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Made | None:
         return None
     part, body = cut
     s = Schedule(loops_over([part, *fixed, *moving], body))
-    return Made(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
+    return Lowered(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
 def _in_parts(
@@ -304,7 +304,7 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
 BLOCK_TERMS = 128
 
 
-def scan(kernel: Kernel, target: Target) -> Made:
+def scan(kernel: Kernel, target: Target) -> Lowered:
     """A running reduction; vectors run along the last kept axis if that is contiguous."""
     (stage,) = kernel.stages
     (along,) = stage.reduced
@@ -315,7 +315,7 @@ def scan(kernel: Kernel, target: Target) -> Made:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
-    return Made(s.parallelize(*xs))
+    return Lowered(s.parallelize(*xs))
 
 
 def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
@@ -350,7 +350,7 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     return (*start, loop)
 
 
-def distribute(kernel: Kernel, target: Target) -> Made:
+def distribute(kernel: Kernel, target: Target) -> Lowered:
     """One pass of a counting sort: each row's next free positions are in scratch memory."""
     (stage,) = kernel.stages
     assert stage.initial is not None
@@ -367,4 +367,4 @@ def distribute(kernel: Kernel, target: Target) -> Made:
             Store(next_free, stage.position, place + 1),
         )),
     )  # fmt: skip
-    return Made(flat_loop(stage.axes, body))
+    return Lowered(flat_loop(stage.axes, body))

@@ -45,7 +45,7 @@ from minigrad.loops.images import hints_below, within_image
 from minigrad.loops.nest import (
     Fold,
     Loop,
-    Made,
+    Lowered,
     Prefetch,
     Statement,
     loop_over,
@@ -73,11 +73,11 @@ from minigrad.target import LINE, Target
 ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 
 
-def gemm(kernel: Kernel, target: Target) -> Made:
+def gemm(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
     problem, plan = planned(problem, target)
-    return Made(tiled(problem, plan, target), products=True)
+    return Lowered(tiled(problem, plan, target), products=True)
 
 
 def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
@@ -124,7 +124,7 @@ def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
         if plan.squares:
             m = problem.row.variable
             s.sink(m)
-            hints = TileHints(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+            hints = TilePrefetches(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
             if hints.behind:
                 s.insert(tile, hints.all_behind)
             of, by = (words.args[0].dtype for words in (problem.left, problem.right))
@@ -153,7 +153,7 @@ def in_registers(
     if plan.nr > 1 and isinstance(problem.k[-1].extent, int):
         trips = s.trips(ks[-1])
         image = hints_below(s, problem, plan, shared, trips >= LEAST_FETCHED)
-        hints = TileHints(problem, plan, s.operands, tile, trips, shared, image)
+        hints = TilePrefetches(problem, plan, s.operands, tile, trips, shared, image)
         if hints.pay:
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
@@ -163,7 +163,7 @@ def in_registers(
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if plan.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
-        ks = [*ks[:-1], s.unroll_some(ks[-1], UNROLLED, "v")]
+        ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
     if plan.nr > 1:
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
@@ -255,7 +255,7 @@ UNROLLED, LEAST_UNROLLED = 2, 128
 LONG_EPILOGUE = 32
 
 
-class TileHints:
+class TilePrefetches:
     """Prefetches in the loops over k of tiles: at every k, and at every `line` of them.
 
     operands: as tiles read them. k: the innermost axis of k, of `terms` iterations; tile: its

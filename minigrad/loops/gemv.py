@@ -25,7 +25,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import vector_width
 from minigrad.loops.build import loops_over, reduction
-from minigrad.loops.nest import Loop, Made, Statement, Store, Stores, expressions
+from minigrad.loops.nest import Loop, Lowered, Statement, Store, Stores, expressions
 from minigrad.loops.prefetch import Place, from_memory
 from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import Schedule
@@ -72,7 +72,7 @@ class Sum:
         return [load for load in expr.loads(self.body) if not n.isdisjoint(load.variables)]
 
 
-def gemv(kernel: Kernel, target: Target) -> Made | None:
+def gemv(kernel: Kernel, target: Target) -> Lowered | None:
     """The loops of a kernel that sums products with a few vectors, or None.
 
     None, too, for a device that sees scalars only, which needs many small iterations and not long
@@ -112,7 +112,7 @@ def gemv(kernel: Kernel, target: Target) -> Made | None:
             over = [a.variable for a in axes]
             s.stage(copy, None, over, None, copy, {over[-1]: width})
         (_add_rows if by_rows else _add_columns)(s, sums, axis.variable, target)
-    return Made(s.parallelize(*xs), products=True)
+    return Lowered(s.parallelize(*xs), products=True)
 
 
 def _summed(sums: Sequence[Sum], totals: Sequence[Expr]) -> list[Statement]:

@@ -40,13 +40,13 @@ from minigrad.loops.axes import fix_rows, merge_stage, places_along
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.mask_bounds import Rows, mask_bounds
-from minigrad.loops.nest import Barrier, Loop, Made, Statement, Statements, Store, written
+from minigrad.loops.nest import Barrier, Loop, Lowered, Statement, Statements, Store, written
 from minigrad.loops.product import Problem, prepare, strides
 from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
-from minigrad.schedule.fuse import prefix_length, runs_along_rows
+from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
@@ -54,7 +54,7 @@ from minigrad.target import ITEM_LANES, TILE_DEPTH, Group, Target, Tile
 PAD = 4  # elements between the rows of a local array, so that they start in different banks
 
 
-def gpu_gemm(kernel: Kernel, target: Target) -> Made | None:
+def gpu_gemm(kernel: Kernel, target: Target) -> Lowered | None:
     """The loops of a product and its elementwise epilogue, for work-groups.
 
     None if there is nothing to tile, because all rows or columns are a varying number; and if the
@@ -69,7 +69,7 @@ def gpu_gemm(kernel: Kernel, target: Target) -> Made | None:
         return None
     m, n, batches = (size_of(axes) for axes in (rows, columns, batch))
     tile = choose_tile(m, n, batches, group, problem.total.dtype)
-    return Made(tiled(problem, tile), products=True)
+    return Lowered(tiled(problem, tile), products=True)
 
 
 def tiled(problem: Problem, tile: Tile) -> Loop:
@@ -214,7 +214,7 @@ def row_items(kernel: Kernel, group: Group, share: int = SHARE) -> int:
     return 1 << (most.bit_length() - 1)
 
 
-def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
+def gpu_rows(kernel: Kernel, target: Target) -> Lowered | None:
     """A work-group for each row.
 
     None if a work-item computes each: if rows are short, or adjacent and enough of them.
@@ -223,7 +223,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
     if group is None:
         return None
     items = row_items(kernel, group)
-    beside = high(rows) > 1 and runs_along_rows(stages, rows, target)
+    beside = high(rows) > 1 and runs_across_rows(stages, rows, target)
     if items == 1 or beside and high(rows) >= group.items * group.units:
         return None
     row, local = make_axis("r", 0, rows), group.local_bytes // KEPT
@@ -232,7 +232,7 @@ def gpu_rows(kernel: Kernel, target: Target) -> Made | None:
     return _shared(stages, [{} for _ in stages], items, [row])
 
 
-def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
+def gpu_block_rows(kernel: Kernel, target: Target) -> Lowered | None:
     """A work-group for each block of rows with products."""
     if target.group is None:
         return None
@@ -252,7 +252,7 @@ def gpu_block_rows(kernel: Kernel, target: Target) -> Made | None:
 def _shared(
     stages: Sequence[Stage], bounds: Sequence[Mapping[Atom, Bounds]], items: int,
     axes: Sequence[Axis], rows: Rows | None = None,
-) -> Made:  # fmt: skip
+) -> Lowered:  # fmt: skip
     """Stage after stage, with barriers between them; the work-items of a group share each stage.
 
     axes: of groups. rows: those of a block, which are computed at once.
@@ -276,7 +276,7 @@ def _shared(
             kept = []
         s.share(name, item, *(kept or [ONCE.variable]))
     s.bind(item, axes[-1].variable)
-    return Made(s.parallelize(*(axis.variable for axis in axes)))
+    return Lowered(s.parallelize(*(axis.variable for axis in axes)))
 
 
 def _stage(stage: Stage, number: int, bounds: Mapping[Atom, Bounds], items: int) -> Statements:

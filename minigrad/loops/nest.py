@@ -264,7 +264,7 @@ class Nest:
 
 
 @dataclass(frozen=True)
-class Made:
+class Lowered:
     """The result of a recipe: the parallel loop of a kernel, and estimates of its work.
 
     operations, vectors: see `Nest`; 0: those of the kernel's stages. products: multiply-adds that

@@ -36,13 +36,13 @@ from minigrad.loops.elementwise import distribute, elementwise, gpu_scatter, sca
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
 from minigrad.loops.gpu import gpu_block_rows, gpu_gemm, gpu_rows
-from minigrad.loops.nest import Made, Nest
+from minigrad.loops.nest import Lowered, Nest
 from minigrad.loops.rows import rows
 from minigrad.loops.shared_lanes import shared_lanes
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
-Recipe = Callable[[Kernel, Target], Made | None]  # None: the recipe is not for this kernel
+Recipe = Callable[[Kernel, Target], Lowered | None]  # None: the recipe is not for this kernel
 
 
 def lower(kernel: Kernel, target: Target) -> Nest:

@@ -51,7 +51,7 @@ from minigrad.loops.cost import cut
 from minigrad.loops.nest import (
     Loop,
     Loops,
-    Made,
+    Lowered,
     Statement,
     Statements,
     Store,
@@ -75,7 +75,7 @@ from minigrad.loops.transforms import Around, Schedule
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.fuse import prefix_length, runs_along_rows
+from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -85,10 +85,10 @@ from minigrad.target import Target
 BLOCK_ROWS = 16
 
 
-def rows(kernel: Kernel, target: Target) -> Made:
+def rows(kernel: Kernel, target: Target) -> Lowered:
     """Row after row, or vectors across rows."""
     stages, stored, count = kernel.stages, kernel.stored, kernel.rows
-    if target.vector_bytes and high(count) > 1 and runs_along_rows(stages, count, target):
+    if target.vector_bytes and high(count) > 1 and runs_across_rows(stages, count, target):
         return row_vectors(kernel, target)
     row = make_axis("r", 0, count)
     passes = row_passes(kept_inside(stages, stored, count, row.index), stored)
@@ -104,7 +104,7 @@ def rows(kernel: Kernel, target: Target) -> Made:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    return Made(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
+    return Lowered(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
 
 
 def _tile(s: Schedule, one: Pass) -> None:
@@ -395,7 +395,7 @@ ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 adjacent lines
 
 
-def row_vectors(kernel: Kernel, target: Target) -> Made:
+def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     """Vectors across rows, along the last of the axes that make up a row's number.
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
@@ -441,7 +441,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Made:
     if columns or not xs:
         s.prefetch(x, asked_for)
     s.vectorize(x, width, None if columns else LANE)
-    return Made(s.parallelize(*xs))
+    return Lowered(s.parallelize(*xs))
 
 
 def _along_rows(kernel: Kernel) -> bool:

@@ -19,7 +19,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.loops.axes import enough_lanes, overlap
 from minigrad.loops.build import substitute_stores
 from minigrad.loops.cost import cut
-from minigrad.loops.nest import Made
+from minigrad.loops.nest import Lowered
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Schedule
 from minigrad.schedule.axis import Axis, make_axis
@@ -30,7 +30,7 @@ from minigrad.target import Target
 MOST_WRITTEN_OUT = 8  # positions of a window that are unrolled, so that tiles share their loads
 
 
-def shared_lanes(kernel: Kernel, target: Target) -> Made | None:
+def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
     """The loops of such a product and its elementwise epilogue; None if it is not one."""
     product = kernel.stages[0].product
     if product is None or not target.vector_bytes:
@@ -64,7 +64,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Made | None:
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)
         s.simplify()
-    return Made(s.parallelize(*(a for a in outer if a not in inner), vectors), products=True)
+    return Lowered(s.parallelize(*(a for a in outer if a not in inner), vectors), products=True)
 
 
 def _tile(problem: Problem, target: Target) -> list[tuple[Axis, int]]:

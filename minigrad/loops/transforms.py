@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
-    distinguish                          separate loops for parts (parts.py)
+    distinguish                          separate loops for parts (index_sets.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
@@ -173,8 +173,8 @@ class Schedule:
         self._change(outer, change)
 
     @_step
-    def distinguish(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Replace loops over x by what `parts` makes of them: see parts.py."""
+    def split_index_set(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
+        """Replace loops over x by what `parts` makes of them: see index_sets.py."""
         self._change(x, lambda loop, _: parts(loop))
 
     @_step
@@ -371,7 +371,7 @@ class Schedule:
         self._change(x, change, computing)
 
     @_step
-    def unroll_some(self, x: Atom, times: int, prefix: str) -> Atom:
+    def unroll_by(self, x: Atom, times: int, prefix: str) -> Atom:
         """Unroll computing loops over x by `times`, if their trip count is a multiple of it.
 
         So loop overhead and address computations are shared. Returns the variable of the outer

@@ -19,7 +19,7 @@ from minigrad.nn.module import (
     members,
 )
 from minigrad.tensor import Tensor
-from minigrad.tensor.noted import note
+from minigrad.tensor.observed import observe
 from minigrad.tensor.pytree import Same
 
 Function = Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class _Container(Layer):
 
     def _hold(self, items: Iterable[tuple[Any, Any]]) -> None:
         """Hold these (name, item) pairs; positions are counted again."""
-        note(self, "_settings", written=True)
+        observe(self, "_settings", written=True)
         self._items = {}
         for place, (name, item) in enumerate(items):
             self._adopt(item)
@@ -89,7 +89,7 @@ class _List(_Container, MutableSequence[_T]):
     @property
     def layers(self) -> list[_T]:
         """The items."""
-        note(self, "_settings")
+        observe(self, "_settings")
         return [*self._items.values()]
 
     def __iter__(self) -> Iterator[_T]:
@@ -194,14 +194,14 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
         super().update(found)
 
     def __getitem__(self, name: str) -> Any:
-        note(self, "_settings")
+        observe(self, "_settings")
         return self._items[name]
 
     def __setitem__(self, name: str, module: Any) -> None:
         self.add_module(name, module)
 
     def __delitem__(self, name: str) -> None:
-        note(self, "_settings", written=True)
+        observe(self, "_settings", written=True)
         del self._items[name]
 
     def __iter__(self) -> Iterator[str]:

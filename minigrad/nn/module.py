@@ -22,7 +22,7 @@ from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
-from minigrad.tensor.noted import note, replaces
+from minigrad.tensor.observed import observe, replaces
 from minigrad.tensor.pytree import Same
 from minigrad.tensor.sharding import layout_of
 
@@ -295,9 +295,9 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
                 home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
                 given = f"{type(self).__name__} of a {home}{kind.__name__}"
                 raise TypeError(f"{given}: {hint('model(a)')}")
-        note(self, "_training")
-        note(self, "_moves")
-        note(self, "_settings")
+        observe(self, "_training")
+        observe(self, "_moves")
+        observe(self, "_settings")
         mode = self._training
         if mode is None or mode is Tensor.training:
             return function(self, *args, **kwargs)
@@ -371,7 +371,7 @@ class Module:
         before = vars(self).get(name)
         object.__setattr__(self, name, value)
         if self._setting(name, before) != self._setting(name, value):
-            note(self, "_settings", written=True)
+            observe(self, "_settings", written=True)
         if isinstance(before, Tensor) and before is not value:
             replaces(before.raw)
 
@@ -494,12 +494,12 @@ class Module:
     @property
     def training(self) -> bool:
         """Its mode, as set by train or eval; else (for layers on their own) `Tensor.training`."""
-        note(self, "_training")
+        observe(self, "_training")
         return Tensor.training if self._training is None else self._training
 
     @training.setter
     def training(self, mode: bool) -> None:
-        note(self, "_training", written=True)
+        observe(self, "_training", written=True)
         object.__setattr__(self, "_training", bool(mode))
 
     def train(self, mode: bool = True) -> Self:
@@ -549,7 +549,7 @@ class Module:
         moved = [_move(tensor, place, wanted if tensor.dtype.is_float else None)
                  for tensor in found]  # fmt: skip
         for module in self.modules() if any(moved) else ():
-            note(module, "_moves", written=True)
+            observe(module, "_moves", written=True)
             object.__setattr__(module, "_moves", module._moves + 1)
         return self
 

@@ -25,7 +25,7 @@ from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_choice, check_flag
 from minigrad.tensor.modes import modes
-from minigrad.tensor.noted import note
+from minigrad.tensor.observed import observe
 from minigrad.tensor.templates import templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -206,7 +206,7 @@ class Optimizer(Steps):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self).get("options", ()):
             _check_numbers(self, **{name: value} if name in _NUMBERS else {})
-            note(self, name, written=True)
+            observe(self, name, written=True)
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
@@ -259,7 +259,7 @@ class Optimizer(Steps):
         """Count a step of these parameters; others that shared their count get a separate one.
         """
         for name in ("_divided", *self.options):
-            note(self, name)
+            observe(self, name)
         moving = {id(count): count for count in map(self.counts.__getitem__, places)}
         counts, staying = self.counts[:], dict[int, Tensor]()
         for place in {*range(len(counts))}.difference(places):
@@ -287,7 +287,7 @@ class Optimizer(Steps):
     def _share(self, counts: list[Tensor]) -> None:
         """Use these counts for the parameters."""
         if any(one is not other for one, other in zip(counts, self.counts, strict=True)):
-            note(self, "_divided", written=True)
+            observe(self, "_divided", written=True)
             self.counts, self._divided = counts, self._divided + 1
 
     def _options_of(self, param: Tensor) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 runs iterations begin … end − 1 of the nest's parallel loop. `args` holds one 64-bit word per array
 (its address) and per symbol (its value).
 
-Every open loop is a `Level` with its own list of lines. An instruction goes to the outermost level
+Every open loop is a `Scope` with its own list of lines. An instruction goes to the outermost level
 at which all that it depends on is known, so invariant code leaves its loops by itself; since a
 loop's lines are put into its parent only when it is closed, what was moved out comes before it.
 """

@@ -13,10 +13,10 @@ from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Loop, Nest
-from minigrad.render import levels
 from minigrad.render import llvm_values as values
-from minigrad.render.levels import fits_32_bits, stride
+from minigrad.render import scopes
 from minigrad.render.llvm_values import Builder, Value, memory_type
+from minigrad.render.scopes import fits_32_bits, stride
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard
 
@@ -24,7 +24,7 @@ Slot = tuple[str, int]  # a register: the name of an array of registers, and its
 
 
 @dataclass
-class Level(levels.Level):
+class Scope(scopes.Scope):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
     registers: values of those that were set here. mask: of lanes, the first `counting` of which are
@@ -50,14 +50,14 @@ class Lanes:
     first: Integer | None = None
 
 
-class IndexEmitter(levels.Levels[Level, Value]):
+class IndexEmitter(scopes.Levels[Scope, Value]):
     """The base of what emits memory accesses and expressions.
 
     It opens and closes levels, and knows which variable is a vector's, and its active lanes.
     """
 
     def __init__(self, nest: Nest) -> None:
-        super().__init__(Level(), nest)
+        super().__init__(Scope(), nest)
         self.bases: dict[Array, str] = {}
         self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
@@ -88,7 +88,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
             level.builder = Builder(self.fresh, self.declarations.add, level.lines)
         return level.builder
 
-    def _close(self) -> tuple[Level, Level]:
+    def _close(self) -> tuple[Scope, Scope]:
         """Close the innermost level; returns it and its parent."""
         if not self.vectors.keys().isdisjoint(self.levels[-1].bound):
             self._at_base.clear()
@@ -97,7 +97,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
     @contextmanager
     def straight(self, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
         """A straight piece of code, in which arrays change."""
-        self.levels.append(Level(block=self.levels[-1].block, changes=changes))
+        self.levels.append(Scope(block=self.levels[-1].block, changes=changes))
         yield
         done, parent = self._close()
         parent.lines += done.lines
@@ -109,7 +109,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         """A piece that runs if an i1 is true."""
         inside, after = self.label(), self.label()
         before = self._held(changes)
-        self.levels.append(Level(block=inside, changes=changes))
+        self.levels.append(Scope(block=inside, changes=changes))
         yield
         done, parent = self._close()
         parent.lines += [f"  br i1 {test}, label %{inside}, label %{after}", f"{inside}:"]
@@ -133,7 +133,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
         inside, after, counter = self.label(), self.label(), self.fresh()
         before = self._held(changes)
         begun = {slot: Value(self.fresh(), *value[1:]) for slot, value in before.items()}
-        self.levels.append(Level(block=inside, registers=dict(begun), changes=changes))
+        self.levels.append(Scope(block=inside, registers=dict(begun), changes=changes))
         yield counter
         done, parent = self._close()
         carried = [
@@ -237,7 +237,7 @@ class IndexEmitter(levels.Levels[Level, Value]):
                 return lanes.width
         return 1
 
-    def _masking(self) -> Level | None:
+    def _masking(self) -> Scope | None:
         """The innermost level that determines which lanes are active."""
         return next((level for level in reversed(self.levels) if level.mask is not None), None)
 

@@ -18,9 +18,9 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Nest, divides
-from minigrad.render import levels
-from minigrad.render.levels import Level, fits_32_bits, stride
+from minigrad.render import scopes
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, literal
+from minigrad.render.scopes import Scope, fits_32_bits, stride
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 
@@ -84,14 +84,14 @@ class Vector:
         return not self.atoms.isdisjoint(variables(x))
 
 
-class Emitter(levels.Levels[Level, str]):
+class Emitter(scopes.Levels[Scope, str]):
     """Emits expressions and memory accesses; derived classes emit statements.
 
     vector: of the lanes loop that is being emitted.
     """
 
     def __init__(self, nest: Nest, language: Language) -> None:
-        super().__init__(Level(), nest)
+        super().__init__(Scope(), nest)
         self.language, self.words = language, Words(language)
         self.variables: dict[Atom, Variable] = {}
         self.symbols: dict[str, Variable] = {}
@@ -127,7 +127,7 @@ class Emitter(levels.Levels[Level, str]):
     @contextmanager
     def straight(self, changes: frozenset[Array] = frozenset(), header: str = "") -> Iterator[None]:
         """A piece of code in which arrays change; header: of a loop or a branch."""
-        self.levels.append(Level(changes=changes))
+        self.levels.append(Scope(changes=changes))
         yield
         done, parent = self.pop(self.variables), self.levels[-1].lines
         if not header:

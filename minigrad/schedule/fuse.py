@@ -447,7 +447,7 @@ _GATHER, _SPREAD, _PASS = 48, 4, 20
 _MOST_INTERLEAVED = 7  # distance of lanes up to which shuffles pick them from whole vectors
 
 
-def runs_along_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
+def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
     made = {stage.array for stage in stages}
     costs = [_vector_costs(stage, rows, made, target.row_lanes) for stage in stages]

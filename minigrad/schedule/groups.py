@@ -15,21 +15,21 @@ from dataclasses import replace
 from itertools import accumulate
 
 from minigrad.schedule.expr import Array
-from minigrad.schedule.schedule import Held, Kernel, Source
+from minigrad.schedule.schedule import Kernel, LiveRange, Source
 
 # Work that a kernel brings to its group: too little to count, for one thread, for several threads;
 # NEVER: it must not be in a group.
 SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -1
-# How it follows the kernel before it: waits for all of it, runs beside it, or beside it chunk by
+# How it follows the kernel before it: waits for all of it, runs concurrently with it, or interleaved, chunk by
 # chunk, each chunk right after the same one of the other.
-WAITS, BESIDE, IN_TURN = 0, 1, 2
+WAITS, CONCURRENT, INTERLEAVED = 0, 1, 2
 
 
 def beside(
     kernels: Sequence[Kernel], places: Mapping[Array, Source], work: Sequence[int],
     chunks: Sequence[int],
 ) -> list[int]:  # fmt: skip
-    """For each kernel WAITS, BESIDE or IN_TURN.
+    """For each kernel WAITS, CONCURRENT or INTERLEAVED.
 
     Kernels of a group do not write memory that another one touches, except for parts of one join,
     and have work for at least two threads together. places: see `Schedule`; work: SHORT, ALONE,
@@ -52,7 +52,7 @@ def beside(
             read, written = set(), {}
             runs.append([])
         alike = 0 < count == count_before and joins == joins_before
-        hows.append(IN_TURN if alike and len(joins) == 1 and None not in joins else BESIDE)
+        hows.append(INTERLEAVED if alike and len(joins) == 1 and None not in joins else CONCURRENT)
         runs[-1].append(own)
         read, written = read | reads, written | writes
         joins_before, count_before = joins, count
@@ -69,7 +69,7 @@ def memory_of(array: Array) -> Array:
     return array.whole or array
 
 
-def in_groups(held: Sequence[Held], beside: Sequence[int]) -> tuple[Held, ...]:
+def in_groups(held: Sequence[LiveRange], beside: Sequence[int]) -> tuple[LiveRange, ...]:
     """Memory with the first and the last group that need it, instead of kernels."""
     number = list(accumulate(not joined for joined in beside))
     return tuple(replace(one, first=number[one.first], last=number[one.last]) for one in held)

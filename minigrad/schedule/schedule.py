@@ -74,7 +74,7 @@ class Schedule:
 
     kernels: tuple[Kernel, ...]
     slots: dict[Array, int]
-    held: tuple[Held, ...] = ()
+    held: tuple[LiveRange, ...] = ()
     nodes: dict[Array, Node] = field(default_factory=dict)
 
     @property
@@ -334,7 +334,7 @@ class _Plan:
         slots = {array: s for array, s in self.slots.items() if array.whole is None}
         kernels = add_waits(kernels, slots)
         nodes = {array: asked.get(node, node) for node, array in self.arrays.items()}
-        result = Schedule(tuple(kernels), slots, tuple(held_between(kernels, slots)), nodes)
+        result = Schedule(tuple(kernels), slots, tuple(live_ranges(kernels, slots)), nodes)
         places = result.places()
         return replace(result, kernels=tuple(_begun_in_place(k, places) for k in kernels))
 
@@ -443,7 +443,7 @@ def add_waits(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Kernel
 
 
 @dataclass(frozen=True)
-class Held:
+class LiveRange:
     """Memory between kernels: its bytes, and the first and the last step that need it.
 
     arrays: the arrays that use it one after the other, if a kernel may overwrite an input.
@@ -455,13 +455,13 @@ class Held:
     arrays: tuple[Array, ...] = ()
 
 
-def plan_arena(held: Sequence[Held]) -> tuple[dict[Array, int], int]:
+def plan_arena(held: Sequence[LiveRange]) -> tuple[dict[Array, int], int]:
     """Byte offsets of the stored arrays that are not slots, and the bytes of the whole arena."""
     offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held])
     return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 
 
-def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Held]:
+def live_ranges(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[LiveRange]:
     """The memory of stored arrays that are not slots, the largest first."""
     first: dict[Array, int] = {}
     last: dict[Array, int] = {}
@@ -479,13 +479,13 @@ def held_between(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Hel
                 if array not in slots:
                     first.setdefault(array, step)
                     last[array] = step
-    held: dict[Array, Held] = {}  # by the last of its arrays
+    held: dict[Array, LiveRange] = {}  # by the last of its arrays
     ending: dict[int, list[Array]] = {}
     for array in first:  # in the order in which they are needed
         if array not in sizes:
             continue
         begin = first[array]
-        one = Held(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
+        one = LiveRange(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
         alike = [old for old in ending.get(begin, ()) if held[old].nbytes == one.nbytes]
         old = _written_over(kernels[begin], array, alike) if alike else None
         if old is not None:  # its memory is reused

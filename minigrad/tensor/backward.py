@@ -14,8 +14,8 @@ from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import BUFFER, Node, Op, is_watched, picked, topological
+from minigrad.graph.reroll import with_loops
 from minigrad.graph.rewrite import replaced
-from minigrad.graph.rolled import without_copies
 from minigrad.hints import table
 from minigrad.settings import thread
 from minigrad.tensor import realization, saved_graphs
@@ -24,7 +24,7 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
-from minigrad.tensor.noted import grades, note
+from minigrad.tensor.observed import grades, observe
 from minigrad.tensor.plan import rewritten
 from minigrad.tensor.templates import Template
 
@@ -91,7 +91,7 @@ class Backward(Composed):
         order = topological(roots)
         older = rewritten(order)
         nodes, back = saved_graphs.expand(roots, order, older)
-        output, known = without_copies(nodes[:1], kept=set(nodes[1:]))
+        output, known = with_loops(nodes[:1], kept=set(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
         for node, leaves in older.items():
             for leaf in leaves:
@@ -164,7 +164,7 @@ def _may_be_leaves(
         same = holders(back[node]) if node in back else before.get(node, [])
         for holder in holders(node) + same:
             assert isinstance(holder, Core)
-            note(holder, "_requires_grad")
+            observe(holder, "_requires_grad")
             if holder._requires_grad:
                 marked.setdefault(node, []).append(holder)
             elif holder._requires_grad is None and node.dtype.is_float:
@@ -199,7 +199,7 @@ def _gradients(
         made = template.made(order)
         half = len(made) // 2
         return dict(zip(made[:half], made[half:], strict=True))  # type: ignore[arg-type]
-    (joined,), left = without_copies([output], order, candidates)
+    (joined,), left = with_loops([output], order, candidates)
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}

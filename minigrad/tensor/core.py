@@ -41,7 +41,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.noted import grades, moves, note
+from minigrad.tensor.observed import grades, moves, observe
 
 
 class _TensorType(type):
@@ -260,7 +260,7 @@ class Core(Holder, metaclass=_TensorType):
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
         if wanted is not self._requires_grad:
-            note(self, "_requires_grad", written=True)
+            observe(self, "_requires_grad", written=True)
         self._mark(wanted)
 
     def _mark(self, wanted: bool | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from minigrad.graph.node import BUFFER, Node, ages
 from minigrad.locks import held_over_forks
-from minigrad.tensor.noted import capturing
+from minigrad.tensor.observed import capturing
 
 lock = held_over_forks()
 

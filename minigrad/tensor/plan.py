@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterable, Sequence, Set
 from itertools import compress
 
-from minigrad.device import spoiled
+from minigrad.device import poisoned
 from minigrad.graph.batched import Given
 from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
 from minigrad.graph.node import (
@@ -24,11 +24,12 @@ from minigrad.graph.node import (
     topological,
 )
 from minigrad.graph.operations import MOVEMENT
+from minigrad.graph.reroll import made_without_copies, with_loops
 from minigrad.graph.rewrite import replaced
-from minigrad.graph.rolled import made_without_copies, without_copies
 from minigrad.graph.shapes import numel
 from minigrad.program import recording, timeline
 from minigrad.tensor import saved_graphs, views
+from minigrad.tensor.access import Touched, under_way
 from minigrad.tensor.live_tensors import (
     Holder,
     held_among,
@@ -41,9 +42,8 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes
-from minigrad.tensor.noted import capturing
+from minigrad.tensor.observed import capturing
 from minigrad.tensor.saved_graphs import has_history, see_through
-from minigrad.tensor.turns import Touched, under_way
 
 _MEMORY = frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
@@ -72,9 +72,9 @@ def copy_of(node: Node) -> Node:
 def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
     """Tensors that do not read memory which a failed program should have written."""
     lost: set[Node] = set()
-    for node in topological([holder.raw for holder in lazy]) if spoiled else ():
+    for node in topological([holder.raw for holder in lazy]) if poisoned else ():
         sources = node.src[1:] if node.op is Op.ASSIGN else node.src
-        if (id(node.arg) in spoiled and node.op is Op.BUFFER) or not lost.isdisjoint(sources):
+        if (id(node.arg) in poisoned and node.op is Op.BUFFER) or not lost.isdisjoint(sources):
             lost.add(node)
     return [holder for holder in lazy if holder.raw not in lost] if lost else lazy
 
@@ -329,7 +329,7 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        values, self.known = without_copies(values, known, self.marked)
+        values, self.known = with_loops(values, known, self.marked)
         self.alone = dict(zip(self.alone, values, strict=True))
         for root in [root for root in self.alone if root in readers]:
             value = self.alone[root]

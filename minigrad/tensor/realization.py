@@ -19,14 +19,15 @@ from collections.abc import Container, Iterable, Sequence, Set
 from threading import get_ident
 
 from minigrad import interrupts, program
-from minigrad.device import Buffer, late_failures, spoil, spoiled, watching
+from minigrad.device import Buffer, late_failures, poison, poisoned, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
 from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, topological
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
 from minigrad.settings import having
-from minigrad.tensor import saved_graphs, turns, views
+from minigrad.tensor import access, saved_graphs, views
+from minigrad.tensor.access import under_way, waiting
 from minigrad.tensor.live_tensors import (
     Holder,
     all_holders,
@@ -38,7 +39,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
     shared,
 )
-from minigrad.tensor.noted import capturing
+from minigrad.tensor.observed import capturing
 from minigrad.tensor.plan import (
     Plan,
     companions,
@@ -49,7 +50,6 @@ from minigrad.tensor.plan import (
     readable,
     replace_in,
 )
-from minigrad.tensor.turns import under_way, waiting
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -66,7 +66,7 @@ def write(holder: Holder, value: Node) -> None:
             watch.replaces(holder)
         holder._point(value)
         return
-    if id(target.arg) in spoiled:
+    if id(target.arg) in poisoned:
         _lose_readers(target, holder)
     if value is target:
         with lock:
@@ -98,21 +98,21 @@ def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
 def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     """Replace the contents of a tensor's BUFFER from the host, after all readers of the old ones.
     """
-    if id(buffer.arg) in spoiled:
+    if id(buffer.arg) in poisoned:
         _lose_readers(buffer, holder)
     if lazy_links:
         _compute([], {buffer}, holder)
     if any(other is not holder for other in holders(buffer)):  # one may have come since that plan
         _compute([], {buffer}, holder)
     written = {buffer.arg}
-    turns.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
+    access.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
     with lock:
         saved_graphs.overwritten(buffer)
         pending.pop(id(buffer), None)
         holder._point(buffer)
 
 
-def settle_before(written: Set[Buffer], read: Container[Buffer]) -> None:
+def realize_before(written: Set[Buffer], read: Container[Buffer]) -> None:
     """Realize, before a step, tensors that read what it writes, and writes to what it reads.
 
     Views of `written` memory stay lazy and follow it, also if a write to their base was waiting.
@@ -139,7 +139,7 @@ def settle_writes() -> None:
     _settle([h for h in of_this_thread(readable(lazy_holders())) if is_waiting(h.raw)])
 
 
-def settle_readers() -> None:
+def realize_readers() -> None:
     """Realize live tensors that read memory, so that later writes do not change them.
 
     Except those of another thread that need a write of their own. Views stay lazy and follow their
@@ -181,7 +181,7 @@ def separate(node: Node, owners: Container[int]) -> None:
         for holder in holders(node)
         if id(holder._link) not in owners and views.base_of(holder) is None
     ]
-    lost = spoiled.get(id(node.arg))
+    lost = poisoned.get(id(node.arg))
     for holder in others:
         holder._point(copy_of(node) if lost is None else _dead(node, lost[1]))
         views.written(holder)
@@ -216,7 +216,7 @@ def _compute(
             if lazy or targets:
                 plan = Plan(lazy, targets, owner, unasked)
                 under_way[me] = Plan.touched, plan
-                while (len(under_way) > 1 or waiting) and turns.must_wait((Plan.touched, plan)):
+                while (len(under_way) > 1 or waiting) and access.must_wait((Plan.touched, plan)):
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
                     plan = Plan(lazy, targets, owner, unasked)
         if plan is not None and recording.calls is not None and _part_others(plan):
@@ -228,7 +228,7 @@ def _compute(
         if outer is not None:
             under_way[me] = outer
         if waiting:
-            turns.tell()
+            access.tell()
     return plan
 
 
@@ -279,7 +279,7 @@ late_failures.append(_lose_indices)
 def _dead(node: Node, reason: str) -> Node:
     """A BUFFER like a node, which cannot be read."""
     gone = Buffer(node.device, node.dtype, numel(node.shape))
-    spoil([gone], reason)
+    poison([gone], reason)
     return build.buffer(gone, node.dtype, node.shape, node.device)
 
 
@@ -288,7 +288,7 @@ def _lose_readers(target: Node, owner: Holder) -> None:
 
     target: the BUFFER, which its owner is about to write anew.
     """
-    dead = _dead(target, spoiled[id(target.arg)][1])
+    dead = _dead(target, poisoned[id(target.arg)][1])
     with lock:
         replace_in([holder for holder in lazy_holders() if holder is not owner], {target: dead})
         for holder in holders(target):

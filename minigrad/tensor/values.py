@@ -13,7 +13,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 from minigrad.hints import hint
 from minigrad.program import recording
-from minigrad.tensor import hostdata, turns
+from minigrad.tensor import access, hostdata
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
@@ -54,7 +54,7 @@ class Data:
     __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
 
 
-def _read(node: Node) -> turns.Touched:
+def _read(node: Node) -> access.Touched:
     return frozenset(), {node.arg}
 
 
@@ -70,7 +70,7 @@ class Values(Methods):
         self.realize()
         while (node := self.raw).op is not Op.BUFFER:  # another thread wrote it meanwhile
             self.realize()
-        data = turns.during((_read, node), node.arg.copy_out)
+        data = access.during((_read, node), node.arg.copy_out)
         return hostdata.crop(data, self.shape, self._known_shape(), self.dtype.itemsize)
 
     def numpy(self) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from minigrad import Tensor, jit, linalg, nn
+from minigrad.models.inspection import neighbours
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model, names, word_table
-from minigrad.models.look_inside import neighbours
 from minigrad.models.rotary import rotate, rotation
 
 TITLE = "Words as vectors"

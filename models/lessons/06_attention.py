@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from minigrad import Tensor
+from minigrad.models.inspection import attention
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model, names
-from minigrad.models.look_inside import attention
 
 TITLE = "Attention"
 SECTIONS = ("Attention Mechanism (Self-Attention)",)

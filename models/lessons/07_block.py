@@ -8,9 +8,9 @@ import numpy as np
 
 from minigrad import Tensor, nn
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.inspection import DEEP, deep_gradient_norms
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model, names
-from minigrad.models.look_inside import DEEP, deep_gradient_norms
 
 TITLE = "Feed-forward, norm, residual"
 SECTIONS = ("FFN and Nonlinear Transformations", "Layer Norm and Residual Connection")

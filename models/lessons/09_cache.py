@@ -7,9 +7,9 @@ import numpy as np
 from minigrad import Tensor
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.inspection import latency, median
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model
-from minigrad.models.look_inside import latency, median
 from minigrad.models.sizing import bytes_text, cache_bytes
 
 TITLE = "KV cache and context"

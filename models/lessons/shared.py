@@ -12,7 +12,7 @@ from typing import Any
 from minigrad import Tensor
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
-from minigrad.models.look_inside import shown
+from minigrad.models.inspection import shown
 from minigrad.models.parallel import Mesh, Rank, run
 from minigrad.models.parallel.timeline import Ranks, as_text, read_trace
 from minigrad.models.pretrained import load_model, smollm

@@ -21,7 +21,7 @@ from minigrad.models.interrupt import pass_on
 from minigrad.models.parallel import witness
 from minigrad.models.parallel.arrival import launcher, waiting_for_all
 from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
-from minigrad.models.parallel.lane import Lane
+from minigrad.models.parallel.shared_memory import Lane
 
 SPINS = 50  # polls of a message before the first nap
 PATIENT, PRESSED = 20, 3000  # the same while a kernel waits: a few milliseconds

@@ -12,8 +12,8 @@ from minigrad.graph import build
 from minigrad.graph.node import Node, topological
 from minigrad.graph.rewrite import without_rules
 from minigrad.graph.simplify import simplify
-from minigrad.models.parallel.cutting import COMPUTED_AGAIN, Part, cut
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
+from minigrad.models.parallel.stage_graphs import COMPUTED_AGAIN, Part, cut
 
 BACK = (BACKWARD,), (INPUT, WEIGHTS)  # ways to go back: in one program, or in two
 AFTER = {FORWARD: (BACKWARD, INPUT, WEIGHTS), INPUT: (WEIGHTS,), BACKWARD: (), WEIGHTS: ()}

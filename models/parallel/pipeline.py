@@ -3,7 +3,7 @@
 Each stage is a mesh of its own (`dp`, `tp`): a thread of this process or, under MPI, some of its
 ranks. It runs its row of a table (`schedules.py`); results of another stage arrive as messages from
 the device at the same place there. The programs of a piece are captured steps, cut out of one graph
-(`pieces.py`, `cutting.py`).
+(`pieces.py`, `stage_graphs.py`).
 """
 
 from __future__ import annotations

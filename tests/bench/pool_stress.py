@@ -17,7 +17,7 @@ import random
 import time
 
 from minigrad.graph.symbolic import ceildiv
-from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, SPINS
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_CONCURRENT, SPINS
 from minigrad.runtimes.cpu_pool import Launch, Pool
 from minigrad.runtimes.jit_compiler import host_compiler
 
@@ -67,7 +67,7 @@ def table_of_fours(
             name, cells = ("mark", "check")[index // 2], index % 2
             grain = max(1, ceildiv(totals[cells], source.randrange(1, 65)))
             flags = FLAG_ALONE if source.random() < 0.1 else 0
-            flags |= FLAG_BESIDE if cells and source.random() < 0.7 else 0
+            flags |= FLAG_CONCURRENT if cells and source.random() < 0.7 else 0
             launch = Launch(kernels[name], args[cells], totals[cells], grain, flags)
             table[4 * four + index] = launch
             chunks += ceildiv(totals[cells], grain)

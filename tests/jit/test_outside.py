@@ -17,7 +17,7 @@ from jit.arrays import same
 from minigrad import Tensor, Variable, jit, nn
 from minigrad.errors import JitError
 from minigrad.jit.outside import Outside
-from minigrad.tensor.noted import Noted
+from minigrad.tensor.observed import Observed
 
 RATE = 1.0
 WEIGHT = None
@@ -639,7 +639,7 @@ def test_nodes_are_not_looked_into(on_device):
     def step(x):
         return x + sum(one.src is other.src for one, others in nodes.items() for other in others)
 
-    found = Outside("step", step, None, {}, Noted())
+    found = Outside("step", step, None, {}, Observed())
     assert not [place for place in found.read if place.endswith(".src")]
     assert not found.differs()
     nodes[node].pop()

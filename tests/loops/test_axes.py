@@ -20,7 +20,7 @@ from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, 
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array
-from minigrad.schedule.fuse import prefix_length, runs_along_rows
+from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.stage import Stage
 from minigrad.target import Target
 
@@ -168,11 +168,11 @@ def sum_of(rows: int, length: int, row_stride: int, stride: int) -> Stage:
 
 
 def test_where_vectors_run() -> None:
-    assert runs_along_rows([sum_of(8, 5, 1, 8)], 8, GOLDEN)  # sums of columns
-    assert runs_along_rows([sum_of(80, 500, 1, 80)], 80, GOLDEN)
-    assert not runs_along_rows([sum_of(80, 50, 50, 1)], 80, GOLDEN)  # sums of rows
-    assert runs_along_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking beats folds
-    assert not runs_along_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold beats gathers
+    assert runs_across_rows([sum_of(8, 5, 1, 8)], 8, GOLDEN)  # sums of columns
+    assert runs_across_rows([sum_of(80, 500, 1, 80)], 80, GOLDEN)
+    assert not runs_across_rows([sum_of(80, 50, 50, 1)], 80, GOLDEN)  # sums of rows
+    assert runs_across_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking beats folds
+    assert not runs_across_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold beats gathers
 
 
 def test_what_every_element_shares_does_not_count() -> None:
@@ -182,7 +182,7 @@ def test_what_every_element_shares_does_not_count() -> None:
     r, i = row.index, k.index
     x, y = expr.load(TABLE, r + i * 80), expr.load(Array("y", F32, 50), i)
     body = expr.apply(Op.MUL, (x, y), F32)
-    assert runs_along_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80, GOLDEN)
+    assert runs_across_rows([Stage(OTHER, (80,), (row,), (k,), Op.SUM, body, r)], 80, GOLDEN)
 
 
 @pytest.mark.parametrize("width, across", [(3, False), (160, True)])
@@ -192,7 +192,7 @@ def test_rows_are_neighbours_where_a_vector_of_them_is(width: int, across: bool)
     k = make_axis("k", 0, 50)
     body = expr.load(TABLE, c.index * 9000 + r.index + k.index)
     stage = Stage(OTHER, (30, width), (c, r), (k,), Op.SUM, body, c.index * width + r.index)
-    assert runs_along_rows([stage], 30 * width, GOLDEN) is across
+    assert runs_across_rows([stage], 30 * width, GOLDEN) is across
 
 
 # ---- vectors ----

@@ -25,7 +25,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.loops import cost, recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
-from minigrad.loops.nest import Fold, Loop, Made, Store, loops_in, walk
+from minigrad.loops.nest import Fold, Loop, Lowered, Store, loops_in, walk
 from minigrad.loops.recipes import lower
 
 
@@ -100,8 +100,8 @@ def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     }  # fmt: skip
     used = set()
 
-    def noted(name: str, function: Callable[..., Made | None]) -> Callable[..., Made | None]:
-        def recipe(*given: Any) -> Made | None:
+    def noted(name: str, function: Callable[..., Lowered | None]) -> Callable[..., Lowered | None]:
+        def recipe(*given: Any) -> Lowered | None:
             made = function(*given)
             used.update([name] if made else [])
             return made
@@ -147,7 +147,7 @@ def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_product"])[0], GOLDEN).kernels
     nest = lower(kernel, GOLDEN)
     with pytest.raises(CompileError, match=message):
-        assemble(kernel, Made(wrong(nest.parallel)), GOLDEN)
+        assemble(kernel, Lowered(wrong(nest.parallel)), GOLDEN)
 
 
 def test_a_recipe_that_keeps_nothing_at_hand() -> None:
@@ -155,7 +155,7 @@ def test_a_recipe_that_keeps_nothing_at_hand() -> None:
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
     loop = flat_loop([], tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
     with pytest.raises(CompileError, match="in memory: expected a register"):
-        assemble(kernel, Made(loop), GOLDEN)
+        assemble(kernel, Lowered(loop), GOLDEN)
 
 
 def test_a_difference_is_seen() -> None:

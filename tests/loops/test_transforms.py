@@ -259,7 +259,7 @@ def unroll(s: Schedule) -> None:
 
 
 @step
-def unroll_some(s: Schedule) -> None:
+def unroll_by(s: Schedule) -> None:
     """
       for vs0 in 0 … 3:
         for v0 in 0 … 2 unroll:
@@ -269,8 +269,8 @@ def unroll_some(s: Schedule) -> None:
               total[0] = (total[0] + (left[k0 + 5·v0 + 10·vs0] * right[8·k0 + n0]))
             out[n0 + 8·v0 + 16·vs0] = total[0]
     """
-    s.unroll_some(k, 2, "w")  # which does not divide
-    s.unroll_some(m, 2, "v")
+    s.unroll_by(k, 2, "w")  # which does not divide
+    s.unroll_by(m, 2, "v")
 
 
 @step

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.models import chat, console, gpt_commands, look_inside
+from minigrad.models import chat, console, gpt_commands, inspection
 from minigrad.models.bpe import BytePairTokenizer
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
@@ -115,23 +115,23 @@ def test_the_head_that_is_drawn_looks_at_something() -> None:
     ids = [5, 9, 200, 31, 7]
     seen = {}
     for head in range(model.config.heads):
-        weights = look_inside.attention(model, ids, 0, head)
+        weights = inspection.attention(model, ids, 0, head)
         seen[head] = np.mean([max(weights[row, 1:row], default=0) for row in range(len(ids))])
-    assert look_inside.telling_head(model, ids) == (1, max(seen, key=seen.__getitem__) + 1)
-    assert look_inside.telling_head(model, ids, head=1) == (1, 1)
-    assert look_inside.telling_head(model, ids[:1]) == (1, 1)
+    assert inspection.telling_head(model, ids) == (1, max(seen, key=seen.__getitem__) + 1)
+    assert inspection.telling_head(model, ids, head=1) == (1, 1)
+    assert inspection.telling_head(model, ids[:1]) == (1, 1)
 
 
 def test_attention_is_what_the_model_uses() -> None:
     model, _ = talker()
     ids = [5, 9, 200, 31]
-    weights = look_inside.attention(model, ids, 0, 1)
+    weights = inspection.attention(model, ids, 0, 1)
     assert np.allclose(weights.sum(1), 1) and np.allclose(np.triu(weights, 1), 0)
     block = model.h[0]
     x = block.ln_1(model.embed(Tensor([ids])))
     _, _, v = block.attn.heads(x)
     values = v.numpy()[0, 0]
-    both = [look_inside.attention(model, ids, 0, head) @ values for head in range(2)]
+    both = [inspection.attention(model, ids, 0, head) @ values for head in range(2)]
     wanted = block.attn(x).numpy()[0]
     got = np.concatenate(both, 1) @ block.attn.c_proj.weight.numpy().T
     assert np.allclose(got, wanted, atol=1e-6)
@@ -141,7 +141,7 @@ def test_neighbours() -> None:
     model, _ = talker()
     table = model.wte.weight.numpy()
     unit = table / np.linalg.norm(table, axis=1, keepdims=True)
-    (((first, cosine), *_),) = look_inside.neighbours(model, [7])
+    (((first, cosine), *_),) = inspection.neighbours(model, [7])
     order: Any = (unit @ unit[7]).argsort()
     assert order[-1] == 7 and order[-2] == first
     assert cosine == pytest.approx(float(unit[first] @ unit[7]), abs=1e-5)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
-from minigrad.models import gpt_commands, look_inside
+from minigrad.models import gpt_commands, inspection
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.interrupt import Interruption, Stopped
@@ -217,10 +217,10 @@ def test_gradient_norms_say_what_is_to_be_seen(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "minigrad.models.look_inside.gradient_norms",
+        "minigrad.models.inspection.gradient_norms",
         lambda config, *_: [2.88, 2.4] if config.residual else [7.1, 0.071],
     )
-    look_inside.show_gradient_norms(TINY, TEXT, TrainingPlan())
+    inspection.show_gradient_norms(TINY, TEXT, TrainingPlan())
     _, first, last, residual, without, plain = capsys.readouterr().out.splitlines()
     assert first.split() == ["block", "1", "2.88", "7.1"]
     assert last.split() == ["block", "2", "2.4", "0.071"]
@@ -246,7 +246,7 @@ def test_gradient_norms_say_what_is_to_be_seen(
      ([2.0], "one block has no other to be compared with")],
 )  # fmt: skip
 def test_what_is_said_follows_from_the_norms(norms: list[float], said: str) -> None:
-    assert said in look_inside.told_of_norms(norms)
+    assert said in inspection.told_of_norms(norms)
 
 
 def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,11 +32,11 @@ from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checkpoint import save_checkpoint
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.gpt_flags import parser
-from minigrad.models.guesses import Guesses
 from minigrad.models.protocol import Refused, Text, completion_logprobs, wanted
 from minigrad.models.sampling import Sampling
 from minigrad.models.server import Answer, Events, make_engine
 from minigrad.models.slots import Slots
+from minigrad.models.speculation import Guesses
 from minigrad.models.weights_quantize import quantize_file
 
 SLOTS, QUEUE, KEY = 4, 3, "secret"

@@ -18,7 +18,7 @@ from minigrad.cache import pack, unpack
 from minigrad.device import Device
 from minigrad.errors import CompileError, DeviceError
 from minigrad.programs import programs
-from minigrad.render.opencl_groups import Source
+from minigrad.render.opencl_kernel import Source
 from minigrad.runtimes import (
     cpu_memory,
     opencl,

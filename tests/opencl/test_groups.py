@@ -25,7 +25,7 @@ from minigrad.loops import transforms
 from minigrad.loops.gpu import choose_tile
 from minigrad.loops.nest import show
 from minigrad.loops.recipes import lower
-from minigrad.render.opencl_groups import render
+from minigrad.render.opencl_kernel import render
 from minigrad.target import CPU_TILES, TILES, Group
 
 PLACE = REFERENCE  # nodes need a device's name; nothing runs on it
@@ -255,7 +255,7 @@ def test_a_last_dimension_that_varies(first):
 
 def test_what_is_no_vector_is_refused(monkeypatch):
     (nest,) = nests(product(9, 16, 9))
-    monkeypatch.setattr("minigrad.render.opencl_groups._takes", lambda *given: False)
+    monkeypatch.setattr("minigrad.render.opencl_kernel._takes", lambda *given: False)
     with pytest.raises(CompileError, match="a lanes loop of step 4 that is no vector's"):
         render(nest)
 

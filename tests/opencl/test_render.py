@@ -13,7 +13,7 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Op
 from minigrad.loops.recipes import lower
 from minigrad.render.opencl import parse
-from minigrad.render.opencl_groups import render
+from minigrad.render.opencl_kernel import render
 from minigrad.render.opencl_values import bare, literal
 from minigrad.target import Target
 

@@ -9,7 +9,6 @@ from minigrad import Tensor
 from minigrad.graph.node import Op
 from minigrad.graph.rewrite import without_rules
 from minigrad.graph.simplify import simplify
-from minigrad.models.parallel.cutting import cut
 from minigrad.models.parallel.schedules import (
     BACKWARD,
     FORWARD,
@@ -23,6 +22,7 @@ from minigrad.models.parallel.schedules import (
     picture,
     simulate,
 )
+from minigrad.models.parallel.stage_graphs import cut
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4, 8])

@@ -15,7 +15,7 @@ from bench.pool_stress import stress
 
 from minigrad.errors import DeviceError
 from minigrad.runtimes import cpu_driver, native
-from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_BESIDE, FLAG_IN_TURN, LAUNCH_BYTES
+from minigrad.runtimes.cpu_driver import FLAG_ALONE, FLAG_CONCURRENT, FLAG_INTERLEAVED, LAUNCH_BYTES
 from minigrad.runtimes.cpu_pool import Launch, Pool, pool_for
 from minigrad.runtimes.host import processors
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
@@ -287,7 +287,7 @@ def test_launches_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) 
 
 def test_launches_beside_each_other_run_at_once(kernels: dict[str, int]) -> None:
     pool = Pool(2)
-    call = Call((kernels["meet"], 1, 1, 0), (kernels["meet"], 1, 1, FLAG_BESIDE))
+    call = Call((kernels["meet"], 1, 1, 0), (kernels["meet"], 1, 1, FLAG_CONCURRENT))
     call.run(pool)
     assert list(call.words[:2]) == [2, 2], "two launches must run at the same time"
     pool.close()
@@ -297,7 +297,7 @@ def test_groups_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) ->
     """Launches without iterations, too, may begin, end or be in a group."""
     groups = [[5, 0, 30], [0], [0, 2], [7, 7, 1, 0], [1], [64, 1]]
     launches = [
-        (kernels["record"], total, 3, FLAG_BESIDE if place else 0)
+        (kernels["record"], total, 3, FLAG_CONCURRENT if place else 0)
         for group in groups for place, total in enumerate(group)
     ]  # fmt: skip
     for seed in range(3):
@@ -318,12 +318,12 @@ def test_chunks_of_launches_in_turn_follow_each_other(kernels: dict[str, int]) -
 
     Others of their group come before or after them.
     """
-    flags = FLAG_BESIDE | FLAG_IN_TURN
+    flags = FLAG_CONCURRENT | FLAG_INTERLEAVED
     sizes = [(8, 1), (16, 2), (24, 3)]
     others = [(kernels["record"], 5, 1, 0)]
     launches = [*others, *(
         (kernels["record"], *size, flags if place else 0) for place, size in enumerate(sizes)
-    ), (kernels["record"], 4, 4, FLAG_BESIDE), *others]  # fmt: skip
+    ), (kernels["record"], 4, 4, FLAG_CONCURRENT), *others]  # fmt: skip
     first = chunks_of(5, 1)
     in_turn = [chunk for turn in zip(*(chunks_of(*size) for size in sizes), strict=True)
                for chunk in turn]  # fmt: skip

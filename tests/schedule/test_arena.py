@@ -21,7 +21,7 @@ from minigrad.runtimes.opencl_program import shared_buffers
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import aligned
-from minigrad.schedule.schedule import Held, Kernel, held_between, plan_arena
+from minigrad.schedule.schedule import Kernel, LiveRange, live_ranges, plan_arena
 from minigrad.schedule.stage import Stage
 from minigrad.target import LINE
 
@@ -83,14 +83,14 @@ def may_share(kernel: Kernel, old: Array, new: Array) -> bool:
     return True
 
 
-Planner = Callable[[Sequence[Held]], tuple[dict[Array, int], int]]
+Planner = Callable[[Sequence[LiveRange]], tuple[dict[Array, int], int]]
 
 
 def check(
     kernels: Sequence[Kernel], slots: dict[Array, int], planner: Planner = plan_arena
 ) -> tuple[int, int]:
     """Compare every pair; gives the arena's size and the most that is alive at one step."""
-    offsets, size = planner(held_between(kernels, slots))
+    offsets, size = planner(live_ranges(kernels, slots))
     alive = lifetimes(kernels)
     stored = {array.whole or array for kernel in kernels for array in kernel.stored}
     assert set(offsets) == {array for array in stored if array not in slots}
@@ -261,7 +261,7 @@ def test_a_transpose_is_not_written_over_what_it_reads() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_a_shared_buffer_holds_one_thing_at_a_time(seed: int) -> None:
     """What OpenCL has in the place of an arena."""
-    held = held_between(*made_up(seed))
+    held = live_ranges(*made_up(seed))
     numbers, sizes = shared_buffers(held)
     assert all(sizes[n] >= high(one.nbytes) for n, one in zip(numbers, held, strict=True))
     pairs = itertools.combinations(zip(numbers, held, strict=True), 2)
@@ -272,7 +272,7 @@ def test_a_shared_buffer_holds_one_thing_at_a_time(seed: int) -> None:
 def test_the_check_can_fail() -> None:
     """An arena in which everything lies at its beginning is found out."""
 
-    def all_at_0(held: Sequence[Held]) -> tuple[dict[Array, int], int]:
+    def all_at_0(held: Sequence[LiveRange]) -> tuple[dict[Array, int], int]:
         offsets, size = plan_arena(held)
         return dict.fromkeys(offsets, 0), size
 

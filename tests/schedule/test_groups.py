@@ -13,8 +13,8 @@ from minigrad.graph.node import Node, Op
 from minigrad.schedule.expr import Array
 from minigrad.schedule.groups import (
     ALONE,
-    BESIDE,
-    IN_TURN,
+    CONCURRENT,
+    INTERLEAVED,
     NEVER,
     SHARED,
     SHORT,
@@ -23,7 +23,7 @@ from minigrad.schedule.groups import (
     in_groups,
     memory_of,
 )
-from minigrad.schedule.schedule import Held, Schedule, place, plan_arena
+from minigrad.schedule.schedule import LiveRange, Schedule, place, plan_arena
 
 from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
 from .random_graphs import random_program
@@ -101,7 +101,7 @@ def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) ->
 
 
 def test_memory_is_needed_as_long_as_its_groups() -> None:
-    held = [Held(64, 0, 1), Held(64, 2, 3), Held(64, 4, 4)]
+    held = [LiveRange(64, 0, 1), LiveRange(64, 2, 3), LiveRange(64, 4, 4)]
     wide = in_groups(held, [False, True, True, False, True])
     assert [(one.first, one.last) for one in wide] == [(1, 1), (1, 2), (2, 2)]
     offsets, _ = place([(64, one.first, one.last) for one in wide])
@@ -119,9 +119,9 @@ def test_parts_of_a_join_go_in_turn() -> None:
     plan = plan_of(build)
     parts = [any(array.whole for array in kernel.stored) for kernel in plan.kernels]
     assert parts == [False, True, True, True, False]
-    assert groups_of(plan, [8, 8, 8, 8, 8]) == [WAITS, BESIDE, IN_TURN, IN_TURN, WAITS]
-    assert groups_of(plan, [8, 8, 8, 4, 8]) == [WAITS, BESIDE, IN_TURN, BESIDE, WAITS]
-    assert groups_of(plan) == [WAITS, BESIDE, BESIDE, BESIDE, WAITS], "chunks that vary"
+    assert groups_of(plan, [8, 8, 8, 8, 8]) == [WAITS, CONCURRENT, INTERLEAVED, INTERLEAVED, WAITS]
+    assert groups_of(plan, [8, 8, 8, 4, 8]) == [WAITS, CONCURRENT, INTERLEAVED, CONCURRENT, WAITS]
+    assert groups_of(plan) == [WAITS, CONCURRENT, CONCURRENT, CONCURRENT, WAITS], "chunks that vary"
 
 
 def test_parts_of_other_joins_wait_where_memory_is_the_same() -> None:

@@ -37,7 +37,7 @@ MOST_NODES = 1024  # of a step
 MOST_BYTES = (1 << 14) - 1  # of an array that differs between steps: larger are layers' weights
 
 
-def without_copies(
+def with_loops(
     roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset()
 ) -> tuple[list[Node], Sequence[Node]]:
     """The roots with copies of one computation batched, or as a LOOP; and `topological` of these.
@@ -54,7 +54,7 @@ def without_copies(
         return made, order
     is_large = len(order) >= LEAST_NODES
     made, order = together(made, order, kept)
-    loops = rolled(made, order, kept) if is_large else made
+    loops = reroll(made, order, kept) if is_large else made
     if loops != made:
         made, order = together(loops, topological(loops), kept)
     for root, less in zip(given, made, strict=True):
@@ -69,7 +69,7 @@ _less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
 
 
 def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
-    """What `without_copies` has made of a root before, or else the root itself."""
+    """What `with_loops` has made of a root before, or else the root itself."""
     known = _less.get(root)
     if known is None:
         return root
@@ -78,7 +78,7 @@ def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
     return less if all(node in apart or node.age > root.age for node in kept) else root
 
 
-def rolled(
+def reroll(
     roots: Sequence[Node], order: Sequence[Node], kept: Set[Node] = frozenset()
 ) -> list[Node]:
     """The roots with the longest loop, if there is one, as a LOOP.
@@ -100,7 +100,7 @@ def rolled(
         chain = _Chain(nodes, start, period, length)
         try:
             by = chain.as_loop(roots, order, kept)
-        except (_Unlike, ScanError):
+        except (_NotALoop, ScanError):
             continue
         return replaced(roots, by)
     return list(roots)
@@ -114,7 +114,7 @@ def _has_other_weights(node: Node, later: Node) -> bool:
     )
 
 
-class _Unlike(Exception):
+class _NotALoop(Exception):
     """Steps do not follow from one another in the same way."""
 
 
@@ -164,11 +164,11 @@ class _Chain:
     ) -> dict[Node, Node]:
         """Replacements for the nodes that others need; raises _Unlike if it is no loop."""
         if any(node in kept or is_single(node) for node in self.inside):
-            raise _Unlike
+            raise _NotALoop
         for place, nodes in enumerate(zip(*self.at, strict=True)):
             self._look(place, nodes, kept)
         if not self.carried:
-            raise _Unlike
+            raise _NotALoop
         second = self.at[1]
         stand = {self.at[0][place]: stand_in(second[place]) for place in self.carried}
         stand |= {one: stand_in(one) for one in self.elements}
@@ -196,11 +196,11 @@ class _Chain:
         if one.op is Op.SHRINK and any(node.arg != one.arg for node in nodes):
             (source,) = nodes[0].src
             if source in self.inside or any(node.src[0] is not source for node in nodes):
-                raise _Unlike
+                raise _NotALoop
             self.elements[one] = parts(source, False, one.shape, [node.arg for node in nodes])
             return
         if any(len(node.src) != len(one.src) for node in nodes):
-            raise _Unlike
+            raise _NotALoop
         for sources in zip(*(node.src for node in nodes), strict=True):
             self._sort(sources, kept)
 
@@ -209,37 +209,37 @@ class _Chain:
         whence = [self.inside.get(source) for source in sources]
         if whence[1] is None:
             if any(whence):
-                raise _Unlike
+                raise _NotALoop
             self._take(sources, kept)
             return
         step, place = whence[1]
         if whence[1:] != [(number + step - 1, place) for number in range(1, len(sources))]:
-            raise _Unlike
+            raise _NotALoop
         if step == 1:
             if whence[0] != (0, place):
-                raise _Unlike
+                raise _NotALoop
             return
         first, like = sources[0], sources[1]
         alike = whence[0] is None and (first.shape, first.dtype) == (like.shape, like.dtype)
         if not alike or self.carried.setdefault(place, first) is not first:
-            raise _Unlike
+            raise _NotALoop
 
     def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
         """Record a source from outside of the loop."""
         one = sources[1]
         same = sources.count(one) == len(sources)
         if one in (self.elements if same else self.same):
-            raise _Unlike  # h·i + 1, where i is 1: the two cannot be told apart
+            raise _NotALoop  # h·i + 1, where i is 1: the two cannot be told apart
         if same:
             self.same.add(one)
             return
         if one.op is Op.BUFFER and (
             one in kept or nbytes(one) > MOST_BYTES or len(set(sources)) < len(sources)
         ):  # weights of layers
-            raise _Unlike
+            raise _NotALoop
         rows = rows_of(sources, kept)
         if rows is None or self.elements.setdefault(one, rows) is not rows:
-            raise _Unlike
+            raise _NotALoop
 
     def _wanted(self, roots: Sequence[Node], order: Sequence[Node]) -> dict[int, set[int]]:
         """The places that nodes outside of the loop need, and of which steps."""

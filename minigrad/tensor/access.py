@@ -21,16 +21,16 @@ T = TypeVar("T")
 # Memory that is written, and memory that is read; as a function and its argument, called when
 # asked.
 Touched = tuple[Set[Buffer], Set[Buffer]]
-Turn = tuple[Callable[[Any], Touched], Any]
+Access = tuple[Callable[[Any], Touched], Any]
 
-under_way: dict[int, Turn] = {}  # by thread
-waiting: dict[int, Turn] = {}  # the same, in order of arrival; changed under the lock only
+under_way: dict[int, Access] = {}  # by thread
+waiting: dict[int, Access] = {}  # the same, in order of arrival; changed under the lock only
 _changed = threading.Condition(lock)
 in_child(under_way.clear)
 in_child(waiting.clear)
 
 
-def during(turn: Turn, work: Callable[[], T]) -> T:
+def during(turn: Access, work: Callable[[], T]) -> T:
     """Run `work` when it is this thread's turn; returns its result."""
     me = get_ident()
     try:
@@ -44,7 +44,7 @@ def during(turn: Turn, work: Callable[[], T]) -> T:
             tell()
 
 
-def wait(turn: Turn) -> None:
+def wait(turn: Access) -> None:
     """Wait for this thread's turn, which was announced already."""
     with lock:
         _changed.notify_all()  # threads that wait for the announcement look again
@@ -52,7 +52,7 @@ def wait(turn: Turn) -> None:
             pass
 
 
-def must_wait(turn: Turn) -> bool:
+def must_wait(turn: Access) -> bool:
     """Take this thread's turn; or wait until something has changed, and return True to ask again.
 
     The caller holds the lock.
@@ -81,7 +81,7 @@ def tell() -> None:
         _changed.notify_all()
 
 
-def _meets(one: Turn, other: Turn) -> bool:
+def _meets(one: Access, other: Access) -> bool:
     """Whether one writes memory, known to this thread's rank, that the other reads or writes."""
     (written, read), (others_written, others_read) = (ask(about) for ask, about in (one, other))
     both = (written & (others_written | others_read)) | (others_written & read)

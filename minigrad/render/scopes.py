@@ -18,12 +18,12 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
 from minigrad.schedule.expr import Array, Expr, Leaf
 
-L = TypeVar("L", bound="Level")
+L = TypeVar("L", bound="Scope")
 V = TypeVar("V")
 
 
 @dataclass
-class Level:
+class Scope:
     """One open level: its lines so far, and what is forgotten when it is closed."""
 
     lines: list[str] = field(default_factory=list)

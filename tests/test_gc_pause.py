@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from minigrad import Tensor
+from minigrad.gc_pause import NEVER, young_gc_only
 from minigrad.programs import Family, programs
-from minigrad.undisturbed import NEVER, undisturbed
 
 USUAL = (701, 11, 12)  # what nobody else would choose
 INSIDE = (701, 11, NEVER)
@@ -42,7 +42,7 @@ def test_a_program_is_made_undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_error_leaves_the_thresholds_as_they_were() -> None:
-    with pytest.raises(ZeroDivisionError), undisturbed():
+    with pytest.raises(ZeroDivisionError), young_gc_only():
         assert gc.get_threshold() == INSIDE
         1 / 0  # noqa: B018
     assert gc.get_threshold() == USUAL
@@ -53,13 +53,13 @@ def test_the_last_of_several_threads_puts_them_back() -> None:
     found = []
 
     def second() -> None:
-        with undisturbed():
+        with young_gc_only():
             inside.set()
             first_is_out.wait()
             found.append(gc.get_threshold())
 
     thread = threading.Thread(target=second)
-    with undisturbed():
+    with young_gc_only():
         thread.start()
         inside.wait()
     first_is_out.set()
@@ -71,7 +71,7 @@ def test_the_last_of_several_threads_puts_them_back() -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_of_a_fork_has_the_usual_thresholds() -> None:
     read, write = os.pipe()
-    with undisturbed():
+    with young_gc_only():
         child = os.fork()
         if child == 0:
             os.write(write, repr(gc.get_threshold()).encode())

@@ -21,7 +21,7 @@ _usual = 0  # how many collections of younger objects usually come before one of
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def young_gc_only() -> Iterator[None]:
     """Wrap the compilation of a program in this; several threads may be inside."""
     global _makers, _usual
     with _lock:

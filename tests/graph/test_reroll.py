@@ -10,14 +10,14 @@ from devices import OTHER
 
 from minigrad import GlobalCounters, Tensor, linalg, nn
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.rolled import LEAST_NODES, rolled, without_copies
+from minigrad.graph.reroll import LEAST_NODES, reroll, with_loops
 from minigrad.programs import programs
 
 
 def loops(*roots: Tensor) -> int:
     """How many LOOPs there are instead of copies."""
     nodes = [root.node for root in roots]
-    made, _ = without_copies(nodes, topological(nodes))
+    made, _ = with_loops(nodes, topological(nodes))
     return sum(node.op is Op.LOOP for node in topological(made))
 
 
@@ -186,7 +186,7 @@ def test_few_nodes_stay(on_device):
     for _ in range(20):
         x = x * 0.5 + 1
     nodes: list[Node] = [x.node]
-    assert rolled(nodes, topological(nodes)) == nodes
+    assert reroll(nodes, topological(nodes)) == nodes
     assert x.tolist() == [2 - 0.5**20, 2.0]
 
 
@@ -219,7 +219,7 @@ def test_a_state_goes_on_as_it_is_not_as_products_read_it():
         i, f, o, z = (x[:, step] @ w + h @ u).chunk(4, -1)
         c = f.sigmoid() * c + i.sigmoid() * z.tanh()
         h = o.sigmoid() * c.tanh()
-    _, made = without_copies([h.node], topological([h.node]))
+    _, made = with_loops([h.node], topological([h.node]))
     (loop,) = [node for node in made if node.op is Op.LOOP]
     assert {state.shape for state in loop.arg.carries} == {(2, 128)}
 
@@ -230,14 +230,14 @@ def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
     Tensor.realize(*nn.state.get_parameters(layers))
     x = Tensor(array(4, 80))
     tried: list[int] = []
-    chain = rolled.__globals__["_Chain"]
+    chain = reroll.__globals__["_Chain"]
     monkeypatch.setitem(
-        rolled.__globals__, "_Chain", lambda *a: tried.append(a[2]) or chain(*a)
+        reroll.__globals__, "_Chain", lambda *a: tried.append(a[2]) or chain(*a)
     )
     for layer in layers:
         x = (layer(x).tanh() + 1) * 2
     (node,) = [x.node]
-    assert rolled([node], topological([node])) == [node]
+    assert reroll([node], topological([node])) == [node]
     assert not tried
     small = Tensor(array(4, 4))
     for _ in range(80):  # these have none, and are

@@ -32,7 +32,7 @@ def stores_of(nest: Nest) -> list[Store]:
     return [one for one in walk(nest.parallel) if isinstance(one, Store)]
 
 
-def rolled(x: Node, axis: int, by: int) -> Node:
+def reroll(x: Node, axis: int, by: int) -> Node:
     """The elements before `by` behind the others."""
     ends = [part_along(x, axis, by, x.shape[axis]), part_along(x, axis, 0, by)]
     return joined(ends, axis)
@@ -40,27 +40,27 @@ def rolled(x: Node, axis: int, by: int) -> Node:
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_each_part_reads_one_array(axis: int) -> None:
-    stores = stores_of(nest_of(lambda inputs: rolled(inputs(64, 640), axis, 32)))
+    stores = stores_of(nest_of(lambda inputs: reroll(inputs(64, 640), axis, 32)))
     assert len(stores) == 2
     assert all(one.value.op is expr.Leaf.LOAD and not one.value.guard for one in stores)
 
 
 def test_vectors_where_two_parts_meet_are_the_only_ones_that_choose() -> None:
-    stores = stores_of(nest_of(lambda inputs: rolled(inputs(64, 1000), 1, 3)))
+    stores = stores_of(nest_of(lambda inputs: reroll(inputs(64, 1000), 1, 3)))
     assert [len(expr.loads(one.value)) for one in stores] == [1, 2]
 
 
 def test_short_rows_and_zeros_around_have_one_loop() -> None:
-    assert len(stores_of(nest_of(lambda inputs: rolled(inputs(64, 8), 0, 3)))) == 1
+    assert len(stores_of(nest_of(lambda inputs: reroll(inputs(64, 8), 0, 3)))) == 1
     around = nest_of(lambda inputs: g.contiguous(g.pad(inputs(64, 640), [(1, 1), (1, 1)])))
     assert len(stores_of(around)) == 1
 
 
 def test_no_vector_reads_far_outside_of_an_array_where_no_lane_counts() -> None:
     """That takes thousands of cycles: roll by half of 16 MiB took 43 ms, not 0.6."""
-    text = render(nest_of(lambda inputs: rolled(inputs(1 << 16), 0, 1 << 15)))
+    text = render(nest_of(lambda inputs: reroll(inputs(1 << 16), 0, 1 << 15)))
     assert text.count("call i1 @llvm.vector.reduce.or") > 0
-    short = render(nest_of(lambda inputs: rolled(inputs(400), 0, 200)))
+    short = render(nest_of(lambda inputs: reroll(inputs(400), 0, 200)))
     assert "reduce.or" not in short
 
 

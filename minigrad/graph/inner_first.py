@@ -32,7 +32,7 @@ from minigrad.graph.symbolic import Affine, Integer
 MOST_PIECES = 64
 
 
-def unmerged(graph: Graph) -> Graph:
+def inner_first(graph: Graph) -> Graph:
     """The graph with dimensions (c, n) for each of c·n; those that vary are first inside of it.
 
     Raises ShapeError if such a dimension is used otherwise than by merging and splitting it.

@@ -10,7 +10,7 @@ from minigrad.graph.node import Node
 from minigrad.locks import in_child
 
 
-class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
+class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
     """Owners of attributes that code has read, by id and name; None for those that it wrote first.
 
     left: nodes of tensors that the code replaced by others. graded: tensors whose gradient was set
@@ -23,7 +23,7 @@ class Noted(dict[tuple[int, str], weakref.ref[Any] | None]):
         self.graded: dict[int, tuple[weakref.ref[Any], bool]] = {}
 
 
-capturing: dict[int, Noted] = {}  # threads that are capturing a step → their notes
+capturing: dict[int, Observed] = {}  # threads that are capturing a step → their notes
 changes = [0]  # number of writes to noted attributes
 in_child(capturing.clear)
 # BUFFER node → captured steps that read it → links of the tensors that may stand for it, by id
@@ -32,7 +32,7 @@ readers: weakref.WeakKeyDictionary[Node, weakref.WeakKeyDictionary[Any, dict[int
 )
 
 
-def note(owner: Any, attribute: str, written: bool = False) -> None:
+def observe(owner: Any, attribute: str, written: bool = False) -> None:
     """Tell a capture in progress that a plain attribute influences what is computed.
 
     Code that writes such an attribute calls this first, too: a replay checks its noted attributes
