@@ -20,8 +20,8 @@ from minigrad.schedule.schedule import Kernel, LiveRange, Source
 # Work that a kernel brings to its group: too little to count, for one thread, for several threads;
 # NEVER: it must not be in a group.
 SHORT, ALONE, SHARED, NEVER = 0, 1, 2, -1
-# How it follows the kernel before it: waits for all of it, runs concurrently with it, or interleaved:
-# each chunk runs right after the same chunk of the other.
+# How it follows the kernel before it: waits for all of it, runs concurrently with it, or
+# interleaved: each chunk right after the same chunk of the other.
 WAITS, CONCURRENT, INTERLEAVED = 0, 1, 2
 
 
