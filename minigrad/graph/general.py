@@ -338,6 +338,9 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
             raise Special(f"an array that is read as {reads[slot]} is written as {root.shape}")
     for shape in (*reads.values(), *writes.values()):
-        if numel(tuple(e for e in shape[: innermost(shape)] if isinstance(e, int))) > MOST_PIECES:
+        outer = shape[: innermost(shape)]
+        if len(shape) > 2:  # several matrices: row by row, if rows vary, too
+            outer = tuple(extent for extent in outer if isinstance(extent, int))
+        if numel(outer) > MOST_PIECES:
             raise Special(f"{shape} has too many pieces")
     return reads, writes

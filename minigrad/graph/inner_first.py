@@ -26,9 +26,9 @@ from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Pieces of an array that are copied one by one, or of each of its rows if rows vary, too, at most:
-# batches have fewer. If matrices' columns vary, there are more, and the best way to compute varies,
-# too: those are compiled for their sizes.
+# Pieces of an array that are copied one by one, at most: batches have fewer. Of several matrices
+# each row is copied if rows vary, too. If both dimensions of a single matrix vary, the best way to
+# multiply it varies, too: such programs are compiled for their sizes.
 MOST_PIECES = 64
 
 
