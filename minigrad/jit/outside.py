@@ -8,7 +8,7 @@ directly from such a value (`model.scale`, `self.rate`, `Config.rate`), or from 
 properties, functions behind calls, loops and operators (`__call__`, `__iter__`, `__add__`,
 `__init__` of objects that are created), functions that decorators wrap, contents of defaults, and
 the code of modules that were called. What a library reads is not seen, unless it reports it by
-`note`.
+`observe`.
 """
 
 from __future__ import annotations
