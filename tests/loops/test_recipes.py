@@ -96,7 +96,7 @@ def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {
         name: function for name, function in vars(recipes).items()
         if inspect.isfunction(function) and function is not lower
-        and function.__annotations__.get("return") in ("Made", "Made | None")
+        and function.__annotations__.get("return") in ("Lowered", "Lowered | None")
     }  # fmt: skip
     used = set()
 
