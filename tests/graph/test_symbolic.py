@@ -213,7 +213,7 @@ def test_proofs_are_true(x):
 @settings(max_examples=300, deadline=None)
 @given(expressions(), DIVISORS, st.integers(1, 4))
 def test_small_remainders_need_no_division(x, d, extent):
-    """Expressions equal to x % d and x // d where x % d < extent; elsewhere the first is out."""
+    """Equal to x % d and x // d where x % d < extent; elsewhere the first is beyond 0 … extent."""
     known = where_small(x.symbol % d, extent)
     near, quotient = (replace_atoms(y, known) for y in (x.symbol % d, x.symbol // d))
     for point in POINTS:

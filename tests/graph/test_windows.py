@@ -1,4 +1,4 @@
-"""The adjoint of WINDOW, enumerated; the adjoint of products; and the resulting kernels."""
+"""The adjoint of WINDOW against enumeration, of values and of products; and its kernels."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ def test_copies_of_an_object_with_a_captured_step(on_device, way, copied):
         assert [one.held(x).item() for one in (first, other)] == [2 * number, 5 * number]
         assert other.decorated(x).item() == 5 * number
     with pytest.raises(TypeError, match="copy the Tensor"):
-        copy.copy(first.weight.raw.arg)  # the copy would share the memory
+        copy.copy(first.weight.raw.arg)  # both would own the same memory
 
 
 def test_nesting(on_device):

@@ -1,4 +1,4 @@
-"""A captured step with inputs of several sizes: one capture for each, and nothing is compiled."""
+"""A captured step with inputs of several sizes: a capture for each, compiled for the first two."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_lars(on_device, nesterov):
 
 
 def late(step):
-    """Which of four parameters have a gradient: two only from step 3 on, one in every other one."""
+    """Which of four parameters have a gradient: two from step 3 on, one in every second step."""
     return [True, step >= 3, step % 2 == 1, step >= 3]
 
 

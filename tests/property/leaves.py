@@ -47,7 +47,7 @@ def _parts(g: Generator, shape: Shape) -> np.ndarray:
 
 
 def _offset(g: Generator, shape: Shape) -> np.ndarray:
-    """Eighths far from 0: their variance is small beside the square of their mean."""
+    """Eighths far from 0: their variance is small compared with the square of their mean."""
     return _eighths(g, shape) + 1000
 
 

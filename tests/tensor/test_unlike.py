@@ -38,7 +38,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
 
 
 class Learner:
-    """A model that uses its layers in a random order."""
+    """A model that uses its layers at random."""
 
     def __init__(self) -> None:
         self.coins = random.Random(3)

@@ -76,7 +76,7 @@ def test_constants_raise_at_once() -> None:
 
 
 def test_gradients_raise_alone() -> None:
-    """Also if the loss is not read; valid values have their gradient, twice."""
+    """Also if the loss is not read; valid values have first and second derivatives."""
     x = Tensor([0.5, 2.0], requires_grad=True)
     x.binary_crossentropy(Tensor(ONES)).backward()
     with pytest.raises(DomainError, match=r"value 2\.0"):
