@@ -172,7 +172,7 @@ def test_two_schedulers_that_begin_later():
 @pytest.mark.parametrize("first", SCHEDULERS)
 @pytest.mark.parametrize("second", SCHEDULERS)
 def test_two_schedulers_of_one_optimizer(first, second):
-    """Each scales the rate that the other has left, and a change by the user is kept.
+    """Each changes the rate that the other has left, and a change by the user is kept.
 
     This holds until a cosine is at its minimum: PyTorch's then restarts as if it were alone.
     """

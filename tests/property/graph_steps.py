@@ -177,7 +177,7 @@ class Maker:
         )
 
     def partner(self, value: Value, fits: Callable[[Value], bool]) -> Value | None:
-        """A value that broadcasts with `other` to a result that is not too large."""
+        """A value that broadcasts with `value` to a result that is not too large."""
 
         def matches(other: Value) -> bool:
             if not fits(other):

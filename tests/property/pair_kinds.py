@@ -245,7 +245,7 @@ def convolution(d: Draw) -> Pair:
 
 
 def scaled(d: Draw) -> Pair:
-    """Operands scaled by 2^±40, 2^±66 …, whose result is the same as without scaling.
+    """Operands scaled by 2^±40, 2^±66 …, whose result is as large as without scaling.
 
     Half of them are so large that scores are not stored and are scaled late.
     """

@@ -407,7 +407,7 @@ def test_what_is_near_goes_on_working() -> None:
     assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
     assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)
     assert X.matmul(X.T, "float64").dtype.name == "float64"
-    assert nn.PReLU(init=0)(X - 1).tolist() == X.tolist()  # an int; it was expected to be a float
+    assert nn.PReLU(init=0)(X - 1).tolist() == X.tolist()  # the int was not made a float
     assert nn.ModuleList([None, nn.ReLU()])[0] is None and X.diff(0, prepend=X).shape == (2, 3)
     assert (X > 0).diff(prepend=X + 0.5).tolist() == [[0.0, 0.0, -0.5, 0.0, 0.0]] * 2
     assert X.tensordot(X, [0, 0]).shape == (3, 3)  # type: ignore[list-item]

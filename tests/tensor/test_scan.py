@@ -382,7 +382,7 @@ def test_what_is_kept_from_inside_is_nobodys_business(captured: bool, device: st
 
 
 def test_what_is_written_from_inside(device: str) -> None:
-    """A step may not write to tensors from outside, since that would happen only once."""
+    """A step may write to its own tensors only: any other write would happen once, not per step."""
     x = Tensor.ones(3, 2, device=device)
     in_memory = Tensor.zeros(2, device=device).contiguous().realize()
     for outside in (in_memory, Tensor.ones(2, device=device) - 1, in_memory[:1]):
