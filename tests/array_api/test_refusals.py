@@ -1,4 +1,4 @@
-"""Arguments that the standard does not allow raise, and masks without dimensions work."""
+"""Arguments that the standard does not allow raise; and masks without dimensions work."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ def test_bad_arguments(name: str, on_device: str) -> None:
         CASES[name]()
 
 
-# Calls that a generator made of right ones, one argument replaced → why each raises. They gave an
-# answer, or told of something inside (an attribute that a list has not, a captured call).
+# Generated from valid calls, with one argument replaced → why each raises. They gave a result, or
+# raised some internal error (an attribute that lists do not have, a captured call).
 REFUSED = {
     "xp.sum([1.0])": "sum(x=[1.0]): expected an array; asarray(…) makes one",
     "xp.sum(z(3), axis='a')": "sum(axis='a'): expected an int or several",
@@ -167,7 +167,7 @@ def test_a_mask_without_dimensions(flag: bool, shape: tuple[int, ...], on_device
 
 
 def test_what_must_go_on_working(on_device: str) -> None:
-    """The neighbours of what is refused."""
+    """Valid calls that are similar to refused ones."""
     given = np.arange(12, dtype=np.float32).reshape(3, 4)
     x = xp.asarray(given)
     assert xp.expand_dims(x, 0).shape == xp.expand_dims(x, axis=0).shape == (1, 3, 4)
@@ -188,7 +188,7 @@ def test_what_must_go_on_working(on_device: str) -> None:
 
 
 class Lent:
-    """An array of another library, that gives one capsule."""
+    """An array of another library, which gives one capsule."""
 
     def __init__(self, capsule: Any) -> None:
         self.capsule = capsule

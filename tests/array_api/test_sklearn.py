@@ -1,6 +1,6 @@
-"""scikit-learn's array API estimators on our arrays give what they give on numpy's.
+"""scikit-learn's array API estimators give the same results on our arrays as on numpy's.
 
-SciPy reads SCIPY_ARRAY_API when it is imported, so this runs in a process of its own.
+SciPy reads SCIPY_ARRAY_API when it is imported, so this runs in its own process.
 """
 
 from __future__ import annotations

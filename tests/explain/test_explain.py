@@ -1,4 +1,4 @@
-"""`explain`: what its page says of a step is what the step does; and the page in a browser."""
+"""`explain`: its page says what a step does; and the page in a browser."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def training(device: str) -> tuple[Callable[..., Tensor], Net, list[Tensor]]:
 
 
 def data_of(path: Path) -> dict[str, Any]:
-    """What a page is given."""
+    """The data in a page."""
     found = re.search(r'id="data">(.*?)</script>', path.read_text("utf-8"), re.DOTALL)
     assert found is not None
     data: dict[str, Any] = json.loads(found[1])
@@ -76,7 +76,7 @@ def inflated(text: str) -> str:
 
 
 def lines_of(data: dict[str, Any], kernel: dict[str, Any]) -> set[str]:
-    """The lines of this file that made a kernel."""
+    """The source lines of this file that created a kernel."""
     numbers = {line for stack, _ in kernel["stacks"] for _, line, _ in data["stacks"][stack]}
     return {LINES[number - 1].strip() for number in numbers}
 
@@ -210,7 +210,7 @@ def test_it_leaves_nothing_behind(cpu: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
 def test_a_step_calls_captured_ones(calls: int, cpu: str, tmp_path: Path) -> None:
-    """Their kernels are shown, and they are as they were: no program is run that looks on."""
+    """Their kernels are shown; afterwards they are unchanged, and no timed program is left."""
     x = Tensor.rand(8, 8, device=cpu).realize()
 
     @jit
@@ -236,7 +236,7 @@ def test_followed_functions_have_their_variables() -> None:
 
 
 class Owner:
-    """Holds a model; its methods, it itself and its captured method are steps."""
+    """Holds a model; the object, its method and its captured method are steps."""
 
     def __init__(self) -> None:
         self.net = Net()
@@ -305,7 +305,7 @@ def test_ranks(cpu: str, tmp_path: Path) -> None:
 
 
 def test_threads_that_record_end_in_any_order(cpu: str) -> None:
-    """Each notes what itself makes, and nobody looks any longer when the last one has ended."""
+    """Each thread records its own nodes; when the last one ends, recording is switched off."""
     table, x = node._interned, Tensor.rand(4, device=cpu).realize()
     began, ended = Event(), Event()
     first, second = (Origins({}, frozenset()) for _ in range(2))
@@ -352,13 +352,13 @@ def test_a_mesh(cpu: str, tmp_path: Path) -> None:
     assert all(lines_of(data, kernel) for kernel in kernels)
     assert {"first.weight", "second.bias"} <= {name for k in kernels for name in k["writes"]}
     shapes = [value["shape"] for kernel in kernels for value in kernel["values"]]
-    assert [16, 16] in shapes and [32, 16] not in shapes  # (rows, hidden): each has half the rows
+    assert [16, 16] in shapes and [32, 16] not in shapes  # (rows, hidden): half the rows on each
 
 
 def test_limits_are_of_a_devices_threads(
     cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A device of a mesh, or of fewer threads than there are, is compared with so many threads."""
+    """A device's kernels are compared with the limits for its own number of threads."""
 
     def known(count: int = 0) -> Limits:
         return Limits(1.0, 1000.0 ** count, ((1, 1e30),), ((1, 1e30),))
@@ -366,7 +366,7 @@ def test_limits_are_of_a_devices_threads(
     monkeypatch.setattr(page_module, "limits", known)
     found = []
     for count in (1, 2):
-        with Context(THREADS=count):  # a device gets its threads when it is first used
+        with Context(THREADS=count):  # a device gets its threads at its first use
             x = Tensor.rand(64, 64, device=f"{CPU}:{6 + count}").realize()
             explain((x @ x).exp(), out=tmp_path / "page.html", rounds=1)
         (kernel,) = data_of(tmp_path / "page.html")["kernels"]
@@ -410,7 +410,7 @@ def test_where_what_is_not_finite_began(cpu: str, tmp_path: Path) -> None:
 
     def step() -> Tensor:
         hidden = (x @ x).exp()
-        roots = (hidden - 5.0).sqrt()  # of negative numbers
+        roots = (hidden - 5.0).sqrt()  # of negative numbers: NaN
         return (roots @ x).mean().realize()
 
     explain(step, out=tmp_path / "page.html", values=True)

@@ -1,4 +1,4 @@
-"""Nodes that the tests of rules begin with, in float32 on REF unless told otherwise."""
+"""Nodes for tests of rules, on REF; float32 by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small exchanges go together where nobody waits for it, in an order that all ranks can keep."""
+"""Small exchanges are sent together if no result waits for them, in an order all ranks keep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICE = "a device"
 
 
 def leaf(slot: int, count: int = 8) -> Node:
-    """A BUFFER."""
+    """A BUFFER node."""
     return build.buffer(slot, dtypes.float32, (count,), DEVICE)
 
 
@@ -25,14 +25,14 @@ def total(x: Node) -> Node:
 
 
 def after(x: Node, steps: int) -> Node:
-    """What is made of x one step after the other."""
+    """A chain of `steps` operations on x."""
     for _ in range(steps):
         x = build.elementwise(Op.EXP, x)
     return x
 
 
 def joined(*roots: Node) -> list[Node]:
-    """The exchanges of a graph's new form, by their numbers; each comes after those it needs."""
+    """The exchanges of the rewritten graph in order; each comes after those that it needs."""
     sent = {node: Sent(node.arg.kind, ("dp",), 4, "x")
             for node in topological(roots) if node.op is Op.COLLECTIVE}  # fmt: skip
     new, told = in_buckets(roots, sent)
@@ -48,7 +48,7 @@ def joined(*roots: Node) -> list[Node]:
 
 
 def test_those_that_nobody_waits_for_go_together() -> None:
-    """Gradients of layers, and what is made of them and of a longer way at the end."""
+    """Exchanges of layers' gradients, whose results are only used at the end of a longer path."""
     x = leaf(0)
     root = after(x, 20)
     for steps in (5, 3, 1):
@@ -58,7 +58,7 @@ def test_those_that_nobody_waits_for_go_together() -> None:
 
 
 def test_who_waits_for_one_does_not_wait_for_another() -> None:
-    """The first one's reader is on the longest way, the other exchange far behind."""
+    """The first exchange's reader is on the longest path; the other exchange comes much later."""
     x, y = leaf(0), leaf(1)
     way = after(total(after(x, 1)), 20)
     late = total(after(y, 10))
@@ -77,14 +77,14 @@ def test_kinds_large_ones_and_results_go_alone() -> None:
     assert len(joined(after(build.elementwise(Op.ADD, total(x), other), 9))) == 2
     large = [total(leaf(slot, BUCKET // 4)) for slot in range(2)]
     assert len(joined(after(build.elementwise(Op.ADD, *large), 9))) == 2
-    # a result would be copied from where it came to with others
+    # if joined, results would have to be copied from the joint array
     results = [total(leaf(slot, COPIED // 2)) for slot in range(2)]
     assert len(joined(*results)) == 2
     assert len(joined(*(total(leaf(slot)) for slot in range(2)))) == 1
 
 
 def test_random_graphs_keep_an_order() -> None:
-    """Exchanges that need each other crosswise: no cycle, none before what it needs."""
+    """Exchanges that depend on each other in any pattern: no cycle, none before one it needs."""
     seed = random.SystemRandom().randrange(2**31)
     for number in range(200):
         random_ = random.Random(seed + number)

@@ -1,4 +1,4 @@
-"""Copies that a loop in Python makes are computed together, with the values of each alone."""
+"""Copies of one expression from a Python loop are computed together; their values do not change."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def merged(root: Tensor, *kept: Tensor) -> Node:
 
 
 def size(node: Node) -> int:
-    """Nodes, but for joins of what is there already."""
+    """The number of nodes, without concatenations of leaves."""
     return sum(not is_leaf(one) for one in topological([node]))
 
 
@@ -35,7 +35,7 @@ def test_a_sum_is_one_graph_for_each_length(on_device):
         return sum((x @ w).tanh().sum() * float(n) for n, x in enumerate(rows(count, 2, 3)))
 
     assert len({size(merged(loss(count))) for count in (10, 25, 40)}) == 1
-    assert size(merged(loss(MANY))) == size(loss(MANY).node)  # so few share a kernel as they are
+    assert size(merged(loss(MANY))) == size(loss(MANY).node)  # so few copies share a kernel anyway
     for count in (10, 25, 40):
         expected = sum(n * np.tanh(2 * x.numpy()).sum() for n, x in enumerate(rows(count, 2, 3)))
         np.testing.assert_allclose(loss(count).item(), expected, rtol=1e-5)
@@ -97,7 +97,7 @@ def test_what_was_joined_once_has_its_rows(on_device):
     joined = topological([merged(sum(x * float(n) for n, x in enumerate(chosen)))])
     (some, whole), *others = as_rows([x.node for x in chosen], frozenset())
     assert not others and some == [x.node for x in chosen] and whole in joined
-    (others, _), *_ = as_rows(some, {inner[5].node})  # which somebody needs by itself now
+    (others, _), *_ = as_rows(some, {inner[5].node})  # this one is needed separately now
     assert others == [*some[:5], *some[6:]]
     (fewer, other), *_ = as_rows(some[1:], frozenset())
     assert fewer == some[1:] and other.shape == (11, 1, 2)
@@ -109,13 +109,13 @@ def test_who_wants_a_gradient_stays_apart(on_device):
     assert merged(total, *xs) is total.node
     total.backward()
     assert [x.grad.tolist() for x in xs] == [[2.0 * n, 2.0] for n in range(10)]
-    xs = [Tensor([float(n), 1.0]) for n in range(10)]  # and where nobody is marked, all are
+    xs = [Tensor([float(n), 1.0]) for n in range(10)]  # no leaf is marked: all get gradients
     sum(x.square().sum() for x in xs).backward()
     assert [x.grad.tolist() for x in xs] == [[2.0 * n, 2.0] for n in range(10)]
 
 
 def test_one_of_them_may_be_in_all(on_device):
-    """x₀ is what varies in the first copy, and the same in all of them."""
+    """x₀ is the varying input of the first copy, and part of all copies."""
     xs = rows(10, 3)
     shared = (xs[0] * 2).exp()
     values = np.stack([x.numpy() for x in xs])
@@ -180,11 +180,11 @@ def test_who_is_overwritten_leaves_what_it_was(on_device):
 
 @pytest.mark.parametrize("what", ["leaf", "scale"])
 def test_who_was_asked_for_a_gradient_is_overwritten(on_device, what):
-    """Their copies are known as rows by then; each keeps its value, and its way back or none."""
+    """The copies were rewritten as rows by then; each keeps its value, and its history or none."""
     w, scale = Tensor([2.0, 3.0], requires_grad=True), Tensor([1.0, 0.5]).realize()
     waiting = [(w * scale * float(n)).exp2().sum() for n in range(12)]
     with Tensor.no_grad():
-        constant = (w * scale * 3.0).exp2().sum()  # the node of a tensor that is none
+        constant = (w * scale * 3.0).exp2().sum()  # the node of a copy, but without its history
     loss = sum(one * float(n + 1) for n, one in enumerate(waiting))
     loss.backward()
     with Tensor.no_grad():
@@ -206,7 +206,7 @@ def test_who_was_asked_for_a_gradient_is_overwritten(on_device, what):
 
 
 def test_random_copies(on_device):
-    """Random functions of one array and one number that vary, and two that do not."""
+    """Random functions of one array and one number that vary, and of two that do not."""
     for seed in range(20):
         random = np.random.default_rng(seed)
         count = int(random.integers(MANY + 1, 2 * MANY + 3))
@@ -238,7 +238,7 @@ def test_random_copies(on_device):
 
 
 def test_copies_on_two_devices(on_device):
-    """Readers of what is overwritten on both."""
+    """Readers of overwritten tensors on both."""
     drawn = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
     there = [Tensor(drawn, device=device).realize() for device in (on_device, OTHER)]
     readers = [x[n].exp() * 2.0 for x in there for n in range(12)]
@@ -255,7 +255,7 @@ def test_a_sum_of_columns(on_device):
 
 
 @pytest.mark.parametrize("of", [
-    lambda x, odd: x.flip(0) if odd else x.flip(1),  # by another argument
+    lambda x, odd: x.flip(0) if odd else x.flip(1),  # differs in an argument
     lambda x, odd: Tensor.cat(x[:1] * 2.0, *([x[1:] * 2.0] if odd else [x[1:2] * 2.0, x[2:]])),
 ], ids=["argument", "sources"])  # fmt: skip
 def test_what_differs_in_one_thing_is_no_copy(on_device, of):
@@ -270,7 +270,7 @@ def test_what_differs_in_one_thing_is_no_copy(on_device, of):
     linalg.cholesky, linalg.eigh, linalg.svd, linalg.qr,
 ])  # fmt: skip
 def test_what_is_computed_at_once_stays_apart(function, on_device):
-    """Its gradient asks for numbers: those of one matrix are not those of all."""
+    """Its gradient uses values of one matrix, which are not those of a batch."""
     generator = np.random.default_rng(2)
     halves = generator.standard_normal((MANY + 2, 3, 3)).astype(np.float32)
     matrices = [Tensor(half @ half.T + np.eye(3, dtype=np.float32)) for half in halves]
@@ -292,4 +292,4 @@ def test_what_is_large_stays_apart(on_device):
     w = Tensor(np.ones((4, 400), np.float32))
     small, large = (sum((x @ w).tanh().sum() for x in rows(10, n, 4)) for n in (2, 100))
     assert size(merged(small)) < size(small.node)
-    assert merged(large) is large.node  # 10 arrays of 100 × 400 at once
+    assert merged(large) is large.node  # 10 arrays of 100 × 400 would be computed at once

@@ -1,4 +1,4 @@
-"""Programs that take numbers as arguments: what is found in two graphs, and what matches them."""
+"""Programs with numbers as arguments: derived from two or more graphs, and matched with others."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def shape_at(found: General, values: dict[str, int]) -> tuple[int, ...]:
 
 
 def rows(n: int, width: int = 5) -> Node:
-    """Sums of n rows, from a flat array."""
+    """Sums of n rows of a flat array."""
     return build.reduce(Op.SUM, build.reshape(array(n * width), (n, width)), [1])
 
 
@@ -64,7 +64,7 @@ def test_cells_that_differ_alike_share_a_variable() -> None:
 
 
 def test_what_follows_by_chance_is_found_out() -> None:
-    """Two samples suggest that both extents are one; the third says otherwise."""
+    """In two samples both extents are equal and get one variable; the third sample corrects it."""
 
     def two(n: int, m: int) -> Node:
         one = build.reshape(build.reduce(Op.SUM, array(m, slot=1), [0]), (1, 1))
@@ -90,24 +90,24 @@ def test_starts_of_parts_are_variables_of_their_own() -> None:
 
 
 def turned(n: int) -> Node:
-    """Columns of an input whose rows are n long."""
+    """The transpose of an input with rows of length n."""
     return build.contiguous(build.permute(array(3, n), (1, 0)))
 
 
 def every(step: int) -> Node:
-    """An array of the elements at multiples of a step, as slices take them."""
+    """Sums over every `step`-th element, built from pad, shrink and reshape as slices are."""
     x = build.pad(array(12), [(0, step - 12 % step if 12 % step else 0)])
     count = -(-12 // step)
     return build.reduce(Op.SUM, build.reshape(part(x, 0, count * step), (count, step)), [0])
 
 
 def merged(n: int) -> Node:
-    """Rows of n times 2, of which one dimension is made: the n are not its last."""
+    """Pairs (n, 2) in each row merged into one dimension; n is not the last of its factors."""
     return build.contiguous(build.reshape(array(3, n, 2), (3, 2 * n)))
 
 
 def split(n: int) -> Node:
-    """Rows of n, from a flat array."""
+    """Rows of length n of a flat array."""
     return build.contiguous(build.reshape(array(3 * n), (3, n)))
 
 
@@ -118,7 +118,7 @@ def split(n: int) -> Node:
 def test_dimensions_inside_of_others(
     make: Callable[[int], Node], reads: tuple[int, ...], writes: tuple[int, ...]
 ) -> None:
-    """They are laid out at a bound, where that is allowed."""
+    """Inner dimensions vary in arrays padded to a bound, if that is allowed."""
     found = general(make(4), make(5))
     values = found.match(call(make(20)).cells)
     assert values is not None
@@ -139,7 +139,7 @@ def test_dimensions_inside_of_others(
     ],
 )  # fmt: skip
 def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
-    """Sizes on which more depends than where loops end."""
+    """Sizes that determine more than loop bounds."""
     calls = [call(first), call(second)]
     assert calls[0].structure == calls[1].structure and calls[0].cells != calls[1].cells
     with pytest.raises(Special) as error:
@@ -148,7 +148,7 @@ def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
 
 
 def test_what_stays_special_keeps_nobody_alive() -> None:
-    """An exception that is put down somewhere has the frames of all its callers."""
+    """A stored exception would keep the frames of all its callers."""
 
     def attempt(first: Node, second: Node) -> weakref.ref[Any]:
         calls, local = [call(first), call(second)], {1}
@@ -181,7 +181,7 @@ NUMBERS = (3, 11, 7, 40, 1, 25)
 FLOATS = (0.5, -1.25, 0.0, 3.0, -0.0, float("inf"))
 LENGTH = Variable("length", 1, 9).bind(5)
 
-# What is computed of a (64, 6) array for a number, in minigrad and in numpy.
+# What is computed from a (64, 6) array and a number, in minigrad and in numpy.
 VARYING = {
     "a row": (lambda x, n: x[n], lambda x, n: x[n]),
     "rows from": (lambda x, n: x[n:] * 2, lambda x, n: x[n:] * 2),
@@ -207,7 +207,7 @@ VARYING = {
 
 @pytest.mark.parametrize("what", VARYING)
 def test_other_numbers(compiled: str, what: str) -> None:
-    """The third number and all others are right, and need no compilation (1 is a case apart)."""
+    """All numbers give right results; from the third on, nothing compiles (1 is a special case)."""
     ours, theirs = VARYING[what]
     data = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
     x = Tensor(data, device=compiled).realize()
@@ -220,7 +220,7 @@ def test_other_numbers(compiled: str, what: str) -> None:
             assert GlobalCounters.programs_compiled == before, f"compiled for {n}"
 
 
-# Writes in place to a (64, 6) array for a number, which numpy does as well.
+# In-place writes to a (64, 6) array that depend on a number; numpy runs them, too.
 WRITES = {
     "a row": lambda x, n: x.__setitem__(n, n / 4),
     "rows": lambda x, n: x.__setitem__(slice(n, n + 4), x[n + 8 : n + 12] * 2),
@@ -233,7 +233,7 @@ WRITES = {
 
 @pytest.mark.parametrize("what", WRITES)
 def test_writes_at_other_places(compiled: str, what: str) -> None:
-    """Also where what is read and what is written overlap, which differs from call to call."""
+    """Also if the parts read and written overlap, in some calls and not in others."""
     data = np.random.default_rng(3).standard_normal((64, 6)).astype(np.float32)
     x = Tensor(data.copy(), device=compiled).realize()
     programs.forget()
@@ -248,7 +248,7 @@ def test_writes_at_other_places(compiled: str, what: str) -> None:
 
 
 def test_what_was_written_is_seen_transposed(compiled: str) -> None:
-    """A result that is the written array in another order is an array of its own."""
+    """A transposed result of a written array has its own memory."""
     programs.forget()
     for n in (4, 7, 5, 12):
         data = np.arange(n * 6, dtype=np.float32).reshape(n, 6)
@@ -262,7 +262,7 @@ def test_what_was_written_is_seen_transposed(compiled: str) -> None:
 def test_images_of_another_batch_channel_by_channel(
     compiled: str, reference: str, stride: tuple[int, int]
 ) -> None:
-    """Rows of windows that are neighbours are one dimension, but not with those of the batch."""
+    """A row's adjacent windows merge into one dimension, but not with the batch dimension."""
     rng = np.random.default_rng(3)
     weight = rng.standard_normal((2, 1, 1, 3)).astype(np.float32)
     programs.forget()
@@ -278,7 +278,7 @@ def test_images_of_another_batch_channel_by_channel(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
-    """A float that differs keeps all of its bits, zeros their signs."""
+    """All bits of a different float are kept, also the sign of zero."""
     def scaled(value: float, device: str) -> bytes:
         x = Tensor([1.0, -2.0, 3.0], dtype=dtype, device=device)
         return (x * value + 1 / 3).numpy().tobytes()
@@ -293,7 +293,7 @@ def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
 
 
 def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """MINIGRAD_DEBUG=1 says why two programs are not one."""
+    """MINIGRAD_DEBUG=1 prints why two programs were not generalized."""
     programs.forget()
     with Context(DEBUG=1):
         for n in (5, 8):
@@ -302,7 +302,7 @@ def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_numbers_that_come_often_get_a_program_of_their_own(compiled: str) -> None:
-    """What is laid out at a bound takes longer: it is for numbers that come seldom."""
+    """Programs padded to a bound are slower, so they are only used for rare numbers."""
 
     def computed(n: int) -> None:
         x = np.arange(3 * n * 4, dtype=np.float32).reshape(3, n, 4)
@@ -322,7 +322,7 @@ def test_numbers_that_come_often_get_a_program_of_their_own(compiled: str) -> No
 
 
 def test_pieces_of_both_layouts() -> None:
-    """A dense array (2, n, m ≤ 4, 3) beside one at its bounds; n = 2, m = 3."""
+    """A dense array (2, n, m ≤ 4, 3), and one padded to its bounds; n = 2, m = 3."""
     n, m = var("n", 2, 8), var("m", 2, 4)
     found = list(pieces((2, n, m, 3), {"n": 2, "m": 3}))
     assert found == [(0, 0, 9), (9, 12, 9), (18, 96, 9), (27, 108, 9)]

@@ -1,4 +1,4 @@
-"""Gradients of nodes, in float64 on the reference device: what no operation of Tensor shows.
+"""Gradients of nodes, in float64 on the reference device: cases that no Tensor operation covers.
 
 Each operation's first and second derivatives are compared with differences in tests/property.
 """
@@ -35,7 +35,7 @@ def total(node):
 
 
 def weighted(node):
-    """A scalar whose gradient is different for each element of node."""
+    """A scalar whose gradient differs for each element of node."""
     weights = np.cos(np.arange(np.prod(node.shape)) + 0.5).reshape(node.shape)
     return total(elementwise(Op.MUL, node, leaf("weights", node.shape))), weights
 
@@ -78,7 +78,7 @@ def value_of_gradient(function, array, orders=1):
 
 
 def test_power_at_zero():
-    """As PyTorch: no NaN from 0·∞ at the edge."""
+    """As in PyTorch: 0·∞ at the edge does not give NaN."""
     square = [0.0, -1.0, 2.0]
     for exponent, first in ((2.0, [0.0, -2.0, 4.0]), (1.0, [1.0] * 3), (0.0, [0.0] * 3)):
         for given in (number(exponent, (3,)), build.buffer("e", dtypes.float64, (3,), REFERENCE)):
@@ -131,7 +131,7 @@ def indices(array, axis):
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_gather_and_scatter(axis):
-    """Indices out of range (−1 and the length) and repeated ones included."""
+    """Including indices out of range (−1 and the length) and repeated ones."""
     array, other = normal(4, 3), normal(4, 3)
     place, index = indices(array, axis)
 
@@ -229,7 +229,7 @@ def test_wrong_seeds_and_outputs():
 
 @pytest.mark.parametrize("op", sorted(REDUCTIONS, key=lambda op: op.value), ids=lambda op: op.value)
 def test_symbolic_shapes(op):
-    """The gradient of a part of a buffer whose length is bound to 3 of at most 7."""
+    """The gradient of a part of a buffer; its length is bound to 3 of at most 7."""
     length = Variable("length", 1, 7).bind(3)
     x = leaf(0, (2, 7))
     part = elementwise(Op.MUL, *[build.shrink(x, ((0, 2), (0, length)))] * 2)
@@ -252,11 +252,11 @@ def test_deep_graph():
 
 
 def test_every_operation_is_decided():
-    """Every op has a rule or is known to pass nothing on."""
+    """Every op has a rule, or is listed as having no gradient."""
     nothing = {
         Op.CONST, Op.BUFFER, Op.IOTA, Op.VARIABLE, Op.ASSIGN, Op.BITCAST, Op.SORT, Op.DISTRIBUTE,
         *FLAT, *COMPARISONS, *set(PRIMITIVES) - set(OF_FLOATS), *HASHES,
     }  # fmt: skip
-    # each of these nodes has its own: see `rules_of` and `gradient`
+    # handled individually: see `rules_of` and `gradient`
     own = {Op.CUSTOM, Op.COLLECTIVE, Op.CAT, Op.LOOP, Op.RESULT}
     assert set(RULES) | nothing | own == set(Op) and not set(RULES) & (nothing | own)

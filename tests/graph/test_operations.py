@@ -1,4 +1,4 @@
-"""The table of operations is whole, and the only one: a new primitive touches four files."""
+"""The table of operations is complete, and the only one: a new primitive touches four files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("minigrad", "runtimes", "models")
 SOURCES = [path for room in ROOMS for path in (ROOT / room).rglob("*.py")]
 NAMES = {op.name for op in ELEMENTWISE}
-CASTS = (Op.CAST, Op.BITCAST)  # their results' dtypes are arguments, so each room knows them
+CASTS = (Op.CAST, Op.BITCAST)  # their result dtypes are arguments, so every room handles them
 
 
 @pytest.mark.parametrize("op", sorted(ELEMENTWISE, key=str), ids=str)
@@ -26,12 +26,12 @@ def test_the_facts_of_an_operation_are_whole(op: Op) -> None:
     assert len(facts.gradient) in (0, facts.arity)
     silent = facts.flat or facts.compares or op is Op.BITCAST
     assert bool(facts.gradient) != silent or "f" not in facts.kinds
-    if facts.formula:  # languages have no word for it
+    if facts.formula:  # it is expanded, so no target has an instruction for it
         assert facts.kinds in ("f", "u") and not any((*facts.llvm, *facts.opencl, facts.symbol))
 
 
 def tables(source: str) -> list[int]:
-    """Lines of dicts and sets with four or more elementwise operations as keys."""
+    """Lines of dicts and sets with four or more elementwise operations."""
     found = []
     for node in ast.walk(ast.parse(source)):
         keys = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
@@ -56,9 +56,9 @@ def test_a_table_is_seen() -> None:
 
 @pytest.mark.parametrize("name", ["lgamma", "digamma"])
 def test_a_primitive_touches_four_files(name: str) -> None:
-    """Its row, its formula, its method and its row of the property table: the README's recipe.
+    """The table of operations, the formula, the method and the property table, as the README says.
 
-    (What is composed of it, and its form in place, came later.)
+    (Operations composed of it, and its in-place form, were added later.)
     """
     tested = (ROOT / "tests" / "property").glob("table_*.py")
     word = re.compile(rf"\b{name}\b", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Which exchanges a divided graph makes: the formulas of the literature, by the pass alone."""
+"""The exchanges of a partitioned graph, against the formulas of the literature; nothing is run."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from minigrad.graph.sharding import (
 SIZES = {"a": 2, "b": 4}
 MESH = "a mesh"
 meshes[MESH] = SIZES
-A, B = Digit("a", 4, 2), Digit("b", 2, 4)  # of a dimension of 8
+A, B = Digit("a", 4, 2), Digit("b", 2, 4)  # of a dimension of 8 elements
 
 
 def leaf(slot: int, *shape: int) -> Node:
-    """A BUFFER of a mesh."""
+    """A BUFFER node of a mesh."""
     return build.buffer(slot, dtypes.float32, shape, MESH)
 
 
@@ -47,12 +47,12 @@ def product(x: Node, w: Node) -> Node:
 def divided(
     root: Node, layouts: dict[int, Layout], wanted: Layout | None = None
 ) -> Partitioned:
-    """The graph of one device."""
+    """The partitioned graph: that of one device."""
     return partition(Plan([root], layouts.get, [wanted]), MESH, MESH + ":0")
 
 
 def kinds(found: Partitioned) -> list[str]:
-    """What is exchanged."""
+    """The kinds of its exchanges."""
     return [one.kind for one in found.exchanges]
 
 
@@ -63,7 +63,7 @@ def test_columns_then_rows_is_one_sum() -> None:
     inner = build.elementwise(Op.MUL, inner, inner)
     found = divided(product(inner, down), {1: Layout(((), (B,))), 2: Layout(((B,), ()))})
     assert kinds(found) == ["all_reduce"]
-    assert found.exchanges[0].nbytes == 2 * 3 * 8 * 8 * 4 * 2  # of two groups of four
+    assert found.exchanges[0].nbytes == 2 * 3 * 8 * 8 * 4 * 2  # for two groups of four
     assert found.layouts[0].is_whole
 
 
@@ -76,16 +76,16 @@ def test_a_sum_is_scattered_where_its_reader_is_divided() -> None:
     assert kinds(divided(root, {0: by_rows, 1: part}, part)) == ["reduce_scatter"]
     assert kinds(divided(root, {0: by_rows})) == ["all_reduce"]
     late = build.elementwise(Op.ADD, total, total)
-    assert kinds(divided(late, {0: by_rows})) == ["all_reduce"]  # one, after the addition
+    assert kinds(divided(late, {0: by_rows})) == ["all_reduce"]  # only one, after the addition
 
 
 def squares(x: Node) -> Node:
-    """The sum of an array's squares, a number."""
+    """The scalar sum of an array's squares."""
     return build.reshape(build.reduce(Op.SUM, build.elementwise(Op.MUL, x, x), (0, 1)), ())
 
 
 def added(*terms: Node) -> Node:
-    """Their sum, one after the other."""
+    """The sum of the terms, from left to right."""
     first, *rest = terms
     for term in rest:
         first = build.elementwise(Op.ADD, first, term)
@@ -93,7 +93,7 @@ def added(*terms: Node) -> Node:
 
 
 def test_sums_are_added_before_they_are_exchanged() -> None:
-    """A norm: some arrays are divided, others, of which all devices have the whole, lie between."""
+    """A norm: sums of divided arrays, with sums of replicated arrays among them."""
     arrays = [squares(leaf(slot, 8, 8)) for slot in range(6)]
     by_rows = {slot: Layout(((B,), ())) for slot in (0, 2, 3, 5)}
     found = divided(build.elementwise(Op.SQRT, added(*arrays)), by_rows)
@@ -102,7 +102,7 @@ def test_sums_are_added_before_they_are_exchanged() -> None:
 
 
 def test_a_whole_alone_is_added_after_the_exchange() -> None:
-    """To one sum; but a block with two branches adds them, and what went in, before."""
+    """With one divided sum; but with the sums of two branches, it is added before the exchange."""
     x, y = leaf(0, 8, 8), leaf(1, 8, 8)
     sums = [product(y, leaf(slot, 8, 8)) for slot in (2, 3)]
     by_rows = {slot: Layout(((B,), ())) for slot in (2, 3)}
@@ -111,11 +111,11 @@ def test_a_whole_alone_is_added_after_the_exchange() -> None:
         assert kinds(found) == ["all_reduce"]
         assert found.exchanges[0].nbytes == 2 * 3 * 8 * 8 * 4 * 2
         masks = [node for node in topological(found.roots) if node.op is Op.WHERE]
-        assert len(masks) == (len(terms) > 2)  # at all but one device it is 0
+        assert len(masks) == (len(terms) > 2)  # it is replaced by 0 on all but one device
 
 
 def test_a_row_that_is_added_to_sums_comes_as_it_is_stored() -> None:
-    """Its part travels, not what it is repeated to; and before anything is added."""
+    """The stored part is exchanged, not its repetitions; and before anything is added."""
     x, y, row = leaf(0, 8, 8), leaf(1, 8, 8), leaf(4, 8)
     sums = [product(y, leaf(slot, 8, 8)) for slot in (2, 3)]
     wide = build.expand(build.reshape(row, (1, 8)), (8, 8))
@@ -127,7 +127,7 @@ def test_a_row_that_is_added_to_sums_comes_as_it_is_stored() -> None:
 
 
 def test_what_is_stored_apart_comes_in_runs() -> None:
-    """48 matrices: three at once, while the three before them are read; at first six."""
+    """48 matrices, three at once, gathered while the three before are in use; six at the start."""
     x, layouts = leaf(99, 8, 64), {99: Layout(((A,), ()))}
     for slot in range(48):
         x = build.elementwise(Op.EXP, product(x, leaf(slot, 64, 64)))
@@ -154,7 +154,7 @@ def test_from_one_dimension_to_another() -> None:
 
 
 def test_what_is_stored_apart_gives_way() -> None:
-    """ZeRO: a matrix that its axis only stores is gathered, and not the larger batch divided so."""
+    """ZeRO: a matrix that is only stored divided is gathered; the batch stays divided."""
     x, w = leaf(0, 8, 8), leaf(1, 8, 64)
     batch = Layout(((B,), ()))
     stores = Layout(((B,), ()), stored=frozenset({"b"}))
@@ -165,7 +165,7 @@ def test_what_is_stored_apart_gives_way() -> None:
 
 
 def test_a_reshape_moves_digits_as_it_moves_elements() -> None:
-    """Every digit that survives says of the same elements that they are there."""
+    """If all digits survive, each device has the same elements before and after the reshape."""
     draw = random.Random(7)
     shapes = [s for n in range(1, 4) for s in itertools.product((1, 2, 3, 4, 6, 8), repeat=n)]
     of_size: dict[int, list[tuple[int, ...]]] = {}
@@ -191,7 +191,7 @@ def test_a_reshape_moves_digits_as_it_moves_elements() -> None:
 
 
 def places(shape: tuple[int, ...], dims: Dims) -> np.ndarray:
-    """At which place of its axis each element is."""
+    """For each element, the sum of its positions along the mesh axes."""
     found = np.zeros(shape, int)
     for at, digits in enumerate(dims):
         for _, stride, ways in digits:

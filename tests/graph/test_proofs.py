@@ -1,8 +1,8 @@
-"""The algebra of indices and of elementwise nodes, proven by an SMT solver (z3) for all values.
+"""Index arithmetic and elementwise rewrite rules, proven by an SMT solver (z3) for all values.
 
-An index is proven over all values of its variables within their ranges; a rewrite rule over all
-bit patterns: integers of 8 bits (nothing in a rule depends on the width), and float16, whose NaNs
-count as one and whose zeros have signs. What cannot be said without arrays is enumerated in
+Index expressions are proven for all values of their variables within their ranges; rewrite rules
+for all bit patterns: integers of 8 bits (no rule depends on the width), and float16, where all NaNs
+are equal and zeros have signs. What cannot be stated without arrays is enumerated in
 test_rules_are_exact.
 """
 
@@ -24,11 +24,11 @@ from minigrad.graph.symbolic import Affine, Integer, high, low, var
 
 z3 = pytest.importorskip("z3", reason="z3 proves; `pip install z3-solver`")
 
-STEPS = 300_000_000  # of z3, whose number does not depend on the machine; no proof took 60 million
+STEPS = 300_000_000  # z3's own steps, independent of the machine; no proof took 60 million
 
 
 def prove(claim: Any, *given: Any) -> None:
-    """Fail with a counterexample, unless the claim follows from what is given."""
+    """Fail with a counterexample, unless the claim follows from `given`."""
     solver = z3.Solver()
     solver.set("rlimit", STEPS)
     solver.add(*given, z3.Not(claim))
@@ -42,7 +42,7 @@ RANGES = {"i": (0, 11), "j": (0, 4), "k": (0, 3), "m": (-5, 30), "n": (0, 1000)}
 
 
 class Both:
-    """An integer as the house simplifies it, and as the solver understands it."""
+    """An integer as minigrad simplifies it, and the same unsimplified for the solver."""
 
     def __init__(self, ours: Integer, meant: Any) -> None:
         self.ours, self.meant = ours, meant
@@ -55,7 +55,7 @@ class Both:
         return Both(self.ours * factor, self.meant * factor)
 
     def over(self, divisor: int) -> Both:
-        """Floor division; z3's rounds down too where the divisor is positive."""
+        """Floor division; z3's rounds down, too, for positive divisors."""
         return Both(self.ours // divisor, self.meant / divisor)
 
     def rest(self, divisor: int) -> Both:
@@ -74,7 +74,7 @@ def number(value: int) -> Both:
 
 
 def in_z3(x: Integer) -> Any:
-    """What a simplified integer says, to the solver."""
+    """A simplified integer as a z3 expression."""
     if not isinstance(x, Affine):
         return z3.IntVal(x)
     total = z3.IntVal(x.constant)
@@ -111,7 +111,7 @@ INDICES = {
 
 @pytest.mark.parametrize("name", INDICES)
 def test_each_rule_of_indices(name: str) -> None:
-    """The simplified index equals the one that was meant, and keeps within its bounds."""
+    """The simplified index equals the unsimplified one, and is within its bounds."""
     x = INDICES[name]
     value = in_z3(x.ours)
     prove(value == x.meant, *BOUNDS)
@@ -141,7 +141,7 @@ def _variable(slot: int, dtype: DType) -> Any:
 
 
 def _floor_division(x: Any, y: Any, signed: bool) -> tuple[Any, Any]:
-    """Quotient and remainder as REF defines them: 0 where y is 0."""
+    """Quotient and remainder as REF defines them: 0 if y is 0."""
     zero = z3.BitVecVal(0, x.size())
     if not signed:
         quotient, rest = z3.UDiv(x, y), z3.URem(x, y)
@@ -171,7 +171,7 @@ def _larger(x: Any, y: Any, dtype: DType, largest: bool) -> Any:
 
 
 def _shift(x: Any, y: Any, op: Op, dtype: DType) -> Any:
-    """z3 shifts by the width or more as REF does; a negative count is a large unsigned one."""
+    """z3's shifts by the width or more are like REF's; negative counts are large unsigned ones."""
     if op is Op.SHL:
         return x << y
     return z3.LShR(x, y) if dtype.kind == "u" else x >> y
@@ -189,7 +189,7 @@ def _cast(x: Any, start: DType, end: DType) -> Any:
 
 
 def meaning(node: Node) -> Any:
-    """A scalar node, to the solver."""
+    """A scalar node as a z3 expression."""
     if node.op is Op.BUFFER:
         return _variable(node.arg, node.dtype)
     if node.op is Op.CONST:
@@ -246,7 +246,7 @@ def _c(value: Any, dtype: DType) -> Node:
 
 
 def _cases() -> list[tuple[str, Node]]:
-    """(rule, a node to which it applies), for every way in which it does."""
+    """(rule, a node to which it applies), for every form to which it applies."""
     found: list[tuple[str, Node]] = []
 
     def case(rule: Callable[..., Any], node: Node) -> None:
@@ -299,7 +299,7 @@ CASES = _cases()
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
 def test_each_rewrite_rule(name: str) -> None:
-    """What the rule makes of a node has the same value for every operand."""
+    """A rule's result has the same value as its input, for all operands."""
     for node in (node for rule, node in CASES if rule == name):
         new = getattr(simplify, name)(node)
         assert new is not None, f"{name} does not apply to {node!r} of {node.src}"
@@ -307,14 +307,14 @@ def test_each_rewrite_rule(name: str) -> None:
 
 
 def test_every_elementwise_rule_is_proven() -> None:
-    """But for folding, which test_rules_are_exact holds, and bits read as another dtype."""
+    """Except for constant folding (see test_rules_are_exact) and bits read as another dtype."""
     elementwise_ops = [op for op in simplify.RULES if op in ELEMENTWISE]
     rules = {rule.__name__ for op in elementwise_ops for rule in simplify.RULES[op]}
     assert rules - {"fold_constants", "two_as_one"} == {name for name, _ in CASES}
 
 
 def test_the_solver_can_refuse() -> None:
-    """A wrong rule is found out: x + 0.0 is not x where x is −0.0."""
+    """A wrong rule is refuted: x + 0.0 is not x if x is −0.0."""
     x = _leaf(0, F16)
     with pytest.raises(AssertionError, match="sat"):
         prove(meaning(_add(x, _c(0.0, F16))) == meaning(x))

@@ -1,4 +1,4 @@
-"""Loops in Python whose steps follow from one another are LOOPs, with the values of each step."""
+"""Python loops whose steps depend on each other become LOOPs, with the same values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad.programs import programs
 
 
 def loops(*roots: Tensor) -> int:
-    """How many LOOPs there are instead of copies."""
+    """The number of LOOPs in the rewritten graph."""
     nodes = [root.node for root in roots]
     made, _ = with_loops(nodes, topological(nodes))
     return sum(node.op is Op.LOOP for node in topological(made))
@@ -43,7 +43,7 @@ def states(cell, x: Tensor, count: int) -> list[tuple[Tensor, ...]]:
 
 
 def test_gradients_by_name_are_of_copies_and_loops(compiled):
-    """`gradient` compiles as little as `backward` does."""
+    """`gradient` also compiles nothing from the third length on, like `backward`."""
     programs.forget()
     cell, made = cell_of("rnn"), []
     for count in (30, 41, 23, 52):
@@ -65,7 +65,7 @@ def test_cells(on_device, kind):
     loss = (stacked * Tensor(array(count, 2, 4, seed=1))).sum() + found[-1][-1].square().sum()
     loss.backward()
     grads = [parameter.grad.numpy() for parameter in cell.parameters()]
-    alone = []  # the same, each step in memory before the next
+    alone = []  # the same, realizing each step before the next
     state = (Tensor.zeros(2, 4), Tensor.zeros(2, 4))
     for step in range(count):
         state = tuple(part.detach().realize() for part in cell.step(x[step], state))
@@ -88,7 +88,7 @@ def test_from_the_third_length_on_nothing_is_compiled(compiled):
     made = []
     for count in (30, 41, 23, 52):
         before = GlobalCounters.programs_compiled
-        kept = states(cell, Tensor(array(count, 2, 3)), count)  # lazy until the weights change
+        kept = states(cell, Tensor(array(count, 2, 3)), count)  # lazy until weights change
         optimizer.zero_grad()
         Tensor.stack([state[0] for state in kept]).square().sum().backward()
         optimizer.step()
@@ -111,7 +111,7 @@ def test_who_looks_at_what_a_loop_left_sees_the_old_values(on_device):
 
 
 def test_layers_are_no_steps(on_device):
-    """Each has weights of its own, which a LOOP would have to join."""
+    """Each layer has its own weights, which a LOOP would have to concatenate."""
     layers = [nn.Linear(64, 64) for _ in range(20)]
     for layer in layers:
         layer.weight.realize()
@@ -133,7 +133,7 @@ def test_what_reaches_back_two_steps_is_computed(on_device):
 
 
 def test_random_loops(on_device):
-    """Random steps of one to three carries, with rows, numbers and arrays that stay the same."""
+    """Random steps of one to three carries, with rows, numbers and constant arrays."""
     rolled_up = 0
     for seed in range(12):
         random = np.random.default_rng(seed)
@@ -191,7 +191,7 @@ def test_few_nodes_stay(on_device):
 
 
 def test_what_goes_into_the_steps_must_be_copies(on_device):
-    """Values of one shape may be computed otherwise in some steps."""
+    """Inputs of the same shape may be computed differently in some steps."""
     begin, count = array(2, 3), 40
     given = [Tensor(array(2, 3, seed=n)) for n in range(count)]
     leaf = Tensor.full((2, 3), 0.5, requires_grad=True) * 1
@@ -203,7 +203,7 @@ def test_what_goes_into_the_steps_must_be_copies(on_device):
         state, plain = Tensor(begin), begin
         for x in inputs:
             state = (state * 0.5 + x).tanh().sin() + x.minimum(0.25) * 0.5 - state.exp() * 0.1
-        found = state.numpy()  # before its inputs are in memory
+        found = state.numpy()  # before the inputs are realized
         for x in inputs:
             one = x.detach().numpy()
             inner = np.sin(np.tanh(plain * 0.5 + one))
@@ -212,7 +212,7 @@ def test_what_goes_into_the_steps_must_be_copies(on_device):
 
 
 def test_a_state_goes_on_as_it_is_not_as_products_read_it():
-    """A step that began behind `h.expand(…)` took 128 times the state from one to the next."""
+    """With steps that began after `h.expand(…)`, the carry was 128 times as large."""
     x, w, u = (Tensor(array(*shape)) for shape in ((2, 24, 6), (6, 512), (128, 512)))
     h = c = Tensor.zeros(2, 128)
     for step in range(24):
@@ -225,7 +225,7 @@ def test_a_state_goes_on_as_it_is_not_as_products_read_it():
 
 
 def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
-    """That each has its own is seen at once: no multiple of a layer's nodes is tried as a step."""
+    """Different weights are detected at once: no multiple of a layer's nodes is tried as a step."""
     layers = [nn.Linear(80, 80) for _ in range(80)]
     Tensor.realize(*nn.state.get_parameters(layers))
     x = Tensor(array(4, 80))
@@ -240,13 +240,13 @@ def test_layers_with_weights_are_not_taken_for_steps(monkeypatch):
     assert reroll([node], topological([node])) == [node]
     assert not tried
     small = Tensor(array(4, 4))
-    for _ in range(80):  # these have none, and are
+    for _ in range(80):  # layers without weights are steps
         small = ((small.tanh() + 1) * 2).exp()
     assert loops(small) == 1 and tried
 
 
 def test_a_number_of_the_second_step_that_is_another_constant(on_device):
-    """What stands for h·n must not stand for + 3, too, where n is 3."""
+    """If n is 3 in one step, the variable for h·n must not replace the 3 in + 3."""
     numbers = [5, 3, *(2 + step % 9 for step in range(98))]
     h, wanted = Tensor([1, 2]), np.array([1, 2])
     for number in numbers:
@@ -256,7 +256,7 @@ def test_a_number_of_the_second_step_that_is_another_constant(on_device):
 
 @pytest.mark.parametrize("dtype", ["int64", "uint64"])
 def test_powers_of_long_integers(on_device, dtype):
-    """63 steps, bit by bit: bit 1 is the number that a bit is compared with."""
+    """63 steps, one per bit: in the step for bit 1, the bit equals the constant compared with."""
     x = np.array([-2 if dtype == "int64" else 29, 3, 3, 10, 7], dtype)
     exponents = np.array([1, 2**61 + 1, 4, 3, 0], dtype)
     found = Tensor(x) ** (Tensor(exponents) % 5)
@@ -264,7 +264,7 @@ def test_powers_of_long_integers(on_device, dtype):
 
 
 def test_loops_on_two_devices(on_device):
-    """Side by side, as one loop in Python makes them."""
+    """Interleaved, as one Python loop creates them."""
     xs, state, w = array(60, 3, 4), array(3, 4, seed=1), array(4, 4, seed=2) * 0.3
     there = [[Tensor(x, device=device) for x in (xs, w, state)] for device in (on_device, OTHER)]
     for n in range(60):
@@ -280,7 +280,7 @@ def test_loops_on_two_devices(on_device):
 
 
 def test_systems_that_are_solved_in_each_step(on_device):
-    """The covariance of a Kalman filter: the gradient of a solution is one, which needs numbers."""
+    """A Kalman filter's covariance: the gradient of a solution is another, which needs values."""
 
     def filtered(noise, one, solve):
         state, total = one, 0.0
@@ -301,7 +301,7 @@ def test_systems_that_are_solved_in_each_step(on_device):
 
 
 def test_a_first_step_of_two_states(on_device):
-    """What is one state in all others."""
+    """In all later steps both are the same tensor."""
     xs, state, other = array(60, 3, 4), array(3, 4, seed=1), array(3, 4, seed=2)
     x, h, g = Tensor(xs), Tensor(state), Tensor(other)
     for n in range(60):

@@ -1,4 +1,4 @@
-"""The rewrite engine, and what the algebraic rules make of each node."""
+"""The rewrite engine, and the result of each algebraic rule."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_what_only_gradient_rules_want_is_not_needed():
 
 
 def test_rules_run_to_a_fixed_point():
-    """What a rule makes is simplified too, its new sources included."""
+    """Results of rules are simplified as well, including their new sources."""
 
     def split(node):
         x = node.src[0]
@@ -82,7 +82,7 @@ def test_rules_must_keep_dtype_and_shape():
 
 
 def test_a_rule_may_make_much():
-    """A cast there and back again, with many movements between: all of these are made anew."""
+    """Casts there and back with 1,000 movements between them: all of these are rebuilt."""
     x = leaf(0, shape=(3, 3))
     there, direct = build.cast(x, dtypes.float64), x
     for _ in range(1000):
@@ -98,7 +98,7 @@ def test_deep_graph():
     assert one(node) is leaf(0, dtypes.int32)
 
 
-# --- what becomes what ---------------------------------------------------------------------------
+# --- the result of each rule ---------------------------------------------------------------------
 
 X, Y = leaf(0), leaf(1)
 N, M = leaf(0, dtypes.int32), leaf(1, dtypes.int32)

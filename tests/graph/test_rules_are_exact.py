@@ -1,4 +1,4 @@
-"""The algebraic rules must not change a single bit."""
+"""The algebraic rules do not change a single bit."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def edges(dtype):
 
 
 def equal_bits(found, expected):
-    """Equal, NaN equal to NaN, zeros of equal sign."""
+    """Equal values; NaNs are equal, and zeros must have equal signs."""
     assert found.dtype == expected.dtype and found.shape == expected.shape
     wide = [x.astype(np.float64) if x.dtype.kind not in "iub" else x for x in (found, expected)]
     np.testing.assert_array_equal(*wide)
@@ -75,7 +75,7 @@ def test_folding_equals_the_reference(op, dtype):
     "op", [op for op in OF_ONE if op in VECTOR_MATH], ids=lambda op: op.value
 )
 def test_folding_transcendentals(op, dtype):
-    """Within one unit in the last place; what has no finite value is left alone."""
+    """Within one ulp; results that are not finite are equal."""
     for value in edges(dtype):
         node = elementwise(op, number(value, dtype, ()))
         found, expected = (float(x) for x in evaluate([one(node), node]))
@@ -95,7 +95,7 @@ def test_holds_is_lossless():
             (found,) = evaluate([through], {0: start})
             if holds(wide, narrow):
                 equal_bits(found, start)
-            elif not (narrow.is_int and wide.is_int):  # wrapping there and back is the identity
+            elif not (narrow.is_int and wide.is_int):  # wrapping twice is the identity
                 assert found.tolist() != start.tolist() or wide.itemsize < narrow.itemsize
 
 

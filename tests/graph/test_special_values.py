@@ -1,8 +1,8 @@
 """Rules keep every value: random expressions of zeros, infinities, NaN and the ends of each dtype.
 
-What a rule may change is said in `graph/simplify.py`: the sign of a zero that a sum, a maximum or a
-minimum gives. So trees either have none of these, and are compared with signs; or they have, and
-no operation that tells one zero from the other.
+`graph/simplify.py` says what a rule may change: the sign of a zero that a sum, a maximum or a
+minimum gives. So a tree either has none of these, and signs are compared; or it has them, but no
+operation that distinguishes the zeros.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPECIAL = [
 ]  # fmt: skip
 COMPARING = [op for op in OF_TWO if op in COMPARISONS]
 SIGNED = [op for op in OF_TWO if op in OF_FLOATS and op not in (*COMPARING, *EITHER_ZERO)]
-UNSIGNED = [Op.ADD, Op.SUB, Op.MUL, *EITHER_ZERO]  # what does not tell one zero from the other
+UNSIGNED = [Op.ADD, Op.SUB, Op.MUL, *EITHER_ZERO]  # these do not distinguish zeros
 WHOLE = [op for op in OF_TWO if op in OF_INTEGERS and op not in COMPARING]
 ROUND = [op for op in OF_ONE if op in OF_FLOATS and op not in (*OF_INTEGERS, *VECTOR_MATH)]
 
@@ -47,7 +47,7 @@ def special(dtype: DType) -> list[float | int | bool]:
 
 
 class Trees:
-    """Random expressions, and the special values of their buffers."""
+    """Random expression trees, and their buffers of special values."""
 
     def __init__(self, seed: int, signs: bool, half: bool = True) -> None:
         self.random, self.signs = np.random.default_rng(seed), signs
@@ -128,7 +128,7 @@ def test_rules_keep_every_value(signs: bool) -> None:
 
 @pytest.mark.parametrize("signs", [True, False])
 def test_a_device_keeps_them_too(signs: bool, compiled: str) -> None:
-    """Of small trees, whose products are not contracted with sums; half floats apart."""
+    """With small trees, whose products are not fused with sums; without half floats."""
     trees = Trees(1, signs, half=False)
     roots = [trees.tree(trees.pick(trees.dtypes), 1 + n % 2) for n in range(80)]
     roots = [root for root in roots if root.op not in (Op.BUFFER, Op.CONST)]

@@ -1,4 +1,4 @@
-"""Symbolic integers against plain Python, by enumeration of every value of every variable."""
+"""Symbolic integers against plain Python, for every value of every variable."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ DIVISORS = st.integers(1, 9)
 
 
 class Both:
-    """A symbolic integer beside a plain function of the point that it must equal."""
+    """A symbolic integer, and a plain function of the point that must give the same value."""
 
     def __init__(self, symbol, function):
         self.symbol, self.function = symbol, function
 
     def check(self):
-        """Equal at every point, and within its own bounds and those of its atoms."""
+        """Equal at every point; values and atoms are within their bounds."""
         smallest, largest = low(self.symbol), high(self.symbol)
         for point in POINTS:
             value = evaluate(self.symbol, point)
@@ -68,7 +68,7 @@ class Both:
 
 @st.composite
 def expressions(draw, depth=4):
-    """Sums, multiples, quotients and remainders, nested."""
+    """Nested sums, multiples, quotients and remainders."""
     kind = draw(st.sampled_from(["var", "var", "const", "add", "sub", "mul", "div", "mod"]))
     if depth == 0 or kind in ("var", "const"):
         if kind == "const":
@@ -100,7 +100,7 @@ def test_arithmetic(x):
 @settings(max_examples=200, deadline=None)
 @given(expressions(), expressions())
 def test_sums_are_canonical(x, y):
-    """The order of additions leaves no trace; what is taken away again is gone."""
+    """The order of additions does not matter, and subtraction undoes addition."""
     a, b = x.symbol, y.symbol
     assert a + b == b + a == weighted(0, [(a, 1), (b, 1)]) == weighted(0, [(b, 1), (a, 1)])
     assert a * 3 - b * 2 + 5 == weighted(5, [(a, 3), (b, -2)])
@@ -111,7 +111,7 @@ def test_sums_are_canonical(x, y):
 
 
 def test_a_remainder_joins_in_any_order():
-    """5·(i // 5) + i % 5 is i, whatever else stood beside it when it was added up."""
+    """5·(i // 5) + i % 5 is i, whatever other terms were in the sum when they were added."""
     i, m = VARIABLES["i"], VARIABLES["i"] + VARIABLES["j"]
     for x, d in ((i, 5), (i, 3), (m, 4), (m // 2, 3), (7 - m, 2)):
         quotient, rest = x // d, x % d
@@ -127,7 +127,7 @@ def test_a_remainder_joins_in_any_order():
 
 
 def test_positions_keep_their_quotients_and_remainders():
-    """What is divided again must show what does not carry."""
+    """Sums that will be divided again must keep terms that show what does not carry."""
     n, m = var("n", 0, 700), var("m", 0, 700)
     quarter, carried = n // 4, n // 32
     digits = weighted(0, [(carried, 1), (quarter % 8, 100), (n % 4, 7)])
@@ -159,7 +159,7 @@ def test_substitute(x, for_i, for_k):
 
 
 def evaluate_at(x, point):
-    """x by its own structure: what a replacement beyond a variable's range may not rely on."""
+    """x from its structure alone, without bounds of variables, which a replacement may exceed."""
     if isinstance(x, int):
         return x
     result = x.constant
@@ -174,7 +174,7 @@ def evaluate_at(x, point):
 
 
 def within(x, name):
-    """A replacement that stays in the range of the variable."""
+    """A replacement that stays within the variable's range."""
     bounds = RANGES[name]
     return x.symbol % (bounds[1] - bounds[0] + 1) + bounds[0]
 
@@ -213,7 +213,7 @@ def test_proofs_are_true(x):
 @settings(max_examples=300, deadline=None)
 @given(expressions(), DIVISORS, st.integers(1, 4))
 def test_small_remainders_need_no_division(x, d, extent):
-    """What stands for x % d and x // d is that where x % d < extent, and outside elsewhere."""
+    """Equal to x % d and x // d where x % d < extent; elsewhere the first is beyond 0 … extent."""
     known = where_small(x.symbol % d, extent)
     near, quotient = (replace_atoms(y, known) for y in (x.symbol % d, x.symbol // d))
     for point in POINTS:
@@ -268,7 +268,7 @@ def test_flatten_and_unflatten(shape):
 
 @st.composite
 def reshapes(draw):
-    """Two shapes with as many elements."""
+    """Two shapes with the same number of elements."""
     new = draw(SHAPES)
     rest, old = math.prod(new), []
     while rest > 1:
@@ -312,7 +312,7 @@ def test_symbolic_strides_are_those_of_the_bounds():
     assert strides_of((2, 0, 5)) == (5, 5, 1) and numel((2, 0, 5)) == 0
 
 
-# --- what must simplify, since fast kernels rest on it -------------------------------------------
+# --- simplifications that fast kernels depend on -------------------------------------------------
 
 M, J, K = var("i", 0, 31), var("j", 0, 7), var("k", 0, 3)
 
@@ -344,7 +344,7 @@ def test_simplifies(found, expected):
 
 
 def test_matrix_product_indices_stay_linear():
-    """(M, K) → (M, 1, K) → … → flat: no division is left of a round trip."""
+    """(M, K) → (M, 1, K) → … → flat: no division remains after a round trip."""
     m, n, k = var("m", 0, 63), var("n", 0, 31), var("k", 0, 127)
     flat = flatten((m, n, k), (64, 32, 128))
     assert unflatten(flat, (64, 32, 128)) == (m, n, k)
@@ -385,7 +385,7 @@ def test_bind_and_unbind():
 
 
 def test_rebind():
-    """The inverse of unbind, at any depth; what is bound already and other variables stay."""
+    """The inverse of unbind, at any depth; bound and other variables do not change."""
     pos = Variable("pos", 0, 9)
     bound = pos.bind(4) // 2 * 3 + M
     free = unbind(bound, {})
@@ -403,7 +403,7 @@ def test_errors():
     with pytest.raises(TypeError, match=r"bind\(2\.5\): expected a whole number"):
         pos.bind(2.5)
     assert pos.bind(np.int64(3)) == pos.bind(3)
-    for name in ("a b", "", "1n", "_n", "λ"):  # the last one is no name to LLVM
+    for name in ("a b", "", "1n", "_n", "λ"):  # LLVM does not accept the last name
         with pytest.raises(ValueError, match=r"plain identifier .* letters a … z"):
             Variable(name, 0, 1)
     with pytest.raises(ValueError, match="minimum"):
@@ -434,7 +434,7 @@ def test_equal_atoms_are_one_object_while_somebody_holds_it():
     x, quotient = Atom("var", "own", 0, 7, payload=1), (var("own", 0, 7) + 1) // 3
     assert Atom("var", "own", 0, 7, payload=1) is x is pickle.loads(pickle.dumps(x))
     assert only_atom((var("own", 0, 7) + 1) // 3) is only_atom(quotient)
-    assert Atom("var", "own", 0, 7, payload=True) is not x  # which equals 1
+    assert Atom("var", "own", 0, 7, payload=True) is not x  # although it equals 1
     assert Atom("var", "own", 0, 8, payload=1) is not x
     link = weakref.ref(x)
     del x
@@ -443,7 +443,7 @@ def test_equal_atoms_are_one_object_while_somebody_holds_it():
 
 
 def test_pickles_from_another_process():
-    """Hashes of strings differ there, so none may travel."""
+    """Hashes of strings differ there, so they must not be pickled."""
     code = (
         "import pickle, sys; from minigrad.graph.symbolic import *; "
         "x = (var('i', 0, 31) * 3 + 1) % 5; sys.stdout.buffer.write(pickle.dumps(x))"

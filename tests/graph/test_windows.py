@@ -1,4 +1,4 @@
-"""The adjoint of WINDOW: by enumeration, alone and of products, and what kernels become of it."""
+"""The adjoint of WINDOW against enumeration, of values and of products; and its kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CASES = [
     (n, k, s, d)
     for n, k, s, d in itertools.product((5, 8, 9), (1, 2, 3), (1, 2, 3), (1, 2))
     if d * (k - 1) < n
-] + [(n, k, s, 1) for n in (5, 6) for k in (5,) for s in (1, 2, 7)]  # a single window, too
+] + [(n, k, s, 1) for n in (5, 6) for k in (5,) for s in (1, 2, 7)]  # also a single window
 
 
 def added(g, windows, shape):
@@ -34,13 +34,13 @@ def added(g, windows, shape):
 
 @pytest.fixture(params=[False, True], ids=["one sum", "a sum for each remainder"])
 def by_remainder(request, monkeypatch):
-    """Large strided products are split, so that none multiplies by padding; here small ones too."""
+    """Large strided products are split, to avoid products with padding; here, small ones too."""
     if request.param:
         monkeypatch.setattr(windows_module, "LARGE", 0)
 
 
 def test_a_single_window_is_no_sum():
-    """A transposed convolution of one pixel would be 16 times its products, with zeros."""
+    """Else a transposed convolution of one pixel would take 16 times the products, with zeros."""
     a, b = Tensor.empty(2, 1, 1, 40).node, Tensor.empty(1, 1, 4, 40).node
     wide = [build.expand(x, (2, 1, 4, 40)) for x in (a, b)]
     g = build.reshape(build.reduce(Op.SUM, wide[0] * wide[1], [3]), (2, 1, 4))
@@ -72,7 +72,7 @@ def test_overlap_add(product, by_remainder, reference):
 
 @pytest.mark.parametrize("constant", [0, 1], ids=["the second varies", "the first varies"])
 def test_a_factor_that_does_not_vary_along_windows(constant, by_remainder, reference):
-    """Zeros between the places of strided, dilated windows are those of the other factor."""
+    """The zeros between strided, dilated windows must come from the other factor."""
     generator = np.random.default_rng(0)
     with Context(DEVICE=reference):
         for n, k, s, d in CASES:
@@ -88,7 +88,7 @@ def test_a_factor_that_does_not_vary_along_windows(constant, by_remainder, refer
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
-    """No array of windows: the sum over outputs and the sum over places are one SUM."""
+    """No array of windows: the sums over outputs and over positions are one SUM."""
     x, w = Tensor.rand(2, 3, 9, 9).realize(), Tensor.rand(5, 3, 3, 3).realize()
     y = x.conv2d(w, stride=stride, padding=1)
     seed = Tensor.rand(*y.shape).realize()
@@ -105,7 +105,7 @@ def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
 
 @pytest.mark.parametrize("outputs", [(5, 5, 5), (5, 4, 3)], ids=["same shape", "others"])
 def test_the_gradient_of_several_convolutions_is_a_sum_each(outputs):
-    """Of one image, as the branches of a block: none of them has an array of windows."""
+    """As for the branches of a block that read one image: none has an array of windows."""
     x = Tensor.rand(2, 3, 9, 9).realize()
     weights = [Tensor.rand(n, 3, 3, 3).realize() for n in outputs]
     ys = [x.conv2d(w, padding=1) for w in weights]
@@ -120,7 +120,7 @@ def test_the_gradient_of_several_convolutions_is_a_sum_each(outputs):
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
 def test_cropped(start, end, by_remainder, reference):
-    """A part of a sum of overlapping windows is made as such; every step meets every start."""
+    """A cropped sum of overlapping windows is built directly; every step and every crop."""
     generator = np.random.default_rng(1)
     with Context(DEVICE=reference):
         for n, k, s, d in CASES:

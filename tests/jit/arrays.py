@@ -1,4 +1,4 @@
-"""Arrays that go into steps, and what must come out."""
+"""Random input arrays, and the comparison of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into a step of `@jit` and comes out, and the step itself."""
+"""Arguments and results of steps captured by `@jit`, and the step object itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minigrad.errors import JitError
 Pair = namedtuple("Pair", "first second")
 
 
-# ---- what goes in and comes out ------------------------------------------------------------------
+# ---- arguments and results -----------------------------------------------------------------------
 
 
 def test_lazy_inputs_and_keywords(on_device):
@@ -181,7 +181,7 @@ def test_methods(on_device):
 
 
 class Stepper:
-    """Whose copies have steps of their own. way: how it comes to have one."""
+    """Copies of it must have steps of their own. way: where it has its step."""
 
     def __init__(self, way):
         self.weight = Tensor([2.0]).realize()
@@ -210,7 +210,7 @@ def test_copies_of_an_object_with_a_captured_step(on_device, way, copied):
         assert [one.held(x).item() for one in (first, other)] == [2 * number, 5 * number]
         assert other.decorated(x).item() == 5 * number
     with pytest.raises(TypeError, match="copy the Tensor"):
-        copy.copy(first.weight.raw.arg)  # it would own the same memory
+        copy.copy(first.weight.raw.arg)  # both would own the same memory
 
 
 def test_nesting(on_device):

@@ -1,4 +1,4 @@
-"""A captured step with inputs of other sizes: captured for each, compiled for none of them."""
+"""A captured step with inputs of several sizes: a capture for each, compiled for the first two."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZES = (6, 6, 6, 9, 9, 9, 4, 4, 4, 6, 31, 31, 31, 9)
 
 
 def trainer(device):
-    """A captured step of a small network, the same whenever it is made."""
+    """A training step of a small network, with the same weights each time."""
     Tensor.manual_seed(5)
     layers = [nn.Linear(7, 12), nn.Linear(12, 3)]
     parameters = nn.state.get_parameters(layers)
@@ -39,7 +39,7 @@ def batch(size, device):
 
 
 def test_every_size_trains_alike(on_device):
-    """A step gives the same losses captured as it does as it is, in whatever order sizes come."""
+    """For any order of sizes, the captured step gives the same losses as the function."""
     plain, captured = trainer(on_device), jit(trainer(on_device))
     expected = [plain(*batch(size, on_device)).item() for size in SIZES]
     given = [captured(*batch(size, on_device)).item() for size in SIZES]
@@ -59,7 +59,7 @@ def test_from_the_third_size_on_nothing_is_compiled(compiled):
 
 
 def test_other_extents_are_captures_of_their_own(on_device):
-    """The third call of each runs nothing of the function."""
+    """The third call with a size does not run the function."""
     seen = []
     step = jit(lambda x: seen.append(x.shape) or x.sum(0))
     for size in (2, 2, 2, 3, 3, 3, 2, 3, 2):
@@ -73,7 +73,7 @@ def test_other_extents_are_captures_of_their_own(on_device):
 
 @pytest.mark.parametrize("count", [20])
 def test_old_captures_make_room(reference, count):
-    """Those that were used last stay."""
+    """The captures that were used last are kept."""
     seen = []
     step = jit(lambda x: seen.append(len(x)) or x + 1)
     for size in (1, 1, *(n for n in range(2, count) for _ in range(2))):

@@ -1,4 +1,4 @@
-"""What a step reads besides its arguments: the rows of the table in minigrad/jit."""
+"""What a step reads besides its arguments: a test for each row of the table in minigrad/jit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def helper(x):
 
 
 def raises_after(step, change, words, make=lambda: Tensor([1.0, 2.0])):
-    """Three calls, then a change, which the next call must notice."""
+    """Call three times, then make a change: the next call must raise."""
     for _ in range(3):
         wanted = step(make()).tolist()
     step(make())
@@ -225,7 +225,7 @@ def test_data_of_the_host_made_inside(on_device):
 
 
 def counter():
-    """What a step calls, so that the step does not itself read the number."""
+    """A function that the step calls, so that the step itself does not read the number."""
     return itertools.count(1).__next__
 
 
@@ -253,7 +253,7 @@ def test_a_number_that_is_new_in_each_call(on_device, name):
 
 @pytest.mark.parametrize("kind", ["plain", "norm", "dropout", "not trained"])
 def test_a_number_of_a_model(on_device, kind):
-    """It counts in an object that the step does not see; 1.0 and 2.0 are in the graph anyway."""
+    """The counter is hidden from the step, and its values 1.0 and 2.0 are in the graph anyway."""
     more = {"norm": [nn.BatchNorm1d(2)], "dropout": [nn.Dropout(0.25)]}.get(kind, [])
     inner, count = nn.Sequential(nn.Linear(3, 2), *more).train(), counter()
 
@@ -280,7 +280,7 @@ def test_a_number_of_a_model(on_device, kind):
 
 
 def test_a_number_that_changes_once(on_device):
-    """By somebody between the calls, with the arguments, or as the first call is another."""
+    """It changes once between calls, or follows from arguments: no call raises."""
     box = SimpleNamespace()
     scaled = jit(lambda x: x * box.calls if box else x)
     grows = jit(lambda x: (x / x.shape[0]).sum())
@@ -346,7 +346,7 @@ def test_numbers_of_modules(on_device):
     model = Model()
     step = jit(lambda x: model(x))
     for number in range(6):
-        model.epoch = number  # no method reads that
+        model.epoch = number  # no method reads it
         assert step(Tensor([-5.0])).item() == -5
     model.scale = 3.0
     with pytest.raises(JitError, match=r"Model whose scale was 2\.0 .* is 3\.0"):
@@ -390,7 +390,7 @@ SURGERY = {
 
 @pytest.mark.parametrize("kind", SURGERY)
 def test_layers_that_are_replaced(on_device, kind):
-    """While somebody else still has what was there before."""
+    """Also if the old layer is still referenced elsewhere."""
 
     class Model(nn.Module):
         def __init__(self):
@@ -419,7 +419,7 @@ def test_a_state_that_a_module_replaces(on_device):
             self.state, self.last = Tensor([0.0]).realize(), None
 
         def forward(self, x):
-            self.last = x * 2  # nobody reads that
+            self.last = x * 2  # never read
             self.state = (self.state + x).realize()
             return self.state
 
@@ -431,7 +431,7 @@ def test_a_state_that_a_module_replaces(on_device):
 
 
 def test_what_is_fixed(on_device, monkeypatch):
-    """The last row: what is neither a name of the step's code nor an attribute of such."""
+    """The table's last row: values that are neither names in the step nor their attributes."""
     monkeypatch.setenv("SCALE", "1")
     step = jit(lambda x: x * int(os.environ["SCALE"]))
     for number in range(6):
@@ -443,7 +443,7 @@ def test_what_is_fixed(on_device, monkeypatch):
 
 
 class Scaled:
-    """What is run without its name being written: its scale is read by all of its methods."""
+    """Its methods all read its scale, and run without being named in the step."""
 
     def __init__(self):
         self.scale = 2.0
@@ -493,7 +493,7 @@ class Inherits(Scaled):
 
 
 class Calls(nn.Module):
-    """A module whose forward reads an object, in a list of a library's."""
+    """A module whose forward calls an object, through a list of layers."""
 
     class Inner(nn.Module):
         def __init__(self, given):
@@ -512,7 +512,7 @@ class Calls(nn.Module):
 
 
 def decorated(given, x):
-    """By what says whom it wraps: this module's, and a library's."""
+    """Through decorators that set __wrapped__: this module's and the library's."""
 
     def scaled(function):
         @functools.wraps(function)
@@ -567,7 +567,7 @@ def test_what_runs_without_its_name(on_device, kind):
 
 def test_contents_of_defaults(on_device):
     step = jit(lambda x: Scaled.of(x))
-    other = Scaled.kept[0] + 1.0  # which another device's test may have changed
+    other = Scaled.kept[0] + 1.0  # another device's test may have changed it
     raises_after(step, lambda: Scaled.kept.insert(0, other), "'values', whose contents")
     rates = {"a": [2.0]}
 
@@ -579,7 +579,7 @@ def test_contents_of_defaults(on_device):
 
 
 class Opened(dict):
-    """A dict whose items are attributes, too, as many have for a configuration."""
+    """A dict whose items are also attributes, as in many configurations."""
 
     __getattr__ = dict.__getitem__
 
@@ -594,7 +594,7 @@ def test_a_dict_whose_items_are_attributes(on_device):
 
 
 class Made:
-    """A class of which a step makes an object; what it does may be another function later."""
+    """A class that a step instantiates; its methods may be replaced later."""
 
     base = 2.0
 
@@ -632,7 +632,7 @@ def test_attributes_of_classes_and_modules(on_device, monkeypatch):
 
 
 def test_nodes_are_not_looked_into(on_device):
-    """They never change, and a graph has many; what holds them may."""
+    """They never change, and a graph has many; containers of nodes may change."""
     node = (Tensor([1.0, 2.0]) * 2 + 1).node
     nodes = {node: [*node.src]}
 
@@ -736,7 +736,7 @@ def test_attributes_of_what_is_found_on_the_way(on_device, kind):
     read = scale.__get__(layers)
     step = jit(lambda x: x * read())
     for number in range(4):
-        layers[0].steps = number  # which nobody reads
+        layers[0].steps = number  # never read
         assert step(Tensor([1.0])).item() in (2.0, 4.0)
 
     def change():
@@ -747,7 +747,7 @@ def test_attributes_of_what_is_found_on_the_way(on_device, kind):
 
 
 def test_a_name_that_is_another_thing_elsewhere(on_device):
-    """A counter that has the name of a method that the step calls."""
+    """An attribute with the same name as a method that the step calls."""
 
     class Trainer:
         def __init__(self):
@@ -790,7 +790,7 @@ def test_what_a_step_changes_itself(on_device):
 
     @jit
     def replaces(x):
-        state.kept.append(state.x)  # so that it is not gone
+        state.kept.append(state.x)  # keeps the old tensor alive
         state.x = (state.x + x).realize()
         return state.x
 
@@ -819,7 +819,7 @@ def test_an_iterator_is_refused(on_device, kind):
 
 
 def test_marks_that_change(on_device):
-    """Which tensors get a gradient is decided when a step is captured."""
+    """The capture decides which tensors get a gradient."""
     w, b = Tensor([1.0], requires_grad=True), Tensor([1.0], requires_grad=True)
     optimizer = nn.optim.SGD([w, b], lr=1.0)
 

@@ -1,4 +1,4 @@
-"""A replay that cannot do what the function would have done says so."""
+"""Steps that a replay could not repeat correctly raise."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_numbers_that_a_replay_would_not_draw(on_device, name):
-    """As teacher forcing does; equal draws in the first two calls leave no other trace."""
+    """As in teacher forcing; if the first two calls draw equal numbers, nothing else shows it."""
     kept = [Tensor([0.0, 1.0]), Tensor([2.0, 3.0])]
     step = jit(lambda x: DRAWS[name](x, kept))
     first = random.getstate(), np.random.get_state()
@@ -196,7 +196,7 @@ def test_host_writes_inside(on_device):
     with pytest.raises(JitError, match="writes data of the host"):
         step(Tensor([1.0]))
 
-    unseen = Tensor.zeros(1, requires_grad=True)  # has a value, though no memory yet
+    unseen = Tensor.zeros(1, requires_grad=True)  # has values, but no memory yet
 
     @jit
     def first_written(x):
@@ -210,7 +210,7 @@ def test_host_writes_inside(on_device):
     with pytest.raises(JitError, match="writes data of the host"):
         first_written(Tensor([1.0]))
 
-    lazy = Tensor.ones(1) * 3  # a constant, of which nothing was computed yet
+    lazy = Tensor.ones(1) * 3  # a constant that is not computed yet
 
     @jit
     def given_memory(x):
@@ -312,7 +312,7 @@ def test_exceptions_inside(on_device, turn):
 
 
 def test_a_value_that_the_host_made_may_be_read(on_device):
-    """A list of indices is one, whose range is looked at; what a program wrote there is none."""
+    """Also a list of indices, whose range is checked; not a value that a program has written."""
     step = jit(lambda x: x[[0, -1]] * Tensor([1.0, 2.0]).tolist()[1])
     for number in range(4):
         assert step(Tensor([1.0, 2.0, float(number)])).tolist() == [2.0, 2.0 * number]

@@ -1,4 +1,4 @@
-"""Replays beside their results: memory that is used again, other modes, inputs that overlap."""
+"""Replays and their results: reused memory, other modes, overlapping inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigrad.tensor.live_tensors import by_node, holders
 
 
 def captured(function, *inputs):
-    """The function as a captured step that replays from now on."""
+    """The function as a captured step whose next call is a replay."""
     step = jit(function)
     for _ in range(2):
         step(*inputs)
@@ -28,9 +28,9 @@ def one(value):
     return Tensor([float(value)] * 3).realize()
 
 
-# ---- results that use memory again ---------------------------------------------------------------
+# ---- results whose memory is reused --------------------------------------------------------------
 
-# What may be left of a result besides itself, and what that must show for a result of `value`.
+# What is kept of a result, and the value that it must have for a result of `value`.
 KEEPERS = {
     "itself": (lambda r: r, lambda value: value),
     "lazy": (lambda r: r * 2, lambda value: 2 * value),
@@ -98,7 +98,7 @@ def test_a_result_is_found_by_whoever_looks_for_tensors(on_device):
     for number in range(4):
         result = step(one(number))
         assert holders(result.raw) == [result]
-        (result * 2).sum().backward()  # the result is a leaf, as nobody marked another
+        (result * 2).sum().backward()  # the result is a leaf, as no other leaf is marked
         assert result.grad.tolist() == [2.0] * 3
 
 
@@ -172,7 +172,7 @@ def test_a_step_that_was_captured_silently_is_captured_anew_to_be_checked(on_dev
 
 @pytest.mark.parametrize("by_name", [False, True])
 def test_what_a_failed_replay_writes_is_overwritten(on_device, by_name):
-    """Nobody gets gradients of what was computed before, from what is there now."""
+    """Gradients of values computed from the old contents raise: they would use the new ones."""
     w, x = Tensor([2.0, 3.0], requires_grad=True), one(1)
 
     @jit
@@ -197,7 +197,7 @@ def test_what_a_failed_replay_writes_is_overwritten(on_device, by_name):
 
 @pytest.mark.parametrize("returned", [False, True])
 def test_gradients_that_somebody_keeps(on_device, returned):
-    """They stay as they are; the next are new ones, or lost where a replay fails."""
+    """They keep their values; the next replay creates new ones, which are lost if it fails."""
     w, x = Tensor([2.0, 3.0], requires_grad=True), Tensor([1.0, 2.0, 3.0]).realize()
     kept = []
 
@@ -294,7 +294,7 @@ def test_no_grad_is_part_of_the_key(on_device):
         for _ in range(3):
             step(one(1))
     assert w.tolist() == [4.0, 5.0, 6.0]
-    with pytest.raises(Exception, match="no_grad"):  # as an uncaptured call
+    with pytest.raises(Exception, match="no_grad"):  # as an uncaptured call does
         step(one(1))
     with Tensor.no_grad():
         step(one(1))
@@ -310,7 +310,7 @@ def test_the_default_device_is_part_of_the_key(compiled, other):
             assert step().device == other
 
 
-# ---- lazy tensors beside a replay ----------------------------------------------------------------
+# ---- lazy tensors and replays --------------------------------------------------------------------
 
 
 def test_lazy_tensors_that_live_on(on_device):
@@ -327,12 +327,12 @@ def test_lazy_tensors_that_live_on(on_device):
     lazy += [total * 10, other + 2]  # total is 6 now
     for number in range(4):
         assert step(one(number)).tolist() == [2.0 * number] * 3
-        total.assign(total + 1)  # waits for the next replay
+        total.assign(total + 1)  # pending until the next replay
     assert [t.tolist()[0] for t in lazy] == [6.0, 60.0, 7.0]
     assert total.tolist() == [16.0] * 3
 
 
-# ---- inputs that the step also reaches by itself -------------------------------------------------
+# ---- inputs that the step also reads or writes by itself -----------------------------------------
 
 
 def test_memory_that_the_step_writes_as_an_input(on_device):
@@ -418,7 +418,7 @@ def test_who_shares_memory_with_what_a_capture_writes(on_device, share):
 @pytest.mark.parametrize("calls", [0, 1, 2, 3])
 @pytest.mark.parametrize("share", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x)])
 def test_a_write_to_who_shares_memory_with_what_a_capture_reads(on_device, share, calls, write):
-    """Shared before a call, written after the capture: what was read keeps its memory."""
+    """Memory shared before a call, written after the capture: the step reads the old contents."""
     read = one(1).clone().realize()
     step = jit(lambda x: x + read)
     for number in range(4):
@@ -440,7 +440,7 @@ def test_a_write_to_who_shares_memory_with_what_a_capture_reads(on_device, share
     (lambda x: (x * 2).realize(), False),
 ])  # fmt: skip
 def test_what_is_marked_after_a_capture_that_reads_it(on_device, make, moves):
-    """As a layer that is frozen at first: it keeps its memory, or the replay says so."""
+    """Like a layer that is frozen at first: either it keeps its memory, or the replay raises."""
     given = one(1).clone().realize()
     read = make(given)
     step = jit(lambda x: x[: len(read)] + read)
@@ -485,7 +485,7 @@ def test_views_follow_a_replay_that_writes_what_waited_to_be_written(on_device):
 def test_draws_from_before_are_not_replayed(device):
     def draws(between):
         Tensor.manual_seed(3)
-        Tensor.rand(3, device=device)  # nobody keeps it, but it moves the state on
+        Tensor.rand(3, device=device)  # not used, but it advances the random state
         between()
         return Tensor.rand(3, device=device).tolist()
 
@@ -508,7 +508,7 @@ def test_a_replay_that_draws_computes_nothing_that_nobody_wants():
     expected = [Tensor.rand(4).tolist() for _ in range(3)]
     Tensor.manual_seed(7)
     kept = Tensor.rand(4)
-    whole = Tensor.rand(1 << 20, 1 << 20)  # 4 TiB: to compute it would fail
+    whole = Tensor.rand(1 << 20, 1 << 20)  # 4 TiB: computing it would fail
     assert step(x).tolist() == expected[2]
     assert pending[1].tolist() == expected[2]
     assert kept.tolist() == expected[0] and whole.shape[0] == 1 << 20

@@ -199,7 +199,7 @@ def test_each_leaf_has_its_own_where_the_step_forgets_the_one_before(on_device):
 @pytest.mark.parametrize("begins", [False, True])
 @pytest.mark.parametrize("ends", ["zero_grad", "forget"])
 def test_a_gradient_from_elsewhere_that_a_step_forgets(on_device, begins, ends, given):
-    """It is gone after a replay, too; one that the step would have added to is refused."""
+    """After a replay it is gone, too; a replay raises if the step would have added to it."""
     found = []
     for captured in (True, False):
         w, other = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
@@ -268,7 +268,7 @@ def test_a_captured_update_of_what_another_step_is_given(on_device):
 @pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("realized", [False, True])
 def test_a_gradient_of_a_given_leaf_that_is_changed_in_place(on_device, realized, kept):
-    """The next call gives the leaf a new one; who kept the old one has that."""
+    """The next call creates a new gradient; references to the old one keep their values."""
     w, old = Tensor([1.0, 2.0], requires_grad=True), []
 
     @jit
@@ -287,7 +287,7 @@ def test_a_gradient_of_a_given_leaf_that_is_changed_in_place(on_device, realized
 
 
 def test_a_network_that_is_frozen_for_a_step(on_device):
-    """As a critic is in its generator's step; its parameters begin as computed ones."""
+    """As a critic is in its generator's step; its parameters are lazy values at first."""
     critic, generator = nn.LayerNorm(4), nn.Linear(4, 4)
     optimizer = nn.optim.SGD(generator.parameters(), lr=0.1)
 
@@ -341,7 +341,7 @@ def test_no_gradient_flows_through_a_replay(on_device):
 
 @pytest.mark.parametrize("written_out", [True, False])
 def test_a_gradient_that_should_flow_through_a_replay_is_refused(on_device, written_out):
-    """Where other ways lead to the leaf, too: it got the gradient of these alone."""
+    """Also if the leaf has other paths to the loss: it got only their gradient."""
     w, mean = Tensor([1.0, 2.0], requires_grad=True), Tensor([0.0, 0.0])
     step = jit(lambda x: w * x if written_out else {"a": w * x})
     for number in range(6):
@@ -370,9 +370,9 @@ PASSED_ON = ["a result", "a result in a dict", "an input", "outside"]
 @pytest.mark.parametrize("through", PASSED_ON)
 @pytest.mark.parametrize("others", [0, 3])
 def test_a_gradient_through_what_a_step_writes_or_gives(on_device, given, through, others):
-    """Of the first two calls with such an input it flows; of a replay `backward` refuses it.
+    """It flows in the first two calls with such an input; after a replay, `backward` raises.
 
-    others: calls before, with what no gradient would flow to: the replays of those know of none.
+    others: number of earlier calls with an input that has no gradient; their replays do not raise.
     """
     w, outside = Tensor([1.0, 2.0], requires_grad=True).realize(), Tensor([0.0, 0.0]).realize()
 
@@ -401,7 +401,7 @@ def test_a_gradient_through_what_a_step_writes_or_gives(on_device, given, throug
 
 
 def test_who_is_given_to_a_step_in_turn(on_device):
-    """A replay with plain numbers is one for which backward is not refused."""
+    """After a replay with plain numbers, `backward` does not raise."""
     w, step = Tensor([1.0, 2.0], requires_grad=True).realize(), jit(lambda x: x * 2)
     for _ in range(4):
         w.grad, _, plain = None, step(w), step(Tensor([1.0, 2.0]).realize())
@@ -411,7 +411,7 @@ def test_who_is_given_to_a_step_in_turn(on_device):
 
 @pytest.mark.parametrize("lazy", [True, False])
 def test_arguments_that_were_computed_from_leaves(on_device, lazy):
-    """A replay would go back to what they were computed from when it was captured."""
+    """A replay would pass gradients to the values from which the captured argument was computed."""
     inner, outer = (Tensor([value], requires_grad=True) for value in (2.0, 3.0))
 
     @jit
@@ -426,7 +426,7 @@ def test_arguments_that_were_computed_from_leaves(on_device, lazy):
         step(features(given[1]))
     step.reset()
     for x in given:
-        whole = features(x)  # whose value has a way back, too
+        whole = features(x)  # its value has a history, too
         step(whole.detach().realize())
         assert outer.grad.tolist() == [2 * x.item()] and inner.grad is None
     with pytest.raises(JitError, match="computed from leaves"):
@@ -473,7 +473,7 @@ def test_training_mode_is_part_of_the_key(on_device):
 
 
 def test_nobody_looks_at_the_first_results(on_device):
-    """What draws the weights was then a part of the captured step: a JitError."""
+    """The draw of the weights was captured as a part of the step, which raised a JitError."""
     model = nn.Linear(2, 3)
     step = jit(lambda x: model(x))
     for _ in range(3):
@@ -482,9 +482,9 @@ def test_nobody_looks_at_the_first_results(on_device):
 
 
 def test_a_capture_leaves_lazy_tensors_their_way_back(on_device):
-    """A capture gives all readers of memory theirs; gradients by tensors that nobody marked stay.
+    """A capture gives readers of memory new nodes; gradients by unmarked tensors must survive that.
 
-    (They ended there: the gradient of x³ was x² where a step had been captured in between.)
+    (They ended there: the gradient of x³ was x² if a step had been captured in between.)
     """
     step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
     written = Tensor([0.0, 0.0]).realize()
@@ -493,7 +493,7 @@ def test_a_capture_leaves_lazy_tensors_their_way_back(on_device):
         y = x * x
         with Tensor.no_grad():
             stopped = x * x
-        written += 1  # waits, and is nothing to them
+        written += 1  # a pending write, which they do not read
         step(a)
         assert (y * x).sum().gradient(x)[0].tolist() == [27.0, 48.0]
         assert (stopped * x).sum().gradient(x)[0].tolist() == [9.0, 16.0]
@@ -562,7 +562,7 @@ WAITING = [_rand, _drawn_before, _dropout, _added, _added_leaf, _assigned, _part
 @pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("function", WAITING)
 def test_what_reads_a_waiting_write_keeps_its_way_back(on_device, function, replayed):
-    """Over a step that is captured, or replayed: by tensors that nobody marked."""
+    """By unmarked tensors, across a call that captures a step or replays it."""
     found = []
     for captured in (False, True):
         step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
@@ -580,7 +580,7 @@ def test_what_reads_a_waiting_write_keeps_its_way_back(on_device, function, repl
 
 
 def test_a_way_back_that_nobody_marked_ends_where_memory_is_written(on_device):
-    """It is no reason to refuse other gradients, nor for what comes after to have one."""
+    """Then other gradients are not refused, and values computed later need not have a history."""
     step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
     x, w = Tensor([1.0, 2.0]).realize(), Tensor([1.0, 1.0], requires_grad=True)
     step(a)
@@ -595,7 +595,7 @@ def test_a_way_back_that_nobody_marked_ends_where_memory_is_written(on_device):
 
 
 def test_a_write_that_waits_is_no_part_of_a_step(on_device):
-    """Not even a random state's, of which the step knows nothing."""
+    """Not even the write to a random state, which the step does not read."""
     step, a = jit(lambda x: (x * 2).realize()), Tensor([1.0, 2.0]).realize()
     drawn = []
     for captured in (False, True):

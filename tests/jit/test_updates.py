@@ -19,7 +19,7 @@ from minigrad.jit import replay
 
 @pytest.mark.parametrize("copy", [Tensor.contiguous, Tensor, Tensor.cat, lambda x: x.max(())])
 def test_a_copy_that_the_step_writes(on_device, copy):
-    """It takes no memory from an input, or from what the step is closed over."""
+    """It does not take over the memory of an input or of a closed-over tensor."""
     held = Tensor([5, 6])
 
     @jit
@@ -120,7 +120,7 @@ def test_set_data_between_replays(on_device):
 
 
 def test_a_leaf_that_a_replay_would_write_to(on_device):
-    """Where the capture was given none: outside `no_grad` nothing writes to a leaf."""
+    """If it was captured with a plain tensor: writes to a leaf raise, unless under no_grad."""
 
     @jit
     def double(x):
@@ -139,7 +139,7 @@ def test_a_leaf_that_a_replay_would_write_to(on_device):
 @pytest.mark.parametrize("calls", [0, 1, 2])
 @pytest.mark.parametrize("show", [lambda x: x[1:], lambda x: x.flip(0)[:1], lambda x: x[:1].T])
 def test_a_part_of_a_leaf_that_a_step_would_write_to(on_device, show, calls):
-    """As a leaf; but what is detached may be written."""
+    """The same as for a leaf; but a detached part may be written."""
     step = jit(lambda x: x.assign(x * 2))
     for _ in range(calls):
         step(Tensor([1.0]).realize())
@@ -154,7 +154,7 @@ def test_a_part_of_a_leaf_that_a_step_would_write_to(on_device, show, calls):
 
 
 def test_a_view_of_what_was_parted_from_what_a_replay_writes(on_device):
-    """A write that waits is made before the replay, and gives the view's base other memory."""
+    """A pending write is carried out before the replay, and gives the view's base other memory."""
 
     @jit
     def step(x):
@@ -214,8 +214,8 @@ def test_memory_stays():
 
 
 def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
-    """Nothing that a captured step with checked indices, of a table in an object in a list, holds
-    waits for the garbage collector.
+    """A step and its memory are freed without the garbage collector: one with checked indices of a
+    table in an object in a list.
     """
 
     def run() -> None:
@@ -236,7 +236,7 @@ def test_a_step_and_its_memory_are_gone_at_once(on_device) -> None:
 
 
 def test_a_write_of_a_value_that_the_step_realizes(device: str) -> None:
-    """The gradient is kept, so it is realized with the loss; the write that reads it waits on."""
+    """The stored gradient is realized with the loss; the write that reads it remains pending."""
     weight = Tensor([1.0, 2.0], device=device, requires_grad=True)
 
     def step(x: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ def test_a_write_of_a_value_that_the_step_realizes(device: str) -> None:
 
 
 def test_a_gradient_by_the_way_back_of_a_captured_result(compiled: str) -> None:
-    """What it reads of the capture's own memory, later replays write."""
+    """It reads the capture's own memory, which later replays overwrite."""
     weight = Tensor([[2.0, 0.0], [1.0, 2.0]], device=compiled, requires_grad=True)
 
     def inverse(x: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def test_a_gradient_by_the_way_back_of_a_captured_result(compiled: str) -> None:
 
 
 def test_a_write_goes_on_waiting_when_its_value_is_computed(device: str) -> None:
-    """Not captured: the memory is written, which a view sees, after whoever reads what it held."""
+    """Uncaptured: the memory is written, as a view shows, after readers of its old contents."""
     target = Tensor([1.0, 2.0], device=device).realize()
     memory, view = target.raw.arg, target[1:]
     before, value = target * 10, Tensor([5.0, 6.0], device=device) + 1
@@ -284,7 +284,7 @@ def test_a_write_goes_on_waiting_when_its_value_is_computed(device: str) -> None
 def test_what_a_replay_looks_at_does_not_grow_with_the_square(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A server's step gives it the caches of all layers and requests: hundreds, all written."""
+    """A server's step gets the caches of all layers and requests: hundreds, all of them written."""
 
     def step(caches: list[Tensor], x: Tensor) -> None:
         for cache in caches:
@@ -312,7 +312,7 @@ def test_what_a_replay_looks_at_does_not_grow_with_the_square(
 def test_lazy_tensors_whose_variable_is_bound_to_several_values(
     is_input: bool, on_device: str
 ) -> None:
-    """They read what a step updates; no single program has them."""
+    """They read a tensor that the step updates, and no single program can compute both."""
     state, n = Tensor.arange(8).realize(), Variable("n", 1, 8)
 
     @jit
@@ -329,7 +329,7 @@ def test_lazy_tensors_whose_variable_is_bound_to_several_values(
 
 @pytest.mark.parametrize("lazy", [False, True], ids=["realized", "lazy"])
 def test_a_step_that_fails_keeps_what_it_wrote(on_device, lazy):
-    """In the call that is captured as in all others: to an input, and to a tensor of outside."""
+    """In the call that captures as in all others: to an input, and to a closed-over tensor."""
     calls, weight, given = itertools.count().__next__, Tensor([1.0]), Tensor([1.0])
 
     @jit

@@ -1,4 +1,4 @@
-"""A headless browser on pages of a folder, and what goes wrong in them."""
+"""A headless browser for pages in a folder, and checks of these pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WIDTHS = {"phone": 390, "desktop": 1280}
 
 
 def missing() -> str | None:
-    """What is not installed of a browser, its driver, and Python's side of it."""
+    """The missing package, if the browser, its driver or selenium is not installed; else None."""
     try:
         import selenium  # noqa: F401
     except ImportError:
@@ -25,7 +25,7 @@ def missing() -> str | None:
 
 
 def axe() -> Path | None:
-    """axe-core's script in the package axe-playwright-python, which is read and not imported."""
+    """The path of axe-core's script in the package axe-playwright-python, which is not imported."""
     found = importlib.util.find_spec("axe_playwright_python")
     places = list(found.submodule_search_locations or ()) if found is not None else []
     return Path(places[0]) / "axe.min.js" if places else None
@@ -39,7 +39,7 @@ axe.run().then(found => arguments[0](found.violations
 
 
 def faults(driver: Any, script: Path) -> list[str]:
-    """What axe-core finds serious or critical in the page."""
+    """axe-core's serious and critical findings in the page."""
     driver.execute_script(script.read_text("utf-8"))
     found: list[str] = driver.execute_async_script(AXE)
     return found
@@ -47,7 +47,7 @@ def faults(driver: Any, script: Path) -> list[str]:
 
 @contextmanager
 def browser() -> Iterator[Any]:
-    """Chromium without a window, from the distribution; selenium downloads nothing."""
+    """Headless Chromium from the distribution; selenium downloads nothing."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -66,7 +66,7 @@ def browser() -> Iterator[Any]:
 
 
 def resize(driver: Any, width: int, height: int = 900) -> None:
-    """The width of the page itself, which windows cannot have below some 500 pixels."""
+    """Set the size of the page; windows themselves cannot be narrower than about 500 pixels."""
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -74,7 +74,7 @@ def resize(driver: Any, width: int, height: int = 900) -> None:
 
 
 def scheme(driver: Any, name: str) -> None:
-    """"light" or "dark", as the reader's system says."""
+    """Set the preferred colour scheme, "light" or "dark", as the system's setting."""
     driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": name}]},
@@ -82,14 +82,14 @@ def scheme(driver: Any, name: str) -> None:
 
 
 def visit(driver: Any, page: Path) -> list[str]:
-    """Open a page from its file; gives what the console says of it."""
-    driver.get_log("browser")  # of the page before
+    """Open a page from its file; gives the console's errors and warnings."""
+    driver.get_log("browser")  # discards messages of the previous page
     driver.get(page.resolve().as_uri())
     return said(driver)
 
 
 def said(driver: Any) -> list[str]:
-    """Errors and warnings of the console since it was last asked."""
+    """Errors and warnings in the console since the last call."""
     return [entry["message"] for entry in driver.get_log("browser")
             if entry["level"] in ("SEVERE", "WARNING")]  # fmt: skip
 
@@ -103,13 +103,13 @@ return [...document.querySelectorAll("[data-widget]")].map(box => ({
 
 
 def play(driver: Any) -> list[dict[str, Any]]:
-    """Do in each widget what its lesson says; gives what each then shows, and what it should."""
+    """Do each widget's moves; gives the values then shown, and those expected."""
     played: list[dict[str, Any]] = driver.execute_script(PLAY)
     return played
 
 
 def too_wide(driver: Any) -> list[str]:
-    """Elements that reach beyond the page's width, where the page can be scrolled sideways."""
+    """Elements beyond the right edge, if the page scrolls sideways."""
     found: list[str] = driver.execute_script("""
         const room = document.documentElement.clientWidth;
         if (document.documentElement.scrollWidth <= room) return [];

@@ -1,4 +1,4 @@
-"""What a lesson says, and what becomes of it on paper and on a page."""
+"""The texts, numbers and checks of lessons, in the terminal and on their pages."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The site of the lessons in a browser: built quickly once, then every page is opened and played.
+"""The lessons' site in a browser: built once with `quick`, then every page is opened and played.
 
-MINIGRAD_TEST_LESSONS names the folder of a site that is there already, which is then taken.
+MINIGRAD_TEST_LESSONS names the folder of an existing site, which is tested instead.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def driver() -> Iterator[Any]:
 
 
 def away(found: Any, expected: Any) -> float:
-    """The largest difference, relative to the largest number; infinite where words differ."""
+    """The largest difference, relative to the largest number; infinite if texts differ."""
     if isinstance(expected, str) or (expected and isinstance(expected[0], str)):
         return 0.0 if found == expected else float("inf")
     one, other = (np.array(values, np.float64).ravel() for values in (found, expected))

@@ -30,14 +30,14 @@ def test_blocks_are_packed_as_they_were(name: str, on_device: str) -> None:
     layout, start = LAYOUTS[name], 0
     raw = np.random.default_rng(0).integers(0, 256, (5 * 3, layout.bytes), np.uint8)
     for field, count in layout.fields:
-        if field in "dm":  # finite: a NaN has many representations
+        if field in "dm":  # finite, since a NaN has many representations
             raw[:, start + 1] &= 0xBF
         start += count
     matrix = quantized(name, Tensor(raw.reshape(-1)), 5, 3 * KINDS[name].block)
     assert blocks_of(matrix) == raw.tobytes()
 
 
-# Root of the mean squared error of normal numbers, at most; an optimal quantizer of independent
+# Bounds of the root mean squared error for normal numbers; an optimal quantizer of independent
 # normal numbers with 2 bits has 0.343, with 3 bits 0.186, with 4 bits 0.098 (Max, 1960).
 ERRORS = {"Q4_0": 0.083, "Q4_1": 0.073, "Q5_0": 0.042, "Q5_1": 0.036, "Q8_0": 0.006, "Q2_K": 0.29,
           "Q3_K": 0.15, "Q4_K": 0.075, "Q5_K": 0.038, "Q6_K": 0.019}  # fmt: skip
@@ -48,13 +48,13 @@ def test_rounding(name: str, on_device: str) -> None:
     values = np.random.default_rng(1).standard_normal((24, 512)).astype(np.float32)
     found = dequantized(name, quantize(name, Tensor(values)), 512)
     assert np.sqrt(((found - values) ** 2).mean()) < ERRORS[name]
-    # groups that say little about their scale: one value, one sign, few values that are not 0
+    # groups that hardly determine their scale: one value, one sign, few nonzero values
     special = np.zeros((6, 256), np.float32)
     special[1], special[2], special[3] = 0.5, -0.1, np.abs(values[0, :256])
     special[4, ::32], special[5] = -3, 1e-9
     found = dequantized(name, quantize(name, Tensor(special)), 256)
     assert (found[0] == 0).all()
-    # half a step of those that all of one sign get: 8 of Q4_0, 4 of Q3_K and of Q2_K; and a little
+    # half a step of groups of one sign (8 steps in Q4_0, 4 in Q3_K and Q2_K), and a little more
     near = np.abs(special).max(1) / {"Q2_K": 5, "Q3_K": 5}.get(name, 12)
     assert (np.abs(found - special).max(1) <= near + 1e-7).all()
 
@@ -64,7 +64,7 @@ def test_the_largest_values_and_the_smallest(name: str, on_device: str) -> None:
     values = np.random.default_rng(3).choice([65504.0, -65504.0, 60000.0, 0.0], (3, 256))
     values = (values * [[1], [1e-30 / 65504], [1e-40 / 65504]]).astype(np.float32)
     found = dequantized(name, quantize(name, Tensor(values)), 256)
-    # half a step, or what is cut off above: there is one integer more below 0
+    # half a step, or the clipping above: there is one more negative integer than positive ones
     near = 65504 / {"Q2_K": 2, "Q3_K": 3}.get(name, 7)
     assert np.abs(found[0] - values[0]).max() < near
     assert (found[1:] == 0).all()

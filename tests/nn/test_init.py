@@ -1,4 +1,4 @@
-"""`nn.init`: bounds and moments of what is drawn; what is not drawn, exactly."""
+"""`nn.init`: bounds and moments of random values; exact values of the others."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_layers_of_equal_shape_differ(on_device):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gumbel_softmax(dtype: str) -> None:
-    """A class is the largest as often as its probability says; hard names it, with a gradient."""
+    """Classes win in proportion to their probability; hard results are one-hot, with a gradient."""
     Tensor.manual_seed(5)
     logits = Tensor([[0.0, math.log(3), 0.0]], dtype=dtype).expand(4000, 3)
     soft = nn.functional.gumbel_softmax(logits, 0.5)
@@ -123,7 +123,7 @@ def test_gumbel_softmax(dtype: str) -> None:
 
 
 def test_gumbel_noise_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the random number is 0, as one of 256 in bfloat16 was."""
+    """Also if the random number is 0, as one of 256 in bfloat16 was."""
     monkeypatch.setattr(Tensor, "rand_like", Tensor.zeros_like)
     for dtype in ("float32", "bfloat16", "float64"):
         shares = nn.functional.gumbel_softmax(Tensor([1.0, 1.0], dtype=dtype))
@@ -132,7 +132,7 @@ def test_gumbel_noise_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float32", "float64"])
 def test_norms_keep_the_dtype(name, on_device):
-    """Of what they are given, whose weights are float32; they are rounded once, at the end."""
+    """Results have the input's dtype, though weights are float32, and are rounded only once."""
     values = np.random.default_rng(3).normal(size=(2, 4, 3, 3)) * 100 + 1000
     for layer in (nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.LayerNorm([3, 3]),
                   nn.RMSNorm([3, 3]), nn.LayerNorm2d(4), nn.BatchNorm2d(4).train()):  # fmt: skip
@@ -144,7 +144,7 @@ def test_norms_keep_the_dtype(name, on_device):
 
 
 def test_one_step_of_a_recurrent_layer_is_no_loop() -> None:
-    """Where a decoder makes many of them, loops would each be a program of their own."""
+    """If a decoder makes many of them, loops would each be a separate program."""
     layer, x = nn.LSTM(3, 4), Tensor.randn(1, 2, 3)
     one, two = layer(x)[0], layer(x.cat(x))[0][:1]
     loops = [sum(node.op is Op.LOOP for node in topological([y.node])) for y in (one, two)]

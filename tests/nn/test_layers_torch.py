@@ -1,4 +1,4 @@
-"""Layers and losses under PyTorch's names against PyTorch's: results, gradients, names, reprs."""
+"""Layers and losses against PyTorch's of the same names: results, gradients, names, reprs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 tnn = torch.nn
 F = nn.functional
 
-# what makes it, in either library → shape of the input
+# the expression that creates it in either library → shape of the input
 LAYERS = {
     "ReLU()": (3, 4), "ReLU6()": (3, 4), "LeakyReLU(0.2)": (3, 4), "ELU(0.5)": (3, 4),
     "GELU()": (3, 4), "GELU('tanh')": (3, 4), "SiLU()": (3, 4), "Mish()": (3, 4),
@@ -72,7 +72,7 @@ def made(text, library):
 
 
 def filled(theirs, ours, generator, training=False):
-    """Random values in PyTorch's module, and the same in ours."""
+    """Random parameters in PyTorch's module, and the same in ours."""
     with torch.no_grad():
         for value in theirs.parameters():
             value.copy_(torch.tensor(generator.uniform(-1, 1, tuple(value.shape))))
@@ -83,7 +83,7 @@ def filled(theirs, ours, generator, training=False):
 
 
 def close(found, wanted, what=""):
-    """What cancels to nearly 0 is as exact as the largest of what it was summed of."""
+    """Results that cancel to nearly 0 may have the error of the largest terms."""
     wanted = wanted.detach().numpy()
     atol = 2e-5 * np.abs(wanted).max(initial=1.0)
     np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-4, atol=atol, err_msg=what)
@@ -99,7 +99,7 @@ def gradients_are_close(ours, theirs):
 
 
 def compare(ours, theirs, shape, generator):
-    """Results, and gradients by the input and by each parameter."""
+    """Compare results, and gradients by the input and by each parameter."""
     x = generator.standard_normal(shape).astype(np.float32)
     tx, mx = torch.tensor(x, requires_grad=True), Tensor(x, requires_grad=True)
     ty, y = theirs(tx), ours(mx)
@@ -124,7 +124,7 @@ def test_layers(text, on_device):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("text", BATCH_NORMS)
 def test_batch_norms(text, training, on_device):
-    """Several batches in turn; the statistics that are left are equal, too."""
+    """Several batches, one after another; running statistics are compared at the end."""
     generator = np.random.default_rng(7)
     ours, theirs = made(text, nn), made(text, tnn)
     filled(theirs, ours, generator, training)
@@ -152,7 +152,7 @@ def test_reprs(text):
 
 @pytest.mark.parametrize("kind", ["ReLU", "LeakyReLU", "Hardswish", "SiLU"])
 def test_what_writes_to_its_input(kind, on_device):
-    """A block adds what its first layer has left of its input, with that one's gradient."""
+    """An in-place activation changes its input, which is then added: results and gradients."""
     generator = np.random.default_rng(13)
     x, results = generator.standard_normal((3, 4)).astype(np.float32), []
     w = generator.standard_normal((4, 4)).astype(np.float32)
@@ -228,7 +228,7 @@ def test_attention(kind, options, on_device):
     (mine[0] * mine[0]).sum().backward()
     (wanted[0] * wanted[0]).sum().backward()
     gradients_are_close(ours, theirs)
-    if "attn_mask" in masks:  # both say what is not seen
+    if "attn_mask" in masks:  # is_causal and attn_mask combine
         future = np.triu(np.ones((4, 4), bool), 1)
         joined = np.where(future, -np.inf, masks["attn_mask"]) if kind in ("added", "mixed") else (
             masks["attn_mask"] | future)  # fmt: skip
@@ -247,7 +247,7 @@ def test_attention(kind, options, on_device):
 
 
 def test_weights_of_a_query_that_sees_nothing(on_device):
-    """Are zeros, as its result is before out_proj."""
+    """They are zeros, as is its result before out_proj."""
     layer, x = nn.MultiheadAttention(8, 2, batch_first=True), Tensor.ones(1, 3, 8)
     hidden = Tensor([[False, False, False], [True, True, True], [False, True, True]])
     result, weights = layer(x, x, x, attn_mask=hidden)
@@ -293,7 +293,7 @@ def test_embedding_of_given_vectors(on_device):
 
 
 def draws(kind, generator):
-    """Inputs and targets that fit a kind of loss."""
+    """Random inputs and targets for a kind of loss."""
     logits = generator.standard_normal((5, 4, 3)).astype(np.float32)
     if kind == "classes":
         return logits, generator.integers(0, 4, (5, 3))
@@ -354,7 +354,7 @@ def test_losses_of_wrong_shapes():
         nn.HuberLoss(delta=0)(Tensor.ones(4), Tensor.ones(4))
 
 
-# x → the same of both libraries' functions, where the methods differ
+# x → calls that are the same in both libraries, unlike the methods
 FUNCTIONS = {
     "linear": lambda f, x, t: f.linear(x, t([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]), t([1.0, 2.0])),
     "gelu": lambda f, x, t: f.gelu(x), "tanh gelu": lambda f, x, t: f.gelu(x, approximate="tanh"),
@@ -380,7 +380,7 @@ def test_functions(name, on_device):
 
 
 def test_weights_in_bfloat16(on_device):
-    """Which numpy does not know: PyTorch's tensors of it are taken, too, and transposed ones."""
+    """numpy has no bfloat16: PyTorch's bfloat16 tensors are accepted, transposed ones, too."""
     theirs = tnn.Linear(3, 2).to(torch.bfloat16)
     for ours in (nn.Linear(3, 2), nn.Linear(3, 2).to("bfloat16")):
         ours.load_state_dict(theirs.state_dict())
@@ -411,7 +411,7 @@ RECURRENT = [
     ("text", "batch"), [*((text, (2,)) for text in RECURRENT), ("GRU(3, 4, batch_first=True)", ())]
 )
 def test_recurrent(text, batch, on_device):
-    """Over sequences: results, states, gradients, names of parameters."""
+    """On sequences: results, states, gradients, names of parameters."""
     generator = np.random.default_rng(16)
     ours, theirs = made(text, nn), made(text, tnn)
     filled(theirs, ours, generator)
@@ -423,7 +423,7 @@ def test_recurrent(text, batch, on_device):
     for found, wanted in pairs:
         close(found, wanted)
     one, t_one = (v[:, :1] if "batch_first" in text and batch else v[:1] for v in (mx, tx))
-    close(ours(one, s)[0], theirs(t_one, ts)[0])  # goes on from a state
+    close(ours(one, s)[0], theirs(t_one, ts)[0])  # continues from a state
     weights = generator.standard_normal(tuple(ty.shape)).astype(np.float32)
     (y * weights).sum().backward()
     (ty * torch.tensor(weights)).sum().backward()
@@ -474,7 +474,7 @@ def test_transposed_to_a_given_size(on_device):
 
 
 class Small:
-    """A first layer that reads data only, so that no parameter stands before its statistics."""
+    """Its first layer reads only data: no parameter is computed before its statistics."""
 
     def __init__(self):
         self.first, self.conv = nn.BatchNorm(3), nn.Conv2d(3, 4, 3, padding=1)
@@ -487,7 +487,7 @@ class Small:
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_training_with_running_statistics(captured, on_device):
-    """Statistics, of layers before and after parameters, move once a step; replayed too."""
+    """Statistics of layers before and after parameters are updated once a step; replayed, too."""
     theirs = tnn.Sequential(
         tnn.BatchNorm2d(3), tnn.Conv2d(3, 4, 3, padding=1), tnn.BatchNorm2d(4), tnn.ReLU(),
         tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Linear(4, 2),

@@ -1,4 +1,4 @@
-"""Losses and layers where they bend, overflow or are given no number: as PyTorch's."""
+"""Losses and layers at kinks, overflows and NaN: equal to PyTorch's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def close(found, wanted):
     np.testing.assert_allclose(found.numpy(), wanted.detach().numpy(), rtol=2e-4, atol=2e-5)
 
 
-BENT = {  # by operands whose differences are 0, a margin and a threshold
+BENT = {  # at operands whose difference is 0, a margin or a threshold
     "margin_ranking_loss": {"margin": 0.5}, "triplet_margin_loss": {"margin": 0.5, "p": 1},
     "huber_loss": {"delta": 0.5}, "smooth_l1_loss": {"beta": 2.0},
 }  # fmt: skip
@@ -32,7 +32,7 @@ def margin_ranking_loss(first, second, target, margin, reduction):
 
 @pytest.mark.parametrize("name", BENT)
 def test_losses_where_they_bend(name, on_device):
-    """First derivatives, and second ones of those that are smooth there."""
+    """First derivatives, and second derivatives of the losses that are smooth there."""
     first, second = [[0.5, 1.0, 0.0, -0.5]], [[0.5, 0.5, 0.5, -1.0]]
     smooth = name in ("huber_loss", "smooth_l1_loss")
     values = [first, second] if smooth else [first, second, first]
@@ -49,7 +49,7 @@ def test_losses_where_they_bend(name, on_device):
 
 
 def test_slopes_beyond_all_numbers(on_device):
-    """An infinite difference, or input, gives a finite slope, and leaves the others theirs."""
+    """An infinite difference or input gives a finite slope, and does not affect other elements."""
     x = [float("inf"), float("-inf"), 0.25, -3.0]
     found = []
     for library, tensor in ((nn, Tensor), (torch.nn, torch.tensor)):
@@ -65,7 +65,7 @@ def test_slopes_beyond_all_numbers(on_device):
 
 
 def test_a_target_that_is_nan_or_negative(on_device):
-    """Is none of kl_div's, which does not count it as 0."""
+    """kl_div does not count such a target as 0."""
     target = [0.0, 0.5, float("nan"), -1.0]
     found = F.kl_div(Tensor([-1.0] * 4), Tensor(target), reduction="none")
     wanted = torch.nn.functional.kl_div(torch.tensor([-1.0] * 4), torch.tensor(target),
@@ -75,7 +75,7 @@ def test_a_target_that_is_nan_or_negative(on_device):
 
 @pytest.mark.parametrize("weight", [False, True])
 def test_means_of_more_than_float16_counts(weight, on_device):
-    """Sums of losses, and how many they are, may be beyond 65,504."""
+    """Sums of losses and their number may be above 65,504."""
     x = Tensor([[-4.0, -3.0]], dtype="float16").expand(70_000, 2)
     target, factors = Tensor.zeros(70_000, dtype="int32"), Tensor([1.0, 2.0], dtype="float16")
     given = factors if weight else None
@@ -87,7 +87,7 @@ def test_means_of_more_than_float16_counts(weight, on_device):
 
 
 def test_rms_norm_of_small_half_floats(on_device):
-    """Without an eps it is that of float32, in which both compute."""
+    """Without an eps, it is float32's, since both libraries compute in float32."""
     x = np.array([[1e-3, 2e-3]], np.float16)
     wanted = torch.nn.functional.rms_norm(torch.tensor(x), (2,))
     close(F.rms_norm(Tensor(x), 2), wanted)

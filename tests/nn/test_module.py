@@ -60,7 +60,7 @@ def drops(model, shape=(8, 4)):
 
 
 def test_what_trains_a_module_is_no_part_of_it(on_device):
-    """An optimizer that it holds is neither saved nor a buffer; of plain objects it is, as ever."""
+    """An optimizer in a module is not in its state or buffers; in a plain container it still is."""
     agent = Agent()
     assert [*agent.state_dict()] == ["body.weight", "body.bias"] and not [*agent.buffers()]
     agent.load_state_dict(nn.Linear(2, 1).state_dict(prefix="body."))
@@ -71,7 +71,7 @@ def test_what_trains_a_module_is_no_part_of_it(on_device):
 
 
 def test_tensors_in_lists_of_a_module_are_as_its_attributes(on_device):
-    """States and what an episode has left are no parameters; what is marked is, as ever."""
+    """States and an episode's tensors are not parameters; marked ones still are."""
     agent = Agent()
     assert len([*agent.parameters()]) == 2
     agent.rows = [Tensor.rand(2)]
@@ -156,7 +156,7 @@ def test_modes(on_device):
     net.eval()
     assert not net.training and not net.head[1].training and not drops(net)
     with Tensor.train():
-        assert not drops(net)  # the model's own mode counts
+        assert not drops(net)  # the module's own mode has priority
     net.blocks[1].train()
     assert drops(net) and not net.blocks[0].training
     net.blocks[1].drop.eval()
@@ -305,14 +305,14 @@ def test_a_list_of_parameters_is_frozen_and_trained_again():
 
 
 def test_any_name_of_an_attribute_counts():
-    """Also those that containers of this package have inside."""
+    """Also names that this package's containers use internally."""
     net = nn.Module()
     net._items, net.layers, net.names = nn.Linear(1, 1), nn.Linear(1, 1), nn.Linear(1, 1)
     assert len(list(net.parameters())) == 6
 
 
 def test_layers_of_a_sequential_have_names(on_device):
-    """As PyTorch's: given by add_module, by assignment or in a dict, kept by copies and slices."""
+    """As in PyTorch: set by add_module, assignment or a dict; kept by copies and slices."""
     net = nn.Sequential(nn.Linear(2, 3))
     net.add_module("act", nn.ReLU())
     net.last = nn.Linear(3, 1)
@@ -320,7 +320,7 @@ def test_layers_of_a_sequential_have_names(on_device):
     assert net.last is net[2] and net.act is net[1] and net(Tensor.ones(4, 2)).shape == (4, 1)
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), net[:]):
         assert list(other.state_dict()) == list(net.state_dict())
-    net.last = nn.Linear(3, 5)  # another in its place
+    net.last = nn.Linear(3, 5)  # replaces the layer
     assert len(net) == 3 and net(Tensor.ones(4, 2)).shape == (4, 5)
     del net[0]
     net.insert(1, nn.Linear(2, 3))
@@ -380,7 +380,7 @@ def test_a_class_is_no_layer():
 
 
 def test_training_in_a_mode_that_nobody_chose(on_device):
-    """Dropout that drops nothing in a training loop as PyTorch's is warned of, at the step."""
+    """Inactive dropout in a training loop like PyTorch's warns when the optimizer steps."""
     x = Tensor.ones(4, 3)
 
     def step(net):
@@ -449,7 +449,7 @@ def test_a_captured_step(on_device, mode):
         train(x).item()
         assert (net[0].weight.numpy() != before).any()
         net.eval()
-        other.eval()  # not called: does not matter
+        other.eval()  # not called, so it does not matter
         np.testing.assert_allclose(evaluate(x).numpy(), net(x).numpy(), rtol=1e-5, atol=1e-6)
     assert train.captured and evaluate.captured
     with pytest.raises(JitError, match="whose training was True when it was captured and is False"):
@@ -502,7 +502,7 @@ def test_a_captured_module(on_device):
 @pytest.mark.parametrize("name", ["", "a.b", 5, None])
 @pytest.mark.parametrize("method", ["register_buffer", "register_parameter", "add_module"])
 def test_a_name_of_which_none_can_be_made(method, name):
-    """A dot or an empty name made state dicts whose names say something else."""
+    """A dot in a name, or an empty name, gave state dicts with wrong names."""
     part = nn.ReLU() if method == "add_module" else Tensor.ones(2)
     error = StateError if isinstance(name, str) else TypeError
     for module in (nn.Module(), nn.Sequential(nn.ReLU())):

@@ -1,4 +1,4 @@
-"""Optimizers: against PyTorch, in place, one program a step, checkpoints."""
+"""Optimizers: against PyTorch, in place, one program per step, checkpoints."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ M = rng.normal(size=(3, 4)).astype(np.float32)
 
 
 class Unrounded:
-    """Muon as it was published (K. Jordan, 2024) with PyTorch's defaults, but all in float32."""
+    """Muon as published (K. Jordan, 2024), with PyTorch's defaults, but all in float32."""
 
     def __init__(self, params, lr=1e-3, nesterov=True, adjust_lr_fn="original"):
         self.params, self.lr, self.nesterov, self.adjust = params, lr, nesterov, adjust_lr_fn
@@ -164,9 +164,9 @@ class Unrounded:
 )
 @pytest.mark.parametrize("name", ["bfloat16", "float32"])
 def test_muon(on_device, options, name):
-    """PyTorch's, and the same where both iterate in float32.
+    """Equal to PyTorch's in bfloat16, and to the published algorithm in float32.
 
-    In bfloat16 the order of sums decides roundings, which is all that keeps the two apart.
+    In bfloat16, sums in another order round differently, and this is the only difference.
     """
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not hasattr(torch.optim, "Muon"):
@@ -192,7 +192,7 @@ def test_muon(on_device, options, name):
 
 
 def test_muon_rounds_where_pytorch_does(on_device):
-    """One step differs by the few roundings to bfloat16 that sums in another order decide."""
+    """One step differs by few bfloat16 roundings, caused by another order of sums."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("this PyTorch has no Muon")
@@ -258,14 +258,14 @@ def test_lars(on_device, nesterov):
 
 
 def late(step):
-    """Gradients come to one parameter from the 3rd step on, and to another in every second one."""
+    """Which of four parameters have a gradient: two from step 3 on, one in every second step."""
     return [True, step >= 3, step % 2 == 1, step >= 3]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("name", ["Adam", "AdamW"])
 def test_bias_is_corrected_by_the_steps_of_each_parameter(name, grouped, on_device):
-    """As PyTorch's is; a step compiles nothing for it unless it is the first of its kind."""
+    """As in PyTorch; a step compiles nothing for it, except the first one of its kind."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     ours = [Tensor(B + i, requires_grad=True) for i in range(4)]
     theirs = [torch.tensor(B + i, requires_grad=True) for i in range(4)]
@@ -282,7 +282,7 @@ def test_bias_is_corrected_by_the_steps_of_each_parameter(name, grouped, on_devi
         other.step()
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a.numpy(), b.detach().numpy(), rtol=1e-5, atol=1e-6)
-        if step == 5:  # goes on from a file, in an optimizer that knows nothing of it
+        if step == 5:  # continue from a file, in a new optimizer
             state = {key: Tensor(t.numpy()) for key, t in mine.state_dict().items()}
             mine = getattr(optim, name)([{"params": ours}] if grouped else ours, lr=0.1)
             with pytest.raises(KeyError, match="unexpected"):
@@ -320,14 +320,14 @@ def test_a_captured_step_counts_the_steps_of_each_parameter(on_device):
 
 
 def test_what_an_optimizer_is_shows():
-    """Its options, as they are now; a group's one after another."""
+    """Its current options; those of a group one after another."""
     w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
     group = optim.AdamW([{"params": [w], "lr": 0.25}, {"params": [b]}], lr=0.5, weight_decay=0.1)
     shown = "AdamW(lr={}, eps=1e-08, weight_decay=0.1, decoupled=True, betas=(0.9, 0.999))"
     assert repr(group) == f"OptimizerGroup({shown.format(0.25)}, {shown.format(0.5)})"
     group.param_groups[0]["lr"] = 2
     assert repr(group[0]) == shown.format(2)
-    for lr in (0.1, 0.3, 3e-4, 1e-30, 0.0):  # as given, though it is a float32
+    for lr in (0.1, 0.3, 3e-4, 1e-30, 0.0):  # the given number, though it is stored in float32
         group.param_groups[1]["lr"] = lr
         assert group.param_groups[1]["lr"] == lr
     group.param_groups[1]["lr"] = 1 / 3
@@ -335,7 +335,7 @@ def test_what_an_optimizer_is_shows():
 
 
 def test_a_closure_is_no_flag():
-    """PyTorch's step(closure) calls it; taken for `forget` it would never be called."""
+    """PyTorch's step(closure) calls it; here it would be taken for `forget`, and never called."""
     said = r"step of a closure: loss = closure\(\); optimizer\.step\(\)"
     w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
     both = optim.OptimizerGroup(optim.SGD([w], lr=0.1), optim.Adam([b], lr=0.1))

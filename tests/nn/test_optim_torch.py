@@ -127,7 +127,7 @@ def test_schedulers(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_that_begin_later(name):
-    """last_epoch=-1 stands in many programs; another one says how many steps were taken before."""
+    """last_epoch=-1 is the default; any other value says how many steps were taken before."""
     make, groups = getattr(optim.lr_scheduler, name), [{"params": [Tensor([1.0])], "lr": 0.5}]
     begun = make(optim.SGD(groups), *SCHEDULERS[name], last_epoch=-1)
     for _ in range(4):
@@ -138,7 +138,7 @@ def test_schedulers_that_begin_later(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_that_go_on_from_what_was_saved(name):
-    """The optimizer has the learning rate of the steps taken then, and decays by them once."""
+    """The optimizer already has the learning rate after those steps: they are not applied twice."""
     make = getattr(optim.lr_scheduler, name)
     optimizer, other, loaded = (optim.SGD([Tensor([1.0])], lr=0.5) for _ in range(3))
     first, goes_on = (make(each, *SCHEDULERS[name]) for each in (optimizer, other))
@@ -156,7 +156,7 @@ def test_schedulers_that_go_on_from_what_was_saved(name):
 
 
 def test_two_schedulers_that_begin_later():
-    """Of an optimizer that is new: each decays by all of its steps."""
+    """With a new optimizer: each scheduler applies all of its steps."""
     make, groups = optim.lr_scheduler, [{"params": [Tensor([1.0])], "lr": 0.5}]
     rates = []
     for last in (-1, 3):
@@ -172,9 +172,9 @@ def test_two_schedulers_that_begin_later():
 @pytest.mark.parametrize("first", SCHEDULERS)
 @pytest.mark.parametrize("second", SCHEDULERS)
 def test_two_schedulers_of_one_optimizer(first, second):
-    """Each changes what the other has left, and a change of the user's stays.
+    """Each changes the rate that the other has left, and a change by the user is kept.
 
-    Until a cosine is at its least: PyTorch's begins from there as if it were alone.
+    This holds until a cosine is at its minimum: PyTorch's then restarts as if it were alone.
     """
     found = []
     for ours in (True, False):

@@ -1,4 +1,4 @@
-"""Quantized matrices have, to the bit, the elements that PyPI's `gguf` finds in the same bytes, and
+"""Quantized matrices have exactly the elements that PyPI's `gguf` finds in the same bytes, and
 products are those of these elements.
 """
 
@@ -18,7 +18,7 @@ gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[
 
 
 def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized, Any]:
-    """A matrix of random bytes, but for its float16s, and its elements (rows, columns)."""
+    """A matrix of random bytes, except for its float16 fields, and its elements (rows, columns)."""
     generator = np.random.default_rng(seed)
     layout, blocks = LAYOUTS[name], rows * columns // KINDS[name].block
     fields = []
@@ -33,7 +33,7 @@ def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized
 
 
 def in_bytes(x: Any, group: int, digits: int) -> Any:
-    """x (…, columns) with each group rounded to so many bytes a number, as products take it."""
+    """x (…, columns), each group rounded to `digits` bytes per number, as in products."""
     grouped = x.reshape(*x.shape[:-1], -1, group)
     scale = np.abs(grouped).max(-1, keepdims=True) / np.float32(127 * 256 ** (digits - 1))
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
@@ -48,7 +48,7 @@ def bits(values: Any) -> Any:
 @pytest.mark.parametrize("name", KINDS)
 def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
     with Context(INT8=int8):
-        matrix, values = packed(name, 37, 768)  # rows that do not fill a tile
+        matrix, values = packed(name, 37, 768)  # the rows do not fill a tile
     assert matrix.shape == (37, 768)
     np.testing.assert_array_equal(bits(matrix.dequantized().numpy()), bits(values))
     for count in (1, 3, 9, 21):
@@ -56,7 +56,7 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
         got = matrix.product(Tensor(x)).numpy()
         x = in_bytes(x, matrix.kind.group, int8) if int8 else x.astype(np.float64)
         wanted, size = (f(x) @ f(values).T for f in (np.asarray, np.abs))
-        # a sum of float32, in any order: each of its terms may be rounded that often
+        # float32 sums in any order: each term may be rounded in every addition
         assert (np.abs(got - wanted) <= (768 + 4) * 2.0**-24 * size).all()
     order = [36, 0, 16, 15, 5]
     np.testing.assert_array_equal(bits(matrix.rows(Tensor([order])).numpy()), bits(values[[order]]))
@@ -74,9 +74,9 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
 @pytest.mark.parametrize("int8", [1, 2])
 @pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q2_K"])
 def test_a_row_is_the_same_among_others(name: str, int8: int, on_device: str) -> None:
-    """To the bit: alone, among a few, in a prompt, and in one whose length varies."""
+    """Bit for bit: alone, among a few, in a prompt, and in prompts of varying length."""
     with Context(INT8=int8):
-        matrix, _ = packed(name, 64, 2304)  # more groups than a sum of floats adds in one go
+        matrix, _ = packed(name, 64, 2304)  # more groups than are added in one block
     x = np.random.default_rng(1).standard_normal((27, 2304)).astype(np.float32)
     x[3, :64], x[5, 7] = 0, np.nan
     whole = bits(matrix.product(Tensor(x)).numpy())
@@ -90,7 +90,7 @@ def test_a_row_is_the_same_among_others(name: str, int8: int, on_device: str) ->
 
 @pytest.mark.parametrize("int8", [1, 2])
 def test_a_product_counts_the_bytes_of_its_matrix(int8: int) -> None:
-    """Which reports show, and by which threads share it."""
+    """Reports show that number, and it decides how many threads share the product."""
     with Context(INT8=int8):
         matrix, _ = packed("Q4_0", 512, 2304)
     x = Tensor.ones(1, 2304).realize()
@@ -100,7 +100,7 @@ def test_a_product_counts_the_bytes_of_its_matrix(int8: int) -> None:
 
 
 def test_numbers_of_two_bytes_are_as_good_as_float32(on_device: str) -> None:
-    """Also where one of a group is a million times as large, or where all are next to nothing."""
+    """Also if one number of a group is a million times the others, or if all are tiny."""
     with Context(INT8=2):
         matrix, values = packed("Q4_1", 32, 128)
     x = np.random.default_rng(4).standard_normal((5, 128)).astype(np.float32)
@@ -114,7 +114,7 @@ def test_numbers_of_two_bytes_are_as_good_as_float32(on_device: str) -> None:
 
 
 def test_vectors_are_bytes_where_these_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a setting says otherwise; one that makes no sense is refused."""
+    """Unless the setting decides otherwise; an invalid setting raises."""
     for fast, setting, digits in ((True, -1, 2), (False, -1, 0), (True, 0, 0), (False, 1, 1)):
         monkeypatch.setattr(Device[Tensor(0).device], "byte_dots", fast)
         with Context(INT8=setting):

@@ -1,4 +1,4 @@
-"""Files of torch.save: what they hold, and what they may not do."""
+"""Files of torch.save: their contents, and that they run no code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minigrad.nn.torch_file import TorchFileError
 
 
 def archive(path, value, files=None, order=b"little"):
-    """A file with the layout of torch.save but a pickle of our own."""
+    """A file with the layout of torch.save, but with the given pickle."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/data.pkl", value if isinstance(value, bytes) else pickle.dumps(value, 2))
         file.writestr("m/byteorder", order)
@@ -100,7 +100,7 @@ def test_damaged_files(tmp_path):
      ((-2,), (1,), 0, 24), ((2,), (1,), -1, 24)],
 )  # fmt: skip
 def test_tensors_that_leave_their_storage(shape, strides, offset, size, tmp_path):
-    # written by hand: the names do not exist here
+    # written by hand: pickle.dumps would need these names
     def number(n):
         return b"J" + int(n).to_bytes(4, "little", signed=True)
 
@@ -150,7 +150,7 @@ def test_parts_with_an_index(on_device, tmp_path):
         state.safe_load_metadata(tmp_path / "1.safetensors")
 
 
-# ---- files that were made to do harm ----
+# ---- malicious files ----
 
 MEBI = 1 << 20
 
@@ -169,7 +169,7 @@ def text(value):
 
 
 def tensor_of(shape, strides, offset=0, count=4, key="0", kind="FloatStorage"):
-    """The instructions that make a tensor of a storage."""
+    """The pickle instructions that create a tensor of a storage."""
 
     def several(values):
         return b"(" + b"".join(map(long, values)) + b"t"
@@ -182,7 +182,7 @@ def tensor_of(shape, strides, offset=0, count=4, key="0", kind="FloatStorage"):
 
 
 def refused(path, match=None):
-    """The file is refused in one sentence, without taking 100 MB beyond its own size."""
+    """The file raises a one-sentence error, using less than 100 MB more than its own size."""
     tracemalloc.start()
     try:
         with pytest.raises(TorchFileError, match=match) as caught:
@@ -231,7 +231,7 @@ def test_attributes_of_a_state_dict_hide_nothing(tmp_path):
 
 
 def packed(path, claim, size):
-    """An archive whose data/0 is `size` bytes, packed, and says that it is `claim`."""
+    """An archive whose data/0 has `size` bytes, compressed, but declares `claim` bytes."""
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("m/data.pkl", b"\x80\x02" + tensor_of((2,), (1,)) + b".")
         file.writestr("m/data/0", bytes(size), zipfile.ZIP_DEFLATED)
@@ -248,7 +248,7 @@ def test_an_entry_that_unpacks_to_more_than_the_file(claim, tmp_path):
 
 
 def test_many_entries_that_share_their_bytes(tmp_path):
-    """A directory that names one storage again and again."""
+    """A directory that lists one storage many times."""
     size, times = 8 * MEBI, 40
     path = tmp_path / "f"
     with zipfile.ZipFile(path, "w") as file:
@@ -293,7 +293,7 @@ def test_numbers_that_promise_too_much(code, tmp_path):
 
 
 def test_keys_whose_hash_would_take_for_ever(tmp_path):
-    """A tuple of twice a tuple of twice …, 200 deep; as a reference and as a shape, too."""
+    """A pair of twice a pair of twice …, 200 deep; also as a reference and as a shape."""
     deep = b")" + b"2\x86" * 200
     refused(archive(tmp_path / "f", b"\x80\x02}" + deep + b"Ns."), "key")
     refused(archive(tmp_path / "f", b"\x80\x02" + deep + b"Q."), "reference")
@@ -313,7 +313,7 @@ def test_plain_values_of_every_protocol(tmp_path):
 
 
 def test_damaged_pickles_of_all_kinds(tmp_path):
-    """Cut anywhere, or with any byte changed: a value or a sentence, nothing else."""
+    """Truncated anywhere, or with any byte changed: they give a value or raise TorchFileError."""
     ordered = collections.OrderedDict(a=1, b=(2.5, "c"))
     code = pickle.dumps({"d": [1, None, {"e": ordered}]}, 2)[:-1] + b"0" + tensor_of((2,), (1,))
     generator = random.Random(5)

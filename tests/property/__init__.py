@@ -1,1 +1,1 @@
-"""The property harness: one table of operations, random graphs, and what both must satisfy."""
+"""The property harness: one table of operations, random programs, and their properties."""

@@ -15,11 +15,11 @@ from minigrad.loops import assemble
 from minigrad.runtimes import cpu_kernels, cpu_pool
 
 GROUPED = "CPU"  # the device that has groups of kernels
-PROGRESS = 250  # programs between two lines that say how far it is
+PROGRESS = 250  # programs between two progress lines
 
 
 def parser_of(module: str, about: str | None) -> argparse.ArgumentParser:
-    """The options that all random programs have; `module` may add its own."""
+    """The options of all commands for random programs; `module` may add its own."""
     parser = argparse.ArgumentParser(
         prog=f"python -m tests.property.{module}",
         description=about,
@@ -35,9 +35,9 @@ def parser_of(module: str, about: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def in_groups(order: int) -> Iterator[None]:
-    """Let kernels that may run beside each other do so, however small, chunk by chunk in an order.
+    """Run even small kernels in groups: concurrently, chunk by chunk in the random order `order`.
 
-    For a process of its own: what it has compiled before, or will afterwards, has other chunks.
+    Needs its own process: kernels compiled before or after this block have other chunk sizes.
     """
     joined = [0, 0]
     beside = cpu_kernels.beside
@@ -59,7 +59,7 @@ def in_groups(order: int) -> Iterator[None]:
 
 
 def count_failures(title: str, seeds: range, check: Callable[[int], str | None]) -> int:
-    """Check the program of each seed and print what is wrong; gives how many failed."""
+    """Check the program of each seed and print failures; gives the number of failures."""
     failed, start = 0, time.perf_counter()
     for done, seed in enumerate(seeds, 1):
         failure = check(seed)
@@ -80,10 +80,10 @@ def run_command(
     check: Callable[[int], str | None],
     statistics: Callable[[], None],
 ) -> NoReturn:
-    """What the options ask for; exits with 1 where a program fails.
+    """Run what the options ask for, then exit: with 1 if a program fails.
 
-    script: the text of a seed's program. check: what is wrong with it, or None. statistics: prints
-    what `check` has counted.
+    script: the text of a seed's program. check: the problems of a seed's program, or None.
+    statistics: prints what `check` has counted.
     """
     title = f"{title} on {given.device}"
     with nullcontext() if given.groups is None else in_groups(given.groups):

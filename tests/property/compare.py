@@ -1,7 +1,7 @@
-"""When two results agree: the same dtype, shape, NaNs and infinities, and values near enough.
+"""When two results agree: equal dtype, shape, NaNs and infinities, and values close enough.
 
-How near is said by a `Tolerance` in units of the dtype's rounding error, never by a bare number:
-a bound that holds for float32 then holds for float16 and float64 too.
+A `Tolerance` says how close, in units of the dtype's rounding error, never as a bare number: a
+bound that holds for float32 then holds for float16 and float64, too.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-REFERENCE = "REF"  # the device whose results say what those of all others mean
+REFERENCE = "REF"  # the device whose results define those of all others
 EPSILON = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 # The smallest normal number: below it, an error is counted in units of the smallest step.
 TINY = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}
-LEVEL = 16  # rounding errors of a level of a sum: equal terms are all rounded the same way
+LEVEL = 16  # rounding errors per level of a sum: equal terms are all rounded in one direction
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Tolerance:
     """How far two float results may differ.
 
     ulps: rounding errors relative to each element. scale: rounding errors relative to the largest
-    magnitude that took part (operands and results), where a sum may cancel. terms: what a sum of n
-    terms adds to that, whose order is free, in the accumulator's precision (float32 for the two
-    half types): so many errors times n, but no more than LEVEL times log₂ n, as of a sum in levels
-    (see minigrad/loops/assemble.py), and √n of the operands' magnitude, as of terms of either sign.
-    All 0: bit for bit, the sign of zero included if `signed_zero`.
+    magnitude among operands and results, where a sum may cancel. terms: for a sum of n terms in any
+    order, so many more, in the accumulator's precision (float32 for the two half types), times n of
+    that magnitude or, if less, LEVEL times log₂ n of it, for a sum in levels (see
+    minigrad/loops/assemble.py), plus √n of the operands' magnitude, for terms of either sign.
+    All 0: bit for bit, including the sign of zero if `signed_zero`.
     """
 
     ulps: float = 0
@@ -37,7 +37,7 @@ class Tolerance:
 
     @property
     def exact(self) -> bool:
-        """True where nothing may differ."""
+        """True if the results must be equal."""
         return not (self.ulps or self.scale or self.terms)
 
     def bound(
@@ -61,7 +61,7 @@ EXACT = Tolerance()
 
 
 def name_of(array: np.ndarray) -> str:
-    """The dtype's name, as minigrad says it."""
+    """The dtype's name in minigrad."""
     return str(array.dtype)
 
 
@@ -101,7 +101,7 @@ def difference(
     operands: tuple[np.ndarray, ...] = (),
     summands: float = 1,
 ) -> str | None:
-    """What is wrong with `actual`, or None. Both must have one dtype; integers must be equal."""
+    """The difference between the two, or None. Dtypes must be the same; integers must be equal."""
     actual, expected = np.asarray(actual), np.asarray(expected)
     dtype = name_of(expected)
     if actual.shape != expected.shape or name_of(actual) != dtype:

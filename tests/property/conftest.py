@@ -1,7 +1,7 @@
 """Hypothesis profiles of the property harness.
 
-"ci" (the default): modest numbers of examples, chosen anew in each run; a failure prints a blob
-that reproduces it. "long": `--hypothesis-profile=long`, for a night.
+"ci" (the default): few examples, drawn anew in each run; a failure prints a blob that reproduces
+it. "long": `--hypothesis-profile=long`, for a night.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ COMMON: dict[str, Any] = {
     "deadline": None,  # the first call of a kernel compiles it
     "print_blob": True,
     "derandomize": False,
-    # The fixture `device` is a name, which all examples of a test may share.
+    # The fixture `device` is only a name, so all examples of a test may share it.
     "suppress_health_check": [
         HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture,
     ],

@@ -1,4 +1,4 @@
-"""Functions of one number to 60 digits: mpmath's, with limits and domains that it does not know."""
+"""Functions of one number to 60 digits: mpmath's, plus limits and domains that mpmath lacks."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Function = Callable[[Any], Any]
 
 
 def ends(function: Function, below: Any, above: Any) -> Function:
-    """With its limits at −∞ and ∞; None: nothing is promised there."""
+    """The function, with its limits at −∞ and ∞; None: not specified there."""
     return lambda x: (below if x < 0 else above) if mpmath.isinf(x) else function(x)
 
 
 def finite(function: Function) -> Function:
-    """Of finite numbers only: at an infinity, a product 0·∞ may be NaN, as in PyTorch."""
+    """The function of finite numbers only: at ±∞, a product 0·∞ may be NaN, as in PyTorch."""
     return ends(function, None, None)
 
 
 def inside(low: float, high: float, function: Function) -> Function:
-    """NaN outside of a domain."""
+    """The function, NaN outside its domain."""
     return lambda x: function(x) if low <= x <= high else NAN
 
 
 def of_positive(function: Function) -> Function:
-    """NaN below 0, and infinite at ∞."""
+    """The function of positive numbers: NaN below 0, ∞ at ∞."""
     return inside(0, INF, ends(function, NAN, INF))
 
 
@@ -44,7 +44,7 @@ def exp2(x: Any) -> Any:
 
 
 def atanh(x: Any) -> Any:
-    """Infinite at ±1."""
+    """atanh, infinite at ±1."""
     return INF * x if abs(x) == 1 else mpmath.atanh(x)
 
 
@@ -59,7 +59,7 @@ def softplus(x: Any) -> Any:
 
 
 def trunc(x: Any) -> Any:
-    """Towards 0."""
+    """x rounded towards 0."""
     return mpmath.floor(x) if x > 0 else mpmath.ceil(x)
 
 
@@ -73,7 +73,7 @@ def rsqrt(x: Any) -> Any:
     return reciprocal(mpmath.sqrt(x))
 
 
-# Where functions bend and saturate, in float32 and in float64; others from −11 to 11.
+# Intervals where functions bend and saturate, in float32 and in float64; the default is −11 to 11.
 BENDS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
     "exp": ((-110, 92), (-750, 712)),
     "exp2": ((-152, 130), (-1080, 1026)),
@@ -93,5 +93,5 @@ BENDS: dict[str, tuple[tuple[float, float], tuple[float, float]]] = {
 
 
 def bends(name: str, dtype: str) -> tuple[float, float]:
-    """The interval that is to be sampled densely."""
+    """The interval to be sampled densely."""
     return BENDS.get(name, ((-11, 11), (-11, 11)))[dtype == "float64"]

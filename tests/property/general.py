@@ -27,15 +27,15 @@ from .graph_steps import make_graph
 from .graphs import Graph, Statement, fails, run
 
 VERSIONS = 4
-# Elements of a version's largest value, at least, and how many times as many as the graph's: an
-# extent that several dimensions share makes tens of thousands, which take REF half a minute.
+# Bound of a version's largest value, in elements: at least this, or so many times the graph's. An
+# extent that several dimensions share may give tens of thousands, which take REF half a minute.
 ELEMENTS, TIMES = 1 << 13, 8
 NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.])")
 LEAF = re.compile(r"leaf\((\d+), \(([^)]*)\)")
 
 
 def versions(seed: int) -> list[Graph]:
-    """A random graph as it is, then with other numbers where REF does not refuse these."""
+    """A random graph, and the same with other numbers that REF accepts."""
     graph, random = make_graph(seed), np.random.default_rng(seed)
     extents = sorted({
         int(text)
@@ -53,7 +53,7 @@ def versions(seed: int) -> list[Graph]:
 
 
 def _others(graph: Graph, extent: int | None, random: np.random.Generator) -> Iterator[Graph]:
-    """The graph with another number in the place of an extent, and with other constants."""
+    """The graph with another extent, and with other constants."""
     most = max(TIMES * _largest(graph), ELEMENTS)
     for _ in range(VERSIONS - 1):
         new = None if extent is None else extent + int(random.integers(1, 40))
@@ -78,9 +78,9 @@ def _largest(graph: Graph) -> int:
 def _changed(
     statement: Statement, extent: int | None, new: int | None, factor: float
 ) -> Statement:
-    """A statement with other numbers."""
+    """A statement with another extent and other constants."""
     leaf = LEAF.match(statement.code)
-    start = leaf.end(1) if leaf else 0  # the seed stays
+    start = leaf.end(1) if leaf else 0  # keep the seed
 
     def number(match: re.Match[str]) -> str:
         text = match.group()
@@ -94,7 +94,7 @@ def _changed(
 
 
 def failure(seed: int, device: str) -> str | None:
-    """What is wrong with a graph with one of its sets of numbers, and the script that shows it."""
+    """The first failure among a graph's versions, with scripts that reproduce it; or None."""
     programs.forget()
     graphs = versions(seed)
     for number, graph in enumerate(graphs):

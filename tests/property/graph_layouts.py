@@ -1,5 +1,5 @@
-"""Rules of random graphs about where values lie: images, copies in another order, pieces that are
-joined, sums of columns, and writes of what is read elsewhere.
+"""Rules of random graphs about memory layouts: images, copies in another order, concatenations,
+sums of columns, and writes that read other elements of their target.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .graph_steps import Maker, Value
 
 
 def convolution(m: Maker) -> None:
-    """A convolution or its transpose, of any step, width and number of groups."""
+    """A convolution or its transpose, with any stride, dilation, padding and groups."""
     images = m.pick(lambda v: v.dtype == "float32" and len(v.shape) == 4 and 0 not in v.shape)
     if images is None or m.chance(0.5):
         channels = int(str(m.one_of((1, 2, 3, 4, 6, 8, 16))))
@@ -42,7 +42,7 @@ def convolution(m: Maker) -> None:
 
 
 def lying(m: Maker) -> None:
-    """A value, or a product, in another order in memory, and another reader of the same order."""
+    """A value, or a product, copied into another order; perhaps with a second reader in it."""
     x = m.pick(lambda v: v.is_float and len(v.shape) > 1)
     if x is None:
         return
@@ -60,7 +60,7 @@ def lying(m: Maker) -> None:
 
 
 def joined_products(m: Maker) -> None:
-    """A value times several matrices, whose results are joined along either axis."""
+    """A value times several matrices; the results are concatenated along either axis."""
     x = m.pick(lambda v: v.dtype == "float32" and len(v.shape) == 2 and 0 not in v.shape)
     if x is None:
         return
@@ -77,7 +77,7 @@ def joined_products(m: Maker) -> None:
 
 
 def columns(m: Maker) -> None:
-    """Means of columns, and of what is computed of them."""
+    """Means of columns, and of values computed from these means."""
     x = m.pick(lambda v: v.dtype == "float32" and len(v.shape) > 1 and 0 not in v.shape)
     if x is None:
         return
@@ -90,7 +90,7 @@ def columns(m: Maker) -> None:
 
 
 def shifted(m: Maker, target: Value, source: Value) -> None:
-    """A write of what other elements of the same memory are."""
+    """A write of values computed from other elements of the same memory."""
     most = max(target.bound, source.bound)
     reads, count = [source, target], target.shape[0]
     if m.chance(0.3) and len(target.shape) == 2 and count == target.shape[1]:

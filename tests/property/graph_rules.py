@@ -1,7 +1,6 @@
 """The rules by which random graphs grow: one function per family of operations.
 
-A rule draws its operands from a `Maker` and adds one or a few statements; it adds none where no
-operand fits.
+A rule draws its operands from a `Maker` and adds one or a few statements; none if no operand fits.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ SMOOTH: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.elu()", lambda b: b),
 ]
 PERIODIC = ("{x}.sin()", "{x}.cos()")
-# The same with a kink: continuous, but no gradient may be taken through them.
+# The same with kinks: continuous, but gradients through them are not tested.
 KINKED: list[tuple[str, Callable[[float], float]]] = [
     ("{x}.abs()", lambda b: b),
     ("{x}.relu()", lambda b: b),
@@ -59,7 +58,7 @@ def unary(m: Maker) -> None:
     x = m.number()
     table = SMOOTH if m.smooth or m.chance(0.75) else KINKED
     code, bound = table[m.below(len(table))]
-    if code in PERIODIC and x.bound * EPSILON[m.noise] > 1 / 64:  # rounding is part of a period
+    if code in PERIODIC and x.bound * EPSILON[m.noise] > 1 / 64:  # rounding is large for a period
         code = code.format(x=f"({{x}} * {4 / x.bound:.6g})")
     m.add(code.format(x=x.name), [x], x.shape, x.dtype, bound(x.bound), code in ("(-{x})",))
 
@@ -124,7 +123,7 @@ def row_wise(m: Maker) -> None:
 
 
 def ordering(m: Maker) -> None:
-    """Sorted values, running extremes, the largest: exact, but no gradient near equal elements."""
+    """Sorted values, running extremes, top k: exact, but not differentiable near equal elements."""
     x = m.deep()
     axis = m.below(len(x.shape))
     n = x.shape[axis]
@@ -140,7 +139,7 @@ def ordering(m: Maker) -> None:
 
 
 def scattering(m: Maker) -> None:
-    """Elements combined at places that data says."""
+    """Elements scattered to random positions, and combined there."""
     x = m.deep()
     if 0 in x.shape:
         return
@@ -164,7 +163,7 @@ def _factors(m: Maker, size: int) -> Shape:
 
 
 def movement(m: Maker) -> None:
-    """A view of anything, views included."""
+    """A view of any value, views included."""
     x = m.pick(lambda v: True) or m.leaf()
     shape, count = x.shape, len(x.shape)
     kind = m.below(9)
@@ -210,7 +209,7 @@ def movement(m: Maker) -> None:
 
 
 def joining(m: Maker) -> None:
-    """Two values of equal shape put one behind the other."""
+    """Concatenation of two values of equal shape."""
     x = m.pick(lambda v: len(v.shape) > 0) or m.leaf()
     y = m.pick(lambda v: v.dtype == x.dtype and v.shape == x.shape) or x
     axis = m.below(len(x.shape))
@@ -239,7 +238,7 @@ def product(m: Maker) -> None:
         tail = f" + {bias.name}"
     reads = [x, y] if not tail else [x, y, bias]
     left, scale = x.name, f"{1 / sqrt(k):.6g}"
-    if m.chance(0.15) and x.dtype == "float32":  # far from 1 within, by powers of 2
+    if m.chance(0.15) and x.dtype == "float32":  # values inside are far from 1
         power = float(2.0 ** int(str(m.one_of((-90, -40, 40, 90)))))
         left, scale = f"({left} * {power!r})", f"{1 / power!r} * {scale}"
     m.add(f"(({left} @ {right}) * {scale}{tail})", reads, new, x.dtype,
@@ -247,7 +246,7 @@ def product(m: Maker) -> None:
 
 
 def attention(m: Maker) -> None:
-    """Causal attention by hand, over the last two dimensions."""
+    """Causal attention, written out, over the last two dimensions."""
     x = m.pick(lambda v: v.is_float and len(v.shape) >= 2 and v.shape[-2] > 0 and v.shape[-1] > 0)
     if x is None or prod(x.shape[:-1]) * x.shape[-2] > m.most:
         return
@@ -262,7 +261,7 @@ def attention(m: Maker) -> None:
 
 
 def masking(m: Maker) -> None:
-    """WHERE under a comparison of exact values, or under a mask of data."""
+    """WHERE with a comparison of exact values, or with a random mask."""
     x = m.number()
     kind = m.below(3)
     if kind == 0 and 0 not in x.shape:
@@ -293,7 +292,7 @@ def _broadcast(shapes: list[Shape]) -> bool:
 
 
 def gathering(m: Maker) -> None:
-    """Rows chosen by data: an embedding, an index, or a gather along an axis."""
+    """Rows at random indices: an embedding, an index, or a gather along an axis."""
     x = m.deep()
     n = x.shape[0]
     length = int(m.random.choice((1, 3, 8, 17)))
@@ -313,7 +312,7 @@ def gathering(m: Maker) -> None:
 
 
 def integers(m: Maker) -> None:
-    """Arithmetic on int32, which is exact and wraps; or what makes integers of exact floats."""
+    """Arithmetic on int32, which is exact and wraps."""
     x = m.pick(lambda v: v.dtype == "int32") or m.leaf(None, "int32", 9)
     y = m.partner(x, lambda v: v.dtype == "int32") or x
     shape = np.broadcast_shapes(x.shape, y.shape)
@@ -327,7 +326,7 @@ def integers(m: Maker) -> None:
 
 
 def integer_reduction(m: Maker) -> None:
-    """A sum, an extreme or the place of one, of exact values."""
+    """A sum, an extreme or its position, of exact values."""
     x = m.pick(lambda v: v.exact and len(v.shape) > 0 and v.dtype != "bool" and 0 not in v.shape)
     if x is None:
         return
@@ -356,14 +355,14 @@ def to_half(m: Maker) -> None:
     if x is None:
         return
     dtype = str(m.one_of(("float16", "bfloat16")))
-    # A cast to the same dtype is the tensor itself, with its later writes; in float64 it would be.
+    # Without the multiplication, a cast to the same dtype (in the float64 run) would be an alias.
     half = m.add(f"({x.name} * 1).cast(float_of({dtype!r}, real))", [x], x.shape, dtype, x.bound)
     body = m.add(f"({half.name} * 0.5 + {half.name}).tanh()", [half], x.shape, dtype, 1.0)
     m.add(f"{body.name}.cast(float_of('float32', real))", [body], x.shape, "float32", 1.0)
 
 
 def in_place(m: Maker) -> None:
-    """A realized tensor is overwritten, whole or in part, while others have read it lazily."""
+    """An in-place write to a realized tensor or a part of it, which lazy values have read."""
     if m.smooth:
         return
     target = m.pick(lambda v: v.name in m.targets and len(v.shape) > 0 and 0 not in v.shape)
@@ -405,7 +404,7 @@ RULES: list[tuple[float, Callable[[Maker], None]]] = [
 
 
 def end_with_gradient(m: Maker, outputs: list[str]) -> list[str]:
-    """The mean square of the float outputs, and its gradient by every float leaf that it reads."""
+    """The mean square of the float outputs, and its gradient by all float leaves it depends on."""
     values: list[Value] = [m.values[name] for name in outputs]
     losses = [v for v in values if v.dtype == "float32" and 0 not in v.shape]
     if not losses:

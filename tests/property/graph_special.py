@@ -1,5 +1,5 @@
-"""Rules of random graphs that found bugs elsewhere: what lies behind masks, norms of zero rows,
-deviations of equal numbers, and sums of very many.
+"""Rules of random graphs that found bugs elsewhere: NaN behind masks, norms of zero rows,
+deviations of equal numbers, and very long sums.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .leaves import LONG
 
 
 def hidden(m: Maker) -> None:
-    """NaN, infinities and 1e30 behind masks: by an index, by causal attention, by a slice."""
+    """NaN, infinities and 1e30, excluded by an index mask, causal attention, or a slice."""
     t, width = int(m.random.choice((5, 31, 33, 40))), int(m.random.choice((3, 8, 17)))
     if m.large:
         t = int(m.random.choice((129, 255, 300)))
@@ -27,7 +27,7 @@ def hidden(m: Maker) -> None:
     elif kind == 2:
         m.add(f"{x.name}[:{c}].softmax(0)", [x], (c, width), "float32", 1.0)
     else:
-        q, k = m.leaf((c, width)), m.leaf((t, width))  # queries that see nothing of it
+        q, k = m.leaf((c, width)), m.leaf((t, width))  # queries that do not see it
         keys = k if m.chance(0.5) else x
         code = f"{q.name}.scaled_dot_product_attention({keys.name}, {x.name}, is_causal=True)"
         m.add(code, [q, keys, x], (c, width), "float32", 4.0)
@@ -52,7 +52,7 @@ def special_points(m: Maker) -> None:
 
 
 def long(m: Maker) -> None:
-    """Sums and running sums of many like values, in either direction, and back to their size."""
+    """Sums and running sums of many similar values, along either axis, scaled back."""
     n = int(m.random.choice(LONG))
     shape, axis = ((n,), 0) if m.chance(0.5) else (((2, n), 1) if m.chance(0.5) else ((n, 3), 0))
     x = m.leaf(shape, "float32", 5, str(m.one_of(("equal", "parts", "ties"))))
@@ -60,11 +60,11 @@ def long(m: Maker) -> None:
     code = str(m.one_of(("sum({a})", "mean({a}) * {n}", "cumsum({a})", "var({a}) * {n}")))
     new = shape if "cumsum" in code else reduced(shape, (axis,), False)
     made = m.add(f"({x.name}.{code.format(a=axis, n=n)} * {scale!r})", [x], new, "float32", 1.0)
-    if "cumsum" in code:  # what others read is short
+    if "cumsum" in code:  # other statements read a short part of it
         kept = f"{made.name}[::-{n // 7}]" if axis == 0 else f"{made.name}[:, ::-{n // 7}]"
         rows = len(range(n)[:: -(n // 7)])
         m.add(kept, [made], (rows, *shape[1:]) if axis == 0 else (shape[0], rows), "float32", 1.0)
-    for name in (x.name, made.name):  # and nobody else reads what is so large
+    for name in (x.name, made.name):  # other statements do not read large values
         if prod(m.values[name].shape) > m.most:
             del m.values[name]
             m.targets = [target for target in m.targets if target != name]

@@ -1,8 +1,8 @@
-"""The steps of random graphs: which statements may follow, and how large their values may be.
+"""The statements of random graphs: which may follow, and how large their values may be.
 
-Every value carries a bound of its magnitude, so that graphs stay where comparisons mean something;
-and whether it is exact, because a comparison or a cast to an integer of a rounded value would turn
-a rounding error into another result.
+Every value carries a bound of its magnitude, so that results stay comparable; and whether it is
+exact, because comparing a rounded value, or casting it to an integer, would turn a rounding error
+into a different result.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAXIMAL_BOUND = 24.0
 
 @dataclass(frozen=True)
 class Value:
-    """A name in scope. bound: of |values|; exact: the same whatever the order of rounding."""
+    """A name in scope. bound: of |values|; exact: whether its values do not depend on rounding."""
 
     name: str
     shape: Shape
@@ -49,11 +49,11 @@ class Maker:
         self.values: dict[str, Value] = {}
         self.named = 0
         self.noise = "float32"
-        # A gradient is taken at the end of some graphs: no kinks then, and no in-place writes.
+        # Some graphs end with a gradient: they have no kinks and no in-place writes.
         self.smooth = self.chance(0.35)
         self.targets: list[str] = []
-        # Half of the graphs have values among their leaves that have found bugs; an eighth of them
-        # are short ones of large arrays, which cross what recipes count in.
+        # Half of the graphs also have leaves with values that have found bugs; an eighth are short
+        # graphs of large arrays, which exceed the block sizes of recipes.
         tame = self.chance(0.5)
         self.kinds = ("eighths",) if tame else ("eighths", "ties", "ties", "rows", "rows", "parts")
         self.large = self.chance(0.125)
@@ -75,7 +75,7 @@ class Maker:
         return items[self.below(len(items))]
 
     def shape(self) -> Shape:
-        """A shape of one to three dimensions; once in a while one without elements."""
+        """A shape of one to three dimensions, sometimes without elements."""
         while True:
             count = 1 + self.below(3)
             wide = self.large and self.chance(0.7)
@@ -112,10 +112,10 @@ class Maker:
             self.noise = value.dtype
 
     def _tamed(self, value: Value) -> Value:
-        """A large float value is squashed or scaled before anybody uses it."""
+        """The value; if large, squashed or scaled before it is used further."""
         if not value.is_float or value.bound <= MAXIMAL_BOUND:
             return value
-        if value.dtype in ("float16", "bfloat16"):  # its square might be infinite
+        if value.dtype in ("float16", "bfloat16"):  # its square might overflow
             del self.values[value.name]
         if self.chance(0.5):
             return self.add(f"({value.name} * {4 / value.bound:.6g})", [value], value.shape,
@@ -133,7 +133,7 @@ class Maker:
     def leaf(
         self, shape: Shape | None = None, dtype: str = "float32", limit: int = 5, kind: str = ""
     ) -> Value:
-        """New data: floats of one of the graph's kinds, integers below `limit`, or bools."""
+        """A new leaf: floats of one of the graph's kinds, integers below `limit`, or bools."""
         shape = self.shape() if shape is None else shape
         chosen = str(self.one_of(self.kinds)) if dtype == "float32" and shape else "eighths"
         kind = kind or chosen
@@ -150,7 +150,7 @@ class Maker:
         return f"leaf({seed}, {shape}, {dtype!r}, {limit}, device, real{named})"
 
     def hidden(self, shape: Shape, first: int) -> Value:
-        """Data that is NaN, infinite or far too large in rows from `first` on; nobody picks it."""
+        """A leaf with POISON in rows from `first` on, which `pick` never returns."""
         name = f"h{len(self.statements)}"
         code = self._leaf_code(shape, "float32", 5, f"poison:{first}")
         self.statements.append(Statement(name, code, (), shape, "float32"))
@@ -159,7 +159,7 @@ class Maker:
     # --- choosing operands ------------------------------------------------------------------------
 
     def pick(self, fits: Callable[[Value], bool]) -> Value | None:
-        """A value that fits, a recent one rather than an old one."""
+        """A value that fits; recent ones are preferred."""
         found = [value for value in self.values.values() if fits(value)]
         if not found:
             return None
@@ -167,7 +167,7 @@ class Maker:
         return recent[self.below(len(recent))]
 
     def number(self) -> Value:
-        """A float value, made if there is none."""
+        """A float value; a new leaf if there is none."""
         return self.pick(lambda v: v.is_float) or self.leaf()
 
     def deep(self) -> Value:
@@ -177,7 +177,7 @@ class Maker:
         )
 
     def partner(self, value: Value, fits: Callable[[Value], bool]) -> Value | None:
-        """A value that broadcasts with another to a result that is not too large."""
+        """A value that broadcasts with `value` to a result that is not too large."""
 
         def matches(other: Value) -> bool:
             if not fits(other):
@@ -192,7 +192,7 @@ class Maker:
 
 
 def ancestors(m: Maker, name: str) -> set[str]:
-    """The names from which a float gradient can flow to `name`."""
+    """The names through which a float gradient can reach `name`."""
     reached = {name}
 
     def floats(other: str) -> bool:
@@ -205,14 +205,14 @@ def ancestors(m: Maker, name: str) -> set[str]:
 
 
 def reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
-    """A shape without some axes, or with ones in their places."""
+    """The shape without some axes; with keepdim, they are 1."""
     if keepdim:
         return tuple(1 if a in axes else n for a, n in enumerate(shape))
     return tuple(n for a, n in enumerate(shape) if a not in axes)
 
 
 def make_graph(seed: int, most: int = 32) -> Graph:
-    """The graph of a seed: up to `most` steps and what the last ones add, one to five outputs."""
+    """A seed's graph, of at most about `most` statements; outputs: values, writes, gradients."""
     from .graph_rules import RULES, end_with_gradient
 
     maker = Maker(seed)
@@ -231,6 +231,6 @@ def make_graph(seed: int, most: int = 32) -> Graph:
     outputs += [s.name for s in maker.statements if s.writes]
     if maker.smooth:
         outputs += end_with_gradient(maker, outputs)
-    finite = not any(0 in s.shape for s in maker.statements)  # a mean of nothing is NaN
+    finite = not any(0 in s.shape for s in maker.statements)  # a mean of no elements is NaN
     return Graph(tuple(maker.statements), tuple(dict.fromkeys(outputs)), maker.noise,
                  maker.chance(0.2), finite)  # fmt: skip

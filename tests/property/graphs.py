@@ -54,10 +54,10 @@ class Statement:
 
 @dataclass(frozen=True)
 class Graph:
-    """Statements, the names to be realized together, and the coarsest dtype on the way.
+    """Statements, the names to be realized together, and the coarsest dtype of intermediate values.
 
-    unfused: whether it runs with FUSE=0, too, which compiles many kernels. finite: whether the
-    bounds of its values promise that no output is infinite or NaN.
+    unfused: whether it also runs with FUSE=0, which compiles many kernels. finite: whether the
+    bounds of its values guarantee that no output is infinite or NaN.
     """
 
     statements: tuple[Statement, ...]
@@ -70,7 +70,7 @@ class Graph:
         return len(self.statements)
 
     def needed(self) -> Graph:
-        """Without the statements that no output needs."""
+        """The graph without statements that no output needs."""
         wanted, kept = set(self.outputs), []
         for statement in reversed(self.statements):
             if statement.name in wanted:
@@ -95,7 +95,7 @@ for name, got, expected in zip({list(self.outputs)}, run({device!r}), run({REFER
 """
 
 
-MOVED = 2.0**-21  # of a float, by which it is moved: a few rounding errors
+MOVED = 2.0**-21  # relative change of a float: a few rounding errors
 _moved: ContextVar[int] = ContextVar("moved", default=0)
 
 
@@ -105,8 +105,8 @@ def leaf(
 ) -> Tensor:  # fmt: skip
     """A realized tensor of known values.
 
-    Floats are those of a kind (see `leaves`), integers lie in 0 … limit − 1 (kind "ends": they
-    count from either end, and both ends are there), bools are random. real: the dtype that replaces
+    Floats have the given kind (see `leaves`), integers are in 0 … limit − 1 (kind "ends": also
+    negative indices, with both ends included), bools are random. real: the dtype to use instead of
     every float dtype, or None.
     """
     generator = np.random.default_rng(seed)
@@ -119,12 +119,12 @@ def leaf(
 
 
 def float_of(dtype: str, real: Any) -> Any:
-    """The dtype of that name, or `real` in place of a float dtype."""
+    """The named dtype, or `real` instead of a float dtype."""
     return real if real is not None and named(dtype).is_float else named(dtype)
 
 
 def namespace(device: str, real: Any = None) -> dict[str, Any]:
-    """The names that statements may use besides each other's."""
+    """The names that statements may use in addition to each other's."""
     return {
         "Tensor": Tensor, "dtypes": dtypes, "leaf": leaf, "float_of": float_of,
         "device": device, "real": real,
@@ -149,11 +149,11 @@ def run(
 class Limit:
     """How far an output may be off.
 
-    drift: |REF − float64|, how far one order of rounding has led away from the truth. Another order
-    may lead as far elsewhere: `error` is 16 times that, and 64 rounding errors of the largest value
-    (at least 1). Beyond `most`, REF itself must be wrong. One order may be lucky, where almost
-    equal numbers are subtracted: what exceeds `error` is looked at again with that of the worst of
-    four, which are REF's with all leaves moved by a few rounding errors.
+    drift: |REF − float64|, the error of one order of operations. Another order may have that error
+    elsewhere: `error` is 16 times the drift, plus 64 rounding errors of the largest value (at least
+    1). If the drift is above `most`, REF itself must be wrong. One order may be accurate by chance
+    where almost equal numbers are subtracted: results beyond `error` are compared again, with the
+    worst of four limits: this one, and three with all leaves changed by a few rounding errors.
     """
 
     error: float = 0
@@ -162,7 +162,7 @@ class Limit:
 
 
 def limit_of(noise: str, given: np.ndarray, exact: np.ndarray) -> Limit:
-    """The limit of an output, from REF's value and the one that float64 gives."""
+    """The limit of an output, from its values by REF and in float64."""
     if str(given.dtype) not in EPSILON:
         return Limit()
     scale = max(1.0, float(np.max(np.abs(exact), initial=0, where=np.isfinite(exact))))
@@ -176,7 +176,7 @@ def limit_of(noise: str, given: np.ndarray, exact: np.ndarray) -> Limit:
 def problem_of(
     name: str, way: str, got: np.ndarray, wanted: np.ndarray, limit: float
 ) -> str | None:
-    """What is wrong with an output, or None. limit: how far floats may be off."""
+    """The problem of an output, or None. limit: how far floats may be off."""
     if got.shape != wanted.shape or got.dtype != wanted.dtype:
         return f"{way}, {name}: {got.shape} {got.dtype}, expected {wanted.shape} {wanted.dtype}"
     a, e = got.astype(np.float64), wanted.astype(np.float64)
@@ -196,7 +196,7 @@ def problem_of(
 
 
 def problems(graph: Graph, device: str) -> list[str]:
-    """What is wrong with a graph on a device: nothing, it is hoped."""
+    """The problems of a graph on a device."""
     reference = run(graph, REFERENCE)
     writes = any(statement.writes for statement in graph.statements)  # else laziness cannot matter
     exact = run(graph, REFERENCE, real=dtypes.float64, eager=writes)
@@ -224,7 +224,7 @@ def problems(graph: Graph, device: str) -> list[str]:
 
 
 def worst_limits(graph: Graph, limits: list[Limit]) -> list[Limit]:
-    """The largest limits at four points that are some rounding errors apart."""
+    """The largest limits of the graph itself and with leaves changed by some rounding errors."""
     worst = limits
     for moved in (-1, 1, 2):
         token = _moved.set(moved)
@@ -247,19 +247,19 @@ def fails(graph: Graph, device: str) -> str | None:
 
 
 def _kind(failure: str | None) -> str:
-    """Failures of one kind: a wrong value, or the same exception."""
+    """A failure's kind: a wrong value, or the exception's first characters."""
     if failure is None:
         return ""
     return failure.rstrip().rsplit("\n", 1)[-1][:40] if "Traceback" in failure else "wrong"
 
 
 def _candidates(graph: Graph) -> Iterable[Graph]:
-    """Smaller graphs: fewer outputs, an earlier output, a leaf in place of a step."""
+    """Smaller graphs: fewer outputs, an earlier output, a leaf instead of a step."""
     for output in graph.outputs if len(graph.outputs) > 1 else ():
         yield replace(graph, outputs=(output,)).needed()
     if len(graph.outputs) == 1:
         last = [s for s in graph.statements if s.name == graph.outputs[0]][-1]
-        for read in (name for name in last.reads if not name.startswith("h")):  # never read whole
+        for read in (name for name in last.reads if not name.startswith("h")):  # it has NaN
             yield replace(graph, outputs=(read,)).needed()
     for position, statement in enumerate(graph.statements):
         before, after = graph.statements[:position], graph.statements[position + 1 :]

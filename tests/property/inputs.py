@@ -1,8 +1,8 @@
-"""Inputs of operations: where their values lie, and the awkward values put at the edges.
+"""Inputs of operations: their ranges of values, and special values at the edges.
 
-An `Input` is a small description (shape, dtype, domain, layout, seed); `build` makes the numpy
-value and the Tensor from it. Descriptions are what Hypothesis draws and shrinks, and what a failing
-test prints.
+An `Input` is a small description (shape, dtype, domain, layout, seed) from which its methods build
+the numpy value and the Tensor. Hypothesis draws and shrinks such descriptions, and a failing test
+prints them.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def is_float(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Domain:
-    """Where values lie. `sample(generator, size, dtype, argument)` gives float64 or integers.
+    """A range of values. `sample(generator, size, dtype, argument)` gives float64 or integers.
 
-    dtype: the dtype that the domain insists on (masks are bool, indices int32), if any.
-    zero: whether 0 belongs to it. special: whether NaN, infinities, −0 and extreme integers do.
+    dtype: the dtype that the domain requires (bool for masks, int32 for indices), if any.
+    zero: whether 0 is in it. special: whether NaN, infinities, −0 and extreme integers are.
     """
 
     sample: Callable[[np.random.Generator, int, str, int], np.ndarray]
@@ -104,22 +104,22 @@ def _off_quarters(g: np.random.Generator, size: int, dtype: str, _: int) -> np.n
 
 
 def _nonzero_quarters(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
-    """Multiples of 1/4 without 0: divisors whose multiples no `off_quarters` comes near."""
+    """Multiples of 1/4 without 0: divisors whose multiples are not near any of `off_quarters`."""
     values = _quarters(g, size, dtype, 0)
     return np.where(values == 0, 1, values)
 
 
 def _some_zeros(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
-    """Near 1, a few zeros among them: the products of many stay tame."""
+    """Numbers near 1 with a few zeros, so that long products stay moderate."""
     if not is_float(dtype):
         return g.integers(0, 4, size)
     return g.uniform(0.6, 1.4, size) * (g.integers(0, 8, size) > 0)
 
 
 def _distinct(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
-    """No two values are nearer than the step of a finite difference; none is near zero.
+    """No two values are closer than the step of a finite difference; none is near zero.
 
-    Nor are those of two inputs the same, whatever their sizes: each moves its values a little.
+    Values of two inputs differ, too, whatever their sizes: each input is offset by a random amount.
     """
     if dtype == "bool":
         return g.integers(0, 2, size)
@@ -130,7 +130,7 @@ def _distinct(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarr
 
 
 def _shift(g: np.random.Generator, size: int, dtype: str, _: int) -> np.ndarray:
-    """Shift counts, among them the width, more than the width, and negative ones."""
+    """Shift counts, including the width, larger ones, and negative ones."""
     width = np.dtype(dtype).itemsize * 8
     return g.integers(-2 if dtype in SIGNED else 0, width + 3, size)
 
@@ -171,7 +171,7 @@ _FLOAT_SPECIALS = (np.nan, -0.0, 0.0, np.inf, -np.inf)
 
 
 def specials(dtype: str) -> list[Any]:
-    """The awkward values of a dtype."""
+    """The special values of a dtype."""
     if is_float(dtype):
         return list(_FLOAT_SPECIALS)
     if dtype == "bool":
@@ -182,7 +182,7 @@ def specials(dtype: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Input:
-    """One operand. domain may carry a number after a colon: "index:5" are indices below 5."""
+    """One operand. The domain may have a number after a colon: "index:5" means indices below 5."""
 
     shape: Shape
     dtype: str = "float32"
@@ -192,7 +192,7 @@ class Input:
     special: bool = False
 
     def base(self) -> np.ndarray:
-        """The array in memory, of which the operand is a view."""
+        """The base array, of which the operand is a view."""
         name, _, number = self.domain.partition(":")
         shape = LAYOUTS[self.layout].base_shape(self.shape)
         size = int(np.prod(shape, dtype=np.int64))
@@ -204,7 +204,7 @@ class Input:
         return array
 
     def _put_specials(self, base: np.ndarray, generator: np.random.Generator) -> None:
-        """Awkward values in the first and last lanes, of the view where it can be written to."""
+        """Put special values into the first and last lanes of the view, if it is writable."""
         view = LAYOUTS[self.layout].numpy_view(base, self.shape)
         aliased = np.shares_memory(view, base) and view.flags.writeable
         where = view if aliased and view.shape else base

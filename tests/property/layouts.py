@@ -1,8 +1,8 @@
 """Memory layouts: the ways in which an input may be a view of another array.
 
-Each layout says which base array it needs for a wanted shape, and how numpy and Tensor make the
-view from that base. The two must give the same values; the operation then sees strides, offsets,
-repeated elements, zeros that were never stored, or indices with divisions in them.
+Each layout says which base array it needs for a given shape, and how numpy and Tensor create the
+view of that base. Both must give the same values; the operation then gets strides, offsets,
+repeated elements, padding that is not in memory, or indices with divisions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Layout:
-    """base_shape(shape) is the shape of the base; the two views give `shape` back from a base."""
+    """base_shape(shape) is the base's shape; both view functions give an array of `shape`."""
 
     base_shape: Callable[[Shape], Shape]
     numpy_view: Callable[[np.ndarray, Shape], np.ndarray]
@@ -34,13 +34,13 @@ def _reverse(shape: Shape) -> Shape:
 
 
 def _ones_alternating(shape: Shape) -> Shape:
-    """Every second dimension, counted from the last, has length 1 in the base."""
+    """The base's shape: every second dimension, counted from the last, has length 1."""
     count = len(shape)
     return tuple(1 if (count - axis) % 2 == 1 else extent for axis, extent in enumerate(shape))
 
 
 def _border(extent: int) -> tuple[int, int]:
-    """Zeros before and after the stored part of a dimension (which may become empty)."""
+    """Padding before and after the stored part of a dimension, which may be empty."""
     before = min(1, extent)
     return before, min(1, extent - before)
 
@@ -89,12 +89,12 @@ LAYOUTS: dict[str, Layout] = {
         lambda b, s: np.pad(b, _borders(s)) if s else b,
         lambda b, s: b.pad(_borders(s)) if s else b,
     ),
-    "row": Layout(  # one row of a larger array: an offset that is no multiple of a vector
+    "row": Layout(  # one row of a larger array: the offset is not a multiple of a vector's length
         lambda s: (3, *s),
         lambda b, s: b[1],
         lambda b, s: b[1],
     ),
-    "scrambled": Layout(  # reshape after transpose: no strides describe it
+    "scrambled": Layout(  # reshape after transpose: cannot be described by strides
         lambda s: s,
         lambda b, s: b.transpose(_reverse(_axes(s))).reshape(s),
         lambda b, s: b.permute(_reverse(_axes(s))).reshape(s),

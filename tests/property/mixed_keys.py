@@ -1,4 +1,4 @@
-"""Keys of every mix that numpy knows: ints, slices, None, …, several integer arrays, masks."""
+"""Index keys that mix everything numpy allows: ints, slices, None, …, several arrays, masks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _slice(draw: Any, n: int) -> slice:
 
 
 def _integers(draw: Any, n: int, shape: Shape) -> Any:
-    """An array, or a list, of indices into an axis of n; its shape broadcasts with the others'."""
+    """An array, or a list, of indices into an axis of n elements; it broadcasts with the others."""
     cut = shape[draw(st.integers(0, len(shape))) :]
     count = int(np.prod(cut, dtype=np.int64))
     values = draw(st.lists(st.integers(-n, n - 1), min_size=count, max_size=count))
@@ -63,7 +63,7 @@ def mixed(draw: Any) -> tuple[Shape, tuple[Any, ...]]:
 
 
 def accepted(given: tuple[Shape, tuple[Any, ...]]) -> bool:
-    """Whether numpy can broadcast the key's arrays, masks among them."""
+    """Whether numpy can broadcast the key's arrays, including masks."""
     try:
         np.empty(given[0])[given[1]]
     except IndexError:
@@ -72,7 +72,7 @@ def accepted(given: tuple[Shape, tuple[Any, ...]]) -> bool:
 
 
 def of(x: Any, key: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The key for a Tensor: its arrays as tensors on that device."""
+    """The key for x: if x is a Tensor, its arrays become tensors on the same device."""
     if not isinstance(x, Tensor):
         return key
     return tuple(

@@ -1,8 +1,8 @@
-"""What a row of the operation table says, and how a row is evaluated.
+"""The fields of an operation table row, and how a row is evaluated.
 
-A row's `call` receives Tensors, its `reference` numpy arrays: floats as float64 whatever the dtype
-under test, so that the reference's own rounding never matters; integers and bools as they are, or
-as float64 too where they give a float.
+A row's `call` receives Tensors, its `reference` numpy arrays: floats as float64 for any tested
+dtype, so that the reference's own rounding does not matter; integers and bools unchanged, or as
+float64 too if the result is float.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .compare import EXACT, Tolerance, difference
 from .inputs import DOMAINS, FLOATS, NUMPY_DTYPES, Input, is_float
 from .plans import Plan, Plans
 
-# Composed of a few operations, each with its own rounding, and perhaps a cancellation.
+# Composed of a few operations, each with its own rounding, and perhaps cancellation.
 COMPOSED = Tolerance(ulps=16, scale=8)
-# One vector-math function: REF is within 2 ulp of the truth, a compiled device within 4.
+# One math function: REF is within 2 ulp of the exact value, a compiled device within 4.
 MATH = Tolerance(ulps=6)
-# One operation that IEEE rounds correctly; OpenCL may be one or two units off.
+# One operation that IEEE rounds correctly; OpenCL may be one or two ulps off.
 ROUNDED = Tolerance(ulps=2)
-# One of the operands; where zeros of different signs tie, either of them.
+# One of the operands; if zeros of different signs tie, either of them.
 SELECTED = Tolerance(signed_zero=False)
 # A sum of products, in any order.
 SUMMED = Tolerance(ulps=4, scale=2, terms=1)
@@ -43,7 +43,7 @@ def boolean(dtype: str) -> str:
 
 
 def floating(dtype: str) -> str:
-    """Integers give the default float."""
+    """Integers give the default float dtype."""
     return dtype if is_float(dtype) else dtypes.default_float.name
 
 
@@ -62,14 +62,14 @@ class Operation:
     """One row of the table.
 
     name: unique; the default of `methods`, the Tensor attributes that the row covers.
-    call, reference: the operation on Tensors and on numpy arrays (None: REF alone defines it);
-    both give one result or a tuple. plans: shapes and parameters. domains: where each operand's
-    values lie (the last one repeats). dtypes: what makes sense, the first one being tested most.
-    result: the result's dtype, from the operands'. differentiable: in every float operand that
-    `gradient_domains` (default: `domains`) keeps away from kinks. special: NaN and its like are
-    allowed. layouts: whether operands may be views. smooth: plans at which there is a derivative.
-    exact: a function of one number by mpmath (see `exact`), where special points are tested, too;
-    the reference says which sign a 0 or an ∞ has, as mpmath knows no −0.
+    call, reference: the operation on Tensors and on numpy arrays (None: only REF defines it);
+    both give one result or a tuple. plans: shapes and parameters. domains: ranges of each operand's
+    values (the last one repeats). dtypes: those that it accepts; the first one is tested most.
+    result: the result's dtype, from the operands'. differentiable: by every float operand that
+    `gradient_domains` (default: `domains`) keeps away from kinks. special: whether operands may be
+    NaN and the like. layouts: whether operands may be views. smooth: plans that have a derivative.
+    exact: mpmath's function of one number (see `exact`), which is also tested at special points;
+    the reference decides the sign of a 0 or an ∞, as mpmath has no −0.
     """
 
     name: str
@@ -94,14 +94,14 @@ class Operation:
         return self.methods or (self.name,)
 
     def result_dtype(self, dtype: str, position: int = 0) -> str:
-        """The dtype of the result at `position` where the operands have `dtype`."""
+        """The dtype of the result at `position` for operands of `dtype`."""
         rule = self.result[position] if isinstance(self.result, tuple) else self.result
         return rule(dtype)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: operands and parameters; the row's dtype that is under test."""
+    """One call: operands, parameters, and which of the row's dtypes is tested."""
 
     inputs: tuple[Input, ...]
     parameters: Mapping[str, Any]
@@ -109,7 +109,7 @@ class Case:
 
     @property
     def summands(self) -> float:
-        """An upper bound of the number of terms that one element of a result adds up."""
+        """An upper bound of the number of terms that one element of a result sums up."""
         sizes = [int(np.prod(i.shape, dtype=np.int64)) for i in self.inputs]
         return float(max([1, *sizes]))
 
@@ -130,13 +130,13 @@ def make_case(
     for position, shape in enumerate(plan.shapes):
         domain = domains[min(position, len(domains) - 1)]
         if gradient and domain == "wide":
-            domain = "any"  # a finite difference needs values of one magnitude
+            domain = "any"  # a finite difference needs values of similar magnitude
         kind = DOMAINS[domain.partition(":")[0]]
         layout = layouts[position % len(layouts)] if operation.layouts else "contiguous"
         if layout == "padded" and not kind.zero:
             layout = "sliced"
         if gradient and layout == "broadcast" and domain == "distinct":
-            layout = "transposed"  # repetitions would be ties
+            layout = "transposed"  # repeated elements would be ties
         inputs.append(
             Input(
                 shape=shape,
@@ -171,7 +171,7 @@ def evaluate(
 
 
 def _reference_operand(given: Input, dtype: str, result: str) -> np.ndarray:
-    """Floats as float64; integers too where they give a float, rounded to the result's dtype."""
+    """Floats as float64; so are integers if the result is float, first rounded to its dtype."""
     array = given.array()
     if is_float(result) and given.dtype == dtype and not is_float(dtype):
         array = array.astype(NUMPY_DTYPES[result])
@@ -179,7 +179,7 @@ def _reference_operand(given: Input, dtype: str, result: str) -> np.ndarray:
 
 
 def expected(operation: Operation, case: Case) -> tuple[np.ndarray, ...] | None:
-    """What numpy says, in the dtypes that the table says; None where REF alone defines it."""
+    """numpy's results in the dtypes of the table; None if only REF defines them."""
     if operation.reference is None:
         return None
     dtype = case.dtype
@@ -198,7 +198,7 @@ def disagreement(
     actual: tuple[np.ndarray, ...],
     wanted: tuple[np.ndarray, ...],
 ) -> str | None:
-    """What differs between two results of one case, or None."""
+    """The difference between two results of one case, or None."""
     if len(actual) != len(wanted):
         return f"{len(actual)} results, expected {len(wanted)}"
     operands = tuple(i.array() for i in case.inputs)

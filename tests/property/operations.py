@@ -1,7 +1,7 @@
-"""The one table of operations that drives every property test.
+"""The one table of operations for all property tests.
 
-To add an operation to Tensor, add a row to the `table_*` file of its family: the row then is tested
-forward and backward, on each dtype, layout and edge shape, on every device.
+To add an operation to Tensor, add a row to the `table_*` file of its family: it is then tested
+forward and backward, with each dtype, layout and edge shape, on every device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROWS: tuple[Operation, ...] = (
 
 
 def exists(operation: Operation) -> bool:
-    """Whether Tensor has what the row tests."""
+    """Whether Tensor has all attributes that the row tests."""
     return all(hasattr(Tensor, name) for name in operation.covers)
 
 

@@ -1,4 +1,4 @@
-"""Drawing pairs: leaves that both programs read, what each of them does, what follows in both."""
+"""Drawing pairs: leaves that both programs read, the code of each, and what follows in both."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS_OF_LEAF = ("eighths", "eighths", "ties", "rows", "parts")
 
 
 class Draw:
-    """One pair in the making. Names made by `both` are known to the two programs."""
+    """One pair under construction. Names made by `both` exist in the two programs."""
 
     def __init__(self, seed: int) -> None:
         self.random = np.random.default_rng([seed, 77])
@@ -30,8 +30,8 @@ class Draw:
         self.second: list[Statement] = []
         self.leaves: list[str] = []
         self.count = 0
-        self.smooth = self.chance(0.5)  # whether a gradient is taken in the end
-        # Most shapes are small; a fifth of the pairs cross a threshold.
+        self.smooth = self.chance(0.5)  # whether the pair ends with a gradient
+        # Most shapes are small; a fifth of the pairs exceed block sizes.
         self.large = self.chance(0.2)
 
     # --- drawing ----------------------------------------------------------------------------------
@@ -54,21 +54,21 @@ class Draw:
         return max(least, self.one_of(extents))
 
     def shape(self, count: int, most: int = 1 << 16) -> Shape:
-        """A shape of so many dimensions."""
+        """A shape of `count` dimensions."""
         while True:
             shape = tuple(self.extent() for _ in range(count))
-            shape = shape[:1] * count if self.chance(0.15) else shape  # no shape tells axes apart
+            shape = shape[:1] * count if self.chance(0.15) else shape  # axes of one length
             if np.prod(shape) <= most:
                 return shape
 
     def cut(self, extent: int) -> int:
-        """A place within an extent of at least 2."""
+        """A position that cuts an extent of at least 2."""
         return 1 + self.below(extent - 1)
 
     # --- statements -------------------------------------------------------------------------------
 
     def statement(self, code: str) -> Statement:
-        """`name = code`, under a name of its own."""
+        """`name = code`, with a new name."""
         self.count += 1
         return Statement(f"t{self.count}", code, (), (), "float32")
 
@@ -82,7 +82,7 @@ class Draw:
         return name
 
     def operand(self, shape: Shape, kind: str = "") -> str:
-        """Data, or something computed from it that a kernel may compute again where it is read."""
+        """A leaf, or a value computed from one, which kernels may recompute where they read it."""
         name = self.leaf(shape, kind)
         return self.both(self.one_of(SMOOTH).format(name)) if self.chance(0.4) else name
 
@@ -94,7 +94,7 @@ class Draw:
         return made.name
 
     def _read(self, code: str) -> set[str]:
-        """The names that code reads, through others, too."""
+        """The names that code reads, directly or through others."""
         made = {s.name: s.code for s in (*self.first, *self.second)}
         found: set[str] = set()
         waiting = [code]
@@ -106,7 +106,7 @@ class Draw:
 
     def pair(self, first: str, second: str, way: str = "lazy", smooth: bool = True,
              tail: bool = True) -> Pair:  # fmt: skip
-        """Two expressions that must agree, with what comes behind them in both programs."""
+        """Two expressions that must agree, and the statements that follow in both programs."""
         after = self.one_of(SMOOTH) if tail and self.chance(0.5) else "{}"
         read = self._read(first) & self._read(second)
         wanted = [name for name in self.leaves if name in read and smooth and self.smooth][:2]

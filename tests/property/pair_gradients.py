@@ -1,5 +1,5 @@
-"""Pairs that judge gradients and movement by something else than their own rules: by differences,
-and by indices that numpy works out.
+"""Pairs that check gradients and movement without their own rules: by numerical differences, and by
+indices that numpy computes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ STEEP = re.compile(r"normalize|std|arg(max|min)|\(t\d+ (<|>=|!=|==) ")
 class Derivative:
     """A graph that ends with a loss and its gradients, which numerical differences must confirm.
 
-    All of it is computed on REF in float64: it is the rules that are judged, which every device
-    shares.
+    All is computed by REF in float64, since only the gradient rules are tested, which all devices
+    share.
     """
 
     graph: Graph
 
     def problems(self, device: str) -> list[str]:
-        """The leaves whose gradient is not how the loss changes in a random direction."""
+        """The leaves whose gradient differs from the loss's slope in a random direction."""
         found = []
         for statement in self.graph.statements:
             head, _, tail = statement.code.partition(".gradient(")
@@ -68,8 +68,8 @@ class Derivative:
 
 
 def derivative(seed: int) -> Derivative:
-    """The gradients of a random smooth graph, none where a step is not small: a norm or a deviation
-    that may be 0, or the place of a value among others that are equal to it.
+    """The gradients of a random smooth graph without operations too steep for differences: a norm
+    or deviation that may be 0, or the position of a value among equal ones.
     """
     while True:
         graph = make_graph(seed, most=16).needed()
@@ -80,7 +80,7 @@ def derivative(seed: int) -> Derivative:
 
 
 def moved(d: Draw) -> Pair:
-    """A chain of views, and the same elements by index; weighted, so that places matter."""
+    """A chain of views, and the same elements by index; weighted, so that positions matter."""
     while True:
         shape = d.shape(1 + d.below(3), 300)
         size = int(np.prod(shape))
@@ -99,7 +99,7 @@ def moved(d: Draw) -> Pair:
 
 
 def _step(d: Draw, places: np.ndarray, size: int) -> tuple[str, np.ndarray]:
-    """One movement of {x} and of the places of its elements; place `size` holds 0."""
+    """One movement of {x} and of its elements' positions; position `size` holds 0."""
     axis, count = d.below(places.ndim), places.ndim
     n, kind = places.shape[axis], d.below(9)
     if kind == 0:

@@ -1,4 +1,4 @@
-"""The kinds of pairs: a function each, which draws two programs that must agree."""
+"""The kinds of pairs: each function draws two programs that must agree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def product(d: Draw) -> Pair:
     return d.pair(f"({a} @ {b}){scale}", f"({d.one_of(ways)}){scale}")
 
 
-# Code of x along an axis a, with a scale s; whether the axis goes; whether it is smooth.
+# Code of x along an axis a, with a scale s; whether it removes the axis; whether it is smooth.
 ALONG: list[tuple[str, bool, bool]] = [
     ("{x}.sum({a}) * {s}", True, True), ("{x}.mean({a})", True, True),
     ("{x}.max({a})", True, False), ("{x}.min({a})", True, False),
@@ -50,7 +50,7 @@ ALONG: list[tuple[str, bool, bool]] = [
 
 
 def permuted(d: Draw) -> Pair:
-    """Along an axis, and along the same axis of a permuted, flipped or copied view."""
+    """An operation along an axis, and along the same axis of a permuted or copied view."""
     shape = d.shape(3)
     x = d.operand(shape)
     axis = d.below(3)
@@ -67,7 +67,7 @@ def permuted(d: Draw) -> Pair:
 
 
 def parted(d: Draw) -> Pair:
-    """Over an axis at once, and over its two parts, whose results are joined."""
+    """An operation along an axis, and the same from two parts, or by other operations."""
     shape = d.shape(2) if d.chance(0.8) else (d.one_of((1, 2, 3)), d.one_of(LONG))
     axis = 1 if shape[1] > 1 else 0
     if shape[axis] < 2:
@@ -108,9 +108,9 @@ def parted(d: Draw) -> Pair:
 
 
 def batch(d: Draw) -> Pair:
-    """A batch of n, and n batches or two uneven ones, through a few layers."""
+    """A batch of n, and n batches of 1 or two uneven batches, through a few layers."""
     n = 2 + d.below(3) if d.chance(0.8) else d.one_of((31, 32, 33, 65))
-    d.large = d.chance(0.05)  # a dozen kernels for each pair
+    d.large = d.chance(0.05)  # a dozen kernels per pair
     inner = (d.extent(2), d.extent(2))
     x = d.leaf((n, *inner))
     code = layers(d, inner)
@@ -121,7 +121,7 @@ def batch(d: Draw) -> Pair:
 
 
 def checkpointed(d: Draw) -> Pair:
-    """A gradient, and the same by way of a detached middle and the first half once more."""
+    """A gradient, and the same with a detached middle and the first half computed again."""
     d.large = d.chance(0.05)
     shape = (2 + d.below(3), d.extent(2), d.extent(2))
     x = d.leaf(shape)
@@ -138,7 +138,7 @@ def checkpointed(d: Draw) -> Pair:
 
 
 def attention(d: Draw) -> Pair:
-    """Attention: by its method, by hand, by parts of the queries, and of the heads."""
+    """Attention: by its method, written out, for parts of the queries, and for each head."""
     d.large = d.chance(0.1)
     heads, width = 1 + d.below(3), d.one_of((1, 4, 8, 16, 17))
     t = d.one_of((2, 3, 8, 9, 17, 31, 32, 33)) if not d.large else d.one_of((129, 255, 257, 300))
@@ -164,7 +164,7 @@ def attention(d: Draw) -> Pair:
 
 
 def behind_mask(d: Draw) -> Pair:
-    """What a mask excludes reaches nobody: NaN, infinities and 1e30 there, or nothing special."""
+    """Masked values do not affect results: NaN, infinities and 1e30 there, or ordinary numbers."""
     t = d.one_of((5, 31, 33, 40)) if not d.large else d.one_of((129, 160, 257, 300))
     c = d.cut(t)
     seed, width = d.seed * 1000, d.one_of((4, 8, 17))
@@ -189,7 +189,7 @@ def behind_mask(d: Draw) -> Pair:
         codes.append(f"{q}.scaled_dot_product_attention({operands}, is_causal=True)[:{c}]")
         keys = f"(Tensor.arange({t}) < {c}).expand({t}, {t})"
         codes.append(f"{q}.scaled_dot_product_attention({operands}, attn_mask={keys})")
-    for operands in ("{x}, {x}", f"{k}, {{x}}"):  # and no gradient of who sees nothing of it
+    for operands in ("{x}, {x}", f"{k}, {{x}}"):  # nor gradients by the queries
         seen = f"{few}.scaled_dot_product_attention({operands}, is_causal=True)"
         codes += [seen, f"({seen}).square().mean().gradient({few})[0]"]
     codes.append(f"{few}.scaled_dot_product_attention({k}, {{x}}, is_causal=True).square().mean()"
@@ -199,7 +199,7 @@ def behind_mask(d: Draw) -> Pair:
 
 
 def chosen(d: Draw) -> Pair:
-    """Rows by index: from either end, by one_hot, by gather; and what is added up at indices."""
+    """Rows by index: from either end, by one_hot, by gather; and sums at indices."""
     n, width, count = d.extent(2), d.extent(), d.extent(2)
     x = d.operand((n, width))
     i = d.leaf((count,), "ends", "int32", n)
@@ -221,7 +221,7 @@ def chosen(d: Draw) -> Pair:
 
 
 def convolution(d: Draw) -> Pair:
-    """A convolution: of windows by hand, of parts of the channels, and pools as means."""
+    """A convolution: from windows, from parts of the channels; and pooling as means."""
     n, c, o = 1 + d.below(3), 1 + d.below(5), d.one_of((1, 2, 5, 8, 17))
     height, width = d.one_of((4, 5, 8, 13, 16)), d.one_of((4, 6, 9, 16, 33))
     k, stride, padding = 1 + d.below(3), 1 + d.below(2), d.below(2)
@@ -245,9 +245,9 @@ def convolution(d: Draw) -> Pair:
 
 
 def scaled(d: Draw) -> Pair:
-    """Operands of 2^±40, 2^±66 … where the result is as large as it would be without.
+    """Operands scaled by 2^±40, 2^±66 …, whose result is as large as without scaling.
 
-    Half of them are large enough for scores that are never stored, which are scaled late.
+    Half of them are so large that scores are not stored and are scaled late.
     """
     m, k, n = d.extent(2), d.extent(2), d.extent()
     if d.chance(0.5):
@@ -288,13 +288,13 @@ def _random_graph(seed: int) -> Graph:
 
 
 def cut(seed: int) -> Program:
-    """A random graph, fused and cut: some of its values are stored, or computed, early."""
+    """A random graph, fused, and with some of its values stored or computed early."""
     d, graph = Draw(seed), _random_graph(seed)
-    # What is stored is no view any longer, and does not see what is written to its base later.
+    # A stored value is not a view any more, and does not see later writes to its base.
     last = max((n for n, s in enumerate(graph.statements) if s.writes), default=-1)
     places = [n for n, s in enumerate(graph.statements) if n > last and "leaf(" not in s.code]
     chosen = set(d.random.permutation(places)[: 1 + d.below(3)].tolist())
-    # What is computed early forgets from which leaves, unless they were marked.
+    # A value computed early loses its leaves, unless they were marked.
     ending = ".contiguous()" if _has_gradient(graph) else d.one_of((".realize()", ".contiguous()"))
     statements = [replace(s, code=f"({s.code}){ending}") if n in chosen else s
                   for n, s in enumerate(graph.statements)]  # fmt: skip
@@ -302,19 +302,19 @@ def cut(seed: int) -> Program:
 
 
 def in_another_way(seed: int) -> Program:
-    """A random graph, lazily and as a captured step, statement by statement, or not fused."""
+    """A random graph, run lazily and in another way: captured, step by step, or not fused."""
     graph = _random_graph(seed)
     ways = ("jit", "jit", "eager", "not fused")
     way = ways[Draw(seed).below(len(ways))]
     if way == "jit" and any(s.writes for s in graph.statements):
-        way = "eager"  # leaves are a captured step's inputs, which are fresh at each call
+        way = "eager"  # leaves are inputs of a captured step, and each call has new ones
     if way == "eager" and _has_gradient(graph):
         way = "not fused"
     return Pair(graph, graph, way)
 
 
 def views_of_larger(seed: int) -> Program:
-    """A random graph whose leaves are views of larger ones, transposed, sliced or flipped."""
+    """A random graph whose leaves are transposed, sliced or flipped views of larger ones."""
     d, graph = Draw(seed), _random_graph(seed)
     written = {s.name for s in graph.statements if s.writes}
     statements: list[Statement] = []

@@ -1,4 +1,4 @@
-"""Layers of random pairs: from (batch, …, rows, columns) to the same shape, sample by sample."""
+"""Layers of random pairs: they keep the shape (batch, …, rows, columns) and act on each sample."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .pair_draw import Draw
 
 
 def layers(d: Draw, inner: Shape, most: int = 2) -> str:
-    """Code of {x}, of shape (batch, *inner), through up to `most` layers that have own weights."""
+    """Code of {x}, of shape (batch, *inner), through up to `most` layers with their own weights."""
     code = "{x}"
     for _ in range(1 + d.below(most)):
         code = _layer(d, inner).replace("{x}", f"({code})")

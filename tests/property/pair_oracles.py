@@ -1,5 +1,5 @@
-"""Programs whose meaning is numpy's or Python's: writes through views, integers of every width, and
-indices beyond both ends.
+"""Programs that numpy or Python judges: writes through views, integers of every width, and indices
+out of range.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ def _on(device: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Views:
-    """Statements that numpy's arrays and Tensors take alike; all names are compared in the end."""
+    """Statements that run on numpy arrays and on Tensors; all names are compared at the end."""
 
     statements: tuple[str, ...]
     names: tuple[str, ...]
     seed: int
     shape: Shape
-    looks: tuple[int, ...]  # behind which statements everything is realized
+    looks: tuple[int, ...]  # after which statements everything is realized
 
     def run(
         self, make: Callable[[np.ndarray], Any], bits: Callable[[Any], Any],
         before: Callable[[Any], Any],
     ) -> dict[str, Any]:  # fmt: skip
-        """The names after all statements, as numpy's arrays."""
+        """The values of all names after the last statement, as numpy arrays."""
         start = floats(np.random.default_rng(self.seed), self.shape, "eighths")
         space = {"t": make(start.astype(np.float32)), "bits": bits, "before": before}
         for number, statement in enumerate(self.statements):
@@ -51,7 +51,7 @@ class Views:
                                else space[name]) for name in self.names}  # fmt: skip
 
     def problems(self, device: str) -> list[str]:
-        """Names whose values are not numpy's; what raises instead is no silent mistake."""
+        """Names whose values differ from numpy's; an error raised instead is not counted."""
         wanted = self.run(lambda a: a, lambda a: a.view(np.int32), np.copy)
         found = []
         for name in _on(device):
@@ -146,7 +146,7 @@ def _write(
         return f"{target} -= {other}"
     if kind == 3 and len(shape) > 1:
         a, b = (int(g.integers(0, shape[0])) for _ in range(2))
-        # numpy reads what it has just written where a column takes a row that crosses it
+        # numpy would read elements it has just written, when a row and a column cross
         return f"{target}[{a}] = before({other}[{b}])"
     if kind == 4 and shape[0] > 1:
         return f"{target}[1:] = {other}[:-1]"
@@ -161,14 +161,14 @@ EDGES = (0, 2**7, 2**15, 2**31, 2**32, 2**53, 2**62, 2**63, 2**64)
 
 @dataclass(frozen=True)
 class Ints:
-    """An expression of Python ints; `values` are what it holds; `given`: a dtype was asked for."""
+    """An expression of Python ints; `values`: its elements; `given`: whether it fixes the dtype."""
 
     code: str
     values: tuple[int, ...]
     given: bool
 
     def problems(self, device: str) -> list[str]:
-        """Other numbers than Python's, another dtype than the narrowest that is allowed."""
+        """Values that differ from Python's, or a dtype that is not the narrowest allowed one."""
         found = []
         for name in _on(device):
             low, high = min(self.values), max(self.values)
@@ -196,7 +196,7 @@ def _wide(low: int, high: int) -> bool:
 
 
 def python_ints(seed: int) -> Ints:
-    """Integers around the ends of every dtype, where tensors are made of them."""
+    """Integers around the limits of every dtype, in operations that create tensors from them."""
     g = np.random.default_rng([seed, 5])
 
     def number() -> int:
@@ -224,7 +224,7 @@ def python_ints(seed: int) -> Ints:
     ]
     code, values, given = cases[int(g.integers(0, len(cases)))]
     if code.endswith((".sum()", ".prod()", ".cumsum(0)")):
-        given = True  # the sum's dtype is the wider one, whether needed or not
+        given = True  # the sum has the wider dtype, whether it needs it or not
         if not all(-(2**63) <= v < 2**63 for v in (a, *values)):
             return python_ints(seed + 1_000_003)
     return Ints(code, values, given)
@@ -232,8 +232,8 @@ def python_ints(seed: int) -> Ints:
 
 # --- indices ----------------------------------------------------------------------------------
 
-# Code of data x (n, 3), a table's classes n, indices i (count,) → where negative ones count from
-# the end, and what must not be touched there.
+# Code of data x (n, 3), a table's number of classes n, and indices i (count,); whether negative
+# indices count from the end.
 READERS: list[tuple[str, bool]] = [
     ("x[i]", True), ("x.T[:, i]", True), ("x[i, i % 3]", True), ("x[:, 0].take(i)", True),
     ("x[:, 0].gather(0, i)", False), ("x.gather(0, i.reshape(-1, 1))", False),
@@ -249,7 +249,7 @@ TAILS = ("{}", "({}).float().sum()", "({}).float() * 2 + 1", "({}).float().max()
 
 @dataclass(frozen=True)
 class Beyond:
-    """Code that reads or writes at indices; bad: the one that is out of range, or None."""
+    """Code that reads or writes at indices; bad: the index out of range, or None."""
 
     code: str
     rows: int
@@ -259,7 +259,7 @@ class Beyond:
     captured: bool
 
     def problems(self, device: str) -> list[str]:
-        """BoundsError that names the index where one is bad, and nowhere else."""
+        """A missing or wrong BoundsError for the bad index, or one though no index is bad."""
         found = []
         for name in _on(device):
             said = None
@@ -301,7 +301,7 @@ print(({self.code}).numpy())  # captured: {self.captured}
 
 
 def indices_beyond(seed: int) -> Beyond:
-    """Indices at both ends, and most often one just beyond or far beyond either of them."""
+    """Indices at both ends, and mostly one that is just beyond or far beyond an end."""
     g = np.random.default_rng([seed, 7])
     rows = int(g.choice((1, 3, 5, 16, 33, 100)))
     code, wraps = READERS[int(g.integers(0, len(READERS)))]

@@ -28,17 +28,17 @@ from .graphs import Graph, limit_of, namespace, problem_of, run
 
 
 class Program(Protocol):
-    """What a kind draws."""
+    """A program drawn by a kind."""
 
     def problems(self, device: str) -> list[str]:
-        """What is wrong on a device, in sentences."""
+        """What is wrong on a device, one sentence for each problem."""
 
     def script(self, device: str) -> str:
         """The text of what runs."""
 
 
 def run_captured(graph: Graph, device: str, real: Any = None) -> list[np.ndarray]:
-    """The outputs of a graph that is captured as a step: of a replay, on leaves of its own."""
+    """The outputs of a graph captured as a step: those of a replay with its own leaves."""
     leaves = [s for s in graph.statements if s.code.startswith("leaf(")]
     rest = [s for s in graph.statements if not s.code.startswith("leaf(")]
 
@@ -75,14 +75,14 @@ WAYS: dict[str, Callable[..., list[np.ndarray]]] = {
 
 @dataclass(frozen=True)
 class Pair:
-    """Two graphs with the same number of outputs, and the way in which the second one runs."""
+    """Two graphs with the same number of outputs, and how the second one runs."""
 
     left: Graph
     right: Graph
     way: str = "lazy"
 
     def problems(self, device: str) -> list[str]:
-        """Where either graph is further from the truth than rounding explains."""
+        """Outputs of either graph that differ from exact ones by more than rounding explains."""
         exact = run(self.left, REFERENCE, dtypes.float64)
         other = WAYS[self.way](self.right, REFERENCE, dtypes.float64)
         near = run(self.left, REFERENCE)
@@ -139,7 +139,7 @@ def fails(program: Program, device: str) -> str | None:
 
 
 def make_pair(seed: int, kinds: tuple[str, ...] = ()) -> tuple[str, Program]:
-    """The kind of a seed, and the pair that it draws."""
+    """The kind that a seed chooses, and the pair that it draws."""
     from .pair_kinds import KINDS
 
     names = kinds or tuple(KINDS)

@@ -1,7 +1,7 @@
-"""Plans: which shapes an operation's operands take, and with which parameters.
+"""Plans: the shapes of an operation's operands, and its parameters.
 
 A `Plans` holds a list of edge plans (0-d, zero-size, one element, sizes around the vector widths,
-…), which every run goes through, and a Hypothesis strategy for all others.
+…), which every run tests, and a Hypothesis strategy for all others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from .layouts import Shape
 
-# A vector has 8 to 64 lanes: n − 1, n and n + 1 are where tails and masks go wrong.
+# A vector has 8 to 64 lanes: bugs in tails and masks show at n − 1, n and n + 1.
 LENGTHS = (0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65)
 SHAPES: tuple[Shape, ...] = (
     (), *((n,) for n in LENGTHS), (1, 1), (3, 0, 2), (2, 3, 4), (5, 33), (33, 5), (2, 17, 3),
@@ -26,7 +26,7 @@ MAXIMAL_SIZE = 3000
 
 
 def some_shapes(number: int) -> tuple[Shape, ...]:
-    """Half of SHAPES: a third of the lengths, which are those of all where numbers differ."""
+    """About half of SHAPES: a third of the lengths; three consecutive numbers give all of them."""
     return ((), *((n,) for n in LENGTHS[number % 3 :: 3]), *SHAPES[-7:])
 
 
@@ -41,7 +41,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Plans:
-    """Edge plans, and a strategy for all the others; new: whether it draws any but the edges."""
+    """Edge plans, and a strategy for others; new: whether it draws any other than the edges."""
 
     edges: tuple[Plan, ...]
     random: st.SearchStrategy[Plan]
@@ -93,7 +93,7 @@ def elementwise(count: int = 1, edge_shapes: Sequence[Shape] = SHAPES) -> Plans:
 
 
 def with_choices(plans: Plans, choices: Sequence[Mapping[str, Any]]) -> Plans:
-    """Cross plans with sets of parameters: the edges take them in turn."""
+    """Plans with each set of parameters; the edge plans get the sets in turn."""
     edges = tuple(
         Plan(plan.shapes, {**plan.parameters, **choices[index % len(choices)]}, plan.domains)
         for index, plan in enumerate(plans.edges)
@@ -108,17 +108,17 @@ def with_choices(plans: Plans, choices: Sequence[Mapping[str, Any]]) -> Plans:
 
 
 def fixed(*plans: Plan) -> Plans:
-    """Nothing but these plans."""
+    """Only these plans."""
     return Plans(plans, st.sampled_from(plans), new=False)
 
 
 def drawn(edges: Sequence[Plan], draw: Callable[..., Plan]) -> Plans:
-    """Edges, and a function of Hypothesis's `draw` for the others."""
+    """Edge plans, and a function of Hypothesis's `draw` for the others."""
     return Plans(tuple(edges), st.composite(draw)())
 
 
 def axis_of(draw: Any, shape: Shape) -> int:
-    """One axis of a shape of at least one dimension, counted from either end."""
+    """An axis of a shape of at least one dimension, counted from either end."""
     return int(draw(st.integers(-len(shape), len(shape) - 1)))
 
 
@@ -135,7 +135,7 @@ def _reduction(draw: Any, empty: bool, several: bool) -> Plan:
 
 
 def reduction(empty: bool = True, several: bool = True) -> Plans:
-    """One operand reduced over all axes, one axis, or several; `empty`: over no elements too."""
+    """One operand reduced over all axes, one axis, or several; `empty`: also over no elements."""
     given: list[tuple[Shape, Any, bool]] = [
         *(((n,), None if n % 2 else 0, n % 3 == 0) for n in LENGTHS),
         ((), None, False),
@@ -162,7 +162,7 @@ def reduction(empty: bool = True, several: bool = True) -> Plans:
 
 
 def along_axis(empty: bool = True) -> Plans:
-    """One operand and one axis that stays (softmax, cumsum, sort)."""
+    """One operand and an axis that is kept (softmax, cumsum, sort)."""
     given = [*(((n,), 0) for n in LENGTHS), ((1, 1), 1), ((5, 33), 0), ((5, 33), -1),
              ((2, 17, 3), 1), ((3, 0, 2), 0), ((3, 0, 2), 1), ((16, 2, 9), -3)]  # fmt: skip
 

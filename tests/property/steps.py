@@ -31,14 +31,14 @@ T = TypeVar("T")
 EXTENTS = (1, 2, 3, 4, 5, 7, 8, 16, 17, 31, 33)
 STATE = ("s0", "s1")
 VIEWS = ("[1:]", "[::2]", "[:, 1:]", ".T", "[::-1]", ".flip(1)", "[-1]", "[:, ::-2]")
-# What is written, to which part, and how (x: an expression of the whole shape).
+# Writes to a tensor t or a part of it (x: an expression of the whole shape).
 WRITES = (
     "{t}.assign({x})", "{t} += {x}", "{t} -= {x}", "{t}[1:] = {x}[1:]", "{t}[:, ::2] = {x}[:, ::2]",
     "{t}[0] = {x}[-1]", "{t}.assign({t}.flip(0) + {x})", "{t}[:, 0] = {x}.sum(1).clip(-9, 9)",
     "{t}[{x} > 0] = 1", "{t}[::-1] = {x}", "{t}[[0, -1]] = {x}[[-1, 0]]",
 )  # fmt: skip
-# Arguments of a call: new ones; one twice; parts of one memory; the state itself; a transpose; the
-# result of the call before.
+# Arguments of a call: new tensors; one twice; parts of one tensor; the state; a transpose; a result
+# of the previous call.
 CALLS = {
     "new": "new(n, m), new(n, m)", "same": "(x := new(n, m)), x",
     "parts": "(x := new(2 * n, m))[:n], x[n:]", "overlap": "(x := new(n + 1, m))[:-1], x[1:]",
@@ -49,7 +49,7 @@ CALLS = {
 
 @dataclass(frozen=True)
 class Step:
-    """Lines on `a`, `b`, `s0`, `s1`, all of shape (n, m); what they return; a call's arguments."""
+    """Lines on `a`, `b`, `s0`, `s1`, all of shape (n, m); results; the arguments of each call."""
 
     n: int
     m: int
@@ -58,7 +58,7 @@ class Step:
     calls: tuple[str, ...]
 
     def script(self, device: str) -> str:
-        """A program that shows what is wrong."""
+        """A program that reproduces a failure."""
         return f"""\
 from tests.property.steps import Step, failure_of
 
@@ -79,10 +79,10 @@ class Maker:
         if self.chance(0.3):
             self.m = self.n
         self.names = ["a", "b", *STATE]
-        self.made: list[str] = []  # by lines of the step
+        self.made: list[str] = []  # names assigned by lines of the step
 
     def one_of(self, items: Sequence[T]) -> T:
-        """One of several."""
+        """One of the items."""
         return self.random.choice(items)
 
     def chance(self, share: float) -> bool:
@@ -90,7 +90,7 @@ class Maker:
         return self.random.random() < share
 
     def expression(self, depth: int) -> str:
-        """Of the shape (n, m)."""
+        """A random expression of shape (n, m)."""
         if not depth or self.chance(0.2):
             return self.one_of(self.names)
         x, y, axis = self.expression(depth - 1), self.expression(depth - 1), self.one_of((0, 1))
@@ -106,7 +106,7 @@ class Maker:
         return self.one_of(forms)
 
     def lines(self) -> list[str]:
-        """A new tensor, a write, a write through a view, or a realization."""
+        """Lines for a new tensor, a write, a write through a view, or a realization."""
         if self.chance(0.1):
             return [f"{self.one_of(self.names)}.realize()"]
         if self.chance(0.55):
@@ -123,7 +123,7 @@ class Maker:
         return [self.one_of(WRITES).format(t=target, x=x), tame]
 
     def step(self) -> Step:
-        """The whole."""
+        """The complete step."""
         lines = [line for _ in range(self.random.randrange(1, 7)) for line in self.lines()]
         whole = [*self.names, "s0[1:]", "s0.T", "a[::2]", "a.sum()", "s1.max(0)"]
         results = [self.one_of(whole) for _ in range(self.random.randrange(1, 4))]
@@ -144,7 +144,7 @@ def make_step(seed: int) -> Step:
 def run(
     step: Step, device: str, captured: bool
 ) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
-    """After each call: what there is, and what the results that the step made are at the end.
+    """After each call: results, state and arguments; and the values of its own results at the end.
 
     The list ends at a call that raises JitError.
     """

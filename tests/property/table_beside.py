@@ -1,6 +1,6 @@
-"""Rows that PyTorch alone judges: dtypes that meet, numbers in place of tensors, forms of calls.
+"""Rows that only PyTorch judges: dtype promotion, numbers instead of tensors, forms of calls.
 
-Lines as in `expressions`; those of a family are computed in one program.
+Each line is one row, as in `expressions`; a family's lines are computed in one program.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def truncated_modulo(x: Any, y: Any) -> Any:
 
 
 def _counts(x: Any, y: Any) -> tuple[Any, Any]:
-    """Shift counts below the width, and where the given count was not (negative ones are huge)."""
+    """Counts with invalid ones (negative, or at least the width) set to 0, and where those were."""
     width = x.dtype.itemsize * 8
     too_far = (y < 0) | (y >= width)
     return np.where(too_far, 0, y).astype(x.dtype), too_far
@@ -103,7 +103,7 @@ def binary(
         return rows
     apply = getattr(operator, f"__{dunder}__")
     rows.append(Operation(f"x {symbol} y", apply, methods=(f"__{dunder}__",), **few))
-    numbers = tuple(d for d in fields["dtypes"] if d != "bool")  # an int would widen a bool
+    numbers = tuple(d for d in fields["dtypes"] if d != "bool")  # an int would promote bool
     reflected = {**few, "plans": FEW, "dtypes": numbers,
                  "reference": lambda x: reference(np.asarray(scalar, x.dtype), x),
                  "domains": fields.get("domains", ("any",))[-1:],
@@ -120,7 +120,7 @@ def binary(
 
 
 def comparison(symbol: str, dunder: str) -> list[Operation]:
-    """One comparison of two tensors; values are exact, so that equality happens."""
+    """A comparison of two tensors, with values from a small exact set, so that equality occurs."""
     apply = getattr(operator, f"__{dunder}__")
     fields: dict[str, Any] = {
         "domains": ("quarters",), "dtypes": ALL, "result": boolean, "plans": TWO,

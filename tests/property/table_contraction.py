@@ -88,7 +88,7 @@ CONTRACTIONS = [
               methods=("matmul",), **{**PRODUCT, "dtypes": FLOATS}),
     Operation("einsum", lambda *x, equation: Tensor.einsum(equation, *x),
               lambda *x, equation: np.einsum(equation, *x), _einsum_plans(False), **PRODUCT),
-    # which two are multiplied first decides what becomes of infinities
+    # the order of products decides where infinities and NaN appear
     Operation("einsum of several", lambda *x, equation: Tensor.einsum(equation, *x),
               lambda *x, equation: np.einsum(equation, *x), _einsum_plans(True), special=False,
               methods=("einsum",), **PRODUCT),
@@ -129,7 +129,7 @@ _HEADS = fixed(
     Plan(((1, 2, 17, 16), (1, 2, 17, 16), (1, 2, 17, 16))),
     Plan(((1, 1, 1, 4), (1, 1, 1, 4), (1, 1, 1, 4))),
     Plan(((33, 9), (33, 9), (33, 9))),
-    Plan(((2, 97, 8), (2, 97, 8), (2, 97, 8))),  # more than 2¹⁴ scores: they are not stored
+    Plan(((2, 97, 8), (2, 97, 8), (2, 97, 8))),  # more than 2¹⁴ scores are not stored
 )
 _ATTENTION: dict[str, Any] = {
     "dtypes": FLOATS, "tolerance": Tolerance(ulps=16, scale=16), "differentiable": True,
@@ -182,7 +182,7 @@ def _log_softmax_along(x: Any, axis: int) -> Any:
 
 
 def _picked(scores: Any, targets: Any, smoothing: float) -> Any:
-    """−log p of the target, mixed with the mean over classes; classes are the last axis."""
+    """−log p of the target, mixed with the mean over classes; the last axis has the classes."""
     logs = log_softmax(scores)
     chosen = np.take_along_axis(logs, targets[..., None], -1)[..., 0]
     return -((1 - smoothing) * chosen + smoothing * logs.mean(-1))

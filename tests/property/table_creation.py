@@ -23,14 +23,14 @@ def made(
     name: str, call: Callable[..., Any], reference: Any, parameters: Sequence[dict[str, Any]],
     dtype: str = "float32", **more: Any,
 ) -> Operation:  # fmt: skip
-    """A row without operands, of one dtype."""
+    """A row without operands, tested with one dtype."""
     fields: dict[str, Any] = {"result": lambda _: dtype, "dtypes": ("float32",), "special": False,
                               "layouts": False, "tolerance": EXACT, **more}  # fmt: skip
     return Operation(name, call, reference, fixed(*(Plan((), p) for p in parameters)), **fields)
 
 
 def _seeded(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """The same seed on each device must give the same numbers."""
+    """Two draws after seeding: all devices must give the same numbers."""
 
     def call(**parameters: Any) -> Any:
         Tensor.manual_seed(5)
@@ -85,8 +85,8 @@ def _again(x: Any, name: str) -> Any:
     return getattr(x, name)()
 
 
-# The numbers themselves are checked for their distribution in tests/tensor; here: each device
-# draws the same, the second draw differs from the first, and scaled ones are off by rounding only.
+# Distributions are tested in tests/tensor; here: each device draws the same numbers, the second
+# draw differs from the first, and scaled numbers may differ by rounding only.
 NORMAL = Tolerance(ulps=8, scale=2)
 
 
@@ -129,7 +129,7 @@ _CASTS: dict[str, Any] = {"plans": FEW, "domains": ("some_zeros",), "dtypes": AL
 
 
 def cast(name: str, target: str) -> Operation:
-    """A cast by its short name; awkward values are in test_dtypes."""
+    """A cast by its short method; special values are tested in test_dtypes."""
     floats = ("float32", "float64", "float16", "bfloat16")
     tolerance = Tolerance(ulps=1) if target in floats else EXACT
     return Operation(

@@ -1,4 +1,4 @@
-"""Rows of the operation table: what is addressed by data, and writes into parts of a tensor."""
+"""Rows of the operation table: indexing by data, and writes into parts of a tensor."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _KEYS: list[tuple[Shape, tuple[Any, ...]]] = [
 ]
 BASIC = drawn([Plan((shape,), {"key": key}) for shape, key in _KEYS], _basic)
 
-# Every kind of mix of slices, None and integer tensors; i and j broadcast against each other.
+# All mixes of slices, None and integer tensors; i and j broadcast with each other.
 TEMPLATES: dict[str, Callable[..., Any]] = {
     "[i]": lambda i, j: (i,),
     "[:, i]": lambda i, j: (slice(None), i),
@@ -79,7 +79,7 @@ def _by_integers(name: str) -> Callable[..., Any]:
 
 
 def _integer_plans() -> Plans:
-    """x is (5, 5, 5), so that one range of indices fits each axis."""
+    """x is (5, 5, 5), so that the same indices are valid on each axis."""
     pairs: list[tuple[Shape, Shape]] = [
         ((7,), (7,)), ((), ()), ((2, 3), (3,)), ((17,), (1,)), ((0,), (0,)), ((3, 1), (1, 9)),
     ]  # fmt: skip
@@ -93,7 +93,7 @@ _MASK = np.array([[True, False, True], [False, False, True]])
 _MIXED: list[tuple[Shape, tuple[Any, ...]]] = [
     ((3, 4), (_I, _J)),
     ((3, 4, 2), (_I, slice(None, None, -2), 1)),
-    ((5, 3, 4), (slice(1, None, 3), _I, Ellipsis, _J)),  # the … is empty, yet it parts them
+    ((5, 3, 4), (slice(1, None, 3), _I, Ellipsis, _J)),  # the empty … separates the arrays
     ((2, 3, 4), (_MASK, _J[:, None])),
     ((4, 2, 3), (slice(None, 2), _MASK)),
     ((2, 3, 5), (_MASK, Ellipsis, None, slice(3, None, -1))),
@@ -153,7 +153,7 @@ _GATHERS = drawn([
 
 
 def _put_along(x: Any, index: Any, values: Any, axis: int) -> Any:
-    """Where several values go to one place, the last one stays."""
+    """If several values go to one position, the last one wins."""
     result = x.copy()
     for place in np.ndindex(index.shape):
         target = list(place)
@@ -178,7 +178,7 @@ def _scatter_reduce(reduce: str) -> Callable[..., Any]:
 def _reduce_along(
     reduce: str, x: Any, index: Any, values: Any, axis: int, include_self: bool = True
 ) -> Any:
-    """All values of one place, and the old one where that counts, combined at once."""
+    """All values for one position, with the old one if include_self, combined at once."""
     given: dict[tuple[int, ...], list[Any]] = {}
     for place in np.ndindex(index.shape):
         target = list(place)

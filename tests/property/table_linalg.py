@@ -1,7 +1,7 @@
-"""Rows of the operation table: factors of matrices.
+"""Rows of the operation table: matrix factorizations.
 
-Singular vectors are unique but for their signs, so what is compared is what does not depend on
-these: the singular values, and the orthogonal factor U·Vh.
+Singular vectors are unique only up to signs, so rows compare results that do not depend on these:
+the singular values, and the orthogonal factor U·Vh.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _singular(x: Any, full_matrices: bool = False) -> tuple[Any, Any]:
 
 
 def _complete(x: Any) -> Any:
-    """Q·R and QᵀQ, for whose parts beyond the rank there is no rule."""
+    """Q·R and QᵀQ, since columns of Q beyond the rank are not unique."""
     q, r = (np.linalg.qr(x, "complete") if isinstance(x, np.ndarray) else x.qr("complete"))
     return q @ r, (q.swapaxes(-1, -2) if isinstance(x, np.ndarray) else q.transpose(-1, -2)) @ q
 

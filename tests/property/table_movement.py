@@ -27,7 +27,7 @@ def movement(
     draw: Callable[[Any], tuple[Shape, Parameters]] | None = None,
     **more: Any,
 ) -> Operation:
-    """An exact, differentiable operation of one operand on every dtype."""
+    """An exact, differentiable operation with one operand, for every dtype."""
     plans = [Plan((shape,), parameters) for shape, parameters in edges]
     if draw is None:
         whole = Plans(tuple(plans), st.sampled_from(plans))
@@ -45,7 +45,7 @@ def movement(
 
 
 def _factor(draw: Any, size: int) -> Shape:
-    """A shape of `size` elements."""
+    """A random shape of `size` elements."""
     parts = []
     while size > 1 and draw(st.booleans()):
         divisors = [d for d in range(1, size + 1) if size % d == 0]

@@ -1,7 +1,7 @@
-"""Rows of the operation table for names that are compositions: expressions, as PyTorch has them.
+"""Rows of the operation table for compositions: expressions under PyTorch's names.
 
-A line is one row, as in `expressions`. One that begins with * is evaluated with x and y of each
-dtype of `DTYPES`, too. Rows of a family are computed in one program.
+Each line is one row, as in `expressions`. Lines that begin with * are also evaluated with x and y
+of each dtype of `DTYPES`. A family's rows are computed in one program.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ FAMILIES = {
     """,
 }
 
-# Calls on a copy of x (y, p positive, u in −0.9 … 0.9, i of integers), which they write.
+# In-place calls on a copy of x (y, p positive, u in −0.9 … 0.9, i of integers).
 IN_PLACE = {
     "x": """
         add_(y); add_(y, alpha=2); sub_(y); mul_(y); div_(y); remainder_(y); floor_divide_(y);
@@ -382,5 +382,5 @@ FAMILIES["in place"] = "\n".join(
 
 
 def covered() -> set[str]:
-    """Names of Tensor's methods that rows call."""
+    """The names of Tensor methods that rows call."""
     return set(re.findall(r"\.([a-zA-Z]\w*)", " ".join(FAMILIES.values())))

@@ -26,7 +26,7 @@ def reducing(name: str) -> Callable[..., Any]:
 
 
 def _numpy(function: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
-    """A numpy reduction under the parameter names of Tensor."""
+    """A numpy reduction with Tensor's parameter names."""
 
     def reference(x: Any, axis: Any = None, keepdim: bool = False, **rest: Any) -> Any:
         return function(x, axis=axis, keepdims=keepdim, **rest, **fixed)
@@ -35,7 +35,7 @@ def _numpy(function: Callable[..., Any], **fixed: Any) -> Callable[..., Any]:
 
 
 def _wrapping(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Sums and products of integers wrap in 64 bits; the table then narrows them further."""
+    """Sums and products of integers wrap in 64 bits; the result's dtype narrows them further."""
 
     def reference(x: Any, axis: Any = None, keepdim: bool = False) -> Any:
         wide = x if np.issubdtype(x.dtype, np.floating) else x.astype(np.int64)
@@ -52,7 +52,7 @@ def _count(x: Any, axis: Any) -> int:
 
 
 def variance(x: Any, axis: Any = None, keepdim: bool = False, correction: int = 1) -> Any:
-    """The sum of squared deviations over (count − correction); not a number where that is 0 / 0."""
+    """The sum of squared deviations over (count − correction); NaN for 0 / 0."""
     center = x.mean(axis=axis, keepdims=True)
     squares = np.sum((x - center) ** 2, axis=axis, keepdims=keepdim)
     return squares / np.float64(max(0, _count(x, axis) - correction))
@@ -64,7 +64,7 @@ def deviation(x: Any, **parameters: Any) -> Any:
 
 
 def log_sum_exp(x: Any, axis: Any = None, keepdim: bool = False) -> Any:
-    """log of the sum of exponentials, safe for large values."""
+    """log of the sum of exponentials, without overflow."""
     most = np.max(x, axis=axis, keepdims=True)
     most = np.where(np.isfinite(most), most, 0)
     total = np.sum(np.exp(x - most), axis=axis, keepdims=True)
@@ -87,7 +87,7 @@ def log_softmax(x: Any, axis: int = -1) -> Any:
 def row(
     name: str, reference: Any, plans: Plans, tolerance: Tolerance = EXACT, **more: Any
 ) -> Operation:
-    """A differentiable reduction of floats, named as Tensor names it."""
+    """A row for a differentiable reduction of floats, under Tensor's method name."""
     fields: dict[str, Any] = {
         "differentiable": True, "dtypes": (*FLOATS, "int32"), "tolerance": tolerance, **more
     }  # fmt: skip
@@ -99,18 +99,18 @@ def _correction(plans: Plans) -> Plans:
 
 
 def _several(plan: Plan) -> bool:
-    """Whether more than one element is reduced: the deviation of a single one is a kink."""
+    """Whether more than one element is reduced: the deviation of one element has a kink."""
     return _count(np.empty(plan.shapes[0]), plan.parameters["axis"]) > 1
 
 
 def _few_factors(plan: Plan) -> bool:
-    """At most 65 factors: the step of a finite difference must stay small beside 1/factors."""
+    """Whether at most 65 elements are multiplied: a finite difference's step must be small."""
     return _count(np.empty(plan.shapes[0]), plan.parameters["axis"]) <= 65
 
 
 SPREAD = Tolerance(ulps=8, scale=8, terms=2)
-# A variance may be 0 up to rounding, and its root magnifies that: √(terms · ε) is about 1e-3 of
-# the scale, so deviations are compared where the data really vary (the domain "distinct").
+# A variance may be 0 up to rounding, which its root magnifies: √(terms · ε) is about 1e-3 of the
+# scale. So deviations are tested with data that varies (the domain "distinct").
 REDUCTIONS = [
     row("sum", _wrapping(np.sum), WHOLE, SUMMED, dtypes=ALL, result=summed),
     row("prod", _wrapping(np.prod), WHOLE, Tolerance(ulps=4, scale=2, terms=1), result=summed,
@@ -168,7 +168,7 @@ def _sort(x: Any, axis: int, descending: bool = False) -> Any:
 
 
 def _extreme_scan(ufunc: Any) -> Callable[..., Any]:
-    """Running extremes and where the latest of them stands (the last of equals, as PyTorch)."""
+    """Running extremes and the position of the latest (the last of equal ones, as in PyTorch)."""
 
     def reference(x: Any, axis: int) -> Any:
         values = ufunc.accumulate(x, axis=axis)
@@ -202,7 +202,7 @@ _ORDER: dict[str, Any] = {
 }  # fmt: skip
 _DIRECTIONS = with_choices(ALONG, [{}, {"descending": True}])
 _DIRECTIONS = Plans((*_DIRECTIONS.edges, Plan(((300, 2),), {"axis": 0}), Plan(((2, 300),), {
-    "axis": 1, "descending": True})), _DIRECTIONS.random)  # more than is sorted by counting
+    "axis": 1, "descending": True})), _DIRECTIONS.random)  # too many elements to sort by counting
 ORDER = [
     row("cummax", _extreme_scan(np.maximum), ALONG, result=(same, index), **_ORDER),
     row("cummin", _extreme_scan(np.minimum), ALONG, result=(same, index), **_ORDER),

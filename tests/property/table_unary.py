@@ -55,7 +55,7 @@ def _lgamma(x: Any) -> Any:
 
 
 def _digamma(x: Any) -> Any:
-    """Its derivative; NaN at poles, of the sign of −1/x at 0."""
+    """The derivative of lgamma; NaN at negative poles, at ±0 infinite with the sign of −1/x."""
     if x == 0:
         return -math.copysign(INF, x)
     if abs(x) == INF or (x < 0 and x == round(x)):
@@ -73,7 +73,7 @@ def row(
     tolerance: Tolerance = MATH,
     **changes: Any,
 ) -> Operation:
-    """A differentiable float function, named as Tensor names it."""
+    """A row for a differentiable float function, under Tensor's method name."""
     fields: dict[str, Any] = {
         "call": method(name),
         "reference": reference,
@@ -87,7 +87,7 @@ def row(
     return Operation(name, **{**fields, **changes})
 
 
-# Kinked functions are differentiated away from their kinks (near 0, ±1, ±3, 6).
+# Gradients are tested away from kinks (near 0, ±1, ±3, 6).
 FUNCTIONS = [
     row("sqrt", np.sqrt, "nonnegative", ROUNDED, gradient_domains=("positive",),
         exact=exact.of_positive(mpmath.sqrt)),
@@ -143,7 +143,7 @@ FUNCTIONS = [
         dtypes=(*FLOATS, "int32"), exact=exact.finite(lambda x: min(max(x, 0), 6))),
 ]  # fmt: skip
 
-# The parameters of these are Python scalars.
+# Functions with parameters, which are Python scalars.
 PARAMETRISED = [
     row("softplus", lambda x, beta=1.0: softplus(beta * x) / beta, tolerance=COMPOSED,
         plans=with_choices(ONE, [{}, {"beta": 2.0}]), exact=exact.ends(exact.softplus, 0, INF)),
@@ -159,7 +159,7 @@ PARAMETRISED = [
 
 
 def _same_dtype(name: str, reference: Reference, domain: str, **changes: Any) -> Operation:
-    """Exact functions that keep the dtype, integers included."""
+    """A row for an exact function that keeps the dtype, also of integers."""
     fields: dict[str, Any] = {"tolerance": EXACT, "dtypes": NUMBERS, "result": same, **changes}
     return row(name, reference, domain, **fields)
 
@@ -194,7 +194,7 @@ TESTS = [
 ]  # fmt: skip
 
 OPERATORS = [
-    # the reflections; where large terms cancel, few digits are left
+    # by reflection; where large terms cancel, few digits are left
     row("lgamma(-x)", lambda x: lgamma(-x), "positive", COMPOSED, call=lambda x: (-x).lgamma(),
         dtypes=FLOATS, methods=("lgamma",), differentiable=False),
     row("digamma(-x)", lambda x: digamma(-x), "positive", COMPOSED, call=lambda x: (-x).digamma(),

@@ -22,7 +22,7 @@ Options = dict[str, Any]
 
 def _conv(x: Any, w: Any, b: Any = 0, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
           groups: int = 1) -> Any:  # fmt: skip
-    """One product of matrices per place of the kernel."""
+    """A sum over kernel positions, each of which is one matrix product."""
     n = w.ndim - 2
     s, d = (np.broadcast_to(v, n) for v in (stride, dilation))
     pairs = padding if np.ndim(padding) == 2 else [(p, p) for p in np.broadcast_to(padding, n)]
@@ -41,14 +41,14 @@ def _conv(x: Any, w: Any, b: Any = 0, stride: Any = 1, padding: Any = 0, dilatio
 
 
 def _by_fewer_products(x: Any, w: Any, b: Any, padding: Any) -> Any:
-    """A convolution with 3 × 3, as it is computed where there are many channels."""
+    """A 3 × 3 convolution by Winograd's method, as used for many channels."""
     space = [n + sum(pair) - 2 for n, pair in zip(x.shape[2:], padding, strict=True)]
     return winograd.convolved(x, w, padding, space).movedim(-1, 1) + b.reshape(-1, 1, 1)
 
 
 def _conv_transpose(x: Any, w: Any, b: Any = 0, stride: Any = 1, padding: Any = 0,
                     dilation: Any = 1, groups: int = 1, output_padding: Any = 0) -> Any:
-    """Each element, times the kernel, added where it belongs."""
+    """Adds each element times the kernel at its position in the result."""
     n = w.ndim - 2
     s, d, p, more = (np.broadcast_to(v, n) for v in (stride, dilation, padding, output_padding))
     full = [(x.shape[2 + i] - 1) * s[i] + d[i] * (w.shape[2 + i] - 1) + 1 + more[i]
@@ -130,7 +130,7 @@ def _draw_filter(draw: Any) -> Plan:
 
 def _padded_windows(x: Any, kernel_size: Any, stride: Any, padding: Any, dilation: Any,
                     ceil_mode: bool, value: Any) -> tuple[Any, int]:  # fmt: skip
-    """Windows of x, padded with `value`; their places are the last n dimensions."""
+    """Windows of x, padded with `value`; the last n dimensions are positions in a window."""
     n = 2 if np.ndim(kernel_size) == 0 else len(kernel_size)
     k = np.broadcast_to(kernel_size, n)
     s = k if stride is None else np.broadcast_to(stride, n)
@@ -192,7 +192,7 @@ def _avg_pool(x: Any, kernel_size: Any = 2, stride: Any = None, padding: Any = 0
 
 
 def _resampled(x: Any, size: Any, mode: str, align_corners: bool = False) -> Any:
-    """A matrix of weights per dimension."""
+    """Resampling by one matrix of weights per dimension."""
     for axis, count in enumerate(size, 2):
         n = x.shape[axis]
         weights = np.zeros((count, n))

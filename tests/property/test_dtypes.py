@@ -1,4 +1,4 @@
-"""Every operation on every dtype that makes sense to it; promotion; casts of awkward values."""
+"""Every operation with every dtype that it accepts; promotion; casts of special values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .test_forward import check
 
 @pytest.mark.parametrize("name", [o.name for o in OPERATIONS if len(o.dtypes) > 1])
 def test_dtypes(name: str, compiled: str) -> None:
-    """Two shapes of each dtype of the row, and one with awkward values at its edges."""
+    """Two shapes with each dtype of the row, and integers and bools with special values."""
     operation = BY_NAME[name]
     edges = operation.plans.edges
     plans, cases = [edges[0], edges[-3 % len(edges)]], []
@@ -56,13 +56,13 @@ def test_promotion(device: str) -> None:
 
 @pytest.mark.parametrize("signed", ["int8", "int16", "int32", "int64"])
 def test_signed_integers_with_uint64_are_float32(signed: str) -> None:
-    """Not one of the two halves, which are equally near: it was another in each process."""
+    """Both halves are equally near: without a rule, the choice differed between processes."""
     assert promote(named(signed), named("uint64")) is named("float32")
     assert promote(named("uint64"), named(signed), named("bfloat16")) is named("bfloat16")
 
 
 def _awkward(dtype: str) -> list[Any]:
-    """Values whose conversion is interesting, as Python numbers that the dtype holds exactly."""
+    """Values with interesting conversions, as Python numbers that the dtype holds exactly."""
     wanted: list[Any] = list(specials(dtype))
     if is_float(dtype):
         wanted += [
@@ -106,7 +106,7 @@ def test_casts(source: str, device: str) -> None:
     ids="-".join,
 )  # fmt: skip
 def test_bitcasts(pair: tuple[str, str], device: str) -> None:
-    """The bits stay, both ways."""
+    """The bits do not change, in both directions."""
     for source, target in (pair, pair[::-1]):
         array = _as_array([v for v in _awkward(source) if v == v], source)
         result = Tensor(array, device=device).bitcast(named(target)).numpy()
@@ -116,7 +116,7 @@ def test_bitcasts(pair: tuple[str, str], device: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_every_pattern_of_two_bytes_stays(dtype: str, device: str) -> None:
-    """Integers' bits, copied as floats, are the same integers: NaNs say what they said."""
+    """Bits of integers, copied as floats, do not change, not even those of NaNs."""
     bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
     x = Tensor(bits, device=device).bitcast(dtype).realize()
     copied = x.T.contiguous().realize()
@@ -126,7 +126,7 @@ def test_every_pattern_of_two_bytes_stays(dtype: str, device: str) -> None:
 
 @pytest.mark.parametrize("pair", [("float32", "uint8"), ("int16", "float64"), ("uint64", "int8")])
 def test_bitcasts_to_another_size(pair: tuple[str, str], device: str) -> None:
-    """Bytes in the memory's order: the last dimension grows or shrinks."""
+    """In the order of bytes in memory: the last dimension grows or shrinks."""
     for source, target in (pair, pair[::-1]):
         values = [v for v in _awkward(source) if v == v][:8]
         array = np.stack([_as_array(values, source), _as_array(values[::-1], source)])

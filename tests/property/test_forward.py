@@ -1,4 +1,4 @@
-"""Every operation of the table on every device: edge shapes, random shapes, views, edge values."""
+"""Every operation of the table on every device: edge and random shapes, views, special values."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_edge_values(name: str, compiled: str) -> None:
     "name", [o.name for o in OPERATIONS if o.layouts and o.plans.edges[0].shapes]
 )
 def test_views(name: str, compiled: str) -> None:
-    """Operands that are transposed, sliced, flipped, broadcast, padded … views of others."""
+    """Operands that are transposed, sliced, flipped, broadcast, padded … views."""
     operation = BY_NAME[name]
     dtype = operation.dtypes[0]
     large = sorted(operation.plans.edges, key=_elements)[-3:]
@@ -86,7 +86,7 @@ def _elements(plan: Plan) -> int:
 
 @st.composite
 def _batches(draw: Any, operation: Operation) -> list[Case]:
-    # Where there is no other shape, test_dtypes has the other dtypes: here are new values.
+    # Without new shapes or layouts, only new values of the first dtype: test_dtypes has the others.
     new = operation.plans.new or operation.layouts
     dtype = draw(st.sampled_from(operation.dtypes if new else operation.dtypes[:1]))
     layouts = st.lists(st.sampled_from(tuple(LAYOUTS)), min_size=1, max_size=3)
@@ -106,7 +106,7 @@ def _batches(draw: Any, operation: Operation) -> list[Case]:
 @pytest.mark.parametrize("name", BY_NAME)
 @given(data=st.data())
 def test_random_shapes(name: str, compiled: str, data: Any) -> None:
-    """What Hypothesis thinks of: shapes, parameters, dtypes, layouts, several at a time."""
+    """Random shapes, parameters, dtypes and layouts from Hypothesis, several at a time."""
     operation = BY_NAME[name]
     check(operation, data.draw(_batches(operation)), compiled)
 
@@ -121,7 +121,7 @@ def test_random_shapes(name: str, compiled: str, data: Any) -> None:
     ids=["values", "order", "shape"],
 )
 def test_the_check_notices_a_difference(wrong: Any) -> None:
-    """A reference that is not what Tensor computes makes a row fail."""
+    """A row fails if its reference differs from what Tensor computes."""
     operation = replace(BY_NAME["exp"], reference=wrong)
     case = make_case(operation, Plan(((17,),)), "float32")
     with pytest.raises(AssertionError, match="REF against numpy"):

@@ -1,4 +1,4 @@
-"""Random graphs with other numbers: the general program and the special ones agree.
+"""Random graphs with other numbers: general and special programs agree.
 
 See `general` for the command.
 """
@@ -23,9 +23,9 @@ FIRST_SEED = random.SystemRandom().randrange(2**31)
 def test_graphs_with_other_numbers(
     batch: int, compiled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Half of them the same in every run, half new; a failure prints seed and scripts.
+    """Half of the seeds are the same in every run, half are new; a failure prints seed and scripts.
 
-    They are small: every other batch has the code of large ones.
+    The graphs are small; every other batch compiles them like large ones.
     """
     if batch % 2:
         monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
@@ -37,7 +37,7 @@ def test_graphs_with_other_numbers(
 
 
 def test_versions_differ() -> None:
-    """Most graphs have versions with other extents and other constants."""
+    """Most graphs have versions with other extents."""
     graphs = [versions(seed) for seed in range(12)]
     assert sum(len(found) > 2 for found in graphs) > 8
     leaves = [[str(s) for s in found[1].statements if "leaf(" in s.code] for found in graphs]

@@ -30,7 +30,7 @@ from .plans import Plan
 
 STEP = 1e-5
 TOLERANCE = 1e-6
-ELEMENTS = 40  # up to so many, each element's derivative is checked on its own
+ELEMENTS = 40  # for operands of at most so many elements, each element's derivative is checked
 DIFFERENTIABLE = {o.name: o for o in OPERATIONS if o.differentiable}
 Arrays = list[np.ndarray]
 
@@ -56,9 +56,9 @@ def _view(given: Input, base: Any, numpy: bool) -> Any:
 
 
 def gradients(of: Tensor, targets: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients by each target; zeros for one that `of` does not depend on differentiably.
+    """Gradients by each target; zeros for targets on which `of` does not depend differentiably.
 
-    The numeric check then holds that those really are zero.
+    The numerical check then confirms that they are zero.
     """
     try:
         return list(of.gradient(*targets))
@@ -77,7 +77,7 @@ class Loss:
         self.bases = [i.base() for i in case.inputs]
 
     def tensor(self, bases: Sequence[Tensor]) -> Tensor:
-        """The loss, lazily."""
+        """The loss as a lazy tensor."""
         views = [_view(i, b, False) for i, b in zip(self.case.inputs, bases, strict=True)]
         results = as_tuple(self.operation.call(*views, **self.case.parameters))
         total = None
@@ -90,7 +90,7 @@ class Loss:
         return total
 
     def number(self, bases: Arrays) -> float:
-        """The loss by numpy where the row has a reference, else by the device."""
+        """The loss computed by numpy if the row has a reference, else by the device."""
         reference = self.operation.reference
         if reference is None:
             return float(self.tensor([Tensor(b, device=self.device) for b in bases]).item())
@@ -105,23 +105,23 @@ class Loss:
         )
 
     def moved(self, direction: Arrays, step: float) -> Arrays:
-        """The bases, the active ones moved along a direction."""
+        """The bases, with the float ones moved along a direction."""
         bases = list(self.bases)
         for position, d in zip(self.active, direction, strict=True):
             bases[position] = bases[position] + step * d
         return bases
 
     def slope(self, direction: Arrays) -> float:
-        """The derivative along a direction by central differences."""
+        """The derivative along a direction, by central differences."""
         ahead = self.number(self.moved(direction, STEP))
         return (ahead - self.number(self.moved(direction, -STEP))) / (2 * STEP)
 
     def leaves(self, bases: Arrays) -> list[Tensor]:
-        """Tensors of the bases."""
+        """The bases as tensors."""
         return [Tensor(b, device=self.device) for b in bases]
 
     def gradient(self) -> Arrays:
-        """What the device says."""
+        """The gradients computed by the device."""
         leaves = self.leaves(self.bases)
         found = gradients(self.tensor(leaves), [leaves[n] for n in self.active])
         Tensor.realize(*found)
@@ -201,7 +201,7 @@ def _check(operation: Operation, case: Case, device: str, seed: int) -> None:
 
 
 def _plans(operation: Operation) -> list[Plan]:
-    """The smallest plans that have elements, one of them of two dimensions or more."""
+    """Up to three plans with elements: small ones, and the largest with two or more dimensions."""
     plans = [
         plan
         for plan in operation.plans.edges
@@ -260,7 +260,7 @@ def test_second_derivative(name: str, device: str) -> None:
 
 
 def test_the_check_notices_a_wrong_rule() -> None:
-    """A row whose reference is not what Tensor computes fails: the check can fail."""
+    """A row whose reference differs from what Tensor computes must fail."""
     right = DIFFERENTIABLE["exp"]
     wrong = Operation("wrong", right.call, lambda x: np.exp(x) * 1.001, right.plans)
     case = make_case(wrong, Plan(((3,),)), "float64", gradient=True)

@@ -1,4 +1,4 @@
-"""Random fused graphs: fused, not fused and reference agree. See `graphs` for the command."""
+"""Random graphs: fused, unfused and reference results agree. See `graphs` for the command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import settings
 from .graph_steps import make_graph
 from .graphs import Graph, Statement, fails, problems, report, shrink
 
-# 200 graphs in CI, in batches so that a failure names its own; 20,000 under the profile "long".
+# 200 graphs in CI, in batches so that a failure shows its batch; 20,000 with the profile "long".
 BATCHES = 20
 GRAPHS = 200 if settings().max_examples <= 20 else 20_000
 FIRST_SEED = random.SystemRandom().randrange(2**31)
@@ -24,7 +24,7 @@ def test_fixed_graphs(batch: int, compiled: str) -> None:
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_new_graphs(batch: int, compiled: str) -> None:
-    """Graphs that no run has seen before; a failure prints seed and script."""
+    """Graphs of new seeds in each run; a failure prints seed and script."""
     size = (GRAPHS - 100) // BATCHES
     first = FIRST_SEED + batch * size
     _check(range(first, first + size), compiled)
@@ -41,11 +41,11 @@ def test_a_seed_makes_one_graph(reference: str) -> None:
     assert make_graph(7).script(reference) == make_graph(7).script(reference)
     assert len({make_graph(seed).script(reference) for seed in range(20)}) == 20
     script = make_graph(7).script(reference)
-    exec(script.replace("tests.property", str(__package__)), {})  # wherever pytest has put it
+    exec(script.replace("tests.property", str(__package__)), {})  # pytest's name for the package
 
 
 def test_graphs_are_varied() -> None:
-    """Graphs have 2 to 32 steps and more than one output, write in place, and take gradients."""
+    """Graphs have several statements and outputs, in-place writes, and gradients."""
     graphs = [make_graph(seed) for seed in range(60)]
     assert all(2 <= len(graph) <= 60 for graph in graphs)
     assert sum(len(graph) for graph in graphs) > 14 * len(graphs)
@@ -55,7 +55,7 @@ def test_graphs_are_varied() -> None:
 
 
 def _wrong_graph() -> Graph:
-    """A graph whose float64 run differs: it asks for its own dtype."""
+    """A graph that computes something else in the float64 run."""
     leaf = Statement("a", "leaf(1, (5,), 'float32', 3, device, real)", (), (5,), "float32")
     middle = Statement("b", "a.tanh()", ("a",), (5,), "float32")
     wrong = Statement("c", "b + (1 if real else 0)", ("b",), (5,), "float32")
@@ -63,7 +63,7 @@ def _wrong_graph() -> Graph:
 
 
 def test_the_comparison_notices_a_difference(reference: str) -> None:
-    """A graph that computes something else in float64 fails, and shrinks to its wrong output."""
+    """A graph with another result in float64 fails, and shrinks to its wrong output."""
     graph = _wrong_graph()
     assert f"{reference}, c" in problems(graph, reference)[0]
     assert fails(graph, reference)

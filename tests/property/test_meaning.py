@@ -1,6 +1,6 @@
-"""Values have one meaning on every device: the edge cases, spelled out one by one.
+"""Values have the same meaning on every device: edge cases, one by one.
 
-Nothing here divides, shifts or converts in numpy: the expected values are written down.
+The expected values are written down; numpy does not divide, shift or convert here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import pytest
 
 from minigrad import Context, Tensor
 
-SIZES = (1, 7, 16, 33)  # a lone value, a tail, whole vectors, vectors and a tail
+SIZES = (1, 7, 16, 33)  # only a tail of one, a tail, a whole number of vectors, vectors and a tail
 SIGNED = {"int8": 7, "int16": 15, "int32": 31, "int64": 63}
 UNSIGNED = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64}
 
 
 def _filled(value: Any, size: int, dtype: str, device: str) -> Tensor:
-    """An array whose first and last elements are `value`, ones between them."""
+    """Ones, but the first and the last element are `value`."""
     array = np.ones(size, dtype)
     array[[0, -1]] = np.array(value, dtype)
     return Tensor(array, device=device)
@@ -65,7 +65,7 @@ def test_division_floors(dtype: str, device: str) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [*SIGNED, *UNSIGNED])
 def test_shifts(dtype: str, size: int, device: str) -> None:
-    """A count of the width or more gives 0, or the sign; a negative count is a huge one."""
+    """Counts of at least the width give 0, or the sign; so do negative counts."""
     bits = np.dtype(dtype).itemsize * 8
     x = _filled(3, size, dtype, device)
     for count in (bits, bits + 1, 100, *((-1, -bits) if dtype in SIGNED else ())):
@@ -121,7 +121,7 @@ def test_truth_of_floats(device: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_gather_out_of_range_reads_zero(size: int, device: str) -> None:
-    """Where nobody checks it, an index beyond either end, however far, reads 0."""
+    """Without checks, an index beyond either end reads 0, however far."""
     x = Tensor(np.arange(1, 6, dtype=np.float32), device=device)
     for index in (5, 6, 2**30, 2**31 - 1, -1, -5, -(2**31)):
         with Context(BOUNDS=0):
@@ -141,7 +141,7 @@ def test_reductions_over_nothing(dtype: str, device: str) -> None:
 
 
 def test_half_sums_accumulate_in_float32(device: str) -> None:
-    """4,096 ones and thirds: float16 itself would stop counting at 2,048."""
+    """4,096 ones and thirds: a sum in float16 would stop at 2,048."""
     for dtype in ("float16", "bfloat16"):
         ones = Tensor(np.ones(4096, np.float32), device=device).cast(dtype)
         assert ones.sum().item() == 4096

@@ -1,4 +1,4 @@
-"""Rows of `table_names`: against PyTorch where it is installed, else each device against REF."""
+"""Rows of `table_names`: against PyTorch if it is installed, else each device against REF."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_names(family: str, device: str, on_device: None) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_dtypes(dtype: str, device: str, on_device: None) -> None:
-    """Of rows that take all of them."""
+    """Rows that begin with *, with each dtype of DTYPES."""
     lines = "\n".join(
         "!" + line.strip()[1:]
         for text in FAMILIES.values() for line in text.splitlines() if line.strip()[:1] == "*"
@@ -129,7 +129,7 @@ PROMOTIONS = (
 
 @pytest.mark.parametrize("left", PROMOTIONS)
 def test_promotion(left: str) -> None:
-    """Of pairs of dtypes, and of numbers."""
+    """Between each pair of dtypes, and with Python numbers."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     for right in PROMOTIONS:
         ours = (Tensor.ones(2, dtype=left) * Tensor.ones(2, dtype=right)).dtype.name

@@ -12,14 +12,14 @@ from .pair_kinds import KINDS
 from .pair_oracles import Beyond, Ints, Views
 from .pairs import Pair, fails, make_pair, report
 
-# A few pairs of each kind in CI; 20,000 in all under the profile "long".
+# A few pairs of each kind in CI; 20,000 in all with the profile "long".
 PAIRS = 6 if settings().max_examples <= 20 else 20_000 // len(KINDS)
 FIRST_SEED = random.SystemRandom().randrange(2**31)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_pairs(kind: str, compiled: str) -> None:
-    """Pairs that no run has seen before; a failure prints its seed and both programs."""
+    """Pairs of new seeds in each run; a failure prints its seed and both programs."""
     seeds = range(FIRST_SEED, FIRST_SEED + PAIRS)
     failures = [text for text in (report(seed, compiled, (kind,)) for seed in seeds) if text]
     assert not failures, "\n\n".join(failures[:3])
@@ -39,7 +39,7 @@ def _graph(code: str) -> Graph:
 
 
 def test_a_difference_is_noticed(reference: str) -> None:
-    """In the meaning of programs, in the shape, and in one element by more than rounding."""
+    """Differences in an exception, in the shape, and in one element by more than rounding."""
     assert fails(Pair(_graph("a * 2"), _graph("a + a")), reference) is None
     near = "a * 2 + (Tensor.arange(5) == 3) * 1e-6"
     for code, said in ((near, "1 of 5"), ("a[:4] * 2", "expected (5,)"), ("a.none()", "Error")):
@@ -47,7 +47,7 @@ def test_a_difference_is_noticed(reference: str) -> None:
 
 
 def test_an_oracle_notices_a_difference(reference: str) -> None:
-    """A copy in place of a view, a wrapped integer, an index that only seems to be out of range."""
+    """A wrong sum, and a bad index that is in range, are noticed; correct programs pass."""
     views = Views(("v1 = t * 1", "v1 += 1", "t += 0"), ("t", "v1"), 1, (3,), ())
     assert views.problems(reference) == []
     assert Ints("Tensor([5]) + 1", (7,), True).problems(reference)

@@ -1,8 +1,8 @@
-"""Functions of one number at the values where they bend, overflow or end, beside exact ones.
+"""Functions of one number where they bend, overflow or end, against exact values.
 
-Every such method, in every float dtype: both zeros, denormals, ±1 and its neighbours, the domain's
-ends, where eˣ overflows, and infinities. `mpmath` says what is right, and rounding to the dtype
-when that is infinite. Gradients at the same points are PyTorch's.
+Every such method, in every float dtype: both zeros, denormals, ±1 and its neighbours, the ends of
+the domain, where eˣ overflows, and infinities. mpmath gives the exact value, which is rounded to
+the dtype, perhaps to infinity. Gradients at such points are compared with PyTorch's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .operation import Operation
 from .table_unary import EXACT_FUNCTIONS, FUNCTIONS, PARAMETRISED, UNARY
 
 EXACT = {row.name: row for row in UNARY if row.exact}
-# gelu's tanh cancels far below 0, and quick_gelu rounds 1.702·x: their tables are elsewhere
+# gelu's tanh cancels far below 0, and quick_gelu rounds 1.702·x: tested elsewhere
 ELSEWHERE = {"gelu", "gelu exact", "quick_gelu", "swish"}
 ENDS_OF_EXP = {"float16": (10.0, 11.0, 11.08, 11.5, 11.78, 12.0), "float64": (
     700.0, 709.7, 710.0, 710.4, 711.0)}  # fmt: skip
 
 
 def points(dtype: str) -> list[float]:
-    """The awkward numbers of a dtype, each as it holds it."""
+    """The special points of a dtype, rounded to it."""
     step, tiny = EPSILON[dtype], TINY[dtype]
     sizes = [
         0.0, tiny * step, tiny * 0.5, tiny, tiny * 3, 1e-30, 1e-10, step, 1e-4, 0.01, 0.24, 0.5,
@@ -45,7 +45,7 @@ def points(dtype: str) -> list[float]:
 
 
 def _rounded(value: Any, dtype: str) -> float:
-    """The exact value as the dtype holds it; infinite where rounding says so."""
+    """The exact value rounded to the dtype, perhaps to infinity."""
     if mpmath.isnan(value) or mpmath.isinf(value):
         return float(value)
     return float(convert(float(value), named(dtype)))
@@ -55,7 +55,7 @@ def _near(got: float, exact: Any, dtype: str, ulps: float) -> bool:
     wanted = _rounded(exact, dtype)
     if math.isnan(wanted) or math.isinf(wanted) or math.isnan(got) or math.isinf(got):
         return got == wanted or (math.isnan(got) and math.isnan(wanted)) or (
-            # where the largest number or infinity is a question of the last digit
+            # near the largest number, the last digits decide between it and infinity
             abs(exact) > _rounded_largest(dtype) * (1 - ulps * EPSILON[dtype]) and got == abs(got) *
             (1 if exact > 0 else -1)
         )  # fmt: skip
@@ -68,13 +68,13 @@ def _rounded_largest(dtype: str) -> float:
 
 
 def test_each_function_is_here() -> None:
-    """No row of the operation table with one float operand is left out."""
+    """Every row of the operation table for one float operand is tested."""
     rows = {row.name for row in (*FUNCTIONS, *EXACT_FUNCTIONS)}
     assert rows - set(EXACT) == ELSEWHERE
 
 
 def _value(row: Operation, x: float) -> Any:
-    """The exact value of a row's function, or None; numpy says which sign a 0 or an ∞ has."""
+    """The exact value of a row's function, or None; numpy decides the sign of a 0 or an ∞."""
     assert row.exact and row.reference
     exact = NAN if math.isnan(x) else row.exact(mpmath.mpf(x))
     if exact is None or not (exact == 0 or mpmath.isinf(exact)):
@@ -86,12 +86,12 @@ def _value(row: Operation, x: float) -> Any:
 @pytest.mark.parametrize("dtype", EPSILON)
 @pytest.mark.parametrize("name", EXACT)
 def test_values(name: str, dtype: str, device: str) -> None:
-    """Within 16 units of the last place of the exact value, with its sign where it is 0."""
+    """Within 16 ulps of the exact value; zeros have its sign."""
     given = points(dtype)
     if name in ("sin", "cos", "tan"):
-        # a step of the angle must be a small part of a turn
+        # float steps must be small against a period
         given = [x for x in given if not 1e6 < abs(x) < INF]
-    if name in ("silu", "mish"):  # x times a denormal, of which few digits are left
+    if name in ("silu", "mish"):  # x times a denormal, which has few digits
         given = [x for x in given if not x < -86]
     x = Tensor(given, dtype=dtype, device=device)
     got = getattr(x, name)().float().tolist() if dtype != "float64" else getattr(x, name)().tolist()
@@ -117,7 +117,7 @@ PLACES = [0.0, -0.0, 1.0, -1.0, 3.0, -3.0, 6.0, 1e-30, -1e-30, 88.0, -88.0, 89.2
 
 @pytest.mark.parametrize("name", GRADIENTS)
 def test_gradients(name: str, device: str) -> None:
-    """PyTorch's, where a function has a kink, is constant, or overflows; inside its domain."""
+    """As PyTorch's where a function has a kink, is constant or overflows, inside its domain."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = Tensor(PLACES, device=device, requires_grad=True)
     getattr(x, name)().sum().backward()
@@ -125,7 +125,7 @@ def test_gradients(name: str, device: str) -> None:
     judged = (getattr(torch.nn.functional, name, None) or getattr(torch, name))(y)
     judged.sum().backward()
     ours, theirs = (grad.numpy()[~judged.isnan().numpy()] for grad in (x.grad, y.grad))
-    rtol = 1e-4 if name == "digamma" else 3e-5  # PyTorch's trigamma rounds πx, far below 0 too
+    rtol = 1e-4 if name == "digamma" else 3e-5  # far below 0, PyTorch's trigamma rounds πx, too
     np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=2e-37, err_msg=name)
 
 
@@ -142,11 +142,11 @@ PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, list[float]]] = {
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_gradients_of_two(name: str, device: str) -> None:
-    """PyTorch's by the first operand, and by the second where that has one, or values."""
+    """As PyTorch's at all pairs of values, by the first operand and, mostly, by the second."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     call, theirs, values = PAIRS[name]
     pairs = [(a, b) for a in values for b in values]
-    if name == "logaddexp":  # of two equal infinities PyTorch's is NaN
+    if name == "logaddexp":  # for equal infinities PyTorch's is NaN
         pairs = [(a, b) for a, b in pairs if a != b or math.isfinite(a)]
     (x, y), (a, b) = (
         [make([pair[i] for pair in pairs]) for i in (0, 1)]
@@ -161,12 +161,12 @@ def test_gradients_of_two(name: str, device: str) -> None:
     close = np.testing.assert_allclose
     close(ours.numpy(), judged.detach().numpy(), rtol=1e-5, atol=2e-37)
     close(x.grad.numpy(), a.grad.numpy(), rtol=3e-5, atol=2e-37)
-    if name not in ("binary_crossentropy", "fmod"):  # by a target and a divisor of 0: PyTorch's ±∞
+    if name not in ("binary_crossentropy", "fmod"):  # by target or divisor 0, PyTorch: ±∞
         close(y.grad.numpy(), b.grad.numpy(), rtol=3e-5, atol=2e-37)
 
 
 def test_the_only_way_is_flat(device: str) -> None:
-    """A constant derivative is zero and no error, in `backward` and in `gradient`."""
+    """If the only path has a zero derivative, `backward` and `gradient` give 0 and do not raise."""
     x = Tensor([1.5, -2.0], device=device, requires_grad=True)
     y = Tensor([1.0, -1.0], device=device, requires_grad=True)
     results = {
@@ -200,7 +200,7 @@ def test_norms(p: float, device: str) -> None:
 
 
 def test_half_floats_whose_squares_are_beyond_float16(device: str) -> None:
-    """Norms, distances, covariances and slopes are those of float32, rounded."""
+    """Norms, distances, covariances and their gradients equal those of float32, rounded."""
     rows = [[300.0, -400.0, 500.0], [400.0, 300.0, -250.0]]
 
     def found(dtype: str) -> list[Any]:
@@ -216,7 +216,7 @@ def test_half_floats_whose_squares_are_beyond_float16(device: str) -> None:
 
 
 def test_the_deviation_of_equal_numbers(device: str) -> None:
-    """0, as PyTorch's, along any axes, and in what is made of it."""
+    """Its gradient is 0, as PyTorch's, along any axes, and in std_mean."""
     for axis in (None, 0, 1):
         x = Tensor.full((3, 4), 2.5, device=device, requires_grad=True)
         x.std(axis).sum().backward()
@@ -228,7 +228,7 @@ def test_the_deviation_of_equal_numbers(device: str) -> None:
 
 
 def test_over_no_elements(device: str) -> None:
-    """Empty results of empty rows, and identities where a row gives one number."""
+    """Results of empty rows: empty, or the identity if a row is reduced to one number."""
     x = Tensor.zeros(3, 0, device=device)
     for name in ("softmax", "log_softmax", "cumsum", "cumprod"):
         assert getattr(x, name)(1).numpy().shape == (3, 0), name
@@ -243,9 +243,9 @@ def test_over_no_elements(device: str) -> None:
 
 
 def test_integers_stay_integers(device: str) -> None:
-    """interpolate of uint8 is uint8, halves rounded up and beyond its ends saturated."""
+    """interpolate of uint8 gives uint8: halves are rounded up, values out of range saturate."""
     near = Tensor([[[0, 10, 20]]], dtype="uint8", device=device).interpolate(scale_factor=1.1)
-    assert near.tolist() == [[[0, 0, 10]]]  # places 0, 1, 2 over 1.1, as many as there were
+    assert near.tolist() == [[[0, 0, 10]]]  # places 0, 1, 2 over 1.1: the size does not change
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     values = np.random.default_rng(2).integers(0, 256, (1, 2, 4, 5)).astype(np.uint8)
     for mode, most in (("nearest", 0), ("bilinear", 1), ("bicubic", 1)):
@@ -259,7 +259,7 @@ def test_integers_stay_integers(device: str) -> None:
 
 @pytest.mark.parametrize("pair", [(-1, 3), (3, -2), (-3, 3), (2, 1), (-2, -2), (0, 4)])
 def test_circular_padding_that_cuts(pair: tuple[int, int], device: str) -> None:
-    """What was cut off does not come back at the other end, as in PyTorch."""
+    """Cropped elements do not come back at the other end, as in PyTorch."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     x = np.arange(12, dtype=np.float32).reshape(2, 6)
     wanted = torch.nn.functional.pad(torch.tensor(x)[None], pair, mode="circular")[0].numpy()
@@ -267,7 +267,7 @@ def test_circular_padding_that_cuts(pair: tuple[int, int], device: str) -> None:
 
 
 def test_negative_powers_of_integers(device: str) -> None:
-    """A tensor's negative exponents truncate, as PyTorch's; floats are divided."""
+    """Negative exponents in an integer tensor truncate, as in PyTorch; with floats, they divide."""
     x = Tensor([2, 1, -1, -1, 3], device=device)
     assert (x ** Tensor([-1, -2, -3, -2, 2], device=device)).tolist() == [0, 1, -1, 1, 9]
     np.testing.assert_allclose((x**-1.0).numpy(), [0.5, 1, -1, -1, 1 / 3], rtol=1e-6)
@@ -275,7 +275,7 @@ def test_negative_powers_of_integers(device: str) -> None:
 
 
 def test_remainders_of_negative_zero(device: str) -> None:
-    """fmod has the sign of the dividend, a zero's too."""
+    """fmod has the sign of the dividend, also for a zero."""
     x = Tensor([-0.0, 0.0, -4.0, 4.0, -0.0], device=device)
     got = x.fmod(Tensor([2.0, 2.0, 2.0, -2.0, 0.0], device=device)).numpy()
     assert np.signbit(got[:4]).tolist() == [True, False, True, False]
@@ -299,7 +299,7 @@ SECOND: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 @pytest.mark.parametrize("at", [0.0, -0.0, 1.0])
 @pytest.mark.parametrize("name", SECOND)
 def test_second_derivatives_where_formulas_change(name: str, at: float, device: str) -> None:
-    """Of functions that are smooth there: by each operand and by two, all of one value."""
+    """Functions that are smooth there: by each operand, and mixed, with all operands equal."""
     function, exact = SECOND[name]
     count = 2 if name in ("logaddexp", "pow", "hypot") else 1
     places = [Tensor(at, dtype="float64", device=device, requires_grad=True) for _ in range(count)]
@@ -311,14 +311,14 @@ def test_second_derivatives_where_formulas_change(name: str, at: float, device: 
 
 
 def test_the_angle_of_nothing(device: str) -> None:
-    """Has gradients of 0, as PyTorch's."""
+    """atan2(0, 0) has gradients of 0, as PyTorch's."""
     places = [Tensor([0.0, -0.0], device=device, requires_grad=True) for _ in range(2)]
     assert [g.tolist() for g in places[0].atan2(places[1]).sum().gradient(*places)] == [[0, 0]] * 2
 
 
 @pytest.mark.parametrize("y, x", [(1e-25, 1e-25), (3e25, 1e25), (-1.0, 2.0)])
 def test_gradient_of_an_angle(y: float, x: float, device: str) -> None:
-    """Also of points so far out, or so near 0, that their square is ∞ or 0."""
+    """Also for points whose squares overflow or underflow."""
     places = [Tensor(value, device=device, requires_grad=True) for value in (y, x)]
     found = [g.item() for g in places[0].atan2(places[1]).gradient(*places)]
     length = np.hypot(y, x)
@@ -326,14 +326,14 @@ def test_gradient_of_an_angle(y: float, x: float, device: str) -> None:
 
 
 def test_logaddexp_keeps_small_results(device: str) -> None:
-    """Where the larger one is 0, all that is left is log1p of the smaller one."""
+    """If the larger one is 0, the result is log1p of the smaller one's exponential."""
     y = np.array([-20, -50, -80, -INF], np.float32)
     found = Tensor(np.zeros(4, np.float32), device=device).logaddexp(Tensor(y, device=device))
     np.testing.assert_allclose(found.numpy(), np.logaddexp(0, y.astype(float)), rtol=2e-6)
 
 
 def test_bounds_that_are_nan(device: str) -> None:
-    """As in numpy and PyTorch: between NaN and anything there is nothing."""
+    """As in numpy and PyTorch: clipping to a NaN bound gives NaN."""
     nan, x = float("nan"), Tensor([1.0, 5.0], device=device)
     found = x.clip(Tensor([nan, 2.0], device=device), 4).tolist(), x.clip(nan, 7.0).tolist()
     np.testing.assert_array_equal(found, [[nan, 4.0], [nan, nan]])

@@ -1,4 +1,4 @@
-"""Random captured steps: each call gives what the lines give. See `steps` for the command."""
+"""Random captured steps: each call gives the results of its lines. See `steps` for the command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIRST_SEED = random.SystemRandom().randrange(2**31)
 
 @pytest.mark.parametrize("batch", range(BATCHES))
 def test_captured_steps(batch: int, compiled: str) -> None:
-    """Half of them the same in every run, half new; a failure prints seed and step."""
+    """Half of the seeds are the same in every run, half are new; a failure prints seed and step."""
     half = STEPS // BATCHES // 2
     new = FIRST_SEED + batch * half
     seeds = [*range(batch * half, (batch + 1) * half), *range(new, new + half)]
@@ -34,7 +34,7 @@ def test_captured_steps(batch: int, compiled: str) -> None:
 
 @pytest.mark.parametrize("seed, least", [(1, 6), (FIRST_SEED, 0)], ids=["known", "new"])
 def test_steps_in_groups(seed: int, least: int) -> None:
-    """Some as the command runs them with `--groups`: many kernels are beside others."""
+    """A few steps run by the command with `--groups`: many kernels run concurrently."""
     command = [sys.executable, "-m", "tests.property.steps", "--device", CPU]
     command += ["--seed", str(seed), "--count", "12", "--groups", str(seed)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -46,7 +46,7 @@ def test_steps_in_groups(seed: int, least: int) -> None:
 def test_the_comparison_notices_a_difference(
     compiled: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step that gives something else where it is captured fails."""
+    """A step whose captured results differ must fail."""
     step = Step(2, 3, ("t0 = a + b.count()",), ("t0",), ("new", "new"))
     turn = iter(range(100))
     monkeypatch.setattr(Tensor, "count", lambda self: next(turn), raising=False)

@@ -1,4 +1,4 @@
-"""The table covers Tensor: what is public is a row, or is listed here as no operation."""
+"""The table covers Tensor: every public name has a row, or is listed here as not an operation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .inputs import ALL, DOMAINS
 from .operation import Operation, as_tuple, make_case
 from .operations import OPERATIONS, ROWS, WAITING
 
-# What tells about a tensor, moves it, makes it from data, or steers the engine.
+# Names that describe a tensor, move it, create it from data, or control the engine.
 NOT_OPERATIONS = {
     "shape", "ndim", "dtype", "device", "node", "raw", "numel", "size", "nbytes", "grad", "made",
     "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
@@ -19,7 +19,7 @@ NOT_OPERATIONS = {
     "realize", "is_realized", "to", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro",
     "shard", "shard_", "shard_like", "shard_like_", "sharding",
-    "scan",  # tests/tensor/test_scan.py: what it takes is a function
+    "scan",  # tested in tests/tensor/test_scan.py: it takes a function
 }  # fmt: skip
 NOT_OPERATORS = {
     "__init__", "__new__", "__repr__", "__len__", "__iter__", "__bool__", "__int__", "__float__",
@@ -31,7 +31,7 @@ NOT_OPERATORS = {
 
 
 def _own_attributes() -> set[str]:
-    """What Tensor and its families define, `object` left out."""
+    """The attributes that Tensor and its base classes define, without `object`'s."""
     names: set[str] = set()
     for family in Tensor.__mro__[:-1]:
         own = {n: v for n, v in vars(family).items() if not isinstance(v, Missing)}
@@ -40,7 +40,7 @@ def _own_attributes() -> set[str]:
 
 
 def test_every_public_name_is_covered() -> None:
-    """A public method that no row tests is a hole in the harness."""
+    """A public method without a row is a gap in the tests."""
     rows = {name for operation in OPERATIONS for name in operation.covers}
     covered = rows | table_names.covered()
     public = {name for name in _own_attributes() if not name.startswith("_")}
@@ -60,16 +60,16 @@ def test_every_operator_is_covered() -> None:
     assert not missing, f"no row of tests/property tests {', '.join(missing)}"
 
 
-# What no operation of Tensor on one device is made of: exchanges of ranks, layouts on a mesh, what
-# the schedule makes of a SORT, symbolic extents, and loops. tests/parallel, "sort",
-# tests/tensor/test_symbolic.py and test_scan.py test them.
+# Operations that no row's graph contains: exchanges between ranks, layouts on a mesh, what the
+# schedule makes of a SORT, symbolic extents, and loops. Tested in tests/parallel, by the rows
+# "sort", and in tests/tensor/test_symbolic.py and test_scan.py.
 NOT_PRIMITIVES = {
     Op.COLLECTIVE, Op.DISTRIBUTE, Op.MARK, Op.VARIABLE, Op.LOOP, Op.RESULT,
 }  # fmt: skip
 
 
 def _primitives(operation: Operation, device: str) -> set[Op]:
-    """What some results of a row are made of, before they are computed."""
+    """The operations in the graphs of some of a row's results, before they are computed."""
     found: set[Op] = set()
     for plan in operation.plans.edges[:3]:
         for dtype in {operation.dtypes[0], operation.dtypes[-1]}:
@@ -81,17 +81,17 @@ def _primitives(operation: Operation, device: str) -> set[Op]:
 
 
 def test_every_primitive_is_covered(cpu: str) -> None:
-    """A member of `Op` that no row is made of is a hole in the harness, too."""
+    """A member of `Op` that is in no row's graph is a gap in the tests."""
     missing = set(Op) - NOT_PRIMITIVES
     with Context(DEVICE=cpu):
-        for operation in sorted(OPERATIONS, key=lambda one: "svd" in one.name):  # which compute
+        for operation in sorted(OPERATIONS, key=lambda one: "svd" in one.name):  # svd computes
             missing -= _primitives(operation, cpu) if missing else set()
     names = sorted(op.name for op in missing)
     assert not names, f"no row of tests/property is made of Op.{', Op.'.join(names)}"
 
 
 def test_no_row_waits() -> None:
-    """A row whose method does not exist is a typing error."""
+    """Every row's method exists, else its name is misspelled."""
     waiting = {name for operation in WAITING for name in operation.covers}
     absent = {name for name in waiting if not hasattr(Tensor, name)}
     assert not absent

@@ -1,4 +1,4 @@
-"""Every argument of every public function refuses what is of another kind, in one sentence."""
+"""A value of the wrong kind for any argument of a public function raises a one-sentence error."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from minigrad import Tensor, docs
 WRONG: tuple[Any, ...] = ("wrong", 1.5, 7, [None], {}, None, object())
 X = Tensor([[1.0, 2.0], [3.0, 4.0]])
 I = Tensor([[0, 1], [1, 0]])  # noqa: E741
-# What is right for parameters that annotations say too little of.
+# Valid arguments for parameters whose annotations are too vague to derive one.
 RIGHT: dict[str, Any] = {
     "other": X, "index": I, "indices": I, "target": I, "mask": X > 2, "attn_mask": None, "src": X,
     "values": X, "end": X, "weight": X, "tensor1": X, "tensor2": X, "mat1": X, "x2": X,
     "batch1": X, "test_elements": X, "min_": 0.0, "max_": 1.0, "q": 0.5, "start": 0, "stop": 4,
     "dims": 1, "value": X, "data": [1.0], "source": X,
 }  # fmt: skip
-# Which of `WRONG` an annotation allows, by the text of the annotation; others are not checked.
+# Which of `WRONG` are valid for an annotation, by its text; other annotations are not checked.
 ALLOWED: dict[str, Callable[[Any], bool]] = {
     "int": lambda value: type(value) is int,
     "Scalar": lambda value: isinstance(value, (int, float)),
@@ -46,7 +46,7 @@ def functions() -> Iterator[tuple[str, Any]]:
 
 
 def cases() -> Iterator[tuple[str, Any, str, str]]:
-    """(name, function, parameter, what it takes) of each parameter whose annotation says it."""
+    """(name, function, parameter, annotation) of each parameter whose annotation is in ALLOWED."""
     for name, function in functions():
         try:
             parameters = inspect.signature(function).parameters.values()
@@ -61,7 +61,7 @@ def cases() -> Iterator[tuple[str, Any, str, str]]:
 
 
 def arguments(function: Any) -> dict[str, Any]:
-    """Plausible arguments for what must be given."""
+    """A plausible value for each required parameter."""
     given: dict[str, Any] = {}
     for one in inspect.signature(function).parameters.values():
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
@@ -78,7 +78,7 @@ CASES = {f"{name}({parameter})": rest for name, *rest in cases() for parameter i
 
 @pytest.mark.parametrize("case", CASES)
 def test_another_kind_is_refused(case: str) -> None:
-    """randint(low="a") told of "unsupported operand type(s)", and keepdim=7 was taken."""
+    """randint(low="a") raised "unsupported operand type(s)", and keepdim=7 was accepted."""
     function, parameter, said = CASES[case]
     kind = said.removesuffix(" | None")
     for value in WRONG:

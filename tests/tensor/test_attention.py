@@ -1,6 +1,7 @@
-"""Attention in all its forms, long enough for kernels of blocks, against the reference device.
+"""All forms of attention, with enough positions for blocked kernels, against the reference device.
 
-What a mask excludes reaches nobody: that is compared with numpy, row by row, of what a row sees.
+Masked keys and values must not affect results, not even as NaN: checked against numpy, which
+computes each row from the visible keys only.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def test_values_and_gradients(form, dtype, compiled, reference):
 @pytest.mark.parametrize("length", [1, 2, 4, 7, 8, 9, 14, 15, 16, 17, 24, 32])
 @pytest.mark.parametrize("form", ["all", "causal"])
 def test_a_block_or_two(form, length, compiled, reference):
-    """As many positions as a tile has rows, or a block, and one more or less; of any batch."""
+    """Lengths around a tile's rows and around a block, in several batch sizes."""
     generator = np.random.default_rng(length)
 
     def results(device, array):
@@ -95,7 +96,7 @@ def test_a_block_or_two(form, length, compiled, reference):
         Tensor.realize(y, gradient)
         return alone, y.numpy(), gradient.numpy()
 
-    for batch in (64, 96):  # of the second size a program is made that has all of them
+    for batch in (64, 96):  # the second batch size compiles a general program for all sizes
         array = generator.standard_normal((batch, length, 48)).astype(np.float32)
         both = results(compiled, array), results(reference, array)
         for got, expected in zip(*both, strict=True):
@@ -107,7 +108,7 @@ def test_a_block_or_two(form, length, compiled, reference):
 
 @pytest.mark.parametrize("is_causal", [True, False])
 def test_weights_are_rounded_to_bfloat16(is_causal, device):
-    """0.6·2 − 0.4·3 is what rounded weights give, twice as much as the exact ones."""
+    """0.6·2 − 0.4·3 with rounded weights is twice what the exact weights give."""
     q, k, v = (Tensor(x, device=device).cast(dtypes.bfloat16).unsqueeze(1) for x in (
         [1.0, 1.0], np.log([0.6, 0.4]).astype(np.float32), [2.0, -3.0]
     ))  # fmt: skip
@@ -124,7 +125,7 @@ def test_weights_are_rounded_to_bfloat16(is_causal, device):
 )
 @pytest.mark.parametrize("kind", ["all", "causal", "bool"])
 def test_blocks_of_bfloat16(kind, queries, keys, compiled, reference):
-    """Where dots add products in pairs: of even numbers of keys and queries, and of odd ones."""
+    """bfloat16 dots add products in pairs: even and odd numbers of keys and queries."""
     generator = np.random.default_rng(queries)
     shapes = (queries, 32), (keys, 32), (keys, 48), (queries, 48)
     arrays = [generator.standard_normal((1, 9, *shape)).astype(np.float32) for shape in shapes]
@@ -149,7 +150,7 @@ MASKS = ("causal", "bool", "float")
 
 
 def seen_by(kind: str, length: int, generator: np.random.Generator) -> np.ndarray:
-    """Which keys (columns) each query sees; query 1 sees nothing but in causal attention."""
+    """Mask of the keys (columns) each query sees; if not causal, query 1 sees none."""
     if kind == "causal":
         return np.tril(np.ones((length, length), bool))
     seen = generator.random((length, length)) < 0.6
@@ -160,7 +161,7 @@ def seen_by(kind: str, length: int, generator: np.random.Generator) -> np.ndarra
 def by_rows(
     q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, seen: np.ndarray
 ) -> list[np.ndarray]:
-    """Attention and its gradients in float64, each row of what it sees and of nothing else."""
+    """Attention and its gradients in float64, each row computed from the keys it sees only."""
     scale = q.shape[-1] ** -0.5
     y, dq, dk, dv = (np.zeros_like(x, np.float64) for x in (q, q, k, v))
     q, k, v, g = (x.astype(np.float64) for x in (q, k, v, g))
@@ -181,14 +182,14 @@ def by_rows(
 
 
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("length", [9, 33, 160])  # stored scores; on both sides of blocks
+@pytest.mark.parametrize("length", [9, 33, 160])  # stored scores; below and above a block's length
 @pytest.mark.parametrize("extreme", [np.nan, np.inf])
 def test_what_a_mask_excludes_reaches_nobody(kind, length, extreme, device):
     check_hidden(kind, length, extreme, device, dtypes.float32)
 
 
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("depth", [DEPTH, 32])  # of 32 in matrix registers, where there are such
+@pytest.mark.parametrize("depth", [DEPTH, 32])  # 32: in matrix registers, if any
 def test_nor_in_bfloat16(kind, depth, device):
     check_hidden(kind, 160, np.nan, device, dtypes.bfloat16, depth)
 
@@ -238,7 +239,7 @@ def test_a_second_derivative_does_not_see_it_either(device):
         np.testing.assert_allclose(slope(extreme), expected, rtol=1e-4, atol=1e-5)
 
 
-# --- weights that do not sum up as they should ----------------------------------------------------
+# --- sums that would overflow or vanish if they were scaled late ----------------------------------
 
 
 def shares(x, scale):
@@ -247,7 +248,7 @@ def shares(x, scale):
 
 
 SCALED = {
-    # Σ (x·y)·z, whose Σ x·z would overflow, or vanish
+    # Σ (x·y)·z where Σ x·z alone would overflow, or underflow to 0
     "large scores": lambda q, k, v: shares(q * 1e10, 1.0) @ (v * 1e18),
     "tiny scores": lambda q, k, v: shares(q * 1e-18, 1.0) @ (v * 1e-10),
     "largest values": lambda q, k, v: q.scaled_dot_product_attention(k, v * 0 + 3e38),
@@ -273,14 +274,14 @@ def test_scaling_late_does_not_change_a_value(name, compiled, reference):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_on_the_way_is_kept(form):
-    """What lives at the end of a captured step is stored: scores that a rule held would be."""
+    """Lazy tensors alive after a capture are stored by the step: no rule may hold scores."""
     before = {id(holder) for holder in lazy_holders()}
     q, k, v = (Tensor(x).requires_grad_() for x in QKV[:3])
     output = FORMS[form](q, k, v)
     gradients = output.gradient(q, k, v, gradient=Tensor.ones(*output.shape))
     mine = {id(x) for x in (q, k, v, output, *gradients)}
     alive = [x for x in lazy_holders() if id(x) not in before | mine]
-    assert [x for x in alive if x.ndim > 1] == []  # the state of random numbers lives on
+    assert [x for x in alive if x.ndim > 1] == []  # the random state stays alive
 
 
 @pytest.mark.parametrize("queries, keys", [(39, 300), (7, 700), (130, 3000)])
@@ -297,10 +298,10 @@ def test_what_a_mask_hides_reaches_nobody_beyond_a_line_of_keys(on_device, queri
 @pytest.mark.parametrize("weights", ["softmax", "relu"])
 @pytest.mark.parametrize("extreme", [0.5, np.inf, np.nan])
 def test_terms_that_are_masked_as_products(weights, extreme, compiled, reference):
-    """where(mask, weight · value, 0): neither factor is 0 where the mask excludes it."""
+    """where(mask, weight · value, 0): neither factor is 0 where the mask excludes the product."""
     generator = np.random.default_rng(0)
     q, k, v = generator.standard_normal((3, 2, 2, 64, 16)).astype(np.float32)
-    v[:, :, 50] = extreme  # which the rows before must not see
+    v[:, :, 50] = extreme  # which earlier rows must not see
     results = []
     for device in (compiled, reference):
         x, y, z = (Tensor(given, device=device) for given in (q, k, v))
@@ -315,7 +316,7 @@ def test_terms_that_are_masked_as_products(weights, extreme, compiled, reference
 
 @pytest.mark.parametrize("shift", [0, 1, 9])
 def test_a_moved_window_of_keys(shift, compiled, reference):
-    """Rows of one block begin at different keys."""
+    """The rows of one block start at different keys."""
     given = np.random.default_rng(1).standard_normal((1, 2, 512, 16)).astype(np.float32)
     results = []
     for device in (compiled, reference):

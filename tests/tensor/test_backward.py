@@ -50,7 +50,7 @@ def test_what_was_looked_at_has_no_way_back_where_no_leaf_is_marked(on_device):
     with pytest.raises(GradientError, match="look at it before, while no leaf was marked"):
         loss.backward()
     assert loss.grad is None
-    loss.square().backward()  # it is a leaf by now
+    loss.square().backward()  # it is a leaf now
     assert loss.grad.item() == 10
     alone = Tensor(3.0).realize()
     alone.backward()
@@ -58,7 +58,7 @@ def test_what_was_looked_at_has_no_way_back_where_no_leaf_is_marked(on_device):
 
 
 def test_a_leaf_written_between_its_uses(on_device):
-    """All that was computed from it counts, before the write and after, for both methods."""
+    """Uses of a leaf before and after an in-place write both count, in both methods."""
     w, x = leaf([3]), leaf([5])
     before = w * 3 * x
     with Tensor.no_grad():
@@ -109,7 +109,7 @@ def test_history_keeps_the_dropout_mask(on_device):
 
 
 def test_a_lazy_tensor_that_is_written_with_what_is_in_memory(on_device):
-    """A leaf, or a value that has a way back: gradients flow unless it was written in no_grad."""
+    """Assigning a leaf or a realized result passes gradients on, unless assigned under no_grad."""
     w = Tensor([1.0, 2.0], requires_grad=True)
     for value in (w, (w * 1).realize()):
         with Tensor.no_grad():
@@ -129,7 +129,7 @@ def test_a_lazy_tensor_that_is_written_with_what_is_in_memory(on_device):
 
 
 def test_a_value_that_is_read_while_its_leaf_waits_to_be_written(on_device):
-    """It is a value of the leaf as it was: what was in memory, or another that waited, too."""
+    """The value is of the leaf before the pending write; it may follow an earlier pending write."""
     cases = ((0, False, [2.0, 4.0]), (0, True, None), (1, False, None))
     for writes_before, realized, wanted in cases:
         w = Tensor([1.0, 2.0], requires_grad=True)
@@ -181,7 +181,7 @@ OVERWRITES = {
 @pytest.mark.parametrize("write", OVERWRITES)
 @pytest.mark.parametrize("beside", [False, True])
 def test_who_shares_memory_that_is_written_keeps_the_way_back(on_device, write, beside):
-    """`contiguous` of what is contiguous is the same memory until one of the two is written."""
+    """`contiguous` of a contiguous tensor shares its memory until one of the two is written."""
     w = leaf([1, 2]).realize()
     x = (w * 2).realize()
     y, z = x.contiguous(), x * x if beside else 0
@@ -216,7 +216,7 @@ READS = {
 
 @pytest.mark.parametrize("name", READS)
 def test_no_read_raises_for_a_history(on_device, name):
-    """A value that was computed is there to be read; only its gradient is lost."""
+    """A computed value can always be read; only its gradient is lost."""
     w, x = leaf([1, 2]), Tensor([3.0, 4.0])
     optimizer = nn.optim.SGD([w], lr=0.5)
     out = w * x
@@ -243,7 +243,7 @@ def test_lazy_loss_of_the_old_value(on_device):
         x += 10
     loss.gradient(other)
     assert loss.gradient(other)[0].tolist() == [1, 2]
-    (loss + (x * x).sum()).backward()  # of which x got nothing
+    (loss + (x * x).sum()).backward()  # x got no gradient from this one
     assert x.grad.tolist() == [1 + 22, 1 + 24] and other.grad.tolist() == [1, 2]
 
 
@@ -281,7 +281,7 @@ def test_values_of_a_leaf_between_writes_that_wait(on_device, how):
 
 @pytest.mark.parametrize("same", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x)])
 def test_a_write_to_who_shares_memory_with_a_leaf_that_is_written(on_device, same):
-    """One does not go to the other's memory, and the way back is that of before both."""
+    """A write to one does not change the other, and gradients are those from before both writes."""
     x = leaf([1, 2])
     y = same(x)
     with Tensor.no_grad():
@@ -431,7 +431,7 @@ IN_PLACE = {added: [6, 6], parts: [8, 16], by_a_view: [2, 24], read_before: [18,
 @pytest.mark.parametrize("look", [lambda t: t, Tensor.realize, lambda t: (repr(t), t)[1]])
 @pytest.mark.parametrize("write", IN_PLACE)
 def test_results_that_are_written_in_place_keep_their_history(write, look, on_device):
-    """(`print(loss)` between `loss += …` and `backward` took the gradient.)"""
+    """(A `print(loss)` between `loss += …` and `backward` lost the gradient.)"""
     x = leaf([1, 2])
     write(x, look).backward()
     assert x.grad.tolist() == IN_PLACE[write]
@@ -521,7 +521,7 @@ def test_threads_have_their_own_modes(on_device):
 
 
 def test_a_loop_that_never_realizes(device: str) -> None:
-    """Descent by hand: each step's write waits on the one before, and the leaf stays a leaf."""
+    """Gradient descent by hand: each write depends on the pending one before; w stays a leaf."""
     x = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3) / 12, device=device)
     y = x.sum(1, keepdim=True) * 0.5
     w = Tensor(np.zeros((3, 1), np.float32), device=device, requires_grad=True)
@@ -569,7 +569,7 @@ MOVED_THERE_AND_BACK = {
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("case", MOVED_THERE_AND_BACK)
 def test_gradients_by_what_stands_between_two_movements(case: str, lazy: bool, on_device) -> None:
-    """A second movement that undoes the first must not take the path past the target."""
+    """If a second movement undoes the first, the gradient must still stop at the target."""
     there, back = MOVED_THERE_AND_BACK[case]
     x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     x = x * 3 if lazy else x.realize()
@@ -593,7 +593,7 @@ CARRIES = {
 
 @pytest.mark.parametrize("name", CARRIES)
 def test_a_state_is_carried_past_updates(name, on_device):
-    """As a recurrent net's: what it was computed from is void, and no gradient asks for it."""
+    """As in a recurrent net: the overwritten weights it was computed from need no gradient."""
 
     def trained(known):
         w, h = leaf([[0.3, 0.1], [-0.2, 0.4]]), Tensor(np.eye(2, dtype=np.float32))
@@ -616,7 +616,7 @@ WRITES = {
 
 @pytest.mark.parametrize("name", WRITES)
 def test_what_a_leaf_is_given_is_a_constant(name, on_device):
-    """Of the leaf that it was computed from, too; its history may be void."""
+    """Also when it was computed from that leaf; its history may be invalid."""
     p, q, x = leaf([0.5, 0.25]), leaf([1, 2]), Tensor([0.0, 0.0]).realize()
     h = (p * 3).tanh()
     with Tensor.no_grad():

@@ -1,6 +1,6 @@
-"""Indices out of range raise, whatever they are given to: on every device, captured or not.
+"""Indices out of range raise in every operation, on every device, captured or not.
 
-A program that fails says which operation, index and line it was; what it was to write has no value.
+The error names the operation, the index and the source line; results of a failed program are lost.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def _embedding(x: Tensor, i: Tensor) -> Tensor:
     return layer(i)
 
 
-# name: (what it does with a table of 5 rows and 3 indices, whether negative ones count from the
-# end, what an index out of range gives where nobody checks it)
+# name: (the operation on a table of 5 rows with 3 indices, whether negative indices count from the
+# end, the result of an index out of range when nothing checks it)
 METHODS: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], bool, Any]] = {
     "x[…]": (lambda x, i: x[i], True, [0, 0]),
     "x[…] ": (lambda x, i: x[i, i.maximum(0).minimum(1)], True, 0),
@@ -89,7 +89,7 @@ def _expected(name: str, bad: int) -> str:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_raises(name: str) -> None:
-    """Just beyond both ends and far away; in range it does not."""
+    """Indices just outside both ends and far outside raise; indices in range do not."""
     method, wraps, _ = METHODS[name]
     for bad in (*BEYOND, *(() if wraps else (-1, -ROWS))):
         with pytest.raises(BoundsError, match=_expected(name, bad)):
@@ -100,7 +100,7 @@ def test_every_method_raises(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_replay_raises(name: str) -> None:
-    """At its call or where its result is read; the next one, in range again, does not."""
+    """At the call or when its result is read; the next replay, in range again, does not raise."""
     step = jit(lambda x, i: METHODS[name][0](x, i).realize())
     x, good, bad = _table(), _wrong(2), _wrong(ROWS)
     wanted = [step(x, good).tolist() for _ in range(3)]
@@ -111,7 +111,7 @@ def test_a_replay_raises(name: str) -> None:
 
 
 def test_a_repeated_index_is_looked_at_once() -> None:
-    """As many elements are looked at as indices were given, not as are read with them."""
+    """The number of elements checked is the number of given indices, not of elements read."""
     index = build.expand(build.reshape(build.iota(3, Device.DEFAULT), (3, 1)), (3, 40))
     looked_at = topological([any_outside([(index, Check(3))])])
     assert max(numel(node.shape) for node in looked_at) == 3
@@ -121,9 +121,9 @@ def test_a_repeated_index_is_looked_at_once() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_gradient_raises(name: str) -> None:
-    """The indices of a backward pass are those of the forward one."""
+    """The backward pass uses the forward pass's indices."""
     if name == "one_hot":
-        return  # no gradient passes
+        return  # no gradient flows
     x = _table().requires_grad_()
     METHODS[name][0](x, _wrong(ROWS)).square().sum().backward()
     assert x.grad is not None
@@ -133,7 +133,7 @@ def test_a_gradient_raises(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_silent_form(name: str) -> None:
-    """BOUNDS=0: reads 0 and writes nothing."""
+    """BOUNDS=0: an index out of range reads 0 and writes nothing."""
     method, wraps, value = METHODS[name]
     with Context(BOUNDS=0):
         for bad in (*BEYOND, *(() if wraps else (-1,))):
@@ -164,12 +164,12 @@ def test_indices_of_every_dtype() -> None:
         for read in (x.gather(0, index), x[index]):
             with pytest.raises(BoundsError, match=f"index {bad} at position"):
                 read.tolist()
-    more = Tensor.arange(300).float().realize()  # than any uint8 is
+    more = Tensor.arange(300).float().realize()  # more classes than uint8 can hold
     assert more[Tensor([3, 255], dtype="uint8").realize()].tolist() == [3, 255]
 
 
 def test_the_first_of_several() -> None:
-    """Of one index, and of one that is computed from another."""
+    """The first bad element of one index, and of an index computed from another."""
     x, i = _table(), Tensor([[0, 1], [9, 8]]).realize()
     with pytest.raises(BoundsError, match=r"index 9 at position \(1, 0\)"):
         x[i].tolist()
@@ -205,7 +205,7 @@ def test_known_constants_raise_at_once() -> None:
 
 
 def test_a_symbolic_axis() -> None:
-    """The bound value counts, in one program for all values."""
+    """The bound value is the limit, in one program for all values."""
     x, index = _table()[:, 0].contiguous().realize(), Tensor([0, 2]).realize()
     length = Variable("length", 1, ROWS)
     assert x.shrink(((0, length.bind(3)),)).gather(0, index).tolist() == [0, 2]
@@ -213,7 +213,7 @@ def test_a_symbolic_axis() -> None:
         x.shrink(((0, length.bind(2)),)).gather(0, index).tolist()
 
 
-# ---- what a failed program leaves ----------------------------------------------------------------
+# ---- after a program has failed ------------------------------------------------------------------
 
 
 def test_results_of_a_failed_program_are_lost() -> None:
@@ -230,13 +230,13 @@ def test_results_of_a_failed_program_are_lost() -> None:
 def test_a_target_is_read_again_when_it_is_assigned_anew() -> None:
     x, other = _table(), Tensor([1.0]).realize()
     x[_wrong(9)] = 3.0
-    other += 1  # waits, too
+    other += 1  # pending, too
     with pytest.raises(BoundsError):
         x.realize(other).tolist()
     lazy = x + 1
     with pytest.raises(LostValueError, match=r"x\[…\] = v: index 9"):
         x.tolist()
-    x[0] = 1.0  # reads the others
+    x[0] = 1.0  # reads the other elements
     with pytest.raises(LostValueError):
         x.tolist()
     assert other.tolist() == [2.0]
@@ -260,7 +260,7 @@ def test_data_of_the_host_is_a_new_value() -> None:
 
 
 def test_an_index_that_the_program_overwrites() -> None:
-    """It is said without the value, which is gone."""
+    """The message leaves out the index, which is gone."""
     x, index = _table(), _wrong(9)
     taken = x[index]
     index.assign(Tensor([1, 2, 3]))
@@ -270,7 +270,7 @@ def test_an_index_that_the_program_overwrites() -> None:
 
 
 def test_a_training_step() -> None:
-    """Parameters that a failed step updated are refused, those loaded anew are not."""
+    """Parameters that a failed step updated raise when read; after set_data they work again."""
     layer = nn.Embedding(ROWS, 2)
     optimizer = nn.optim.SGD([layer.weight], lr=0.1)
 
@@ -297,7 +297,7 @@ def test_a_training_step() -> None:
 
 
 def test_others_go_on_beside_what_is_lost() -> None:
-    """Gradients and results that nobody will get keep no other program from running."""
+    """Lost gradients and results do not stop other programs from running."""
     x = _table().requires_grad_()
     loss = x[_wrong(9)].sum()
     loss.backward()
@@ -323,7 +323,7 @@ def test_random_numbers_go_on() -> None:
 
 
 def test_what_is_computed_from_a_failed_result() -> None:
-    """A device that works on its own finds out later; then what followed is lost as well."""
+    """An asynchronous device reports it later; then results computed from it are lost as well."""
     result = _table()[_wrong(9)]
     total = Tensor([0.0]).realize()
     with pytest.raises((BoundsError, LostValueError)):
@@ -353,7 +353,7 @@ def test_what_a_replay_computes_from_a_failed_result() -> None:
 
 
 def test_a_join_of_many_with_a_failed_result() -> None:
-    ones = [Tensor([1.0]).realize() for _ in range(600)]  # more than one program takes
+    ones = [Tensor([1.0]).realize() for _ in range(600)]  # more than one program can take
     made = []
     with pytest.raises((BoundsError, LostValueError)):
         made.append(Tensor.cat(*ones, _table()[_wrong(9)].reshape(-1).realize()).realize())

@@ -164,7 +164,7 @@ def test_data_is_a_memoryview(on_device):
 
 
 def test_repr(on_device):
-    """Values, computed if need be; as numpy writes them."""
+    """Shows values, computing them if necessary, formatted as numpy does."""
     lazy = Tensor([1.0, 2.0]) + 1
     assert repr(lazy) == f"<Tensor (2,) float32 on {on_device}: [2., 3.]>"
     assert lazy.is_realized()
@@ -176,7 +176,7 @@ def test_repr(on_device):
 
 
 def test_repr_of_many(on_device):
-    """The outermost elements, of which alone the host gets copies."""
+    """Shows the outermost elements only, and copies only those to the host."""
     x = Tensor.arange(10**6, device=on_device).reshape(1000, 1000)
     lines = repr(x).splitlines()
     assert len(lines) == 8 and lines[4].strip() == "...,"
@@ -189,7 +189,7 @@ def test_repr_of_many(on_device):
 
 
 def test_repr_in_a_notebook(on_device):
-    """As repr, with a histogram whose bars are as high as there are values."""
+    """The repr, with a histogram whose bar heights are counts of values."""
     x = Tensor([0.0] * 10 + [1.0] * 5 + [4.0, float("nan")])
     shown = x._repr_html_()
     heights = [int(height) for height in re.findall(r'<rect [^>]*height="(\d+)"', shown)]
@@ -205,7 +205,7 @@ def test_repr_in_a_notebook(on_device):
 
 
 def test_repr_while_a_step_is_captured(on_device):
-    """Nothing is computed: that would become part of the step."""
+    """It computes nothing: a computation would become part of the step."""
     seen = []
 
     @jit
@@ -233,7 +233,7 @@ def test_pickle_and_deepcopy(on_device, clone):
 
 
 def test_a_pickle_from_a_device_that_is_not_here(on_device):
-    """It comes to the default one."""
+    """It is loaded on the default device."""
     stored = pickle.dumps(Tensor([1.0, 2.0])).replace(on_device.encode(), b"X" * len(on_device))
     clone = pickle.loads(stored)
     assert (clone.device, clone.tolist()) == (on_device, [1.0, 2.0])
@@ -251,7 +251,7 @@ def test_zeros_take_memory_when_somebody_looks(on_device):
         with Tensor.no_grad():
             tensor.assign(tensor + 1).realize()
         assert (tensor.numpy() == 1).all()
-    del zeros, tensor  # the next ones find blocks that are not zero
+    del zeros, tensor  # so that the next ones get memory that is not zero
     for _ in range(3):
         again = Tensor.zeros(300, 1000, requires_grad=True)
         assert not again.detach().numpy().any()
@@ -320,7 +320,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", SIZES)
 def test_numpys_whole_numbers_are_numbers(name: str) -> None:
-    """Sizes, axes and places as they come out of arrays: `table.max() + 1`, `len(a) // n`."""
+    """Sizes, axes and positions that are numpy integers: `table.max() + 1`, `len(a) // n`."""
     x = Tensor(np.arange(24, dtype=np.float32).reshape(2, 3, 4))
     plain = SIZES[name](x, int)
     for kind in (np.int64, np.uint8 if "reshape" not in name else np.int32):
@@ -330,7 +330,7 @@ def test_numpys_whole_numbers_are_numbers(name: str) -> None:
 
 
 def test_whole_numbers_become_bytes_together(monkeypatch):
-    """Each was converted by a call of its own: a third of the calls of a server's step."""
+    """A call for each number was a third of all calls in a server's step."""
     asked = []
 
     def noted(value, dtype):

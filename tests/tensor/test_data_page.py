@@ -1,4 +1,4 @@
-"""minigrad/data.md: numpy, PyTorch's loader and datasets feed a captured step, without copies."""
+"""minigrad/data.md: numpy, PyTorch's loader and datasets feed a captured step without copies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text("utf-8"), re.
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["numpy", "DataLoader", "datasets"])
 def test_block(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It runs; a tensor is where its array is, each time, and a captured step reads it there."""
+    """Each block runs; tensors share their array's memory, which a captured step reads in place."""
     for module in re.findall(r"^(?:from|import) (torch|datasets)\b", block, re.M):
         pytest.importorskip(module, reason=f"{module} is not installed")
     made: list[Any] = []
@@ -40,7 +40,7 @@ def test_block(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
             values = tensor.tolist()
             np.testing.assert_array_equal(array, values)
             if array.flags.writeable:
-                array[:] = array + 1  # written there, seen here
+                array[:] = array + 1  # a write to the array is seen in the tensor
                 assert tensor.tolist() == array.tolist() != values
                 array[:] = array - 1
         kept = scope["model"].weight.numpy()
@@ -49,7 +49,7 @@ def test_block(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    """Columns of a matrix, and what may not be written."""
+    """A column of a matrix, and a read-only array."""
     rows = np.ones((4, 4), np.float32)
     fixed = rows.copy()
     fixed.flags.writeable = False

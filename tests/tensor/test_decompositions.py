@@ -1,4 +1,4 @@
-"""QR and SVD beyond what the operation table asks: accuracy, lost ranks, what is refused."""
+"""QR, SVD and eigenvalues beyond the operation table: accuracy, lost rank, errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _distance_from_identity(q: np.ndarray) -> float:
 
 
 def _matrix(kind: str) -> np.ndarray:
-    """Of two shapes, as a program is compiled for each."""
+    """The matrix of that kind; only two shapes, since each one compiles a program."""
     generator = np.random.default_rng(5)
     if kind == "zero":
         return np.zeros((5, 3))
@@ -36,7 +36,7 @@ KINDS = ["zero", "rank 1", "graded", "huge", "equal singular values", "vandermon
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_factors_of_awkward_matrices(kind: str, device: str) -> None:
-    """Orthogonal to rounding, whatever the rank; the product and singular values as numpy's."""
+    """Factors are orthogonal up to rounding at any rank; products and singular values are right."""
     x = _matrix(kind)
     size = max(float(abs(x).max()), 1e-300)
     q, r = (t.numpy() for t in Tensor(x, device=device).qr())
@@ -55,7 +55,7 @@ def _symmetric(kind: str) -> np.ndarray:
     generator = np.random.default_rng(8)
     q = np.linalg.qr(generator.normal(size=(21, 21)))[0]
     places = np.arange(21)
-    if kind == "tridiagonal, nearly equal pairs":  # Wilkinson's
+    if kind == "tridiagonal, nearly equal pairs":  # Wilkinson's matrix
         return np.diag(abs(places - 10.0)) + np.eye(21, k=1) + np.eye(21, k=-1)
     if kind == "two values":
         return (q * np.where(places < 9, 1.0, -2.0)) @ q.T
@@ -72,7 +72,7 @@ SYMMETRIC = ("tridiagonal, nearly equal pairs", "two values", "graded", "random"
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_eigenvectors_of_awkward_matrices(dtype: type, device: str) -> None:
-    """Orthogonal to rounding however near eigenvalues are, and values as numpy's, rising."""
+    """Eigenvectors are orthogonal even for close eigenvalues, which equal numpy's, ascending."""
     every, rounding = np.stack([_symmetric(kind) for kind in SYMMETRIC]), float(np.finfo(dtype).eps)
     every = ((every + every.swapaxes(1, 2)) / 2).astype(dtype)
     found = (t.numpy().astype(float) for t in linalg.eigh(Tensor(every, device=device)))
@@ -86,7 +86,7 @@ def test_eigenvectors_of_awkward_matrices(dtype: type, device: str) -> None:
 
 
 def test_factors_of_nan_are_nan(device: str) -> None:
-    """And those of other matrices of the batch are not."""
+    """Other matrices of the batch are not affected."""
     x = np.random.default_rng(9).normal(size=(2, 4, 4)) + np.zeros((2, 4, 4))
     x[1, 2, 1] = np.nan
     values, vectors = (t.numpy() for t in linalg.eigh(Tensor(x, device=device)))
@@ -96,7 +96,7 @@ def test_factors_of_nan_are_nan(device: str) -> None:
 
 
 def test_every_panel_is_the_same_program(compiled: str) -> None:
-    """Fewer programs than columns; and once the steps are captured, other values need none."""
+    """Fewer programs than columns; once the steps are captured, other values compile nothing."""
     start = GlobalCounters.programs_compiled
     for _ in range(2):
         Tensor.realize(*Tensor(np.eye(24), device=compiled).qr())
@@ -110,7 +110,7 @@ def test_every_panel_is_the_same_program(compiled: str) -> None:
 
 
 def test_no_gradient_beyond_the_rank(device: str) -> None:
-    """The complete Q of a tall matrix is a constant."""
+    """Asking for it raises: the complete Q of a tall matrix is a constant."""
     x = Tensor(np.random.default_rng(2).normal(size=(4, 2)), device=device)
     with pytest.raises(GradientError):
         x.qr("complete")[0].sum().gradient(x)
@@ -128,7 +128,7 @@ def test_what_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 3, 7, 4), (4, 1), (90, 40)])
 def test_tall_wide_and_batched(shape: tuple[int, ...], device: str) -> None:
-    """Twice: the second time every turn is a replay, and the rank is lost."""
+    """Twice: in the second run all steps are replays, and the matrices lose rank."""
     x = np.random.default_rng(6).normal(size=shape)
     for _ in range(2):
         tensor = Tensor(x, device=device)
@@ -155,7 +155,7 @@ def test_inside_a_captured_step(device: str) -> None:
 
 
 def test_systems_in_a_captured_step(on_device):
-    """Inverses and gradients of determinants, replayed; and second derivatives."""
+    """Replayed inverses and gradients of determinants; and second derivatives."""
 
     @jit
     def step(a):
@@ -202,7 +202,7 @@ _DIFFERENTIABLE = {
 
 @pytest.mark.parametrize("name", _DIFFERENTIABLE)
 def test_a_chain_is_differentiated_without_computing_it_again(compiled: str, name: str) -> None:
-    """However long it is; what a step's rule has computed is freed with it."""
+    """Two programs per step at any length; values computed by a step's rule are freed with it."""
     a = np.random.default_rng(6).normal(size=(3, 3)).astype(np.float32)
 
     def differentiate(steps: int) -> tuple[int, int]:
@@ -225,7 +225,7 @@ def test_a_chain_is_differentiated_without_computing_it_again(compiled: str, nam
 
 
 def test_systems_of_several_panels(device: str) -> None:
-    """More columns than a panel has, a number that it does not divide; rows must be exchanged."""
+    """More columns than a panel has, and no multiple of its width; rows must be exchanged."""
     generator = np.random.default_rng(7)
     a, b = generator.normal(size=(2, 37, 37)), generator.normal(size=(2, 37, 3))
     definite = a @ np.swapaxes(a, 1, 2) + np.eye(37)
@@ -240,12 +240,12 @@ def test_systems_of_several_panels(device: str) -> None:
     values, vectors = (t.numpy() for t in linalg.eigh(z))
     assert _distance_from_identity(vectors) < 1e-12
     assert abs(vectors * values[:, None] @ np.swapaxes(vectors, 1, 2) - definite).max() < 1e-10
-    a[0, 5] = a[0, 20]  # a matrix without an inverse
+    a[0, 5] = a[0, 20]  # now singular
     assert abs(linalg.det(Tensor(a, device=device)).numpy()[0]) < 1e-9 * abs(np.linalg.det(a[1]))
 
 
 def test_results_have_names(on_device: str) -> None:
-    """PyTorch's; a captured step gives them, too."""
+    """The names are PyTorch's, in results of captured steps, too."""
     x = Tensor([[4.0, 1.0], [1.0, 3.0]])
     q, s, e, d = x.qr(), x.svd(), linalg.eigh(x), linalg.slogdet(x)
     close = np.testing.assert_allclose
@@ -273,7 +273,7 @@ def test_singular_values_count_above_a_share_of_the_largest(on_device):
 
 
 def test_narrow_floats_are_computed_in_float32(on_device):
-    """What is lost is what the result's own digits cannot hold."""
+    """The only loss is that of rounding the result to its own dtype."""
     a = (np.random.default_rng(0).normal(size=(24, 24)) + 3 * np.eye(24)).astype(np.float16)
     x, wide = Tensor(a), a.astype(np.float64)
     b = x @ x.mT

@@ -1,4 +1,4 @@
-"""A small kernel for each channel: images that are convolved as they lie equal those arranged."""
+"""Depthwise convolutions with small kernels: equal with and without a copy in another layout."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_as_they_lie_or_arranged(
         return way(self, groups, apart)
 
     monkeypatch.setattr(convolution.Convolution, "_channels_last", counted)
-    monkeypatch.setattr(templates.thread, "key", object())  # which no template knows
+    monkeypatch.setattr(templates.thread, "key", object())  # matches no template
     here = found()
     assert calls[0]
     calls.clear()
@@ -61,7 +61,7 @@ def test_as_they_lie_or_arranged(
 
 
 def test_expanded_halves_are_multiplied_in_float32(compiled, reference):
-    """A batch last whose operands are expanded before they are cast."""
+    """The batch axis is last, and the operands are expanded before they are cast."""
     x, y = np.random.default_rng(2).standard_normal((2, 16, 9, 8)).astype(np.float32)
     results = []
     for device in (compiled, reference):

@@ -1,4 +1,4 @@
-"""minigrad/differences.md says what is so: each expression in it gives what stands behind it."""
+"""minigrad/differences.md is true: each expression in it gives the result stated after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GIVEN = re.findall(r"`([^`|]+)` gives `([^`|]+)`", PAGE.read_text("utf-8"))
 
 
 def raises(call: Callable[[], Any]) -> str:
-    """The kind of error that a call ends in."""
+    """The class of the error that a call raises."""
     try:
         call()
     except Exception as error:

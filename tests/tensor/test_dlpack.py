@@ -1,4 +1,4 @@
-"""Sharing memory with numpy and PyTorch through DLPack: a CPU shares, other devices copy."""
+"""Sharing memory with numpy and PyTorch through DLPack: CPU tensors share, other devices copy."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_writes_are_made_at_once_as_the_tensor_may_go_before_somebody_looks(on_d
     "same", [Tensor, lambda x: x.contiguous(), lambda x: (x * 0).assign(x), lambda x: x + 0]
 )
 def test_shared_memory_is_that_of_one_tensor(on_device, same, write):
-    """A write to another one that stands for the same values is not seen by the host."""
+    """Other tensors of equal value do not share it: writes to them are not seen by the host."""
     given = np.array([2.0, 3.0], np.float32)
     tensor, lender = Tensor.from_dlpack(given), Tensor([2.0, 3.0])
     lent = np.from_dlpack(lender)
@@ -155,7 +155,7 @@ def test_views_empty_tensors_and_numbers(on_device):
     base = Tensor([[1, 2], [3, 4]])
     np.testing.assert_array_equal(np.from_dlpack(base.T), [[1, 3], [2, 4]])
     row = base[0]
-    np.from_dlpack(row)[0] = 9  # of a copy: the base does not see it, so the view must not either
+    np.from_dlpack(row)[0] = 9  # writes to a copy: neither the base nor the view changes
     assert row.tolist() == base[0].tolist() == [1, 2]
     with pytest.raises(BufferError, match="of a view"):
         np.from_dlpack(row, copy=False)

@@ -1,4 +1,4 @@
-"""Mistakes are answered at the user's own call, with what was given and what was expected."""
+"""Mistakes raise at the user's own call; the error says what was given and what was expected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examples that `help` shows give what they say, all that are in the package."""
+"""The examples in the package's docstrings give the results that they show."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad import Mesh, P, Tensor, linalg
 
 
 def _documented() -> dict[str, str]:
-    """Docstrings with an example, by name, second names left out."""
+    """Docstrings with an example, by name, without aliases."""
     found: dict[str, str] = {}
     for owner in (linalg, *Tensor.__mro__[:-1]):
         for name, value in vars(owner).items():
@@ -30,7 +30,7 @@ EXAMPLES = _documented()
 NAMES = {"Tensor": Tensor, "Mesh": Mesh, "P": P, **{n: getattr(linalg, n) for n in linalg.__all__}}
 
 
-# Modes and state, and what is said in a sentence.
+# Modes and state, and methods that a sentence explains.
 WITHOUT = {
     "cat", "concat", "concatenate", "stack", "repeat", "repeat_interleave", "roll", "split",
     "chunk", "data", "no_grad", "train", "manual_seed", "random_state", "set_random_state", "mro",
@@ -38,7 +38,7 @@ WITHOUT = {
 
 
 def test_every_method_has_an_example() -> None:
-    """Second names and in-place forms show their method's."""
+    """Aliases and in-place forms show their method's."""
     silent = []
     for name in dir(Tensor):
         method = inspect.getattr_static(Tensor, name)
@@ -57,9 +57,9 @@ def test_example(name: str, on_device: None) -> None:
 
 
 def test_no_example_is_left_out() -> None:
-    """Whatever docstring of the package has one is among those above."""
+    """Every docstring in the package with an example is in EXAMPLES."""
     kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-    known = set(map(inspect.cleandoc, EXAMPLES.values()))  # as Python 3.13 has them anyway
+    known = set(map(inspect.cleandoc, EXAMPLES.values()))  # as Python 3.13 stores them anyway
     for path in Path(minigrad.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             text = (ast.get_docstring(node) or "") if isinstance(node, kinds) else ""

@@ -1,4 +1,4 @@
-"""Gradients of a graph whose form was differentiated before are those that its rules give."""
+"""Gradients of a graph of a known form equal those computed by the rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def leaves() -> list[Tensor]:
 
 
 def gradients(loss: Tensor, of: list[Tensor]) -> list[Any]:
-    """As nodes: equal ones are one object."""
+    """Gradients as nodes, since equal nodes are one object."""
     for leaf in of:
         leaf.grad = None
     loss.backward()
@@ -100,7 +100,7 @@ def test_a_form_keeps_no_memory() -> None:
 
 
 def test_a_rule_that_is_made_each_time_is_not_kept() -> None:
-    """Its hash is that of another one, which had its place in memory before."""
+    """A new rule may get the hash of a freed one that was at its memory address."""
     for _ in range(8):
         of = leaves()
         node = of[0].node

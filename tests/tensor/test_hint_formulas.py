@@ -1,4 +1,4 @@
-"""What hints.md tells people to write computes what PyTorch's function does."""
+"""The replacements that hints.md tells users to type compute what PyTorch's functions compute."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X, POSITIVE = (3, 4), np.linspace(0.1, 2.9, 12, dtype=np.float32).reshape(3, 4)
 HOLES = np.array([1, 2, np.nan, 3, 0], np.float32)
 SIGNS = np.array([1, -1, 1], np.float32)
 
-# What was typed, the same in PyTorch, and names: of arrays their shapes or values, or numbers.
+# The call that users type, the same in PyTorch, and the names in it: shapes, arrays or numbers.
 FORMULAS: list[tuple[str, str, dict[str, Any]]] = [
     ("x.angle()", "torch.angle(x)", {"x": X}),
     ("x.isreal()", "torch.isreal(x)", {"x": X}),
@@ -88,7 +88,7 @@ FORMULAS: list[tuple[str, str, dict[str, Any]]] = [
     ("linalg.multi_dot([x])", "torch.linalg.multi_dot([a, b, c])",
      {"a": X, "b": (4, 3), "c": (3, 2)}),
 ]  # fmt: skip
-SAID = r"^all dtypes are real: |^x\.where\(a, b\), or |,? (of|the) .*"  # in words
+SAID = r"^all dtypes are real: |^x\.where\(a, b\), or |,? (of|the) .*"  # words around the formula
 
 
 @pytest.mark.parametrize(("typed", "theirs", "names"), FORMULAS)
@@ -97,7 +97,7 @@ def test_formula(typed: str, theirs: str, names: dict[str, Any], cpu: str) -> No
     draw = np.random.default_rng(1)
 
     def array(given: Any, make: Any) -> Any:
-        """A tensor of a library from a shape or an array; a list of these; else what is given."""
+        """A tensor of a library, of a shape or an array; a list of them; other values unchanged."""
         if isinstance(given, list):
             return [array(one, make) for one in given]
         if isinstance(given, tuple):

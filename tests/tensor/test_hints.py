@@ -1,4 +1,4 @@
-"""Whoever types what PyTorch, numpy or tinygrad have is told what to type here."""
+"""Names of PyTorch, numpy and tinygrad that are missing here raise an error with what to type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minigrad.hints import _by_name, hint, table
 
 
 def scope() -> dict[str, Any]:
-    """What the table's lines name."""
+    """The names in the table's lines."""
     x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
     return {
         "x": x, "loss": x.square().sum(), "a": np.ones((2, 3), np.float32), "Tensor": Tensor,
@@ -34,7 +34,7 @@ def test_the_table_is_long() -> None:
 
 @pytest.mark.parametrize("typed", table())
 def test_hint(typed: str) -> None:
-    """It raises, and says what the table says."""
+    """It raises the error that the table says."""
     names = scope()
     if "max(1)" in typed:
         names["x"] = Tensor.ones(2, 3)
@@ -44,7 +44,7 @@ def test_hint(typed: str) -> None:
 
 
 def test_what_sounds_alike() -> None:
-    """A slip of the finger is answered, too; protocols that are asked for are absent as usual."""
+    """Typos get a suggestion, too; names asked for by hasattr and protocols are simply absent."""
     with pytest.raises(AttributeError, match="Linear"):
         nn.Linar(2, 3)  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"x\.copy_\(x\.erf\(…\)\)"):
@@ -57,7 +57,7 @@ def test_what_sounds_alike() -> None:
 
 
 def test_unpacking() -> None:
-    """As many names as parts are fine, whatever they are."""
+    """Unpacking into as many names as there are elements works."""
     first, second = Tensor([[1, 2], [3, 4]]).max(1)
     assert (first.item(), second.item()) == (2, 4)
     start, *rest = Tensor([1, 2, 3])
@@ -72,7 +72,7 @@ def test_where_takes_two_values_or_none() -> None:
 
 
 def test_a_pair_that_is_none() -> None:
-    """PyTorch's x.max(1)[0] warns; what means a row of the values does not."""
+    """PyTorch's x.max(1)[0] warns; expressions that ask for a row of the values do not."""
     x = Tensor([[1.0, 5.0, 2.0], [7.0, 2.0, 3.0]])
     for call in (
         lambda: x.max(1)[0], lambda: x.max(dim=1, keepdim=True)[1], lambda: Tensor.max(x, 1)[1],
@@ -86,7 +86,7 @@ def test_a_pair_that_is_none() -> None:
         assert values[0].item() == rows[0][0].item() == x.amax(1)[0].item() == 5
         assert x.max(0)[2].item() == 3 and x.max_with_indices(1)[1].tolist() == [1, 0]
         assert nn.functional.adaptive_max_pool1d(x, 1)[0].item() == 5
-        assert eval("x.max(1)", {"x": x}).shape == (2,)  # where the call is the code's last
+        assert eval("x.max(1)", {"x": x}).shape == (2,)  # the call ends its code
 
 
 def test_data_is_a_memoryview() -> None:
@@ -102,7 +102,7 @@ def test_data_is_a_memoryview() -> None:
 
 
 def test_errors_that_pytorch_raises_are_caught() -> None:
-    """An axis is an IndexError, shapes and dtypes that do not fit a RuntimeError."""
+    """A wrong axis is an IndexError; shapes and dtypes that do not match are RuntimeErrors."""
     x, y = Tensor.zeros(2, 3), Tensor.zeros(4, 5)
     for call in (lambda: x.sum(2), lambda: x.softmax(5), lambda: x.transpose(0, 9)):
         with pytest.raises(IndexError, match="axis") as caught:
@@ -116,7 +116,7 @@ def test_errors_that_pytorch_raises_are_caught() -> None:
 
 
 def test_no_message_names_a_class_of_ours() -> None:
-    """Python's own messages about arguments name methods as users know them."""
+    """Python's own messages about arguments do not name Tensor's base classes."""
     families = [family.__name__ for family in Tensor.__mro__[1:-1]]
     x = Tensor([1.0])
     for name in dir(Tensor):
@@ -130,7 +130,7 @@ def test_no_message_names_a_class_of_ours() -> None:
 
 
 def test_hints_of_names_are_of_names_that_are_missing() -> None:
-    """A row of what is here by now is noise."""
+    """A hint for a name that exists by now is noise."""
     names = scope()
     for typed in table():
         found = re.match(r"(\w+)\.(\w+)", typed)
@@ -139,13 +139,13 @@ def test_hints_of_names_are_of_names_that_are_missing() -> None:
     assert hint("x.cuda()")
 
 
-# Names that are here, typed in a way that is not.
+# Names that exist here, in calls that do not.
 USED = {("x", "to"), ("x", "view"), ("x", "data"), ("optim", "Adam"), ("minigrad", "tensor"),
         ("minigrad", "device"), ("minigrad", "compile"), ("optimizer", "step")}  # fmt: skip
 
 
 def test_arguments_that_are_not_here() -> None:
-    """The function that was called is named, with what to type or with what it takes."""
+    """The error names the called function, and what to type or which arguments it takes."""
     x, odd = Tensor([1.0, 2.0]), "() got an unexpected keyword argument"
     for call, said in (
         (lambda: x.sum(every=1), f"Tensor.sum{odd} 'every': expected axis, keepdim, dim, dtype"),
@@ -164,11 +164,11 @@ def test_arguments_that_are_not_here() -> None:
 
 
 def test_names_of_a_module_that_methods_have() -> None:
-    """Whoever writes `import minigrad as torch` is told where functions are."""
+    """Users of `import minigrad as torch` are told where functions are."""
     for name in ("einsum", "cat", "where", "exp"):
         with pytest.raises(AttributeError, match=rf"minigrad has no '{name}' here: Tensor\.{name}"):
             getattr(minigrad, name)
-    for name in ("from_numpy", "inference_mode", "is_tensor"):  # what is said of Tensor's
+    for name in ("from_numpy", "inference_mode", "is_tensor"):  # the hint is that of Tensor's name
         said = re.escape(_by_name()["Tensor", name])
         with pytest.raises(AttributeError, match=f"minigrad has no '{name}' here: {said}"):
             getattr(minigrad, name)
@@ -177,14 +177,14 @@ def test_names_of_a_module_that_methods_have() -> None:
 def test_a_dtype_and_a_module_are_no_device_and_no_function() -> None:
     x = Tensor([1.0])
     assert x.to("float64").dtype is x.to(dtypes.float64).dtype is dtypes.float64
-    import minigrad.compile  # which is an attribute of the package from then on
+    import minigrad.compile  # which makes it an attribute of the package
 
     with pytest.raises(TypeError, match=r"minigrad\.compile is a module here: @jit captures"):
         minigrad.compile(x.exp)
 
 
 def test_one_hot_of_as_many_classes_as_there_are() -> None:
-    """PyTorch's default, and Python's round."""
+    """PyTorch's default number of classes, in eager code only; and Python's round."""
     assert Tensor([0, 2]).one_hot().tolist() == nn.functional.one_hot(Tensor([0, 2]), 3).tolist()
     with pytest.raises(minigrad.errors.JitError):
         step = minigrad.jit(lambda x: x.one_hot())
@@ -201,7 +201,7 @@ def test_schedulers_are_imported_as_pytorchs() -> None:
 
 
 def test_tinygrads_forms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tinygrad's programs begin with."""
+    """The first lines of typical tinygrad programs."""
     monkeypatch.setenv("STEPS_OF_MINE", "7")
     assert minigrad.getenv("STEPS_OF_MINE", 3) == 7 and minigrad.getenv("NOTHING", 0.5) == 0.5
     with pytest.raises(KeyError, match="unknown setting"):

@@ -1,4 +1,4 @@
-"""Reading parts: every kind of index, alone and mixed, against numpy."""
+"""Reading parts of a tensor: every kind of index, alone and mixed, against numpy."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:40].replace("\n", ""))
 def test_getitem(on_device, key):
-    """By arrays, and by tensors of them."""
+    """The index arrays as numpy arrays, and as tensors."""
     parts = key if isinstance(key, tuple) else (key,)
     ours = tuple(Tensor(part) if isinstance(part, np.ndarray) else part for part in parts)
     for form in (key, ours):
@@ -131,7 +131,7 @@ def test_symbolic(on_device):
 @pytest.mark.parametrize("shape", [(5000,), (9000,), (83, 70), (70, 83, 2)])
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_large_masks(on_device, shape, share):
-    """Places by chunks; reads, writes and gradients, of whole tensors and of rows."""
+    """Positions are found in chunks; reads, writes and gradients, of elements and of rows."""
     generator = np.random.default_rng(len(shape))
     a = generator.standard_normal(shape, dtype=np.float32)
     m = generator.random(shape[:2]) < share
@@ -175,7 +175,7 @@ def test_the_host_reads_one_number_of_a_large_mask(monkeypatch, on_device):
 
 
 def test_ones_in_front_of_a_value_do_not_count(on_device):
-    """As numpy's and PyTorch's: a model's row of one is a row."""
+    """As in numpy and PyTorch: a (1, n) result of a model can be written to a row."""
     x, wanted = Tensor.zeros(3, 2), np.zeros((3, 2), np.float32)
     for key, value in ((0, [[1, 2]]), ((1, 0), [3]), (slice(1, 3), [[[4, 5], [6, 7]]])):
         x[key] = Tensor(value, dtype="float32")
@@ -198,11 +198,11 @@ def test_masks_of_no_elements(on_device):
 
 
 def test_positions_beyond_int32(compiled):
-    """Of several index arrays, of a flat tensor, of ranges: nothing wraps (nothing is stored)."""
+    """With index arrays, take, and ranges: nothing wraps (and no whole array is ever stored)."""
     with Context(DEVICE=compiled):
         rows, columns = Tensor.arange(65536).reshape(-1, 1), Tensor.arange(65536)
         x = rows.expand(65536, 65536) + columns
-        y = (rows * 2).expand(65536, 65536) + columns  # x itself would be stored: 16 GiB
+        y = (rows * 2).expand(65536, 65536) + columns  # a second read of x would store it: 16 GiB
         found = x[Tensor([65535, 40000, -1]), Tensor([7, 65535, 0])]
         taken = y.take(Tensor([-1, 5]))
         Tensor.realize(found, taken)

@@ -1,6 +1,6 @@
-"""Long sums of like values keep their digits, along any axis and in whatever they are part of.
+"""Long sums of similar values stay accurate, along any axis and inside any operation.
 
-A sum that grew one term after another would be wrong by 1e-2 for 2²⁰ equal terms.
+Adding terms one by one would give an error of 1e-2 for 2²⁰ equal terms.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from minigrad import Tensor, dtypes
 MOST = 2e-6  # relative error
 VALUE = float(np.float32(0.1))
 N = 1 << 20
-LONG = 1 << 24  # terms of a sum that only a few tests afford
+LONG = 1 << 24  # terms; used by few tests, as it takes long
 
 
 def full(*shape: int) -> Tensor:
-    """Equal values, in memory."""
+    """A realized tensor of equal values."""
     return Tensor(np.full(shape, VALUE, np.float32))
 
 
 def check(found: Tensor, expected: float | np.ndarray) -> None:
-    """Every element is near enough to what it should be."""
+    """Every element is close to its expected value."""
     got = found.numpy().astype(np.float64)
     wanted = np.broadcast_to(expected, got.shape)
     error = float(np.max(np.abs(got - wanted) / np.abs(wanted)))
@@ -35,7 +35,7 @@ def check(found: Tensor, expected: float | np.ndarray) -> None:
 @pytest.mark.parametrize("other", [1, 3, 16, 100])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_along_every_axis(other: int, axis: int, on_device: None) -> None:
-    """Full vectors, columns, rows, and rows between both."""
+    """Whole vectors, columns, rows, and an axis between two others."""
     length = N // 8 if axis == 1 and other == 100 else N // 4
     shape = {0: (length, other), 1: (3, length, min(other, 16)), 2: (other, length)}[axis]
     check(full(*shape).sum(min(axis, 1)), length * VALUE)
@@ -78,7 +78,7 @@ COMPOSITIONS: dict[str, tuple[Callable[[], Tensor], float]] = {
 
 @pytest.mark.parametrize("name", COMPOSITIONS)
 def test_compositions(name: str, on_device: None) -> None:
-    """What has a long sum inside."""
+    """Operations that contain a long sum."""
     make, expected = COMPOSITIONS[name]
     check(make(), expected)
 
@@ -93,7 +93,7 @@ def test_running_sums(shape: tuple[int, ...], on_device: None) -> None:
 
 
 def test_gradients(on_device: None) -> None:
-    """A bias's gradient sums over all rows, a convolution's weight's over all places."""
+    """A bias's gradient sums over all rows, a convolution weight's over all positions."""
     bias = Tensor(np.zeros(16, np.float32), requires_grad=True)
     ((full(N // 4, 16) + bias) * full(N // 4, 16)).sum().backward()
     assert bias.grad is not None
@@ -107,14 +107,14 @@ def test_gradients(on_device: None) -> None:
 
 @pytest.mark.parametrize("shape, axis", [((N,), 0), ((N // 4, 3), 0), ((3, N // 4), 1)])
 def test_variance_far_from_zero(shape: tuple[int, ...], axis: int, on_device: None) -> None:
-    """Its mean is 10,000 times the deviation."""
+    """The mean is 10,000 times the deviation."""
     values = (np.random.default_rng(0).standard_normal(shape) + 1e4).astype(np.float32)
     check(Tensor(values).var(axis), values.astype(np.float64).var(axis, ddof=1))
 
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16])
 def test_half_floats_are_added_in_float32(dtype: object, on_device: None) -> None:
-    """A half float's sum would stand still at a few thousand."""
+    """A sum in a half dtype would stop growing at a few thousand."""
     ones = Tensor(np.ones((N // 8, 3), np.float32)).cast(dtype)
     assert ones.sum(0, dtype=dtypes.float32).tolist() == [N // 8] * 3
 
@@ -123,7 +123,7 @@ def test_half_floats_are_added_in_float32(dtype: object, on_device: None) -> Non
     (17, 15), (13, 11), (9, 15), (129, 2), (3, 129), (11, 13), (65, 3), (33, 33), (257, 5),
 ])  # fmt: skip
 def test_over_two_axes(outer: int, inner: int, on_device: None) -> None:
-    """Blocks of the outer axis may be long themselves, and are cut once more."""
+    """Blocks of the outer axis may be long themselves, and are then split again."""
     print("seed", outer * inner)
     generator = np.random.default_rng(outer * inner)
     x, y = (generator.random((outer, 7, inner), np.float32) for _ in range(2))
@@ -134,7 +134,7 @@ def test_over_two_axes(outer: int, inner: int, on_device: None) -> None:
 
 @pytest.mark.parametrize("ends", [(100, 100), (70, 130), (300, 65), (65, 300), (200, 3, 200)])
 def test_over_parts_whose_axes_are_apart_in_memory(ends: tuple[int, ...], on_device: None) -> None:
-    """Loops of which each is long, and which are cut twice."""
+    """Several long loops, each of which is split."""
     x = Tensor.ones(*(end + 7 for end in ends), 15).contiguous().realize()
     part = x[tuple(slice(0, end) for end in ends)]
     axes = tuple(range(len(ends)))
@@ -145,7 +145,7 @@ def test_over_parts_whose_axes_are_apart_in_memory(ends: tuple[int, ...], on_dev
 
 @pytest.mark.parametrize("values", [[3e30, -3e30, 1e30, 2.5e30], [3e25, 1e25, -2e25, 7e24]])
 def test_a_variance_beyond_the_range_is_infinite(values: list[float], on_device: None) -> None:
-    """Not NaN, as ∞ less ∞ would be."""
+    """∞ − ∞ would be NaN."""
     assert Tensor(values).var().item() == float("inf")
     assert Tensor(values).std().item() == float("inf")
 

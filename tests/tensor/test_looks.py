@@ -1,4 +1,4 @@
-"""Loops in Python that look at something in each turn: none computes the turns before once more."""
+"""Python loops that read a value in each iteration do not compute earlier iterations again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def numbers(*shape: int) -> Tensor:
 
 
 class Chain:
-    """A state that is made anew in each turn."""
+    """The state is a new tensor in each iteration."""
 
     def __init__(self) -> None:
         self.h, self.x = Tensor.zeros(5), numbers(5)
@@ -40,7 +40,7 @@ class Drawn(Chain):
 
 
 class Written(Chain):
-    """Memory that is filled place by place, and asked for a sum."""
+    """A tensor that is written element by element, and then summed."""
 
     def turn(self) -> float:
         for place in range(5):
@@ -49,7 +49,7 @@ class Written(Chain):
 
 
 class Means:
-    """k-means, as one writes it first."""
+    """k-means, written in the obvious way."""
 
     def __init__(self) -> None:
         self.points = numbers(40, 3)
@@ -88,7 +88,7 @@ def test_values_of_such_loops(on_device):
 
 @pytest.mark.parametrize("marked", [True, False])
 def test_the_way_back_through_what_is_kept(on_device, marked):
-    """It is there as if nobody had looked, to leaves that nobody marked, too."""
+    """Stored states do not change gradients, not even for leaves that were not marked."""
     found = []
     for looks in (True, False):
         w, h = Tensor([0.5, 2.0], requires_grad=marked or None), Tensor([1.0, 3.0])
@@ -102,7 +102,7 @@ def test_the_way_back_through_what_is_kept(on_device, marked):
 
 
 def test_such_a_loop_keeps_nothing_of_turns_that_are_over(on_device):
-    """Nobody could ask for a gradient by what they were given."""
+    """No gradient by the inputs of past iterations can be asked for any more."""
     h, held = Tensor.zeros(100), []
     for turn in range(3 * TURNS):
         x = Tensor(np.full(100, turn, np.float32))
@@ -115,7 +115,7 @@ def test_such_a_loop_keeps_nothing_of_turns_that_are_over(on_device):
 
 
 def test_what_many_turns_have_left_stays_as_it_is(on_device):
-    """It is computed together, or never."""
+    """Values of many iterations are computed together when they are needed, or never."""
     x = numbers(3)
     kept = [x * number + 1 for number in range(20)]
     for factor in (1.0, 2.0, 3.0):
@@ -124,7 +124,7 @@ def test_what_many_turns_have_left_stays_as_it_is(on_device):
 
 
 def test_a_large_value_of_which_little_is_read_is_not_kept(compiled):
-    """An outer product that is larger than all that it is computed from."""
+    """An outer product that is larger than all its inputs together."""
     with Context(DEVICE=compiled):
         rows, columns = numbers(1 << 13, 1), numbers(1 << 12)
         first = rows * columns

@@ -1,4 +1,4 @@
-"""Arguments that could be taken for something else: each means what it says, or raises."""
+"""Ambiguous arguments: each has its documented meaning, or raises."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ JOINS: dict[str, tuple[Callable[[Any, Any], Any], Any]] = {
 
 @pytest.mark.parametrize("name", JOINS)
 def test_joins_take_the_dimension(name: str, device: str) -> None:
-    """By position as PyTorch's and numpy's, and as dim= or axis=."""
+    """By position as in PyTorch and numpy, or as dim= or axis=."""
     join, wanted = JOINS[name]
     got = join(Tensor(A, device=device), Tensor(B, device=device)).numpy()
     assert np.array_equal(got, wanted), (got, wanted)
@@ -67,7 +67,7 @@ WIDE: dict[str, tuple[Callable[[], Tensor], str, Any]] = {
 
 @pytest.mark.parametrize("name", WIDE)
 def test_ints_beyond_int32(name: str, on_device: str) -> None:
-    """Where nobody asked for a dtype, Python ints get one that holds them."""
+    """Without a given dtype, Python ints get one that holds them."""
     make, dtype, wanted = WIDE[name]
     made = make()
     assert (made.dtype.name, made.tolist()) == (dtype, wanted)
@@ -112,7 +112,7 @@ BEYOND: dict[str, tuple[Callable[[], Any], str]] = {
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_ints_that_do_not_fit_raise(name: str) -> None:
-    """Where a dtype was asked for, or a tensor has one, which does not hold the number."""
+    """The given dtype, or that of the tensor, does not hold the number."""
     call, words = BEYOND[name]
     with pytest.raises(RangeError, match=words) as caught:
         call()
@@ -122,7 +122,7 @@ def test_ints_that_do_not_fit_raise(name: str) -> None:
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint32", "int64", "uint64", "bool"])
 @pytest.mark.parametrize("value", [-(2**70), -(2**63) - 1, -1, 2, 300, BIG, 2**63, 2**64, 2**70])
 def test_comparisons_are_of_numbers(dtype: str, value: int, on_device: str) -> None:
-    """With a Python int of any size: the truth about both numbers, whatever the dtype holds."""
+    """With a Python int of any size, the comparison is exact whether the dtype holds it or not."""
     info = np.iinfo(dtype) if dtype != "bool" else None
     values = [0, 1] if info is None else [info.min, 0, 1, info.max]
     x = Tensor(np.array(values, dtype))
@@ -140,7 +140,7 @@ def test_comparisons_are_of_numbers(dtype: str, value: int, on_device: str) -> N
 
 
 def test_a_mask_is_bool() -> None:
-    """x.where(mask, y) is PyTorch's order: numbers are no condition."""
+    """x.where(mask, y) is PyTorch's order: a condition must be bool."""
     x = Tensor([0.5, 0.0])
     for call in (
         lambda: x.where(1, 0), lambda: X.where(1, 0), lambda: x.masked_fill(x, 1),
@@ -151,7 +151,7 @@ def test_a_mask_is_bool() -> None:
 
 
 def test_flags_are_no_axes() -> None:
-    """PyTorch's x.std(True) and numpy's x.sum(0, float) must not be taken for our arguments."""
+    """PyTorch's x.std(True) and numpy's x.sum(0, float) must not be read as axis or keepdim."""
     x = Tensor.zeros(3, 4)
     for call in (
         lambda: x.std(True), lambda: x.var(False), lambda: x.sum(True), lambda: x.softmax(True),
@@ -166,7 +166,7 @@ def test_flags_are_no_axes() -> None:
 
 @pytest.mark.parametrize("kind", ["bool", "int8", "int16", "int32", "int64"])
 def test_sums_of_signed_are_int64(kind: str, on_device: str) -> None:
-    """As PyTorch's and numpy's: nothing wraps before 2⁶³."""
+    """As in PyTorch and numpy: nothing wraps below 2⁶³."""
     x = Tensor([1, 1], dtype=kind)
     for result in (x.sum(), x.prod(), x.cumsum(0), x.cumprod(0), x.sum(0, keepdim=True)):
         assert result.dtype is dtypes.int64
@@ -178,7 +178,7 @@ def test_sums_of_signed_are_int64(kind: str, on_device: str) -> None:
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16", "uint32", "uint64"])
 def test_sums_of_unsigned_are_uint64(kind: str, on_device: str) -> None:
-    """As numpy's."""
+    """As in numpy."""
     x = Tensor([1, 1], dtype=kind)
     for result in (x.sum(), x.prod(), x.cumsum(0), x.cumprod(0)):
         assert result.dtype is dtypes.uint64
@@ -186,10 +186,10 @@ def test_sums_of_unsigned_are_uint64(kind: str, on_device: str) -> None:
 
 
 def test_dtypes_of_sums() -> None:
-    """By name as by object; what is no name raises."""
+    """By name or as an object; unknown names raise."""
     x = Tensor([1, 2])
     assert x.sum(dtype="int8").dtype is dtypes.int8
-    assert Tensor([100, 100]).sum(dtype="int8").item() == 200 - 256  # no float of it would wrap
+    assert Tensor([100, 100]).sum(dtype="int8").item() == 200 - 256  # a float would saturate
     assert x.cumsum(dtype="float32").dtype is dtypes.float32
     assert x.softmax(dtype="float64").dtype is dtypes.float64
     for call in (lambda: x.sum(dtype=""), lambda: x.prod(dtype=""), lambda: x.cumsum(dtype=""),
@@ -200,7 +200,7 @@ def test_dtypes_of_sums() -> None:
 
 
 def test_the_axis_of_classes() -> None:
-    """Where logits fit both (batch, classes, …) and (…, classes), the user says which."""
+    """Where logits fit both (batch, classes, …) and (…, classes), the user must choose."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     generator = np.random.default_rng(4)
     logits = generator.normal(size=(2, 3, 3, 3)).astype(np.float32)
@@ -226,7 +226,7 @@ def test_the_axis_of_classes() -> None:
 
 
 def test_losses_do_not_broadcast() -> None:
-    """(4, 1) beside (4,) would be a mean of 16 differences."""
+    """(4, 1) and (4,) would give a mean of 16 differences."""
     x, y = Tensor.full((4, 1), 0.5), Tensor.full((4,), 0.5)
     for call in (lambda: x.mse_loss(y), lambda: x.binary_crossentropy(y),
                  lambda: x.binary_crossentropy_logits(y), lambda: y.mse_loss(x)):  # fmt: skip
@@ -288,7 +288,7 @@ WRONG: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_numbers_raise_at_once(name: str) -> None:
-    """When the object is made, not when a step has gone uphill."""
+    """When the object is created, not in a later training step."""
     with pytest.raises((ValueError, TypeError)) as caught:
         WRONG[name]()
     assert re.search("expected|positional arguments", str(caught.value))

@@ -1,4 +1,4 @@
-"""What somebody who comes from PyTorch may type wrongly raises, and says what was expected."""
+"""Mistakes that users of PyTorch may make raise, with a message that says what was expected."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "expected a string"),  # type: ignore[arg-type]
 }  # fmt: skip
 
-# What has no meaning for a tensor without dimensions.
+# Methods that have no meaning for a tensor of 0 dimensions.
 OF_LINES = ("split(1)", "chunk(2)", "tensor_split(2)", "unfold(0, 1, 1)", "diff()", "unbind()",
             "unflatten(0, (1, 1))", "repeat_interleave(2, 0)", "hsplit(1)", "narrow(0, 0, 1)",
             "cross(Tensor(1.0))", "cat(Tensor(1.0))", "gather(0, Tensor(0))",
@@ -242,13 +242,13 @@ OF_LINES = ("split(1)", "chunk(2)", "tensor_split(2)", "unfold(0, 1, 1)", "diff(
 
 @pytest.mark.parametrize("call", OF_LINES)
 def test_a_number_has_no_lines(call: str) -> None:
-    """Python told of a tuple's index."""
+    """Python raised its own error about a tuple's index."""
     with pytest.raises(AxisError, match="of 0 dimensions; expected a tensor with at least one"):
         eval(f"Tensor(1.0).{call}")
 
 
 BATCH = _zeros(1, 4, 8, 8)
-# Calls that ValueErrors and TypeErrors refuse (most of our errors are one of these), and the words.
+# Calls that raise ValueError or TypeError (most of our errors are one of these), and the message.
 REFUSED = {
     "X.tensor_split(0)": "parts ≥ 1",
     "Y.t()": "expected a matrix; use .mT",
@@ -305,7 +305,7 @@ def test_a_message_says_what_was_expected(call: str) -> None:
         eval(call, NAMES)
 
 
-# Calls with a float or a text where an int belongs: what the message shows.
+# Calls with a float or a string where an int belongs, by what the message must show.
 NO_INTS: dict[str, Callable[[], Any]] = {
     "Conv2d(kernel_size=3.5)": lambda: nn.Conv2d(3, 4, 3.5),  # type: ignore[arg-type]
     "Conv2d(kernel_size=None)": lambda: nn.Conv2d(3, 4, None),  # type: ignore[arg-type]
@@ -366,7 +366,7 @@ NO_INTS: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("words", NO_INTS)
 def test_what_is_no_int_is_shown(words: str) -> None:
-    """Some gave shapes with floats in them, or other tensors; most told of something inside."""
+    """Some gave shapes with floats in them, or wrong tensors; most raised some internal error."""
     with pytest.raises((TypeError, ShapeError), match=re.escape(words)):
         NO_INTS[words]()
 
@@ -374,7 +374,7 @@ def test_what_is_no_int_is_shown(words: str) -> None:
 @pytest.mark.parametrize("spatial", [1, 2, 3])
 @pytest.mark.parametrize("name", ["BatchNorm", "InstanceNorm", "MaxPool", "AvgPool"])
 def test_layers_know_their_dimensions(name: str, spatial: int) -> None:
-    """Each of them took any number of dimensions."""
+    """They accepted inputs of any number of dimensions."""
     layer = getattr(nn, f"{name}{spatial}d")(3 if "Norm" in name else 2)
     taken = {"BatchNorm": (0, 1) if spatial == 1 else (spatial,), "InstanceNorm": (spatial,)}
     fits = [2 + n for n in taken.get(name, (spatial - 1, spatial))]
@@ -390,24 +390,24 @@ def test_layers_know_their_dimensions(name: str, spatial: int) -> None:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_raise(name: str) -> None:
-    """They gave an answer silently, or told of something inside."""
+    """They gave a wrong result silently, or raised some internal error."""
     call, error, words = MISTAKES[name]
     with pytest.raises(error, match=re.escape(words)):
         call()
 
 
 def test_what_is_near_goes_on_working() -> None:
-    """None for dim says nothing, detached copies are trained, and states of the right shape fit."""
+    """Correct calls that are similar to mistakes: dim=None, detached copies, fitting states."""
     assert X.sum(dim=None).shape == () and X.softmax(dim=None).shape == (2, 3)
     assert X.sum(axis=None, dim=1).shape == (2,)
     assert optim.SGD([_leaf().detach().requires_grad_()], lr=0.1).params
-    assert optim.SGD([Tensor.ones(2) * 0.5], lr=0.1).params  # tinygrad's way to make a weight
+    assert optim.SGD([Tensor.ones(2) * 0.5], lr=0.1).params  # how tinygrad creates a weight
     out, state = nn.GRU(3, 4, batch_first=True)(_zeros(2, 5, 3), _zeros(1, 2, 4))
     assert out.shape == (2, 5, 4) and state.shape == (1, 2, 4)
     assert nn.Sequential(len)([1, 2]) == 2 and nn.Identity()(5) == 5  # type: ignore[arg-type,list-item,comparison-overlap]
     assert F.layer_norm(X, 3).shape == X.shape and X.transpose(1).shape == (3, 2)
     assert X.matmul(X.T, "float64").dtype.name == "float64"
-    assert nn.PReLU(init=0)(X - 1).tolist() == X.tolist()  # an int, of which no float was made
+    assert nn.PReLU(init=0)(X - 1).tolist() == X.tolist()  # the int was not made a float
     assert nn.ModuleList([None, nn.ReLU()])[0] is None and X.diff(0, prepend=X).shape == (2, 3)
     assert (X > 0).diff(prepend=X + 0.5).tolist() == [[0.0, 0.0, -0.5, 0.0, 0.0]] * 2
     assert X.tensordot(X, [0, 0]).shape == (3, 3)  # type: ignore[list-item]
@@ -415,7 +415,7 @@ def test_what_is_near_goes_on_working() -> None:
 
 
 def test_found_elements_have_names() -> None:
-    """values and indices, as PyTorch's; a pair all the same, in captured steps too."""
+    """`values` and `indices`, as in PyTorch, though still a pair; in captured steps too."""
     x = Tensor([[3.0, 1.0, 2.0]])
     pairs = (x.sort(1), x.topk(2), x.cummax(1), x.cummin(1), x.kthvalue(1), x.mode(),
              x.max_with_indices(1))  # fmt: skip
@@ -432,7 +432,7 @@ def test_found_elements_have_names() -> None:
 
 @pytest.mark.parametrize("mode", [Tensor.train, Tensor.no_grad])
 def test_a_mode_alone_is_warned_of(mode: Callable[[], Any]) -> None:
-    """It would change nothing, silently; not so as a block or a decorator."""
+    """As a statement it silently changes nothing; as a context manager or decorator it works."""
     with pytest.warns(UserWarning, match=rf"{mode.__name__}\(\) alone changes nothing"):
         mode()
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""Sorting and running reductions at the lengths where their algorithms change."""
+"""Sorting and running reductions at the lengths where the algorithms change."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def _keys(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     generator = np.random.default_rng([seed, *shape])
     top = np.iinfo(dtype).max
     keys = generator.integers(0, top, shape, dtype=dtype, endpoint=True)
-    keys.flat[::3] = keys.flat[0]  # many equal ones
-    keys.flat[-1] = top  # equal to what fills the last chunk
+    keys.flat[::3] = keys.flat[0]  # many equal keys
+    keys.flat[-1] = top  # equal to the padding of the last chunk
     return keys
 
 
@@ -30,7 +30,7 @@ def _keys(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
      ((2 * CHUNK + 3,), 0)],
 )  # fmt: skip
 def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int, compiled: str) -> None:
-    """By counting, by one chunk, and by several; the last of them not full."""
+    """By counting, in one chunk, and in several chunks with a partial last one."""
     keys = _keys(dtype, shape, 1)
     found = Tensor._of(build.sort(Tensor(keys, device=compiled).node, axis)).numpy()
     assert found.dtype == np.int32
@@ -38,7 +38,7 @@ def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int, compi
 
 
 def test_each_thread_count_sorts_alike() -> None:
-    """A pool of its own for each device, of one thread and of several."""
+    """Each device has its own thread pool: one with a single thread, one with several."""
     keys = _keys("uint32", (3 * CHUNK,), 2)
     results = []
     for number, threads in enumerate((1, 3)):
@@ -49,7 +49,7 @@ def test_each_thread_count_sorts_alike() -> None:
 
 @pytest.mark.parametrize("shape", [(129,), (5, 40), (400,)])
 def test_devices_sort_as_numpy(shape: tuple[int, ...], device: str) -> None:
-    """The same permutations and running sums."""
+    """Permutations and running sums are the same."""
     x = np.random.default_rng(3).integers(-9, 9, shape).astype(np.float32)
     t = Tensor(x, device=device)
     values, order = t.sort(0, descending=True)
@@ -62,7 +62,7 @@ def test_devices_sort_as_numpy(shape: tuple[int, ...], device: str) -> None:
 @pytest.mark.parametrize("largest", [True, False])
 @pytest.mark.parametrize("length", [algorithms.BY_COUNTING, 143, 144, 1000, 5001])
 def test_topk_of_equal_elements(length: int, largest: bool, compiled: str) -> None:
-    """The earliest of equal elements win, whichever way they are found."""
+    """The first of equal elements win, whichever algorithm is used."""
     x = np.random.default_rng(length).integers(0, 6, (2, length)).astype(np.int16)
     values, places = Tensor(x, device=compiled).topk(9, largest=largest)
     wanted = np.argsort(-x if largest else x, axis=1, kind="stable")[:, :9]
@@ -85,7 +85,7 @@ def test_few_of_topk_are_those_of_a_sort(axis: int, dtype: str, compiled: str) -
 @pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
-    """Blocks go on where the one before them ended: sums wrap, products of signs, extremes."""
+    """Each block continues from the previous one: wrapping sums, products of signs, extremes."""
     generator = np.random.default_rng([length, axis])
     shape = (length, 2) if axis == 0 else (2, length)
     x = generator.integers(-(2**31), 2**31, shape).astype(np.int32)
@@ -101,7 +101,7 @@ def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
 
 
 def test_gradient_of_sort_goes_back_to_where_it_came_from(device: str) -> None:
-    """Each element's gradient follows it."""
+    """Each element's gradient goes to its original position."""
     x = Tensor([3.0, 1.0, 2.0], device=device)
     values, _ = x.sort()
     (gradient,) = (values * Tensor([1.0, 10.0, 100.0], device=device)).sum().gradient(x)
@@ -109,7 +109,7 @@ def test_gradient_of_sort_goes_back_to_where_it_came_from(device: str) -> None:
 
 
 def test_what_cannot_be_sorted() -> None:
-    """The constructors say what they expect."""
+    """The node constructors raise, and say what they expect."""
     node = Tensor([1.0, 2.0]).node
     with pytest.raises(DTypeError, match="unsigned"):
         build.sort(node, 0)
@@ -130,7 +130,7 @@ def test_where_nan_would_be_inserted(side, on_device):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_ranks_are_exact(dtype: str, on_device) -> None:
-    """A share was rounded to float32, and ranks to half a float's 11 bits."""
+    """Fractions were rounded to float32, and ranks to the 11 bits of float16."""
     x = np.arange(1500.0) * 2
     found = Tensor(x).cast(dtype).quantile([0.3, 0.5005]).numpy()
     assert found.dtype.name == dtype

@@ -1,6 +1,6 @@
-"""Layers, losses and gradients on batches of one size after another: nothing is compiled anew.
+"""Layers, losses and gradients on batches of several sizes: from the third size on, no compiling.
 
-The first size is compiled as it is, the second makes a general program, which the others run.
+The first size compiles a special program, the second a general one, which runs all others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from minigrad.programs import programs
 from minigrad.tensor.convolution import MOST_ZOOM
 
 SIZES = (32, 48, 5, 100, 13)
-ALIKE = 2e-5  # of the largest element
+ALIKE = 2e-5  # relative to the largest element
 
 
 class Maker:
@@ -25,12 +25,12 @@ class Maker:
         self.random = np.random.default_rng(size)
 
     def floats(self, *shape: int) -> Tensor:
-        """A leaf."""
+        """A leaf of random values."""
         data = self.random.standard_normal(shape).astype(np.float32)
         return Tensor(data, device=self.device, requires_grad=True)
 
     def integers(self, most: int, *batch: int) -> Tensor:
-        """One for each of the size."""
+        """`size` random indices, for each element of the batch."""
         data = self.random.integers(0, most, (*batch, self.size)).astype(np.int32)
         return Tensor(data, device=self.device)
 
@@ -76,7 +76,7 @@ def attention(of: Maker) -> list[Tensor]:
 
 
 def sequence(of: Maker) -> list[Tensor]:
-    """Self-attention over as many positions."""
+    """Self-attention over `size` positions."""
     x, w = of.floats(1, of.size, 16), of.floats(16, 48)
     heads = (x @ w).reshape(1, of.size, 3, 2, 8).permute(2, 0, 3, 1, 4)
     y = Tensor.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
@@ -90,7 +90,7 @@ def products(of: Maker) -> list[Tensor]:
 
 
 def texts(of: Maker) -> list[Tensor]:
-    """A language model with a batch of texts of as many tokens."""
+    """A language model on a batch of 3 texts of `size` tokens."""
     table, places = of.floats(50, 16), of.floats(300, 16)
     weights = [of.floats(16, 48), of.floats(16, 40), of.floats(40, 50)]
     x = table[of.integers(50, 3)] + places[: of.size]
@@ -103,7 +103,7 @@ def texts(of: Maker) -> list[Tensor]:
 
 
 def lines(of: Maker) -> list[Tensor]:
-    """Elements, sums and rows of what varies inside."""
+    """Elementwise results, sums and rows where an inner dimension varies."""
     x, w = of.floats(4, of.size, 6), of.floats(6, 10)
     y = (x @ w).relu().sum(1) + x.max(1).sum(1, keepdim=True)
     z = x.softmax(2) * x.mean(1, keepdim=True)
@@ -112,14 +112,14 @@ def lines(of: Maker) -> list[Tensor]:
 
 
 def squares(of: Maker) -> list[Tensor]:
-    """Within a program both dimensions of a matrix vary."""
+    """Both dimensions of an intermediate matrix vary."""
     x = of.floats(2, of.size, 5)
     scores = x @ x.transpose(1, 2)
     return [scores.softmax(-1) @ x, *(scores * scores).sum().gradient(x)]
 
 
 def weights(of: Maker) -> list[Tensor]:
-    """What attention weighs by is wanted, too: both dimensions of a result vary."""
+    """Attention weights as a result: both of its dimensions vary."""
     x = of.floats(3, of.size, 8)
     unseen = Tensor.ones(of.size, of.size, device=of.device).tril().eq(0)
     found = (x @ x.transpose(1, 2)).masked_fill(unseen, -1e9).softmax(-1)
@@ -127,7 +127,7 @@ def weights(of: Maker) -> list[Tensor]:
 
 
 def means(of: Maker) -> list[Tensor]:
-    """Sums over what varies, of products with few columns and with columns that vary."""
+    """Sums over a varying dimension, of products with fixed and with varying columns."""
     table, w = of.floats(50, 3), of.floats(3, 7)
     x, y = of.floats(of.size, 33, 2), of.floats(of.size, 33, 8)
     means = (table[of.integers(50, 3)] @ w).relu().mean(1)
@@ -156,7 +156,7 @@ def test_other_sizes(compute, compiled: str, reference: str) -> None:
 
 
 def test_a_pixel_becomes_an_image_without_a_sum_for_each_element() -> None:
-    """By few times as many, elements are written out as sums of neighbours; by many, taken."""
+    """Small scale factors write elements as sums of neighbours, large ones gather them."""
 
     def nodes(size: int) -> int:
         y = Tensor.zeros(1, 2, 1, 1).contiguous().interpolate(size, mode="linear")

@@ -1,4 +1,4 @@
-"""Products of bytes are exact, whatever their shapes: they are computed in words."""
+"""Products of bytes are exact at all shapes: they are added up in 32-bit words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigrad.device import Device
 def test_products_of_bytes(
     shape: tuple[int, int, int], matrices: bool, on_device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where there are matrix registers by what is for processors without."""
+    """On devices with matrix registers, also by the code for processors without them."""
     runtime = Device[on_device]
     monkeypatch.setattr(runtime, "byte_matrices", runtime.byte_matrices and matrices)
     m, k, n = shape
@@ -25,7 +25,7 @@ def test_products_of_bytes(
     x, y = Tensor(a), Tensor(b)
     np.testing.assert_array_equal(x.matmul(y, dtype=dtypes.int32).numpy(), wanted)
     np.testing.assert_array_equal((x @ y).numpy(), wanted.astype(np.int8))
-    # of unsigned ones, which dots do not multiply so
+    # unsigned bytes, which dots do not multiply directly
     c, d = a.view(np.uint8), b.view(np.uint8)
     other = Tensor(c).matmul(Tensor(d), dtype=dtypes.int32).numpy()
     np.testing.assert_array_equal(other, c.astype(np.int64) @ d.astype(np.int64))
@@ -33,6 +33,6 @@ def test_products_of_bytes(
     np.testing.assert_array_equal(batch.numpy(), np.stack([wanted, wanted[::-1]]))
     mixed = x.matmul(Tensor(d), dtype=dtypes.int32).numpy()
     np.testing.assert_array_equal(mixed, a.astype(np.int64) @ d.astype(np.int64))
-    # with what follows it in the same kernel
+    # with elementwise operations fused into the kernel
     more = (x.matmul(y, dtype=dtypes.int32).maximum(-5) * 2).numpy()
     np.testing.assert_array_equal(more, np.maximum(wanted, -5) * 2)

@@ -104,7 +104,7 @@ def test_threads_draw_for_themselves(on_device):
 
 
 def statistic(sample, cdf):
-    """Kolmogorov and Smirnov's distance times √n; above 1.95 with probability 0.001."""
+    """√n times the Kolmogorov–Smirnov distance; above 1.95 with probability 0.001."""
     x = np.sort(np.asarray(sample, np.float64).ravel())
     n = len(x)
     steps = np.arange(n)
@@ -140,7 +140,7 @@ def test_distributions(on_device, dtype):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_rounding_does_not_lead_to_the_end_of_an_interval(dtype):
-    """Of bfloat16, one number in 512 would be 1, which has no −log(1 − u)."""
+    """In bfloat16 one number in 512 would round to 1, for which −log(1 − u) is infinite."""
     Tensor.manual_seed(23)
     for low, high in ((0.0, 1.0), (1.0, 2.0), (-3.0, -1.0), (0.0, 0.1), (-1.0, 0.0)):
         drawn = Tensor.uniform(20_000, low=low, high=high, dtype=dtype)
@@ -151,14 +151,14 @@ def test_rounding_does_not_lead_to_the_end_of_an_interval(dtype):
 
 
 def chi_square(counts, expected):
-    """In standard deviations of the chi-square distribution, which is nearly normal here."""
+    """Chi-square in standard deviations from its mean; it is nearly normal here."""
     value = ((counts - expected) ** 2 / expected).sum()
     degrees = counts.size - 1
     return (value - degrees) / np.sqrt(2 * degrees)
 
 
 def test_other_continuous_distributions(on_device):
-    """Every constructor's numbers, brought back to 0 … 1, or to the normal distribution."""
+    """Samples of every constructor, mapped to the uniform or the standard normal distribution."""
     Tensor.manual_seed(22)
     shape = (100, 200)
     for name, bound in (
@@ -176,7 +176,7 @@ def test_other_continuous_distributions(on_device):
 
 
 def test_draws_in_proportion(on_device):
-    """With replacement: frequencies; the categories of weight 0 never come."""
+    """With replacement: frequencies match; categories of weight 0 are never drawn."""
     Tensor.manual_seed(23)
     weights = np.array([0, 3, 1, 0, 4, 2, 0], np.float32)
     n = 20_000
@@ -188,7 +188,7 @@ def test_draws_in_proportion(on_device):
 
 
 def test_draws_without_replacement(on_device):
-    """The first of each row in proportion to its weight; no category twice, zeros last."""
+    """The first draw follows the weights; no category comes twice, those of weight 0 come last."""
     Tensor.manual_seed(24)
     weights = np.array([3.0, 1, 0, 4, 2])
     n = 5000
@@ -208,7 +208,7 @@ def test_each_order_is_as_likely(on_device):
     assert (np.sort(orders, axis=1) == np.arange(4)).all()
     big = Tensor.randperm(5000).numpy()
     assert (np.sort(big) == np.arange(5000)).all()
-    # in a random order the numbers of both halves mix like uniform ones
+    # in a random permutation, the numbers in the first half are like uniform samples
     assert statistic(big[:2500] / 5000, lambda v: v) < 1.95
     assert abs(np.corrcoef(big[:-1], big[1:])[0, 1]) < 0.05
     assert len({tuple(order) for order in orders}) > 12
@@ -310,7 +310,7 @@ def test_the_kernels_of_each_dropout_are_the_same(compiled, tmp_path):
 
     with Context(CACHE=str(tmp_path), DEVICE=compiled), Tensor.train():
         made(4)
-        assert made(9) <= 1  # the one that counts the draws
+        assert made(9) <= 1  # the kernel that counts the draws
 
 
 def test_zero_and_no_dimensions(on_device):
@@ -326,7 +326,7 @@ def test_a_draw_or_a_seed_computes_nothing_that_nobody_wants(on_device):
     Tensor.manual_seed(5)
     Tensor.rand(4)
     kept = Tensor.rand(6) + 0.0
-    whole = Tensor.rand(1 << 20, 1 << 20)  # 4 TiB: to compute it would fail
+    whole = Tensor.rand(1 << 20, 1 << 20)  # 4 TiB: computing it would fail
     assert Tensor.rand(2).shape == (2,) and Tensor.rand(2).tolist()
     Tensor.manual_seed(5)
     assert Tensor.rand(4).tolist() == first
@@ -343,7 +343,7 @@ def test_dropout_keeps_the_mean(on_device):
 
 
 def test_a_draw_looks_at_nothing_that_is_older_than_the_draw_before(on_device, monkeypatch):
-    """However many lazy tensors wait, each with numbers that were drawn for it."""
+    """With any number of pending lazy tensors, each of which reads random numbers of its own."""
     looked_at = []
 
     def counting(roots, *known):

@@ -1,4 +1,4 @@
-"""Random programs of views and writes, beside numpy's."""
+"""Random programs of views and writes, compared with numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad.errors import ShapeError
 
 
 class Play:
-    """Arrays of numpy and ours to which the same is done, step by step."""
+    """numpy arrays and Tensors to which the same operations are applied, step by step."""
 
     def __init__(self, seed: int) -> None:
         self.choice = random.Random(seed)
@@ -52,7 +52,7 @@ class Play:
             b, y = a.transpose(order), x.permute(*order)
         elif kind == 4:
             b = a.reshape(self.choice.choice([(-1,), (1, *a.shape), a.shape[::-1]]))
-            if not np.shares_memory(a, b):  # ours is a view where numpy's must copy
+            if not np.shares_memory(a, b):  # ours is a view where numpy has to copy
                 return
             y = x.reshape(b.shape)
         else:
@@ -127,7 +127,7 @@ def test_random_programs(on_device, start):
 
 
 def jitted_play(seed: int, turns: int) -> None:
-    """The same writes to closed-over views in every call, beside writes outside."""
+    """A captured step writes to closed-over views in every call; others are written in between."""
     play = Play(seed)
     play.start()
     play.pairs[0][1].realize()

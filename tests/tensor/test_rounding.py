@@ -1,7 +1,7 @@
-"""A product that is taken from its own rounding leaves nothing: x·y − max(x·y) is at most 0.
+"""A product minus its own rounded value is 0: x·y − max(x·y) is never above 0.
 
-A subtraction that is merged with the product it takes from (one rounding instead of two) would
-leave what the product's rounding lost: 2e-5 of scores of 300, in softmax and in its gradient.
+If the subtraction were fused with the product (one rounding instead of two), it would give the
+product's rounding error: 2e-5 for scores of 300, in softmax and in its gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def test_a_score_less_the_largest_is_not_above_zero(device: str) -> None:
 
 @pytest.mark.parametrize("length", [5, 40, 300])
 def test_the_gradient_of_attention_with_large_scores(device: str, length: int) -> None:
-    """Each row looks at itself only: its scores with others are hundreds smaller."""
+    """Each row attends to itself only: its scores with other rows are hundreds smaller."""
     h = np.random.default_rng(3).normal(size=(3, length, 33)).astype(np.float32) * 16
     x = Tensor(h, device=device)
     loss = x.scaled_dot_product_attention(x, x, is_causal=True).square().mean()

@@ -1,4 +1,4 @@
-"""`Tensor.scan` against its steps one after the other: values, gradients, captures, errors."""
+"""`Tensor.scan` against a Python loop: values, gradients, captures, errors."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from minigrad.graph import build, rewrite
 from minigrad.graph.node import Node
 
 COUNT, ROWS, WIDTH = 5, 3, 4
-ALIKE = 5e-5  # of the largest element
+ALIKE = 5e-5  # relative to the largest element
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def one_by_one(f: Step, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any, Any]:
-    """What a scan is; x is a tensor, and y a tensor, a tuple of them, or None."""
+    """What a scan computes, as a loop; x is a tensor, and y a tensor, a tuple of them, or None."""
     outs = []
     for number in range(COUNT - 1, -1, -1) if reverse else range(COUNT):
         carry, out = f(carry, xs[number])
@@ -40,7 +40,7 @@ def one_by_one(f: Step, carry: Any, xs: Any, reverse: bool = False) -> tuple[Any
 
 
 class Weights:
-    """What steps close over: leaves, the same on every device."""
+    """Tensors that steps close over: leaves, the same on every device."""
 
     def __init__(self, device: str) -> None:
         random = np.random.default_rng(0)
@@ -54,7 +54,7 @@ class Weights:
         self.table = floats(7, WIDTH)
 
     def leaves(self) -> list[Tensor]:
-        """All of them."""
+        """All leaves."""
         return [self.xs, self.start, self.square, self.wide, self.table]
 
 
@@ -67,7 +67,7 @@ def plain(w: Weights) -> Step:
 
 
 def gates(w: Weights) -> Step:
-    """As an LSTM's, with outs that are not the carry, and one that does not depend on it."""
+    """Like an LSTM's step; outs differ from the carry, and one does not depend on it."""
 
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Any]:
         a, b, c, d = (x.linear(w.wide.T) + h.linear(w.wide.T)).chunk(4, -1)
@@ -78,10 +78,10 @@ def gates(w: Weights) -> Step:
 
 
 def addressed(w: Weights) -> Step:
-    """Rows chosen by the carry and by x, a sort, a running sum, pieces joined, a maximum."""
+    """Rows indexed by the carry and by x, a sort, a running sum, a concatenation, a maximum."""
 
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        # sums of a softmax's rows are about 1: no multiple of that may be an edge of whole numbers
+        # rows of a softmax sum to about 1, so no multiple of that may be near an integer
         by_carry = w.table[(h.abs().sum(-1) * 3.5).int() % 7]
         by_x = w.table[(x.abs().sum(-1) * 3).int() % 7]
         ordered = x.sort(-1)[0] if isinstance(x.sort(-1), tuple) else x.sort(-1)
@@ -92,7 +92,7 @@ def addressed(w: Weights) -> Step:
 
 
 def own_rules(w: Weights) -> Step:
-    """Functions that bring a rule for their gradient, and a windowed mean."""
+    """Functions with a gradient rule of their own, and a windowed mean."""
 
     def step(h: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         h = (h.softplus() + x.expm1().sinh()).log1p() * w.start
@@ -106,7 +106,7 @@ def nothing_kept(w: Weights) -> Step:
 
 
 def no_history(w: Weights) -> Step:
-    """The carry does not reach the next one."""
+    """The next carry does not depend on this one."""
     return lambda h, x: (x @ w.square, h)
 
 
@@ -130,7 +130,7 @@ def test_values_and_gradients(make: Callable[[Weights], Step], reverse: bool, de
 
     def all_of(scan: Callable[..., tuple[Any, Any]]) -> list[Tensor]:
         found = results(*scan(make(w), w.start, w.xs, reverse=reverse))
-        # weights that differ, so that no part of a gradient is the sum of another
+        # different weights, so that no part of a gradient is the sum of another
         loss = sum((y * (n + 1)).square().sum() for n, y in enumerate(found))
         assert isinstance(loss, Tensor)
         marked = [x for x in w.leaves() if depends(loss, x)]
@@ -165,7 +165,7 @@ def test_second_gradient(make: Callable[[Weights], Step], device: str) -> None:
 
 
 def test_several_kinds(device: str) -> None:
-    """Tensors in tuples, lists and dicts, integers among them; carries that change places."""
+    """Tensors in tuples, lists and dicts, integers among them; carries that swap their places."""
     xs = {"a": Tensor([1, 2, 3, 4], device=device), "b": [Tensor([[0.5]] * 4, device=device)]}
     init = (Tensor(0, device=device), Tensor([1.0], device=device), Tensor([2.0], device=device))
 
@@ -210,7 +210,7 @@ def test_copies_to_another_device(device: str, other: str) -> None:
 
 
 def test_writes_in_between(device: str) -> None:
-    """Two loops around a write in place, all in one realization: each reads what was there."""
+    """Two scans around an in-place write, realized together: each reads the values of its time."""
     x = Tensor([1.0, 2.0], device=device).realize()
     w = Tensor([3.0], device=device).realize()
 
@@ -225,7 +225,7 @@ def test_writes_in_between(device: str) -> None:
 
 
 def training(device: str, scan: Any, captured: bool) -> list[float]:
-    """Losses of a few steps with dropout and momentum: random states and parameters are written."""
+    """Losses of a few steps with dropout and momentum: random state and parameters are written."""
     Tensor.manual_seed(1)
     w = Weights(device)
     optimizer = nn.optim.SGD([w.square, w.start, w.table], lr=0.1, momentum=0.9)
@@ -250,7 +250,7 @@ def test_training(captured: bool, device: str) -> None:
 
 
 def test_captured_outs(compiled: str) -> None:
-    """Results of a replay are its own, and what was passed is read anew."""
+    """Each replay has its own results, and reads its argument anew."""
     w = Weights(compiled)
     run = jit(lambda xs: [y.realize() for y in results(*Tensor.scan(gates(w), w.start, xs))])
     kept = []
@@ -282,7 +282,7 @@ def test_lengths_share_programs(compiled: str) -> None:
 
 
 def test_compiled_once_whatever_the_length(compiled: str) -> None:
-    """A step's kernels do not grow in number with the steps."""
+    """The number of kernels does not grow with the number of steps."""
 
     def kernels(count: int) -> int:
         before = GlobalCounters.kernels_lowered
@@ -295,7 +295,7 @@ def test_compiled_once_whatever_the_length(compiled: str) -> None:
 
 
 def test_scans_of_scans_take_time_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one needs of those before it is in memory by then, and is not made anew."""
+    """A scan reads the results of earlier ones from memory, and does not rebuild their nodes."""
     made = [0]
 
     def rebuild(*given: Any) -> Node:
@@ -360,7 +360,7 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_what_is_kept_from_inside_is_nobodys_business(captured: bool, device: str) -> None:
-    """It cannot be read; but what it was made of may be written."""
+    """It cannot be read afterwards; but its sources may be written."""
     x, w = Tensor.ones(3, 2, device=device), Tensor.ones(2, device=device).realize()
     kept: dict[str, Tensor] = {}
 
@@ -382,7 +382,7 @@ def test_what_is_kept_from_inside_is_nobodys_business(captured: bool, device: st
 
 
 def test_what_is_written_from_inside(device: str) -> None:
-    """What was there before a step may not be written, as that would be done once; its own may."""
+    """A step may write to its own tensors only: any other write would happen once, not per step."""
     x = Tensor.ones(3, 2, device=device)
     in_memory = Tensor.zeros(2, device=device).contiguous().realize()
     for outside in (in_memory, Tensor.ones(2, device=device) - 1, in_memory[:1]):

@@ -1,4 +1,4 @@
-"""What few programs compute: of one number without dimensions, of bools, of unsigned integers."""
+"""Rare inputs: numbers of 0 dimensions, bools, unsigned integers, empty arrays."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ONE: list[tuple[Callable[[Tensor], Any], Any]] = [
 
 @pytest.mark.parametrize("number", range(len(ONE)))
 def test_along_no_dimension(number: int) -> None:
-    """One number is a row of one; there is no second dimension."""
+    """A 0-d tensor is like a row of one; there is no second dimension."""
     call, expected = ONE[number]
     pairs = [x if isinstance(x, tuple) else (x,) for x in (call(Tensor(3.0)), expected)]
     for part, wanted in zip(*pairs, strict=True):
@@ -91,7 +91,7 @@ def test_bits_of_the_same_dtype() -> None:
 
 
 def test_numbers_of_bfloat16() -> None:
-    """Small constants are joined, and one number read, without a kernel."""
+    """Small constants are concatenated, and one number read, without a kernel."""
     ones = Tensor.ones(2, dtype="bfloat16").cat(Tensor.full((1,), -2.5, dtype="bfloat16"))
     assert ones.realize().tolist() == [1.0, 1.0, -2.5]
     assert ones[2].item() == -2.5
@@ -99,7 +99,7 @@ def test_numbers_of_bfloat16() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float16])
 def test_numbers_beside_arrays_are_weakly_typed(dtype: Any) -> None:
-    """As beside tensors."""
+    """As with tensors."""
     mask, array = Tensor([True, False]), np.array([1, 2], dtype)
     for made, values in ((mask.where(array, 3), [1, 3]), (mask.where(3, array), [3, 2])):
         assert made.dtype is Tensor(array).dtype and made.tolist() == values
@@ -114,7 +114,7 @@ def test_a_nan_is_inserted_behind_all_numbers(side: str) -> None:
 
 
 def test_a_histogram_of_equal_numbers() -> None:
-    """As PyTorch: from one below them to one above."""
+    """The range is from 1 below the number to 1 above, as in PyTorch."""
     assert Tensor([2.0, 2.0]).histc(4).tolist() == [0, 0, 2, 0]
     assert Tensor([2.0, 2.0]).histc(1).tolist() == [2]
     assert Tensor.zeros(2, 0).histc(2).tolist() == Tensor.zeros(0).histc(2, 1, 1).tolist() == [0, 0]
@@ -138,7 +138,7 @@ def test_integers_uniform_around_zero() -> None:
     lambda x, v: x.clone().fill_(v),
 ])  # fmt: skip
 def test_a_number_that_is_written_is_rounded_once(write: Callable[..., Tensor]) -> None:
-    """A float goes to integers as it is, not by way of float32."""
+    """A float is converted to integers directly, not through float32."""
     for dtype, value in (("int64", 16777217.0), ("uint64", 1e19), ("int32", -123456789.0)):
         x = Tensor([0, 0], dtype=dtype)
         assert write(x, value)[1].item() == int(value)
@@ -152,7 +152,7 @@ def test_numbers_in_the_place_of_none_are_not_replaced_again() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_digits_before_the_point(dtype: str) -> None:
-    """A thousand is no sum of rounded thousandths."""
+    """A thousand is not a sum of rounded thousandths."""
     x = Tensor([1000.0, 3000.0, 123456.0, 7000.0, -2500.0], dtype=dtype)
     assert x.round(decimals=-3).tolist() == [1000.0, 3000.0, 123000.0, 7000.0, -2000.0]
 
@@ -179,7 +179,7 @@ def test_a_mean_over_more_targets_than_a_half_float_counts() -> None:
 
 @pytest.mark.parametrize("p", [math.inf, -math.inf, -1])
 def test_of_no_elements_none_is_the_largest(p: float) -> None:
-    """As PyTorch and numpy: they raise, where a sum of nothing is 0."""
+    """As in PyTorch and numpy: extremes raise, though a sum of nothing is 0."""
     assert Tensor.zeros(0).norm(1).item() == Tensor.zeros(0).norm().item() == 0
     with pytest.raises(ShapeError, match=r"norm\(.*\) over no elements"):
         Tensor.zeros(2, 0).norm(p, 1)
@@ -187,7 +187,7 @@ def test_of_no_elements_none_is_the_largest(p: float) -> None:
 
 
 def test_ramps_of_large_numbers() -> None:
-    """How many there are is exact, and integers that come of floats are float64's."""
+    """The number of elements is exact, and integers made from floats are computed in float64."""
     assert Tensor.arange(0, 2**53 + 1, 2**53).tolist() == [0, 2**53]
     assert Tensor.arange(2**62 + 1, 0, -(2**61)).tolist() == [2**62 + 1, 2**61 + 1, 1]
     assert Tensor.arange(2.0**24, 2.0**24 + 3, dtype="int64").tolist() == [
@@ -220,7 +220,7 @@ def test_triangles_whose_diagonal_is_far_away() -> None:
 
 
 def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
-    """As in PyTorch: bytes beside floats do not wrap before they are floats."""
+    """As in PyTorch: bytes added to floats are converted before they are multiplied."""
     x, byte = Tensor([1.0]), Tensor([100], dtype="uint8")
     assert x.add(byte, alpha=3).tolist() == [301.0] and x.sub(byte, alpha=3).tolist() == [-299.0]
     assert Tensor([1]).add(byte, alpha=3).tolist() == [301]
@@ -259,7 +259,7 @@ def test_distances_of_bytes_do_not_wrap() -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
 def test_comparisons_of_uint64_with_signed_integers_are_exact(dtype: str) -> None:
-    """As numpy's: by way of float32, 2²⁴ + 1 would be 2²⁴, and 2⁶³ less than none."""
+    """As in numpy: in float32, 2²⁴ + 1 would equal 2²⁴, and 2⁶³ − 1 would equal 2⁶³."""
     large = [2**24, 2**24 + 1, 2**63 - 1] if dtype != "int8" else [127]
     x = np.array([-1, 0, 5, -128, *large[: 2 if dtype == "int32" else 3]], dtype)
     y = np.array([0, 5, 2**24, 2**24 + 1, 2**63 - 1, 2**63, 2**64 - 1], np.uint64)[:, None]

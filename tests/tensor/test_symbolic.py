@@ -1,4 +1,4 @@
-"""Bound variables as dimensions and offsets: one program serves every value."""
+"""Bound variables as dimensions and offsets: one program runs for every value."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_gradients(on_device):
 
 @pytest.mark.parametrize("name", ["i0", "i0_", "k0", "r0", "lane0"])
 def test_a_name_that_loops_have_is_the_users(name, on_device):
-    """Their variables are named i0, k0 …: x[:, i0] was the diagonal."""
+    """Loop variables are named i0, k0 …: x[:, i0] gave the diagonal."""
     values = np.arange(64, dtype=np.float32).reshape(8, 8)
     x, place = Tensor(values), Variable(name, 0, 7).bind(3)
     assert x[:, place : place + 1].reshape(8).tolist() == values[:, 3].tolist()
@@ -105,7 +105,7 @@ def test_arange(on_device):
 
 
 def test_a_first_symbolic_dimension_takes_others(on_device):
-    """Rows of a varying number become one dimension, and come back."""
+    """A reshape merges a symbolic first dimension with others, and splits it again."""
     x = Tensor(K)[0, 0, : Variable("n", 1, 16).bind(4)]
     flat = x.flatten() * 2
     np.testing.assert_allclose(flat.sum().item(), 2 * K[0, 0, :4].sum(), rtol=1e-5)
@@ -153,7 +153,7 @@ def test_what_symbolic_dimensions_cannot_do(on_device):
             operation()
 
 
-# einsum's equation, the shapes, and along which axis of each operand only the first n count
+# einsum's equation, the shapes, and the axis of each operand whose first n elements count
 PRODUCTS = {
     "depth of one row": ("mk,kn->mn", (1, 512), (512, 300), 1, 0),
     "depth of columns": ("mk,nk->mn", (1, 2048), (300, 2048), 1, 1),

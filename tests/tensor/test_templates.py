@@ -1,4 +1,4 @@
-"""What templates make is what the functions themselves make: equal nodes are one object."""
+"""Templates create the same nodes as the functions do: equal nodes are one object."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHAPES |= dict.fromkeys(("avg_pool2d", "max_pool2d"), (2, 2, 6, 6))
 
 
 def tensors(given: Any) -> Any:
-    """Lists and shapes of more than one number as tensors, the rest as it is (axes are of two)."""
+    """Lists, and tuples that are shapes, as tensors; the axes (0, 1) and other values unchanged."""
     if isinstance(given, list):
         return Tensor(given, dtype="uint32" if given is WORDS else None)
     is_shape = isinstance(given, tuple) and given != (0, 1)
@@ -54,7 +54,7 @@ def bare(method: Any) -> Any:
 def test_a_template_makes_the_nodes_that_the_method_makes(name: str, dtype: str) -> None:
     method = getattr(Tensor, name)
     for arguments in ARGUMENTS.get(name, [()]):
-        for _ in range(3):  # the first makes the template
+        for _ in range(3):  # the first call creates the template
             x = Tensor.rand(SHAPES.get(name, (4, 6))).cast(dtype).realize()
             given = [tensors(one) for one in arguments]
             assert method(x, *given).raw is bare(method)(x, *given).raw, (name, arguments)
@@ -91,13 +91,13 @@ def test_lists_and_constants_are_computed_as_they_are() -> None:
 
 
 def test_numbers_of_another_library_are_operands() -> None:
-    """They ended in an AssertionError where they can be hashed, as a tuple of rows or PyTorch's."""
+    """If hashable, like a tuple of rows or PyTorch's numbers, they raised an AssertionError."""
     for _ in range(2):
         assert Tensor([[1.0, 2.0]]).matmul(((3.0,), (4.0,))).tolist() == [[11.0]]
 
 
 def test_an_axis_that_equals_another_is_none() -> None:
-    """A template of axes (0, 1) served (0, True), which is refused."""
+    """The template of axes (0, 1) was used for (0, True), which must raise."""
     x = Tensor.rand(2, 3).realize()
     assert x.mean((0, 1)).shape == ()
     with pytest.raises(TypeError, match=r"True.*expected an int"):
@@ -139,7 +139,7 @@ def test_forms_that_come_once_get_no_templates(monkeypatch: pytest.MonkeyPatch) 
     for size in range(1, 9):
         doubled(Tensor.rand(size).realize())
     assert [isinstance(arg, tuple) for arg in runs] == [True] * 3 + [False] * 5
-    for _ in range(4):  # the second time they do, and whoever uses these again brings others some
+    for _ in range(4):  # the second call makes a template; its uses let other forms have one
         doubled(Tensor.rand(8).realize())
     doubled(Tensor.rand(9).realize())
     assert [isinstance(arg, tuple) for arg in runs[8:]] == [True, True]
@@ -171,7 +171,7 @@ def test_updates_of_equal_parameters_are_equal(kind: Any) -> None:
 
 
 def test_no_tensor_without_memory_outlives_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the child of a fork nobody would ever let it go, and it would be realized with others."""
+    """In a forked child it would never be freed, and would be realized with other tensors."""
     left: list[int] = []
 
     class Watched:

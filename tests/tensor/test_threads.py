@@ -1,4 +1,4 @@
-"""Tensors of several Python threads at once: each sees what it would have seen alone."""
+"""Tensors in several Python threads at once: each thread gets the results it would get alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ THREADS = 6
 
 
 def together(work: Callable[[int], Any]) -> list[Any]:
-    """work(0) … work(5), each in a thread of its own, all started at one moment."""
+    """work(0) … work(5), each in its own thread, all started at once."""
     results: list[Any] = [None] * THREADS
     errors: list[BaseException] = []
     gate = threading.Barrier(THREADS)
@@ -46,7 +46,7 @@ def _data(number: int, *shape: int) -> np.ndarray:
 
 
 def test_each_thread_with_its_own_tensors(device: str) -> None:
-    """Some compile the same programs at the same time, some others: forward, backward, writes."""
+    """Threads compile the same and different programs at once: forward, backward, writes."""
 
     def work(number: int) -> bool:
         extent = 5 + number % 3
@@ -68,7 +68,7 @@ def test_each_thread_with_its_own_tensors(device: str) -> None:
 
 
 def test_one_lazy_tensor_computed_by_all(device: str) -> None:
-    """Its value is the same for all, whoever computes it."""
+    """All threads get the same value, whichever of them computes it."""
     x = _data(9, 40, 40)
     for _ in range(5):
         shared = (Tensor(x, device=device) * 2).exp().sum(1)
@@ -77,7 +77,7 @@ def test_one_lazy_tensor_computed_by_all(device: str) -> None:
 
 
 def test_a_write_that_waits_and_readers_of_what_was_before(device: str) -> None:
-    """It is made once, whoever wants it, and not while somebody computes from what was there."""
+    """The write happens once, and not while another thread computes from the old value."""
     x = Tensor(np.zeros(1000), device=device).realize()
     for turn in range(40):
         before = [x * (number + 1) for number in range(THREADS)]
@@ -90,7 +90,7 @@ def test_a_write_that_waits_and_readers_of_what_was_before(device: str) -> None:
 def test_a_loss_that_another_thread_realizes_meanwhile(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What captures a step realizes what others have made: here while the way back is sought."""
+    """Another thread's capture may realize this loss while `backward` sorts its graph."""
     leaf = Tensor([1.0, 2.0], device=device, requires_grad=True)
     loss = (leaf * leaf).sum()
 
@@ -107,7 +107,7 @@ def test_a_loss_that_another_thread_realizes_meanwhile(
 def test_a_tensor_that_another_thread_fills_meanwhile(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was to be computed is a constant by then."""
+    """The pending computation has become a constant."""
     lazy = Tensor([1.0, 2.0], device=device) * 2
     compute = program.realize
 
@@ -121,7 +121,7 @@ def test_a_tensor_that_another_thread_fills_meanwhile(
 
 
 def test_steps_that_are_captured_beside_others(device: str) -> None:
-    """What other threads make meanwhile, write, or have gradients of, is no part of a step."""
+    """Other threads' tensors, writes and gradients are not part of a captured step."""
 
     def work(number: int) -> bool:
         total, added = Tensor(np.zeros(3), device=device).realize(), np.zeros(3)
@@ -148,7 +148,7 @@ def test_steps_that_are_captured_beside_others(device: str) -> None:
 
 
 def test_a_step_of_another_thread_than_what_it_writes(device: str) -> None:
-    """Also where that has no memory, or a write that waits, when the step is called first."""
+    """Also if, at the first call, a written tensor has no memory yet, or a pending write."""
     total = Tensor(np.zeros(3), device=device) * 2
     other = Tensor(np.ones(3), device=device).realize()
     other *= 5
@@ -172,7 +172,7 @@ def test_a_step_of_another_thread_than_what_it_writes(device: str) -> None:
 
 
 def test_one_leaf_read_by_all(device: str) -> None:
-    """Gradients by a shared parameter, each thread with a loss of its own."""
+    """Gradients by a shared parameter, each thread with its own loss."""
     weights = Tensor(_data(1, 8), device=device, requires_grad=True)
 
     def work(number: int) -> np.ndarray:
@@ -185,7 +185,7 @@ def test_one_leaf_read_by_all(device: str) -> None:
 
 @pytest.mark.parametrize("mode", ["training", "gradients"])
 def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
-    """`train` and `no_grad` of one thread are not seen by others."""
+    """`train` and `no_grad` in one thread do not affect others."""
 
     def work(number: int) -> bool:
         x = Tensor([1.0, 2.0], device=device)
@@ -204,7 +204,7 @@ def test_modes_belong_to_a_thread(mode: str, device: str) -> None:
 
 @pytest.mark.parametrize("calls", [None, 0, 1, 2])
 def test_a_write_while_a_scan_is_described(calls: int | None, device: str) -> None:
-    """By itself, or in a step: a first call, a capture, a replay. The scan reads what is new."""
+    """By another thread, directly or by a step (first call, capture, replay): the scan sees it."""
     weights = Tensor(np.ones(3), device=device).realize()
 
     @jit
@@ -227,7 +227,7 @@ def test_a_write_while_a_scan_is_described(calls: int | None, device: str) -> No
 
 
 def test_what_other_threads_make_while_a_step_is_captured(device: str) -> None:
-    """They read what it is about to write: their values are no part of the step."""
+    """They read the tensor that the step will write: their values are not part of the step."""
     state = Tensor(np.zeros(3), device=device).realize()
     found: list[tuple[int, list[Tensor]]] = []
 
@@ -253,7 +253,7 @@ def test_what_other_threads_make_while_a_step_is_captured(device: str) -> None:
 
 @pytest.mark.parametrize("way", ["straight", "general", "of another step"])
 def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
-    """Who reads what a replay writes sees it as it was before a step or after, never in between.
+    """Readers of a tensor that replays write see its value before or after a step, never a mixture.
 
     The readers are lazy tensors, copies to the host, and another step's replays.
     """
@@ -293,7 +293,7 @@ def test_a_replay_that_writes_and_readers(way: str, device: str) -> None:
 
 
 def test_histories_that_come_while_a_replay_ends_others(on_device):
-    """It looks through all there are: RuntimeError, as they were others the next moment."""
+    """`replayed` iterates over all histories: it raised RuntimeError if others were recorded."""
     leaf = Tensor([1.0], requires_grad=True)
     kept = [leaf * number for number in range(2, 300)]
     Tensor.realize(*kept)

@@ -1,4 +1,4 @@
-"""In-place writes: a lazy tensor sees its sources as they were when it was made."""
+"""In-place writes: a lazy tensor reads its sources' values at the time it was created."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_to_copies(device, other):
 
 
 def test_a_copy_of_what_is_being_written(device, other):
-    """The write in place runs with what is computed of the copy, after it."""
+    """Realizing a copy of a tensor with a pending write runs the write too; the copy follows it."""
     x = Tensor([1.0, 2.0], device=device)
     x += 5
     assert (x.to(other) * 2).tolist() == [12, 14] and x.tolist() == [6, 7]
@@ -152,7 +152,7 @@ def test_set_data_runs_no_program(on_device):
 
 
 def test_a_number_is_data(on_device):
-    """Another learning rate is not another program."""
+    """A new learning rate does not need a new program."""
     lr, x = Tensor(0.5), ones(3)
     for rate in (0.1, 0.2, 0.3, 0.4):
         lr.assign(rate)

@@ -1,4 +1,4 @@
-"""Programs whose graph is another in each step: from some step on nothing is compiled."""
+"""Programs whose graph differs in each step: after some steps nothing is compiled any more."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
 
 
 class Learner:
-    """A model whose layers are used as coins decide."""
+    """A model that uses its layers at random."""
 
     def __init__(self) -> None:
         self.coins = random.Random(3)
@@ -82,7 +82,7 @@ class OfTrees(Learner):
 
 
 class OfWords(Learner):
-    """The next word is what was said or what should have been."""
+    """The next input is the predicted word or the correct one, at random."""
 
     def made(self) -> list[object]:
         return [nn.Embedding(7, 8), nn.GRUCell(8, 8), nn.Linear(8, 7)]
@@ -125,7 +125,7 @@ def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
 
 
 def deep(x: Tensor, seed: int) -> Tensor:
-    """Of many operations, as coins decide."""
+    """A chain of random operations."""
     coins = random.Random(seed)
     for _ in range(40):
         y = (x @ x).tanh() if coins.random() < 0.5 else x.T @ x + 1
@@ -208,7 +208,7 @@ def test_what_reads_a_write_reads_its_value(all_in_pieces):
 
 @pytest.mark.parametrize("run", [0, 12])
 def test_pieces_of_a_join_are_alike(on_compiled, run):
-    """Numbers of two dtypes, as they come; many of one may stand together."""
+    """Numbers of two dtypes in random order, with a run of one dtype among them."""
     coins = random.Random(1)
 
     def step() -> None:

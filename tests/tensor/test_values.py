@@ -1,6 +1,6 @@
-"""Weights and probabilities that are none raise where they are computed, on every device.
+"""Invalid weights and probabilities raise, at the operation that reads them, on every device.
 
-PyTorch raises, too; here they drew something, or gave a loss that was no number.
+PyTorch raises, too; here they gave an arbitrary draw, or a NaN loss.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def on_each(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 ONES = [1.0, 1.0]
-# what is computed of a tensor, a value that it does not take, and what the message says
+# an operation on a tensor, a value that is invalid for it, and the error message
 WRONG: list[tuple[Callable[[Tensor], Tensor], list[float], str]] = [
     (lambda x: x.multinomial(), [1.0, -1.0], "value -1.0 at position (0, 1) is no weight"),
     (lambda x: x.multinomial(3, True), [-1.0, 1.0], "at position (0, 0) is no weight"),
@@ -51,7 +51,7 @@ def test_values_that_are_none_raise(number: int) -> None:
 
 
 def test_values_at_the_ends_go_on_working() -> None:
-    """0 and 1 are probabilities, and a weight may be 0 or tiny beside none."""
+    """0 and 1 are probabilities, and a weight may be 0, or tiny among zeros."""
     assert Tensor([0.0, 1e-30]).multinomial(4, True).tolist() == [1] * 4
     assert Tensor([0.0, 3.0]).multinomial(2).tolist() == [1, 0]
     assert Tensor([0.0, 1.0]).bernoulli().tolist() == [0.0, 1.0]
@@ -60,14 +60,14 @@ def test_values_at_the_ends_go_on_working() -> None:
 
 
 def test_each_interval_of_one_tensor_counts() -> None:
-    """In one program, whichever is asked for first."""
+    """All checks of a tensor run in one program, whichever result is read first."""
     limits = [("a weight", 0.0, 9.0), ("a probability", 0.0, 1.0)]
     for order in (limits, limits[::-1]):
         x = Tensor([0.5, 2.0]).realize()
         results = [x._within(name, "none", "less", *ends) + 1 for name, *ends in order]
         with pytest.raises(DomainError, match="a probability: value 2"):
             Tensor.realize(*results)
-            results[0].tolist()  # a device that tells it late
+            results[0].tolist()  # an asynchronous device reports it late
 
 
 def test_constants_raise_at_once() -> None:
@@ -76,7 +76,7 @@ def test_constants_raise_at_once() -> None:
 
 
 def test_gradients_raise_alone() -> None:
-    """Nobody reads the loss; and what is right has its gradient, twice."""
+    """Also if the loss is not read; valid values have first and second derivatives."""
     x = Tensor([0.5, 2.0], requires_grad=True)
     x.binary_crossentropy(Tensor(ONES)).backward()
     with pytest.raises(DomainError, match=r"value 2\.0"):

@@ -1,4 +1,4 @@
-"""Views show elements of another tensor, as numpy's do; whatever else a method gives is a copy."""
+"""Views share memory with another tensor, as in numpy; all other methods return copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigrad.errors import GradientError, JitError, ShapeError
 
 
 def both(*shape):
-    """The numbers 0, 1, 2 … as numpy has them and as we do."""
+    """The numbers 0, 1, 2 … as a numpy array and as a Tensor."""
     a = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     return a, Tensor(a)
 
@@ -25,7 +25,7 @@ def same(ours, wanted):
 
 # ---- which methods give views --------------------------------------------------------------------
 
-# Of an array (2, 3, 4): what numpy does, what we do.
+# For an array (2, 3, 4): the method in numpy, and ours.
 VIEWS = {
     "index": (lambda a: a[1], lambda x: x[1]),
     "slices": (lambda a: a[:, 1:, ::2], lambda x: x[:, 1:, ::2]),
@@ -149,7 +149,7 @@ def test_copies_are_no_views(on_device, name):
     same(x, a)
 
 
-# Of what has nothing to do: an array and the method.
+# Methods that have nothing to do: the array and the method.
 IDLE = {
     "abs": ([True, False], lambda x: x.abs()),
     "ceil": ([1, 2], lambda x: x.ceil()),
@@ -196,7 +196,7 @@ def test_who_gives_its_values_is_no_leaf_twice(on_device):
 
 @pytest.mark.parametrize("count", [1, 20])
 def test_a_copy_of_what_is_written_beside_many_readers(on_device, count):
-    """A sum over one row is no sum: it is the row, and of what was there before the write."""
+    """A sum over one row is that row, with the values from before the write."""
     x = Tensor([[1.0, 2.0, 3.0]])
     row, readers = x.sum(0), [x * k for k in range(count)]
     x += 10
@@ -291,7 +291,7 @@ def test_views_of_a_lazy_base_that_is_gone(on_device):
 
 
 def test_turned_views_of_a_lazy_base_that_is_gone(on_device):
-    """What a view may show of it is told through transposition and reversal."""
+    """The elements that a view shares are known through transposition and reversal."""
     source = Tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]])
     x = source * 1
     left, right, last = x.T[:2], x.flip(1)[:, :2], x.flip(0)[:1]
@@ -308,7 +308,7 @@ def test_turned_views_of_a_lazy_base_that_is_gone(on_device):
 
 @pytest.mark.parametrize("realized", [False, True])
 def test_views_of_views_of_a_lazy_base_that_is_gone(on_device, realized):
-    """A view that was between two others may be gone, too."""
+    """A view between two others may be gone, too."""
     x = Tensor([1.0, 2.0, 3.0]) * 2
     first, middle = x[0], x[None]
     del x
@@ -392,7 +392,7 @@ def test_views_of_parameters_follow_the_optimizer(on_device, captured, realized)
     lambda x: x.permute(0), lambda x: x.expand(2), lambda x: x[1:],
 ])  # fmt: skip
 def test_no_gradient_through_a_view_of_no_grad(on_device, show):
-    """Nor through one that shows all there is."""
+    """Also not through a view of all elements."""
     leaf, other = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
     with Tensor.no_grad():
         view = show(leaf)
@@ -454,7 +454,7 @@ def test_views_inside_a_captured_step(on_device, realized):
         a[2, 1] = number
         row[1] = number
         same(part, kept)
-        part += 1  # a tensor of its own
+        part += 1  # has its own memory: x does not change
         if realized:
             row.realize(rows)
         for ours, wanted in ((x, a), (rows, a[1:]), (row, a[2])):
@@ -550,7 +550,7 @@ def test_a_product_of_a_view_that_no_strides_describe(
 
 
 def test_a_write_of_what_waits_to_be_written(on_device):
-    """Both tensors take one value in one program, which reads the old one of each."""
+    """Both get one value in one program, which reads the old value of each."""
     slow, fast = Tensor([1.0, 2.0]).realize(), Tensor([5.0, 4.0]).realize()
     slow += (fast - slow) * 0.5
     fast.copy_(slow)
@@ -558,7 +558,7 @@ def test_a_write_of_what_waits_to_be_written(on_device):
 
 
 def test_two_tensors_that_write_to_what_they_shared(on_device):
-    """The first one's write was no copy any longer once the second one had written, too."""
+    """The first tensor's write lost its copy of the value once the second was written, too."""
     x, y, p = Tensor([1.0]) + 1, Tensor([5.0]), Tensor([0.5], requires_grad=True)
     x.copy_(y)
     with Tensor.no_grad():

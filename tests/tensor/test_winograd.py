@@ -1,4 +1,4 @@
-"""Convolutions by minimal filtering equal the sums that they stand for."""
+"""Convolutions by minimal filtering (Winograd) equal direct convolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Pairs = list[tuple[int, int]]
 
 
 def filtered(x: Tensor, weight: Tensor, pairs: Pairs) -> Tensor:
-    """A convolution so, whether that pays or not."""
+    """The convolution by Winograd's method, whether that is faster or not."""
     space = [n + sum(pair) - 2 for n, pair in zip(x.shape[2:], pairs, strict=True)]
     return winograd.convolved(x, weight, pairs, space).movedim(-1, 1)
 
@@ -29,7 +29,7 @@ def whole_numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_matrices() -> None:
-    """Aᵀ((B·x) ⊙ (G·w)) is the convolution: in each term, for each pair of places."""
+    """Aᵀ((B·x) ⊙ (G·w)) is a convolution: the coefficient of every pair of positions is right."""
     image, weight, result = map(np.array, (
         winograd.OF_IMAGE, winograd.OF_WEIGHT, winograd.OF_RESULT,
     ))  # fmt: skip
@@ -40,7 +40,7 @@ def test_matrices() -> None:
 
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 2), ((1, 0), (0, 2))], ids=str)
 def test_all_sizes_of_small_images(reference: str, padding: object) -> None:
-    """Sums of small whole numbers are exact, so nothing is rounded."""
+    """Sums of small integers are exact, so all results are equal."""
     weight = whole_numbers(2, 3, 3, 3, seed=1).to(reference)
     given = padding if isinstance(padding, tuple) else (padding, padding)
     pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in given]
@@ -55,7 +55,7 @@ def test_all_sizes_of_small_images(reference: str, padding: object) -> None:
     ((1, 1), 1), ((2, 3), 1), ((7, 7), 1), ((8, 5), 0), ((9, 14), 2), ((16, 16), ((2, 0), (0, 1))),
 ], ids=str)  # fmt: skip
 def test_gradients_of_whole_numbers(on_device: str, size: tuple[int, int], padding: object) -> None:
-    """Of images and weights, and of these gradients: exact, too."""
+    """Gradients by images and weights, and second derivatives, of integers: exact, too."""
     pairs = padding if isinstance(padding, tuple) else ((padding, padding),) * 2
     x, weight = whole_numbers(2, 20, *size), whole_numbers(17, 20, 3, 3, seed=1)
     seed = whole_numbers(*summed(x, weight, padding).shape, seed=2)
@@ -81,7 +81,7 @@ def test_other_numbers_of_dimensions(on_device: str, dimensions: int) -> None:
 
 
 def test_errors(cpu: str) -> None:
-    """Up to three times those of the sums themselves, of normal and of positive numbers."""
+    """At most three times the errors of direct sums, for normal and for positive numbers."""
     draw = np.random.default_rng(7)
     for x, weight in (
         (draw.standard_normal((4, 64, 12, 12)), draw.standard_normal((64, 64, 3, 3))),
@@ -99,11 +99,11 @@ def test_errors(cpu: str) -> None:
             most = np.abs(exact).max()
             errors = [np.abs(one - exact).max() / most for one in (direct, single, double)]
             assert errors[1] <= 3 * errors[0] <= 3e-6 and errors[2] <= 3e-15, errors
-            assert not np.array_equal(direct, single)  # so it was done in the other way
+            assert not np.array_equal(direct, single)  # so Winograd's method was used
 
 
 def test_what_is_not_finite_stays_in_its_tiles(on_device: str) -> None:
-    """An infinity gives NaN in all of the tiles that read it, one pixel further than the sum."""
+    """An infinity gives NaN in all tiles that read it, one pixel beyond the direct sum's."""
     x, weight = np.ones((1, 1, 12, 12), np.float32), Tensor(np.ones((1, 1, 3, 3), np.float32))
     x[0, 0, 5, 5] = np.inf
     direct, found = (way(Tensor(x), weight, pad).numpy()[0, 0]
@@ -115,7 +115,7 @@ def test_what_is_not_finite_stays_in_its_tiles(on_device: str) -> None:
 
 
 def test_when_it_pays() -> None:
-    """Enough channels and tiles, of which not too much lies beyond the image."""
+    """With enough channels and tiles, if the tiles do not reach far beyond the image."""
     assert winograd.pays((3, 3), (56, 56), 8, 64, 64)
     assert winograd.pays((3, 3), (7, 7), 8, 512, 512)
     assert winograd.pays((3, 3), (14, 14), var("b", 1, 8), 256, 256)
@@ -129,7 +129,7 @@ def test_when_it_pays() -> None:
 
 
 def test_only_plain_convolutions_of_floats(reference: str) -> None:
-    """No groups, steps or gaps, no halves (multiplied in pairs as they are), no integers."""
+    """No groups, strides, dilation, half dtypes (whose products are added in pairs) or integers."""
     calls = []
     with having(winograd, MOVED=0, convolved=lambda *given: calls.append(given)):
         for dtype, options in (
@@ -143,7 +143,7 @@ def test_only_plain_convolutions_of_floats(reference: str) -> None:
 
 
 def test_devices_of_a_mesh_exchange_results(reference: str) -> None:
-    """Sums over channels that are divided, not the products of which results are made."""
+    """Devices exchange sums over divided channels, not the larger products before them."""
     sent = []
     for number in (0, 1):
         with Context(DEVICE=reference, WINOGRAD=number):
@@ -159,7 +159,7 @@ def test_devices_of_a_mesh_exchange_results(reference: str) -> None:
 
 
 def test_batches_of_any_size(compiled: str) -> None:
-    """Eagerly, under jit and for a Variable; a bias, and an image without a batch."""
+    """Eager, captured and with a Variable; with a bias, and an image without a batch."""
     with Context(DEVICE=compiled):
         layer = nn.Conv2d(128, 128, 3, padding=1)
 
