@@ -95,7 +95,7 @@ def random_llama(generator: Any, facts: dict[str, Any]) -> Arrays:
     return found
 
 
-# --- files of GGUF --------------------------------------------------------------------------------
+# --- GGUF files -----------------------------------------------------------------------------------
 
 def gguf_string(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()

@@ -221,7 +221,7 @@ def test_readers_see_whole_files_only(folder):
     assert names_in(folder) == {kept.path(KEY).name}
 
 
-# ---- where it is ----
+# ---- its folder ----
 
 
 def test_the_folder_follows_the_settings(monkeypatch, tmp_path):
@@ -352,7 +352,7 @@ def test_only_files_with_our_names_are_removed(folder):
 def test_a_process_sweeps_before_it_adds(folder, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(cache, "MOST_BYTES", 10_000)
-    fill(folder, 30, 1000)  # one cache sweeps once, when it starts to write
+    fill(folder, 30, 1000)  # a cache sweeps once, at its first write
     assert len(names_in(folder)) == 30
     Cache(folder).write(KEY, ABOUT, DATA)
     assert len(names_in(folder)) < 9

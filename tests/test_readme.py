@@ -81,7 +81,7 @@ def test_the_front_door_is_short() -> None:
     assert len(README.splitlines()) <= 160
 
 
-# ---- what is named exists ----
+# ---- named files and settings exist ----
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)

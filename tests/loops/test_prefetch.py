@@ -86,7 +86,7 @@ def test_short_rows_that_do_not_follow_each_other_ask_for_nothing() -> None:
 def test_the_longest_sweep_asks_for_the_next_row() -> None:
     nest = nest_of(lambda x: softmax(x, 1), (1024, 1024))
     assert asked(nest.parallel) == ["s0[c1 + 1024·r0 + 2048]"]
-    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # eight rows are as much memory
+    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # eight rows need as much memory
     assert asked(nest.parallel) == ["s0[c1 + 256·r0 + 2048]"]
 
 

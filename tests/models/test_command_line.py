@@ -241,7 +241,7 @@ def test_out_of_memory_is_a_sentence(
     assert capsys.readouterr().err == "script: out of memory: 4 GB\n"
 
 
-# --- talking --------------------------------------------------------------------------------------
+# --- chat -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -396,7 +396,7 @@ def test_in_mixed_precision_a_bias_has_the_rounded_gradient() -> None:
 
 
 def test_attention_multiplies_in_the_models_precision() -> None:
-    """Queries, keys and values are rounded if all are at hand; a cache holds float32."""
+    """Queries, keys and values are rounded in a pass without a cache; a cache holds float32."""
     Tensor.manual_seed(1)
     attention = Attention(GPTConfig(1, 2, 32, 16, 13, precision="bfloat16"))
     x = Tensor.rand(1, 16, 32)

@@ -82,7 +82,7 @@ def test_products_of_half_precision_accumulate_in_float32(device):
     agree(lambda x, w: x @ w, device, x, w, tolerance=1e-3)
 
 
-# ---- addressed by data ----
+# ---- gathers and scatters ----
 
 
 def test_gather_reads_zero_out_of_range(device):

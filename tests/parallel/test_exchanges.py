@@ -60,7 +60,7 @@ def test_two_ranks_add_in_memory_that_they_share() -> None:
 
 def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
-    monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # else UCX prints heartbeats among the results
+    monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # else UCX reports unread heartbeats
     (((first, sent, wrong), (second, _, also)),) = alone(Mesh(2), (cases.shared, 11))
     assert first == second and not wrong and not also
     assert sent != 3 * len(first)

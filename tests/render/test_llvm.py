@@ -215,7 +215,7 @@ def test_maxima_of_special_values(dtype: DType) -> None:
     check(build, {0: x.astype(numpy_dtype(dtype))})
 
 
-# ---- addressed by data ----
+# ---- gathers and scatters ----
 
 
 def outside(dtype: DType, count: int, extent: int) -> np.ndarray:

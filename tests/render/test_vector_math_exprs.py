@@ -102,7 +102,7 @@ def worst_double(
     with mpmath.workprec(1200 if op in (Op.SIN, Op.COS) else 200), np.errstate(all="ignore"):
         for argument, value in zip(x, got, strict=True):
             v = float(argument)
-            if op in (Op.EXP, Op.EXP2) and 2000.0 < abs(v) < math.inf:  # 60 digits of it are long
+            if op in (Op.EXP, Op.EXP2) and 2000.0 < abs(v) < math.inf:  # 60 digits take long
                 error = 0.0 if value == (math.inf if v > 0 else 0.0) else math.inf
             else:
                 exact = math.nan if math.isnan(v) else PRECISE[op](mpmath.mpf(v))

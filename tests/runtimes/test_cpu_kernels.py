@@ -93,7 +93,7 @@ def copied(filled, folder):
     return folder
 
 
-# ---- what it is for ----
+# ---- reuse ----
 
 
 def test_a_second_process_makes_nothing(filled):

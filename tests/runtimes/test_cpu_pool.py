@@ -184,7 +184,7 @@ def test_more_chunks_than_a_ticket_holds(kernels: dict[str, int]) -> None:
     """They run on the calling thread."""
     pool = Pool(2)
     total = cpu_driver.MOST_CHUNKS + 5000
-    # Of the set_flag kernel only the number of calls would matter; `record` would need a long log.
+    # `set_flag` would not count iterations, and `record` would need a long log.
     counted, code = host_compiler().compile(
         "define void @count(i64 %begin, i64 %end, ptr %args, ptr %scratch) {\n"
         "  %at = load ptr, ptr %args\n"

@@ -329,7 +329,7 @@ def windowed_attention(inputs: Inputs) -> list[Node]:
 
 @program
 def attention_gradient(inputs: Inputs) -> list[Node]:
-    """All gradients of causal attention; heads lie side by side in memory, as in a GPT."""
+    """All gradients of causal attention; heads are side by side in memory, as in a GPT."""
     wide = [inputs(2, 64, 5, 16) for _ in range(4)]
     q, k, v, seed = (g.permute(x, (0, 2, 1, 3)) for x in wide)
     result = attend(q, k, v)

@@ -96,7 +96,7 @@ def test_constants_are_rounded_to_their_dtype() -> None:
     assert expr.const(300, dtypes.uint8).value == 44
 
 
-# ---- what is simplified on the way ----
+# ---- simplification ----
 
 
 def test_choices_that_are_known() -> None:
