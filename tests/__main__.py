@@ -1,10 +1,10 @@
-"""All checks in turn: `python tests` runs lint, types and tests, and says how each ended.
+"""All checks in turn: `python tests` runs lint, types and tests, and prints how each ended.
 
-Arguments choose some of them (`python tests lint types`); what follows `--` goes to pytest
+Arguments select some of them (`python tests lint types`); what follows `--` is passed to pytest
 (`python tests tests -- -k gpt`). The exit status is 0 only if every check that ran succeeded.
 
-Where MINIGRAD_TEST_SKIPPED names a file, `tests` writes down what it skips, and `skipped` runs that
-again, once the packages that were missing are there: nothing but missing hardware may skip then.
+If MINIGRAD_TEST_SKIPPED names a file, `tests` records there what it skips, and `skipped` runs that
+again, once the missing packages are installed: then only missing hardware may skip a test.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import skips  # beside this file
+import skips  # in this folder
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def command(*arguments: str) -> list[str]:
-    """A module of this interpreter, with what its folder holds off its import path."""
+    """A command that runs a module of this interpreter; its import path lacks the current folder.
+    """
     return [sys.executable, "-P", "-m", *arguments]
 
 
@@ -43,10 +44,10 @@ def lint(extra: Sequence[str]) -> bool:
 
 
 def types(extra: Sequence[str]) -> bool:
-    """Check mypy's strict rules on a copy whose folders lie as setup.py installs them.
+    """Check mypy's strict rules on a copy in which folders are placed as setup.py installs them.
 
-    On programs of users, too: `user_program.py`, and the front README's.
-    mypy follows neither `package_dir` nor an editable install's mapping of folders.
+    Users' programs are checked, too: `user_program.py`, and the front README's. mypy follows
+    neither `package_dir` nor an editable install's mapping of folders.
     """
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -67,9 +68,9 @@ def types(extra: Sequence[str]) -> bool:
         )
 
 
-# Folders that one process of pytest tests, OTHERS all that lies in none of them. Two processes take
-# from these, the longest first (the lessons, where there is a browser): the short ones fill up what
-# is left in the end.
+# Folders that one process of pytest tests; OTHERS is everything in none of them. Two processes take
+# portions in this order, the longest first (the lessons, if there is a browser), so that the short
+# ones fill the rest of the time.
 OTHERS = "others"
 PORTIONS = (
     "tests/parallel", "tests/property", "tests/lessons", "tests/loops tests/render tests/runtimes",
@@ -79,21 +80,21 @@ PORTIONS = (
 
 
 def whole(portion: str) -> list[str]:
-    """What pytest is given for all tests of a portion."""
+    """pytest's arguments for all tests of a portion."""
     if portion != OTHERS:
         return portion.split()
     return [f"--ignore={folder}" for folder in " ".join(PORTIONS).split()]
 
 
 def portion_of(node: str) -> str:
-    """Where a test belongs."""
+    """The portion of a test."""
     return next((one for one in PORTIONS if node.startswith(tuple(one.split()))), OTHERS)
 
 
 def side_by_side(given: Mapping[str, Sequence[str]], **variables: str) -> bool:
-    """Run pytest with what is given for each portion, two at a time, so that both cores have work.
+    """Run pytest with the arguments of each portion, two at a time, so that both cores have work.
 
-    What each says is printed when it has ended.
+    The output of each is printed when it has ended.
     """
     environment = {**os.environ, **variables}
 
@@ -119,7 +120,7 @@ def tests(extra: Sequence[str]) -> bool:
 
 
 def skipped(extra: Sequence[str]) -> bool:
-    """The tests that an earlier run skipped for want of a package; now they must run."""
+    """Run the tests that an earlier run skipped for lack of a package; now they must run."""
     file = os.environ.get(skips.VARIABLE)
     if not file or not Path(file).exists():
         print(f"{skips.VARIABLE} must name the file that `python tests tests` has written")
@@ -146,7 +147,7 @@ DEFAULT = ("lint", "types", "tests")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the checks that were asked for (lint, types, tests by default); gives the exit status."""
+    """Run the given checks (lint, types, tests by default); returns the exit status."""
     given = list(arguments)
     border = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(prog="python tests", description=(__doc__ or "").strip())

@@ -2,7 +2,7 @@
 
 A test of something general takes `device`, `compiled` or `on_device`.
 
-`MINIGRAD_TEST_DEVICES=CL,CPU:1` names others. A device of OpenCL as a whole is checked by
+`MINIGRAD_TEST_DEVICES=CL,CPU:1` selects others. To check an OpenCL device as a whole:
 
     MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/jit tests/models
 """
@@ -21,7 +21,7 @@ from minigrad.settings import Context
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Write down which tests are skipped, where `skips.VARIABLE` is set."""
+    """Record which tests are skipped, if `skips.VARIABLE` is set."""
     register(config)
 
 
@@ -31,9 +31,9 @@ def _named(default: str) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def settled() -> Iterator[None]:
-    """What is there before a file's tests no collection of garbage looks at again.
+    """Garbage collections skip objects that existed before a file's tests.
 
-    All tests' items and what the files before have left are millions of objects: looking through
+    All tests' items, and what earlier files have left, are millions of objects: a search through
     them took two seconds, for each `gc.collect()` of a test.
     """
     gc.collect()
@@ -43,25 +43,25 @@ def settled() -> Iterator[None]:
 
 @pytest.fixture(scope="session", params=_named(f"{REFERENCE},{CPU}"))
 def device(request: pytest.FixtureRequest) -> str:
-    """The name of a device; tests of one that cannot be opened are skipped with the reason."""
+    """The name of a device; if it cannot be opened, the test is skipped with the reason."""
     return opened(request.param)
 
 
 @pytest.fixture(scope="session", params=_named(CPU))
 def compiled(request: pytest.FixtureRequest) -> str:
-    """A device to be compared with REF; the comparison runs REF, and checks it, too."""
+    """A device to compare with REF; the comparison also runs, and so checks, REF."""
     return opened(request.param)
 
 
 @pytest.fixture(scope="session")
 def reference() -> str:
-    """The device whose results say what those of all others mean."""
+    """The device whose results define those of all others."""
     return REFERENCE
 
 
 @pytest.fixture(scope="session")
 def other() -> str:
-    """A device beside the one under test, whichever that is."""
+    """A device other than the one under test."""
     return OTHER
 
 
@@ -73,8 +73,9 @@ def cpu() -> str:
 
 @pytest.fixture(scope="module")
 def brief() -> Iterator[None]:
-    """Trainings of a GPT show little of what they have learned: 500 tokens take longer than they do
-    where a context is short. test_gpt.py looks at them."""
+    """Trainings of a GPT print samples of 8 tokens: the usual 500 take longer than a training with
+    a short context. test_gpt.py runs the script, with all 500.
+    """
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("minigrad.models.gpt_commands.SHOWN", 8)
         yield
@@ -82,6 +83,6 @@ def brief() -> Iterator[None]:
 
 @pytest.fixture
 def on_device(device: str):
-    """The device as the default of the thread: for tests that name no device at each tensor."""
+    """The device as the thread's default, for tests that do not pass one to each tensor."""
     with Context(DEVICE=device):
         yield device

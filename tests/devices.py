@@ -1,7 +1,7 @@
-"""The devices that tests may name, which are few: no test names one in its body.
+"""The few devices that tests may name; no test names one in its body.
 
-A test takes a fixture of conftest.py. From here come the names that tables, helpers and the
-programs of other processes need before there is a fixture; test_rooms.py looks for all others.
+Tests take fixtures of conftest.py. Tables, helpers and programs for other processes need names
+before there is a fixture, and take them from here; test_rooms.py reports all other names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from minigrad.errors import DeviceError
 
 CPU = "CPU"
 OPENCL = "CL"
-OTHER = f"{REFERENCE}:99"  # every machine can open it, and nobody names it in a run of tests
+OTHER = f"{REFERENCE}:99"  # every machine can open it, and it is never a device under test
 
 __all__ = [
     "CPU", "OPENCL", "OTHER", "REFERENCE", "devices_of_ranks", "exchanges", "kind", "opened",
@@ -27,18 +27,18 @@ def kind(device: str) -> str:
 
 
 def shares_memory(device: str) -> bool:
-    """Whether arrays of the host are its own memory: a promise of CPUs, and of nothing else."""
+    """Whether a device's memory is the host's: only CPUs promise that."""
     return kind(device) == CPU
 
 
 def exchanges(device: str) -> bool:
-    """Whether ranks on such devices may exchange: a promise of these two kinds."""
+    """Whether ranks on such devices may exchange: only these two kinds promise that."""
     return kind(device) in (CPU, REFERENCE)
 
 
 def opened(name: str) -> str:
-    """The name of a device that can be opened; else the test is skipped with the reason."""
-    import pytest  # not at the top: processes of MPI import this module, too
+    """The name of a device, if it can be opened; otherwise the test is skipped with the reason."""
+    import pytest  # not at the top: MPI processes import this module, too
 
     try:
         Device[name]
@@ -48,6 +48,6 @@ def opened(name: str) -> str:
 
 
 def devices_of_ranks(device: str, size: int) -> list[str]:
-    """Where so many threads compute; the test is skipped where the machine has fewer devices."""
+    """The devices of `size` ranks; skips the test if the machine has fewer."""
     first = kind(device)
     return [opened(name) for name in (first, *(f"{first}:{n}" for n in range(1, size)))]

@@ -1,7 +1,7 @@
-"""Expressions that are evaluated with minigrad's tensors and with PyTorch's.
+"""Expressions, evaluated with minigrad's tensors and with PyTorch's.
 
-Where the two are written differently, ours stands before "::", after which a line may be broken.
-A leading "!" compares values only: gradients differ by convention (ties), or there are none.
+If the two are written differently, ours is before "::", after which a line may be broken. A leading
+"!" compares values only: gradients differ by convention (ties), or there are none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NAMES = ("float16", "float32", "float64", "int32", "int64")
 
 
 def cases(text: str) -> Iterator[tuple[str, str, bool]]:
-    """Ours, theirs, and whether gradients are compared, of each line."""
+    """(our expression, PyTorch's, whether gradients are compared) of each line."""
     for line in re.sub(r"::\n\s*", ":: ", text.strip()).splitlines():
         ours, _, theirs = line.strip().partition(" :: ")
         plain = ours.removeprefix("!")
@@ -32,7 +32,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def array(tensor: Any) -> Any:
-    """PyTorch's tensor as numpy's; what is no tensor, too."""
+    """PyTorch's tensor as a numpy array; other values, too."""
     if not hasattr(tensor, "detach"):
         return np.asarray(tensor)
     tensor = tensor.detach()
@@ -40,14 +40,14 @@ def array(tensor: Any) -> Any:
 
 
 def ours_array(value: Any) -> Any:
-    """The same of ours."""
+    """The same for our tensors."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
     return value.float().numpy() if value.dtype is dtypes.bfloat16 else value.numpy()
 
 
 def same_dtype(found: str, wanted: str) -> bool:
-    """Positions are int32 here, sums of unsigned integers uint64 (as numpy's); int64 in PyTorch."""
+    """Indices are int32 here, sums of unsigned integers uint64 (as in numpy); in PyTorch int64."""
     wide = {"int64": ("int64", "int32", "uint64")}
     return found in wide.get(wanted, (wanted,))
 
@@ -76,7 +76,7 @@ class Comparison:
         self.problems: list[str] = []
 
     def add(self, number: int, ours: str, theirs: str, differentiable: bool) -> None:
-        """One expression; its weights for gradients are drawn from its number."""
+        """Add an expression; the weights for its gradients are drawn from its number."""
         wanted = as_list(eval(theirs, self.theirs))
         try:
             found = as_list(eval(ours, self.ours))
@@ -94,7 +94,7 @@ class Comparison:
             self.problems.append(f"{ours}: {type(error).__name__}: {error}")
 
     def _gradients(self, number: int, name: str, found: list[Any], wanted: list[Any]) -> None:
-        """Gradients of a weighted sum of all float results, by what it depends on."""
+        """Compare gradients of a weighted sum of all float results, by all that it depends on."""
         import torch
 
         generator = np.random.default_rng(number)
@@ -119,7 +119,7 @@ class Comparison:
             self.checks.append((f"d({name})/d{n}", grad, array(wanted_grad)))
 
     def finish(self) -> None:
-        """Compute all of ours at once; AssertionError with what differs."""
+        """Compute all of ours at once; AssertionError if something differs."""
         waiting = [tensor for _, tensor, _ in self.checks if isinstance(tensor, Tensor)]
         Tensor.realize(*waiting)
         for name, tensor, value in self.checks:

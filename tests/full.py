@@ -4,7 +4,7 @@
     python -m tests.full --count 500 pairs     shorter
     python -m tests.full --seed 123 graphs     the same programs again
 
-Without a seed each run takes new programs, and prints where they begin. Results, dated, belong in
+Without a seed each run takes new programs, and prints its seed. Results, dated, belong in
 tests/bench/RESULTS.md. The exit status is 0 only if nothing failed.
 """
 
@@ -30,9 +30,9 @@ def call(*arguments: str) -> bool:
 def programs(
     module: str, device: str, count: int, groups: bool = False
 ) -> Callable[[int, int | None], bool]:
-    """Random programs of a module, so many unless another number is given.
+    """A suite of a module's random programs, `count` unless another number is given.
 
-    groups: the seed is that of the order of chunks, too.
+    groups: the seed also decides the order of chunks.
     """
 
     def suite(seed: int, given: int | None) -> bool:
@@ -44,7 +44,7 @@ def programs(
 
 
 def examples(seed: int, given: int | None) -> bool:
-    """The operation table with 300 examples a test instead of 5, but for random programs."""
+    """The operation table with 300 examples per test instead of 5, without random programs."""
     left_out = ("--ignore=tests/property/test_graphs.py", "--ignore=tests/property/test_pairs.py")
     some = ("-k", "exp or sum or matmul") if given else ()
     return call("pytest", "-q", "tests/property", "--hypothesis-profile=long",
@@ -64,7 +64,7 @@ SUITES: dict[str, Callable[[int, int | None], bool]] = {
 
 
 def main() -> int:
-    """Run the suites that were asked for (all of them by default); gives the exit status."""
+    """Run the given suites (all by default); returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.full",
         description=__doc__,

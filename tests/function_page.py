@@ -1,8 +1,8 @@
 """minigrad/functions.md: every function that PyTorch and tinygrad document, and where it is here.
 
-    python tests/function_page.py     # write the page anew
+    python tests/function_page.py     # rewrite the page
 
-`functions.txt` has the names. One is here under the same name and meaning, or otherwise
+`functions.txt` lists the names. Each is here under the same name and meaning, or in another way
 (`DIFFERENT` below and minigrad/hints.md say how), or not (`ABSENT` says why).
 """
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "minigrad" / "functions.md"
 F = nn.functional
 
-# Where a namespace's names are looked for, and how users write what is found.
+# Where a namespace's names are searched, and how users write the names found there.
 PLACES: dict[str, list[tuple[str, Any]]] = {
     "torch": [("Tensor", Tensor), ("F", F)],
     "torch.Tensor": [("Tensor", Tensor)],
@@ -30,7 +30,7 @@ PLACES: dict[str, list[tuple[str, Any]]] = {
     "tinygrad.nn": [("nn", nn), ("nn.optim", nn.optim), ("nn.state", nn.state)],
 }
 
-# Here, with another default, result or spelling: what to know.
+# Here, with another default, result or spelling: what users must know.
 DIFFERENT = {
     "max": "of a dim: values alone; `max_with_indices` gives both",
     "min": "of a dim: values alone; `min_with_indices` gives both",
@@ -91,7 +91,7 @@ DIFFERENT = {
     "linear": "of Tensor: an (in, out) weight",
 }  # fmt: skip
 
-# Not here: why, and patterns of whole names.
+# Not here: the reason, and patterns of whole names.
 ABSENT = r"""
 all dtypes are real
     complex view_as_complex polar view_as_real angle cfloat cdouble chalf conj_physical_
@@ -155,7 +155,7 @@ def namespaces() -> dict[str, list[str]]:
 
 
 def here(namespace: str, name: str) -> str | None:
-    """How users write it, if it is here under its name."""
+    """How users write the name, if it is here."""
     for prefix, place in PLACES[namespace]:
         if hasattr(place, name):
             return f"{prefix}.{name}"
@@ -163,7 +163,7 @@ def here(namespace: str, name: str) -> str | None:
 
 
 def otherwise(namespace: str, name: str) -> str | None:
-    """How it is here otherwise."""
+    """How to get the same here under another name."""
     if name in DIFFERENT:
         return DIFFERENT[name]
     for typed, text in table().items():

@@ -1,6 +1,6 @@
-"""Random weights under HuggingFace's names, transformers' logits of them, files of such weights.
+"""Random weights with HuggingFace's names, transformers' logits for them, files of such weights.
 
-Nothing of minigrad is used here.
+Uses nothing of minigrad.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 def logits_of(
     weights: Arrays, facts: dict[str, Any], ids: list[int], dtype: str = "float64"
 ) -> Any:
-    """(length, vocabulary), by transformers; facts: config.json."""
+    """Logits (length, vocabulary), by transformers; facts: config.json."""
     torch = pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
     transformers = pytest.importorskip("transformers", reason="transformers is missing")
     config = transformers.AutoConfig.for_model(**facts)
@@ -95,7 +95,7 @@ def random_llama(generator: Any, facts: dict[str, Any]) -> Arrays:
     return found
 
 
-# --- files of GGUF --------------------------------------------------------------------------------
+# --- GGUF files -----------------------------------------------------------------------------------
 
 def gguf_string(text: str) -> bytes:
     return struct.pack("<Q", len(text.encode())) + text.encode()
@@ -105,7 +105,7 @@ def gguf_file_of(
     weights: Arrays, facts: dict[str, Any], path: Path, dtype: str = "F32",
     changes: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """A model of transformers as llama.cpp's converter writes it, by the package gguf.
+    """A transformers model, written by the package gguf as llama.cpp's converter does.
 
     facts: its config.json; dtype: of matrices; changes: other values in the file's metadata.
     """
@@ -193,7 +193,7 @@ def gguf_file_of(
             value = value.reshape(heads, 3, width, *value.shape[1:]).swapaxes(0, 1)
             value = value.reshape(tensor.shape)
         parts = {key: value}
-        if "experts.gate_up_proj" in key:  # (experts, 2·hidden, dim), which files had apart
+        if "experts.gate_up_proj" in key:  # (experts, 2·hidden, dim), separate in older files
             half = value.shape[1] // 2
             parts = {key.replace("gate_up_proj", "gate_proj"): value[:, :half],
                      key.replace("gate_up_proj", "up_proj"): value[:, half:]}  # fmt: skip
@@ -212,7 +212,7 @@ def gguf_file_of(
 
 
 def save_folder(folder: Path, weights: Arrays, facts: dict[str, Any], shards: int = 1) -> None:
-    """config.json and model.safetensors, or shards and their index."""
+    """Write config.json and model.safetensors, or shards and their index."""
     from safetensors.numpy import save_file
 
     folder.mkdir(exist_ok=True)

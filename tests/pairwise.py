@@ -1,7 +1,7 @@
-"""Some of all combinations of choices: of any two axes, each pair of choices is in one of them.
+"""A selection of combinations: for any two axes, each pair of their choices is in one of them.
 
-What goes wrong depends on one choice, or on two that meet; of three axes of 8, 7 and 5 choices
-these are 60 cases, not 280.
+Failures depend on one choice, or on two that meet. For three axes of 8, 7 and 5 choices this gives
+60 cases instead of 280.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def pairwise(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
-    """Combinations, one choice of each axis: always the one with most pairs that are left."""
+    """Combinations of one choice per axis: each time the one with most pairs not covered yet."""
     choices = [list(axis) for axis in axes]
     places = list(product(*(range(len(axis)) for axis in choices)))
 

@@ -1,4 +1,4 @@
-"""A tiny model with strong weights, and a server of it on loopback."""
+"""A tiny model with large weights, and a server for it on loopback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenizer() -> BytePairTokenizer:
 
 
 def strong_model(context: int = CONTEXT, **more: Any) -> GPT:
-    """Weights large enough that every position matters."""
+    """A model with weights so large that every position matters."""
     Tensor.manual_seed(2)
     config = llama(2, 4, 32, context, 258, key_heads=2, feed_forward=64, tied=True, **more)
     model = GPT(config)
@@ -48,7 +48,7 @@ def serving(engine: Engine, key: str | None = None) -> Iterator[str]:
     app = Server(engine, tokenizer(), "tiny", Limits(20_000, 100, key), hosts_of("127.0.0.1")).app
     config = uvicorn.Config(app, port=0, log_level="warning")
     listening = config.bind_socket()
-    listening.listen()  # so that who comes before the server has started waits
+    listening.listen()  # so that clients wait until the server has started
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

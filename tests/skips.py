@@ -1,8 +1,8 @@
-"""Which tests were skipped and why: a second run takes up what packages, then there, allow.
+"""Which tests were skipped and why; a second run repeats those that lacked a package.
 
 MINIGRAD_TEST_SKIPPED names a file into which pytest writes a line of JSON for each skipped test or
-file, (node, reason). `python tests skipped` runs those that lacked no hardware, and fails where one
-of them lacks anything else.
+file, (node, reason). `python tests skipped` runs those that did not lack hardware, and fails if one
+of them still lacks something else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 VARIABLE = "MINIGRAD_TEST_SKIPPED"
-# What reasons say where the machine, and not what is installed on it, lacks something.
+# Phrases in reasons that mean that the machine, not what is installed on it, lacks something.
 HARDWARE = (
     "the host has no ",  # an instruction set
     "this process may not use matrix registers",
@@ -27,7 +27,7 @@ HARDWARE = (
 
 
 def lacks_hardware(reason: str) -> bool:
-    """Whether no package could have let the test run."""
+    """Whether no package could make the test run."""
     return any(phrase in reason for phrase in HARDWARE)
 
 
@@ -38,7 +38,7 @@ def read(file: Path) -> list[tuple[str, str]]:
 
 
 class Recorder:
-    """A plugin of pytest that writes down what is skipped, as it happens."""
+    """A pytest plugin that records skips as they happen."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -50,16 +50,16 @@ class Recorder:
                 file.write(json.dumps([report.nodeid, reason.removeprefix("Skipped: ")]) + "\n")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test's setup, call or teardown has ended."""
+        """Called after a test's setup, call or teardown."""
         self._note(report)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file has been imported; one that lacks a package is skipped whole."""
+        """Called after a file was imported; one that lacks a package is skipped as a whole."""
         self._note(report)
 
 
 def register(config: pytest.Config) -> None:
-    """Record this run where the environment says so."""
+    """Record this run if the environment says so."""
     file = os.environ.get(VARIABLE)
     if file:
         config.pluginmanager.register(Recorder(file), "skips")

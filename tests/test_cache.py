@@ -1,4 +1,4 @@
-"""The kernel cache as a store: what is kept is whole or not there, in a safe folder, of one size.
+"""The kernel cache as a store: entries are complete or absent, the folder is safe, size is bounded.
 
 What programs make of it is tested in `runtimes/test_cpu_kernels.py`.
 """
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def fresh(monkeypatch):
-    """As if this process had not opened a cache nor complained yet."""
+    """As if this process had not opened a cache or complained yet."""
     monkeypatch.setattr(cache, "_opened", {})
     monkeypatch.setattr(cache, "_spoken", False)
 
@@ -68,7 +68,7 @@ def test_an_edited_compiler_finds_nothing(tmp_path):
 
 
 def test_the_compiler_is_made_of_the_files_that_are_looked_at():
-    """What they import besides decides nothing: errors, hints, locks, settings, counters."""
+    """Their other imports do not affect code: errors, hints, locks, settings, counters."""
     home = Path(cache.__file__).parent
     looked_at = {path.relative_to(home).as_posix() for path in compiler_files()}
     imported = {
@@ -151,7 +151,7 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
     path.unlink()
     (path / "inner").mkdir(parents=True)
     assert kept.read(KEY) is None
-    kept.write(KEY, ABOUT, DATA)  # not possible, and no error
+    kept.write(KEY, ABOUT, DATA)  # impossible, but no error
     assert kept.read(KEY) is None
     sweep(folder, 0)
     assert names_in(folder) == {path.name} and (path / "inner").is_dir()
@@ -159,7 +159,7 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("junk", ["pipe", "socket", "link", "loop", "empty", "other"])
 def test_a_program_is_kept_whatever_lies_in_its_place(junk, folder, fresh):
-    """Compiled once: the second process finds what the first has written."""
+    """Compiled once: the second process finds the file that the first has written."""
     program = textwrap.dedent("""
         import os, socket, sys
         from pathlib import Path
@@ -211,7 +211,7 @@ def test_readers_see_whole_files_only(folder):
     while any(process.poll() is None for process in writers):
         entry = kept.read(KEY)
         if entry is None:
-            assert sum(seen.values()) == 0  # from the first write on there is always one
+            assert sum(seen.values()) == 0  # after the first write there is always one
             continue
         about, data = entry
         assert set(data) == {about["number"]} and len(data) >= 1000 * about["number"]
@@ -221,7 +221,7 @@ def test_readers_see_whole_files_only(folder):
     assert names_in(folder) == {kept.path(KEY).name}
 
 
-# ---- where it is ----
+# ---- its folder ----
 
 
 def test_the_folder_follows_the_settings(monkeypatch, tmp_path):
@@ -246,7 +246,7 @@ def test_opened_once_per_folder(folder, fresh):
 
 
 def refusal(folder: Path, capsys) -> str:
-    """What is said about a folder that must not be used, once."""
+    """The message about a folder that must not be used, which is printed once."""
     with Context(CACHE=str(folder)):
         assert open_cache() is None
         assert open_cache() is None
@@ -275,7 +275,7 @@ def test_a_folder_where_others_may_write_is_not_used(mode, folder, fresh, capsys
 
 def test_a_folder_that_cannot_be_written_is_not_used(folder, fresh, capsys, monkeypatch):
     folder.mkdir(mode=0o500)
-    if os.geteuid() == 0:  # root may write anywhere but to a system that is mounted read-only
+    if os.geteuid() == 0:  # root may write anywhere except on a read-only file system
         monkeypatch.setattr(os, "access", lambda name, mode: not mode & os.W_OK)
     assert "cannot be written" in refusal(folder, capsys)
 
@@ -297,7 +297,7 @@ def test_without_a_home_there_is_no_folder(fresh, capsys, monkeypatch):
 
 
 def fill(folder: Path, count: int, size: int) -> list[Path]:
-    """Entries whose ages fall from first to last."""
+    """Entries, the oldest first."""
     kept = Cache(folder)
     paths = []
     for number in range(count):
@@ -352,7 +352,7 @@ def test_only_files_with_our_names_are_removed(folder):
 def test_a_process_sweeps_before_it_adds(folder, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(cache, "MOST_BYTES", 10_000)
-    fill(folder, 30, 1000)  # one cache sweeps once, when it starts to write
+    fill(folder, 30, 1000)  # a cache sweeps once, at its first write
     assert len(names_in(folder)) == 30
     Cache(folder).write(KEY, ABOUT, DATA)
     assert len(names_in(folder)) < 9

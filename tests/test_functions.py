@@ -1,4 +1,4 @@
-"""The page of functions is what the code has; nothing that others document goes unanswered."""
+"""The page of functions matches the code, and accounts for every name that others document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad import Tensor, docs, linalg, nn
 
 
 def test_the_page_is_as_written() -> None:
-    """`python tests/function_page.py` writes it."""
+    """`python tests/function_page.py` rewrites it."""
     assert PAGE.read_text("utf-8") == page()
 
 
@@ -34,7 +34,7 @@ def test_what_is_typed_instead_exists() -> None:
 
 
 def test_the_page_from_docstrings(tmp_path: Path) -> None:
-    """`python -m minigrad.docs` has every public name, with what its docstring says."""
+    """`python -m minigrad.docs` lists every public name, with its docstring."""
     made = tmp_path / "api.md"
     docs.main([str(made)])
     text = made.read_text("utf-8")
@@ -48,17 +48,17 @@ def test_the_page_from_docstrings(tmp_path: Path) -> None:
 
 
 def test_public_names_are_documented() -> None:
-    """help() has something to say about each."""
+    """help() has a text for each."""
     silent = [
         f"{title}.{name}"
         for title, place in docs.places().items() for name in docs.names_of(place)
         if not inspect.getdoc(getattr(place, name)) and not name.startswith("__")
     ]  # fmt: skip
-    assert set(silent) <= {"Tensor.raw", "Tensor.stopped"}  # the engine's
+    assert set(silent) <= {"Tensor.raw", "Tensor.stopped"}  # used by the engine
 
 
 def test_most_of_pytorch_is_here() -> None:
-    """420 names under which PyTorch's users find what they mean."""
+    """At least 420 of PyTorch's names mean the same here."""
     same = {
         name
         for space, names in namespaces().items() if space.startswith("torch")

@@ -1,4 +1,5 @@
-"""When Python looks for garbage while a program is made, and before and after."""
+"""Which generations the garbage collector visits while a program is compiled, and before and after.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from minigrad import Tensor
 from minigrad.gc_pause import NEVER, young_gc_only
 from minigrad.programs import Family, programs
 
-USUAL = (701, 11, 12)  # what nobody else would choose
+USUAL = (701, 11, 12)  # values that nothing else would choose
 INSIDE = (701, 11, NEVER)
 
 
 @pytest.fixture(autouse=True)
 def thresholds() -> Iterator[None]:
-    """Thresholds of one's own."""
+    """Thresholds for these tests."""
     before = gc.get_threshold()
     gc.set_threshold(*USUAL)
     yield

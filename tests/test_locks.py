@@ -1,4 +1,4 @@
-"""Forks, handlers of signals and destructors in the middle of anything: nobody waits for ever."""
+"""Forks, signal handlers and destructors at any point: nothing waits for ever."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SOURCES = [
     for path in sorted((ROOT / room).rglob("*.py"))
 ]
 MADE_BY_LOCKS = {"Lock", "RLock", "allocate_lock", "cached_property"}
-LIMIT = 120  # seconds after which a child that hangs is killed; nothing waits so long elsewhere
+LIMIT = 120  # seconds after which a child that hangs is killed; nothing else here waits so long
 
 
 def test_locks_are_made_in_one_place() -> None:
-    """A lock of one's own would stay locked in the child of a fork. `cached_property` has one."""
+    """Another kind of lock would stay locked in the child of a fork; `cached_property` has one."""
     found = [
         f"{path.name}:{node.lineno}: {name}; use minigrad.locks"
         for path in SOURCES if path != ROOT / "minigrad" / "locks.py"
@@ -38,7 +38,7 @@ def test_locks_are_made_in_one_place() -> None:
 
 
 def run(program: str, **environment: str) -> str:
-    """What a Python program prints; it is killed where it hangs."""
+    """A Python program's output; the program is killed if it hangs."""
     ended = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, **environment}, timeout=LIMIT,
         capture_output=True, text=True,
@@ -48,7 +48,7 @@ def run(program: str, **environment: str) -> str:
 
 
 def child_of_a_fork(work: object) -> int:
-    """The status of a child that calls `work`; killed and None where it hangs."""
+    """The status of a child that calls `work`; -1 if it hangs and is killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -75,7 +75,7 @@ def test_a_lock_is_free_in_the_child(make: object) -> None:
     def hold() -> None:
         with lock:
             held.set()
-            if make is not locks.held_over_forks:  # for which a fork waits
+            if make is not locks.held_over_forks:  # a fork waits for these
                 forked.wait(LIMIT)
 
     other = threading.Thread(target=hold)
@@ -92,7 +92,7 @@ def test_a_lock_is_free_in_the_child(make: object) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_fork_inside_of_a_lock() -> None:
-    """Whoever forks gives back what it holds, on both sides."""
+    """A thread that forks inside a lock releases it on both sides."""
     lock, kept = locks.new_rlock(), locks.held_over_forks()
 
     def work() -> bool:
@@ -160,7 +160,7 @@ print(ends)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_forks_while_others_compute_and_compile(threads: str, tmp_path: Path, cpu: str) -> None:
-    """Twelve children, each of which computes what is known and what is not, and ends."""
+    """Twelve children, each of which computes known and new programs, and ends."""
     program = FORKS.replace("LIMIT", "20")
     said = run(program, MINIGRAD_CACHE=str(tmp_path), MINIGRAD_THREADS=threads, MINIGRAD_DEVICE=cpu)
     assert said.strip() == str([0] * 12)
@@ -200,7 +200,7 @@ print("done")
 
 
 def test_tensors_made_by_collections_of_garbage(tmp_path: Path, cpu: str) -> None:
-    """`__del__` and callbacks run where any object is made: within `make`, within a launch."""
+    """`__del__` and callbacks run wherever objects are created: within `make`, within a launch."""
     assert run(COLLECTED, MINIGRAD_DEVICE=cpu).strip() == "done"
 
 
@@ -245,5 +245,5 @@ print("done")
 
 
 def test_a_handler_that_computes_at_any_line(cpu: str) -> None:
-    """The same nodes, and the same program, while this thread is in the middle of them."""
+    """It builds the same nodes and runs the same program that its thread is in the middle of."""
     assert run(HANDLED, MINIGRAD_DEVICE=cpu).strip() == "done"

@@ -1,6 +1,6 @@
-"""What the READMEs show runs, is counted and is printed by the code.
+"""READMEs: their examples run, their numbers are right, and their listings are printed by the code.
 
-    python tests/test_readme.py     # print the product of minigrad/README.md anew
+    python tests/test_readme.py     # print the product of minigrad/README.md again
 
 Then read `git diff`.
 """
@@ -81,18 +81,18 @@ def test_the_front_door_is_short() -> None:
     assert len(README.splitlines()) <= 160
 
 
-# ---- what is named exists ----
+# ---- named files and settings exist ----
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
 def test_files_that_are_named_exist(path: Path) -> None:
-    """Links, and files in code spans: from the README's own folder, or one name of a script."""
+    """Links, and files in code spans: relative to the README's folder, or one name of a script."""
     text = path.read_text("utf-8")
     linked = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
     named = re.findall(r"`((?:\.\./)?[\w/]+(?:\.py|\.md|/))`", text)
     assert named
     assert [name for name in (*linked, *named) if not (path.parent / name).exists()] == []
-    assert re.findall(r"(`[^`\n]+`)(?:,| and| or)\s\1", text) == []  # one file is named twice
+    assert re.findall(r"(`[^`\n]+`)(?:,| and| or)\s\1", text) == []  # a file is named twice
 
 
 def test_links_lead_to_headings() -> None:
@@ -125,7 +125,7 @@ def test_extras_are_listed() -> None:
 
 
 def test_types_are_installed() -> None:
-    """One file speaks for the whole package (PEP 561), so for runtimes and models, too."""
+    """One file is enough for the whole package (PEP 561), and so for runtimes and models."""
     assert importlib.resources.files("minigrad").joinpath("py.typed").is_file()
 
 
@@ -136,7 +136,7 @@ Definitions = dict[str, ast.FunctionDef | ast.ClassDef]
 
 
 def path_of_reading() -> dict[str, list[str]]:
-    """File → the functions and classes that are to be read in it; none for the whole file."""
+    """File → the functions and classes to read in it; an empty list means the whole file."""
     section = README.split("\n## A weekend")[1].split("\n## ")[0]
     entry = r"`((?:minigrad|runtimes)/[\w/]+\.py)`(?::\s*((?:`[\w.]+`,?\s*)+))?"
     return {file: re.findall(r"`([\w.]+)`", names) for file, names in re.findall(entry, section)}
@@ -169,7 +169,7 @@ def lines_of_code(source: str) -> set[int]:
 
 
 def resolve(name: str, known: Definitions, file: str) -> str:
-    """The full name of what a README calls by its last part."""
+    """The full name of something that a README calls by its last part."""
     full = [name] if name in known else [one for one in known if one.endswith(f".{name}")]
     assert len(full) == 1, f"README: {name} means {full or 'nothing'} in {file}"
     return full[0]
@@ -218,7 +218,7 @@ print(json.dumps(sorted(one for one in ran if one[0])))
 
 
 def test_a_product_runs_along_the_path(cpu: str, tmp_path: Path) -> None:
-    """Every function named is called, and one at least of each file."""
+    """Every named function is called, and at least one of each file."""
     (product,) = re.findall(r"`(\(Tensor\.rand.*\.realize\(\))`", README)
     environment = {name: value for name, value in os.environ.items() if "MINIGRAD" not in name}
     environment |= {"MINIGRAD_DEVICE": cpu, "MINIGRAD_CACHE": str(tmp_path / "cache")}
@@ -248,9 +248,9 @@ MARKED = re.compile(r"(<!-- printed: (\w+) -->\n```\n)(.*?)(```)", re.DOTALL)
 
 
 def report() -> dict[str, str]:
-    """What MINIGRAD_DEBUG=5 prints for the product of minigrad/README.md, part by part.
+    """The output of MINIGRAD_DEBUG=5 for the product of minigrad/README.md, part by part.
 
-    For a processor with AVX-512, whatever the host is; its assembly only where this is an x86.
+    For a processor with AVX-512, whatever the host is; its assembly only on x86.
     """
     (program,) = blocks(INSIDE)
     names: dict[str, Any] = {}
@@ -283,26 +283,26 @@ def report() -> dict[str, str]:
 
 
 def block_with(word: str, text: str) -> str:
-    """The block of lines, from one label to the next, that has most of an instruction."""
+    """The block of assembly, from one label to the next, with the most occurrences of a word."""
     return max(re.split(r"^(?=[.\w]+:)", text, flags=re.MULTILINE), key=lambda b: b.count(word))
 
 
 def loop_of(block: str) -> str:
-    """A block of assembly up to where it jumps back to its label."""
+    """A block of assembly up to its jump back to its label."""
     label = block.partition(":")[0]
     head, jump, _ = re.split(rf"(\tj\w+\t{re.escape(label)}\n)", block, maxsplit=1)
     return head + jump
 
 
 def excerpt(block: str, last: str) -> str:
-    """The beginning of a block, up to the first line with an instruction."""
+    """The beginning of a block, up to the first line with the word `last`."""
     lines = block.splitlines()
     end = next(number for number, line in enumerate(lines) if last in line)
     return "\n".join([*lines[: end + 1], "  …", ""])
 
 
 def instructions(text: str) -> Counter[str]:
-    """How often each instruction stands in assembly."""
+    """How often each instruction occurs in assembly."""
     return Counter(re.findall(r"^\s+([a-z]\w+)", text, re.MULTILINE))
 
 
@@ -333,7 +333,7 @@ def test_debug_prints_the_same(cpu: str, tmp_path: Path) -> None:
 
 
 def print_anew() -> None:
-    """Put what the code prints now into minigrad/README.md."""
+    """Write the code's present output into minigrad/README.md."""
     parts = report()
     if "assembly" in parts:
         text = re.sub(r"\t(\w+)\t", lambda found: f"  {found[1]:<14}", parts["assembly"])

@@ -1,4 +1,4 @@
-"""The rules of the house: imports between rooms and files, no numpy where programs run, devices."""
+"""Rules of the code: imports between rooms and files, no numpy where programs run, devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("minigrad.jit",),
     ("minigrad.linalg", "minigrad.nn", "minigrad.array_api", "minigrad.einops"),
     ("minigrad.explain",),
-    ("minigrad", "minigrad.docs"),  # the front door, which names what users import
+    ("minigrad", "minigrad.docs"),  # the package itself, which imports what users need
     ("minigrad.models",),
 )
 
@@ -61,7 +61,7 @@ MODULES = dict(modules())
 
 
 def room(module: str) -> int:
-    """Number of the room in which a module lives."""
+    """The number of a module's room."""
     for number, names in enumerate(ROOMS):
         for name in names:
             if module == name or (module.startswith(name + ".") and name != "minigrad"):
@@ -70,7 +70,8 @@ def room(module: str) -> int:
 
 
 def statements(tree: ast.AST, run: bool) -> Iterator[ast.AST]:
-    """All statements; run: without what an import never runs, for type checkers or a script."""
+    """All statements; run: without those that imports never run (for type checkers, or a script).
+    """
     waiting = [tree]
     while waiting:
         node = waiting.pop()
@@ -85,7 +86,7 @@ def statements(tree: ast.AST, run: bool) -> Iterator[ast.AST]:
 def imports(
     module: str, path: Path, source: str, run: bool = False
 ) -> Iterator[tuple[str, int]]:
-    """(module, line) of all that is imported, at the top or inside functions; run: see above."""
+    """(module, line) of every import, at the top or inside functions; run: as in `statements`."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for node in statements(ast.parse(source), run):
         if isinstance(node, ast.Import):
@@ -142,13 +143,13 @@ def test_what_is_no_breach(source: str) -> None:
 
 
 def run_imports(module: str, path: Path, source: str) -> set[str]:
-    """Our modules that a module imports when it or a function of it runs."""
+    """The project's modules that a module imports when it, or one of its functions, runs."""
     found = imports(module, path, source, run=True)
     return {target for target, _ in found if target in MODULES}
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Modules each of which imports the next, from one back to it; none if there is no such."""
+    """Modules each of which imports the next, from one back to itself; empty if there are none."""
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -157,7 +158,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 
 
 def test_no_files_import_one_another_in_a_circle() -> None:
-    """Inside a room, too, and inside functions; `if TYPE_CHECKING:` and scripts are excepted."""
+    """Also inside a room, and inside functions; `if TYPE_CHECKING:` and scripts are excepted."""
     graph = {name: run_imports(name, p, p.read_text("utf-8")) for name, p in MODULES.items()}
     assert not circle(graph), " -> ".join(circle(graph))
 
@@ -246,18 +247,18 @@ def test_a_program_on_the_cpu_loads_no_numpy(cpu: str) -> None:
 # ---- devices are fixtures ----
 
 TESTS = ROOT / "tests"
-# All that is below tests/ and runs with them; what measures (bench) names what it measures.
+# All test files. Benchmarks are not included: they name the devices that they measure.
 TEST_FILES = [p for p in sorted(TESTS.rglob("*.py")) if TESTS / "bench" not in p.parents]
 NAME = rf"(?:{'|'.join(RUNTIMES)})(?::\d+)?"
-# A name alone, or between quotes in the text of a program for another process.
+# A name as a whole string, or in quotes in the text of a program for another process.
 NAMED = re.compile(rf"\A{NAME}\Z|(['\"]){NAME}\1")
 
 
 def named_devices(source: str) -> list[int]:
-    """Lines inside functions (decorators, defaults and lambdas too) on which a device is named.
+    """Lines inside functions (also decorators, defaults and lambdas) that name a device.
 
-    At the top of a module a name is fine: a test of one runtime has it as a constant. Docstrings
-    may say what they like.
+    At the top of a module a name is allowed: a test of one runtime has it as a constant. Docstrings
+    may name devices.
     """
     tree = ast.parse(source)
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
@@ -274,7 +275,7 @@ def named_devices(source: str) -> list[int]:
 
 
 def test_no_test_names_a_device() -> None:
-    """Devices are fixtures, so that every test runs on those that MINIGRAD_TEST_DEVICES says."""
+    """Devices are fixtures, so that every test runs on those in MINIGRAD_TEST_DEVICES."""
     found = [
         f"{path.relative_to(ROOT)}:{line}"
         for path in TEST_FILES

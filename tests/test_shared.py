@@ -1,4 +1,4 @@
-"""What the whole process shares cannot be changed by anybody."""
+"""What the whole process shares cannot be modified."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_dtype_cannot_be_changed(dtype: DType) -> None:
             setattr(dtype, name, 1)
         with pytest.raises(AttributeError, match="cannot be changed"):
             delattr(dtype, name)
-    dtype.__init__()  # once more does nothing
+    dtype.__init__()  # calling it again does nothing
     assert [getattr(dtype, name) for name in DType.__slots__] == before
 
 

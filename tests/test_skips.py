@@ -1,4 +1,4 @@
-"""What is skipped is written down, and only missing hardware is a reason that stands."""
+"""Skips are recorded, and only missing hardware remains a valid reason."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_that_cannot_pass():
 
 
 def test_skips_are_written_down_with_their_reasons(tmp_path: Path) -> None:
-    """A test, a parameter of one, and a whole file; neither what passes nor what is expected to
-    fail.
+    """Recorded are a test, a parameter of one, and a whole file; tests that pass, or are expected
+    to fail, are not.
     """
     (tmp_path / "conftest.py").write_text(
         "import skips\n\ndef pytest_configure(config):\n    skips.register(config)\n"

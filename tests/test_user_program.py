@@ -1,4 +1,4 @@
-"""The program that type checkers check as a user's runs, too; pyright accepts it, where it is."""
+"""The program that type checkers check as a user's runs, too; pyright, if installed, accepts it."""
 
 from __future__ import annotations
 

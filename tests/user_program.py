@@ -29,7 +29,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and a network, each after a norm and beside a residual."""
+    """Attention and a network, each after a norm and with a residual connection."""
 
     def __init__(self, dim: int, heads: int) -> None:
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.RMSNorm(dim)
@@ -61,7 +61,7 @@ class Model(nn.Module):
 
 
 def statistics(x: Tensor) -> dict[str, float]:
-    """What programs print of a tensor."""
+    """Statistics that programs print of a tensor."""
     best, place = x.flatten().max_with_indices()
     middle = x.float().quantile(0.5)
     with Tensor.no_grad():
@@ -74,7 +74,7 @@ def statistics(x: Tensor) -> dict[str, float]:
 
 
 def movements(x: Tensor) -> list[Tensor]:
-    """Methods that give tensors, lists and pairs of them."""
+    """Methods that return tensors, and lists and pairs of tensors."""
     values, order = x.sort(-1)
     first, *rest = x.unbind(0)
     halves = x.tensor_split(2, -1)
@@ -119,7 +119,7 @@ def train(steps: int = 3) -> list[float]:
 
 
 def main() -> None:
-    """Everything once."""
+    """Run everything once."""
     with Context(DEBUG=0):
         losses = train()
         assert losses[-1] < losses[0], losses

@@ -1,20 +1,20 @@
-"""Calls with arguments that a generator tried in turn for all public names → why each raises.
+"""Wrong calls, found by a generator for all public names → why each raises.
 
-They gave an answer (something was repeated, or ignored), or told of something inside. The names are
-those of `tensor/test_mistakes.py`.
+They once returned a result (with something repeated, or ignored), or reported something internal.
+The names are those of `tensor/test_mistakes.py`.
 """
 
 from __future__ import annotations
 
 CALLS = {
-    # called on the class, with something else than a tensor
+    # called on the class, with something that is not a tensor
     "Tensor.var_mean([1.0, 2.0])": "var_mean: the input is a list, expected a tensor",
     "Tensor.isin([1], X)": "isin: the input is a list, expected a tensor",
     "Tensor.cdist(None, X)": "cdist: the input is a NoneType, expected a tensor",
     "Tensor.cat('ab')": "cat of a str: expected tensors",
     "Tensor.stack(None, dim=0)": "stack of a NoneType: expected tensors",
     "Tensor.hstack([])": "expected tensors",
-    # what was taken, and changed nothing or repeated something
+    # arguments that were accepted, but changed nothing or repeated something
     "X.clip(9, min=0.0)": "expected min, max, or both, each once",
     "X.hardtanh(2.0, 1.0)": "hardtanh(2.0, 1.0): expected min_val ≤ max_val",
     "X.hardtanh(float('nan'))": "expected min_val ≤ max_val",
@@ -38,7 +38,7 @@ CALLS = {
     "(X * 2).backward(Tensor(1.0))": "gradient= of (): expected (2, 3)",
     "IMAGE.avg_pool2d(2, 1, padding=2)": "avg_pool2d(padding=[(2, 2), (2, 2)]): expected",
     "F.avg_pool2d(IMAGE, 3, 1, 3)": "expected at most half the kernel (3, 3)",
-    # what told of something inside
+    # errors that reported something internal
     "X.sum().backward(foo=1)": "backward(foo=…): expected gradient=, or nothing",
     "X.shrink(None)": "shrink(None) of (2, 3): expected (start, stop), or None, for each",
     "X.pad_to(2.5, 4)": "pad_to(shape[0]=2.5): expected an int",
@@ -62,7 +62,7 @@ CALLS = {
     "Context(DEVICE=5)": "DEVICE=5: expected a text",
     "Tensor.train('yes').__enter__()": "Tensor.train('yes'): expected True or False",
     "setattr(Tensor, 'training', 1)": "Tensor.train(1): expected True or False",
-    # layers, and what holds them
+    # layers and containers
     "nn.Linear(3, 2)(None)": "Linear of a NoneType: modules take tensors",
     "nn.Linear(4, 2)(nn.LSTM(3, 4)(Y))": "model(pair[0]) of what an LSTM gives",
     "HEADS(Y, Y, 5)": "MultiheadAttention: the value is a int, expected a tensor",

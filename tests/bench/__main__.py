@@ -1,9 +1,9 @@
 """All rows against all installed peers: `python -m tests.bench [matmul rows …]`.
 
-Each module of this folder that has a function `rows(threads)` is a family of rows. One and two
-threads run one after the other, each in a process of its own with allocators tuned for the peers.
-One that has `table(rounds, only)` starts its processes itself, and runs if it is named.
-`--write` puts the tables into RESULTS.md, in place of those between the markers.
+Each module of this folder that has a function `rows(threads)` is a family of rows. Two threads and
+one are measured one after the other, each in a process of its own, with allocators tuned for the
+peers. A module that has `table(rounds, only)` starts its processes itself, and runs only if it is
+named. `--write` puts the tables into RESULTS.md, in place of those between the markers.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ RESULTS = FOLDER / "RESULTS.md"
 
 
 def families(function: str = "rows") -> list[str]:
-    """The modules that have rows, by name."""
+    """The names of modules that have rows."""
     names = (m.name for m in pkgutil.iter_modules([str(FOLDER)]) if not m.name.startswith("_"))
     has = re.compile(rf"^def {function}\(", re.M)
     return [name for name in names if has.search((FOLDER / f"{name}.py").read_text())]
 
 
 def rows_of(family: str, threads: int, pattern: str) -> Iterator[Row]:
-    """A family's rows whose name matches."""
+    """A family's rows whose names match."""
     for row in importlib.import_module(f"tests.bench.{family}").rows(threads):
         if re.search(pattern, row.name):
             yield row
 
 
 def processor() -> str:
-    """The name that the machine gives its processor."""
+    """The processor's name, as the machine reports it."""
     found = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
     return found[1] if found else platform.machine()
 
 
 def without_others(line: str) -> str:
-    """A line of a table without the peers that were not the best."""
+    """A line of a table without the column of slower peers."""
     cells = line.split(" | ")
     return " | ".join(cells[:3] + cells[4:])
 

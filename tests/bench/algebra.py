@@ -1,4 +1,5 @@
-"""Products whose batch lies last, counts by one-hot sums, and linear algebra of small matrices."""
+"""Products whose batch axis is last, counts by one-hot sums, and linear algebra of small matrices.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def _normal(*shape: int) -> np.ndarray:
 
 
 def einsum(equation: str, shapes: tuple[tuple[int, ...], ...], threads: int) -> Row:
-    """A product, float32."""
+    """A product of two operands in float32."""
     arrays = [_normal(*shape) for shape in shapes]
     ours = jit(lambda x, y: Tensor.einsum(equation, x, y).realize())
     tensors = [Tensor(array).realize() for array in arrays]

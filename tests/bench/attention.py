@@ -1,4 +1,4 @@
-"""Causal attention, forward and with all gradients: 12 heads of 64, and those of a small GPT's
+"""Causal attention, forward and with all gradients: 12 heads of 64, and the heads of a small GPT's
 step; and its memory.
 
 Compared with PyTorch's flash kernel (`F.scaled_dot_product_attention`). The limit counts the
@@ -28,7 +28,7 @@ def rows(threads: int) -> Iterator[Row]:
         generator = np.random.default_rng(0)
         arrays = [generator.standard_normal(shape, dtype=np.float32) for _ in range(4)]
         tensors = [Tensor(array).realize() for array in arrays]
-        swapped = [np.ascontiguousarray(array.swapaxes(1, 2)) for array in arrays]  # as JAX has it
+        swapped = [np.ascontiguousarray(array.swapaxes(1, 2)) for array in arrays]  # JAX's order
         product = 2 * batch * heads * depth * length * (length + 1) / 2
         forward = jit(_forward)
         yield Row(
@@ -87,7 +87,7 @@ def _jax_with_gradients(q, k, v, seed):
 
 
 def memory(lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)) -> None:
-    """Print the most bytes that tensors and the program's arena held, per length."""
+    """Print the largest memory that tensors and the program's arena took, for each length."""
     from minigrad import GlobalCounters
 
     for length in lengths:

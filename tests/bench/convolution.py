@@ -1,11 +1,11 @@
 """ResNet-18's convolutions at batch 8: forward, and the gradients of input and of weight.
 
-He et al. 2016; each different layer once. The first layer's input needs no gradient. Then depthwise
+He et al. 2016; each different layer once. The first layer's input needs no gradient. Also depthwise
 layers of MobileNetV2 (Sandler et al. 2018) and ConvNeXt-T (Liu et al. 2022), and ResNeXt-50's
 layers in 32 groups (Xie et al. 2017).
 
-Ours takes and gives channels first. PyTorch also does the same work on images whose channels lie
-last, as it is fastest; then nobody asks it for the other order.
+Ours takes and returns channels first. PyTorch is also measured with channels last in memory, where
+it is fastest; its inputs and results are then left in that order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.bench.measure import Row, Work
 from tests.bench.peers import jax_work, torch_work
 
 BATCH = 8
-# name: channels in, extent, channels out, kernel, stride, padding, groups
+# name: input channels, extent, output channels, kernel, stride, padding, groups
 LAYERS = {
     "stem": (3, 224, 64, 7, 2, 3, 1), "1": (64, 56, 64, 3, 1, 1, 1),
     "2 down": (64, 56, 128, 3, 2, 1, 1), "2": (128, 28, 128, 3, 1, 1, 1),
@@ -79,7 +79,7 @@ def _work(
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Three rows a layer; flops count every product of the kernel, padding's too."""
+    """Three rows per layer; flops count every product of the kernel, also with padding."""
     generator = np.random.default_rng(0)
 
     def normal(*shape: int) -> np.ndarray:

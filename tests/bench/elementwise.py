@@ -1,4 +1,4 @@
-"""Work on large arrays, element by element: bound by memory, or by the vector math of a GELU."""
+"""Elementwise work on large arrays: bound by memory, or by the vector math of a GELU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mixture of experts costs: 2,048 tokens a step, against a dense model of the same active
+"""The cost of a mixture of experts: 2,048 tokens a step, against a dense model of the same active
 parameters, and 16 experts against 8. Loss and gradients, without the optimizer.
 
     python -m tests.bench experts
@@ -22,7 +22,7 @@ ACTIVE, BATCH = 2, 8
 
 
 def config(experts: int) -> GPTConfig:
-    """So many experts, two active; 0: the dense model of the same active parameters."""
+    """A model of `experts` experts, two of them active; 0: the dense model of equal active size."""
     if experts == 0:
         return replace(SHAPE, feed_forward=ACTIVE * SHAPE.hidden)
     return replace(SHAPE, experts=experts, active=ACTIVE)
@@ -60,7 +60,7 @@ def decode(experts: int) -> Work:
     def work() -> None:
         decoder.append([7])
         decoder.logits()
-        for row in (*decoder.rows, *decoder.window):  # the next one comes to the same place
+        for row in (*decoder.rows, *decoder.window):  # the next one goes to the same position
             row.pop()
         decoder.used -= 1
 
@@ -68,7 +68,7 @@ def decode(experts: int) -> Work:
 
 
 def flops() -> float:
-    """Of the products of a step, three times those of the forward pass."""
+    """Operations of a step's products: three times those of the forward pass."""
     d, tokens = SHAPE.dim, BATCH * SHAPE.context
     layer = 4 * d * d + 2 * d * SHAPE.hidden * ACTIVE + d * SHAPE.context
     return 6.0 * tokens * (SHAPE.layers * layer + d * SHAPE.vocabulary)
@@ -80,7 +80,7 @@ def read() -> float:
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """A step with 8 experts beside the others; one token."""
+    """A step with 8 experts against the others, and one token."""
     peers = {"dense": step(0)}
     yield Row("step, 8 experts, 2 active", step(8), peers, flops(), goal=0.8)
     yield Row("step, 16 experts, 2 active", step(16), {"8 experts": step(8)}, flops(), goal=0.91)

@@ -1,7 +1,7 @@
-"""Functions as programs use them, and most with their gradients: where one is slow, somebody waits.
+"""Functions as programs use them, most with their gradients, to find slow ones.
 
-Each is compared with PyTorch's (and torch.compile's) of the same arrays. Nobody has tuned them one
-by one: a row far below 1 is a kind of loops that a recipe does not know yet.
+Each is compared with PyTorch's (and torch.compile's) on the same arrays. None was tuned on its own:
+a row far below 1 shows a kind of loop that no recipe knows yet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ IMAGES, MATRIX, HEADS = (8, 64, 56, 56), (1024, 1024), (4, 8, 256, 64)
 
 
 class Case(NamedTuple):
-    """ours and theirs: of tensors of these shapes; numbers: bounds of those that are integers."""
+    """ours and theirs: functions of tensors of these shapes; numbers: bounds of integer ones."""
 
     ours: Callable[..., Any]
     theirs: Callable[..., Any]
@@ -29,26 +29,26 @@ class Case(NamedTuple):
 
 
 def turned(x: Any, c: Any, s: Any, stack: Callable[..., Any]) -> Any:
-    """Rotary positions of neighbours."""
+    """Rotary positions, of neighbouring pairs."""
     a, b = x[..., ::2], x[..., 1::2]
     return stack([a * c - b * s, a * s + b * c]).flatten(-2)
 
 
 def swapped(x: Any, c: Any, s: Any, cat: Callable[..., Any]) -> Any:
-    """Rotary positions of halves."""
+    """Rotary positions, of halves."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     return cat([a * c - b * s, a * s + b * c])
 
 
 def windows(x: Any) -> Any:
-    """Softmax over the channels of 8 × 8 pixels, as of a Swin transformer's windows."""
+    """Softmax over the channels of 8 × 8 pixels, as in a Swin transformer's windows."""
     parts = x.reshape(8, 64, 7, 8, 7, 8).permute(0, 2, 4, 3, 5, 1)
     return parts.reshape(-1, 64, 64).softmax(-1)
 
 
 def cases() -> dict[str, Case]:
-    """By name."""
+    """The cases, by name."""
     import torch
     from torch.nn import functional as F
 
@@ -125,7 +125,7 @@ def cases() -> dict[str, Case]:
 
 
 def with_gradients(case: Case, result: tuple[int, ...], threads: int, draw: Any) -> Row:
-    """The same with the gradients by all floats, of a drawn one."""
+    """The same with gradients by all float arrays; the result's gradient is drawn."""
     import torch
 
     arrays = [draw(shape, case.numbers.get(n)) for n, shape in enumerate(case.shapes)]
@@ -143,7 +143,7 @@ def with_gradients(case: Case, result: tuple[int, ...], threads: int, draw: Any)
 
 
 def work(name: str, ours: Any, theirs: Any, arrays: list[np.ndarray], threads: int) -> Row:
-    """A row of both with these arrays."""
+    """A row that compares both on these arrays."""
     step, tensors = jit(ours), [Tensor(array).realize() for array in arrays]
 
     def run() -> None:

@@ -1,12 +1,12 @@
 """Train step of a GPT beside PyTorch and JAX, interleaved: `python -m tests.bench.gpt_step`.
 
-All do the same: forward, backward, clip at 1, AdamW with decay for matrices, the loss read at each
-step. Each is a process of its own that makes some steps when it is told to; rounds alternate, and
-medians are compared. PyTorch has the environment that suits it best (peers.py), and comes a second
-time under torch.compile.
+All do the same: forward, backward, clip at 1, AdamW with decay for matrices, and read the loss in
+each step. Each is a process of its own that does steps on request; rounds alternate, and medians
+are compared. PyTorch has the environment that suits it best (peers.py), and runs a second time
+under torch.compile.
 
-`--size medium` and `--size gpt2` are larger models, `--layers` and its like change single figures.
-`--precision bfloat16` multiplies in bfloat16, as PyTorch's autocast does.
+`--size medium` and `--size gpt2` are larger models; `--layers` and similar flags change single
+figures. `--precision bfloat16` multiplies in bfloat16, as PyTorch's autocast does.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def jax_step(config: GPTConfig) -> Step:
 
 
 def serve(name: str, given: argparse.Namespace) -> None:
-    """A peer: for each line of the input make so many steps, and answer with seconds and loss."""
+    """A peer: for each line of input do that many steps, and answer with seconds and loss."""
     config = config_of(given)
     generator = np.random.default_rng(0)
     shape = (given.batch, given.length)
@@ -212,7 +212,7 @@ def serve(name: str, given: argparse.Namespace) -> None:
 
 
 class Peer:
-    """The process of a peer."""
+    """A peer's process."""
 
     def __init__(self, name: str, arguments: list[str]) -> None:
         command = [sys.executable, "-m", "tests.bench.gpt_step", "--serve", name, *arguments]
@@ -223,7 +223,7 @@ class Peer:
         self.loss = self.memory = 0.0  # MiB
 
     def run(self, steps: int) -> float:
-        """Let it make some steps; seconds of one."""
+        """Let it do some steps; returns the seconds of one."""
         assert self.process.stdin is not None and self.process.stdout is not None
         print(steps, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline().split()
@@ -233,14 +233,14 @@ class Peer:
         return float(answer[0]) / steps
 
     def end(self) -> None:
-        """Let it go."""
+        """End the process."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
 
 def read_flags(arguments: list[str]) -> argparse.Namespace:
-    """The flags, with the figures of the size for all that is not given."""
+    """The flags; figures that are not given are those of the size."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.gpt_step", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,11 +1,11 @@
-"""All that is to be known of a GPU, in one call under 10 minutes: `python -m tests.bench.gpu`.
+"""Everything about a GPU in one call of less than 10 minutes: `python -m tests.bench.gpu`.
 
-It measures the device's limits by kernels of its own (opencl_limits.py), then products, rows,
-elementwise work and the train step of a GPT, against PyTorch where that sees a GPU; it trains the
-GPT on the device and on the CPU and compares the losses; and for what is left of the time it runs
-tests of the operation table, spread evenly over all of it. What it prints is a part of RESULTS.md.
+It measures the device's limits by its own kernels (opencl_limits.py); then products, rows,
+elementwise work and the train step of a GPT, against PyTorch if that sees a GPU. It trains the GPT
+on the device and on the CPU and compares the losses. In the rest of the time it runs tests of the
+operation table, spread evenly over all of it. Its output is a part of RESULTS.md.
 
-`--device CL:1` takes another device, `--small` sizes for an OpenCL on a CPU. The whole table is
+`--device CL:1` uses another device, `--small` sizes for an OpenCL on a CPU. The whole table is
 checked by `MINIGRAD_TEST_DEVICES=CL python -m pytest tests/property tests/jit`.
 """
 
@@ -45,7 +45,7 @@ GPT_SIZES = {"small": (4, 128, 64, 65, 12), "large": (12, 768, 1024, 50257, 4)}
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of work: what we do, the same in PyTorch or None, its operations and bytes."""
+    """A piece of work: ours, the same in PyTorch or None, its operations and bytes."""
 
     name: str
     ours: Work
@@ -56,7 +56,7 @@ class Piece:
 
 
 def cuda() -> Any:
-    """The module torch, if it can use a GPU; else None."""
+    """The module torch if it can use a GPU, else None."""
     try:
         import torch
     except ImportError:
@@ -68,7 +68,7 @@ def cuda() -> Any:
 
 
 def pieces(name: str, small: bool) -> Iterator[Piece]:
-    """Products, rows, elementwise work."""
+    """Products, rows and elementwise work."""
     generator = np.random.default_rng(0)
 
     def made(*shape: int) -> np.ndarray:
@@ -117,7 +117,7 @@ def pieces(name: str, small: bool) -> Iterator[Piece]:
 
 
 def seconds_of(work: Work, wait: Work) -> float:
-    """The median of rounds of work that is enqueued and then waited for."""
+    """The median of rounds, each of enqueued work and the wait for it."""
     for _ in range(3):
         work()
     wait()
@@ -136,7 +136,7 @@ def seconds_of(work: Work, wait: Work) -> float:
 
 
 def line(piece: Piece, name: str, limits: Limits) -> str:
-    """Measure a piece; a line of the table."""
+    """Measure a piece; returns a line of the table."""
     ours = seconds_of(piece.ours, Device[name].synchronize)
     limit = max(piece.flops / limits.flops, piece.nbytes / limits.bandwidth)
     peer, ratio = "–", "–"
@@ -149,7 +149,7 @@ def line(piece: Piece, name: str, limits: Limits) -> str:
 
 
 def gpt(name: str, size: str) -> tuple[str, str]:
-    """A train step as a line of the table, and the first losses compared with the device CPU."""
+    """A train step as a line of the table, and its first losses against those of the device CPU."""
     layers, dim, length, vocabulary, batch = GPT_SIZES[size]
     config = GPTConfig(
         layers=layers, heads=layers, dim=dim, context=length, vocabulary=vocabulary
@@ -182,7 +182,7 @@ def gpt(name: str, size: str) -> tuple[str, str]:
 
 
 def table(name: str, seconds: float) -> str:
-    """Run tests of the operation table for a while, evenly chosen; what came of it."""
+    """Run evenly chosen tests of the operation table for this time; returns a summary."""
     environment = {**os.environ, "MINIGRAD_TEST_DEVICES": name}
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     found = subprocess.run(
@@ -208,7 +208,7 @@ def table(name: str, seconds: float) -> str:
         wrong = [text for text in lines if text.startswith(("FAILED", "ERROR"))]
         if done.returncode in (0, 1):
             ran += len(share)
-        else:  # the driver has ended the process: without a summary, and without what is left
+        else:  # the driver has ended the process: without a summary, and without the other tests
             started = [text for text in lines if text.startswith("tests/") and "::" in text]
             ran += len(started)
             last = started[-1] if started else "the start"

@@ -1,8 +1,8 @@
-"""How far SmolLM2 is off where products round vectors to one byte a number, or to two:
-`python -m tests.bench.int8_accuracy`.
+"""Errors of SmolLM2 when products round vectors to one byte per number, or to two: `python -m
+tests.bench.int8_accuracy`.
 
-The mean Kullback–Leibler divergence, in nats, of the next token's distribution from that of vectors
-in float32, and how often both have the same likeliest token, over 2,048 tokens of Shakespeare.
+The mean Kullback–Leibler divergence, in nats, of the next token's distribution from that with
+float32 vectors, and how often both have the same likeliest token, over 2,048 tokens of Shakespeare.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LENGTH, PIECES = 512, 4
 
 
 def main() -> None:
-    """All models on the same text, piece after piece."""
+    """Run all models on the same text, piece by piece."""
     models = []
     for digits in (0, 1, 2):
         with Context(INT8=digits):

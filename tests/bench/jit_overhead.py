@@ -1,8 +1,8 @@
-"""What a replay costs in Python: `python tests/bench/jit_overhead.py`.
+"""The cost of a replay in Python: `python tests/bench/jit_overhead.py`.
 
 A step of eight small inputs and a trivial kernel is called many times, with the same tensors and
-with others each time; the native call alone is subtracted. Figures are the best of many rounds:
-this measures code, not the machine's load.
+with other ones each time; the time of the native call alone is subtracted. Figures are the best of
+many rounds: this measures code, not the machine's load.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokens of SmolLM2 and of GPT-2, alone and as `generate` draws them; a prompt of 512.
+"""Tokens of SmolLM2 and GPT-2, with and without the sampling of `generate`; and a prompt of 512.
 
 Decoding reads every weight once per token: its limit is the memory's bandwidth. llama.cpp reads the
 same file, and one in Q4_0, which it rearranges for its fastest code; it makes that file itself.
@@ -85,7 +85,7 @@ def smollm_rows(threads: int) -> Iterator[Row]:
 def one_drawn(
     model: GPT, temperature: float = TEMPERATURE, top_k: int | None = TOP_K, **settings: float
 ) -> Work:
-    """The next token of `generate` after PLACE others; begins again where the context is full."""
+    """The next token of `generate` after PLACE others; starts again when the context is full."""
     tokens: Iterator[int] = iter(())
 
     def draw() -> None:
@@ -100,7 +100,7 @@ def one_drawn(
 
 
 def one_token(model: GPT, rows: int = 1) -> Work:
-    """A step at one position, as decoding takes it, of so many texts."""
+    """A step of decoding at one position, for this many texts."""
     decoder = Decoder(model, [[1]] * rows)
     position = Variable("position", 0, model.config.context - 1).bind(PLACE)
     ids = Tensor([[1]] * rows)
@@ -113,7 +113,7 @@ def one_token(model: GPT, rows: int = 1) -> Work:
 
 
 def one_prompt(model: GPT) -> Work:
-    """A prompt of PROMPT tokens, up to the logits of its last."""
+    """A prompt of PROMPT tokens, up to the logits of the last one."""
     ids = Tensor(np.arange(PROMPT, dtype=np.int32)[None])
     prefill = jit(lambda ids: model.unembed(model.features(ids)[:, -1]).realize())
 
@@ -125,7 +125,7 @@ def one_prompt(model: GPT) -> Work:
 
 
 def weight_bytes(model: GPT) -> float:
-    """Bytes of all parameters as they are kept; of a table that the output shares, once."""
+    """Bytes of all parameters as they are stored; a table shared with the output counts once."""
     total = 0.0
     for tensor in nn.state.get_state_dict(model).values():
         total += math.prod(tensor._known_shape()) * tensor.dtype.itemsize
@@ -144,7 +144,7 @@ def as_q4_0(path: Path, target: Path) -> Path:
 
 
 class LlamaCpp:
-    """The same work by llama.cpp, for a GGUF file."""
+    """The same work by llama.cpp, on a GGUF file."""
 
     def __init__(self, path: Path, threads: int) -> None:
         from llama_cpp import Llama
@@ -162,7 +162,7 @@ class LlamaCpp:
         self.model.eval([1])
 
     def drawn(self) -> None:
-        """As `one_drawn`."""
+        """A token as in `one_drawn`."""
         if self.model.n_tokens >= CONTEXT - 1 or next(self.tokens, None) is None:
             self.tokens = self.model.generate(
                 [1] * PLACE, temp=TEMPERATURE, top_k=TOP_K, top_p=1.0, min_p=0.0, repeat_penalty=1.0
@@ -170,13 +170,13 @@ class LlamaCpp:
             next(self.tokens)
 
     def prompt(self) -> None:
-        """PROMPT tokens from the first."""
+        """A prompt of PROMPT tokens."""
         self.model.reset()
         self.model.eval(list(range(PROMPT)))
 
 
 class TorchGPT2:
-    """GPT-2 with PyTorch's own functions, for the weights of a model."""
+    """GPT-2 in PyTorch's own functions, with a model's weights."""
 
     def __init__(self, model: GPT, threads: int) -> None:
         import torch
@@ -219,18 +219,18 @@ class TorchGPT2:
         return self.forward(self.torch.ones(1, 1, dtype=self.torch.long), PLACE)
 
     def drawn(self) -> int:
-        """One token drawn with temperature and top-k; after PLACE others each time."""
+        """One token drawn with temperature and top-k, each time after PLACE others."""
         best, places = self.token()[0].topk(TOP_K)
         chosen = self.torch.multinomial((best / TEMPERATURE).softmax(0), 1)
         return int(places[chosen])
 
     def prompt(self) -> Any:
-        """PROMPT tokens from the first."""
+        """A prompt of PROMPT tokens."""
         return self.forward(self.torch.arange(PROMPT)[None], 0)
 
 
 class TorchLlama:
-    """A Llama with PyTorch's own functions in float32, for the dequantized weights of a model."""
+    """A Llama in PyTorch's own functions in float32, with a model's dequantized weights."""
 
     def __init__(self, model: GPT, threads: int) -> None:
         import torch
@@ -253,12 +253,12 @@ class TorchLlama:
         self.cosines, self.sines = (torch.tensor(t.numpy()).flatten(1) for t in tables)
 
     def turn(self, x: Any) -> Any:
-        """Rotary positions from 0."""
+        """Apply rotary positions, from 0."""
         length = x.shape[2]
         return x * self.cosines[:length] + x.roll(x.shape[3] // 2, 3) * self.sines[:length]
 
     def prompt(self) -> Any:
-        """PROMPT tokens from the first: logits of the last."""
+        """A prompt of PROMPT tokens: logits of the last one."""
         torch, c, f = self.torch, self.config, self.torch.nn.functional
 
         def norm(x: Any, weight: Any) -> Any:

@@ -1,8 +1,8 @@
 """Contractions: matrix products of all sizes and layouts, with epilogues, and in other dtypes.
 
-Small products are measured as several in a row: ours in one captured call, JAX's in one compiled
-function, numpy's and PyTorch's one call each. So everybody's own overhead of a call is included.
-`python -m tests.bench.random_products` compares random shapes with numpy.
+Several small products are measured in a row: ours in one captured call, JAX's in one compiled
+function, numpy's and PyTorch's by one call each. So each library's own overhead per call is
+included. `python -m tests.bench.random_products` compares random shapes with numpy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def product(
     name: str, function: Function, *arrays: np.ndarray, threads: int, flops: float = 0.0,
     nbytes: float = 0.0, goal: float | None = None,
 ) -> Row:  # fmt: skip
-    """A row whose function reads the same for all libraries."""
+    """A row for a function that is written the same way for all libraries."""
     peers = {
         **numpy_work(function, *arrays),
         **torch_work(function, *arrays, threads=threads),
@@ -56,7 +56,7 @@ def rows(threads: int) -> Iterator[Row]:
 
 
 def squares(threads: int) -> Iterator[Row]:
-    """n × n × n."""
+    """Products of n × n matrices."""
     for n in (512, 1024, 2048):
         a, b = normal(n, n), normal(n, n)
         yield product(f"{n}³", lambda a, b: a @ b, a, b, threads=threads, flops=2 * n**3, goal=1.05)
@@ -90,7 +90,7 @@ def in_a_row(
 
 
 def each(flat: tuple[Any, ...]) -> Iterator[tuple[Any, Any]]:
-    """Neighbours as pairs."""
+    """Neighbours, as pairs."""
     return zip(flat[::2], flat[1::2], strict=True)
 
 
@@ -192,7 +192,7 @@ def other_dtypes(threads: int) -> Iterator[Row]:
     a, b = generator.standard_normal((n, n)), generator.standard_normal((n, n))
     double = Row(
         f"{n}³ float64", captured(lambda a, b: a @ b, a, b),
-        {**numpy_work(lambda a, b: a @ b, a, b),  # JAX would make float32 of it
+        {**numpy_work(lambda a, b: a @ b, a, b),  # JAX would convert it to float32
          **torch_work(lambda a, b: a @ b, a, b, threads=threads)},
         4 * n**3, 0.0, 1.05,
     )  # fmt: skip

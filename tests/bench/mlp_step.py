@@ -1,4 +1,4 @@
-"""One training step of a small MLP beside numpy by hand, PyTorch and JAX.
+"""One training step of a small MLP, against numpy by hand, PyTorch and JAX.
 
 784-16-16-10, ReLU, batches of 32 and 512, SGD, float32, the loss read after each step.
 """
@@ -21,7 +21,7 @@ Arrays = list[np.ndarray]
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Two batches, one row each; the first losses of all are the same."""
+    """One row for each of two batch sizes; the first losses of all libraries are equal."""
     for batch in (32, 512):
         rng = np.random.default_rng(0)
         x = rng.normal(size=(batch, SIZES[0])).astype(np.float32)
@@ -64,14 +64,14 @@ def ours(x_: np.ndarray, y_: np.ndarray, weights_: Arrays, biases_: Arrays) -> S
 
 
 def logits(x: Any, weights: Any, biases: Any, relu: Callable[[Any], Any]) -> Any:
-    """The network, which reads the same for all libraries."""
+    """The network, written the same way for all libraries."""
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
         x = relu(x @ w + b)
     return x @ weights[-1] + biases[-1]
 
 
 def by_numpy(x: np.ndarray, y: np.ndarray, weights_: Arrays, biases_: Arrays) -> Step:
-    """The same by hand."""
+    """The same in numpy, by hand."""
     weights, biases = [w.copy() for w in weights_], [b.copy() for b in biases_]
     rows = np.arange(len(x))
 
@@ -101,7 +101,7 @@ def by_torch(
     x_: np.ndarray, y_: np.ndarray, weights_: Arrays, biases_: Arrays, threads: int,
     compiled: bool = False,
 ) -> Step:  # fmt: skip
-    """The same in PyTorch, its loss under torch.compile if asked."""
+    """The same in PyTorch; if compiled, its loss under torch.compile."""
     import torch
 
     torch.set_num_threads(threads)

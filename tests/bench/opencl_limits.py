@@ -1,12 +1,12 @@
-"""What an OpenCL device can do at most: multiply-adds and bytes a second, by kernels of our own.
+"""The limits of an OpenCL device: multiply-adds and bytes a second, by our own kernels.
 
     python -m tests.bench.opencl_limits
 
-Like clpeak's: every work-item keeps some chains of fused multiply-adds going, in vectors of several
-widths; the best is the limit. The bandwidth is that of a copy of buffers much larger than a cache.
-On a GPU neighbouring work-items take neighbouring vectors. A CPU runs one work-item after the
-other, each to its end: there each has a stretch of memory of its own, else it would read one vector
-of each page, and the next work-item all of these pages again.
+As in clpeak, every work-item runs some chains of fused multiply-adds, in vectors of several widths;
+the best result is the limit. The bandwidth is that of a copy of buffers much larger than a cache.
+On a GPU neighbouring work-items read neighbouring vectors. A CPU runs one work-item after the
+other, each to its end: there each has a stretch of memory of its own. Otherwise it would read one
+vector of each page, and the next work-item all of these pages again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from minigrad.graph.symbolic import ceildiv
 from minigrad.runtimes.opencl_devices import is_cpu
 from minigrad.settings import getenv
 
-CHAINS = (8, 12)  # that do not depend on each other
+CHAINS = (8, 12)  # independent ones
 WIDTHS = (1, 4, 8, 16)
-FORMS = ("fma(x, f, m)", "x * f + m")  # PoCL 3 calls a function for the first
+FORMS = ("fma(x, f, m)", "x * f + m")  # PoCL 3 turns the first into a function call
 REPEATS = 5
 
 FMA = """
@@ -54,7 +54,7 @@ class Limits:
 
 
 def fma_text(width: int, chains: int, form: str) -> str:
-    """The kernel with `chains` chains of vectors of `width`; form: of a multiply-add."""
+    """The kernel with `chains` chains of vectors of `width`; form: the form of a multiply-add."""
     kind = f"float{width}" if width > 1 else "float"
     names = [f"x{n}" for n in range(chains)]
     declared = "\n".join(f"    T {x} = (T)(get_global_id(0) * 1e-9f + {x[1:]});" for x in names)
@@ -76,7 +76,7 @@ def _best(queue: Any, launch: Any) -> float:
 
 
 def peak_flops(runtime: Any, seconds: float = 0.02) -> float:
-    """Operations a second of the best of the kernels."""
+    """Operations a second of the best kernel."""
     import numpy as np
     import pyopencl as cl
 
@@ -100,7 +100,7 @@ def peak_flops(runtime: Any, seconds: float = 0.02) -> float:
 
 
 def peak_bandwidth(runtime: Any, nbytes: int) -> float:
-    """Bytes a second of a copy, those read and those written."""
+    """Bytes a second of a copy; those read and those written both count."""
     import numpy as np
     import pyopencl as cl
 

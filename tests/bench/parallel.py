@@ -1,13 +1,13 @@
 """Many devices: `python -m tests.bench parallel`, or some rows: `… parallel --only dp`.
 
-Efficiency: how long a training step takes on one rank, beside twice as long as on two, each with
-one thread and one core, processes of MPI that do steps in turn: GPT of 6 layers, 384 dims, a batch
-of 8 × 256 (sp: 2 layers, one text of 8,192 tokens; ep: 8 experts). Pipelines are compared with one
-rank that takes as many micro-batches one after the other; their limit is 1 − the idle share of
-their table, and beside it stands the share that stages were idle. "two alone": a training on one
-rank beside itself with another such one on the other core, with which it shares nothing but caches
-and memory. Rings: all-reduces of 4 KiB … 64 MiB beside MPI_Allreduce, interleaved in the same
-processes; two ranks add in memory that they share.
+Efficiency: the time of a training step on one rank, divided by twice the time on two ranks. Each
+rank has one thread and one core; both are MPI processes that do steps in turn. The model is a GPT
+of 6 layers, 384 dims, with a batch of 8 × 256 (sp: 2 layers, one text of 8,192 tokens; ep: 8
+experts). Pipelines are compared with one rank that takes as many micro-batches one after the other;
+their limit is 1 − the idle share of their schedule, and the measured idle share of stages is next
+to it. "two alone": a training on one rank against two such trainings at once on two cores, which
+share nothing but caches and memory. Rings: all-reduces of 4 KiB … 64 MiB against MPI_Allreduce,
+interleaved in the same processes; two ranks add in memory that they share.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIG, BATCH = GPTConfig(6, 6, 384, 256, 65), 8
 LONG = GPTConfig(2, 6, 384, 8192, 65)
 
 class Kind(NamedTuple):
-    """A layout, and what its efficiency should be; of several trainings at once, one each."""
+    """A layout, and its wanted efficiency; copies: several trainings at once, of one rank each."""
 
     layout: Layout
     limit: float = 0.0
@@ -54,7 +54,7 @@ GOALS = {2: dict.fromkeys(SIZES, 1.0), 4: {4 << 20: 0.8}}  # of a ring, by ranks
 
 
 def rings(rank: Any, rounds: int) -> list[list[float]]:
-    """(bytes, medians of the ring and of MPI_Allreduce, the best of each): of the slowest rank."""
+    """(bytes, medians of the ring and of MPI_Allreduce, the best of each), of the slowest rank."""
     import numpy as np
     from mpi4py import MPI
 
@@ -86,7 +86,7 @@ def rings(rank: Any, rounds: int) -> list[list[float]]:
 
 
 def child(given: str) -> None:
-    """One process of rings: rank 0 prints what was measured."""
+    """One process of rings; rank 0 prints the results."""
     from minigrad.models.parallel import run
 
     os.environ["MINIGRAD_THREADS"] = "1"
@@ -127,7 +127,7 @@ def compared(kind: Kind, config: GPTConfig, batch: int, rounds: int) -> list[Rep
 
 
 def pipelines() -> Iterator[tuple[str, Kind]]:
-    """All schedules; their limit is what the table leaves that they really run."""
+    """All schedules; their limit is the busy share of the schedule's table."""
     for schedule in schedules.SCHEDULES:
         for micro in (4, 8):
             pieces = 2 if schedule == "interleaved" else 1
@@ -154,7 +154,7 @@ def line(name: str, kind: Kind, rounds: int) -> str:
 
 
 def table(rounds: int, only: str = "") -> Iterator[str]:
-    """The lines of all rows, or of those whose name matches."""
+    """The lines of all rows, or of those whose names match."""
     kinds = {**KINDS, **dict(pipelines())}
     chosen = [(name, kind) for name, kind in kinds.items() if re.search(only, name)]
     if chosen:

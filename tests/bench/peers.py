@@ -1,4 +1,4 @@
-"""The libraries that rows compare with, each at its best; one that is missing is named once."""
+"""The libraries that rows compare with, each at its best; a missing one is named once."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ Work = Callable[[], object]
 PACKAGES = {"torch": "'.[compare]'", "jax": "'jax[cpu]'", "llama_cpp": "llama-cpp-python"}
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# PyTorch allocates its results with malloc, which by default gives large ones back to the system
-# at once and fetches 4 KiB pages anew: a weak opponent. These make it a strong one.
+# PyTorch allocates its results with malloc, which by default returns large blocks to the system at
+# once and gets new 4 KiB pages. That would make it a weak opponent; these settings make it a strong
+# one.
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "8589934592",
     "THP_MEM_ALLOC_ENABLE": "1",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-# MKL asks this function of its own whether the processor is Intel's, and takes its AVX2 code where
-# it is not. A library that is loaded before MKL answers in its place.
+# MKL asks this function of its own whether the processor is Intel's, and uses its AVX2 code if it
+# is not. A library that is loaded before MKL replaces the function.
 INTEL = "define i32 @mkl_serv_intel_cpu_true() { ret i32 1 }"
 
 
 @functools.cache
 def installed(name: str) -> bool:
-    """Whether a library can be imported; says once how to install it where not."""
+    """Whether a library can be imported; if not, says once how to install it."""
     found = importlib.util.find_spec(name) is not None
     if not found:
         print(f"{name} is left out: pip install {PACKAGES[name]}", file=sys.stderr)
@@ -46,7 +47,7 @@ def installed(name: str) -> bool:
 
 @functools.cache
 def compiles() -> bool:
-    """Whether torch.compile can: it needs a C++ compiler; says once where there is none."""
+    """Whether torch.compile works: it needs a C++ compiler; if there is none, says so once."""
     compiler = os.environ.get("CXX", "g++")
     found = installed("torch") and shutil.which(compiler) is not None
     if installed("torch") and not found:
@@ -55,7 +56,7 @@ def compiles() -> bool:
 
 
 def environment(threads: int) -> dict[str, str]:
-    """The variables under which a process of PyTorch is fastest here; says how fast that is."""
+    """The variables under which a PyTorch process is fastest here; prints how fast that is."""
     variables = dict(ALLOCATOR)
     cpu = Path("/proc/cpuinfo").read_text()
     if "AuthenticAMD" not in cpu or "avx512f" not in cpu or not installed("torch"):
@@ -122,7 +123,7 @@ def torch_work(
 ) -> dict[str, Work]:  # fmt: skip
     """`function` of PyTorch tensors; with `compiled`, under torch.compile too.
 
-    channels_last: also of images that lie so in memory, which saves oneDNN to arrange them.
+    channels_last: also with images in that memory order, which oneDNN need not rearrange.
     """
     if not installed("torch"):
         return {}
@@ -135,14 +136,14 @@ def torch_work(
         images = [tensor.to(memory_format=torch.channels_last) for tensor in tensors]
         works["torch channels last"] = lambda: function(*images)
     if compiled and compiles():
-        torch._dynamo.reset()  # what one row compiled counts as variants of the next otherwise
+        torch._dynamo.reset()  # otherwise variants compiled for one row count for the next
         fast = torch.compile(function, dynamic=False)
         works["torch.compile"] = lambda: fast(*tensors)
     return works
 
 
 def jax_work(function: Callable[..., Any], *arrays: np.ndarray) -> dict[str, Work]:
-    """`function` of JAX arrays under jax.jit, waited for."""
+    """`function` of JAX arrays under jax.jit; waits for the result."""
     if not installed("jax"):
         return {}
     import jax

@@ -3,10 +3,10 @@
     python -m tests.bench.pool_stress [--launches 10000000] [--threads 1 2 3 4 8] [--seconds 240]
 
 Launches come in fours: two add 1 to a cell for each of their iterations, each to cells of its own,
-and two take every cell back to 0 and count those that were not 1. Either two are one group, or wait
-for each other. An error is thus an iteration that ran twice or never, or a group that began before
-the one before had ended. A third counter holds the number of calls, which must be the number of
-chunks.
+and two set every cell back to 0 and count those that were not 1. Each pair is either one group, or
+its launches wait for each other. An error is thus an iteration that ran twice or never, or a group
+that began before the previous one had ended. A third counter holds the number of calls, which must
+be the number of chunks.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CHECK = _LOOP.replace("NAME", "check").replace("BODY", _CHECK_BODY)
 def table_of_fours(
     fours: int, args: tuple[int, int], kernels: dict[str, int], source: random.Random
 ) -> tuple[ctypes.Array[Launch], int]:
-    """A table of random launches, and the number of chunks in it (0 to 64 a launch)."""
+    """A table of random launches, and the number of chunks in it (0 to 64 per launch)."""
     table = (Launch * (4 * fours))()
     chunks = 0
     for four in range(fours):
@@ -78,7 +78,7 @@ def stress(
     launches: int, threads: int, seed: int = 0, spins: int = SPINS, shuffle: bool = False,
     seconds: float = float("inf"), table_length: int = 2000,
 ) -> tuple[int, float]:  # fmt: skip
-    """Run about `launches` launches; gives how many it was and the seconds they took.
+    """Run about `launches` launches; returns how many there were and the seconds they took.
 
     AssertionError if an iteration or a chunk did not run exactly once. Stops after `seconds`.
     """
@@ -112,7 +112,7 @@ def stress(
 
 
 def main() -> None:
-    """Run the stress test for each number of threads and print the time of a launch."""
+    """Run the stress test for each number of threads, and print the time per launch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--launches", type=int, default=10_000_000, help="over all runs together")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 3, 4, 8])

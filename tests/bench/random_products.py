@@ -1,8 +1,8 @@
-"""Random products of 64 … 1024 beside numpy: `python -m tests.bench.random_products`.
+"""Random products of 64 … 1024 against numpy: `python -m tests.bench.random_products`.
 
-Prints the ratio of numpy's time to ours for each, and at the end the median and the 5th percentile.
-`--count 50` measures fewer, `--seed 3` others. `--threads 1` measures the processor's time on one
-thread, which other processes disturb less than the time on the clock.
+Prints the ratio of numpy's time to ours for each, then the median and the 5th percentile. `--count
+50` measures fewer, `--seed 3` others. `--threads 1` measures the processor time of one thread,
+which other processes disturb less than wall time.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from minigrad import Tensor, jit
 from tests.bench.measure import restart_tuned
 
 LAYOUTS = ("A·B", "A·Bᵀ", "Aᵀ·B", "Aᵀ·Bᵀ")
-SECONDS = 0.015  # that each side is measured for, at least
-CALM_SECONDS = 0.03  # after which numpy's threads have stopped spinning
+SECONDS = 0.015  # least time that each side is measured for
+CALM_SECONDS = 0.03  # after which numpy's threads no longer spin
 
 
 def best(work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -36,7 +36,7 @@ def best(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def ratio(generator: np.random.Generator, clock: Callable[[], float]) -> tuple[str, float]:
-    """One random product: its name, and how many times longer numpy takes."""
+    """One random product: its name, and numpy's time divided by ours."""
     m, k, n = (int(2 ** generator.uniform(6, 10)) for _ in range(3))
     layout = int(generator.integers(4))
     a = generator.standard_normal((k, m) if layout & 2 else (m, k), dtype=np.float32)

@@ -13,7 +13,7 @@ from tests.bench.peers import jax_work, numpy_work, torch_work
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """All rows of the family; arrays live only as long as their rows."""
+    """All rows of the family; arrays are freed with their rows."""
     for shape in ((4096, 4096), (32768, 256)):
         yield softmax(shape, threads)
     yield layer_norm(threads)
@@ -37,7 +37,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def softmax(shape: tuple[int, int], threads: int) -> Row:
-    """Along the last axis."""
+    """Softmax along the last axis."""
     a = _normal(*shape)
     x = Tensor(a).realize()
     ours = jit(lambda x: x.softmax(-1).realize())
@@ -67,7 +67,7 @@ def _jax_norm(a: Any, w: Any, b: Any) -> Any:
 
 
 def layer_norm(threads: int) -> Row:
-    """Forward, with weight and bias."""
+    """Layer norm, forward, with weight and bias."""
     a, w, b = _normal(8192, 768), _normal(768), _normal(768)
     x, weight, bias = (Tensor(array).realize() for array in (a, w, b))
     ours = jit(lambda x: (x.layernorm() * weight + bias).realize())
@@ -81,7 +81,7 @@ def layer_norm(threads: int) -> Row:
 
 
 def layer_norm_gradient(threads: int) -> Row:
-    """Forward and the three gradients."""
+    """Layer norm, forward and the three gradients."""
     a, w, b, g = _normal(8192, 768), _normal(768), _normal(768), _normal(8192, 768)
     x, weight, bias, outer = (Tensor(array).realize() for array in (a, w, b, g))
 
@@ -113,7 +113,7 @@ def layer_norm_gradient(threads: int) -> Row:
 
 
 def cross_entropy(threads: int) -> Row:
-    """Loss and gradient of a GPT-2's logits."""
+    """Loss and gradient for a GPT-2's logits."""
     a = _normal(2048, 50257)
     labels = np.random.default_rng(1).integers(0, 50257, 2048)
     x, y = Tensor(a).realize(), Tensor(labels.astype(np.int32)).realize()
@@ -159,7 +159,7 @@ def _compare(
     threads: int,
     reads_only: bool = False,
 ) -> Row:
-    """One function of one array, spelled alike in every library."""
+    """One function of one array, written the same way in every library."""
     x = Tensor(a).realize()
     ours = jit(lambda x: function(x).realize())
     peers = {
@@ -170,7 +170,7 @@ def _compare(
 
 
 def sum_along(axis: int, threads: int) -> Row:
-    """A reduction along any axis."""
+    """A sum along one axis."""
     a = _normal(256, 256, 256)
     return _compare(
         f"sum of 256 × 256 × 256 along axis {axis}", lambda a: a.sum(axis), a,
@@ -179,7 +179,7 @@ def sum_along(axis: int, threads: int) -> Row:
 
 
 def transpose(threads: int) -> Row:
-    """An elementwise chain one of whose operands is transposed."""
+    """An elementwise chain with one transposed operand."""
     a = _normal(2048, 2048)
     return _compare(
         "a·2 + aᵀ, 2048 × 2048", lambda a: a * 2 + a.T, a, 12 * a.size, 1.0, threads
@@ -215,7 +215,7 @@ def gather(threads: int) -> Row:
 
 
 def scatter_add(threads: int) -> Row:
-    """The gradient of an embedding, a fifth of the tokens being one and the same."""
+    """The gradient of an embedding, in which a fifth of the tokens are one and the same."""
     generator = np.random.default_rng(1)
     tokens = generator.integers(0, 65, 8192)
     tokens[generator.random(8192) < 0.2] = 7
@@ -248,7 +248,7 @@ def scatter_add(threads: int) -> Row:
 
 
 def adam(threads: int) -> Row:
-    """AdamW of 12 tensors of a GPT-2's layer size, gradients clipped to a norm."""
+    """AdamW for 12 tensors of the size of GPT-2's layers, with clipping of the gradients' norm."""
     shapes = [(768, 768), (3072, 768), (768,), (768,)] * 3
     weights = [_normal(*shape) for shape in shapes]
     gradients = [_normal(*shape) for shape in shapes]

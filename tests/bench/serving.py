@@ -1,21 +1,21 @@
 """A server under load: `python -m tests.bench.serving`.
 
-Starts `models/gpt.py serve`, asks it for many greedy continuations, some at once, and prints tokens
+Starts `models/gpt.py serve`, requests many greedy continuations, some at once, and prints tokens
 per second, the time to the first token, whether each continuation is the one that the request gets
-alone, and the server's memory at the beginning and after each quarter of the requests
-(--requests 1000 --at 8: it stays). --speculate 0,3 --again: a server for each, and prompts that
-have something to quote.
+alone, and the server's memory at the beginning and after each quarter of the requests (--requests
+1000 --at 8: it does not grow). --speculate 0,3 --again: one server for each value, and prompts that
+contain text to quote.
 
-So many at once begin together, and their prompts are read one after the other: the last of n waits
-for n prompts, whatever the server does. --steady: of n, n − 1 are long and go on, and the requests
-that are measured come one by one.
+Requests at once begin together, and their prompts are read one after the other: the last of n waits
+for n prompts, whatever the server does. --steady: of n, n − 1 are long and keep running, and the
+measured requests come one by one.
 
---goals: what the server promises, one line each and whether it is so; status 1 where not (some four
-minutes). With MINIGRAD_INT8=1 vectors' numbers have one byte, as llama.cpp's have, and not two.
+--goals: the server's promises, one line each and whether it is kept; status 1 if one is not (about
+four minutes). With MINIGRAD_INT8=1 vectors' numbers have one byte, as in llama.cpp, instead of two.
 
---beside PYTHON: llama.cpp's server, too, with as many slots and on the same file. PYTHON is an
+--beside PYTHON: also llama.cpp's server, with as many slots and on the same file. PYTHON is an
 interpreter that has the package `xllamacpp` (`python -m venv L && L/bin/pip install xllamacpp`,
-then --beside L/bin/python); where it has not, the peer is left out by name. The servers get their
+then --beside L/bin/python); without it, the peer is left out, with a message. The servers get their
 requests in turn, --rounds times; figures are medians of the rounds. --checkpoint: the file, best in
 Q4_0, which llama.cpp rearranges for its fastest code.
 """
@@ -67,7 +67,7 @@ threading.Event().wait()
 
 @dataclass
 class Round:
-    """What a server did with its requests. took: seconds; firsts: to each first token."""
+    """Results of a server's requests. took: seconds; firsts: seconds to each first token."""
 
     took: float
     firsts: list[float]
@@ -78,7 +78,7 @@ class Round:
 
 @dataclass
 class Server:
-    """A server that runs. alone: the texts that it gave first, at the lowest level."""
+    """A running server. alone: the texts of its first round, at the lowest level."""
 
     name: str
     port: int
@@ -88,14 +88,14 @@ class Server:
 
 
 def prompts_of(count: int, length: int) -> list[str]:
-    """Texts of about so many tokens, all different from their first words on."""
+    """Texts of about `length` tokens, all different from their first words on."""
     draw = random.Random(3)
     return [" ".join(draw.choices(WORDS, k=length)) for _ in range(count)]
 
 
 @contextmanager
 def started(command: list[str], sign: str) -> Iterator[int]:
-    """A server as a process; gives its id once a line of its output has the sign."""
+    """A server process; yields its id once a line of its output contains `sign`."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert process.stdout is not None
@@ -126,26 +126,26 @@ def resident(pid: int) -> float:
 
 
 class Heard(asyncio.Protocol):
-    """What a server sends, and when it came, until it has said that this is all."""
+    """Collects what a server sends, with times, until the server says that this is all."""
 
     def __init__(self) -> None:
         self.parts = list[tuple[float, bytes]]()
         self.ended = asyncio.get_running_loop().create_future()
-        self.tokens = 0  # that the server says it gave, once `pieces` were asked for
+        self.tokens = 0  # the server's count, known after `pieces`
 
     def data_received(self, data: bytes) -> None:
-        """A part of the answer, as the protocol of asyncio calls it."""
+        """Called by asyncio with a part of the answer."""
         self.parts.append((time.perf_counter(), data))
         if b"[DONE]" in data:
             self.connection_lost()
 
     def connection_lost(self, error: Exception | None = None) -> None:
-        """The end."""
+        """Called by asyncio at the end."""
         if not self.ended.done():
             self.ended.set_result(None)
 
     def pieces(self) -> list[tuple[float, str]]:
-        """The pieces of the text, and when each came; a piece may be of several tokens."""
+        """The pieces of the text and their times; a piece may have several tokens."""
         if not self.parts or not self.parts[0][1].startswith(b"HTTP/1.1 200 "):
             raise SystemExit(b"".join(data for _, data in self.parts).decode() or "no answer")
         found, rest, whole = list[tuple[float, str]](), b"", False
@@ -165,9 +165,9 @@ class Heard(asyncio.Protocol):
 async def heard(port: int, prompt: str, tokens: int) -> Heard:
     """A greedy continuation, by a request of its own.
 
-    The protocol is spoken here, and what was heard is read when all is over: the server has to
-    share its processors with whoever measures it. `openai`'s client would take 0.4 ms of one for
-    each token, asyncio's streams 0.09, this 0.05, reading included.
+    The protocol is implemented here, and the answer is read when all is over, because the server
+    shares its processors with the program that measures it. `openai`'s client would take 0.4 ms of
+    a processor per token, asyncio's streams 0.09, this 0.05, reading included.
     """
     body = json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True,
                        "stream_options": {"include_usage": True}})  # fmt: skip
@@ -187,7 +187,8 @@ async def heard(port: int, prompt: str, tokens: int) -> Heard:
 async def load(
     server: Server, prompts: list[str], tokens: int, together: int, steady: bool = False
 ) -> Round:
-    """Of so many requests at once; steady: all but one of them only to keep the server busy."""
+    """A round of all prompts, `together` at once; steady: one at a time, beside others that go on.
+    """
     gate = asyncio.Semaphore(1 if steady else together)
     answers, done, held = dict[int, tuple[float, Heard]](), 0, list[float]()
 
@@ -222,7 +223,7 @@ async def load(
 
 
 def has_llama(python: str) -> bool:
-    """Whether an interpreter can start llama.cpp's server; says so where it cannot."""
+    """Whether an interpreter can start llama.cpp's server; says so if it cannot."""
     found = subprocess.run([python, "-c", "import xllamacpp"], capture_output=True).returncode == 0
     if not found:
         print(f"{python} has no xllamacpp: llama.cpp's server is left out")
@@ -230,7 +231,7 @@ def has_llama(python: str) -> bool:
 
 
 def report(server: Server, together: int, lowest: int) -> None:
-    """A line of what the rounds of one level were like."""
+    """Print a line about the rounds of one level."""
     rates = [one.tokens / one.took for one in server.rounds]
     firsts = sorted(first for one in server.rounds for first in one.firsts)
     texts = server.rounds[-1].texts
@@ -245,23 +246,23 @@ def report(server: Server, together: int, lowest: int) -> None:
 
 
 def limit(path: str, prompt: int, tokens: int) -> float:
-    """Tokens a second of a machine that did nothing but a model's multiply-adds, as it is now.
+    """The machine's tokens a second, now, if it did nothing but the model's multiply-adds.
 
-    Of a request each token but the prompt's last goes through all matrices, the new ones through
-    the last one, too. A number of a vector has two bytes, or one (`MINIGRAD_INT8=1`, as llama.cpp's
-    have; see `minigrad/nn/quantized.py`).
+    Of a request, each token but the prompt's last goes through all matrices, the new ones also
+    through the last matrix. A vector's number has two bytes, or one (`MINIGRAD_INT8=1`, as in
+    llama.cpp; see `minigrad/nn/quantized.py`).
     """
     _, tensors = gguf_load(path)
     sizes = {name: math.prod(t.shape) for name, t in tensors.items() if len(t.shape) == 2}
     table = sizes.pop("token_embd.weight")
     last = sizes.pop("output.weight", table)
     count = (prompt - 1 + tokens) * sum(sizes.values()) + tokens * last
-    lanes = host().vector_bytes  # bytes that an instruction multiplies, each by one of a vector
+    lanes = host().vector_bytes  # bytes that one instruction multiplies by bytes of a vector
     return tokens * measured_limits().vectors * lanes / ((1 if flag("INT8") == 1 else 2) * count)
 
 
 def goals(server: Server, path: str, tokens: int) -> bool:
-    """Whether the server keeps what it promises: 200 requests, 1,000 requests, long prompts."""
+    """Whether the server keeps its promises: 200 requests, 1,000 requests, long prompts."""
     kept = True
 
     def say(holds: bool, what: str) -> None:
@@ -281,7 +282,7 @@ def goals(server: Server, path: str, tokens: int) -> bool:
         same = sum(a == b for a, b in zip(one.texts, server.alone, strict=True))
         say(same == len(several), f"{together} at once: {same} of 200 answers as alone, "
             f"{rates[together]:.1f} tokens/s")  # fmt: skip
-    fastest = max(most[2:])  # before and after 8 at once: a virtual machine's clock comes and goes
+    fastest = max(most[2:])  # before and after 8 at once, as a virtual machine's clock varies
     say(rates[8] >= min(3 * rates[1], 0.6 * fastest), f"8 at once: {rates[8] / rates[1]:.2f} times "
         f"one's tokens (3), or {rates[8] / fastest:.0%} of the {fastest:.0f} tokens/s that "
         "multiply-adds alone would allow (60 %)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What is new in each call: numbers, sizes, pieces to join, masks, steps, drawn tokens."""
+"""What changes in each call: numbers, sizes, pieces to join, masks, steps, drawn tokens."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def rows(threads: int) -> Iterator[Row]:
     yield from recurrent(threads)
     yield from varying_loops.rows(threads)
     yield from varying_numbers.rows(threads)
-    yield from sampling()  # last: it loads a model, whatever rows are asked for
+    yield from sampling()  # last: it always loads a model
 
 
 def join(
     count: int, shape: tuple[int, int], axis: int, threads: int, stack: bool = False
 ) -> Row:  # fmt: skip
-    """Pieces one after the other along an axis, or along a new one."""
+    """Pieces joined along an axis, or along a new one."""
     arrays = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
     pieces = [Tensor(array).realize() for array in arrays]
     method = Tensor.stack if stack else Tensor.cat
@@ -51,7 +51,7 @@ def join(
 
 
 def join_gradient(count: int, shape: tuple[int, int], threads: int) -> Row:
-    """A tensor's parts are computed with, stacked along 1 and summed up with weights; gradient."""
+    """The gradient of a weighted sum of a stack (along 1) of functions of a tensor's parts."""
     a = np.random.default_rng(0).standard_normal((count, *shape), dtype=np.float32)
     w = np.random.default_rng(1).standard_normal((shape[0], count, shape[1]), dtype=np.float32)
     x, weight = Tensor(a).realize(), Tensor(w).realize()
@@ -75,7 +75,7 @@ def join_gradient(count: int, shape: tuple[int, int], threads: int) -> Row:
 
 
 def masks(count: int, threads: int) -> Iterator[Row]:
-    """A mask that is true for half of the elements, in no order; all eager."""
+    """A mask that is true for half of the elements, at random; all eager."""
     a = np.random.default_rng(0).standard_normal(count, dtype=np.float32)
     x, leaf = Tensor(a).realize(), Tensor(a, requires_grad=True).realize()
     mask = (x > 0).realize()

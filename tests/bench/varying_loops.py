@@ -1,4 +1,4 @@
-"""Rows of `varying`: loops in Python of a length that none before them had."""
+"""Rows of `varying`: Python loops, each with a length that no earlier one had."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MOST = 100
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Acting and the end of an episode; a recurrent network as a loop of cells."""
+    """Acting, and the end of an episode; a recurrent network as a loop of cells."""
     seen = np.random.default_rng(0).standard_normal((MOST + 2, 1, SEEN), dtype=np.float32)
     yield Row("REINFORCE: a step of acting, its log-probability kept", Policy(seen).act,
               peers(TorchPolicy, "act", seen, threads))  # fmt: skip
@@ -35,7 +35,7 @@ def rows(threads: int) -> Iterator[Row]:
 
 
 def lengths() -> Iterator[int]:
-    """50 … 100 in no order."""
+    """50 … 100, in random order."""
     return itertools.cycle(int(n) for n in np.random.default_rng(0).permutation(51) + 50)
 
 
@@ -50,7 +50,7 @@ def peers(kind: Any, method: str, data: np.ndarray, threads: int) -> dict[str, W
 
 
 class Policy:
-    """Two layers, an action drawn by their softmax."""
+    """Two layers; an action is drawn from their softmax."""
 
     def __init__(self, seen: np.ndarray) -> None:
         self.first, self.second = nn.Linear(SEEN, HIDDEN), nn.Linear(HIDDEN, ACTIONS)
@@ -58,14 +58,14 @@ class Policy:
         self.seen, self.lengths, self.kept = seen, lengths(), list[Tensor]()
 
     def act(self, number: int = 0) -> None:
-        """Draw an action; keep the logarithm of its probability, of the last 100."""
+        """Draw an action; keep the log-probabilities of the last 100."""
         chances = self.second(self.first(Tensor(self.seen[number])).relu()).softmax(1)
         action = chances.multinomial(1)
         self.kept = [*self.kept[-MOST + 1 :], chances.log().gather(1, action)]
         action.item()
 
     def episode(self) -> None:
-        """Act as often as the next length says; then a step of SGD for all of it."""
+        """Act for the next length, then do a step of SGD on the whole episode."""
         self.kept = []
         for number in range(next(self.lengths)):
             self.act(number)
@@ -89,7 +89,7 @@ class TorchPolicy:
         self.seen, self.lengths, self.kept = seen, lengths(), list[Any]()
 
     def act(self, number: int = 0) -> None:
-        """Draw an action; keep the logarithm of its probability, of the last 100."""
+        """Draw an action; keep the log-probabilities of the last 100."""
         import torch
 
         chances = self.model(torch.from_numpy(self.seen[number])).softmax(1)
@@ -98,7 +98,7 @@ class TorchPolicy:
         action.item()
 
     def episode(self) -> None:
-        """Act as often as the next length says; then a step of SGD for all of it."""
+        """Act for the next length, then do a step of SGD on the whole episode."""
         import torch
 
         self.kept = []
@@ -112,7 +112,7 @@ class TorchPolicy:
 
 
 class Cells:
-    """Characters, a cell for each of them, and what comes next."""
+    """An embedding of characters, a recurrent cell for each, and the next character."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self.table, self.cell = nn.Embedding(CHARACTERS, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
@@ -122,7 +122,7 @@ class Cells:
         self.ids, self.lengths = ids, lengths()
 
     def step(self) -> None:
-        """A step of SGD on as many characters as the next length says."""
+        """A step of SGD on a text of the next length."""
         count = next(self.lengths)
         ids = Tensor(self.ids[: count + 1])
         x, state, hidden = self.table(ids[:-1]), None, list[Tensor]()
@@ -150,7 +150,7 @@ class TorchCells:
         self.ids, self.lengths = torch.from_numpy(ids).long(), lengths()
 
     def step(self) -> None:
-        """A step of SGD on as many characters as the next length says."""
+        """A step of SGD on a text of the next length."""
         import torch
 
         count = next(self.lengths)

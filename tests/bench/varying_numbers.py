@@ -1,4 +1,4 @@
-"""Rows of `varying`: each call has a number, an offset or a size that none before it had."""
+"""Rows of `varying`: each call has a number, an offset or a size that no earlier one had."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LARGE, SMALL = (784, 256, 128, 10), (4, 64, 2)
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Numbers, sizes, and what Python takes for them."""
+    """Numbers, sizes, and the time of Python."""
     yield from numbers(threads)
     for widths, most in ((LARGE, 200), (SMALL, 60)):
         yield training(widths, most, threads)
@@ -53,7 +53,7 @@ def numbers(threads: int) -> Iterator[Row]:
 
 
 def _sizes(most: int) -> Iterator[int]:
-    """Sizes in no order, none of them twice in `most` calls."""
+    """Sizes in random order, none of them twice within `most` calls."""
     return itertools.cycle(int(n) for n in np.random.default_rng(0).permutation(most) + 2)
 
 
@@ -116,7 +116,7 @@ def _torch_training(
 
 
 def prompts(threads: int) -> Row:
-    """The logits of a prompt of a length that none before it had."""
+    """The logits of a prompt whose length no earlier one had."""
     model = GPT(GPTConfig(4, 4, 128, 256, 500))
     tokens, sizes = np.random.default_rng(0).integers(0, 500, (1, 256)), _sizes(250)
 
@@ -127,7 +127,7 @@ def prompts(threads: int) -> Row:
 
 
 def texts(threads: int) -> Row:
-    """A training step on eight texts of a length that none before them had."""
+    """A training step on eight texts of a length that no earlier ones had."""
     config, sizes = GPTConfig(4, 4, 128, 256, 65), _sizes(250)
     model, tokens = GPT(config), np.random.default_rng(0).integers(0, 65, (8, 256), dtype=np.int32)
     optimizer = nn.optim.AdamW(nn.state.get_parameters(model), lr=1e-4)
@@ -157,7 +157,7 @@ def texts(threads: int) -> Row:
 
 
 def general_against_special() -> Iterator[Row]:
-    """The general program of varying sizes beside one compiled for the size (the peer)."""
+    """The general program of varying sizes against one compiled for the size (the peer)."""
     rng = np.random.default_rng(0)
     x, w = (Tensor(rng.standard_normal(s, dtype=np.float32)).realize()
             for s in ((1024, 512), (512, 1536)))  # fmt: skip
@@ -199,7 +199,7 @@ def general_against_special() -> Iterator[Row]:
 
 
 def eager(threads: int) -> Iterator[Row]:
-    """What Python takes: operations that are realized each, and many at once."""
+    """The time of Python: operations that are realized one by one, and many at once."""
     a, b = np.random.default_rng(0).standard_normal((2, 64, 64), dtype=np.float32)
     x, y = Tensor(a).realize(), Tensor(b).realize()
     yield Row("x * y of 64 × 64, realized", lambda: (x * y).realize(),

@@ -1,4 +1,4 @@
-"""What recipes do with axes: merging neighbours, fixing rows, choosing the one for vectors."""
+"""How recipes treat axes: merging neighbours, fixing rows, choosing an axis for vectors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TABLE, OTHER = Array("table", F32, 1 << 20), Array("other", F32, 1 << 20)
 
 
 def axes_of(*extents: Integer) -> tuple[Axis, ...]:
-    """Fresh axes i0, i1, …"""
+    """New axes i0, i1, …"""
     return tuple(make_axis("i", number, extent) for number, extent in enumerate(extents))
 
 
@@ -38,12 +38,12 @@ def extents(merged: tuple[Sequence[Axis], Mapping[Atom, Integer]]) -> list[Integ
 
 
 def values_of(axes: Sequence[Axis], point: Sequence[int]) -> dict[Atom, Integer]:
-    """The variables at one point."""
+    """The variables' values at one point."""
     return {axis.variable: value for axis, value in zip(axes, point, strict=True)}
 
 
 def points(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
-    """All points, row-major."""
+    """All points, in row-major order."""
     return list(itertools.product(*(range(int(str(axis.extent))) for axis in axes)))
 
 
@@ -84,7 +84,7 @@ def test_hidden_variables_are_not_merged() -> None:
 
 
 def test_a_symbolic_axis_takes_those_behind_it() -> None:
-    """An axis of plain extent takes no symbolic one: positions would not tell where it ends."""
+    """A static axis takes no symbolic one after it: positions would not tell where that ends."""
     length = var("n", 1, 24)
     axes = axes_of(length, 4)
     i, j = (a.index for a in axes)
@@ -96,7 +96,7 @@ def test_a_symbolic_axis_takes_those_behind_it() -> None:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_merging_visits_the_same_elements(seed: int) -> None:
-    """Every index takes, over the merged axes, the values that it took before, in that order."""
+    """Over the merged axes every index takes the same values as before, in the same order."""
     random_ = random.Random(seed)
     axes = axes_of(*(random_.choice([2, 3, 4, 6]) for _ in range(random_.randint(1, 4))))
     i = [axis.index for axis in axes]
@@ -171,12 +171,12 @@ def test_where_vectors_run() -> None:
     assert runs_across_rows([sum_of(8, 5, 1, 8)], 8, GOLDEN)  # sums of columns
     assert runs_across_rows([sum_of(80, 500, 1, 80)], 80, GOLDEN)
     assert not runs_across_rows([sum_of(80, 50, 50, 1)], 80, GOLDEN)  # sums of rows
-    assert runs_across_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking beats folds
-    assert not runs_across_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold beats gathers
+    assert runs_across_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking is cheaper than a fold
+    assert not runs_across_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold costs less than gathers
 
 
 def test_what_every_element_shares_does_not_count() -> None:
-    """A column's sum of x[k, r]·y[k]: y is one number for a vector across."""
+    """In a column's sum of x[k, r]·y[k], y is one number for a vector across rows."""
     (row,) = axes_of(80)
     k = make_axis("k", 0, 50)
     r, i = row.index, k.index
@@ -187,7 +187,7 @@ def test_what_every_element_shares_does_not_count() -> None:
 
 @pytest.mark.parametrize("width, across", [(3, False), (160, True)])
 def test_rows_are_neighbours_where_a_vector_of_them_is(width: int, across: bool) -> None:
-    """Sums of a window's rows: x[9·c + r, 50 of k]; 3 windows lie side by side, the next apart."""
+    """Each row sums 50 elements; `width` rows begin side by side, the next ones far away."""
     c, r = axes_of(30, width)
     k = make_axis("k", 0, 50)
     body = expr.load(TABLE, c.index * 9000 + r.index + k.index)
@@ -217,7 +217,7 @@ def test_a_short_axis_is_no_place_for_vectors() -> None:
 
 
 def body_of(operations: int, dtype: DType = F32) -> expr.Expr:
-    """A chain of additions to a load."""
+    """A chain of additions to a loaded value."""
     value = expr.load(Array("x", dtype, 100), 0)
     for number in range(operations):
         value = expr.apply(Op.ADD, (value, expr.const(number, value.dtype)), value.dtype)
@@ -228,7 +228,7 @@ def body_of(operations: int, dtype: DType = F32) -> expr.Expr:
 @pytest.mark.parametrize("operations", [1, 20, 60])
 @pytest.mark.parametrize("dtype", [F32, dtypes.float64, dtypes.int8, dtypes.float16])
 def test_vector_widths(extent: int, operations: int, dtype: DType) -> None:
-    """A power of two, at most four registers, and not half empty where a smaller one would do."""
+    """A power of two, at most four registers, and never half empty if a smaller one is enough."""
     for target in (GOLDEN, Target(32, 16, 1 << 15, 1 << 18), Target(16, 16, 1 << 15, 1 << 18)):
         width = vector_width(target, [body_of(operations, dtype)], extent, False)
         lanes = target.vector_bytes // max(dtype.itemsize, 4)

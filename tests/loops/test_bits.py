@@ -1,4 +1,4 @@
-"""Floats of two bytes that are only moved or looked at keep every bit, whatever a NaN says."""
+"""Two-byte floats that are only moved, chosen or reinterpreted keep every bit, also of NaNs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def to_the_other(new: Inputs, dtype: DType) -> list[Node]:
 
 
 def between_integers(new: Inputs, dtype: DType) -> list[Node]:
-    """Moved as floats, while memory knows of integers only."""
+    """Moved as floats, between integers in memory."""
     return [g.bitcast(transpose(g.bitcast(new(256, 256, dtype=U16), dtype)), I16)]
 
 
@@ -51,7 +51,7 @@ def padded(new: Inputs, dtype: DType) -> list[Node]:
 
 
 def chosen(new: Inputs, dtype: DType) -> list[Node]:
-    """A choice of integers' bits, a number and a float in memory."""
+    """A choice between a float in memory, a number, and the bits of integers."""
     x, bits, test = floats(new, dtype), new(256, 256, dtype=U16), new(256, 256, dtype=dtypes.int8)
     made = ew(Op.WHERE, ew(Op.LT, test, 0), number(-1.5, x), g.bitcast(add(bits, 1), dtype))
     return [ew(Op.WHERE, ew(Op.EQ, test, 0), x, made)]
@@ -62,7 +62,7 @@ def negated(new: Inputs, dtype: DType) -> list[Node]:
 
 
 def also_computed(new: Inputs, dtype: DType) -> list[Node]:
-    """Integers' bits whose value is computed with too, and so are those of a float."""
+    """Bits of integers whose value as floats is also computed with, and bits of floats likewise."""
     x, bits = floats(new, dtype), new(256, 256, dtype=U16)
     made = g.bitcast(add(bits, 3), dtype)
     return [made, add(made, made), add(g.bitcast(x, U16), 5), add(x, x)]
@@ -87,7 +87,7 @@ def test_every_bit_is_kept(program, dtype, machine):
     for root, got, wanted in zip(
         graph.roots, run(graph, values, machine), evaluate(graph.roots, values, {}), strict=True
     ):
-        if root.op in (Op.ADD, Op.NEG) and root.dtype is dtype:  # of a NaN that was computed
+        if root.op in (Op.ADD, Op.NEG) and root.dtype is dtype:  # a computed NaN may have any bits
             got, wanted = got.astype(np.float32), wanted.astype(np.float32)
             np.testing.assert_array_equal(got, wanted)
         else:

@@ -1,4 +1,4 @@
-"""Products with quantized matrices: dots of words, or matrix registers, to the bit the same."""
+"""Products with quantized matrices: dots of words and matrix registers give the same bits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUPS, TILES = 16, 3
 
 
 def product_of(name: str, rows: int, digits: int) -> Build:
-    """So many rows times a matrix of (48, 16 groups) of a kind."""
+    """A product of `rows` rows with a matrix of one kind, of 48 rows and 16 groups."""
     kind = KINDS[name]
     count, words = 1 + kind.minimum, kind.group * kind.bits // 32
 
@@ -59,7 +59,7 @@ def test_products_are_those_of_the_reference(rows: int) -> None:
 
 
 def test_few_rows_are_dots() -> None:
-    """A matrix is unpacked into memory only for rows enough."""
+    """A matrix is unpacked for matrix registers only if there are at least 16 rows."""
     amx = target_of("amx bytes")
     for rows, wanted in ((1, 0), (15, 0), (16, 2), (40, 4)):
         graph, _ = graph_of(product_of("Q4_0", rows, 2))

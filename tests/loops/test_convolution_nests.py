@@ -1,4 +1,4 @@
-"""What the loops of convolutions do: what they ask for, in which order they read, what they add."""
+"""The loops of convolutions: prefetches, the order of reads, and sums."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OF = ("forward", "input", "weight")
 
 @pytest.fixture(autouse=True)
 def sums() -> Iterator[None]:
-    """Convolutions as the sums that they are, not by fewer products."""
+    """Convolutions as plain sums, without Winograd's algorithm."""
     with Context(WINOGRAD=0):
         yield
 
@@ -34,7 +34,7 @@ def sums() -> Iterator[None]:
 def convolution(
     of: str, batch: int, channels: int, extent: int, out: int, stride: int = 1
 ) -> Build:
-    """3 × 3 with zeros around square images, or its gradient."""
+    """A 3 × 3 convolution of square images with padding 1, or one of its gradients."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = inputs(batch, channels, extent, extent), inputs(out, channels, 3, 3)
@@ -53,7 +53,7 @@ def nests_of(build: Build) -> list[Nest]:
 
 
 def product_of(build: Build) -> Nest:
-    """The nest of the product, which comes behind the copy of the image."""
+    """The nest of the product, which follows the copy of the image."""
     kernels = plan_of(build).kernels
     assert [kernel.kind for kernel in kernels] == ["rows", "contraction"]
     return nests_of(build)[1]
@@ -66,9 +66,10 @@ def product_of(build: Build) -> Nest:
 def test_the_next_row_of_an_image_is_asked_for(
     channels: int, extent: int, stride: int, out: int, follows: bool
 ) -> None:
-    """Few channels are no long loop over k, whose own rows could be asked for.
+    """With few channels the loop over k is too short to prefetch its own rows.
 
-    But what follows them is, where all images are read for one panel after the other.
+    The next row of the image is prefetched instead; or (follows) what is next in memory, if all
+    images are read for one panel after the other.
     """
     nest = product_of(convolution("forward", 8, channels, extent, out, stride))
     pixels = 32 if follows else stride * (extent + 2) * channels
@@ -87,7 +88,7 @@ def test_the_next_row_of_an_image_is_asked_for(
 
 
 def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None:
-    """56 tiles read a panel, of 32 columns: each asks for one, not for all of them."""
+    """56 tiles read a panel of 32 columns: each prefetches one line of the next panel, not all."""
     nest = product_of(convolution("forward", 8, 256, 7, 1024))
     loops = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     hints = [one for one in loops if one.variable.name.startswith("f") and one.body]
@@ -96,7 +97,7 @@ def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None
 
 @pytest.mark.parametrize("batch, extent, tasks", [(8, 28, 8), (4, 32, 8), (1, 28, 14), (2, 13, 26)])
 def test_rows_of_images_share_a_copy_of_weights(batch: int, extent: int, tasks: int) -> None:
-    """All of an image's, or an equal part of them where images are few; of 13 there is none."""
+    """All rows of an image, or an equal part if there are few images; 13 rows have no such part."""
     build = convolution("forward", batch, 32, extent, 32)
     assert product_of(build).parallel.trips == tasks
     agree(build)
@@ -104,7 +105,7 @@ def test_rows_of_images_share_a_copy_of_weights(batch: int, extent: int, tasks: 
 
 @pytest.mark.parametrize("channels", [128, 512])
 def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
-    """Blocks of 256 terms are few: they are added to the sum, not to one of each place first."""
+    """Blocks of 256 terms are few: they are added to the sum, not first to a sum for each place."""
     nest = product_of(convolution("forward", 8, channels, 7, 64))
     stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
     names = {one.array.name for one in stores if one.array.in_registers}
@@ -112,7 +113,7 @@ def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
 
 
 def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
-    """Those of one level while the other's are in registers."""
+    """Sums of one level are spilled, as aligned vectors, while the other's are in registers."""
     nest = product_of(convolution("forward", 8, 64, 56, 64))
     lines = compiler_of("avx512").assembly(render(nest)).splitlines()
     spills = [line.split()[0] for line in lines if "zmm" in line and line.endswith("(%rsp)")]
@@ -120,7 +121,7 @@ def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
 
 
 def test_an_image_is_copied_row_by_row() -> None:
-    """All channels of it: results are one run of memory then."""
+    """A row with all its channels, so that each copy is one run of memory."""
     kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64)).kernels
     copy = lower(kernel, target_of("avx512"))
     (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
@@ -132,7 +133,7 @@ def test_an_image_is_copied_row_by_row() -> None:
 
 @pytest.mark.parametrize("channels, asks", [(64, True), (256, False)])
 def test_the_pixel_below_is_asked_for(channels: int, asks: bool) -> None:
-    """Of a gradient by weight, where a tile reads some channels of images that were copied."""
+    """In a gradient by weight, whose tiles read some channels of copied images."""
     build = convolution("weight", 8, channels, 28, channels)
     nest = next(nest for nest in nests_of(build) if nest.name == "contraction")
     found = list(walk(nest.parallel))
@@ -168,7 +169,7 @@ def test_their_results_in_wide_tiles(of: str, stride: int) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> None:
-    """No image is arranged: with a stride, its pixels are put side by side only."""
+    """No image is rearranged; with a stride, only its selected pixels are copied side by side."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = inputs(2, 20, 24 * stride, 24 * stride), inputs(33, 20, 1, 1)
@@ -185,11 +186,11 @@ def test_a_kernel_of_one_pixel_multiplies_images_as_they_lie(stride: int) -> Non
 @pytest.mark.parametrize("of", OF)
 @pytest.mark.parametrize("channels, extent", [(256, 14), (64, 28), (512, 7)])
 def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent: int) -> None:
-    """A loop over places has bounds, which are loaded: all of it, where a panel is not finite."""
+    """Loaded bounds of a loop over places skip rows of zeros, unless a panel is not finite."""
     nests = nests_of(convolution(of, 8, channels, extent, channels))
     loops = (one for nest in nests for one in walk(nest.parallel) if isinstance(one, Loop))
     found = {one.variable.name[0] for one in loops if expr.values_in(one.start)}
-    assert found == {"k", "z"}  # and a loop that adds what a panel that is not finite gives
+    assert found == {"k", "z"}  # z: adds products of zeros with a panel that is not finite
 
 
 @pytest.mark.parametrize(("machine", "of", "sizes", "number"), pairwise(
@@ -197,7 +198,7 @@ def test_rows_of_zeros_around_images_are_left_out(of: str, channels: int, extent
 def test_zeros_around_images_meet_what_is_not_finite(
     machine: str, of: str, sizes: tuple[int, int, int], number: float
 ) -> None:
-    """0·∞ is NaN, in the first and last row of an image too; other columns are what they were."""
+    """0·∞ is NaN, also in an image's first and last row; other columns are unchanged."""
     channels, extent, stride = sizes
     build = convolution(of, 2, channels, extent, 80, stride)
     _, inputs = graph_of(build)
@@ -209,7 +210,7 @@ def test_zeros_around_images_meet_what_is_not_finite(
 
 
 def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() -> None:
-    """Each of four products packs its part of them along the sums; two see rows of zeros."""
+    """Each of the four products packs its part along the sums; two of them skip rows of zeros."""
     build = convolution("input", 8, 64, 28, 128, 2)
     kinds = [kernel.kind for kernel in plan_of(build).kernels]
     assert kinds == ["rows", *["contraction"] * 4]
@@ -221,12 +222,12 @@ def test_weights_are_arranged_once_for_all_remainders_of_a_strided_gradient() ->
 
 @pytest.mark.parametrize("extent", [28, 29, 31])
 def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> None:
-    """Each product stores every second pixel of every second row, by vectors with a mask."""
+    """Each product stores every second pixel of every second row, by masked vectors."""
     build = convolution("input", 8, 64, extent, 128, 2)
     products = [nest for nest in nests_of(build) if nest.name == "contraction"]
     assert len(products) == 4
     assert not any("scatter" in render(nest) for nest in products)
-    # (one that is not all of the pieces is put together from them)
+    # (with an odd extent, the result is less than all pieces, and copied from them)
     whole = plan_of(build).kernels[-1].kind == "contraction"
     assert whole is (extent % 2 == 0)
     agree(build)
@@ -234,7 +235,7 @@ def test_what_a_strided_gradient_is_made_of_is_stored_in_turn(extent: int) -> No
 
 @pytest.mark.parametrize("of", OF)
 def test_images_of_a_strided_convolution_are_read_where_they_lie(of: str) -> None:
-    """No copy of them; rows outside are left out, and columns have a condition."""
+    """Images are not copied; rows outside are skipped, and columns outside have a guard."""
     build = convolution(of, 8, 64, 56, 128, 2)
     others = [kernel for kernel in plan_of(build).kernels if kernel.kind == "rows"]
     assert all(stage.size <= 128 * 64 * 9 for kernel in others for stage in kernel.stages)
@@ -254,7 +255,7 @@ WHERE_THEY_LIE = [  # stride, padding, dilation, kernel
 
 @pytest.mark.parametrize(("machine", "of", "how"), pairwise(MACHINES, OF, WHERE_THEY_LIE), ids=str)
 def test_results_of_images_that_are_read_where_they_lie(machine: str, of: str, how: Any) -> None:
-    """Zeros on each side, or on none; steps that a tile's pixels are neighbours by, or are not."""
+    """Padding on each side, or on none; a tile's pixels are neighbours in memory, or are not."""
     stride, padding, dilation, kernel = how
 
     def build(inputs: Inputs) -> list[Node]:
@@ -273,7 +274,7 @@ def test_results_of_images_that_are_read_where_they_lie(machine: str, of: str, h
 
 @pytest.mark.parametrize("stride", [(2, 1), (1, 2), (2, 3), (3, 2)])
 def test_results_that_are_stored_in_turn(stride: tuple[int, int]) -> None:
-    """With neighbours side by side, every second one, or too far apart for that."""
+    """Neighbouring results are side by side, every second element, or too far apart for that."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = Tensor._of(inputs(2, 40, 9, 19)), Tensor._of(inputs(40, 48, 4, 4))
@@ -285,7 +286,7 @@ def test_results_that_are_stored_in_turn(stride: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.float64])
 def test_rows_of_zeros_in_other_dtypes(dtype: DType) -> None:
-    """A panel is looked through in the dtype that it has."""
+    """A panel is checked for infinities and NaN in its own dtype."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = inputs(2, 16, 16, 24, dtype=dtype), inputs(3, 3, 40, 24, dtype=dtype)

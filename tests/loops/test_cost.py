@@ -1,4 +1,4 @@
-"""What reports say that a kernel must do at least."""
+"""The least work of a kernel, as reports state it."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_gather_reads_the_rows_that_it_takes() -> None:
     (32, 3072, 16), (48, 5000, 12), (36, 4096, 9), (60, 4096, 15), (37, 4096, 10),
 ])  # fmt: skip
 def test_two_threads_get_as_many_long_chunks_each(rows: int, length: int, grain: int) -> None:
-    """Three chunks of 128 KiB, or nine, would keep one of them waiting."""
+    """Three or nine chunks of 128 KiB would keep one thread waiting."""
     assert nest_of(lambda new: [total(new(rows, length), 1)]).grain == grain
 
 

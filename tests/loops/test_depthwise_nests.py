@@ -1,4 +1,4 @@
-"""Convolutions of each channel by itself: how many kernels they are, and what their loops do."""
+"""Convolutions of each channel by itself: their number of kernels, and their loops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHAPE = (4, 9, 20, 24)
 
 @pytest.fixture(autouse=True)
 def in_phases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also small gradients of strided windows are a sum for each phase."""
+    """Small gradients of strided windows, too, are a sum for each phase."""
     monkeypatch.setattr(windows, "LARGE", 0)
 
 
@@ -44,9 +44,9 @@ def nest_of(build: Build, machine: str = "avx512") -> Nest:
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("of", ["forward", "input", "weight"])
 def test_images_are_never_copied_in_memory(of: str, stride: int, size: int) -> None:
-    """One kernel; to sum a gradient by weight over images is another."""
+    """One kernel; a gradient by weight has another one, which sums over images."""
     plan = plan_of(convolution(of, stride, size))
-    if (of, stride) != ("input", 3):  # nine phases, or those of windows that lie apart
+    if (of, stride) != ("input", 3):  # nine phases, or those of windows that are apart
         assert len(plan.kernels) == 1 + (of == "weight")
         assert plan.arena_bytes <= 4 * 4 * 9 * size**2 + 64
     (expected,) = agree(convolution(of, stride, size))
@@ -54,7 +54,7 @@ def test_images_are_never_copied_in_memory(of: str, stride: int, size: int) -> N
 
 
 def test_places_of_a_window_are_summed_at_once() -> None:
-    """Each element of the image's gradient is loaded once for all of them."""
+    """Each element of the gradient is loaded once for all places of a window."""
     for size in (3, 5):
         nest = nest_of(convolution("weight", 1, size))
         sums = {one.array.size for one in walk(nest.parallel) if isinstance(one, Store)}
@@ -68,7 +68,7 @@ def test_places_of_a_window_are_summed_at_once() -> None:
 @pytest.mark.parametrize("of", ["forward", "input"])
 @pytest.mark.parametrize("size", [4, 7])
 def test_rows_of_an_image_share_what_they_read(of: str, size: int, machine: str, rows: int) -> None:
-    """What is written out: each row of a tile at each place of a window down."""
+    """The rows of a tile are unrolled, at each vertical place of a window."""
     nest = nest_of(convolution(of, 1, size), machine)
     found = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     inner = [loop for loop in found if loop.stops == (size,) and isinstance(loop.body[0], Loop)]
@@ -88,14 +88,14 @@ def test_two_gradients_of_one_kernel() -> None:
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("of", ["forward", "weight"])
 def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
-    """A row of it is three elements, or five; those of an image may be interleaved."""
+    """A window's row has only three or five elements; vectors of an image may be interleaved."""
     nest = nest_of(convolution(of, 2, size))
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert lanes and all(one.trips > size for one in lanes), nest
 
 
 def test_a_result_read_in_turn_is_not_streamed() -> None:
-    """A streamed vector begins anywhere: which element each lane reads would not be known."""
+    """A streamed vector may begin anywhere: it would not be known which element each lane reads."""
     stores = {}
     for of in ("forward", "input"):
         nest = nest_of(convolution(of, 2), "avx512 streaming")

@@ -1,4 +1,5 @@
-"""Bounds that are loaded: masks of loaded numbers become bounds of loops, whatever the numbers."""
+"""Loaded bounds: masks that compare with loaded numbers become loop bounds, whatever the numbers.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,7 @@ def iota(like: Node, shape: tuple[int, ...], axis: int, dtype: DType = INT) -> N
 
 
 def segments(rows: int, groups: int, width: int, columns: int) -> Build:
-    """For each group the sum over its rows, which are first ≤ row < stop, of left · right."""
+    """For each group the sum of left · right over its rows, first ≤ row < stop."""
 
     def build(inputs: Inputs) -> list[Node]:
         first, stop = inputs(groups, dtype=INT), inputs(groups, dtype=INT)
@@ -71,7 +72,7 @@ def segments(rows: int, groups: int, width: int, columns: int) -> Build:
 
 
 def one_bound(dtype: DType, upper: bool = True) -> Build:
-    """Where a group's rows stop, or where they begin."""
+    """Groups of rows with an upper bound only, or with a lower one only."""
 
     def build(inputs: Inputs) -> list[Node]:
         bound, left, right = inputs(3, dtype=dtype), inputs(90, 40), inputs(90, 70)
@@ -88,7 +89,7 @@ def one_bound(dtype: DType, upper: bool = True) -> Build:
 
 
 def some_rows(rows: int, depth: int, columns: int, bend: Callable[[Node], Node]) -> Build:
-    """Blocks of which the first rows are needed, each times a matrix that is selected."""
+    """Blocks of which only the first rows are needed, each times a selected matrix."""
 
     def build(inputs: Inputs) -> list[Node]:
         used, which = inputs(5, dtype=INT), inputs(5, dtype=INT)
@@ -123,7 +124,7 @@ CASES: dict[str, Build] = {
 
 
 def check(name: str, machine: str, numbers: Callable[[int], Any]) -> None:
-    """Compare with the reference; numbers(count) gives the loaded ones."""
+    """Compare with the reference; numbers(count) gives the loaded numbers."""
     _, inputs = graph_of(CASES[name])
     values = values_for(inputs, 1)
     for value in values.values():
@@ -143,14 +144,14 @@ def test_what_they_mean(name: str, machine: str) -> None:
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_numbers(name: str, data: st.DataObject) -> None:
-    """Beyond every extent too: nothing outside is read, and the result is that of the masks."""
+    """Also beyond every extent: nothing outside is read, and the masks decide the result."""
     numbers = st.integers(-5, 110) | st.sampled_from(EXTREMES)
     check(name, "avx2", lambda n: data.draw(st.lists(numbers, min_size=n, max_size=n)))
 
 
 @pytest.mark.parametrize("number", [-(2**63), -(2**63) + 1, 2**63 - 2, 2**63 - 1])
 def test_numbers_to_which_an_index_of_64_bits_cannot_add(number: int) -> None:
-    """They wrapped: of i ≤ 2⁶³ − 1 nothing was left."""
+    """An overflow made i ≤ 2⁶³ − 1 select nothing."""
     check("only stops of 64 bits", "avx2", lambda count: [number, 30, number])
 
 
@@ -161,13 +162,13 @@ def test_numbers_to_which_an_index_of_64_bits_cannot_add(number: int) -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("machine", ["avx512", "avx2"])
 def test_bounds_are_loaded(name: str, loaded: str, machine: str) -> None:
-    """One kernel, whose loops end where the numbers say; nothing as large as a mask is stored."""
+    """One kernel, whose loops end at the loaded numbers; nothing as large as a mask is stored."""
     (kernel,) = schedule_of(graph_of(CASES[name])[0], GOLDEN).kernels
     assert loaded in show(lower(kernel, target_of(machine)))
 
 
 def test_other_masks_stay_masks() -> None:
-    """A mask that compares two indices is none of them."""
+    """A mask that compares two indices does not become a bound."""
 
     def triangle(inputs: Inputs) -> list[Node]:
         x, y = inputs(40, 40), inputs(40, 70)
@@ -180,7 +181,7 @@ def test_other_masks_stay_masks() -> None:
 
 @pytest.mark.parametrize("both", [True, False])
 def test_an_infinity_outside_counts_where_it_is_not_masked(both: bool) -> None:
-    """where(inside, left, 0) · ∞ is NaN outside: only what both masks exclude is left out."""
+    """where(inside, left, 0) · ∞ is NaN outside: only terms that both masks exclude are skipped."""
 
     def build(inputs: Inputs) -> list[Node]:
         stop, left, right = inputs(3, dtype=INT), inputs(90, 40), inputs(90, 70)

@@ -42,7 +42,7 @@ CASES: dict[str, Build] = {}
 
 
 def case(build: Build) -> Build:
-    """Enter a function that makes the roots of a program."""
+    """Register a function that makes a program's roots."""
     CASES[build.__name__] = build
     return build
 
@@ -54,14 +54,14 @@ def wide(node: Node) -> Node:
 
 @case
 def vector_times_matrix(inputs: Inputs) -> list[Node]:
-    """Columns: a block with a tail, a depth that no number of steps divides."""
+    """By columns: a block with a remainder, a depth that is no multiple of the steps."""
     x, w = inputs(1, 43), inputs(43, 1201)
     return [add(product(x, w), 1.0)]
 
 
 @case
 def vector_times_transposed(inputs: Inputs) -> list[Node]:
-    """By rows, which no number at once divides; a depth with a tail; two outputs."""
+    """By rows, which no block divides; a depth with a remainder; two outputs."""
     x, w = inputs(1, 43), inputs(203, 43)
     result = product(x, transpose(w))
     return [gelu(result), result]
@@ -80,26 +80,26 @@ def few_rows(inputs: Inputs) -> list[Node]:
 
 @case
 def few_columns(inputs: Inputs) -> list[Node]:
-    """The result's neighbours belong to several vectors."""
+    """Neighbours in the result belong to different vectors."""
     return [product(inputs(90, 33), inputs(33, 4)), product(inputs(90, 33), inputs(33, 1))]
 
 
 @case
 def rest_alone(inputs: Inputs) -> list[Node]:
-    """Blocks of whole tiles take all rows but some, which have a block for themselves."""
+    """Blocks of whole tiles take almost all rows; the remaining ones have a block of their own."""
     return [product(inputs(rows, 5), inputs(5, 3)) for rows in (495, 481, 500, 970, 391)]
 
 
 @case
 def few_strided(inputs: Inputs) -> list[Node]:
-    """The vectors are columns of a table: they are copied, to be neighbours."""
+    """The vectors are columns of a table, which are copied to be contiguous."""
     x, w = inputs(40, 3), inputs(50, 40)
     return [product(transpose(x), transpose(w))]
 
 
 @case
 def batches_of_one_tile(inputs: Inputs) -> list[Node]:
-    """All rows of a batch are one tile, which asks for the next panel."""
+    """All rows of a batch are one tile, which prefetches the next panel."""
     x, w, more = inputs(32, 9, 256), inputs(64, 256), inputs(9, 64)
     right = g.expand(g.reshape(transpose(w), (1, 256, 64)), (32, 256, 64))
     return [add(product(x, right), g.expand(g.reshape(more, (1, 9, 64)), (32, 9, 64)))]
@@ -135,14 +135,14 @@ def double_vectors(inputs: Inputs) -> list[Node]:
 
 @case
 def scaled_weights(inputs: Inputs) -> list[Node]:
-    """Integers with a scale for each row: dequantized where they are read."""
+    """Integers with a scale for each row, dequantized when they are read."""
     x, q = inputs(1, 64), inputs(100, 64, dtype=dtypes.int8, low=-128, high=127)
     scale = inputs(100, 1)
     return [product(x, transpose(mul(wide(q), g.expand(scale, (100, 64)))))]
 
 
 def quantized(inputs: Inputs, count: int, rows: int, blocks: int, minima: bool) -> list[Node]:
-    """Rows of blocks of 32 integers of 4 bits, with a scale each and perhaps a minimum."""
+    """Rows of blocks of 32 four-bit integers; each block has a scale and perhaps a minimum."""
     shape, whole = (rows, blocks, 16), (count, rows, blocks, 16)
     x = inputs(count, blocks, 2, 16)
     q = inputs(*shape, dtype=dtypes.uint8, low=0, high=256)
@@ -193,20 +193,20 @@ def symbolic_depth(inputs: Inputs) -> list[Node]:
 
 @case
 def few_by_varying_depth(inputs: Inputs) -> list[Node]:
-    """Results that are stored transposed, and some that are few columns."""
+    """Results that are stored transposed, and results with few columns."""
     x, w = inputs(LENGTH, 34), inputs(LENGTH, 5)
     return [product(transpose(x), w), g.contiguous(transpose(product(transpose(x), w)))]
 
 
 @case
 def varying_rows(inputs: Inputs) -> list[Node]:
-    """Blocks of one tile each, of which the last has rows that are no number."""
+    """Blocks of one tile each; the last one has a number of rows that is not a constant."""
     return [add(product(inputs(LENGTH, 30), inputs(30, 70)), 1.0)]
 
 
 @case
 def left_transposed(inputs: Inputs) -> list[Node]:
-    """The left operand's rows are neighbours: they are copied tile by tile."""
+    """The left operand's rows are contiguous: they are copied tile by tile."""
     x, y = inputs(33, 230), inputs(33, 150)
     return [add(product(transpose(x), y), 0.5)]
 
@@ -220,7 +220,7 @@ def left_computed(inputs: Inputs) -> list[Node]:
 
 @case
 def left_sliced(inputs: Inputs) -> list[Node]:
-    """Neither its rows nor its columns are neighbours in memory."""
+    """Neither its rows nor its columns are contiguous."""
     x = g.reshape(inputs(60, 2, 21, 2), (60, 2, 21, 2))
     every_other = g.reshape(g.shrink(x, [(0, 60), (0, 1), (0, 21), (1, 2)]), (60, 21))
     return [product(every_other, inputs(21, 133))]
@@ -228,28 +228,28 @@ def left_sliced(inputs: Inputs) -> list[Node]:
 
 @case
 def right_transposed(inputs: Inputs) -> list[Node]:
-    """Squares of the right operand are transposed; columns and depth have tails, or panels none."""
+    """The right operand's squares are transposed; columns and depth have remainders, or not."""
     x = inputs(40, 75)
     return [product(x, transpose(inputs(n, 75))) for n in (203, 64)]
 
 
 @case
 def far_rows(inputs: Inputs) -> list[Node]:
-    """Rows that the second cache does not hold: tiles of them meet several panels each."""
+    """Rows larger than the second cache: tiles of them meet several panels each."""
     x, y = inputs(7, 70, 1000), inputs(7, 75, 1000)
     return [add(product(x, transpose(y)), 2.0), product(x, inputs(7, 1000, 140))]
 
 
 @case
 def rows_in_pieces(inputs: Inputs) -> list[Node]:
-    """Rows that two devices have half of each, as an all-gather puts them there."""
+    """Two devices have half of each row, as an all-gather leaves them."""
     x = g.permute(inputs(2, 8, 40, 64), (1, 0, 2, 3))
     return [product(g.reshape(x, (640, 64)), inputs(64, 200))]
 
 
 @case
 def deep(inputs: Inputs) -> list[Node]:
-    """So deep that k is cut; its last piece is shorter, and so is the last block of rows."""
+    """So deep that k is cut; the last piece is shorter, and so is the last block of rows."""
     x, y = inputs(45, 4500), inputs(4500, 131)
     return [mul(product(x, y), 0.25)]
 
@@ -262,7 +262,7 @@ def deep_transposed(inputs: Inputs) -> list[Node]:
 
 @case
 def deep_windows(inputs: Inputs) -> list[Node]:
-    """Several summed axes, of which one is cut and the outer ones stay whole."""
+    """Several summed axes: one is cut, and the outer ones stay whole."""
     x, w = inputs(6, 70, 30, 40), inputs(6, 30, 40, 150)
     left = g.expand(g.reshape(x, (6, 70, 30, 40, 1)), (6, 70, 30, 40, 150))
     right = g.expand(g.reshape(w, (6, 1, 30, 40, 150)), (6, 70, 30, 40, 150))
@@ -280,7 +280,7 @@ def halves(inputs: Inputs, *shape: int) -> Node:
 
 
 def plain_pairs(inputs: Inputs) -> list[Node]:
-    """bfloat16 as it lies, an odd depth, rows and columns with tails; and rounded at the end."""
+    """bfloat16 as it is in memory; odd depth; remainders of rows and columns; a rounded result."""
     x, y, z = halves(inputs, 47, 35), halves(inputs, 35, 150), halves(inputs, 47, 36)
     short = product(wide(x), wide(y))
     return [short, g.cast(product(wide(z), wide(halves(inputs, 36, 130))), dtypes.bfloat16)]
@@ -295,7 +295,7 @@ def turned_pairs(inputs: Inputs) -> list[Node]:
 
 
 def squares_of_pairs(inputs: Inputs) -> list[Node]:
-    """The right operand's squares of words are transposed; columns and depth have tails."""
+    """The right operand's squares of words are transposed; columns and depth have remainders."""
     return [product(wide(halves(inputs, 20, 76)), wide(transpose(halves(inputs, 130, 76))))]
 
 
@@ -304,7 +304,7 @@ def deep_pairs(inputs: Inputs) -> list[Node]:
 
 
 def many_squares(inputs: Inputs) -> list[Node]:
-    """Several blocks of rows, and a batch; what is beyond the last element of a row is no zero."""
+    """Several blocks of rows, and a batch; elements beyond the end of a row are not 0."""
     x, y = halves(inputs, 700, 411), halves(inputs, 411, 270)
     batch = product(wide(halves(inputs, 3, 40, 50)), wide(halves(inputs, 3, 50, 160)))
     left = wide(g.shrink(x, [(0, 700), (0, 333)]))
@@ -312,7 +312,7 @@ def many_squares(inputs: Inputs) -> list[Node]:
 
 
 def lying_pairs(inputs: Inputs) -> list[Node]:
-    """Rows as matrix registers read them: alone, a part of longer ones, and in a batch."""
+    """Rows as matrix registers read them: separate, as parts of longer ones, and in a batch."""
     y, more = halves(inputs, 64, 150), inputs(96, 150)
     part = g.shrink(halves(inputs, 64, 160), [(0, 64), (32, 96)])
     batch = product(wide(halves(inputs, 3, 64, 96)), wide(halves(inputs, 3, 96, 160)))
@@ -321,12 +321,12 @@ def lying_pairs(inputs: Inputs) -> list[Node]:
 
 
 def rounded(inputs: Inputs, *shape: int) -> Node:
-    """float32 in memory that a product takes as bfloat16."""
+    """float32 in memory that a product reads as bfloat16."""
     return wide(g.cast(inputs(*shape), dtypes.bfloat16))
 
 
 def rounded_pairs(inputs: Inputs) -> list[Node]:
-    """What is rounded as it is copied, in every layout, with and without a last neighbour."""
+    """Operands that are rounded when they are copied, in every layout, of even and odd depth."""
     x, y = rounded(inputs, 40, 75), rounded(inputs, 75, 132)
     a, b = transpose(rounded(inputs, 76, 50)), transpose(rounded(inputs, 140, 76))
     mixed = product(wide(halves(inputs, 33, 75)), y)
@@ -334,7 +334,7 @@ def rounded_pairs(inputs: Inputs) -> list[Node]:
 
 
 def repeated_pairs(inputs: Inputs) -> list[Node]:
-    """Columns that repeat, so that words are alike in all lanes, or half of each; and windows."""
+    """Repeated columns, so that all lanes, or both halves of a word, are equal; and windows."""
     x = halves(inputs, 33, 1, 2)
     left = g.reshape(g.expand(x, (33, 32, 2)), (33, 64))
     odd = g.shrink(left, [(0, 33), (0, 63)])
@@ -348,12 +348,12 @@ def repeated_pairs(inputs: Inputs) -> list[Node]:
     rounded_pairs, repeated_pairs,
 ])  # fmt: skip
 def test_bfloat16(build: Build, machine: str) -> None:
-    """Where the host multiplies matrices, or adds products of pairs, and where it does neither."""
+    """With matrix registers, with dot products of pairs, and with neither."""
     agree(build, machine)
 
 
 def test_pairs_are_used() -> None:
-    """A product of bfloat16 is one of pairs, unless it is too small to copy its operands."""
+    """A product of bfloat16 uses pairs, unless it is too small for copies of its operands."""
     dots = target_of("avx512bf16")
     for build in (deep_pairs, rounded_pairs):
         kernel, *_ = schedule_of(graph_of(build)[0], GOLDEN).kernels
@@ -362,7 +362,7 @@ def test_pairs_are_used() -> None:
 
 
 def test_columns_are_copied_to_matrix_registers_by_squares() -> None:
-    """Not word by word, where rows of the left operand are no neighbours; those at the end, too."""
+    """Not word by word, if rows of the left operand are not contiguous; the last squares, too."""
 
     def build(inputs: Inputs) -> list[Node]:
         turned = [transpose(halves(inputs, 70, 40)), transpose(rounded(inputs, 70, 40))]
@@ -375,7 +375,7 @@ def test_columns_are_copied_to_matrix_registers_by_squares() -> None:
 
 
 def test_rows_are_copied_to_squares_only_where_they_do_not_lie_so() -> None:
-    """Not beside pages, which share the lines of the first cache, nor where words are apart."""
+    """They are copied, for example, if they are whole pages apart and share lines of L1."""
 
     def apart(inputs: Inputs) -> list[Node]:
         y = halves(inputs, 64, 150)
@@ -398,7 +398,7 @@ def test_what_is_read_behind_a_square_is_asked_for_before() -> None:
 
 
 def test_each_operand_has_one_matrix_register() -> None:
-    """So that of the eight some are free: four parts of a square are a way with five loads."""
+    """Some of the eight stay free: four tiles of sums take five loads."""
     amx = target_of("amx")
     kernel, *_ = schedule_of(graph_of(lying_pairs)[0], amx).kernels
     lines = [line.strip() for line in render(lower(kernel, amx)).split("\n")]
@@ -411,7 +411,7 @@ def test_each_operand_has_one_matrix_register() -> None:
 
 
 def test_matrices_are_used() -> None:
-    """Where there are matrix registers, unless their copies would not fit into a cache."""
+    """If there are matrix registers, unless the copies would not fit into a cache."""
     amx = replace(target_of("amx"), l2=1 << 21)
     (kernel,) = schedule_of(graph_of(deep_pairs)[0], GOLDEN).kernels
     assert "tdpbf16ps" in render(lower(kernel, amx))
@@ -420,20 +420,20 @@ def test_matrices_are_used() -> None:
 
 
 def whole(inputs: Inputs, *shape: Integer, dtype: DType = dtypes.int8) -> Node:
-    """All bytes, as int32."""
+    """Bytes over their whole range, as int32."""
     least = int(dtype.minimum)
     return g.cast(inputs(*shape, dtype=dtype, low=least, high=least + 256), dtypes.int32)
 
 
 def plain_bytes(inputs: Inputs) -> list[Node]:
-    """A depth of no whole words; rows and columns with tails; and a float that is made of it."""
+    """A depth that is no multiple of 4; remainders of rows and columns; a float result."""
     short = product(whole(inputs, 47, 35), whole(inputs, 35, 150))
     scaled = mul(wide(product(whole(inputs, 40, 128), whole(inputs, 128, 64))), 0.25)
     return [short, add(scaled, inputs(64))]
 
 
 def signs_of_bytes(inputs: Inputs) -> list[Node]:
-    """Each of both kinds by each; unsigned ones are added as such."""
+    """Signed and unsigned bytes in all combinations; unsigned sums, too."""
     kinds = dtypes.int8, dtypes.uint8
     found = [
         product(whole(inputs, 33, 70, dtype=one), whole(inputs, 70, 34, dtype=other))
@@ -447,7 +447,7 @@ def signs_of_bytes(inputs: Inputs) -> list[Node]:
 
 
 def turned_bytes(inputs: Inputs) -> list[Node]:
-    """Each operand transposed, and one of them padded; whole squares of words, and rests."""
+    """Each operand transposed, and one padded; whole squares of words, and remainders."""
     left = transpose(whole(inputs, 75, 47))
     padded = g.pad(whole(inputs, 40, 70), [(0, 0), (2, 3)])
     right = transpose(whole(inputs, 130, 75))
@@ -464,13 +464,13 @@ def many_bytes(inputs: Inputs) -> list[Node]:
 
 
 def bytes_of_size_n(inputs: Inputs) -> list[Node]:
-    """Rows whose number varies; a depth that does has no words."""
+    """A varying number of rows; and a varying depth, which has no words."""
     rows = product(whole(inputs, LENGTH, 70), whole(inputs, 70, 40))
     return [rows, product(whole(inputs, 20, LENGTH), whole(inputs, LENGTH, 40))]
 
 
 def few_bytes(inputs: Inputs) -> list[Node]:
-    """Too few rows, or columns, for squares."""
+    """Too few rows or columns for squares."""
     return [product(whole(inputs, *x), whole(inputs, *y)) for x, y in (
         ((1, 70), (70, 40)), ((5, 70), (70, 40)), ((12, 70), (70, 100)), ((40, 70), (70, 3)),
         ((40, 70), (70, 1)), ((3, 20, 9), (3, 9, 5)), ((30, 2), (2, 70)),
@@ -485,14 +485,14 @@ BYTES = [
 @pytest.mark.parametrize("machine", ["amx", "avx512", "avx2"])
 @pytest.mark.parametrize("build", BYTES)
 def test_bytes(build: Build, machine: str) -> None:
-    """Where the host multiplies matrices, and where it does not."""
+    """With matrix registers and without."""
     for n in (24, 17) if build is bytes_of_size_n else (1,):
         agree(build, machine, n)
 
 
 @pytest.mark.parametrize("kinds", [(dtypes.int8, -128), (dtypes.uint8, 255)], ids=str)
 def test_sums_of_bytes_wrap(kinds: tuple[DType, int]) -> None:
-    """A sum beyond int32 is what is left of it, as everywhere."""
+    """A sum beyond int32 wraps, as everywhere."""
     dtype, value = kinds
     graph, inputs = graph_of(lambda inputs: [
         product(whole(inputs, 16, 140_000, dtype=dtype), whole(inputs, 140_000, 16, dtype=dtype))
@@ -507,7 +507,7 @@ def test_sums_of_bytes_wrap(kinds: tuple[DType, int]) -> None:
 
 
 def test_matrices_of_bytes_are_used() -> None:
-    """Where there are matrix registers, by the instruction for their signs."""
+    """If there are matrix registers, by the instruction for the operands' signs."""
     amx = target_of("amx")
     graph, _ = graph_of(signs_of_bytes)
     kernels = schedule_of(graph, amx).kernels
@@ -556,7 +556,7 @@ def test_the_last_columns_are_no_code_of_their_own() -> None:
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("rows", [30, LENGTH], ids=str)
 def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:
-    """The result lies where an operand of its epilogue was: none is taken from there twice."""
+    """The result overwrites an operand of its epilogue, so no element may be computed twice."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, y, z = inputs(rows, 20), inputs(20, 101), inputs(rows, 20)
@@ -574,7 +574,7 @@ def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:
 
 
 def test_scales_are_at_hand() -> None:
-    """A multiply-add with a scale made ready per block."""
+    """Multiply-adds read scales that were converted once per block."""
     graph, _ = graph_of(quantized_row)
     (kernel,) = schedule_of(graph, GOLDEN).kernels
     nest = lower(kernel, target_of("avx512"))
@@ -599,7 +599,7 @@ def few_rows_of_pairs(inputs: Inputs) -> list[Node]:
     (turned_left, 192, 384), (turned_pairs_on_the_left, 192, 384), (few_rows_of_pairs, 256, 800),
 ])  # fmt: skip
 def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int) -> None:
-    """Eight tasks share rows, columns or both: whichever way has the fewest copies in all."""
+    """Eight tasks share rows, columns or both: whatever needs the fewest copies in all."""
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     problem = prepare(kernel)
@@ -611,7 +611,7 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     "rows, tile", [(10, 10), (32, 8), (64, 8), (96, 12), (97, 14), (100, 10), (768, 12), (784, 14)]
 )
 def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
-    """Where tiles of at least eight rows do, so not with half as many registers."""
+    """If tiles of at least eight rows do; so not with half as many registers."""
     graph = graph_of(lambda inputs: [product(inputs(rows, 40), inputs(40, 64))])[0]
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
     found = [plan_of(problem, target_of(name)).mr for name in ("avx512", "avx2")]
@@ -623,7 +623,7 @@ def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
     (14, 40, 128, (14, 32)), (96, 40, 96, (12, 32)), (96, 40, 32, (12, 32)),
 ])  # fmt: skip
 def test_wide_tiles(rows: int, depth: int, columns: int, tile: tuple[int, int]) -> None:
-    """Not of panels that are large, of few rows, or with many columns in vain."""
+    """Not for large panels, for few rows, or if many columns would be computed for nothing."""
     graph = graph_of(lambda inputs: [product(inputs(rows, depth), inputs(depth, columns))])[0]
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
     plan = plan_of(problem, target_of("wide tiles"))
@@ -631,7 +631,7 @@ def test_wide_tiles(rows: int, depth: int, columns: int, tile: tuple[int, int]) 
 
 
 def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
-    """Tiles of them as they lie took twice as long: an address for each row."""
+    """Tiles of them in place took twice as long, as each row needs an address."""
     target = target_of("avx512")
     for build, packed in (
         (rows_in_pieces, True), (lambda i: [product(i(640, 64), i(64, 200))], False)
@@ -648,7 +648,7 @@ def test_long_sums_take_two_steps_at_once(depth: int, twice: bool) -> None:
 
 
 def test_a_copy_of_a_tile_is_hardly_larger_than_the_tile() -> None:
-    """(Rows that are neighbours were copied in vectors of 16, whose half was another tile's.)"""
+    """(Contiguous rows were copied in vectors of 16; half of each belonged to another tile.)"""
     graph = graph_of(lambda i: [product(transpose(i(1024, 1024)), i(1024, 1024))])[0]
     (kernel,) = schedule_of(graph, GOLDEN).kernels
     plan = plan_of(prepare(kernel), target_of("avx512"))
@@ -659,7 +659,7 @@ def test_a_copy_of_a_tile_is_hardly_larger_than_the_tile() -> None:
 
 @pytest.mark.parametrize("depth, cut", [(2 * 1000, False), (2 * 1100, True)])
 def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
-    """Up to 1,024 dots go to one set of registers; beyond, each block has a set for itself."""
+    """Up to 1,024 dots are added in one set of registers; beyond, each block has its own set."""
 
     def build(inputs: Inputs) -> list[Node]:
         return [product(wide(halves(inputs, 64, depth)), wide(halves(inputs, depth, 128)))]
@@ -671,7 +671,7 @@ def test_sums_of_pairs_have_long_blocks(depth: int, cut: bool) -> None:
 
 
 def test_the_next_panel_is_asked_for() -> None:
-    """Also where several are packed at once, of neighbours in pairs, which are two lines here."""
+    """Also if several are packed at once, from contiguous pairs, which are two lines here."""
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(few_rows_of_pairs)[0], dots).kernels
     loops = show(lower(kernel, dots))
@@ -681,7 +681,7 @@ def test_the_next_panel_is_asked_for() -> None:
 
 
 def test_reports_count_flops() -> None:
-    """Two for a multiply-add, however many loads there are: shares of the limit are of flops."""
+    """Two per multiply-add, whatever the number of loads: reports state shares of peak flops."""
     for rows, depth, columns in ((40, 30, 50), (1, 64, 128)):
         inputs = (lambda m, k, n: lambda i: [product(i(m, k), i(k, n))])(rows, depth, columns)
         (kernel,) = schedule_of(graph_of(inputs)[0], GOLDEN).kernels
@@ -704,6 +704,6 @@ def test_a_wrong_value_is_seen() -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_kernel_is_called_by_its_kind(name: str) -> None:
-    """(Those that copy vectors were called as their copies.)"""
+    """(Kernels that copy vectors once had their copies' names.)"""
     for kernel in schedule_of(graph_of(CASES[name])[0], GOLDEN).kernels:
         assert lower(kernel, GOLDEN).name == kernel.kind

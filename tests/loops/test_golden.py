@@ -1,4 +1,4 @@
-"""Loop nests of a few programs, as text: see schedule/golden.py for how to write them anew."""
+"""Loop nests of a few programs, as text: schedule/golden.py rewrites the files."""
 
 from __future__ import annotations
 

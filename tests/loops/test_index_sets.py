@@ -1,4 +1,5 @@
-"""What is joined, rolled, reflected or repeated is read part by part, without choosing."""
+"""Joined, rolled, reflected or repeated arrays are read part by part, without a choice per element.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +29,12 @@ def nest_of(build: Callable[[Inputs], Node]) -> Nest:
 
 
 def stores_of(nest: Nest) -> list[Store]:
-    """What it stores, wherever."""
+    """All its stores."""
     return [one for one in walk(nest.parallel) if isinstance(one, Store)]
 
 
 def reroll(x: Node, axis: int, by: int) -> Node:
-    """The elements before `by` behind the others."""
+    """The elements before `by` are moved to the end."""
     ends = [part_along(x, axis, by, x.shape[axis]), part_along(x, axis, 0, by)]
     return joined(ends, axis)
 
@@ -57,7 +58,7 @@ def test_short_rows_and_zeros_around_have_one_loop() -> None:
 
 
 def test_no_vector_reads_far_outside_of_an_array_where_no_lane_counts() -> None:
-    """That takes thousands of cycles: roll by half of 16 MiB took 43 ms, not 0.6."""
+    """That takes thousands of cycles: a roll by half of 16 MiB took 43 ms instead of 0.6."""
     text = render(nest_of(lambda inputs: reroll(inputs(1 << 16), 0, 1 << 15)))
     assert text.count("call i1 @llvm.vector.reduce.or") > 0
     short = render(nest_of(lambda inputs: reroll(inputs(400), 0, 200)))

@@ -1,4 +1,4 @@
-"""Statements of a nest: walks come to all of them, and each says all that it is made of."""
+"""Statements of a nest: walks reach all of them, and each lists all its parts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ONE = expr.const(1.0, dtypes.float32)
 
 
 def nested() -> tuple[Loop, list[Statement]]:
-    """A loop with a register, two stores at once and a loop in it, and all statements in order."""
+    """A loop around a register, two stores at once and a loop; and all statements in order."""
     i, j = make_axis("i", 0, 4), make_axis("j", 0, 4)
     clear = Store(REGISTER, 0, ONE)
     items = (Store(OUT, i.index, ONE), Store(OUT, i.index + 4, ONE))

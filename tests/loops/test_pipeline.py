@@ -1,4 +1,4 @@
-"""Results of a row that are written while the next row is computed."""
+"""Results of a row that are stored while the next row is computed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NEAR = Tolerance(ulps=16, scale=8, terms=1)
 
 
 def norm(x: Node) -> Node:
-    """Every row without its mean, divided by its deviation."""
+    """Every row minus its mean, divided by its deviation."""
     axis = len(x.shape) - 1
     y = ew(Op.SUB, x, mean(x, axis))
     return ew(Op.DIV, y, ew(Op.SQRT, add(mean(mul(y, y), axis), 1e-5)))

@@ -1,4 +1,4 @@
-"""Which memory a vector loop asks for before it is read."""
+"""Which memory loops prefetch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def nest_of(
 
 
 def asked(statement: Statement) -> list[str]:
-    """All that the loops of a nest ask for, as text."""
+    """All prefetches by a nest's loops, as text."""
     if not isinstance(statement, Loop):
         return []
     own = [f"{array.name}[{place}]" for array, place in statement.prefetch]
@@ -86,7 +86,7 @@ def test_short_rows_that_do_not_follow_each_other_ask_for_nothing() -> None:
 def test_the_longest_sweep_asks_for_the_next_row() -> None:
     nest = nest_of(lambda x: softmax(x, 1), (1024, 1024))
     assert asked(nest.parallel) == ["s0[c1 + 1024·r0 + 2048]"]
-    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # eight rows are as much memory
+    nest = nest_of(lambda x: softmax(x, 1), (4096, 256))  # eight rows need as much memory
     assert asked(nest.parallel) == ["s0[c1 + 256·r0 + 2048]"]
 
 
@@ -104,7 +104,7 @@ def test_sums_of_columns_ask_for_a_later_row_of_their_block() -> None:
 
 
 def test_products_with_one_vector_ask_for_nothing() -> None:
-    """A processor follows a matrix that is read in its order: to ask for more is in the way."""
+    """The processor itself prefetches a matrix that is read in order; requests get in its way."""
     for shape, build in (
         ((768, 3072), product), ((3072, 768), lambda x, w: product(x, transpose(w))),
     ):  # fmt: skip
@@ -117,7 +117,7 @@ def test_products_with_few_vectors_ask_for_rows_a_page_on_where_that_is_faster()
         return product(x, transpose(w))
 
     target = replace(GOLDEN, rows_ahead=4096)
-    # for four vectors two rows are read at once, each in steps of two registers
+    # for four vectors, two rows are read at once, each in steps of two registers
     for count, ahead, lines in ((1, ["1024"], 8), (4, ["1024", "1792"], 4)):
         nest = nest_of(by_rows, (count, 768), (3072, 768), target=target)
         assert [text.rstrip("]").split(" + ")[-1] for text in asked(nest.parallel)] == ahead
@@ -141,7 +141,7 @@ def test_scattered_updates_are_asked_for_some_rows_before() -> None:
 
 
 def test_updates_of_columns_come_line_by_line() -> None:
-    """Rows around columns, but for blocks of these: one column comes from as many lines as rows."""
+    """Rows are outside columns, except for blocks of these: a column touches a line of each row."""
 
     def sums(base: Node, updates: Node, index: Node) -> Node:
         return g.scatter_add(base, index.cast(dtypes.int32), updates, 0)
@@ -153,7 +153,7 @@ def test_updates_of_columns_come_line_by_line() -> None:
 
 
 def test_a_large_table_begins_row_after_row() -> None:
-    """Each task has a part of the rows, and of the updates those that are for it."""
+    """Each task has a part of the rows, and adds only the updates of those."""
 
     def table(updates: Node, index: Node) -> Node:
         zeros = g.const(0.0, dtypes.float32, (20_000, 768), DEVICE)
@@ -169,7 +169,7 @@ def test_a_large_table_begins_row_after_row() -> None:
 
 
 def test_rows_that_get_one_number_each_begin_with_vectors() -> None:
-    """Not column by column, though the numbers lie side by side."""
+    """Not column by column, although the numbers are contiguous."""
 
     def one_each(updates: Node, index: Node) -> Node:
         zeros = g.const(0.0, dtypes.float32, (500, 1000), DEVICE)
@@ -181,7 +181,7 @@ def test_rows_that_get_one_number_each_begin_with_vectors() -> None:
 
 
 def test_heads_that_share_keys_are_computed_by_one_core() -> None:
-    """A chunk has all rows that read the same of a large array, where enough chunks remain."""
+    """A chunk has all rows that read the same part of a large array, if enough chunks remain."""
 
     def weights(q: Node, k: Node, shared: int) -> Node:
         heads, length, width = k.shape[0] * shared, k.shape[1], k.shape[2]
@@ -192,7 +192,7 @@ def test_heads_that_share_keys_are_computed_by_one_core() -> None:
 
     for heads, shared, length, grain in (
         (3, 3, 8192, 3), (4, 2, 8192, 2), (9, 1, 8192, 1), (2, 4, 8192, 1), (3, 3, 340, 5),
-        (3, 3, 512, 6),  # what the cache could hold, but for what a step reads in between
+        (3, 3, 512, 6),  # fewer than fit into the cache: a step reads other memory in between
     ):  # fmt: skip
         nest = nest_of(
             lambda q, k, shared=shared: weights(q, k, shared),
@@ -202,7 +202,7 @@ def test_heads_that_share_keys_are_computed_by_one_core() -> None:
 
 
 def test_a_product_asks_for_what_is_read_behind_its_sums() -> None:
-    """Each tile's rows of it, which lie far apart, a share at each line of k."""
+    """Each tile's rows of y, which are far apart; some of them at each line of k."""
 
     def scaled(x: Node, w: Node, y: Node) -> Node:
         return mul(product(x, w), y)

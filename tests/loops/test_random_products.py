@@ -15,7 +15,7 @@ SIDES = st.one_of(st.integers(1, 40), st.integers(1, 300))
 
 @st.composite
 def operand(draw: st.DrawFn, rows: int, columns: int) -> tuple[np.ndarray, list[tuple[str, Any]]]:
-    """An array, and what makes a view of (rows, columns) of it."""
+    """An array, and the steps that make a (rows, columns) view of it."""
     kinds = ["plain", "transposed", "stepped", "broadcast", "padded", "flipped"]
     kind = draw(st.sampled_from(kinds))
     shape, steps = (rows, columns), [(kind, None)]

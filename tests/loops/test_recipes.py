@@ -1,7 +1,7 @@
-"""Every recipe on every kind of processor gives what the reference gives.
+"""Every recipe on every kind of processor gives the reference's results.
 
-Code for older processors runs on newer ones, so AVX-512, AVX2 and SSE2 are all tried on one host,
-and a target without vectors as GPUs have it.
+Code for older processors runs on newer ones, so AVX-512, AVX2 and SSE2 are all tested on one host,
+and a target without vectors, as GPUs are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def test_unfused(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_asking_memory(name: str) -> None:
-    """Asking for what lies behind an array's end does no harm."""
+    """Prefetches beyond an array's end do no harm."""
     agree(PROGRAMS[name], "tiny caches", 5)
 
 
@@ -52,14 +52,14 @@ def test_asking_memory(name: str) -> None:
 def test_symbolic_lengths(
     name: str, n: int, brief: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One kernel serves every length, and leaves alone what lies beyond."""
+    """One kernel serves every length, and does not touch memory beyond it."""
     if not brief:
         monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
     agree(PROGRAMS[name], "avx2", n)
 
 
 def test_places_on_a_diagonal_are_compared() -> None:
-    """Nothing is divided lane by lane."""
+    """No lane divides."""
     kernels = schedule_of(graph_of(PROGRAMS["diagonal"])[0], GOLDEN).kernels
     bodies = [repr(stage.body) for kernel in kernels for stage in kernel.stages]
     assert len(bodies) == 2 and all("-i0 + i1 >= 0" in body for body in bodies)
@@ -67,7 +67,7 @@ def test_places_on_a_diagonal_are_compared() -> None:
 
 
 def test_sums_of_columns_share_passes() -> None:
-    """Those of memory one, those that wait for the mean another."""
+    """Sums of memory share one pass, sums that need the mean another."""
     (kernel,) = schedule_of(graph_of(PROGRAMS["sums_of_columns"])[0], GOLDEN).kernels
     loops = loops_in((lower(kernel, GOLDEN).parallel,))
     passes = [one for one in loops if one.kind == "serial" and one.trips == 90]
@@ -75,7 +75,7 @@ def test_sums_of_columns_share_passes() -> None:
 
 
 def test_sums_of_what_vectors_and_a_matrix_make_together() -> None:
-    """Additive attention, Σ w·tanh(a + b): not a sum of products, for all that few rows read b."""
+    """Additive attention, Σ w·tanh(a + b): no sum of products, although few rows read b."""
 
     def build(inputs: Inputs) -> list[Node]:
         a, b, w = inputs(4, 1, 32), inputs(1, 64, 32), inputs(32)
@@ -87,12 +87,12 @@ def test_sums_of_what_vectors_and_a_matrix_make_together() -> None:
     assert recipes.gemv(kernel, GOLDEN) is None
 
 
-# Recipes of kernels that no program here has: property/ runs them.
+# Recipes of kernels that no program here has; property/ runs them.
 ELSEWHERE = {"scan", "distribute", "byte_dots"}
 
 
 def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a recipe cannot fall out of the tests unnoticed."""
+    """So that no recipe is left untested by accident."""
     made = {
         name: function for name, function in vars(recipes).items()
         if inspect.isfunction(function) and function is not lower
@@ -151,7 +151,7 @@ def test_a_recipe_that_forgets_something(wrong: Callable[[Loop], Loop], message:
 
 
 def test_a_recipe_that_keeps_nothing_at_hand() -> None:
-    """What lives and dies inside the kernel has no memory of its own."""
+    """A value used only inside its kernel has no memory, so a recipe must not store it."""
     (kernel,) = schedule_of(graph_of(PROGRAMS["row_softmax"])[0], GOLDEN).kernels
     loop = flat_loop([], tuple(Store(stage.array, 0, stage.body) for stage in kernel.stages))
     with pytest.raises(CompileError, match="in memory: expected a register"):

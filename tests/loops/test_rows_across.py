@@ -1,4 +1,4 @@
-"""Rows one of whose operands lies along them and the other across: squares are transposed."""
+"""Rows with one operand along them and another across them: squares are transposed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def probabilities(x: Any) -> Any:
 
 
 def softmax_of_columns(n: int) -> Graph:
-    """With its gradient, of n rows and columns."""
+    """With its gradient, of an n × n array."""
     x, g = (Tensor.ones(n, n, device=DEVICE).realize() for _ in range(2))
     y = x.T.softmax(-1)
     roots = [tensor.raw for tensor in (y, *y.gradient(x, gradient=g))]
@@ -46,7 +46,7 @@ def test_loads_and_stores_along_rows_are_transposed() -> None:
 
 
 def test_stages_share_passes_and_one_value_for_each_row_is_in_a_register() -> None:
-    """The maximum; exponentials with their sum; quotients, whose loop is written out in squares."""
+    """The maximum; exponentials with their sum; quotients, whose loop is unrolled in squares."""
     plan = plan_of(lambda new: [softmax(transpose(new(40, 1000)), 1)])
     nest = lower(plan.kernels[0], GOLDEN)
     loops = [one for one in nest.parallel.body if isinstance(one, Loop)]
@@ -91,7 +91,8 @@ def test_windows_of_an_image() -> None:
 
 def test_vectors_run_across_the_phases_of_strided_windows() -> None:
     """Each element of a mean's gradient is read by two neighbours: that is no gather, and better
-    than vectors along the two windows that overlap."""
+    than vectors along the two overlapping windows.
+    """
 
     def gradient(inputs: Inputs) -> list[Node]:
         x = Tensor._of(inputs(2, 4, 56, 56))

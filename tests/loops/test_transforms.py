@@ -1,4 +1,4 @@
-"""What each transformation makes of a small product, as text; and that recipes can be watched."""
+"""Each transformation of a small product, as text; and that recipes can be observed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ STEPS: dict[str, tuple[Callable[[Schedule], object], str]] = {}
 
 
 def step(change: Callable[[Schedule], object]) -> Callable[[Schedule], object]:
-    """Enter what is done to the product; its docstring is what comes of it."""
+    """Register a change of the product; its docstring is the expected result."""
     STEPS[change.__name__] = change, cleandoc(change.__doc__ or "")
     return change
 
@@ -235,7 +235,7 @@ def vectorize_sums(s: Schedule) -> None:
     """
     s.vectorize(k, 4)
     sets = [one for one in walk(*s.body) if isinstance(one, Store)]
-    assert not any(one.everywhere for one in sets)  # lanes behind the end keep their sums
+    assert not any(one.everywhere for one in sets)  # lanes beyond the end keep their sums
 
 
 @step
@@ -269,7 +269,7 @@ def unroll_by(s: Schedule) -> None:
               total[0] = (total[0] + (left[k0 + 5·v0 + 10·vs0] * right[8·k0 + n0]))
             out[n0 + 8·v0 + 16·vs0] = total[0]
     """
-    s.unroll_by(k, 2, "w")  # which does not divide
+    s.unroll_by(k, 2, "w")  # 2 does not divide 5
     s.unroll_by(m, 2, "v")
 
 
@@ -524,7 +524,7 @@ def test_tails_of_a_number_that_varies() -> None:
 
 
 def part_of_k(start: Callable[[Integer], Integer], stop: Callable[[Integer], Integer]) -> Schedule:
-    """The product of 8 rows, of which row m needs the terms from start(m) to stop(m) only."""
+    """A product of 8 rows, where row m needs only the terms from start(m) to stop(m)."""
     s = product(8)
 
     def change(loop: Loop, around: Loops) -> Statements | None:
@@ -653,7 +653,7 @@ def test_a_loop_that_is_not_there() -> None:
 
 
 def test_nothing_is_inserted_beside_copies_alone() -> None:
-    """A barrier that went nowhere would be missed by results only."""
+    """Otherwise the barrier would get lost, and only wrong results would show it."""
     body = loops_over([N], [Store(Array("out", dtypes.float32, 8), N.index, expr.index(N.index))])
     with pytest.raises(ValueError, match="no loop over n0 uses registers"):
         Schedule(body).insert(n, lambda *_: [Barrier()])

@@ -1,4 +1,4 @@
-"""Whatever a person gives the script: one plain sentence, a status that is not 0, no traceback.
+"""Whatever the script is given: one plain sentence, a status other than 0, no traceback.
 
 An earlier checkpoint is never damaged.
 """
@@ -35,7 +35,7 @@ WORDS = "to be, or not to be: that is the question.\n" * 50
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A whole checkpoint."""
+    """A complete checkpoint."""
     path = tmp_path_factory.mktemp("good") / "gpt.safetensors"
     tokenizer = CharacterTokenizer("abcdefghijk")
     model = GPT(TINY)
@@ -125,7 +125,7 @@ def with_header(raw: bytes, change: Callable[[dict[str, Any]], None]) -> bytes:
 
 
 def config(**values: Any) -> Callable[[bytes], bytes]:
-    """Another config in a file without a checksum, as another program might write it."""
+    """Another config, in a file without a checksum, as another program might write it."""
 
     def change(metadata: dict[str, Any]) -> None:
         metadata.pop("crc32")
@@ -255,13 +255,13 @@ def test_a_full_disk(
     assert result.stderr == f"{SCRIPT}: {message}\n"
     assert (tmp_path / "gpt.safetensors").read_bytes() == good
     left = {path.name for path in tmp_path.iterdir()} - {"m.jsonl"}
-    assert left == {"text.txt", "gpt.safetensors"}  # no temporary file
+    assert left == {"text.txt", "gpt.safetensors"}  # no temporary file is left
     load_checkpoint(GPT, tmp_path / "gpt.safetensors")
 
 
 @pytest.mark.parametrize("script", [["sizing.py", "gpt3"], ["mlp.py", "--neuron"]])
 def test_a_reader_that_has_enough(script: list[str]) -> None:
-    """`… | head` ends the script without a word."""
+    """With `… | head` the script ends without a message."""
     reads, writes = os.pipe()
     os.close(reads)
     with open(writes, "wb") as pipe:

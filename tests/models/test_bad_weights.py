@@ -1,6 +1,7 @@
-"""Files of weights that lie: one plain sentence, no crash, nothing read outside the file.
+"""Weight files with false contents: one plain sentence, no crash, nothing read outside the file.
 
-PYTHONPATH=tests python tests/models/test_bad_weights.py 10000 mutates so many headers of each kind.
+`PYTHONPATH=tests python tests/models/test_bad_weights.py 10000` mutates 10,000
+headers of each kind.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ def entry(shape: tuple[int, ...], kind: int, offset: int, name: str = "x") -> by
 
 
 def pair(*value: bytes) -> bytes:
-    """A header with one pair of metadata: the key "a"."""
+    """A header with one pair of metadata, under the key "a"."""
     return header(gguf_string("a") + b"".join(value), pairs=1)
 
 
 def one(shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
-    """A header with one tensor, and 64 bytes behind it."""
+    """A header with one tensor, followed by 64 bytes."""
     return header(entry(shape, kind, offset) + bytes(64), tensors=1)
 
 
@@ -124,7 +125,7 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 
 
 def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """With other values; None takes one away."""
+    """Replaces values; None removes one."""
     return lambda facts: {k: v for k, v in {**facts, **values}.items() if v is not None}
 
 
@@ -224,7 +225,7 @@ INTERESTING = [0, 1, 2, 31, 127, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53,
 
 
 def mutated(raw: bytes, size: int, generator: random.Random) -> bytes:
-    """Some changes to the first `size` bytes: other bytes, other numbers, more, fewer."""
+    """Random changes to the first `size` bytes: other bytes, other numbers, more, fewer."""
     data = bytearray(raw)
     for _ in range(generator.choice([1, 1, 1, 2, 5])):
         place, kind = generator.randrange(min(size, len(data) - 8)), generator.randrange(6)
@@ -248,7 +249,7 @@ def mutated(raw: bytes, size: int, generator: random.Random) -> bytes:
 
 
 def mutate(count: int, folder: Path, seed: int = 0) -> dict[str, int]:
-    """Load `count` mutated files of each kind; how each ended. Anything but plain errors raises."""
+    """Load `count` mutated files of each kind; returns how they ended. Raises bugs."""
     generator = random.Random(seed)
     print("seed", seed)
     whole = small_folder(folder).read_bytes()

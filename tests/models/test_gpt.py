@@ -99,13 +99,14 @@ def test_layers_of_one_shape_are_drawn_by_one_program(on_device: str) -> None:
         GlobalCounters.reset()
         GPT(GPTConfig(layers, 2, dim, 8, 11))
         found.append(GlobalCounters.programs_compiled)
-    # six shapes of matrices, and all biases; a program that is compiled serves several shapes
+    # six shapes of matrices, and all biases; one compiled program may serve several shapes
     assert found[0] == found[1] <= 7
 
 
 def test_a_new_model_knows_nothing(model: GPT) -> None:
-    """Its loss is that of its logits, which are small: a row of 16 numbers of size 1, as a layer
-    norm gives them, by rows of 0.02. A mean of 11 or more such logits is off by a third of that.
+    """Its loss equals that of its logits. They are small: the product of a row of 16 numbers of
+    size 1 (from a layer norm) with weights of size 0.02. A mean of 11 or more such logits is off by
+    at most a third of that.
     """
     ids = some_ids(4, 8)
     logits = model(Tensor(ids))
@@ -168,7 +169,7 @@ def test_a_config_that_does_not_fit(settings: dict[str, Any], message: str) -> N
 
 
 def greedy(model: GPT, ids: list[int], count: int) -> list[int]:
-    """Generation written the slow way: the whole model on all it may see, no padding."""
+    """Generation written the slow way: the whole model on the whole window, no padding."""
     ids, context = list(ids), model.config.context
     start = max(len(ids) - context, 0)
     for _ in range(count):
@@ -203,7 +204,7 @@ def test_generation_follows_its_seed(model: GPT) -> None:
 
 
 def test_tokens_come_as_they_are_drawn(model: GPT) -> None:
-    stream = model.generate([1], 1 << 40, seed=5)  # nobody could wait for the last one
+    stream = model.generate([1], 1 << 40, seed=5)  # far too many to wait for
     assert [next(stream) for _ in range(3)] == list(model.generate([1], 3, seed=5))
 
 
@@ -256,7 +257,7 @@ def test_training_learns_a_pattern(model: GPT, tmp_path: Path) -> None:
 
 
 def test_a_step_in_parts_computes_nothing_twice() -> None:
-    config = replace(TINY, layers=3)  # unlike the others' here, whose programs serve all batches
+    config = replace(TINY, layers=3)  # new to these tests: other programs serve any batch
     windows, counts = Windows(some_ids(400).ravel(), config.context), []
     for parts in (1, 4):
         run = TrainingRun(GPT(config), TrainingPlan(batch=32, accumulate=parts))
@@ -265,7 +266,7 @@ def test_a_step_in_parts_computes_nothing_twice() -> None:
         GlobalCounters.reset()
         run.advance(windows)
         counts.append(GlobalCounters.global_ops)
-    # each part adds to gradients, too; its loss once more would be a twelfth
+    # each part also adds to gradients; computing its loss twice would be a twelfth
     params = sum(int(p.numel()) for p in run.optimizer.params)
     assert counts[0] <= counts[1] <= counts[0] + 8 * params
 
@@ -376,7 +377,7 @@ def _drawn(**options: Any) -> list[int]:
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_a_program_gives_wrongly(name: str) -> None:
-    """Python told of something inside, or nothing was said."""
+    """Python named something internal, or there was no error."""
     call, words = WRONG[name]
     with pytest.raises((TypeError, ValueError), match=re.escape(words)):
         call()
@@ -395,7 +396,7 @@ def test_in_mixed_precision_a_bias_has_the_rounded_gradient() -> None:
 
 
 def test_attention_multiplies_in_the_models_precision() -> None:
-    """Queries, keys and values are rounded where all are at hand; a cache has float32."""
+    """Queries, keys and values are rounded in a pass without a cache; a cache holds float32."""
     Tensor.manual_seed(1)
     attention = Attention(GPTConfig(1, 2, 32, 16, 13, precision="bfloat16"))
     x = Tensor.rand(1, 16, 32)

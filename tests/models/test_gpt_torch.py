@@ -1,6 +1,6 @@
 """A GPT against itself on REF in float64, and that against a PyTorch program.
 
-Compared are every gradient at the start and ten losses of training with the defaults of
+Every gradient at the start and ten losses of training are compared, with the defaults of
 models/gpt.py. Gradients are compared per tensor: element by element, float32 misses 1e-4 on some of
 a GPT's weights in any framework.
 """
@@ -26,7 +26,7 @@ Arrays = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
 @pytest.fixture(scope="module")
 def weights() -> Arrays:
-    """Float64 weights, each also a float32, none of them at the zero where biases start."""
+    """Weights in float64 that float32 represents exactly; none is 0, though biases start there."""
     generator = np.random.default_rng(5)
     with Context(DEVICE=REFERENCE):
         shapes = {k: v.shape for k, v in nn.state.get_state_dict(GPT(CONFIG)).items()}
@@ -83,7 +83,7 @@ def logits(model: GPT) -> np.ndarray[Any, Any]:
 
 @pytest.fixture(scope="module")
 def reference(weights: Arrays) -> dict[str, Any]:
-    """What REF says in float64."""
+    """Results of REF in float64."""
     with Context(DEVICE=REFERENCE):
         return {
             "logits": logits(with_weights(weights, np.float64)),
@@ -93,7 +93,7 @@ def reference(weights: Arrays) -> dict[str, Any]:
 
 
 def split_key_biases(name: str, value: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """The biases of the keys apart: a shift of all keys shifts all scores of a query alike, so
+    """The keys' biases on their own: a shift of all keys shifts all scores of a query equally, so
     their true gradient is 0.
     """
     if not name.endswith("c_attn.bias"):

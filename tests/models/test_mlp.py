@@ -32,7 +32,7 @@ def seeded(on_device: str) -> None:
 
 
 def stripes(count: int, seed: int = 0) -> Digits:
-    """Images with one bright row in a noisy field; which of ten rows it is, is the label."""
+    """Images with one bright row in a noisy field; the label says which of ten rows it is."""
     generator = np.random.default_rng(seed)
     images = 0.3 * generator.random((count, 28, 28)).astype(np.float32)
     labels = generator.integers(0, 10, count).astype(np.int32)
@@ -233,7 +233,7 @@ def test_one_neuron(capsys: pytest.CaptureFixture[str]) -> None:
 
 @needs_mlxtend
 def test_devices_share_batches_and_their_statistics(tmp_path: Path) -> None:
-    """No wrapper: losses, and what BatchNorm has counted, are those of one device."""
+    """No wrapper is needed: losses and BatchNorm's statistics are those of one device."""
     found = []
     for layout in ([], ["--dp", "3", "--trace", str(tmp_path / "t.json")]):
         record = tmp_path / f"{len(found)}.jsonl"
@@ -286,7 +286,7 @@ def test_an_epoch_says_its_mean_loss_and_its_last_step(
 
 
 def test_speed_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that moves by a second for each call of steps."""
+    """The clock advances by 1 s for 20 steps at once, by 3 s for any other number."""
     now = 0.0
 
     def steps(places: Any) -> list[float]:

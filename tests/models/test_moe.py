@@ -1,4 +1,4 @@
-"""Mixtures of experts: sparse equals dense, nothing is dropped, routers are kept fair."""
+"""Mixtures of experts: sparse equals dense, no token is dropped, routers stay balanced."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from minigrad.models.moe_commands import main, show_loads
 from minigrad.models.sizing import parameters
 from minigrad.target import Target
 
-# tokens, dim, hidden, experts, active, gated; two with blocks of one row each, and one whose
-# matrices are so large that products read them where they are
+# tokens, dim, hidden, experts, active, gated; two have blocks of one row each, and one has matrices
+# so large that products read them in place
 CASES = [
     (50, 16, 24, 4, 2, False), (70, 8, 12, 8, 2, True), (2, 16, 24, 8, 2, True),
     (1, 16, 24, 8, 1, False), (7, 8, 8, 1, 1, False), (9, 8, 8, 3, 3, True),
@@ -30,7 +30,7 @@ CASES = [
 
 
 def by_the_book(model: MoE, x: Tensor) -> Tensor:
-    """Every expert on every token, what was not chosen times 0."""
+    """Every expert applied to every token; the experts that were not chosen have weight 0."""
     routing, every = model.router.route(x), Tensor.arange(model.experts)
     answers = model.network(x.unsqueeze(0).expand(model.experts, *x.shape), every)
     hot = routing.chosen.unsqueeze(2).eq(every).float()  # (tokens, active, experts)
@@ -55,10 +55,10 @@ def test_sparse_equals_dense(
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max() + 1e-7
 
 
-@pytest.mark.parametrize("tokens", [1, 40])  # a choice alone, and choices side by side
+@pytest.mark.parametrize("tokens", [1, 40])  # one token's choice, and several tokens' choices
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_experts_multiply_in_a_precision(tokens: int, precision: str, on_device: str) -> None:
-    """Operands are rounded, in the gradients too; sums and what is between products are not."""
+    """Operands are rounded, also in gradients; sums, and values between products, are not."""
     Tensor.manual_seed(5)
     model = MoE(16, 24, 4, 2, bias=False, precision=named(precision))
     x = Tensor.randn(tokens, 16, requires_grad=True).realize()
@@ -90,9 +90,9 @@ def test_experts_multiply_in_a_precision(tokens: int, precision: str, on_device:
             (slope,) = bent.sum().gradient(before)
             by_inner_wanted[expert] += np.outer(of_gradient(by_bent * slope.numpy()), given)
     for got, expected in ((y, wanted), (by_inner, by_inner_wanted), (by_outer, by_outer_wanted)):
-        # not the worst of all: a number between two may be rounded to the other one
+        # not the maximum: a number between two values may be rounded to the other one
         most = np.quantile(np.abs(got.numpy() - expected), 0.9)
-        # autograd rounds a gradient that passes a cast (a choice alone), which is no sum
+        # autograd rounds a gradient that passes through a cast (one token's choice): that is no sum
         assert most <= (2e-6 if tokens > 1 or got is y else 1e-2) * np.abs(expected).max()
     exact = MoE(16, 24, 4, 2, bias=False)
     nn.state.load_state_dict(exact, nn.state.get_state_dict(model))
@@ -100,7 +100,7 @@ def test_experts_multiply_in_a_precision(tokens: int, precision: str, on_device:
 
 
 def test_no_token_is_dropped() -> None:
-    """All tokens want the same two experts: far more than a fair share."""
+    """All tokens choose the same two experts, far more than a fair share."""
     Tensor.manual_seed(2)
     model = MoE(8, 16, 8, 2)
     with Tensor.no_grad():
@@ -118,7 +118,7 @@ def test_no_token_is_dropped() -> None:
 
 
 def test_products_do_the_rows_of_a_block_that_are_there() -> None:
-    """Each masks what it makes, so that the mask bounds its loop; forward and backward."""
+    """Every product masks its result, so that the mask bounds its loop, forward and backward."""
     model, rows = MoE(16, 24, 4), 128
     x = Tensor.randn(200, 16, requires_grad=True).realize()
     y = model(x)
@@ -168,7 +168,7 @@ def test_a_gpt_of_experts() -> None:
     assert count == parameters(config).total
     ids = [3, 1, 4, 1, 5, 9, 2, 6]
     whole = model(Tensor([ids])).numpy()[0]
-    decoder = Decoder(model, [ids[:3]])  # tokens one by one: only chosen experts are read
+    decoder = Decoder(model, [ids[:3]])  # token by token: only chosen experts are read
     for place in range(2, 8):
         assert np.abs(decoder.logits()[0] - whole[place]).max() <= 1e-5
         decoder.append([ids[place + 1] if place < 7 else 0])
@@ -200,6 +200,6 @@ def test_the_script(
 
 
 def test_experts_can_be_counted() -> None:
-    """None is a blank, few are not none, and blocks are apart."""
+    """An expert without tokens, and one with few, are told apart; layers are separated."""
     shares = np.array([[0.5, 0.0, 0.25, 0.25], [0.0, 0.01, 0.99, 0.0]], np.float32)
     assert show_loads(shares) == "█·▄▄ | ·▁█·"

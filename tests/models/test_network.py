@@ -1,4 +1,4 @@
-"""What a step takes over a network, by formula; and measured, between namespaces."""
+"""Time of a training step over a network: by formula, and measured between network namespaces."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ TOTAL = sizing.parameters(CONFIG).total
 
 
 def step(layout: Layout, overlap: float = 0.0, **changes: Any) -> Step:
-    """A step of that work over the wire, with a second of computation."""
+    """A step of that work over the wire, with one second of computation."""
     cluster = Cluster(1.0, WIRE, overlap=overlap, **changes)
     return predict(CONFIG, WORK, layout, cluster, 1.0)
 
 
 def messages(count: float, size: float) -> float:
-    """Seconds of as many messages, one after the other."""
+    """Seconds for `count` messages of `size` bytes, one after the other."""
     return count * (1e-3 + size / 1e9)
 
 
@@ -58,7 +58,7 @@ def test_what_each_way_sends() -> None:
     by_layer = messages(9 * 4, TOTAL * 2 / 4 / 4)
     assert step(Layout(dp=4, zero=3)).network == pytest.approx(by_layer)
     block = 2 * 64 * 16 * 2  # keys and values of a quarter of the tokens
-    ring = messages(4 * 4, block) + messages(4 * 3, 2 * block)  # gradients end where they belong
+    ring = messages(4 * 4, block) + messages(4 * 3, 2 * block)  # gradients end on their owners
     assert step(Layout(sp=4)).network == pytest.approx(ring + gradients)
     sums = messages(4 * 4 * 6, 256 * 16 * 2 / 4)
     for layout in (Layout(tp=4), Layout(tp=4, tokens=True)):
@@ -69,7 +69,7 @@ def test_what_each_way_sends() -> None:
 
 @pytest.mark.parametrize("layout", [Layout(dp=2), Layout(sp=2), Layout(dp=2, sp=2)])
 def test_a_training_sends_what_the_formula_says(layout: Layout) -> None:
-    """Beside some scalars: losses and norms."""
+    """Except for a few scalars: losses and norms."""
     config, batch = GPTConfig(2, 2, 32, 16, 65), 4
 
     def sent(trial: Trial) -> int:
@@ -95,7 +95,7 @@ def test_experts_meet_those_that_have_the_same() -> None:
     found = predict(config, WORK, Layout(dp=2, ep=2), Cluster(1.0, WIRE, overlap=0.0), 1.0)
     count = sizing.parameters(config)
     own = count.feed_forward / 2
-    routed = 64 * 16 * 2 * 2 / 2  # of each device's tokens, to two experts, half to the other
+    routed = 64 * 16 * 2 * 2 / 2  # each device's tokens, to two experts, half to the other device
     wanted = messages(6, (count.total - count.feed_forward) * 2 / 4) + messages(2, own * 2 / 2)
     assert found.network == pytest.approx(wanted + messages(4 * 4, routed))
 
@@ -110,7 +110,7 @@ def test_what_hides_behind_computation() -> None:
     assert waited.exposed == pytest.approx(waited.network - 2 / 3 * 3 / 4)
     (one,) = waited.exchanges
     assert (one.messages, one.nbytes) == (6 * 4, TOTAL * 2 / 4 / 4)
-    # weights come in six runs, of 3/16 of all, gradients go in two; one run of each hides never
+    # weights come in six runs, of 3/16 of all, gradients go in two; one run of each is never hidden
     runs = predict(CONFIG, WORK, Layout(dp=4, zero=3), Cluster(1.0, slow, bucket=TOTAL), 1.0)
     assert [(one.messages, round(one.nbytes * one.messages)) for one in runs.exchanges] == [
         (2 * 6 * 3, round(2 * 3 * TOTAL * 2 / 4)), (2 * 3, round(3 * TOTAL * 2 / 4))
@@ -138,7 +138,7 @@ def test_gaps_of_a_pipeline_are_those_of_its_table(schedule: str) -> None:
     assert free.idle == pytest.approx(schedules.bubble(schedules.simulate(table)))
     assert free.exposed == pytest.approx(0, abs=1e-9)
     hidden, shown = (step(layout, overlap) for overlap in (1.0, 0.0))
-    assert 0 < hidden.exposed < shown.exposed  # some messages travel while others are computed
+    assert 0 < hidden.exposed < shown.exposed  # some messages travel during computation
     assert hidden.gaps == pytest.approx(shown.gaps)
 
 
@@ -146,7 +146,7 @@ def test_messages_of_a_pipeline_follow_each_other() -> None:
     table = schedules.make_table("gpipe", 2, 2, 2)
     wire = schedules.Wire(3.0, 0.5)
     first, second = schedules.simulate(table, wire=wire)
-    # forward 1 + 1, on the wire 1 … 4 … 7; the second stage then waits for its own messages only
+    # forward 1 + 1, on the wire 1 … 4 … 7; the second stage then waits only for its own messages
     assert [one.start for one in second] == [4.5, 7.5, 8.5, 10.5]
     assert [one.stop for one in first] == [1, 2, 10.5 + 3.5 + 2, 10.5 + 3 + 3.5 + 2]
     alone = schedules.length(schedules.simulate(table))
@@ -163,7 +163,7 @@ def test_neighbours_in_a_box_meet_over_its_own_network() -> None:
 
 
 def test_the_article_is_right() -> None:
-    """Data parallel is of medium sensitivity, sequence (and tensor) parallel of a high one."""
+    """Data parallel is moderately sensitive, sequence and tensor parallel highly sensitive."""
     found = {name: network.unhidden(model, layout, network.NETWORKS[1])
              for name, (model, layout) in network.cases(GPT3).items()}  # fmt: skip
     words = {name: network.sensitivity(bandwidth_for(one)) for name, one in found.items()}
@@ -171,7 +171,7 @@ def test_the_article_is_right() -> None:
                      "EP": "medium", "PP": "low"}  # fmt: skip
     assert found["DP"].idle < found["SP"].idle < found["TP"].idle
     assert found["SP"].messages > 50 * found["DP"].messages
-    for name, one in found.items():  # it waits for a tenth of a step at the bandwidth that it needs
+    for name, one in found.items():  # at the bandwidth that it needs, it waits a tenth of a step
         base = replace(network.NETWORKS[1], bandwidth=bandwidth_for(one))
         model, layout = network.cases(GPT3)[name]
         again = network.unhidden(model, layout, base)
@@ -183,7 +183,7 @@ def test_the_article_is_right() -> None:
 
 
 def test_lost_packets_slow_a_network_down() -> None:
-    """1,460 bytes in 2 ms, by √(3/2)/√loss: Mathis et al. (1997)."""
+    """1,460 bytes in 2 ms, times √(3/2)/√loss: Mathis et al. (1997)."""
     lossy = Network("Ethernet, lossless", 1e9, 1e-3).lossy(0.0006)
     assert lossy.bandwidth == pytest.approx(730e3 * 50)
     assert lossy.name == "Ethernet, 1 packet in 1,667 lost*"
@@ -244,7 +244,7 @@ def test_the_help_explains_itself() -> None:
 
 
 def leftovers() -> list[str]:
-    """Namespaces of ours, and processes of a measurement."""
+    """Leftover namespaces of ours, and leftover processes of a measurement."""
     found = [path.name for path in network_link.PLACE.glob(f"{network_link.PREFIX}-*")]
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -258,7 +258,7 @@ def leftovers() -> list[str]:
 
 @pytest.fixture(scope="module")
 def namespaces() -> None:
-    """Skips where this machine lets us make none."""
+    """Skips the test if this machine does not let us make namespaces."""
     try:
         with network_link.Link(2):
             pass
@@ -272,7 +272,7 @@ SMALL = ["--layers", "2", "--dim", "32", "--context", "16", "--steps", "1", "--b
 
 
 def start(*flags: str, **variables: str) -> subprocess.Popen[str]:
-    """`network.py measure` as a process of its own."""
+    """Start `network.py measure` as a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "minigrad.models.network", "measure", *flags],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -300,7 +300,7 @@ def test_without_the_right_it_says_so(tools: list[str], text: str, tmp_path: Pat
 
 
 def test_a_signal_cleans_up_once() -> None:
-    """The first raises; what comes while it cleans up is not heard."""
+    """The first signal raises an exception; signals during the clean-up are ignored."""
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped) as caught, network_measure.EndedBySignals():
         try:
@@ -335,7 +335,7 @@ def test_the_namespaces_of_killed_processes_are_removed() -> None:
 @needs_root
 @pytest.mark.parametrize("relayed", [False, True])
 def test_a_link_is_as_fast_and_as_late_as_it_is_told(relayed: bool) -> None:
-    """A byte takes at least the latency, there and back; many at least their time."""
+    """A byte takes at least the latency, there and back; many take at least their transfer time."""
     server = (
         "import socket\ns = socket.create_server(('10.77.0.2', 5000))\nprint('up', flush=True)\n"
         "c, _ = s.accept()\nwhile c.recv(1 << 20): c.sendall(b'.')\n"
@@ -359,7 +359,7 @@ def test_a_link_is_as_fast_and_as_late_as_it_is_told(relayed: bool) -> None:
             listening.kill()
         turn, many = map(float, done.stdout.split())
         assert turn > 0.04 * relayed
-        assert many > (1 << 20) / 5e6 * 0.9  # a burst goes at once
+        assert many > (1 << 20) / 5e6 * 0.9  # a burst passes at once
     assert not [name for name in leftovers() if str(os.getpid()) in name]
 
 

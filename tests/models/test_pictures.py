@@ -1,4 +1,4 @@
-"""Pictures: what stands at their axes, and that nothing is said about them on the way."""
+"""Pictures: the labels of their axes, and that drawing them prints no warnings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that were drawn, in place of their files; a warning is an error."""
+    """The figures, kept instead of being written to files; a warning is an error."""
     figures: list[Any] = []
 
     def keep(figure: Any, path: Path) -> None:
@@ -38,7 +38,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def attention(count: int) -> Any:
-    """Each token looks alike at all before it."""
+    """Each token attends equally to itself and all tokens before it."""
     return np.tril(np.ones((count, count))) / np.arange(1, count + 1)[:, None]
 
 

@@ -1,4 +1,4 @@
-"""A line by gradient descent: its end, its noise, and what blind perturbation costs."""
+"""A line fitted by gradient descent: its result, its noise, and the cost of blind perturbation."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_least_squares_and_three_rates() -> None:
 
 
 def test_noise_falls_with_the_root_of_the_batch() -> None:
-    """Each size's noise is that of single points over its root; a mean of n squares is off by
-    their standard deviation over √n, and its root by half of that, relatively.
+    """The noise of a batch size is that of single points over the size's root. A mean of n squares
+    is off by their standard deviation over √n; its root, relatively, by half of that.
     """
     data, draws = points(500, 0.5, 2), 10_000
     x, y = data.x.astype(np.float64), data.y.astype(np.float64)
-    each = -2 * y[:, None] * np.stack([np.ones_like(x), x], 1)  # at (0, 0), by k0 and k1
+    each = -2 * y[:, None] * np.stack([np.ones_like(x), x], 1)  # at (0, 0), by k0 and by k1
     squares = ((each - each.mean(0)) ** 2).sum(1)
     off = 0.5 * squares.std() / squares.mean() / np.sqrt(draws)  # less for larger batches
     noise = gradient_noise(data, draws, 0)

@@ -1,4 +1,4 @@
-"""A training that is stopped, by a person or by a signal, goes on as if nothing had happened."""
+"""A training stopped by a person or a signal continues as if it had not been stopped."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SMALL = ("--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "16", "
 
 
 class AfterStep(Metrics):
-    """Records, and gives an interruption its signal when a step is done."""
+    """Metrics that give an interruption its signal once a step is done."""
 
     def __init__(self, step: int, interruption: Interruption) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_bitwise_the_losses_of_an_uninterrupted_run(
     assert len(first.history) == stop
 
     Tensor.manual_seed(99)
-    Tensor.rand(7).realize()  # what was drawn meanwhile must not matter
+    Tensor.rand(7).realize()  # numbers drawn meanwhile must not matter
     model, _, resumable = load_training(GPT, path)
     assert resumable is not None and curves(first) == [
         (m["step"], m["loss"], m["val_loss"], m["lr"]) for m in resumable.history
@@ -89,7 +89,7 @@ def test_bitwise_the_losses_of_an_uninterrupted_run(
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The script in a process of its own, in which Ctrl-C is not ignored."""
+    """Start the script in a process of its own, in which Ctrl-C is not ignored."""
     return subprocess.Popen(
         [sys.executable, str(SCRIPT), *arguments], cwd=folder, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -122,7 +122,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: 
     command = f"python {SCRIPT} train --resume gpt.safetensors --metrics m.jsonl"
     assert f"stopped after step {done} of 100000; to go on: {command}\n" in errors
 
-    # a few steps more, which the checkpoint knows nothing of, and half a line
+    # a few more steps, which are not in the checkpoint, and half a line
     with metrics.open("a") as file:
         file.write(json.dumps({"step": done + 1, "loss": 1.0}) + '\n{"step": ')
     process = start(tmp_path, "train", "--resume", "gpt.safetensors", "--metrics", "m.jsonl")
@@ -150,7 +150,7 @@ def test_a_second_signal_ends_at_once() -> None:
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint of three steps and the text that it learned from."""
+    """A folder with a checkpoint of three steps and the text of its training."""
     folder = tmp_path_factory.mktemp("unfinished")
     (folder / "text.txt").write_text(WORDS)
     (folder / "other.txt").write_text(WORDS.upper())

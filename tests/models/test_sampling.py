@@ -1,4 +1,4 @@
-"""Drawing the next token, against a statement of it in numpy."""
+"""Drawing the next token, against the same rules written in numpy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from minigrad.models.sampling import Sampler, Sampling
 from minigrad.tensor.random import threefry
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
-# what a row's draws are compared with: settings whose cuts fall on no sum of these logits
+# settings for comparisons; none cuts exactly at a partial sum of these logits
 CASES = [
     Sampling(1.0),
     Sampling(0.5),
@@ -28,7 +28,7 @@ CASES = [
 def in_order(
     logits: np.ndarray, settings: Sampling, seen: set[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Kept tokens and the probabilities with which they are drawn, the likeliest first."""
+    """Kept tokens and their probabilities, the likeliest first."""
     x = logits.astype(np.float32)
     for token in seen:
         by = np.float32(settings.repetition_penalty)
@@ -46,7 +46,7 @@ def in_order(
 
 
 def share(seed: int, number: int, count: int) -> float:
-    """The number between 0 and 1 of one draw."""
+    """The random number between 0 and 1 of one draw."""
     words = (Tensor([w], dtype="uint32").raw for w in (seed, 0, number, count))
     first, second, *counter = words
     high, low = (
@@ -56,7 +56,7 @@ def share(seed: int, number: int, count: int) -> float:
 
 
 def expected(logits: np.ndarray, settings: Sampling, seen: set[int], part: float) -> int:
-    """The token at a part of the sum, by ids; those as likely as the last one kept come last."""
+    """The token at `part` of the probabilities' sum, by ids; ties with the last token come last."""
     tokens, chances = in_order(logits, settings, seen)
     cut = settings.top_k or settings.top_p
     nearer = np.sort(tokens[chances > chances[-1] * (1 + 1e-9)] if cut else tokens)
@@ -69,7 +69,7 @@ def expected(logits: np.ndarray, settings: Sampling, seen: set[int], part: float
 
 @pytest.mark.parametrize("vocabulary", [11, 700])
 def test_each_draw(device: str, vocabulary: int) -> None:
-    """Rows with settings of their own, equal logits among them, over several draws."""
+    """Each row has its own settings; some logits are equal; several draws."""
     generator = np.random.default_rng(vocabulary)
     logits = np.round(generator.normal(size=(len(CASES), vocabulary)) * 2, 1).astype(np.float32)
     with Context(DEVICE=device):
@@ -86,7 +86,7 @@ def test_each_draw(device: str, vocabulary: int) -> None:
 
 
 def chances(settings: Sampling, draws: int = 1000) -> np.ndarray:
-    """How often each token of LOGITS is drawn by as many rows."""
+    """How often each token of LOGITS is drawn in `draws` rows."""
     sampler = Sampler([settings] * draws, len(LOGITS))
     tokens = sampler(Tensor(LOGITS).expand(draws, len(LOGITS)))
     return np.bincount(tokens.numpy(), minlength=len(LOGITS)) / draws
@@ -104,7 +104,7 @@ def test_choices_follow_the_probabilities() -> None:
 
 
 def test_equal_logits() -> None:
-    """Of the tokens that are as likely as the last one kept, the first are."""
+    """Of the tokens as likely as the last one kept, those with the lowest ids are kept."""
     for settings, kept in ((Sampling(1.0, 3), 3), (Sampling(1.0, None, 0.29), 3)):
         sampler = Sampler([settings] * 500, 10)
         assert set(sampler(Tensor.zeros(500, 10)).tolist()) == set(range(kept))

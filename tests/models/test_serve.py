@@ -1,5 +1,5 @@
-"""The server on loopback, with the public client `openai`: protocol, limits, and that requests
-which share steps get what they get alone.
+"""The server on loopback, with the public client `openai`: protocol, limits, and that requests that
+share steps get the same answers as alone.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def random_prompts(count: int, longest: int = 90) -> list[list[int]]:
 
 
 class Caller:
-    """Waits for what an engine tells."""
+    """A request and the events that its engine has sent."""
 
     def __init__(self, prompt: list[int], tokens: int = 12, **more: Any) -> None:
         self.events: list[Drawn | Ended] = []
@@ -72,14 +72,14 @@ class Caller:
 def engine() -> Iterator[Engine]:
     made = Engine(strong_model(), SLOTS, CONTEXT, QUEUE, guesses=3)
     made.start()
-    made.slots.checks = {1: 1.0}  # as where a check costs no more than a step
+    made.slots.checks = {1: 1.0}  # as if a check cost no more than a step
     yield made
     made.close()
 
 
 def test_requests_that_share_steps_get_what_they_get_alone(engine: Engine) -> None:
     prompts = random_prompts(QUEUE + SLOTS)
-    prompts[1] = [*prompts[0][:70], *[65] * 70, 66]  # pieces that are known from others
+    prompts[1] = [*prompts[0][:70], *[65] * 70, 66]  # some pieces are already cached
     prompts[2] = [*prompts[1][:130], 67]
     sampled = {"settings": Sampling(0.9, top_k=20), "seed": 5}
     more = [sampled if number % 3 == 2 else {} for number in range(len(prompts))]
@@ -99,7 +99,7 @@ def test_requests_that_share_steps_get_what_they_get_alone(engine: Engine) -> No
             assert caller.tokens() == alone[number], number
     assert max(caller.request.shared for caller in callers.values()) >= 64
     (draws,) = engine._draws.values()  # all samplers share it
-    assert draws._replays  # of the thread of the engine
+    assert draws._replays  # the engine's own thread replays it
 
 
 @pytest.mark.parametrize("quantized", [False, True])
@@ -121,12 +121,12 @@ def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -
     slots.copy(2, 1, place)
     assert np.array_equal(slots.step({3: (1, 10), 1: (80, place)})[1].logits, wanted)
     one_by_one = [slots.step({0: (token, place + n)})[0].logits for n, token in enumerate((80, 81))]
-    for others in ({}, {3: ([4, 5], 9)}, {3: ([4], 9)}):  # and where others were guessed before
+    for others in ({}, {3: ([4, 5], 9)}, {3: ([4], 9)}):  # also after guesses for other slots
         assert slots.check({**others, 2: ([80, 9], place)})[2][1].logits.size > 1
         checked = slots.check({2: ([80, 81], place), **others})[2]
         assert np.array_equal([row.logits for row in checked], one_by_one), others
         assert [row.likeliest for row in checked] == np.argmax(one_by_one, 1).tolist()
-    slots.widths = [1]  # as where no two widths agree
+    slots.widths = [1]  # as if no two widths gave the same logits
     assert set(slots.step({3: (1, 10), 1: (80, place)})) == {1, 3}
 
 
@@ -143,7 +143,7 @@ def small_and_quantized(folder: Path) -> GPT:
 
 
 def test_short_prompts_are_read_in_one_turn() -> None:
-    """As many as one piece holds; what begins first is read first."""
+    """As many as fit into one piece; what comes first is read first."""
     made = Engine(strong_model(), SLOTS, CONTEXT)
     callers = [Caller(prompt) for prompt in ([40] * 80, [41] * 20, [42] * 10, [43] * 17)]
     for caller in callers:
@@ -201,7 +201,7 @@ def test_guesses() -> None:
         guesses.add(token)
         assert guesses.next() == []
     guesses.add(4)
-    assert guesses.next() == [7, 2, 3]  # the latest
+    assert guesses.next() == [7, 2, 3]  # the latest continuation
     guesses.add(5)
     assert guesses.next() == [6, 9, 2] and guesses.luck == 1.125  # nothing of 7, 2, 3 was right
     for token in (6, 9, 2):
@@ -212,7 +212,7 @@ def test_guesses() -> None:
 
 
 def test_guesses_change_nothing_but_the_number_of_steps(engine: Engine) -> None:
-    """Greedy ones, which are told the same logarithms, to the end of the context."""
+    """Greedy requests get the same log probabilities, to the end of the context."""
     repeated = [65, 66, 67, 68] * 9
     cases: list[tuple[list[int], int, dict[str, Any]]] = [
         (prompt, CONTEXT, {}) for prompt in (*random_prompts(3), repeated)
@@ -242,7 +242,7 @@ def test_guesses_change_nothing_but_the_number_of_steps(engine: Engine) -> None:
 
 
 def test_guesses_must_pay(engine: Engine) -> None:
-    costs, engine.slots.checks = engine.slots.checks, {1: 4.0}  # 3 right ones save as much
+    costs, engine.slots.checks = engine.slots.checks, {1: 4.0}  # 3 right guesses save no more
     caller = Caller([65, 66, 67, 68] * 9, 60)
     engine.submit(caller.request)
     assert len(caller.tokens()) == 60 and not caller.request.guessed
@@ -260,7 +260,7 @@ def test_wrong_flags(slots: int, speculate: int, said: str, engine: Engine) -> N
 
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_a_context_without_room_is_refused_at_the_start(context: int) -> None:
-    """And not by each request."""
+    """Instead of by each request."""
     flags = argparse.Namespace(slots=2, speculate=0, queue=1)
     model = GPT(GPTConfig(layers=1, heads=1, dim=8, context=context, vocabulary=11))
     if context == 3:
@@ -335,7 +335,7 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
 
 
 def test_offsets_are_those_of_the_text() -> None:
-    """Of which a character may have several tokens."""
+    """One character may have several tokens."""
     server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
     job: Any = argparse.Namespace(cancel=lambda: None)
     told = Answer(server, job, wanted({"logprobs": 0}, "completion"), False, Events())
@@ -345,7 +345,7 @@ def test_offsets_are_those_of_the_text() -> None:
 
 
 def test_the_likelier_of_tokens_that_look_alike_is_told() -> None:
-    """As parts of characters do."""
+    """Parts of characters, for example, have the same text."""
     drawn = [Drawn(0xC3, -0.5, [(0xC3, -0.5), (0xE2, -2.0), (97, -3.0)])]
     told = completion_logprobs(tokenizer(), drawn, [0])
     assert told["tokens"] == ["\ufffd"]
@@ -353,7 +353,7 @@ def test_the_likelier_of_tokens_that_look_alike_is_told() -> None:
 
 
 def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
-    """Guesses that came true may have brought more in the same step."""
+    """Accepted guesses may have added more tokens in the same step."""
     server: Any = argparse.Namespace(name="tiny", tokenizer=tokenizer())
     job: Any = argparse.Namespace(cancel=lambda: None, prompt=[1], shared=0, accepted=3, guessed=3)
 
@@ -370,7 +370,7 @@ def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
 def test_the_engine_goes_on_when_clients_were_written_to(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And where the loop has ended, at once."""
+    """It waits until they have taken the events, but not if the loop has ended."""
     pytest.importorskip("starlette", reason="pip install '.[serve]'")
     monkeypatch.setattr(server_module, "PATIENCE", 60)
     server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
@@ -393,7 +393,7 @@ def test_the_engine_goes_on_when_clients_were_written_to(
 
 
 def test_a_client_that_goes_while_it_speaks(engine: Engine) -> None:
-    """It is told nothing, and nobody a traceback."""
+    """The client gets no answer, and there is no traceback."""
     requests: Any = pytest.importorskip("starlette.requests", reason="pip install '.[serve]'")
     server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True},
@@ -533,7 +533,7 @@ def post(
 
 def test_what_changes_nothing(place: str) -> None:
     usual = {"messages": MESSAGES, "temperature": 0, "max_tokens": 4}
-    names = {"tokenizer": 1, "self": 1, "func": 1, "answer": False}  # as the template has none
+    names = {"tokenizer": 1, "self": 1, "func": 1, "answer": False}  # not in the template
     answers = [post(place, json.dumps({**usual, **more})) for more in (
         {}, {"presence_penalty": 0.0, "n": 1}, {"chat_template_kwargs": names}
     )]  # fmt: skip
@@ -567,7 +567,7 @@ def test_limits_keys_and_paths(place: str) -> None:
 
 
 def idle(place: str) -> dict[str, Any]:
-    """/health once nothing is active: within 60 s."""
+    """/health once nothing is active, within 60 s."""
     for _ in range(600):
         health: dict[str, Any] = post(place, "", "/health")[1]
         if not health["active"] and not health["waiting"]:
@@ -627,7 +627,7 @@ def test_a_port_in_use_is_told_before_anything_is_compiled(
     monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         places = [["--port", str(taken.getsockname()[1])], ["--host", "\udc80", "--port", "0"]]
-        for place in places:  # the second is what a name in another encoding is to Python
+        for place in places:  # the second one is how Python reads a name in another encoding
             flags = parser().parse_args(["serve", "--checkpoint",
                                          str(tmp_path / "tiny.safetensors"), "--slots", "1",
                                          *place])  # fmt: skip

@@ -1,4 +1,4 @@
-"""The arithmetic: counted against models that are built, and the article's figures."""
+"""The arithmetic of sizes: against models that are built, and the article's figures."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def test_the_figures_of_the_article() -> None:
 
 
 def test_memory_that_was_measured() -> None:
-    """Weights and AdamW's state of a model, within 5 %."""
+    """Memory of a model's weights and AdamW's state: within 5 % of the formula."""
     config = GPTConfig(layers=2, heads=4, dim=256, context=128, vocabulary=2000)
-    gc.collect()  # what other tests have left would be freed meanwhile
+    gc.collect()  # otherwise other tests' leftovers would be freed meanwhile
     before = GlobalCounters.mem_used
     model = GPT(config)
     weights = GlobalCounters.mem_used - before
     assert weights == pytest.approx(4 * sizing.parameters(config).total, rel=0.05)
     optimizer = MatrixAdamW(nn.state.get_parameters(model), TrainingPlan())
     for tensor in nn.state.get_state_dict(optimizer).values():
-        tensor.numpy()  # moments of zeros have no memory before somebody looks
+        tensor.numpy()  # moments of zeros have no memory until they are read
     state = GlobalCounters.mem_used - before
     assert state == pytest.approx(12 * sizing.parameters(config).total, rel=0.05)
     assert sizing.state_bytes(config, 4) == 16 * sizing.parameters(config).total
@@ -70,13 +70,13 @@ def test_memory_that_was_measured() -> None:
 @pytest.mark.parametrize(("config", "batch"), [
     (GPTConfig(4, 4, 128, 64, 68), 12), (GPTConfig(2, 4, 128, 64, 3000), 12),
     (llama(3, 4, 128, 64, 68, key_heads=2, feed_forward=352, tied=True), 12),
-    (GPTConfig(4, 4, 128, 8, 68), 2),  # the gradients are more than the activations
+    (GPTConfig(4, 4, 128, 8, 68), 2),  # gradients need more than activations
     (GPTConfig(2, 4, 128, 64, 68, experts=8, active=2), 12),
     (llama(2, 4, 128, 64, 68, feed_forward=352, tied=True, experts=8, active=1), 12),
 ])  # fmt: skip
 def test_memory_of_training(config: GPTConfig, batch: int, compiled: str) -> None:
-    """Everything that a training holds, activations included: within 5 % on a CPU, whose arrays
-    between kernels share one arena. Another device may have a buffer for each, of some sizes only.
+    """All memory of a training, activations included: within 5 % on a CPU, where arrays between
+    kernels share one arena. Another device may have a buffer for each, of certain sizes only.
     """
     if kind(compiled) == REFERENCE:
         pytest.skip("numpy's memory is not counted")

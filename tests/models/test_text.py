@@ -1,4 +1,4 @@
-"""Text, tokens and windows: what a GPT learns from."""
+"""Text, tokens and windows: a GPT's training data."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Some dozen steps of training: PyTorch's losses from the same weights and batches.
+"""Dozens of training steps give PyTorch's losses, from the same weights and batches.
 
-The judges share nothing with minigrad: they are written with PyTorch's plainest functions.
+The PyTorch models share no code with minigrad: they use PyTorch's plainest functions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def torch() -> Any:
 
 
 class Judge:
-    """Any of the configs, for parameters under minigrad's names."""
+    """A PyTorch model of any of the configs, with parameters named as in minigrad."""
 
     def __init__(self, torch: Any, config: GPTConfig, weights: dict[str, Any]) -> None:
         self.torch, self.config = torch, config
@@ -109,7 +109,7 @@ class Judge:
 
 
 def batch(step: int) -> tuple[Any, Any]:
-    """Sequences that follow a rule, with some noise: there is something to learn."""
+    """Sequences that follow a rule, with some noise, so that there is something to learn."""
     generator = np.random.default_rng((4, step))
     start, stride = generator.integers(0, 13, (4, 1)), generator.integers(1, 4, (4, 1))
     ids = (start + stride * np.arange(17)) % 13
@@ -210,7 +210,7 @@ def test_parts_and_recomputation_change_nothing(
         step = make_step(model, optimizer, PLAN.clip, *settings)
         with Tensor.train():
             losses.append([float(step(*map(Tensor, batch(i))).item()) for i in range(4)])
-    # the load of a part is not that of the whole batch: experts are balanced part by part
+    # a part's load is not that of the whole batch: experts are balanced part by part
     rel = 1e-2 if name == "moe" and accumulate > 1 else 1e-5
     assert losses[1] == pytest.approx(losses[0], rel=rel)
     assert not math.isnan(losses[0][0])

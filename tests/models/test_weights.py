@@ -1,5 +1,5 @@
-"""Weights under others' names: the logits are those of an independent program, at every position,
-in one pass and token after token.
+"""Weights under other programs' names: logits equal an independent program's at every position, in
+one pass and token by token.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def torch() -> Any:
 
 
 def packed(model: GPT) -> int:
-    """How many matrices are kept so."""
+    """The number of matrices that are kept packed."""
     names = nn.state.get_state_dict(model)
     return len({name.partition(".weight.")[0] for name in names if name.endswith(".quants")})
 
@@ -55,7 +55,7 @@ def random_ids(vocabulary: int, count: int = 20) -> list[int]:
 
 
 def agree(model: GPT, wanted: Any, ids: list[int], tolerance: float = 1e-4) -> None:
-    """In one pass, and after each token from the fifth on with keys and values kept."""
+    """Logits agree in one pass, and after each token from the fifth on with a cache."""
     scale = np.abs(wanted).max()
     assert scale > 0.5
     got = model(Tensor([ids])).numpy()[0]
@@ -75,18 +75,18 @@ def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
     wanted = logits_of(named, gpt2_facts(*GPT2), ids)
     save_folder(tmp_path / "plain", weights, gpt2_facts(*GPT2))
     agree(GPT.from_pretrained(tmp_path / "plain"), wanted, ids)
-    # with the prefix of the whole model, its output tied, and the masks of old files
+    # with the whole model's prefix, the tied output, and the masks of old files
     whole = {**named, "lm_head.weight": weights["wte.weight"]}
     whole["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 24, 24), np.float32))
     save_folder(tmp_path / "whole", whole, gpt2_facts(*GPT2), shards=3)
     agree(GPT.from_pretrained(tmp_path / "whole"), wanted, ids)
-    # a file that has more than its index says: the others' tensors are where it says they are
+    # a file has more tensors than its index says: the index decides where the others are
     last = max((tmp_path / "whole").glob("*.safetensors"))
     more = {name: Tensor(value * 2) for name, value in whole.items()}
     nn.state.safe_save(more | nn.state.safe_load(last), last)
     agree(GPT.from_pretrained(tmp_path / "whole"), wanted, ids)
     agree(GPT.from_pretrained(tmp_path / "plain" / "model.safetensors"), wanted, ids)
-    # PyTorch's own file, matrices (out, in), as plain Linear layers have them
+    # PyTorch's own file, with matrices (out, in), as plain Linear layers have them
     turned = {name: torch.tensor(value) for name, value in weights.items()}
     for name, value in turned.items():
         if value.ndim == 2 and name.startswith("h."):
@@ -98,7 +98,7 @@ def test_gpt2(torch: Any, tmp_path: Path, on_device: str) -> None:
 
 @pytest.fixture
 def float_products() -> Iterator[None]:
-    """What files hold is told by products that round nothing."""
+    """Products without INT8 rounding, for tests of what files contain."""
     with Context(INT8=0):
         yield
 
@@ -121,7 +121,7 @@ def test_gguf(kind: str, tmp_path: Path, on_device: str, float_products: None) -
 
 
 def dequantized(weight: Any) -> Any:
-    """By the book, with numpy, of the packed tensors: Q4_1 and Q8_0."""
+    """The packed formats Q4_1 and Q8_0, unpacked in numpy."""
     if not isinstance(weight, Quantized):
         return weight.numpy()
     q, scale, *minima = (part.numpy() for part in weight.by_rows())
@@ -211,7 +211,7 @@ WIDE = {**LLAMA, "hidden_size": 512, "intermediate_size": 768, "eos_token_id": 3
 
 
 def a_folder(folder: Path, facts: dict[str, Any]) -> Path:
-    """A random Llama as HuggingFace has it."""
+    """A folder with a random Llama, in HuggingFace's layout."""
     save_folder(folder, random_llama(np.random.default_rng(5), facts), facts)
     tokenizer = {**TOKENIZER, "model": {**TOKENIZER["model"], "vocab": {
         token: number for token, number in TOKENS.items() if number < 36}}}  # fmt: skip
@@ -219,8 +219,8 @@ def a_folder(folder: Path, facts: dict[str, Any]) -> Path:
     return folder
 
 
-# How far logits of this network may be off, the root of mean squares relative to the logits': about
-# 4 times what each matrix is off, as two layers add up. Another network's would be off by 1.4.
+# Most that this network's logits may be off (RMS, relative to theirs): about 4 times the error of
+# each matrix, as two layers add up. Another network's logits would be off by 1.4.
 NEAR = {"Q8_0": 0.03, "Q6_K": 0.1, "Q5_K": 0.2, "Q5_1": 0.2, "Q5_0": 0.2, "Q4_K": 0.4,
         "Q4_1": 0.4, "Q4_0": 0.4, "Q3_K": 0.7, "Q2_K": 1.1}  # fmt: skip
 
@@ -247,7 +247,7 @@ def test_quantized_files(
     assert np.abs(got - plain).max() <= 1e-4 * scale
     assert np.sqrt(((got - wanted) ** 2).mean() / (wanted**2).mean()) <= NEAR[kind]
     assert tokenizer.encode("DACA<|end|>", special=True) == [3, 0, 2, 0, 36]
-    # what is quantized already is copied
+    # matrices that are quantized already are copied
     again = tmp_path / "again.gguf"
     quantize_file(path, again, kind, pure=True)
     assert again.read_bytes() == path.read_bytes()
@@ -298,7 +298,7 @@ def test_a_gpt2_becomes_gguf(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("split", bpe.SPLITS)
 def test_a_tokenizer_puts_nothing_before_a_text_unless_it_did(split: str, tmp_path: Path) -> None:
-    """GGUF files of some kinds put a token there unless they say that they do not."""
+    """Some kinds of GGUF files put a token there unless they say that they do not."""
     tokenizer = bpe.from_shown([*bpe.visible_bytes(), "<s>"], [], split, [256])
     patterns = {kind: pattern for pattern, kind in bpe.PATTERNS.items()}
     before: list[dict[str, Any]] = [{"type": "ByteLevel", "use_regex": split not in patterns}]
@@ -368,7 +368,7 @@ def test_smollm2_in_fewer_bits(smollm2: tuple[GPT, Tokenizer], tmp_path: Path) -
 
 
 def test_fewer_positions_than_a_table_has(tmp_path: Path) -> None:
-    """Keys and values take memory for these alone."""
+    """Keys and values take memory only for these positions."""
     layers, _, *rest = GPT2
     save_folder(tmp_path, random_gpt2(np.random.default_rng(1), layers, *rest), gpt2_facts(*GPT2))
     whole, few = (GPT.from_pretrained(tmp_path, context=context) for context in (100, 8))
@@ -381,7 +381,7 @@ def test_fewer_positions_than_a_table_has(tmp_path: Path) -> None:
 
 
 def test_folders_of_weights(tmp_path: Path) -> None:
-    """Without config.json where the shape is told otherwise; tokenizers of two files."""
+    """Without config.json if the shape is given; tokenizers of two files."""
     facts = {**LLAMA, "vocab_size": 28}
     save_folder(tmp_path, random_llama(np.random.default_rng(7), facts), facts)
     tokens = {**{chr(65 + n): n for n in range(26)}, "AB": 26, "<|endoftext|>": 27}
@@ -392,7 +392,7 @@ def test_folders_of_weights(tmp_path: Path) -> None:
         model, tokenizer = load_model(tmp_path)
         assert tokenizer.encode("ABA") == wanted and tokenizer.special == {"<|endoftext|>": 27}
     (tmp_path / "vocab.json").write_text(json.dumps({**tokens, "<|endoftext|>": 29}))
-    with pytest.raises(InputError, match="its ids leave some out"):  # they were counted anew
+    with pytest.raises(InputError, match="its ids leave some out"):  # they are not renumbered
         load_model(tmp_path)
     (tmp_path / "config.json").unlink()
     same = GPT.from_pretrained(tmp_path, config=model.config)

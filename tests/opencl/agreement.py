@@ -1,4 +1,4 @@
-"""A device of OpenCL beside REF: what both must give."""
+"""Compares an OpenCL device with REF."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def numbers(*shape, seed=0, dtype="float32"):
 
 
 def agree(make, device, *arrays, tolerance=2e-6):
-    """`make` gives the same on the device as on REF, floats up to a share of the largest."""
+    """`make` gives the same on the device as on REF, floats within a share of the largest."""
     results = []
     for name in (device, REFERENCE):
         with Context(DEVICE=name), np.errstate(all="ignore"):

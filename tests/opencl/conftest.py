@@ -1,4 +1,4 @@
-"""The device of these tests: OpenCL's first one."""
+"""The device of these tests: the first OpenCL device."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from minigrad.device import Device
 
 @pytest.fixture(scope="session")
 def first() -> str:
-    """OpenCL's first device, where there is one."""
+    """The first OpenCL device, if there is one."""
     return opened(OPENCL)
 
 
 @pytest.fixture(scope="session")
 def device(first: str) -> str:
-    """The same: some tests here are of any device."""
+    """The same, for tests here that work on any device."""
     return first
 
 
 @pytest.fixture(scope="session")
 def second(first: str) -> str:
-    """The first device with a queue of its own, under a name that no device of a machine has."""
+    """The first device with a queue of its own, under a name that no real device has."""
     from minigrad.runtimes.opencl import OpenCL
 
     name = f"{OPENCL}:99"
@@ -34,7 +34,7 @@ def second(first: str) -> str:
 @pytest.fixture
 def small_training():
     """small_training(captured) → a step of a small training, step(x (…, 12), y (…, 5)) → its loss,
-    and the weight that it learns, both on the default device.
+    and the weight that it trains, both on the default device.
     """
 
     def begin(captured: bool):

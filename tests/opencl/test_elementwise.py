@@ -17,7 +17,7 @@ pytest.importorskip("pyopencl")
 
 
 def test_bools_are_in_order(device):
-    """A vector of bools is a vector of masks, whose true is less than its false."""
+    """A vector of bools is a vector of masks, in which true is less than false."""
     x, y = numbers(4, 1, dtype="int32") > 0, numbers(4, 33, seed=1, dtype="int32") > 0
     agree(lambda x, y: [x > y, x < y, x >= y, x <= y, x == y, x != y], device, x, y)
 
@@ -69,7 +69,8 @@ def test_floats_saturate_on_their_way_to_integers(device, source):
 
 @pytest.mark.parametrize("half", [dtypes.float16, dtypes.bfloat16], ids=lambda dtype: dtype.name)
 def test_every_half_is_read_and_every_neighbourhood_is_rounded(device, half):
-    """All 65,536 bit patterns as values; the halfway points between them, and beside, as floats."""
+    """All 65,536 bit patterns as values; midpoints between them, and their neighbours, as floats.
+    """
     bits = np.arange(1 << 16, dtype=np.uint16)
     wide = bits.view(numpy_dtype(half)).astype(np.float32)
     wide = wide[np.isfinite(wide)]
@@ -90,7 +91,7 @@ def test_every_half_is_read_and_every_neighbourhood_is_rounded(device, half):
 
 
 def test_vectors_of_halves_may_lie_anywhere(device):
-    """Rows of 31 halves, read eight at a time: PoCL 6 itself asks for multiples of 16 bytes."""
+    """Rows of 31 halves, read eight at a time: PoCL 6 itself requires multiples of 16 bytes."""
     x = np.random.default_rng(5).standard_normal((15, 31)).astype(np.float16)
     assert np.array_equal(Tensor(x, device=device).argmax(0).numpy(), x.argmax(0))
 

@@ -1,4 +1,4 @@
-"""What goes wrong outside of a program ends in one plain sentence, and the process lives."""
+"""Failures outside of a program end in one plain sentence, and the process goes on."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ print((Tensor([1.0], device="REF") + 1).tolist())
 
 
 def run_in(**changes):
-    """What TOUCH prints in a process of its own with another environment; None: without it."""
+    """What TOUCH prints in a process with a changed environment; None removes a variable."""
     environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     done = subprocess.run(
         [sys.executable, "-c", TOUCH], env=environment, text=True, capture_output=True, timeout=60,
@@ -88,14 +88,14 @@ def test_no_linker(tmp_path):
 
 @pytest.fixture
 def pocl():
-    """Skips where the device is not one of PoCL's."""
+    """Skips the test if the device is not one of PoCL's."""
     if opencl_devices.devices()[0].platform.name != opencl_pocl.POCL:
         pytest.skip("only PoCL needs a folder")
 
 
 @pytest.mark.parametrize("name", ["HOME", "POCL_CACHE_DIR"])
 def test_pocl_may_not_write_where_it_builds(pocl, name, tmp_path):
-    """As a home that is read-only: PoCL says that there is no device, or that a kernel is wrong."""
+    """As with a read-only home: PoCL then reports that there is no device, or a wrong kernel."""
     file = tmp_path / "file"
     file.touch()
     changes = {"XDG_CACHE_HOME": None, "POCL_CACHE_DIR": None, name: str(file)}
@@ -105,7 +105,7 @@ def test_pocl_may_not_write_where_it_builds(pocl, name, tmp_path):
 
 
 def test_pocl_has_no_room_where_it_builds(pocl, runtime, monkeypatch):
-    """It would end the process."""
+    """PoCL itself would end the process."""
     monkeypatch.setattr(opencl_pocl, "ROOM", 1 << 80)
     sources = [source("no_room", "")]
     with pytest.raises(DeviceError, match=r"in the folder .*where less than .* MiB are free"):
@@ -132,7 +132,7 @@ def source(name, body):
 
 
 def test_a_kernel_that_cannot_be_built(runtime, first):
-    """The message names it also where it was built together with others."""
+    """The message names it even if it was built together with others."""
     good, broken = source("good", "a[0] = 1;"), source("broken", "a[0] = nothing;")
     for sources in ([broken], [good, broken]):
         with pytest.raises(CompileError, match=r"(?s)cannot build the kernel 'broken'.*nothing"):
@@ -141,8 +141,8 @@ def test_a_kernel_that_cannot_be_built(runtime, first):
 
 
 def test_a_built_kernel_is_kept_for_this_driver_only(runtime, tmp_path, monkeypatch):
-    """A damaged or refused binary is built anew."""
-    monkeypatch.setattr(opencl_build, "is_pocl", lambda device: False)  # which keeps them itself
+    """A damaged or rejected binary is built again."""
+    monkeypatch.setattr(opencl_build, "is_pocl", lambda device: False)  # as PoCL has a cache itself
 
     def built(*numbers):
         before = GlobalCounters.kernels_compiled
@@ -164,7 +164,7 @@ def test_a_built_kernel_is_kept_for_this_driver_only(runtime, tmp_path, monkeypa
 
 
 class Newer:
-    """A device with another version of its driver."""
+    """A device with another driver version."""
 
     driver_version = "another"
 
@@ -179,12 +179,12 @@ def test_a_buffer_larger_than_any(runtime):
     message = r"cannot make a buffer of [\d,]+ bytes: its largest is [\d,]+ bytes, and [\d,]+ of"
     with pytest.raises(DeviceError, match=message):
         runtime.allocate(runtime.pool.most + 1)
-    memory = runtime.allocate(100)  # it goes on
+    memory = runtime.allocate(100)  # it still works
     runtime.free(memory, 100)
 
 
 def test_the_largest_buffer_is_not_rounded_up(runtime, monkeypatch):
-    monkeypatch.setattr(runtime.pool, "most", 9_000_001)  # whose class is larger
+    monkeypatch.setattr(runtime.pool, "most", 9_000_001)  # whose size class is larger
     memory = runtime.allocate(9_000_001)
     runtime.free(memory, 9_000_001)
     assert runtime.pool.held == 9_000_001
@@ -192,7 +192,7 @@ def test_the_largest_buffer_is_not_rounded_up(runtime, monkeypatch):
 
 
 def test_a_full_device_goes_on_when_something_is_freed(first, monkeypatch):
-    """A driver may promise more than there is; the process is killed when it is used."""
+    """A driver may promise more memory than there is; the process is killed when it uses that."""
     pool = Device[first].pool
     pool._put_away()
     pool._trim()
@@ -250,9 +250,9 @@ def test_a_device_that_fails_names_itself(first, reference, monkeypatch):
 
 
 class Vanishing:
-    """After some more calls, every call of the driver raises.
+    """After `after` more calls, every call of the driver raises.
 
-    made: how many there were; launched: how many of them were kernels that ran.
+    made: the number of calls; launched: how many of them launched kernels.
     """
 
     def __init__(self, monkeypatch, after):
@@ -263,11 +263,11 @@ class Vanishing:
         calls += [(cl.Kernel, "set_arg"), (cl.CommandQueue, "finish"), (cl.CommandQueue, "flush")]
         for place, name in calls:
             monkeypatch.setattr(place, name, self.counted(getattr(place, name)))
-        kernel = cl.Kernel  # a class: set_arg is changed above
+        kernel = cl.Kernel  # a class; set_arg is replaced above
         monkeypatch.setattr(cl, "Kernel", self.counted(kernel))
 
     def counted(self, call):
-        """A function of the driver that may vanish."""
+        """A function of the driver that may fail."""
 
         def made(*given, **named):
             self.made += 1
@@ -282,9 +282,9 @@ class Vanishing:
 def train(device, begin, captured, vanishes, after, monkeypatch):
     """Train what `begin` makes; the device may vanish within one step, and is back for the next.
 
-    begin: see `small_training`. vanishes: the number of the step; after: so many calls of the
-    driver, None for a training without that step. Gives losses, the error, the calls, and the
-    bytes in use afterwards.
+    begin: see `small_training`. vanishes: the number of the step. after: the number of driver calls
+    before the device vanishes; None leaves that step out. Returns losses, the error, the calls, and
+    the bytes in use afterwards.
     """
     generator = np.random.default_rng(0)
     data = [[generator.standard_normal((8, n)).astype(np.float32) for n in (12, 5)] for _ in "1234"]
@@ -308,11 +308,11 @@ def train(device, begin, captured, vanishes, after, monkeypatch):
 
 @pytest.mark.parametrize(("captured", "step"), [(False, 2), (True, 0), (True, 1), (True, 2)])
 def test_a_device_that_vanishes_within_a_step(first, small_training, captured, step, monkeypatch):
-    """Wherever it does: one sentence, no memory is lost, and when it is back, it learns on.
+    """Wherever it does: one sentence, no memory is lost, and training goes on when it is back.
 
-    As long as no kernel ran, the step has either not been made, or is still to be made.
+    If no kernel ran, the step has either not happened, or is still done later.
     """
-    programs.forget()  # which others made, and which serve a number of times only
+    programs.forget()  # programs of other tests, whose number of uses is limited
     case = first, small_training, captured, step
     without, _, _, used = train(*case, None, monkeypatch)
     whole, error, calls, _ = train(*case, 1 << 30, monkeypatch)
@@ -329,7 +329,7 @@ def test_a_device_that_vanishes_within_a_step(first, small_training, captured, s
 
 
 def test_a_copy_that_failed_is_forgotten(runtime):
-    """Those that come after it, when the device is back, are not concerned."""
+    """Later copies, when the device is back, are not affected."""
     failed = SimpleNamespace(command_execution_status=-5)  # OUT_OF_RESOURCES
     runtime._staged.append(failed)
     memory = runtime.allocate(8)

@@ -1,4 +1,4 @@
-"""The child of a fork: OpenCL's threads stay with the parent, so that it must not be waited for."""
+"""The child of a fork has no OpenCL threads, and must not wait for them."""
 
 from __future__ import annotations
 

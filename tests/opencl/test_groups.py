@@ -1,4 +1,4 @@
-"""Recipes with work-groups: what they make, and that a device computes the same with them."""
+"""Recipes with work-groups: their nests, and that a device computes the same with them."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ simplify"""
 
 
 def steps_of(monkeypatch, *roots):
-    """What recipes do, step by step."""
+    """The steps of the recipes."""
     found = []
     monkeypatch.setattr(transforms.watching, "see", lambda step, body: found.append(step))
     nests(*roots)
@@ -183,7 +183,7 @@ def same(make, device, *arrays, tolerance=1e-5):
 
 
 def noted(name, monkeypatch):
-    """A list to which the launches of a device are added."""
+    """A list to which a device's launches are added."""
     found, launch = [], Device[name].launch
     monkeypatch.setattr(Device[name], "launch", lambda given: found.extend(given) or launch(given))
     return found
@@ -191,7 +191,7 @@ def noted(name, monkeypatch):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_programs_of_recipes(first, name):
-    """Each of loops/'s recipes for GPUs is for some of these (loops/test_recipes.py)."""
+    """Each recipe for GPUs in loops/ applies to some of these (loops/test_recipes.py)."""
     graph, inputs = graph_of(PROGRAMS[name])
     values, wanted = reference(PROGRAMS[name], 5)
     buffers = [Buffer(first, x.dtype, numel(x.shape)) for x in (*inputs.nodes, *graph.roots)]
@@ -234,7 +234,7 @@ def numbers_of(x):
     return Tensor.arange(x.shape[0], device=x.device)
 
 
-LARGE = {  # enough for vectors of each work-item
+LARGE = {  # so large that each work-item has vectors
     "zeros around": lambda x: x.pad((3, 5)) * 2,
     "zeros around what is across": lambda x: x.reshape(-1, 3).T.reshape(-1).pad((1, 3)),
     "numbers across": lambda x: x + numbers_of(x).reshape(3, -1).T.reshape(-1),
@@ -286,7 +286,7 @@ def test_attention_with_any_number_of_rows(first, rows):
 
 def test_groups_that_share_slices_of_scratch_run_in_pieces(first, monkeypatch):
     monkeypatch.setattr("minigrad.runtimes.opencl.SCRATCH_BYTES", 3 << 17)
-    x = numbers(11, 20_000)  # a row and its powers are longer than local memory
+    x = numbers(11, 20_000)  # a row and its exponentials do not fit into local memory
     launches = noted(first, monkeypatch)
     same(lambda x: (x * 2).softmax(1), first, x)
     assert any(len(launch.code.pieces) > 1 for launch in launches)

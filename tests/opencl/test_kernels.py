@@ -1,4 +1,4 @@
-"""Reductions, products and what data addresses: an OpenCL device agrees with REF."""
+"""Reductions, products, gathers and scatters: an OpenCL device agrees with REF."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_long_sum_is_cut_in_two(device):
 
 @pytest.mark.parametrize("count", [1025, 1032, 1500, 2049, 4099, (1 << 17) + 9])
 def test_every_term_of_a_long_sum_counts(device, count):
-    """Whole numbers, whose sums are exact: also those after the last whole vector of a level."""
+    """Whole numbers, whose sums are exact; also those after the last whole vector of a level."""
     whole = numbers(3, count, dtype="int32").astype(np.float32)
     for x in (whole, whole.T.copy(), whole[0], whole.astype(np.float16)):
         agree(lambda x: [x.sum(0), x.sum(-1), (x * x).sum()], device, x, tolerance=0)
@@ -34,7 +34,7 @@ def test_every_term_of_a_long_sum_counts(device, count):
 
 
 def test_places_of_a_tile_that_have_one_text(device):
-    """A quotient of a tile's row has the text of that of its first row, which is known before."""
+    """A quotient in a tile's row has the text of that in its first row, which is known before."""
 
     def made(x, w, b):
         rows = b.repeat_interleave(3)
@@ -46,7 +46,7 @@ def test_places_of_a_tile_that_have_one_text(device):
 
 @pytest.mark.parametrize("columns", [3, 7, 8, 16, 23, 32, 47, 70])
 def test_values_of_any_width_that_may_not_be_finite(device, columns):
-    """Masked products look at all lanes of a vector at once, of whatever length it is."""
+    """Masked products test all lanes of a vector at once, whatever its length."""
 
     def attention(x, y):
         masked = [t.scaled_dot_product_attention(t, t, is_causal=True) for t in (x, y)]
@@ -82,7 +82,7 @@ def test_products_of_half_precision_accumulate_in_float32(device):
     agree(lambda x, w: x @ w, device, x, w, tolerance=1e-3)
 
 
-# ---- addressed by data ----
+# ---- gathers and scatters ----
 
 
 def test_gather_reads_zero_out_of_range(device):
@@ -109,12 +109,12 @@ def test_scatter_adds_in_order_and_writes_nothing_out_of_range(device):
         roots = [build.scatter_add(base, index, x, 0), build.scatter_add(*swapped, 1)]
         results.append(values(roots))
     for got, wanted in zip(*results, strict=True):
-        np.testing.assert_array_equal(got, wanted)  # bit for bit: the same order
+        np.testing.assert_array_equal(got, wanted)  # bit for bit, as the order is the same
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "int8", "int64", "uint8"])
 def test_what_is_chosen_behind_a_product(device, dtype):
-    """Vectors of truths of each width: by an index, by a number, and as numbers."""
+    """Vectors of bools of each width: by an index, by a number, and as numbers."""
 
     def chosen(x, w):
         column, made = Tensor.arange(32), x @ w

@@ -1,4 +1,4 @@
-"""A PoCL that is older than the processor builds nothing: another one is taken, or it is said."""
+"""A PoCL that is older than the processor builds nothing: another is used, or an error says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytest.importorskip("pyopencl")
 
 
 class Platform:
-    """A PoCL with one device, whose processor it calls by a name; width: float32 of its vectors."""
+    """A PoCL with one device of the given processor; width: float32 values in its vectors."""
 
     def __init__(self, processor: str, version: str, width: int = 16) -> None:
         self.name, self.version = opencl_pocl.POCL, f"OpenCL 3.0 PoCL {version}  Linux"
@@ -29,7 +29,7 @@ class Platform:
         )  # fmt: skip
 
     def get_devices(self) -> list[SimpleNamespace]:
-        """Its device."""
+        """The list of its device."""
         return [self.device]
 
 
@@ -65,7 +65,7 @@ for name in ("CL", "CL:1"):  # told twice, LLVM would end the process, too
 
 
 def test_llvm_does_not_end_the_process(first: str, tmp_path: Path) -> None:
-    """It did for a PoCL 6 with LLVM 18 and these powers in a scalar loop: found by fuzzing."""
+    """With PoCL 6 and LLVM 18, these powers in a scalar loop did: found by fuzzing."""
     if Device[first].device.max_compute_units < 2:
         pytest.skip("the OpenCL device cannot be divided")
     changes = {"POCL_CACHE_DIR": str(tmp_path), "MINIGRAD_CL_SUBDEVICES": "2"}

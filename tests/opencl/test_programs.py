@@ -51,11 +51,11 @@ def test_copies_between_devices(device):
         np.testing.assert_array_equal((there.to(name) * 2).numpy(), (data + 1) * 2)
 
 
-# Bytes of which a copy waits in the queue (more such copies than may wait), and of which none does.
+# Sizes whose copies wait in the queue (more of them than may wait), and a size that never waits.
 @pytest.mark.parametrize(("size", "count"), [(1000, 20), (1_100_000, 3)], ids=["few", "many"])
 @pytest.mark.parametrize("host", [CPU, REFERENCE, "numpy"])
 def test_a_copy_has_what_its_source_held_then(device, host, size, count):
-    """The source is written, or its memory given to others, right after; the queue is busy."""
+    """Right afterwards the source is overwritten, or its memory reused, while the queue is busy."""
     busy = Tensor(numbers(120, 120), device=device).realize()
     given = numbers(size)
     copies = []
@@ -143,7 +143,7 @@ def same_training(device, make_model, loss_of):
     assert got[-1] < got[0]
     for name, value in reference.items():
         difference = np.abs(state[name] - value)
-        assert np.median(difference) <= 1e-5, name  # Adam blows up what is nearly zero
+        assert np.median(difference) <= 1e-5, name  # Adam magnifies what is nearly zero
     return got
 
 
@@ -209,7 +209,7 @@ def test_kernels_that_differ_in_buffers_only_share_what_was_made(device):
 
 
 def test_conditions_that_are_the_same_in_all_lanes(device):
-    """A max pool's gradient chooses by the window's place, not by the lane: found by fuzzing."""
+    """A max pool's gradient selects by the window's place, not by the lane: found by fuzzing."""
     generator = np.random.default_rng(0)
     x, seed = generator.standard_normal((2, 3, 3, 9)), generator.standard_normal((2, 3, 2, 3))
     found = []
@@ -222,7 +222,7 @@ def test_conditions_that_are_the_same_in_all_lanes(device):
 
 
 def test_loaded_bounds(device):
-    """A mixture of experts: rows of each expert's product, and segments of its gradient."""
+    """A mixture of experts: rows of each expert's product, and segments in its gradient."""
 
     def gradients(x):
         Tensor.manual_seed(2)

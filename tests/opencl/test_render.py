@@ -1,4 +1,4 @@
-"""The text of kernels: what a reader sees with MINIGRAD_DEBUG=5."""
+"""The text of kernels, as MINIGRAD_DEBUG=5 shows it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A sample of the operation table and of the random programs, with each kind of recipes.
+"""A sample of the operation table and of random programs, with each kind of recipes.
 
-OpenCL on a CPU takes a tenth of a second to build a kernel, so here only some of all are checked,
-chosen anew in each run; the head of tests/conftest.py has the command that checks all of them.
+OpenCL on a CPU takes a tenth of a second to build a kernel, so only a sample is checked, a new one
+in each run; the docstring of tests/conftest.py has the command that checks everything.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from property.operation import disagreement, evaluate, make_case
 from property.operations import OPERATIONS
 
 SEED = random.SystemRandom().randrange(2**31)
-SHARE = 12  # one operation of so many
+SHARE = 12  # one of this many operations
 GRAPHS = 2
 
 

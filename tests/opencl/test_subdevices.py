@@ -1,4 +1,4 @@
-"""Parts of one CPU as devices of their own: they hold tensors, copy, and run at once."""
+"""Parts of one CPU as separate devices: they hold tensors, copy, and run concurrently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ranks do in tests: run on threads and, by name, in processes of MPI."""
+"""The programs that ranks run in tests: on threads and, by name, in MPI processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LONG_DTYPES = (dtypes.float32, dtypes.bfloat16, dtypes.int64)
 
 
 def lengths(size: int) -> list[int]:
-    """None, fewer than ranks, as many, a prime number, and many."""
+    """Lengths: 0, 1, one less than the ranks, as many as ranks, a prime number, and LONG."""
     return sorted({0, 1, size - 1, size, 10007, LONG})
 
 
@@ -52,7 +52,7 @@ def given(rank: int, count: int, dtype: DType) -> Any:
 
 
 def expected(size: int, count: int, dtype: DType, how: str) -> Any:
-    """What all ranks get."""
+    """The result on every rank."""
     all_given = [given(rank, count, dtype) for rank in range(size)]
     if how == "max":
         return np.maximum.reduce(all_given)
@@ -70,7 +70,7 @@ def in_memory(array: Any, dtype: DType) -> Buffer:
 
 
 def rings(rank: Rank) -> list[str]:
-    """Ring all-reduce over dtypes, reductions and lengths; gives digests of all results."""
+    """Ring all-reduce over dtypes, reductions and lengths; returns digests of all results."""
     group, size, digests = rank.world, rank.world.size, []
     library = mpi.library(0.0)
     for dtype in DTYPES:
@@ -123,7 +123,7 @@ def inexact(rank: Rank) -> list[str]:
 
 
 def operations(rank: Rank) -> dict[str, list[Any]]:
-    """Every exchange of a small tensor, with the gradient of a weighted sum of it."""
+    """Every exchange, on a small tensor, with the gradient of a weighted sum of the result."""
     group, size = rank.world, rank.world.size
     start = np.arange(2 * size * 3, dtype=np.float32).reshape(2 * size, 3) + 100 * rank.number
     made = {
@@ -150,7 +150,7 @@ def operations(rank: Rank) -> dict[str, list[Any]]:
 
 
 def together_(rank: Rank) -> dict[str, bool]:
-    """Several arrays in one exchange, and each alone: whether they are the same."""
+    """Whether several arrays in one exchange give the same as each array in its own."""
     group, size = rank.world, rank.world.size
     arrays = [np.arange(rows * size * 3, dtype=np.float32).reshape(-1, 3) * (rank.number + 1)
               for rows in (1, 70_000, 0, 2)]  # fmt: skip
@@ -168,7 +168,7 @@ def together_(rank: Rank) -> dict[str, bool]:
 
 
 def captured(rank: Rank) -> list[list[float]]:
-    """A step with exchanges, captured and replayed: a new input each time."""
+    """A step with exchanges, captured and replayed with a new input each time."""
     weight = Tensor([1.0, 2.0, 3.0])
 
     @jit
@@ -181,7 +181,7 @@ def captured(rank: Rank) -> list[list[float]]:
 
 
 def attention(rank: Rank, length: int, seed: int) -> list[float]:
-    """Largest errors of output, dQ, dK and dV of ring attention, against one device's."""
+    """Largest errors of the output, dQ, dK and dV of ring attention, against one device's."""
     generator = np.random.default_rng(seed)
     arrays = [generator.standard_normal((2, 3, length, 8)).astype(np.float32) for _ in range(4)]
     q, k, v = (Tensor(array) for array in arrays[:3])
@@ -203,11 +203,11 @@ def attention(rank: Rank, length: int, seed: int) -> list[float]:
 
 
 def memory_of_attention(rank: Rank, length: int) -> int:
-    """Peak bytes of ring attention with its gradients, beyond what the process had before."""
+    """Peak bytes of ring attention with its gradients, beyond the process's memory before."""
     sequence = SequenceParallel(rank.world, length)
     shape = (1, 2, length // rank.world.size, 16)
     q, k, v = (Tensor.randn(*shape).realize() for _ in range(3))
-    sequence.attention(q, k, v).sum().gradient(q, k, v)  # what is made once, such as constants
+    sequence.attention(q, k, v).sum().gradient(q, k, v)  # makes constants, for example
     GlobalCounters.reset()
     before = GlobalCounters.mem_used
     output = sequence.attention(q, k, v)
@@ -216,10 +216,10 @@ def memory_of_attention(rank: Rank, length: int) -> int:
 
 
 def buckets(rank: Rank) -> list[Any]:
-    """Gradients of uneven parts of a batch, averaged in buckets of different sizes."""
+    """Gradients of uneven parts of a batch, averaged in buckets of several sizes."""
     results = []
     for size in (1, 300, 1 << 20):
-        Tensor.manual_seed(rank.number)  # synchronize must make them alike
+        Tensor.manual_seed(rank.number)  # synchronize must make them equal
         layers = [nn.Linear(5, 7), nn.Linear(7, 3)]
         params = nn.state.get_parameters(layers)
         copies = DataParallel(layers, rank.world, bucket=size)
@@ -238,7 +238,7 @@ def buckets(rank: Rank) -> list[Any]:
 
 
 def synchronized(rank: Rank) -> list[Any]:
-    """Weights that nobody looked at before they were sent, the next random numbers, bytes sent."""
+    """Weights that were still lazy when they were sent, the next random numbers, bytes sent."""
     Tensor.manual_seed(5 + rank.number)
     layers = [nn.Linear(6, 8), nn.BatchNorm(8), nn.Linear(8, 3)]
     if rank.world.size > 1:
@@ -248,7 +248,8 @@ def synchronized(rank: Rank) -> list[Any]:
 
 
 def lazily_exchanged(rank: Rank) -> list[Any]:
-    """Random numbers that go into an exchange as they are drawn, and one result looked at first."""
+    """Random numbers exchanged while still lazy; one of the results is realized before the others.
+    """
     Tensor.manual_seed(5)
     drawn = [Tensor.rand(4, requires_grad=True), Tensor.randn(3, 2), Tensor.uniform(5)]
     if rank.world.size > 1:
@@ -286,8 +287,8 @@ def normalized(rank: Rank, steps: int, batch: int) -> list[Any]:
     return [losses, {name: tensor.numpy() for name, tensor in state.items()}]
 
 
-# name → what all ranks but the last exchange, what the last one does, how many they are, what is
-# said. Those of equal sizes in bytes were garbage once, without a word.
+# name → the exchange of all ranks but the last, the last rank's, number of ranks, error message.
+# Pairs of equal byte size once gave garbage without an error.
 DIFFERENT: dict[str, tuple[Any, Any, int, str]] = {
     "dtype": (
         lambda g: all_reduce(Tensor([1.0, 2.0]), g), lambda g: all_reduce(Tensor([1, 2]), g), 3,
@@ -339,7 +340,7 @@ DIFFERENT: dict[str, tuple[Any, Any, int, str]] = {
 
 
 def different(rank: Rank, name: str) -> None:
-    """Exchanges of which the second is not the same on the last rank."""
+    """Two exchanges; the second one differs on the last rank."""
     all_reduce(Tensor([1.0]), rank.world).realize()
     most, last, _, _ = DIFFERENT[name]
     result = (last if rank.number == rank.world.size - 1 else most)(rank.world)
@@ -348,9 +349,9 @@ def different(rank: Rank, name: str) -> None:
 
 
 def shared(rank: Rank, seed: int) -> list[Any]:
-    """All-reduces of random lengths, one after the other, while ranks are late now and then.
+    """All-reduces of random lengths in a row; ranks are delayed at random.
 
-    Gives digests of all results, the messages sent, and 1 where what a sum should be is not.
+    Returns digests of all results, the number of messages sent, and 1 for each wrong sum.
     """
     group, both, own = rank.world, random.Random(seed), random.Random(seed + 1 + rank.number)
     members, digests, wrong = group.members, [], 0
@@ -364,7 +365,7 @@ def shared(rank: Rank, seed: int) -> list[Any]:
                 for buffer, array in zip(buffers, arrays, strict=True)]  # fmt: skip
         target = in_memory(np.zeros(sum(counts), numpy_dtype(dtype)), dtype)
         for _ in range(own.choice((0, 0, 1, 30))):
-            given(0, 10_000, dtype)  # the other one waits
+            given(0, 10_000, dtype)  # the other rank waits
         ring.all_reduce(members, sent, target.memory, dtype, how, group)
         found = np.frombuffer(target.copy_out(), numpy_dtype(dtype))
         pairs = [[given(one + number, count, dtype).astype(float) for one in range(2)]
@@ -377,7 +378,7 @@ def shared(rank: Rank, seed: int) -> list[Any]:
 
 
 def odd(rank: Rank) -> list[str]:
-    """What two ranks make of numbers of which it matters which comes first."""
+    """Reductions whose result depends on the order of operands (signed zeros, NaN payloads)."""
     bits = np.array([0x0000, 0x8000, 0x7FC1, 0x7FC2, 0xFFC3, 0x7F80], np.uint16)  # bfloat16
     numbers = (bits.astype(np.uint32) << 16).view(np.float32)
     mine = np.repeat(numbers, 6) if rank.number else np.tile(numbers, 6)
@@ -391,8 +392,8 @@ def odd(rank: Rank) -> list[str]:
     return found
 
 
-# By the number of ranks: cases that share a job of processes, with what they are given. First those
-# that count memory, of which others leave some.
+# Number of ranks → (case, arguments …), run in one MPI job. Cases that measure memory come first,
+# because the others leave some allocated.
 OVER_MPI: dict[int, list[tuple[Any, ...]]] = {
     2: [(memory_of_attention, 2048), (rings,), (inexact,), (shared, 11), (odd,)],
     3: [(rings,), (inexact,), (operations,), (together_,), (captured,), (synchronized,),

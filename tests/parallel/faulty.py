@@ -15,7 +15,7 @@ from minigrad.models.parallel.mesh_device import world
 
 
 def fail(way: str) -> None:
-    """End this rank, or let it hang, in some way."""
+    """End this rank, or make it hang, in the given way."""
     if way == "raise":
         raise ValueError("the well is dry")
     if way == "exit":
@@ -25,12 +25,12 @@ def fail(way: str) -> None:
     if way.startswith("stop"):
         os.kill(os.getpid(), signal.SIGSTOP)
     nobody = threading.Event()
-    while not nobody.wait(0.01):  # hangs, though it could be woken
+    while not nobody.wait(0.01):  # hangs, but could be woken
         pass
 
 
 def program(rank: Rank, way: str, faulty: int) -> float:
-    """Some exchanges, before which one rank fails."""
+    """Some exchanges; one rank fails before the third."""
     total = 0.0
     for step in range(4):
         if step == 2 and rank.number == faulty:
@@ -40,7 +40,7 @@ def program(rank: Rank, way: str, faulty: int) -> float:
 
 
 def end_at_once(faulty: int) -> None:
-    """Ranks of a mesh, one of which was told twice to end."""
+    """Ranks of a mesh; one of them is told twice to end."""
     with ending_all():
         if (ranks := world()) is not None and ranks.rank == faulty:
             raise EndedAtOnce(signal.SIGTERM, "ended at once")

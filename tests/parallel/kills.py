@@ -1,9 +1,9 @@
 """Random faults in a row: `python tests/parallel/kills.py --count 20`.
 
-Each job trains a small GPT on four processes, in one of several layouts, and is ended at a random
-moment in a random way: a rank is killed, or stopped, or told to end, once or twice. Reported are
-what was said, how long the job took to end, whether a process is left, whether its checkpoint, if
-any, is whole, and how far losses on fewer ranks, which go on from there, are from those it had.
+Each job trains a small GPT on four processes, in one of several layouts. At a random moment one
+rank is killed, stopped, or told to end, once or twice. Printed for each job: its error message, how
+long it took to end, whether a process is left, whether its checkpoint (if any) is complete, and how
+far the losses differ when fewer ranks resume from that checkpoint.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from parallel.ranks import start
 from parallel.test_faults import processes_with, still_there
 
 SAVED_EVERY = 50  # steps; usually 500
-# models/gpt.py, but that it saves more often
+# models/gpt.py, but with more frequent checkpoints
 JOB = f"""import sys; from dataclasses import replace; from minigrad.models import gpt_commands
 make_plan = gpt_commands.make_plan
 gpt_commands.make_plan = lambda flags: replace(
     make_plan(flags), validate_every={SAVED_EVERY}, validation_windows=8)
 gpt_commands.main(sys.argv[1:])"""
 FLAGS = "--steps 100000 --layers 2 --dim 16 --heads 2 --context 8 --batch 8 --text text"
-# four ranks → how fewer go on, and how many
+# layout of four ranks → flags of the smaller layout that resumes, and its number of ranks
 LAYOUTS = {
     "--dp 2 --sp 2": ("--dp 1", 2), "--dp 2 --tp 2 --zero 3": ("--dp 1 --zero 0", 2),
     "--experts 4 --dp 2 --ep 2": ("--dp 1", 2), "--tp 2 --pp 2 --micro 2": ("--pp 1", 2),
     "--experts 4 --ep 4": ("--ep 2", 2), "--dp 4 --zero 1": ("--dp 1 --zero 0", 1),
 }  # fmt: skip
-STEPS = 8  # after which enough is known of those that go on
+STEPS = 8  # after which enough is known about the resumed job
 WAYS = {
     "killed": [signal.SIGKILL], "stopped": [signal.SIGSTOP], "told to end": [signal.SIGTERM],
     "told twice to end": [signal.SIGTERM] * 2,
@@ -51,14 +51,14 @@ WAYS = {
 
 
 def losses(record: Path) -> dict[int, float]:
-    """By step, as far as lines are complete."""
+    """The losses by step, from the complete lines of a record."""
     lines = record.read_text("utf-8").splitlines(keepends=True) if record.exists() else []
     found = [json.loads(line) for line in lines if line.endswith("\n")]
     return {line["step"]: line["loss"] for line in found}
 
 
 def prepared(folder: Path) -> list[str]:
-    """The command of a job in a folder, which gets its text; without a layout."""
+    """The command of a job, without its layout; writes the job's text into the folder."""
     (folder / "text").write_text("To be, or not to be, that is the question. " * 40, "utf-8")
     words = FLAGS.replace("text text", f"text {folder / 'text'}").split()
     return ["-c", JOB, "train", *words, "--overwrite", "--checkpoint",
@@ -66,7 +66,7 @@ def prepared(folder: Path) -> list[str]:
 
 
 def going_on(layout: str, folder: Path) -> tuple[int, float]:
-    """Fewer ranks go on by one command: (steps that both did, the worst difference of losses)."""
+    """Resume on fewer ranks: (steps that both runs did, the largest difference of losses)."""
     before, record = losses(folder / "killed.jsonl"), folder / "resumed.jsonl"
     record.unlink(missing_ok=True)
     smaller, ranks = LAYOUTS[layout]
@@ -90,9 +90,10 @@ def going_on(layout: str, folder: Path) -> tuple[int, float]:
 
 
 def one(way: str, layout: str, rank: int, wait: float | None, folder: Path) -> str:
-    """One job and its end, in a line; wait: seconds, None: until there is a checkpoint, and more.
+    """Run one job until its end; a line about it.
 
-    AssertionError where something is left of it that should not be.
+    wait: seconds before the fault; None: until there is a checkpoint and some steps after it.
+    AssertionError if processes or files are left that should not be.
     """
     mark, path = uuid4().hex, folder / "gpt.safetensors"
     extra = {"MINIGRAD_TEST_MARK": mark, "MINIGRAD_PATIENCE": "5"}
@@ -105,9 +106,9 @@ def one(way: str, layout: str, rank: int, wait: float | None, folder: Path) -> s
         time.sleep(0.05)
     time.sleep(wait or 0.0)
     waited = time.monotonic() - begun
-    clock = Clock()  # a pause of this whole machine does not count
+    clock = Clock()  # not counting pauses of the whole machine
     for number in WAYS[way]:
-        with suppress(ProcessLookupError):  # the first may have been enough
+        with suppress(ProcessLookupError):  # the first signal may have been enough
             os.kill(int(numbers[str(rank)]), number)
         time.sleep(0.2)
         clock.tick(0.2)
@@ -135,14 +136,14 @@ def one(way: str, layout: str, rank: int, wait: float | None, folder: Path) -> s
 
 
 def _is_beyond(folder: Path) -> bool:
-    """Whether a job has saved, and done some steps since."""
+    """Whether a job has saved a checkpoint and done some steps since."""
     done = losses(folder / "killed.jsonl")
     saved = (folder / "gpt.safetensors").exists()
     return saved and max(done, default=0) % SAVED_EVERY in range(STEPS, SAVED_EVERY // 2)
 
 
 def main() -> None:
-    """Some jobs in a row."""
+    """Run some jobs in a row."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)

@@ -1,4 +1,4 @@
-"""Random programs on random layouts: what a mesh computes is what one device computes."""
+"""Random programs on random layouts: a mesh computes what one device computes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 from minigrad import Blocks, Mesh, P, Tensor
 
-Pair = tuple[Tensor, Tensor]  # on one device, and on the mesh
+Pair = tuple[Tensor, Tensor]  # on one device, on the mesh
 SHAPES = [(4, 6), (8, 4), (4, 4, 2), (6,), (5, 4), (4, 8), (2, 3, 4), (7, 6)]
 
 
 def drawn_spec(draw: random.Random, mesh: Mesh, shape: tuple[int, ...]) -> P:
-    """Axes for some dimensions, sometimes two for one, or in blocks."""
+    """A random layout: axes for some dimensions, sometimes two for one, or in blocks."""
     axes, entries = list(mesh.sizes), list[Any]()
     for extent in shape:
         if extent == 1 or not axes or draw.random() < 0.4:
@@ -30,7 +30,7 @@ def drawn_spec(draw: random.Random, mesh: Mesh, shape: tuple[int, ...]) -> P:
 
 
 class Program:
-    """Leaves, and what operations make of them, on one device and on a mesh."""
+    """A random program's leaves and operations, on one device and on a mesh."""
 
     def __init__(self, seed: int, device: str, mesh: Mesh) -> None:
         self.draw, self.numbers = random.Random(seed), np.random.default_rng(seed)
@@ -45,27 +45,27 @@ class Program:
         self.results = [self.values[-1], *self.draw.sample(self.values, 2), self.leaves[0]]
 
     def leaf(self, shape: tuple[int, ...]) -> Pair:
-        """Small whole numbers, so that sums are the same in any order."""
+        """A leaf of small whole numbers, so that sums do not depend on their order."""
         data = self.numbers.integers(-3, 4, shape).astype(np.float32)
         one, many = (Tensor(data, device=self.device, requires_grad=True) for _ in range(2))
         return one, many.shard_(self.mesh, self.spec(shape))
 
     def spec(self, shape: tuple[int, ...]) -> P:
-        """Where something is."""
+        """A random layout for a shape."""
         return drawn_spec(self.draw, self.mesh, shape)
 
     def indices(self, extent: int, shape: tuple[int, ...]) -> Pair:
-        """Places along an axis."""
+        """Random indices along an axis."""
         data = self.numbers.integers(0, extent, shape).astype(np.int32)
         one = Tensor(data, device=self.device)
         return one, one.shard(self.mesh, self.spec(shape))
 
     def both(self, pair: Pair, function: Callable[[Tensor], Tensor]) -> Pair:
-        """The same on both."""
+        """A function applied to both tensors."""
         return function(pair[0]), function(pair[1])
 
     def axis(self, pair: Pair) -> int:
-        """One of the axes."""
+        """A random axis."""
         return self.draw.randrange(pair[0].ndim)
 
 
@@ -176,7 +176,7 @@ STEPS: list[Callable[[Program, Pair], Pair | None]] = [
     _along(lambda x, a: (lambda b: b[0].cat(*(y * y for y in b[1:]), dim=a))(x.split(1, a))),
     _along(lambda x, a: x - x.mean(a, keepdim=True)), _along(lambda x, a: x.sort(a)[0]),
     _along(lambda x, a: x.cat(x * 2, dim=a)), _along(lambda x, a: x.roll(1, a)),
-    # (rounded: of values that are equal but for rounding either could be the first)
+    # (rounded: of values that differ only by rounding, either could be the maximum)
     _along(lambda x, a: x * (x * 3).round().argmax(a, keepdim=True)),
     _along(lambda x, a: x.unsqueeze(a).expand(*x.shape[:a], 2, *x.shape[a:])),
     _product, _product, _reshape, _permute, _pad, _shrink, _mark, _mark, _take, _gather, _scatter,

@@ -17,7 +17,7 @@ from minigrad.models.parallel import Mesh, run
 from .cases import OVER_MPI
 
 TESTS = Path(__file__).resolve().parent.parent
-LIMIT = 240  # seconds; a job that takes longer is stuck
+LIMIT = 240  # seconds after which a job counts as stuck
 
 
 def mpiexec() -> str:
@@ -31,7 +31,7 @@ def mpiexec() -> str:
 def start(
     arguments: Sequence[str], ranks: int, extra: dict[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start a Python program on so many processes; it is the leader of a session of its own."""
+    """Start a Python program on this number of processes, in a new session."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path[1:]]),
                    "HYDRA_LAUNCHER": "fork", **(extra or {})}  # fmt: skip
     return subprocess.Popen(
@@ -42,7 +42,7 @@ def start(
 
 
 def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) -> list[Any]:
-    """What case(rank, *more) returns on each rank; kind is "local" or "mpi"."""
+    """The results of case(rank, *more), rank by rank; kind: "local" or "mpi"."""
     if kind == "local":
         return run(lambda rank: case(rank, *more), mesh)
     places = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
@@ -51,7 +51,7 @@ def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) 
 
 @cache
 def over_mpi(mesh: Mesh) -> dict[tuple[str, tuple[Any, ...]], list[Any]]:
-    """What the cases of `OVER_MPI` return, all of one job: to start ranks takes them seconds."""
+    """Results of all cases of `OVER_MPI`, from one job, because starting ranks takes seconds."""
     known = OVER_MPI[mesh.size]
     found = alone(mesh, *known)
     return {(case.__name__, tuple(more)): some
@@ -59,12 +59,13 @@ def over_mpi(mesh: Mesh) -> dict[tuple[str, tuple[Any, ...]], list[Any]]:
 
 
 def alone(mesh: Mesh, *some: tuple[Any, ...]) -> list[list[Any]]:
-    """What some cases (case, *more) return on each rank, in a job of their own."""
+    """Results of some cases (case, *more) on each rank, in a job of their own."""
     return on_mesh("parallel.ranks", mesh.size, packed(mesh, *some))
 
 
 def on_mesh(module: str, ranks: int, *more: str) -> list[Any]:
-    """What a module prints at rank 0 that runs on so many: it makes its meshes itself."""
+    """What rank 0 prints when a module runs on `ranks` processes; the module makes its own meshes.
+    """
     process = start(["-m", module, *more], ranks)
     try:
         out, errors = process.communicate(timeout=LIMIT)
@@ -76,16 +77,16 @@ def on_mesh(module: str, ranks: int, *more: str) -> list[Any]:
 
 
 def packed(mesh: Mesh, *some: tuple[Any, ...]) -> str:
-    """Cases as an argument of this module."""
+    """Some cases, as an argument of this module."""
     return pickle.dumps((mesh, some)).hex()
 
 
 def main() -> None:
-    """One process of a job: rank 0 prints what all returned, case by case."""
+    """One process of a job; rank 0 prints the results of all ranks, case by case."""
     mesh, some = pickle.loads(bytes.fromhex(sys.argv[1]))
     found = [run(lambda rank, case=case, more=more: case(rank, *more), mesh)
              for case, *more in some]  # fmt: skip
-    from mpi4py import MPI  # not before `run`, which begins it
+    from mpi4py import MPI  # not before `run`, which initializes MPI
 
     own = [results[MPI.COMM_WORLD.rank] for results in found]
     gathered = MPI.COMM_WORLD.gather(own)

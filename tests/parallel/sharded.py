@@ -1,4 +1,4 @@
-"""Small GPTs on meshes: their losses, and the bytes of a step; run by itself, over MPI, too."""
+"""Small GPTs on meshes: their losses, and the bytes of a step. Also run as a module, over MPI."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from minigrad.models.parallel.mesh_device import world
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
 MIXED = replace(CONFIG, experts=4, active=2)
-BATCH, STEPS = 8, 8  # of which the third is captured, and the fourth replayed
-# name → axes, ZeRO, whether "tp" divides the tokens between matrices, too
+BATCH, STEPS = 8, 8  # the third step is captured, the fourth replayed
+# name → axes, ZeRO stage, whether "tp" also divides the tokens between matrices
 LAYOUTS = {
     "dp": ({"dp": 4}, 0, False), "zero 1": ({"dp": 4}, 1, False),
     "zero 2": ({"dp": 4}, 2, False), "zero 3": ({"dp": 4}, 3, False),
@@ -34,8 +34,8 @@ MIXTURES = tuple(name for name in LAYOUTS if "ep" in name.split())
 
 
 DEEP = GPTConfig(vocabulary=64, context=16, layers=4, heads=4, dim=32)
-DEEPER = replace(DEEP, layers=8)  # for more pieces than that
-# name → stages, axes, schedule, micro-batches, pieces at a stage, ZeRO, tokens divided
+DEEPER = replace(DEEP, layers=8)  # for pipelines with more pieces
+# name → stages, axes, schedule, micro-batches, pieces per stage, ZeRO stage, tokens divided
 PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
     "gpipe": (4, {"dp": 1}, "gpipe", 2, 1, 0, False),
     "1f1b": (4, {"dp": 1}, "1f1b", 8, 1, 0, False),
@@ -46,14 +46,14 @@ PIPELINES: dict[str, tuple[int, dict[str, int], str, int, int, int, bool]] = {
     "1f1b × sp": (2, {"dp": 1, "tp": 2}, "1f1b", 4, 1, 0, True),
     "1f1b × zero 3": (2, {"dp": 2}, "1f1b", 2, 1, 3, False),
 }  # fmt: skip
-# What processes try, as nothing but the messages differs: these have every kind of exchange (and
-# dtype, size of group, one array or several) and of message between stages that the others have.
+# Layouts run over MPI. Only the transport differs, so these are enough: they contain every kind of
+# exchange (also dtype, size of group, one array or several) and of message between stages.
 OVER_MPI = ("zero 3", "sp", "dp × tp", "dp × sp", "zero 3 × tp", "ep", "ep × tp", "zero 3 × ep",
             "interleaved", "interleaved × dp", "zb × tp", "1f1b × zero 3")  # fmt: skip
 
 
 def config_of(layout: str) -> GPTConfig:
-    """The model that a layout divides."""
+    """The model for a layout."""
     if layout in PIPELINES:
         stages, *_, pieces, _, _ = PIPELINES[layout]
         return DEEP if stages * pieces <= DEEP.layers else DEEPER
@@ -68,7 +68,7 @@ def optimizer_of(name: str, params: Any) -> Any:
 
 
 def batches() -> Iterator[list[Any]]:
-    """Tokens, and those that follow them, of each step."""
+    """Tokens and targets of each step."""
     generator = np.random.default_rng(0)
     for _ in range(STEPS):
         tokens = generator.integers(0, 64, (BATCH, 17)).astype(np.int32)
@@ -76,7 +76,8 @@ def batches() -> Iterator[list[Any]]:
 
 
 def staged(layout: str, optimizer: str) -> dict[str, Any]:
-    """The losses of a pipeline, the last one without learning; bytes between stages, by formula."""
+    """Losses of a pipeline's steps and of a validation; bytes between stages, sent and by formula.
+    """
     Tensor.manual_seed(1)
     stages, axes, schedule, micro, pieces, zero, tokens = PIPELINES[layout]
     model = GPT(config_of(layout))
@@ -86,7 +87,7 @@ def staged(layout: str, optimizer: str) -> dict[str, Any]:
     sent = sum(stage.port.bytes_sent for stage in made.here)
     found.append(made.loss(*next(batches())))
     tp, dp = axes.get("tp", 1), axes["dp"]
-    tied = 2 * 64 * DEEP.dim * 4 * tp * (1 if zero else dp)  # gradients of both copies
+    tied = 2 * 64 * DEEP.dim * 4 * tp * (1 if zero else dp)  # gradients of tied weights' copies
     inner = 2 * (stages * pieces - 1) * BATCH * 16 * DEEP.dim * 4 * (1 if tokens else tp)
     return {"losses": found, "sent": sent, "formula": STEPS * (tied + inner)}
 
@@ -94,7 +95,7 @@ def staged(layout: str, optimizer: str) -> dict[str, Any]:
 def losses(
     layout: str | None, optimizer: str, config: GPTConfig = CONFIG
 ) -> dict[str, Any]:
-    """The losses of some steps; bytes planned and sent, and those of one step by formula."""
+    """Losses of some steps; bytes planned and sent, and the bytes of one step by formula."""
     Tensor.manual_seed(1)
     model = GPT(config if layout is None else config_of(layout))
     division = None
@@ -137,26 +138,26 @@ def losses(
 
 
 def formula(division: Division, params: list[Tensor], tokens: bool) -> float | None:
-    """Bytes that all ranks together send in a step, without a few scalars."""
+    """Bytes that all ranks together send in a step, except a few scalars."""
     sizes, zero = division.mesh.sizes, division.zero
     dp, tp, ep = (sizes.get(axis, 1) for axis in ("dp", "tp", "ep"))
     if ep > 1 and (tp > 1 or zero):
         return None
     if ep > 1:
         ranks, choices = dp * ep, BATCH * CONFIG.context * MIXED.active
-        # there and back, forward and backward; and which expert is meant. Room is for all choices
+        # rows there and back, forward and backward, and their experts; buffers for all choices
         rows = CONFIG.layers * (4 * CONFIG.dim + 1) * choices * (ep - 1) * 4
         alike = [p for p in params if "ep" not in p.sharding]
         own, whole = (sum(4 * int(p.numel()) for p in some) for some in (params, alike))
         return rows + 2 * (ranks - 1) * whole + 2 * (dp - 1) * (own - whole)
     own = sum(
         int(p.numel()) * 4 // (tp if "tp" in p.sharding else 1) for p in params
-    )  # what a rank has of the weights, were they not stored by dp  # fmt: skip
+    )  # a rank's share of the weights if dp did not divide them  # fmt: skip
     weights = (3 if zero == 3 else 2) * (dp - 1) * own * tp
-    # a sum for each, or a reduce_scatter and an all_gather; one of either at both ends
+    # an all_reduce for each, or a reduce_scatter and an all_gather; one of either at both ends
     passes = 4 * CONFIG.layers + tokens
     activations = passes * BATCH * CONFIG.context * CONFIG.dim * 4 // dp
-    if not tokens:  # the last one is taken of gradients of both tables, if these are smaller
+    if not tokens:  # the last one sends both tables' gradients, if these are smaller
         count = BATCH * CONFIG.context // dp
         tables = (CONFIG.vocabulary + CONFIG.context + 2) * CONFIG.dim + 2 * count  # and a norm's
         activations -= 4 * max(count * CONFIG.dim - tables, 0)
@@ -164,7 +165,8 @@ def formula(division: Division, params: list[Tensor], tokens: bool) -> float | N
 
 
 def save_in_parts(folder: Path) -> None:
-    """Models as their ranks have them, each twice: in parts, under the names of their layouts."""
+    """Save models as their ranks hold them, each twice: in parts, under the names of their layouts.
+    """
     ranks = world()
     assert ranks is not None
     named = {}
@@ -186,7 +188,7 @@ def save_in_parts(folder: Path) -> None:
 
 
 def over_mpi(names: Iterable[str]) -> dict[str, Any]:
-    """Some layouts, as one rank sees them; what was sent is that of all."""
+    """Results of some layouts on this rank; "sent" is the total of all ranks."""
     from mpi4py import MPI
 
     found = {}

@@ -50,7 +50,7 @@ def test_ranks_round_alike(kind: str, size: int) -> None:
 
 
 def test_two_ranks_add_in_memory_that_they_share() -> None:
-    """One message for each array, whatever its length, and nobody overwrites what is not read."""
+    """Each array takes one message, whatever its length; unread data is never overwritten."""
     seed = 11
     print("seed", seed)
     (first, sent, wrong), (second, others, also) = on_ranks("mpi", cases.shared, 2, seed)
@@ -60,7 +60,7 @@ def test_two_ranks_add_in_memory_that_they_share() -> None:
 
 def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
-    monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # signs of life that nobody took, among results
+    monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # else UCX reports unread heartbeats
     (((first, sent, wrong), (second, _, also)),) = alone(Mesh(2), (cases.shared, 11))
     assert first == second and not wrong and not also
     assert sent != 3 * len(first)
@@ -70,7 +70,7 @@ def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch
 def test_sums_stay_in_the_caches(
     how: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What is added is sent on, or read, at once: no kernel of an addition stores past them."""
+    """A sum is read or sent on at once, so addition kernels use no streaming stores."""
     texts: list[str] = []
     prepared = Compiler.prepared
 
@@ -78,7 +78,7 @@ def test_sums_stay_in_the_caches(
         texts.append(text)
         return prepared(self, text)
 
-    made = cpu_kernels.Kernels(cpu.host_target(), cpu.host_compiler())  # which knows none
+    made = cpu_kernels.Kernels(cpu.host_target(), cpu.host_compiler())  # with no kernels yet
     monkeypatch.setattr(cpu, "host_kernels", lambda: made)
     monkeypatch.setattr(Compiler, "prepared", kept)
     mine, other = (np.arange(5.0) + start for start in (0, 10))
@@ -99,7 +99,7 @@ def test_sums_stay_in_the_caches(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_agree_on_zeros_and_nan(kind: str) -> None:
-    """Which zero, which NaN: that of one of them, at both."""
+    """For ±0 and NaN operands both ranks get the same bits."""
     first, second = on_ranks(kind, cases.odd, 2)
     assert first == second
 
@@ -176,7 +176,7 @@ def test_exchanges_under_guard() -> None:
 
 
 def test_what_ranks_exchange_is_compared_every_time() -> None:
-    """The seventh exchange is the first that differs; every rank hears of it."""
+    """Only the seventh exchange differs; every rank gets the error."""
     heard: dict[int, str] = {}
 
     def uneven(rank: Rank) -> None:

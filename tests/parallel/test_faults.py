@@ -1,4 +1,4 @@
-"""One rank's fault ends all, with a sentence that names it, and leaves nothing running."""
+"""One rank's fault ends all ranks, with a sentence that names it, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAULTY = str(Path(__file__).with_name("faulty.py"))
 
 
 def threads_of_ranks() -> set[threading.Thread]:
-    """The threads that parallel runs have, or have left behind; those of meshes stay."""
+    """The threads of parallel runs, also those left behind; not those of meshes."""
     names = ("minigrad rank", "minigrad exchanges", "minigrad watch")
     return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
 
@@ -40,11 +40,11 @@ def test_a_thread_that_raises_ends_all(faulty: int) -> None:
     if faulty:
         assert "rank 2 failed: ValueError" in str(caught.value)
     assert threads_of_ranks() <= before
-    assert run(lambda rank: program(rank, "raise", 9), 3) == [12.0] * 3  # the next run is well
+    assert run(lambda rank: program(rank, "raise", 9), 3) == [12.0] * 3  # the next run works
 
 
 def test_what_a_failed_run_leaves_does_not_exchange() -> None:
-    """Unrealized exchanges in the frames of an exception, and a capture that realizes the lazy."""
+    """Lazy exchanges that an exception's frames keep alive are not realized by a later capture."""
     kept: list[Tensor] = []
 
     def failing(rank: Rank) -> None:
@@ -69,7 +69,7 @@ def test_a_thread_that_hangs_ends_all(faulty: int) -> None:
 def test_a_thread_that_cannot_be_ended_is_no_business_of_the_next_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It sleeps outside of Python while others take its place, and wakes in the midst of them."""
+    """The thread sleeps outside of Python, and wakes up in the middle of the next run."""
     monkeypatch.setattr(launch, "GIVEN_UP", 0.1)
     asleep = threading.Lock()
     asleep.acquire()
@@ -83,7 +83,7 @@ def test_a_thread_that_cannot_be_ended_is_no_business_of_the_next_run(
         unfinished.realize()
 
     def waking(rank: Rank) -> float:
-        kept = all_reduce(Tensor([2.0]), rank.world)  # which the sleeper's end must leave alone
+        kept = all_reduce(Tensor([2.0]), rank.world)  # the sleeper's end must not change it
         if rank.number == 1:
             asleep.release()
             sleepers[0].join()
@@ -106,7 +106,7 @@ def test_a_rank_that_ends_too_early_is_named() -> None:
 
 
 def test_ranks_that_wait_for_different_exchanges() -> None:
-    """None of them hangs; of two groups of the same ranks neither hears what the other does."""
+    """No rank hangs; exchanges of two groups with the same ranks are kept apart."""
 
     def crossed(rank: Rank) -> None:
         for group in (rank.dp, rank.world)[:: 1 - 2 * rank.number]:
@@ -118,7 +118,7 @@ def test_ranks_that_wait_for_different_exchanges() -> None:
 
 
 def test_a_pause_of_all_is_nobodys_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-Z and fg, a suspended job: a watch that ticks late forgives what it could not see."""
+    """After Ctrl-Z and fg, or a suspended job, a late tick of the watch blames no rank."""
 
     class Time:
         now = 100.0
@@ -165,7 +165,7 @@ def test_settings_and_devices_are_as_before(on_device: str) -> None:
 
 
 def processes_with(mark: str) -> list[int]:
-    """The processes that have a mark in their environment."""
+    """The processes that have this mark in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -178,7 +178,7 @@ def processes_with(mark: str) -> list[int]:
 
 
 def still_there(numbers: list[int]) -> list[int]:
-    """Those of some processes that do not end now; the launcher may end a moment before them."""
+    """Those processes that do not end soon; the launcher may end a moment before them."""
     left = []
     for number in numbers:
         try:
@@ -192,7 +192,7 @@ def still_there(numbers: list[int]) -> list[int]:
 
 
 def end_of(way: str, faulty: int) -> tuple[int, str]:
-    """(exit status, what was said) of three processes of which one fails; none may be left."""
+    """(exit status, error output) of three processes, one of which fails; none may be left."""
     mark = uuid4().hex
     process = start([FAULTY, way, str(faulty)], 3, {"MINIGRAD_TEST_MARK": mark})
     try:
@@ -226,7 +226,8 @@ def test_a_process_that_fails_ends_all(way: str, faulty: int, sentence: str) -> 
 
 @pytest.mark.parametrize("faulty", [0, 1, 2])
 def test_a_process_that_is_killed_is_named(faulty: int) -> None:
-    """By a witness: MPI's launcher kills the others at once, and often names one of those."""
+    """Another rank names it: MPI's launcher kills all others at once, and often names one of those.
+    """
     status, said = end_of("kill", faulty)
     ranks = dict(re.findall(r"(\d) is process (\d+) on", said))
     assert status != 0 and len(ranks) == 3, said
@@ -242,14 +243,14 @@ def test_whoever_has_spoken_needs_no_witness() -> None:
 
 @pytest.mark.parametrize("faulty", [0, 2])
 def test_a_process_that_is_stopped_before_mpi_joins_it_ends_all(faulty: int) -> None:
-    """Nobody can send it anything yet, and the others wait inside MPI."""
+    """No rank can send it anything yet, and the others wait inside MPI."""
     status, said = end_of("stop early", faulty)
     assert status != 0
     assert re.search(rf"rank {faulty} hangs: its process was stopped before it had begun", said)
 
 
 def test_all_end_after_this_step_where_one_is_told_to(tmp_path: Path) -> None:
-    from . import kills  # which needs this module
+    from . import kills  # imported here, as it imports this module
 
     said = kills.one("told to end", "--dp 2 --tp 2 --zero 3", 2, None, tmp_path)
     assert "stopped after step" in said and "checkpoint whole, 0 steps again" in said, said
@@ -261,14 +262,14 @@ def test_who_ends_at_once_ends_all() -> None:
 
 
 def test_fewer_ranks_go_on_after_a_loss(tmp_path: Path) -> None:
-    """From the parts that each rank wrote, with the losses that all had after they were written."""
-    from . import kills  # which needs this module
+    """Training resumes from the parts that each rank wrote, with the losses of the first run."""
+    from . import kills  # imported here, as it imports this module
 
     said = kills.one("killed", "--experts 4 --dp 2 --ep 2", 2, None, tmp_path)
     steps = re.search(r"whole, (\d+) steps again", said)
     assert steps is not None and int(steps[1]) >= 5, said
     files = list((tmp_path / "gpt.safetensors.parts").iterdir())
-    assert len(files) in (2, 4)  # those that go on may have saved, too
+    assert len(files) in (2, 4)  # the resumed ranks may have saved, too
 
 
 def test_meshes_of_another_size() -> None:

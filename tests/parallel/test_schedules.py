@@ -1,4 +1,4 @@
-"""Tables of pipelines: nobody waits for ever, gaps are those of the papers, memory is bounded."""
+"""Pipeline schedules: no deadlock, idle times are those of the papers, memory is bounded."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def test_how_many_micro_batches_are_kept(schedule: str, most: int) -> None:
 
 
 def test_layers_are_cut_so_that_a_step_is_short() -> None:
-    """Each stage has as many, the first and the last piece few, for which others wait."""
+    """Stages have equally many layers; the first and last pieces have fewer, as others wait for
+    them.
+    """
     assert layers_of_pieces(make_table("interleaved", 2, 8, 4), 6) == [1, 2, 2, 1]
     assert layers_of_pieces(make_table("1f1b", 4, 8, 4), 8) == [2, 2, 2, 2]
     assert layers_of_pieces(make_table("1f1b", 2, 8, 2), 12, behind=5.9) == [9, 3]
@@ -98,7 +100,7 @@ def test_the_picture() -> None:
 
 
 def test_what_a_program_keeps_for_the_next() -> None:
-    """Sums and what was given; scores, larger than their factors, are computed again."""
+    """Kept are sums and the inputs; scores, which are larger than their factors, are recomputed."""
     q, k, w = (Tensor.zeros(*shape).contiguous().realize() for shape in ((40, 8), (40, 8), (8, 8)))
     scores = (q @ w).relu() @ k.T
     y = scores.exp().sum(1)
@@ -112,7 +114,8 @@ def test_what_a_program_keeps_for_the_next() -> None:
 
 
 def test_a_derivative_is_kept_in_the_place_of_what_it_is_of() -> None:
-    """As in one program: an activation and its slope, and nothing to compute them again from."""
+    """As in a single program: the activation and its derivative are kept, not their common input.
+    """
     shapes = (64, 48), (48, 96), (96, 8), (64, 8)
     x, w, v, slope = (Tensor.zeros(*shape).contiguous().realize() for shape in shapes)
     y = (x @ w).gelu() @ v

@@ -1,4 +1,4 @@
-"""Tensors on a mesh are the tensors of one device: values, gradients, writes, steps, errors."""
+"""Tensors on a mesh equal those of one device: values, gradients, writes, steps, errors."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 
 @pytest.fixture
 def mesh_of(device: str) -> Made:
-    """Makes a mesh of devices of the kind under test."""
+    """A function that makes a mesh of devices of the kind under test."""
     if not exchanges(device):
         pytest.skip(f"{device} takes no part in exchanges")
 
@@ -63,7 +63,7 @@ def mesh_of(device: str) -> Made:
 
 @pytest.fixture
 def pair(mesh_of: Made) -> Mesh:
-    """Two devices."""
+    """A mesh of two devices."""
     return mesh_of(dp=2)
 
 
@@ -179,10 +179,10 @@ def test_random_numbers_do_not_depend_on_the_layout(pair: Mesh) -> None:
 
 
 def test_random_numbers_of_a_mesh_go_on_where_they_were(pair: Mesh) -> None:
-    """Also behind those of its first device, from where they once came."""
+    """A restored state gives the same numbers, also after its first device has drawn some."""
     Tensor.manual_seed(3)
     Tensor.rand(2, device=pair.devices[0]).realize()
-    for _ in range(2):  # before the mesh has drawn anything, and after that
+    for _ in range(2):  # before the mesh has drawn anything, and after
         state = Tensor.random_state()
         there = Tensor.rand(3, device=pair.name).numpy()
         Tensor.set_random_state(state)
@@ -190,7 +190,7 @@ def test_random_numbers_of_a_mesh_go_on_where_they_were(pair: Mesh) -> None:
 
 
 def test_statistics_of_a_divided_batch_are_those_of_all_of_it(pair: Mesh) -> None:
-    """No wrapper is needed: a mean over the batch is one over the whole batch."""
+    """BatchNorm needs no wrapper: a mean over the batch is a mean over the whole batch."""
     data = np.random.default_rng(0).standard_normal((6, 3, 4, 4)).astype(np.float32)
     found = []
     for divided in (False, True):
@@ -215,7 +215,7 @@ def test_a_bad_index_is_named(pair: Mesh) -> None:
     places = Tensor([1, 9], device=pair.devices[0]).shard(pair)
     with pytest.raises(BoundsError, match="index 9 at position"):
         table[places].numpy()
-    assert table.sum().item() == 12  # and the mesh goes on
+    assert table.sum().item() == 12  # and the mesh still works
 
 
 def test_wrong_use(mesh_of: Made) -> None:
@@ -283,7 +283,7 @@ def test_a_view_that_is_divided_is_a_tensor_of_its_own(pair: Mesh) -> None:
 
 
 def test_nothing_is_divided(pair: Mesh) -> None:
-    """Arrays without elements, given and found."""
+    """Arrays without elements, as inputs and as results."""
     nothing = Tensor.zeros(0, 4, device=pair.devices[0])
     for spec in (P("dp"), P(None, "dp"), P(Blocks("dp", 2)), P()):
         x = nothing.shard(pair, spec)
@@ -297,7 +297,7 @@ def test_nothing_is_divided(pair: Mesh) -> None:
 
 
 def test_linear_algebra_takes_every_layout(mesh_of: Made) -> None:
-    """Also one after the other: its programs are kept, each for one mesh and layout."""
+    """Also one after the other: its programs are kept, one for each mesh and layout."""
     data = np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)
     data = data @ data.T + 4 * np.eye(4, dtype=np.float32)
     for mesh in (mesh_of(a=2, b=2), mesh_of(a=4), mesh_of(a=2)):
@@ -313,14 +313,14 @@ def test_linear_algebra_takes_every_layout(mesh_of: Made) -> None:
 
 @cache
 def alone(config: GPTConfig, optimizer: str) -> list[float]:
-    """The losses of one device."""
+    """The losses on one device."""
     found: list[float] = losses(None, optimizer, config)["losses"]
     return found
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_are_those_of_one_device(layout: str) -> None:
-    """Some steps on threads; planned bytes are those that were sent, and what formulas say."""
+    """Some steps on threads; the planned bytes equal the bytes sent, and those of the formulas."""
     found = losses(layout, "sgd")
     np.testing.assert_allclose(found["losses"], alone(config_of(layout), "sgd")[:-1], rtol=1e-5)
     assert found["planned"] == found["sent"]
@@ -337,7 +337,7 @@ def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
 
 
 def test_weights_whose_gradients_are_the_same_learn_all() -> None:
-    """The branches of a parallel block end in biases that have one gradient, and one node of it."""
+    """A parallel block's branches end in biases with equal gradients, which are one graph node."""
     ids, targets = next(batches())
     config = replace(CONFIG, parallel=True)
     Tensor.manual_seed(1)
@@ -355,7 +355,7 @@ def test_weights_whose_gradients_are_the_same_learn_all() -> None:
 
 
 def test_messages_of_stages_do_not_wait_for_each_other() -> None:
-    """Nobody takes the first one before the second."""
+    """The second message can be taken before the first."""
     first, second = (stage for stage in pipeline(GPT(DEEP), *PIPELINES["zb × tp"]).here)
     shape, sent, found = (2, 3, DEEP.dim), np.arange(2), list[float]()
     for number in sent:
@@ -389,7 +389,7 @@ def test_what_one_stage_raises_ends_all() -> None:
 
 
 def test_an_interrupt_leaves_nothing_behind() -> None:
-    """Ctrl-C while other devices are waited for: they are ended, and waited for."""
+    """Ctrl-C while waiting for other devices: their work is ended, and waited for."""
     team, begun, ended = Team(2), threading.Event(), threading.Event()
     told, main = list[int](), threading.get_ident()
 
@@ -412,7 +412,7 @@ def test_an_interrupt_leaves_nothing_behind() -> None:
 
 
 def test_an_interrupt_as_another_device_ends() -> None:
-    """Ctrl-C between what wakes the first device and its taking note of it: it does not wait on."""
+    """Ctrl-C just after the first device was woken, before it has noted that: it stops waiting."""
     team, ended = Team(2), list[BaseException | None]()
     waiting = team._ended
 
@@ -459,7 +459,7 @@ print(codes, step().item())
 
 
 def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
-    """Else it would wait for ever for those of its parent."""
+    """Otherwise it would wait for its parent's threads for ever."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=LIMIT, text=True,
                           capture_output=True)  # fmt: skip
     assert done.stdout == "[0, 0, 0, 0, 0] 1.0\n", done.stderr
@@ -467,13 +467,14 @@ def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def over_mpi(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """One job of four ranks: where it has saved models, and what each rank found of layouts."""
+    """One job of four ranks: the folder of saved models, and each rank's results for the layouts.
+    """
     folder = tmp_path_factory.mktemp("parts")
     return folder, on_mesh("parallel.sharded", 4, str(folder), *OVER_MPI)
 
 
 def test_the_same_over_mpi(over_mpi: tuple[Path, list[dict[str, Any]]]) -> None:
-    """Every rank finds what one device does."""
+    """Every rank gets one device's losses."""
     for found in over_mpi[1]:
         for layout, part in found.items():
             expected = alone(config_of(layout), "sgd")
@@ -485,29 +486,29 @@ def test_the_same_over_mpi(over_mpi: tuple[Path, list[dict[str, Any]]]) -> None:
 
 
 def test_models_are_saved_in_parts_over_mpi(over_mpi: tuple[Path, Any]) -> None:
-    """Which one process loads."""
+    """One process can load them."""
     folder, _ = over_mpi
     for name, config in (("mixture", MIXED), ("zero", CONFIG), ("stages", DEEP)):
         tensors, metadata = checkpoint.load(folder / name)
         Tensor.manual_seed(1)
         expected = nn.state.get_state_dict(GPT(config))
-        if name == "stages":  # what an optimizer keeps, too: of all stages, once
+        if name == "stages":  # also an optimizer's state: that of all stages, once
             expected |= nn.optim.AdamW(expected.values(), lr=1e-3).state_dict()
         assert metadata == {"name": name} and tensors.keys() == expected.keys()
         for key, tensor in tensors.items():
             assert np.array_equal(tensor.numpy(), expected[key].numpy()), (name, key)
         written = sorted(checkpoint.folder_of_parts(folder / name).iterdir())
-        assert len(written) == 4  # not those of the first time
+        assert len(written) == 4  # not the files of the first save
         checkpoint.save(folder / name, {}, {})
         assert not checkpoint.folder_of_parts(folder / name).exists()
 
 
 @pytest.mark.parametrize("parts", [
     '["0", [[]]]', '["0", [[[2, 4, 0]]]]', '["0", [[[2, 4, 0], [2, 4, 7]]]]',
-    '["0", [[[2, 4, 0]]]], ["1", [[[2, 4, 0]]]]',  # as many elements as there are, some twice
+    '["0", [[[2, 4, 0]]]], ["1", [[[2, 4, 0]]]]',  # the right number of elements, but some twice
     '["0", [[[2, 4, 0]]]], ["1", [[[2, 2, 1]]]]',
-    '["0", [[[2, 4, 0]]]], ["../file", [[[2, 4, 1]]]]',  # itself
-    '["0", [[], [[2, 4, 0]]]], ["1", [[]]]',  # of two dimensions
+    '["0", [[[2, 4, 0]]]], ["../file", [[[2, 4, 1]]]]',  # the file itself
+    '["0", [[], [[2, 4, 0]]]], ["1", [[]]]',  # two dimensions
 ])  # fmt: skip
 def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
@@ -515,7 +516,7 @@ def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) 
     for name in "01":
         checkpoint.save(checkpoint.folder_of_parts(path) / name, {"x": Tensor.ones(4)}, {})
     index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [{parts}]}}}}'
-    for text in (index.replace("[8]", f"[{1 << 60}]"), index):  # which no memory holds
+    for text in (index.replace("[8]", f"[{1 << 60}]"), index):  # larger than any memory
         checkpoint.save(path, {}, {"parts": text})
         with pytest.raises(InputError, match="does not fit its parts"):
             checkpoint.load(path)
@@ -525,7 +526,7 @@ def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) 
 
 
 def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
-    """With the losses of one device, validation included."""
+    """The losses are those of one device, validation included."""
     layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
     found = []
     text = tmp_path / "text"

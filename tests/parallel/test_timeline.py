@@ -1,4 +1,4 @@
-"""What each rank did when: a file for trace viewers, and lines of text."""
+"""Timelines of ranks: a file for trace viewers, and lines of text."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_every_rank_has_sends_additions_and_kernels(kind: str, tmp_path: Path) -
         rows = {e["name"]: names[rank, e["tid"]] for e in own}
         expected = {"send": "exchanges", "add": "exchanges", "wait": "exchanges",
                     "all_reduce": "exchanges", "permute": "exchanges"}  # fmt: skip
-        # whoever waits for an exchange may carry it out, on the program's own thread
+        # a thread that waits for an exchange may carry it out, in the program's own row
         assert expected.keys() <= rows.keys()
         assert all(rows[name] == expected[name] for name in ("send", "add", "wait"))
         kernels = [e for e in own if e["args"].get("kind") == "kernel"]
         assert kernels and all(names[rank, e["tid"]] == "program" for e in kernels)
-        # 5 steps; a ring of two sends half of 3 numbers twice, and a permutation all of them
+        # 5 steps; a ring of two sends half of 3 numbers twice, a permutation sends all 3
         assert sum(e["args"]["bytes"] for e in own if e["name"] == "send") == 5 * (12 + 12)
         assert all(e["ts"] >= 0 and e.get("dur", 1) > 0 for e in own)
         assert {e["ph"] for e in own} == {"X", "i"}
@@ -79,7 +79,7 @@ def test_meshes_and_pipelines_are_traced(
     size = 4 if "--dp" in flags else 2
     if kind == "local":
         gpt_commands.main(words)
-        assert timeline.of_rank(0).zero is None  # what comes later records nothing
+        assert timeline.of_rank(0).zero is None  # later events are not recorded
     else:
         process = start(["-m", "minigrad.models.gpt", *words], size)
         out, errors = process.communicate(timeout=LIMIT)
@@ -109,7 +109,8 @@ def test_meshes_and_pipelines_are_traced(
 
 
 def test_a_pipeline_as_text() -> None:
-    """The last step that all have done, its tasks; what is cut off leaves its rest."""
+    """The last step that all ranks have done, with its tasks; tasks that began earlier are clipped.
+    """
     def event(name: str, start: float, stop: float, *task: Any) -> dict[str, Any]:
         about = {"kind": "task", "task": task} if task else {}
         return {"name": name, "row": "program", "start": start, "stop": stop, "about": about}

@@ -1,4 +1,4 @@
-"""Data and sequence parallel: the numbers of one device, on many."""
+"""Data and sequence parallel training: the results of one device."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_ring_attention_over_mpi() -> None:
 
 
 def test_memory_of_ring_attention_grows_with_the_ranks_part_only() -> None:
-    """Not with its square: no scores are kept, forward or backward."""
-    part = 1024 * 2 * 16 * 4  # bytes of the queries of each of four ranks, or two with half of all
+    """It does not grow with the part's square: no scores are kept, forward or backward."""
+    part = 1024 * 2 * 16 * 4  # bytes of a rank's queries: a quarter of 4096, or half of 2048
     for size, length in ((2, 2048), (4, 4096)):
         for used in on_ranks("mpi", cases.memory_of_attention, size, length):
             assert used < 24 * part < 1024 * 1024 * 4
@@ -75,7 +75,7 @@ def test_all_start_with_what_rank_0_alone_would_draw(kind: str) -> None:
     for state, _, _ in results:
         for name, value in state.items():
             assert np.array_equal(value, weights[name]), name
-    assert np.array_equal(results[0][1], number)  # and it has drawn no more than that
+    assert np.array_equal(results[0][1], number)  # and rank 0 has drawn no more numbers than that
     # the last of the ring sends nothing on; the others send everything once
     once = sum(value.nbytes for value in weights.values())
     assert [sent for _, _, sent in results] == [once, once, 0]
@@ -119,7 +119,7 @@ def losses(path: Path) -> list[float]:
 
 
 def trained(text: Path, folder: Path, layout: str, kind: str = "local") -> list[float]:
-    """Train a small GPT in a layout."""
+    """Train a small GPT in a layout; returns its losses."""
     metrics = folder / "metrics.jsonl"
     flags = ["--text", str(text), "--metrics", str(metrics), "--checkpoint",
              str(folder / "gpt.safetensors"), *SMALL.split(), *layout.split()]  # fmt: skip
@@ -150,7 +150,7 @@ def test_gpt_over_mpi(text: Path, alone: list[float], tmp_path: Path) -> None:
 
 
 class Interrupting(Metrics):
-    """Metrics that let a signal come after step 7 of the rank that records to a file."""
+    """Metrics that raise a signal after step 7, on the rank that records to a file."""
 
     def record(self, **figures: Any) -> None:
         super().record(**figures)
@@ -161,7 +161,8 @@ class Interrupting(Metrics):
 def test_resumed_ranks_lose_nothing(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Data parallel with dropout, ended after 7 of 12 steps: bitwise the undisturbed losses."""
+    """Data parallel with dropout, stopped after 7 of 12 steps: bitwise the losses of a whole run.
+    """
     layout = "--dp 2 --steps 12 --dropout 0.1"
     (tmp_path / "whole").mkdir()
     whole = trained(text, tmp_path / "whole", layout)

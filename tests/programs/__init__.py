@@ -1,1 +1,1 @@
-"""Programs that others wrote, before and after a sed of their imports and calls."""
+"""Programs by other people, before and after a sed of their imports and calls."""

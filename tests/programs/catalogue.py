@@ -1,4 +1,4 @@
-"""Which programs, with which arguments and data; where in them a run looks."""
+"""The programs, their arguments and data, and the lines at which a run observes them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Program:
-    """One that is run. folder: below the folder of all; script: `NAME.sed`, after the program."""
+    """A program to run. folder: relative to the folder of all; script: the name of its `.sed`."""
 
     folder: str
     script: str
     main: str
     arguments: str
-    model: str  # after the line that this matches its weights are taken, or handed over
-    step: str  # after the line that this matches a step is over
+    model: str  # its weights are taken, or set, after the line that this matches
+    step: str  # a step is over after the line that this matches
     given: str = "model"
     loss: str = "loss"
     others: tuple[str, ...] = ()  # files that main imports
-    sizes: tuple[tuple[str, str], ...] = ()  # replaced in both, to be done in seconds
+    sizes: tuple[tuple[str, str], ...] = ()  # replaced in both, so that a run takes seconds
     data: Callable[[Path], None] = field(default=lambda place: None)
-    draws: str = ""  # before the line after this one draws begin anew, if not after each step
+    draws: str = ""  # draws start again before the line after this one, if not after each step
 
 
 def _names(place: Path) -> None:
@@ -38,7 +38,7 @@ def _names(place: Path) -> None:
 
 
 def _tokens(place: Path) -> None:
-    """What nanoGPT's prepare.py writes."""
+    """Files as nanoGPT's prepare.py writes them."""
     folder = place / "data" / "made"
     folder.mkdir(parents=True)
     for name in ("train", "val"):
@@ -58,7 +58,7 @@ def _text(place: Path) -> None:
 
 
 def _papers(place: Path) -> None:
-    """Cora's two files: papers with their words and subject, and who cites whom."""
+    """Cora's two files: papers with their words and subject, and their citations."""
     folder = place / "cora"
     folder.mkdir()
     draw = np.random.default_rng(6)

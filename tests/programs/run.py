@@ -1,11 +1,12 @@
-"""Run programs of others with PyTorch, and after a sed with minigrad: losses, weights, times.
+"""Run programs by other people with PyTorch, and after a sed with minigrad: losses, weights, times.
 
     python -m tests.programs.run FOLDER [NAME …]
 
-FOLDER has the programs' sources (README.md says whose). The original's run is on a tape: its first
-weights, and every random number that it drew. The port takes both from there, and its losses are
-compared. Times are of two more runs without the tape, since writing and reading it takes Python
-time at every operation of PyTorch's, the loading of data included: each draws its own numbers.
+FOLDER has the programs' sources (README.md says where they are from). The original's run is
+recorded on a tape: its first weights, and every random number that it drew. The port takes both
+from the tape, and its losses are compared. Times are of two more runs without the tape, in which
+each draws its own numbers: recording and replaying take Python time at every operation of PyTorch,
+also when data is loaded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-import torch._dynamo  # looks for what has stand-ins below
+import torch._dynamo  # before its imports get stand-ins below
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minigrad import Tensor
@@ -43,25 +44,25 @@ DRAWS = {"bernoulli", "bernoulli_", "multinomial", "normal_", "rand", "randint",
 
 
 class Over(BaseException):
-    """Enough steps were run."""
+    """Raised after enough steps."""
 
 
 class Tape:
-    """What the original drew, by kind and shape, in turn; and its weights."""
+    """The original's random numbers, in order, by kind and shape; and its weights."""
 
     def __init__(self) -> None:
         self.drawn: dict[tuple[str, tuple[int, ...]], deque[np.ndarray]] = defaultdict(deque)
         self.weights: dict[str, np.ndarray] = {}
 
     def next(self, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The next one of a kind."""
+        """The next number, or array, of a kind and shape."""
         if not self.drawn[kind, shape]:
             raise AssertionError(f"the original drew no more {kind} of shape {shape}")
         return self.drawn[kind, shape].popleft()
 
 
 class Recording(TorchDispatchMode):
-    """Every random number that PyTorch draws goes on the tape."""
+    """Records every random number that PyTorch draws on the tape."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class Recording(TorchDispatchMode):
 
 
 class Replaying(Recording):
-    """What a port still draws with PyTorch, for its data, comes from the tape."""
+    """Replaces what a port still draws with PyTorch, for its data, by the tape's numbers."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
@@ -89,9 +90,10 @@ class Replaying(Recording):
 
 
 class Hands:
-    """The random methods of Tensor, which take from the tape.
+    """Replaces the random methods of Tensor by numbers from the tape.
 
-    A captured step reads them from the same tensors each time; so these are filled before it.
+    A captured step reads them from the same tensors each time, so these are filled before each
+    step.
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -108,7 +110,7 @@ class Hands:
         return tensor
 
     def turn(self) -> None:
-        """Draws begin anew; those of the next step are laid out."""
+        """Start again at the first draw, with the numbers of the next step."""
         self.place = 0
         for kind, shape, tensor in self.held:
             tensor.set_data(self.tape.next(kind, shape))
@@ -125,7 +127,7 @@ class Hands:
             "randn_like": lambda x: self.take("randn_like", x.shape),
             "randint": lambda *shape, low=0, high=10: self.take("randint", shape),
             "bernoulli": lambda x: self.take("bernoulli", x.shape),
-            "multinomial": lambda x, n=1, replacement=False: self.take(  # what is kept stays
+            "multinomial": lambda x, n=1, replacement=False: self.take(  # results may be kept
                 "multinomial", (*x.shape[:-1], n)).clone(),
         }  # fmt: skip
         with mock.patch.multiple(Tensor, **drawing):
@@ -133,7 +135,7 @@ class Hands:
 
 
 class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """In the place of MNIST: as many images as 20 steps need."""
+    """Replaces MNIST: as many random images as 20 steps need."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         draw = np.random.default_rng(5)
@@ -148,7 +150,7 @@ class Images(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
 
 def stand_ins() -> dict[str, Any]:
-    """What programs import besides, where it is not installed: logs, plots, pictures."""
+    """Replacements for other modules that programs import: logging, plots, images."""
     nothing = mock.MagicMock()
     vision = types.ModuleType("torchvision")
     vision.datasets = types.SimpleNamespace(MNIST=Images)  # type: ignore[attr-defined]
@@ -163,7 +165,7 @@ def stand_ins() -> dict[str, Any]:
 
 
 class Bar(list[Any]):
-    """In the place of tqdm's."""
+    """Replaces tqdm's progress bar."""
 
     def __init__(self, items: Any) -> None:
         self.items = items
@@ -172,11 +174,12 @@ class Bar(list[Any]):
         return iter(self.items)
 
     def set_description(self, text: str) -> None:
-        """Nothing is shown."""
+        """Shows nothing."""
 
 
 def sources(program: Program, folder: Path, ported: bool) -> dict[str, str]:
-    """The program's files; the main one with marks where a run looks; if `ported` after the sed."""
+    """The program's files, with calls where a run observes the main one; `ported`: after the sed.
+    """
     found = {}
     for name in (program.main, *program.others):
         path = folder / program.folder / name
@@ -197,7 +200,7 @@ def sources(program: Program, folder: Path, ported: bool) -> dict[str, str]:
 
 
 class Run:
-    """One run of a program: its losses, the seconds between them, its last weights."""
+    """One run of a program: its losses, the time of each, its last weights."""
 
     def __init__(self, program: Program, folder: Path, tape: Tape | None, ported: bool) -> None:
         self.program, self.tape, self.ported = program, tape, ported
@@ -209,7 +212,7 @@ class Run:
             self._run(sources(program, folder, ported), Path(place))
 
     def given(self, model: Any) -> None:
-        """The model has its first weights."""
+        """Called once the model has its first weights."""
         self.model = model
         if self.tape is None:
             return
@@ -220,7 +223,7 @@ class Run:
             self.tape.weights = state
 
     def seen(self, loss: Any) -> None:
-        """A step is over."""
+        """Called after each step."""
         self.losses.append(float(loss.item()))
         self.times.append(time.perf_counter())
         if len(self.losses) == STEPS:
@@ -229,7 +232,7 @@ class Run:
             self.turn()
 
     def turn(self) -> None:
-        """The next draws are those of another step."""
+        """Called when the next draws belong to another step."""
         if self.hands:
             self.hands.turn()
 
@@ -238,7 +241,7 @@ class Run:
         return {name: value.detach().numpy() for name, value in self.model.state_dict().items()}
 
     def milliseconds(self) -> float:
-        """Of a step, without the first ones."""
+        """The median time of a step, without the first ones."""
         spans = [b - a for a, b in zip(self.times[4:], self.times[5:], strict=False)]
         return 1000 * statistics.median(spans)
 
@@ -278,21 +281,21 @@ class Run:
 
 
 def pair(program: Program, folder: Path) -> tuple[Run, Run]:
-    """The original's run and the port's."""
+    """The run of the original, and the run of the port."""
     tape = Tape()
     original = Run(program, folder, tape, False)
     return original, Run(program, folder, tape, True)
 
 
 def main(arguments: list[str]) -> None:
-    """Print a table."""
+    """Print the table."""
     folder, names = Path(arguments[0]), arguments[1:] or list(PROGRAMS)
     print("| program | losses differ by | PyTorch ms | minigrad ms |\n| --- | --- | --- | --- |")
     for name in names:
         program = PROGRAMS[name]
         original, port = pair(program, folder)
         apart = np.abs(np.array(port.losses) / np.array(original.losses) - 1).max()
-        # Draws decide how long an episode is, so its port goes on with those of the tape.
+        # An episode's length depends on its draws, so the port is timed with those of the tape.
         theirs = Run(program, folder, None, False)
         ours = port if program.draws else Run(program, folder, None, True)
         times = f"{theirs.milliseconds():.2f} | {ours.milliseconds():.2f}"

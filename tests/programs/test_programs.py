@@ -1,6 +1,6 @@
-"""Programs of others give the same losses and weights after a sed.
+"""Programs by other people give the same losses and weights after a sed.
 
-Their sources are not part of this project: MINIGRAD_TEST_PROGRAMS names the folder that has them.
+Their sources are not part of this project: MINIGRAD_TEST_PROGRAMS names their folder.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ pytest.importorskip("torch", reason="PyTorch is not installed")
 from .catalogue import PROGRAMS
 from .run import STEPS, pair, sources
 
-# Of a gradient that is rounding alone Adam makes a step of its learning rate, at most STEP: in the
-# vae of one of 313,600 (1e-7, where the others are 1). So large a part of them may be off by that.
+# Adam turns a gradient that is only rounding into a step of the learning rate, at most STEP: in the
+# vae one of 313,600 (1e-7, where others are 1). This share of weights may be off by that.
 ROUNDED, STEP = 1e-5, 1e-3
 FOLDER = Path(os.environ.get("MINIGRAD_TEST_PROGRAMS", "/nowhere"))
 
 
 def at_hand(name: str) -> Path:
-    """The folder of all programs; skips where it lacks this one."""
+    """The folder of all programs; skips the test if it lacks this one."""
     program = PROGRAMS[name]
     if not (FOLDER / program.folder / program.main).exists():
         pytest.skip("programs of others are not at hand: MINIGRAD_TEST_PROGRAMS names no folder")
@@ -36,7 +36,7 @@ def at_hand(name: str) -> Path:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name: str, compiled: str) -> None:
-    """Twenty steps: each loss, and the weights in the end."""
+    """Twenty steps: each loss, and the weights at the end."""
     folder = at_hand(name)
     with Context(DEVICE=compiled):
         original, port = pair(PROGRAMS[name], folder)
@@ -53,7 +53,7 @@ def test_program(name: str, compiled: str) -> None:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_scripts_fit(name: str) -> None:
-    """The marks are found, and what is said to be PyTorch's is left to it alone."""
+    """Each mark is found once, and no placeholder `TORCH.` is left."""
     for text in (sources(PROGRAMS[name], at_hand(name), ported) for ported in (False, True)):
         whole = "\n".join(text.values())
         assert whole.count("given(") == 1 and whole.count("seen(") == 1

@@ -1,8 +1,8 @@
 """Evaluates kernel expressions with numpy, one operation at a time, to test rewrites of them.
 
 A renderer may contract a product and a sum into one rounding. `evaluate(…, contract=True)` does so
-wherever it could happen, `contract=False` nowhere: a correct formula passes both. So it does with
-branches and without: what a rare branch computes is right everywhere.
+wherever it is possible, `contract=False` nowhere: a correct formula passes both. Likewise it runs
+with branches and without: the code of a rare branch is right for all arguments.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _sum(expr: Expr, values: Mapping[Expr, Values], contract: bool) -> Values:
 def evaluate(
     root: Expr, inputs: Mapping[str, Values], contract: bool = False, branches: bool = True
 ) -> Values:
-    """The value of root where LOADs read whole arrays of `inputs`, by the array's name."""
+    """The value of root; LOADs read whole arrays of `inputs`, by array name."""
     size = max((v.shape for v in inputs.values()), default=(1,))
     values: dict[Expr, Values] = {}
     with np.errstate(all="ignore"):

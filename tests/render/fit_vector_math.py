@@ -1,8 +1,8 @@
-"""Derives the coefficients in minigrad/graph/formulas/: run it and compare what it prints.
+"""Derives the coefficients in minigrad/graph/formulas/: run it and compare its output.
 
-Polynomials by Remez's exchange (E. Ya. Remez, 1934) on the *relative* error of the final result;
-after each fit the lowest coefficient is rounded to the target format and the rest is fitted anew,
-so that the coefficients that matter most are corrected for by the others. Rational functions by
+Polynomials by Remez's exchange (E. Ya. Remez, 1934) on the *relative* error of the final result.
+After each fit the lowest coefficient is rounded to the target format and the rest is fitted again,
+so that later coefficients correct for the rounding of those that matter most. Rational functions by
 Lawson's iteration: a linear least-squares fit of f·Q − P whose weights are multiplied by the error.
 """
 
@@ -65,7 +65,7 @@ def remez(f: Function, weight: Function, low: float, high: float, degree: int) -
                     peaks[-1] = i
             else:
                 peaks.append(i)
-        while len(peaks) > count:  # signs must alternate: an inner peak goes with a neighbour
+        while len(peaks) > count:  # signs must alternate: remove an inner peak with a neighbour
             sizes = [abs(errors[i]) for i in peaks]
             least = sizes.index(min(sizes))
             if len(peaks) == count + 1 or least in (0, len(peaks) - 1):
@@ -85,8 +85,8 @@ def polynomial(
 ) -> list[mp.mpf]:
     """Coefficients with `bits` significant bits (lowest power first) and their error.
 
-    fits: after so many, what is left is rounded at once. (Around 0, where a power of t vanishes,
-    the equations become singular.)
+    fits: after this many fits, the remaining coefficients are all rounded. (Around 0, where a power
+    of t vanishes, the equations become singular.)
     """
     fixed: list[mp.mpf] = []
     rest, rest_weight = f, weight
@@ -217,7 +217,7 @@ def circular() -> None:
 def error_function() -> None:
     """erf x = x + x·P(x²) for |x| ≤ 0.8, then 1 − 2^G(|x|) up to 4, for float32.
 
-    There 2^r = 1 + r·P(r) for |r| ≤ ½ needs to be right to a few units only.
+    There 2^r = 1 + r·P(r) for |r| ≤ ½ needs to be accurate to a few units only.
     """
     start, end = mp.mpf("1e-6"), mp.mpf("0.8") ** 2
 
@@ -263,10 +263,10 @@ def hyperbolic_tangent() -> None:
 
 
 def double_only() -> None:
-    """What float64 does otherwise.
+    """Formulas for float64 only.
 
-    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2;
-    erf x = x·P(x²) for |x| ≤ 1 and 1 − e^(−x²)·P(x)/Q(x) for 1 ≤ x ≤ 6.
+    ln(1 + f) = 2s + s·z·P(z) with s = f/(2 + f), z = s²; e^r − 1 = r + r²·P(r), |r| ≤ ln(2)/2; erf
+    x = x·P(x²) for |x| ≤ 1 and 1 − e^(−x²)·P(x)/Q(x) for 1 ≤ x ≤ 6.
     """
     bits = 53
 

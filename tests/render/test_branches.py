@@ -1,4 +1,4 @@
-"""Branches that a vector takes where one of its lanes needs them: sines of very large numbers."""
+"""Branches that a vector takes only if one of its lanes needs them: sines of very large numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FAR = (3e7, -1e30, float("inf"), float("nan"))
 
 def _numbers(count: int) -> np.ndarray:
     x = np.random.default_rng(5).uniform(-9, 9, count).astype(np.float32)
-    x[np.arange(4) * (count // 4)] = FAR  # in some vectors one, in others none
+    x[np.arange(4) * (count // 4)] = FAR  # one each in some vectors, none in others
     return x
 
 

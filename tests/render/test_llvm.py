@@ -1,6 +1,6 @@
-"""The LLVM renderer: every operation on every dtype means what the reference says it means.
+"""The LLVM renderer: every operation on every dtype gives the reference's result.
 
-Whole small programs are scheduled, lowered, rendered, compiled and run between canaries.
+Small whole programs are scheduled, lowered, rendered, compiled and run between canaries.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ DTYPES = (
     dtypes.float64,
 )  # fmt: skip
 INTEGERS = tuple(dtype for dtype in DTYPES if dtype.is_int)
-# One of each kind that has vectors of its own.
+# One dtype of each kind that has its own vectors.
 MASKED = (
     dtypes.bool, dtypes.int8, dtypes.int64, dtypes.bfloat16, dtypes.float32, dtypes.float64,
 )  # fmt: skip
-# Lengths around the widths of vectors of all dtypes.
+# Lengths around the vector widths of all dtypes.
 LENGTHS = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200)
 
 
 def edges(dtype: DType) -> np.ndarray:
-    """Values at which things go wrong."""
+    """Critical values of a dtype."""
     kind = numpy_dtype(dtype)
     if dtype.is_bool:
         return np.array([False, True])
@@ -56,7 +56,7 @@ def edges(dtype: DType) -> np.ndarray:
 
 
 def check(build: Build, values: dict[int, np.ndarray], machine: str = "host") -> None:
-    """Run and compare; the sign of a zero counts, but where an operation may give either."""
+    """Run and compare; the sign of a zero counts, except for operations that may give either."""
     graph, _ = graph_of(build)
     expected = evaluate(graph.roots, values)
     found = run(graph, values, machine)
@@ -87,7 +87,7 @@ def all_pairs(dtype: DType) -> dict[int, np.ndarray]:
 def test_operations(dtype: DType, machine: str) -> None:
     """All operations on one dtype in one program; every processor has its own instructions.
 
-    But for vector math, whose edges are in tests/property/test_special_points.py.
+    Vector math is not included: its edges are in tests/property/test_special_points.py.
     """
     values = all_pairs(dtype)
     count = len(values[0])
@@ -102,7 +102,7 @@ def test_operations(dtype: DType, machine: str) -> None:
 
 @pytest.mark.parametrize("machine", ["host", *MACHINES])
 def test_casts(machine: str) -> None:
-    """Floats saturate on their way to integers, NaN becomes 0; integers wrap."""
+    """Floats cast to integers saturate, NaN becomes 0; integers wrap."""
     for source in DTYPES:
         values = edges(source)
 
@@ -117,9 +117,9 @@ def test_casts(machine: str) -> None:
 
 @pytest.mark.parametrize("narrow", [dtypes.float16, dtypes.bfloat16], ids=lambda d: d.name)
 def test_doubles_near_the_middle(narrow: DType) -> None:
-    """To float16 once: float32 on the way would turn what is above a middle into a tie.
+    """To float16 at once: with float32 in between, a value just above a middle would become a tie.
 
-    To bfloat16 by way of float32, as the reference does it.
+    To bfloat16 by way of float32, as in the reference.
     """
     digits = 11 if narrow is dtypes.float16 else 8
     random = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_doubles_near_the_middle(narrow: DType) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 def test_constants(dtype: DType) -> None:
-    """Every edge as a literal in the code."""
+    """Every edge as a constant in the code."""
     values = edges(dtype)
 
     def build(inputs: Inputs) -> list[Node]:
@@ -159,7 +159,7 @@ def test_constants(dtype: DType) -> None:
     ids=lambda dtype: dtype.name,
 )  # fmt: skip
 def test_lengths_around_vectors(dtype: DType, machine: str) -> None:
-    """Nothing is written beyond the end (canaries), and nothing is left out before it."""
+    """Nothing is written beyond the end (canaries), and nothing before it is left out."""
     random = np.random.default_rng(1)
     values = {slot: random.integers(0, 5, length).astype(numpy_dtype(dtype))
               for slot, length in enumerate(LENGTHS)}  # fmt: skip
@@ -202,7 +202,7 @@ def test_reductions(op: Op, dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", [F32, dtypes.float64, dtypes.float16, dtypes.bfloat16],
                          ids=lambda dtype: dtype.name)  # fmt: skip
 def test_maxima_of_special_values(dtype: DType) -> None:
-    """A NaN wins wherever it stands; of infinities the larger; of nothing but −∞, −∞."""
+    """A NaN wins at any place, the larger of two infinities too; a maximum of only −∞ is −∞."""
     x = np.full((40, 37), -np.inf)
     for row in range(37):
         x[row, row] = [np.nan, np.inf, 1.0][row % 3]
@@ -215,11 +215,11 @@ def test_maxima_of_special_values(dtype: DType) -> None:
     check(build, {0: x.astype(numpy_dtype(dtype))})
 
 
-# ---- addressed by data ----
+# ---- gathers and scatters ----
 
 
 def outside(dtype: DType, count: int, extent: int) -> np.ndarray:
-    """Indices, many of which lie outside 0 … extent − 1, the most extreme ones included."""
+    """Indices, many of them outside 0 … extent − 1, the most extreme ones included."""
     low, high = int(dtype.minimum), int(dtype.maximum)
     numbers = [0, 1, extent - 1, extent, extent + 1, high, high - 1, low, low + 1, -1, -extent]
     numbers = [number for number in numbers if low <= number <= high]
@@ -248,7 +248,7 @@ def test_gather_outside(dtype: DType, machine: str) -> None:
 @pytest.mark.parametrize("machine", ["host", "sse2"])
 @pytest.mark.parametrize("dtype", INTEGERS, ids=lambda dtype: dtype.name)
 def test_scatter_outside(dtype: DType, machine: str) -> None:
-    """What lies outside writes nothing (canaries), and what meets at one place is all added."""
+    """Updates outside write nothing (canaries), and all updates of one place are added."""
     index = outside(dtype, 40, 13)
 
     def build(inputs: Inputs) -> list[Node]:
@@ -282,7 +282,7 @@ def test_gather_and_scatter_of_every_dtype(dtype: DType) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=lambda dtype: dtype.name)
 def test_indices_as_values(dtype: DType) -> None:
-    """An IOTA in every dtype: it wraps, or is rounded, as a cast would have it."""
+    """An IOTA in every dtype wraps, or is rounded, as a cast would."""
 
     def build(inputs: Inputs) -> list[Node]:
         return [g.elementwise(Op.ADD, g.iota(300, DEVICE, dtype), inputs(300, dtype=dtype))]
@@ -291,7 +291,7 @@ def test_indices_as_values(dtype: DType) -> None:
 
 
 def test_masks_hide_what_they_exclude() -> None:
-    """A padded operand is not read outside, and a NaN under the mask is not seen."""
+    """A padded operand is not read outside, and a NaN under the mask has no effect."""
     x = np.full((9, 33), np.nan, np.float32)
     x[:, :20] = 1.0
 
@@ -306,7 +306,7 @@ def test_masks_hide_what_they_exclude() -> None:
 @pytest.mark.parametrize("machine", ["host", *MACHINES])
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64], ids=lambda dtype: dtype.name)
 def test_quotients_that_a_mask_leaves_out(dtype: DType, machine: str) -> None:
-    """Such a lane divides 0 by 0. (LLVM takes that for 0, where it knows, and forgets the mask.)"""
+    """Such a lane divides 0 by 0. (LLVM folds that to 0 if it can see it, and drops the mask.)"""
     for length in (n - 2 for n in LENGTHS if n > 2):
 
         def build(inputs: Inputs, length: int = length) -> list[Node]:
@@ -326,10 +326,10 @@ def test_quotients_that_a_mask_leaves_out(dtype: DType, machine: str) -> None:
 @pytest.mark.parametrize("machine", ["host", "avx2", "sse2"])
 @pytest.mark.parametrize("dtype", MASKED, ids=lambda dtype: dtype.name)
 def test_operations_that_a_mask_leaves_out(dtype: DType, machine: str) -> None:
-    """All operations inside rows of zeros: a last vector has one element, which LLVM knows then.
+    """All operations inside rows of zeros, where the last vector has one element, as LLVM can see.
 
-    Both operands are 0 beside it; also where one is 0 everywhere. (What several operations read,
-    LLVM looks less closely at, so each has operands of its own.)
+    In its other lanes both operands are 0; in further cases one operand is 0 everywhere. (LLVM
+    simplifies values with several readers less, so each operation has its own operands.)
     """
     exact = [op for op in PRIMITIVES if op not in VECTOR_MATH and defined(op, dtype)]
     length = max(target_of(machine).lanes(dtype) - 1, 1)

@@ -1,6 +1,6 @@
-"""Elements a few places apart are picked from whole vectors, if what lies between them may be read.
+"""Elements a few places apart are picked from whole vectors, if what is between may be read.
 
-The programs run between canaries, so that a vector too far would be noticed in what is written, and
+The programs run between canaries, so that a vector too many would be noticed when it is stored;
 tests/runtimes/test_guard.py and the property tests run such views at the end of pages.
 """
 
@@ -29,13 +29,13 @@ from minigrad.render.llvm import render
 from minigrad.render.llvm_memory import MOST_VECTORS
 from minigrad.runtimes.reference import numpy_dtype
 
-ROWS = 203  # no whole number of vectors
+ROWS = 203  # no multiple of a vector's width
 STRIDES = range(2, MOST_VECTORS + 2)
 DTYPES = [dtypes.float32, dtypes.bfloat16, dtypes.int8, dtypes.float64]
 
 
 def neighbours(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
-    """The first element of each row and the last one, added."""
+    """The first element of each row plus the last one."""
 
     def build(inputs: Inputs) -> list[Node]:
         x = inputs(rows, stride, dtype=dtype)
@@ -65,7 +65,7 @@ def test_values(machine: str, stride: int, dtype: DType) -> None:
 @pytest.mark.parametrize("dtype", [dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.bool],
                          ids=lambda dtype: dtype.name)  # fmt: skip
 def test_vectors_of_several_registers_of_narrow_elements(dtype: DType) -> None:
-    """They are joined as memory holds them, not as they are computed with."""
+    """They are joined in the form that memory has, not in the form for computing."""
 
     def build(inputs: Inputs) -> list[Node]:
         x = g.shrink(inputs(256, 2, dtype=dtype), ((0, 256), (1, 2)))
@@ -83,17 +83,17 @@ def text_of(build: Build) -> str:
 
 
 def test_no_gathers() -> None:
-    """Only what is left over at the end is gathered, under a mask."""
+    """Only the remainder at the end is gathered, under a mask."""
     assert "gather" not in text_of(neighbours(3, rows=256))
     assert "gather" not in text_of(largest(3, rows=256))  # the loop over a row is written out
     assert "gather" in text_of(neighbours(MOST_VECTORS + 1, rows=256))
 
 
 def test_what_may_not_be_read_is_not() -> None:
-    """Every second element up to the last one: behind it the array ends."""
+    """Every second element up to the last one of the array: nothing after it may be read."""
 
     def build(inputs: Inputs) -> list[Node]:
-        whole = g.pad(inputs(127), [(0, 1)])  # a condition guards the last
+        whole = g.pad(inputs(127), [(0, 1)])  # a guard for the last element
         return [g.reshape(g.shrink(g.reshape(whole, (64, 2)), ((0, 64), (1, 2))), (64,))]
 
     def odd(inputs: Inputs) -> list[Node]:
@@ -105,14 +105,14 @@ def test_what_may_not_be_read_is_not() -> None:
 
 
 def in_turn(x: Node, times: int) -> Node:
-    """Arrays of a row each, whose elements come in turn."""
+    """The parts of each row, interleaved."""
     rows, width = x.shape[0], numel(x.shape[1:]) // times
     parts = g.permute(g.reshape(x, (rows, times, width)), (0, 2, 1))
     return g.reshape(parts, (rows, width * times))
 
 
 def repeated(x: Node, times: int) -> Node:
-    """Each element `times` times."""
+    """Each element, `times` times."""
     rows, width = x.shape
     wide = g.expand(g.reshape(x, (rows, width, 1)), (rows, width, times))
     return g.reshape(wide, (rows, numel((width,)) * times))
@@ -126,14 +126,14 @@ def spread(x: Node, times: int) -> Node:
 
 
 def backwards(x: Node, times: int) -> Node:
-    """The last element first, and of all only each so many-th."""
+    """In reverse order, and only every `times`-th element."""
     rows, width = x.shape
     some = g.reshape(g.flip(x, (1,)), (rows, numel((width,)) // times, times))
     return g.reshape(g.shrink(some, ((0, rows), (0, some.shape[1]), (0, 1))), (rows, some.shape[1]))
 
 
 def paired(x: Node, times: int) -> Node:
-    """Halves of a row as pairs along a last axis, in which vectors would not lie."""
+    """The halves of a row as pairs along a last axis, which is too short for vectors."""
     rows, width = x.shape
     half = numel((width,)) // 2
     parts = [g.shrink(x, ((0, rows), (at, at + half))) for at in (0, half)]
@@ -141,7 +141,7 @@ def paired(x: Node, times: int) -> Node:
 
 
 def turned(x: Node, times: int) -> Node:
-    """Pairs of neighbours, each turned by an angle of its own: rotary positions."""
+    """Pairs of neighbours, each rotated by an angle of its own: rotary positions."""
     rows, width = x.shape
     pairs = (rows, numel((width,)) // 2, 2)
     whole = g.reshape(g.shrink(x, ((0, rows), (0, 2 * pairs[1]))), pairs)
@@ -151,14 +151,14 @@ def turned(x: Node, times: int) -> Node:
 
 
 def mirrored(x: Node, times: int) -> Node:
-    """A row between copies of its ends, turned around."""
+    """A row between mirrored copies of its ends."""
     rows, width = x.shape
     first, last = (g.shrink(x, ((0, rows), ends)) for ends in ((1, 20), (width - 20, width - 1)))
     return joined([g.flip(first, (1,)), x, g.flip(last, (1,))], 1)
 
 
 def some_padded(x: Node, times: int) -> Node:
-    """Each so many-th element, and zeros around: a vector's mask is computed."""
+    """Every `times`-th element, with zeros around: a vector's mask is computed."""
     rows, width = x.shape
     some = g.reshape(x, (rows, numel((width,)) // times, times))
     last = ((0, rows), (0, some.shape[1]), (times - 1, times))
@@ -166,7 +166,7 @@ def some_padded(x: Node, times: int) -> Node:
 
 
 def repeated_padded(x: Node, times: int) -> Node:
-    """Each element `times` times, of which some read the same one, and zeros around."""
+    """Each element `times` times (lanes read the same one), with zeros around."""
     return g.pad(repeated(x, times), [(0, 0), (times, 2)])
 
 
@@ -182,7 +182,7 @@ FEW_VECTORS = [
 def test_elements_of_a_few_vectors(
     machine: str, rows: tuple[DType, int, int], make: Callable[[Node, int], Node]
 ) -> None:
-    """In whole vectors, and in what is left of a row."""
+    """In whole vectors and in a row's remainder."""
     dtype, width, times = rows
 
     def build(inputs: Inputs) -> list[Node]:
@@ -194,17 +194,17 @@ def test_elements_of_a_few_vectors(
 
 
 @pytest.mark.parametrize("width", [56, 256])
-@pytest.mark.parametrize("make", FEW_VECTORS[:-2])  # zeros around are masks that are computed
+@pytest.mark.parametrize("make", FEW_VECTORS[:-2])  # zeros around need computed masks
 def test_a_few_vectors_are_not_gathered(make: Callable[[Node, int], Node], width: int) -> None:
     text = text_of(lambda inputs: [add(make(inputs(16, width), 2), 1.0)])
-    assert "shufflevector" in text or make is turned  # whose neighbours only masks take apart
+    assert "shufflevector" in text or make is turned  # only masks separate its neighbours
     assert "gather" not in text and "scatter" not in text
 
 
 def convolved(
     channels: int, groups: int, size: int, of: str = "input", stride: int = 2
 ) -> str:
-    """The IR of what stores a convolution of images of 64 × 64, or its gradient."""
+    """The IR of the stores of a convolution of 64 × 64 images, or of its gradient."""
 
     def build(inputs: Inputs) -> list[Node]:
         shapes = (4, channels, 64, 64), (channels, channels // groups, size, size)
@@ -219,7 +219,7 @@ def convolved(
 
 @pytest.mark.parametrize("groups, size", [(32, 3), (32, 5), (1, 3), (1, 1)])
 def test_gradients_of_strided_convolutions_are_not_gathered(groups: int, size: int) -> None:
-    """Rows and columns that come from several sums in turn, or between which there are zeros."""
+    """Rows and columns come alternately from several sums, or have zeros between them."""
     assert "gather" not in convolved(32, groups, size)
 
 
@@ -229,14 +229,14 @@ def test_skipped_pixels_are_not_gathered() -> None:
 
 @pytest.mark.parametrize("of", ["result", "input"])
 def test_columns_of_several_groups_fill_a_vector(of: str) -> None:
-    """Where a group has but four, although its results lie apart."""
+    """Although a group has only four, and its results are apart."""
     text = convolved(32, 8, 3, of, stride=1)
     assert "fadd contract <16 x float>" in text
     assert "fadd contract <4 x float>" not in text
 
 
 def pieces(stride: int, dtype: DType = dtypes.float32, rows: int = ROWS) -> Build:
-    """Rows of arrays in turn, each of which is stored `stride` elements apart."""
+    """Interleaved arrays: each is stored `stride` elements apart."""
 
     def build(inputs: Inputs) -> list[Node]:
         x = [g.reshape(inputs(rows, dtype=dtype), (rows, 1)) for _ in range(stride)]

@@ -1,6 +1,6 @@
-"""Registers of a nest are values of LLVM IR: behind loops and branches one of two.
+"""Registers of a nest become values of LLVM IR, with a phi after loops and branches.
 
-Nests made by hand, whose loops may have no iterations, run for all small counts.
+Nests built by hand, whose loops may have no iterations, run with all small counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from minigrad.schedule.expr import Array
 OUT = Array("out", dtypes.int64, 8)
 SUM, OTHER = (Array(name, dtypes.int64, 1, "registers") for name in ("sum", "other"))
 ROW, X, Y, Z = (var(name, 0, 7).terms[0][0] for name in ("r0", "x0", "y0", "z0"))
-N = var("n", 0, 3)  # so many iterations
+N = var("n", 0, 3)  # number of iterations
 ONE = expr.const(1, dtypes.int64)
 
 
@@ -43,13 +43,13 @@ def loop(variable: object, stop: Integer, *body: Loop | Store) -> Loop:
 
 
 def times(count: int, register: Array) -> Store:
-    """register = register · count + 1: which tells the order of what was done."""
+    """register = register · count + 1, which shows the order of operations."""
     old = expr.load(register)
     return put(register, old * expr.const(count, dtypes.int64) + ONE)
 
 
 def result(body: Statements, n: int) -> list[int]:
-    """What is in `out` behind a nest's run."""
+    """The contents of `out` after a nest has run."""
     text = render(nest(*body))  # type: ignore[arg-type]
     assert "alloca" not in text
     addresses, code = host_compiler().compile(text, ["kernel"])
@@ -112,7 +112,7 @@ def test_a_register_that_was_read_before_the_loop_that_changes_it(n: int) -> Non
 
 @pytest.mark.parametrize("n", range(4))
 def test_a_register_that_a_loop_only_passes_on(n: int) -> None:
-    """Two registers change places: each one's next value is the other's last one."""
+    """Two registers are swapped: each one's next value is the other's previous one."""
     total, other = 3, 4
     for _ in range(n):
         total, other = other, total
@@ -128,7 +128,7 @@ def test_a_register_that_a_loop_only_passes_on(n: int) -> None:
 
 @pytest.mark.parametrize("n", range(4))
 def test_lanes_outside_a_mask_keep_theirs(n: int) -> None:
-    """A last vector of n lanes, whose sum over lanes is that of those only."""
+    """The sum over lanes has the loop's n + 2 terms only; the last vector may be partly masked."""
     part = Array("part", dtypes.int64, 1, "registers", lanes=X, width=4)
     clear = Store(part, 0, expr.const(0, dtypes.int64), everywhere=True)
     more = Store(part, 0, expr.load(part) + expr.index(X.index + 1, dtypes.int64))
@@ -138,14 +138,14 @@ def test_lanes_outside_a_mask_keep_theirs(n: int) -> None:
 
 
 def test_what_nothing_was_put_into_is_no_value() -> None:
-    """Not even where a loop, which may have no iterations, puts something there."""
+    """Not even if a loop, which may have no iterations, sets it."""
     with pytest.raises(CompileError, match=r"by hand.*reads sum\[0\], which nothing has set"):
         render(replace(nest(loop(X, N, put(SUM, ONE)), stored()), name="by hand"))
     render(nest(loop(X, 3, put(SUM, ONE)), stored()))
 
 
 def test_loops_that_run_are_entered_without_a_question() -> None:
-    """One of N iterations may have none; one of N + 1 has one."""
+    """A loop of N iterations may have none; one of N + 1 has at least one."""
     def compared(stop: Integer) -> int:
         text = render(nest(put(SUM, ONE), loop(X, stop, times(2, SUM)), stored()))
         return len(re.findall("icmp slt", text))

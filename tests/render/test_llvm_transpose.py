@@ -1,7 +1,7 @@
-"""Vectors along a loop are transposed in registers where the lanes in scope lie across memory.
+"""Vectors along a loop are transposed in registers if the lanes in scope are strided in memory.
 
-The programs run between canaries; what is read beyond a view would be found by the property tests,
-which put arrays at the end of pages.
+The programs run between canaries; reads beyond a view would be found by the property tests, which
+put arrays at the end of pages.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_values(machine: str, shape: tuple[int, int], dtype: DType) -> None:
 def test_signs_where_one_lane_counts(
     machine: str, dtype: DType, shape: tuple[int, int]
 ) -> None:
-    """LLVM 22 took another column's for the last one, of float64."""
+    """LLVM 22 took another column's element for the last one, in float64."""
     rows, columns = shape
     x = ((np.arange(rows * columns) * 37 % 64) - 31.5).reshape(columns, rows)
 
@@ -78,11 +78,11 @@ def text_of(build: Build) -> str:
 
 
 def test_no_gathers() -> None:
-    """Not even where lanes of the last vector do not count, nor rows of the last block."""
+    """Not even if lanes of the last vector, or rows of the last block, are unused."""
     assert "gather" not in text_of(across(42, 85))
     for dtype in DTYPES:
         found = "gather" in text_of(across(70, 85, dtype))
-        assert found == dtype.is_bool, dtype  # a bit is no element of a vector like others
+        assert found == dtype.is_bool, dtype  # a vector's bools are single bits
 
 
 def shuffles(columns: int, depth: int) -> int:
@@ -94,19 +94,19 @@ def shuffles(columns: int, depth: int) -> int:
 
 def test_squares_side_by_side_share_their_code() -> None:
     one, two = (shuffles(count, 48) for count in (16, 32))
-    assert 24 <= two <= one + 16  # whose 16 columns are joined to 32 nowhere
+    assert 24 <= two <= one + 16  # never joined to vectors of 32 columns
 
 
 @pytest.mark.parametrize("count", [4, 8, 16, 32])
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles(count: int, dtype: DType, size: int) -> None:
-    """Each column has the elements of all rows in order, followed through the shuffles' orders."""
+    """Each column has all rows' elements in order, traced through the shuffles."""
     check_shuffles(count, count, dtype, size)
 
 
 @pytest.mark.parametrize(("dtype", "size"), SIZES, ids=lambda x: getattr(x, "name", ""))
 def test_shuffles_of_half_vectors(dtype: DType, size: int) -> None:
-    """Of rows that are two segments, and twice as many."""
+    """Rows of two segments, and twice as many rows."""
     check_shuffles(64 // size, 32 // size, dtype, size)
 
 
@@ -128,7 +128,7 @@ def check_shuffles(count: int, lanes: int, dtype: DType, size: int) -> None:
 
 
 def product_across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Build:
-    """(x @ w).T, and exp of that plus an array which lies as the result does."""
+    """(x @ w).T, and exp of (x @ w²).T plus an array in the order of the result."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w, y = inputs(rows, 5), inputs(5, columns), inputs(columns, rows)
@@ -145,7 +145,7 @@ def product_across(rows: int, columns: int, dtype: DType = dtypes.float32) -> Bu
 def test_products_stored_as_columns(
     machine: str, shape: tuple[int, int], dtype: DType
 ) -> None:
-    """Whole tiles and what is left of them, of rows and of columns; the loads beside them."""
+    """Whole tiles, remainders of rows and of columns, and the loads of another operand."""
     rows, columns = shape
     graph, _ = graph_of(product_across(rows, columns, dtype))
     generator = np.random.default_rng(7)
@@ -160,8 +160,8 @@ def test_products_stored_as_columns(
 
 @pytest.mark.parametrize("shape", [(64, 64), (42, 85), (20, 48)], ids=str)
 def test_no_scatters(shape: tuple[int, int]) -> None:
-    """Nor gathers: what is stored, and what is read beside it, goes by whole vectors."""
+    """Nor gathers: results, and the operand read with them, are whole vectors."""
     kernels = schedule_of(graph_of(product_across(*shape))[0], GOLDEN).kernels
     texts = [render(lower(kernel, GOLDEN)) for kernel in kernels]
-    assert len(texts) == 3  # two products, of which one squares w before
+    assert len(texts) == 3  # two products, and w squared before one of them
     assert not any("scatter" in text or "gather" in text for text in texts)

@@ -10,7 +10,7 @@ from minigrad import Tensor
 
 @pytest.mark.parametrize("count", [1, 7, 16, 100])
 def test_float_remainders_are_exact(count: int) -> None:
-    """Also where a quotient is too large for vectors, and of what is not finite."""
+    """Also if a quotient is too large for vectors, and for operands that are not finite."""
     generator = np.random.default_rng(count)
     near = generator.standard_normal((2, count)).astype(np.float32)
     far = near * np.float32(10) ** generator.integers(-40, 38, (2, count)).astype(np.float32)

@@ -31,19 +31,19 @@ Floats = npt.NDArray[np.floating]
 UNARY = {op: BY_NAME[op.value].reference for op in OF_ONE if op in VECTOR_MATH}
 PRECISE = {op: BY_NAME[op.value].exact for op in UNARY}
 SPECIAL = [0.0, -0.0, math.inf, -math.inf, math.nan, 1.0, -1.0, 2.0, -2.0, 0.5, -0.5, 3.0, -3.0]
-BRANCHES = (Op.SIN, Op.COS)  # a branch computes what is rare
-# The largest errors that we promise, in ULP.
+BRANCHES = (Op.SIN, Op.COS)  # with a branch for rare arguments
+# The largest errors promised, in ULP.
 BOUND = dict.fromkeys([*UNARY, Op.POW], 2.0)
 BOUND_DOUBLE = {**dict.fromkeys([*UNARY, Op.POW], 2.5), Op.LGAMMA: 4.0, Op.DIGAMMA: 4.0}
 
 
 def variable(name: str, dtype: DType) -> Expr:
-    """A stand-in for an operand."""
+    """A load in place of an operand."""
     return load(Array(name, dtype, 1), 0)
 
 
 def run(op: Op, *inputs: Floats, contract: bool, branches: bool = True) -> Floats:
-    """What the expansion of op computes."""
+    """The value of op's expansion."""
     dtype = getattr(dtypes, inputs[0].dtype.name)
     names = ("x", "y")[: len(inputs)]
     root = expand(apply(op, tuple(variable(name, dtype) for name in names), dtype))
@@ -52,7 +52,7 @@ def run(op: Op, *inputs: Floats, contract: bool, branches: bool = True) -> Float
 
 
 def samples(dtype: type[np.floating], op: Op, count: int) -> Floats:
-    """Random bit patterns, and as many where the function does not saturate, edges included."""
+    """Random bit patterns, and as many numbers where the function does not saturate, with edges."""
     generator = np.random.default_rng(7)
     bits = np.uint32 if dtype is np.float32 else np.uint64
     anywhere = generator.integers(0, np.iinfo(bits).max, count, bits, endpoint=True).view(dtype)
@@ -67,7 +67,7 @@ def samples(dtype: type[np.floating], op: Op, count: int) -> Floats:
 
 
 def ulps(got: Floats, exact: Floats, dtype: type[np.floating]) -> Floats:
-    """|got − exact| in units of dtype's last place; inf where one is NaN or infinite alone."""
+    """|got − exact| in units of dtype's last place; inf if only one of them is NaN or infinite."""
     with np.errstate(all="ignore"):
         rounded = exact.astype(dtype)
         bound = np.minimum(np.abs(rounded), np.finfo(dtype).max)
@@ -102,7 +102,7 @@ def worst_double(
     with mpmath.workprec(1200 if op in (Op.SIN, Op.COS) else 200), np.errstate(all="ignore"):
         for argument, value in zip(x, got, strict=True):
             v = float(argument)
-            if op in (Op.EXP, Op.EXP2) and 2000.0 < abs(v) < math.inf:  # 60 digits of it are long
+            if op in (Op.EXP, Op.EXP2) and 2000.0 < abs(v) < math.inf:  # 60 digits take long
                 error = 0.0 if value == (math.inf if v > 0 else 0.0) else math.inf
             else:
                 exact = math.nan if math.isnan(v) else PRECISE[op](mpmath.mpf(v))
@@ -121,8 +121,8 @@ def worst_double(
 
 @pytest.mark.parametrize("op", UNARY, ids=lambda op: op.value)
 def test_float32_error_is_bounded_everywhere(op: Op) -> None:
-    # What mpmath alone computes takes it 0.2 ms a point; a few thousand show the worst place of
-    # each polynomial, too.
+    # Functions that only mpmath computes take 0.2 ms a point; a few thousand points also show the
+    # worst place of each polynomial.
     count = 4_000 if op.facts.fold((0.5,)) is None else 100_000
     for error, argument in worst_single(op, count):
         assert error <= BOUND[op], f"{op.value}({argument!r}) is off by {error:.2f} ULP"
@@ -139,7 +139,7 @@ def test_float64_error_is_bounded_everywhere(op: Op, contract: bool) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("op", [Op.EXP, Op.EXP2], ids=lambda op: op.value)
 def test_powers_of_what_masks_hide_do_not_underflow(op: Op, dtype: type[np.floating]) -> None:
-    """They are 0 by a product with 0: one that underflows takes some processors very long."""
+    """They are 0 by a product with 0: products that underflow are very slow on some processors."""
     x = np.array([-math.inf, np.finfo(dtype).min, -1e4, -1e9], dtype)
     assert not run(op, x, contract=False).any()
     assert not underflows(op, x)
@@ -147,7 +147,7 @@ def test_powers_of_what_masks_hide_do_not_underflow(op: Op, dtype: type[np.float
 
 
 def underflows(op: Op, x: Floats) -> bool:
-    """Whether a product is smaller than a normal number, but of no factor that is 0."""
+    """Whether a product without a zero factor is smaller than a normal number."""
     kind = getattr(dtypes, x.dtype.name)
     root = expand(apply(op, (variable("x", kind),), kind))
     products = [e for e in walk(root) if e.op is Op.MUL]
@@ -161,7 +161,7 @@ def underflows(op: Op, x: Floats) -> bool:
 
 @pytest.mark.parametrize("contract", [False, True])
 def test_tanh_plus_one_of_a_gelu(contract: bool) -> None:
-    """Within 2 units of what a sum of float32 could resolve at best, and 0 and 2 at the ends."""
+    """Within 2 units of the best possible sum in float32, and 0 and 2 at the ends."""
     x = np.concatenate([np.linspace(-50, 50, 100_001), [-3e38, 3e38, -np.inf, np.inf, np.nan]])
     x = x.astype(np.float32)
     tanh = apply(Op.TANH, (variable("x", dtypes.float32),), dtypes.float32)
@@ -171,7 +171,7 @@ def test_tanh_plus_one_of_a_gelu(contract: bool) -> None:
     error = np.abs(got - exact) / np.spacing(np.maximum(np.abs(exact), 1).astype(np.float32))
     assert np.nanmax(error) <= 2 and np.isnan(got[-1])
     assert list(got[-5:-1]) == [0, 2, 0, 2]
-    small = (x[:-5] > -40) & (x[:-5] < -3)  # where tanh is nearly −1, this has digits left
+    small = (x[:-5] > -40) & (x[:-5] < -3)  # where tanh is nearly −1, the sum still has digits
     far = -2 * np.abs(x[:-5][small].astype(np.float64))
     precise = 2 / (np.exp(-far) + 1)
     assert np.max(np.abs(got[:-5][small] / precise - 1)) < 1e-5
@@ -238,7 +238,7 @@ def test_power_float64() -> None:
 
 
 def worst_turns() -> list[int]:
-    """Below 2²⁰, those whose multiples of π/2 lie nearest to a float64, of each power of two."""
+    """For each power of two below 2²⁰, the multiple of π/2 that is nearest to a float64."""
     found = []
     with mpmath.workprec(200):
         half = int(mpmath.pi / 2 * 2**120)
@@ -249,8 +249,8 @@ def worst_turns() -> list[int]:
     return found
 
 
-# Numbers very near a multiple of π/2: the reduction must find what is left of them. The first two
-# are the worst there are (Muller, "Elementary Functions"; Kahan's example for float64).
+# Numbers very near a multiple of π/2, whose small difference the reduction must compute. The first
+# is the worst float64 (Muller, "Elementary Functions"; Kahan's example).
 @pytest.mark.parametrize("op", [Op.SIN, Op.COS], ids=lambda op: op.value)
 def test_arguments_near_multiples_of_half_pi(op: Op) -> None:
     worst = 6381956970095103.0 * 2.0**797

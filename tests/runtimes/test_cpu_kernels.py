@@ -1,6 +1,6 @@
-"""Programs and the kernel cache, each process with a cache of its own.
+"""Programs and the kernel cache; each process has its own cache.
 
-A second process makes nothing, and nothing that happens to the files harms a program.
+A second process compiles nothing, and damaged files never harm a program.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ table = Tensor.arange(12, device="CPU").reshape(6, 2)
 rows = [table.shrink(((0, Variable("n", 1, 6).bind(n)), (0, 2))).sum(0).tolist() for n in (2, 5)]
 results = [w.tolist(), loss.item(), rows, table.gather(0, Tensor([[5, 3]], device="CPU")).tolist()]
 """
-# Prints results and what they cost.
+# Prints results and counters.
 REPORT = """
 import json
 names = ("programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels_compiled",
@@ -42,7 +42,7 @@ NOTHING = {"programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels
 
 
 def environment(folder: Path | None, **more: str) -> dict[str, str]:
-    """This process's environment with the cache in another folder."""
+    """This process's environment, with another cache folder."""
     values = {k: v for k, v in os.environ.items() if not k.startswith(("MINIGRAD_", "XDG_"))}
     if folder is not None:
         values["MINIGRAD_CACHE"] = str(folder)
@@ -76,7 +76,7 @@ def folder(tmp_path):
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """A folder that one process has filled, and that process's results and counters."""
+    """A folder that one process has filled, with that process's results and counters."""
     place = tmp_path_factory.mktemp("filled") / "cache"
     results, counters, errors = run(place)
     assert errors == ""
@@ -93,7 +93,7 @@ def copied(filled, folder):
     return folder
 
 
-# ---- what it is for ----
+# ---- reuse ----
 
 
 def test_a_second_process_makes_nothing(filled):
@@ -114,7 +114,7 @@ def test_a_second_process_makes_nothing(filled):
 
 
 def test_one_kernel_serves_many_programs(folder, cpu):
-    """A kernel is found even where the program as a whole is new."""
+    """A kernel is found even if the program as a whole is new."""
     start = f"""
 from minigrad import GlobalCounters, Tensor
 x = Tensor([[1.0, 2.0, -1.0], [3.0, -4.0, 0.5]], device={cpu!r})
@@ -201,7 +201,7 @@ def foreign(content: bytes) -> bytes:
 
 
 def test_damaged_files_are_made_anew(copied, filled):
-    """Each in a way of its own; tests/test_cache.py has every way for one file."""
+    """Each in its own way; tests/test_cache.py tries every way on one file."""
     damages = itertools.cycle([cut, flip, empty, foreign])
     for path, damage in zip(sorted(copied.iterdir()), damages, strict=False):
         path.write_bytes(damage(path.read_bytes()))
@@ -225,7 +225,7 @@ def test_swapped_files_are_made_anew(copied, filled):
 
 
 def test_one_missing_kernel_is_made_alone(copied, filled):
-    """A program that is known, but not all of its kernels, is scheduled and completed."""
+    """A known program that lacks a kernel is scheduled again and completed."""
     for path in copied.iterdir():
         entry = unpack(path.stem, path.read_bytes())
         assert entry is not None
@@ -239,7 +239,7 @@ def test_one_missing_kernel_is_made_alone(copied, filled):
 
 
 def test_a_missing_object_file_is_made_with_its_kernels(copied, filled):
-    """Small kernels of a program are functions of one object file, which may be gone."""
+    """Small kernels of a program are functions of one object file, which may be missing."""
     gone = 0
     for path in copied.iterdir():
         about, _ = unpack(path.stem, path.read_bytes()) or ({}, b"")
@@ -297,7 +297,7 @@ def test_a_program_runs_without_a_cache(filled, folder):
 
 
 def test_a_program_leaves_a_foreign_folder_alone(filled, folder):
-    """The program is another user's: only root could give the folder away instead."""
+    """The program runs as another user: only root could give the folder away instead."""
     folder.mkdir(mode=0o700)
     results, _, errors = run(folder, before="import os\nos.geteuid = lambda: 12345\n")
     assert results == filled[1] and f"belongs to user {os.geteuid()}" in errors
@@ -305,7 +305,7 @@ def test_a_program_leaves_a_foreign_folder_alone(filled, folder):
 
 
 def test_a_full_disk_is_no_failure(filled, folder):
-    """A limit on the size of files makes every write end early, as on a full disk."""
+    """A limit on file sizes makes every write fail, as on a full disk."""
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
     results, counters, errors = run(folder, before=limit)
     assert results == filled[1]
@@ -345,7 +345,7 @@ def test_four_processes_start_on_an_empty_cache(filled, folder):
 
 
 def test_threads_share_kernels(filled):
-    """Threads that start the same program together make its kernels once."""
+    """Threads that start the same program together compile its kernels once."""
     program = """
 import threading
 found = []
@@ -391,4 +391,4 @@ def test_few_kernels_are_generated_by_the_thread_that_waits(
         capture_output=True, text=True, timeout=120, env=environment(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[70 * 11.25] * 50, here]  # (the pool's code is, too)
+    assert json.loads(done.stdout) == [[70 * 11.25] * 50, here]  # (so is the pool's code)

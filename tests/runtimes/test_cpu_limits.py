@@ -1,4 +1,4 @@
-"""The measured limits of the machine, and the report that quotes them."""
+"""The machine's measured limits, and the report that states them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad.runtimes.jit_compiler import Compiler
 
 
 def test_limits_are_believable() -> None:
-    """From a slow core shared with others to a large server."""
+    """From a slow shared core to a large server."""
     found = limits(threads())
     assert 1e9 < found.operations < 1e14
     assert found.operations / found.vectors >= 8

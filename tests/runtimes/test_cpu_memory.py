@@ -24,7 +24,7 @@ MIB = 1 << 20
 
 
 def trim(limit: int = 0) -> None:
-    """Give idle large blocks back to the system until at most `limit` bytes of them are left."""
+    """Return idle large blocks to the system until at most `limit` bytes of them remain."""
     blocks = cpu_memory._blocks
     with blocks.lock:
         blocks.put_away()
@@ -153,7 +153,7 @@ def test_who_looks_at_a_clock_keeps_all_idle_memory(monkeypatch: pytest.MonkeyPa
 def test_out_of_memory_is_a_plain_error() -> None:
     with pytest.raises(MemoryError, match=r"1,125,899,906,842,624 bytes.*held"):
         cpu_memory.allocate(1 << 50)
-    address = cpu_memory.allocate(100)  # and afterwards everything works
+    address = cpu_memory.allocate(100)  # and then everything still works
     cpu_memory.free(address, 100)
 
 
@@ -163,7 +163,7 @@ def test_idle_memory_is_given_up_before_an_allocation_fails(
     trim()
     limit = cpu_memory.held_bytes() + 20 * MIB
     monkeypatch.setattr(cpu_memory, "memory_bytes", lambda: limit)
-    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 1 << 40)  # nothing goes on its own
+    monkeypatch.setattr(cpu_memory._blocks, "held_peak", 1 << 40)  # no block is returned on its own
     first = cpu_memory.allocate(12 * MIB)
     with pytest.raises(MemoryError):
         cpu_memory.allocate(16 * MIB)
@@ -221,7 +221,7 @@ def resident() -> int:
 @pytest.mark.parametrize("nbytes", [5 * MIB // 16, 7 * MIB // 4, 9 * MIB // 4, 27 * MIB // 4,
                                     9 * MIB])  # fmt: skip
 def test_blocks_share_huge_pages(nbytes: int) -> None:
-    """Where each had its own, blocks of 2.25 MiB took 4."""
+    """With huge pages of its own, each block of 2.25 MiB would take 4 MiB."""
     trim()
     before, count = resident(), 2 * cpu_memory.SHARED // nbytes  # more than one mapping
     blocks = [cpu_memory.allocate(nbytes) for _ in range(count)]
@@ -241,7 +241,7 @@ def test_blocks_share_huge_pages(nbytes: int) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the mapping's flags are Linux's")
 @pytest.mark.parametrize("nbytes", [1024, 5 * MIB // 16, MIB, 2 * MIB, 3 * MIB, 33 * MIB])
 def test_memory_is_asked_for_in_huge_pages(nbytes: int) -> None:
-    """Blocks of 256 KiB … 2 MiB had small ones: the matrices of a small model, layer by layer."""
+    """Blocks of 256 KiB … 2 MiB once had small pages: matrices of a small model, layer by layer."""
     address = cpu_memory.allocate(nbytes)
     inside, flags = False, list[str]()
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -342,10 +342,10 @@ class _Owner:
 def test_the_garbage_collector_may_free_inside_allocate() -> None:
     gc.collect()
     used = GlobalCounters.mem_used
-    gc.disable()  # it must not strike earlier
+    gc.disable()  # it must not run before
     try:
         _Owner()
-        with cpu_memory._blocks.lock:  # where allocate is when the collector strikes
+        with cpu_memory._blocks.lock:  # the state of allocate when the collector runs
             cpu_memory._blocks.changing = True
             gc.collect()
     finally:
@@ -361,12 +361,12 @@ def test_the_garbage_collector_may_free_inside_allocate() -> None:
 
 @pytest.mark.parametrize("size", [64, 100_000, 3 * MIB])
 def test_whoever_interrupts_allocate_may_allocate(size: int) -> None:
-    """At each line of `allocate`, as the handler of a signal may: no block is given out twice."""
+    """A signal handler may allocate at each line of `allocate`: no block is handed out twice."""
     inner: list[int] = []
 
     def interrupt(frame: Any, event: str, _: Any) -> Any:
         if frame.f_code.co_filename == cpu_memory.__file__ and event in ("call", "line"):
-            if len(inner) < 50 * rounds[0]:  # else there is always one more to put away
+            if len(inner) < 50 * rounds[0]:  # otherwise there is always one more to put away
                 inner.append(cpu_memory.allocate(size))
                 if len(inner) % 3:
                     kept.append(inner[-1])

@@ -1,4 +1,4 @@
-"""The native driver and its threads: every chunk once, in order, alone or shared, till the end."""
+"""The native driver and its threads: every chunk runs once, in order, alone or shared."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.native import translate
 from minigrad.settings import Context
 
-# Kernels take (begin, end, args, scratch). `record` writes down where chunks begin and end, in
-# the order of the calls; `set_flag` stores 1 in an i32; `meet` waits until two chunks run at the
-# same time; `keep` fills 64 bytes of scratch with its begin, waits, and counts foreign values.
+# Kernels take (begin, end, args, scratch). `record` logs where chunks begin and end, in the order
+# of calls; `set_flag` stores 1 in an i32; `meet` waits until two chunks run at the same time;
+# `keep` fills 64 bytes of scratch with its begin, waits, and counts foreign values.
 KERNELS = """
 define void @record(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
   %log = load ptr, ptr %args
@@ -140,7 +140,7 @@ class Call:
         pool.run(ctypes.addressof(self.table), len(self.table), scratch_bytes)
 
     def chunks(self) -> list[tuple[int, int]]:
-        """What `record` wrote down, in the order of its calls."""
+        """The log of `record`, in the order of its calls."""
         return [(self.words[2 * i + 1], self.words[2 * i + 2]) for i in range(self.words[0])]
 
 
@@ -184,7 +184,7 @@ def test_more_chunks_than_a_ticket_holds(kernels: dict[str, int]) -> None:
     """They run on the calling thread."""
     pool = Pool(2)
     total = cpu_driver.MOST_CHUNKS + 5000
-    # Of the set_flag kernel only the number of calls would matter; `record` would need a long log.
+    # `set_flag` would not count iterations, and `record` would need a long log.
     counted, code = host_compiler().compile(
         "define void @count(i64 %begin, i64 %end, ptr %args, ptr %scratch) {\n"
         "  %at = load ptr, ptr %args\n"
@@ -209,7 +209,7 @@ def test_a_hundred_thousand_launches(threads: int) -> None:
 @pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("spins", [0, 3, 2000])
 def test_launches_on_rare_paths(threads: int, spins: int) -> None:
-    """Everybody goes to sleep at once; chunks come in random order."""
+    """All threads go to sleep at once; chunks run in random order."""
     stress(20_000, threads, threads, spins, shuffle=True)
 
 
@@ -219,7 +219,7 @@ def test_workers_that_sleep_are_woken(kernels: dict[str, int]) -> None:
         call = Call((kernels["meet"], 2, 1, 0))
         call.run(pool)
         assert list(call.words[:2]) == [2, 2], "two chunks must run at the same time"
-        time.sleep(0.05)  # long after the spinning
+        time.sleep(0.05)  # long after threads stop spinning
         sleepers = ctypes.c_int32.from_address(pool.address + cpu_driver.SLEEPERS).value
         assert sleepers == 1
     pool.close()
@@ -294,7 +294,7 @@ def test_launches_beside_each_other_run_at_once(kernels: dict[str, int]) -> None
 
 
 def test_groups_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) -> None:
-    """Launches without iterations, too, may begin, end or be in a group."""
+    """Launches without iterations may also begin, end or be inside a group."""
     groups = [[5, 0, 30], [0], [0, 2], [7, 7, 1, 0], [1], [64, 1]]
     launches = [
         (kernels["record"], total, 3, FLAG_CONCURRENT if place else 0)
@@ -314,9 +314,9 @@ def test_groups_come_one_after_the_other(pool: Pool, kernels: dict[str, int]) ->
 
 
 def test_chunks_of_launches_in_turn_follow_each_other(kernels: dict[str, int]) -> None:
-    """With one thread each right after its own; with several all of them, once.
+    """One thread runs a chunk of each launch in turn; several threads run all chunks, once.
 
-    Others of their group come before or after them.
+    Other launches of their group come before or after them.
     """
     flags = FLAG_CONCURRENT | FLAG_INTERLEAVED
     sizes = [(8, 1), (16, 2), (24, 3)]
@@ -439,7 +439,7 @@ def test_workers_keep_off_the_callers_processor(kernels: dict[str, int]) -> None
             assert os.sched_getaffinity(worker.native_id) == set(ours) - {processor}
     finally:
         os.sched_setaffinity(0, ours)
-    crowd = Pool(len(ours) + 1)  # more threads than processors may run anywhere
+    crowd = Pool(len(ours) + 1)  # more threads than processors may run on any of them
     call.run(crowd)
     for worker in crowd._workers:
         assert worker.native_id is not None

@@ -1,4 +1,4 @@
-"""Results are bitwise the same with any number of threads and any order of chunks."""
+"""Results are bitwise equal with any number of threads and any order of chunks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RUNS = [(threads, seed) for threads in (1, 2, 3, 8) for seed in (0, 1, 2)]
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Kernel]]:
-    """The kernels made so far: they are cut so small that all threads share little work."""
+    """The kernels compiled so far, with chunks so small that all threads share even little work."""
     monkeypatch.setattr(assemble, "CHUNK_OPERATIONS", 50)
     monkeypatch.setattr(program, "programs", Programs(1000))
     made = Kernels(cpu.host_target(), cpu.host_compiler())
@@ -42,13 +42,13 @@ def kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[Ke
 
 
 def are_shared(kernels: list[Kernel]) -> bool:
-    """Whether any has more than one chunk: else a test would compare a thing with itself."""
+    """Whether a kernel has more than one chunk; otherwise a test would compare equal runs."""
     return any(kernel.code.total > kernel.code.grain for kernel in kernels)
 
 
 @contextmanager
 def device_of(threads: int, seed: int = 0) -> Iterator[str]:
-    """A CPU device whose launches are shared by so many threads, in an order drawn from seed."""
+    """A CPU device with this many threads, which runs chunks in an order drawn from seed."""
     name = Device.canonical(f"CPU:{100 + threads}")
     with Context(THREADS=threads):
         pool = cpu_pool.pool_for(name)
@@ -63,7 +63,7 @@ def device_of(threads: int, seed: int = 0) -> Iterator[str]:
 def everywhere(
     compute: Callable[[str], list[np.ndarray]], runs: Sequence[tuple[int, int]] = RUNS
 ) -> None:
-    """The bits of the results on one thread are those on more, in two random orders too."""
+    """Results on one thread have the same bits as on more threads, also in two random orders."""
     first: list[bytes] | None = None
     for threads, seed in runs:
         with device_of(threads, seed) as device:
@@ -89,7 +89,7 @@ def test_the_data_depend_on_the_order() -> None:
 
 @pytest.mark.parametrize("reduction", ["sum", "mean", "max", "var", "argmax", "prod"])
 def test_reductions_to_a_scalar(reduction: str, kernels: list[Kernel]) -> None:
-    """A million elements: partial results are added in the order of their places."""
+    """A million elements: partial results are added in the order of their positions."""
     values = data(1_000_000)
     if reduction == "prod":
         values = np.exp(values / 1e6)
@@ -107,7 +107,7 @@ def test_reductions_to_a_scalar(reduction: str, kernels: list[Kernel]) -> None:
 
 @pytest.mark.parametrize("shape", [(1, 700, 1), (65, 129, 33), (200, 301, 257), (7, 4096, 5)])
 def test_products(shape: tuple[int, int, int], kernels: list[Kernel]) -> None:
-    """Matrix products with tails along every axis, and a long one that may be split along K."""
+    """Matrix products with remainders along every axis, and a long one that may be cut along K."""
     m, k, n = shape
     a, b = data(m, k), data(k, n, seed=1)
     everywhere(lambda device: [(Tensor(a, device=device) @ Tensor(b, device=device)).numpy()])
@@ -132,7 +132,7 @@ def test_rows(kernels: list[Kernel]) -> None:
 
 @pytest.mark.usefixtures("kernels")
 def test_scatter_add() -> None:
-    """Additions to one place are made in the order of the indices."""
+    """Additions to one place happen in the order of the indices."""
     index = np.random.default_rng(5).integers(0, 11, 50_000).astype(np.int32)
     values = data(50_000, 3)
 

@@ -1,6 +1,6 @@
-"""GUARD=1: what leaves its buffer ends the process.
+"""GUARD=1: an access outside a buffer ends the process.
 
-Whatever may end a process runs in one of its own.
+Code that may end a process runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 @pytest.mark.parametrize("length", [1, 3, 1024, 1027])
 @pytest.mark.parametrize("what", ["read", "write", "scratch"])
 def test_a_bad_kernel_ends_the_process(what: str, length: int) -> None:
-    """The last element is fine; the one behind it is not mapped."""
+    """The last element is fine; the next one is not mapped."""
     if what == "scratch":
         length = ceildiv(length, 16) * 16  # scratch memory is a multiple of 64 bytes
     good = run("-c", KERNEL, what, str(length - 1), str(length))
@@ -74,13 +74,13 @@ def test_a_bad_kernel_ends_the_process(what: str, length: int) -> None:
 
 
 def test_a_write_before_the_beginning_is_reported() -> None:
-    """It changes the pattern in front of the block, which is looked at when it is freed."""
+    """It changes the pattern before the block, which is checked when the block is freed."""
     bad = run("-c", KERNEL, "write", "-1", "3")
     assert bad.returncode == 1 and "BoundsError: a kernel wrote before the beginning" in bad.stderr
 
 
 def test_random_graphs_stay_inside(cpu: str) -> None:
-    """Fused graphs under GUARD agree with the reference and end well."""
+    """Fused graphs under GUARD agree with the reference, and the process ends normally."""
     seed = str(np.random.default_rng().integers(1 << 30))
     done = run("-X", "faulthandler", "-m", "tests.property.graphs", "--count", "8", "--seed", seed,
                "--device", cpu, "--no-shrink", MINIGRAD_GUARD="1")  # fmt: skip
@@ -107,7 +107,7 @@ SAMPLE = ("where", "matmul", "causal attention", "layernorm", "cross_entropy", "
 
 
 def test_operations_stay_inside() -> None:
-    """Edge shapes and views of a sample of the operation table."""
+    """Edge shapes and views, for a sample of the operation table."""
     done = run("-X", "faulthandler", "-c", TABLE, *SAMPLE, MINIGRAD_GUARD="1")
     assert done.returncode == 0, done.stderr[-3000:]
 

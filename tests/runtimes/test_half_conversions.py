@@ -1,4 +1,4 @@
-"""float16 on processors without F16C: conversions of the compiler's library against numpy's."""
+"""float16 on processors without F16C: the compiler library's conversions against numpy's."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_every_half_becomes_its_float() -> None:
 
 
 def test_floats_are_rounded_to_the_nearest_half() -> None:
-    """All halves, all middles between two, their neighbours, and random bits."""
+    """All halves, all midpoints between two, their neighbours, and random bits."""
     halves = np.arange(1 << 15, dtype=np.uint16).view(np.float16)
     numbers = halves[np.isfinite(halves)].astype(np.float64)
     middles = (numbers + np.append(numbers[1:], 65536.0)) / 2

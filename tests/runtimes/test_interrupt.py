@@ -1,4 +1,4 @@
-"""Ctrl-C ends a long program between two kernels, and nothing else is disturbed."""
+"""Ctrl-C ends a long program between two kernels, and disturbs nothing else."""
 
 from __future__ import annotations
 
@@ -56,23 +56,23 @@ def attempt(count=COUNT, run=run):
 
 
 class Child:
-    """A Python process that says "ready" when it may be sent signals."""
+    """A Python process that prints "ready" when signals may be sent to it."""
 
     def __init__(self, program: str) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-u", "-X", "faulthandler", "-c", program],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # what a shell runs in the background would ignore it, and its children too
+            # a shell's background jobs, and their children, ignore SIGINT
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def line(self) -> str:
-        """What it says next."""
+        """Its next line of output."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
     def interrupt(self) -> float:
-        """Send SIGINT when it is ready and busy; seconds until it has said something."""
+        """Send SIGINT when it is ready and busy; returns the seconds until its next output."""
         assert self.line() == "ready", self.process.communicate(timeout=60)
         time.sleep(0.3)
         start = time.perf_counter()
@@ -81,13 +81,13 @@ class Child:
         return time.perf_counter() - start
 
     def end(self) -> None:
-        """It has to end well."""
+        """It must exit normally."""
         _, errors = self.process.communicate(timeout=60)
         assert self.process.returncode == 0, errors
 
 
 def test_an_interrupt_ends_a_long_table() -> None:
-    """Twice, and the next table runs to its end; the wakeup descriptor is free again."""
+    """Twice; then the next table runs to its end, and the wakeup descriptor is free again."""
     child = Child(TABLE + "attempt(); attempt(); attempt(2)\nassert signal.set_wakeup_fd(-1) == -1")
     for _ in range(2):
         seconds = child.interrupt()
@@ -114,7 +114,7 @@ def test_the_handlers_of_others_decide(before: str) -> None:
 
 
 def test_the_wakeup_descriptor_of_others_stays() -> None:
-    """Whoever uses it gets the signal's number, and still has it afterwards."""
+    """Its owner gets the signal's number, and still has the descriptor afterwards."""
     others = """
 ours, theirs = socket.socketpair()
 theirs.setblocking(False)
@@ -130,7 +130,7 @@ assert ours.recv(10) == bytes([signal.SIGINT])
 
 
 def test_other_threads_are_left_alone() -> None:
-    """Python interrupts the main thread only; a program of another thread goes on."""
+    """Python interrupts only the main thread; another thread's program runs on."""
     thread = """
 over = threading.Event()
 worker = threading.Thread(target=lambda: (attempt(30), over.set()))
@@ -149,7 +149,7 @@ worker.join()
 
 
 def test_a_late_signal_does_not_end_the_next_program() -> None:
-    """What comes when the program is over is Python's own business."""
+    """A signal after the program's end is left to Python."""
     late = """
 class Late:
     def __init__(self): self.count = 0
@@ -169,7 +169,7 @@ attempt(2)
 
 
 def test_a_signal_of_the_program_before_does_not_end_the_next() -> None:
-    """Its byte may still lie there when the next program begins: Python has dealt with it."""
+    """Its byte may still be unread when the next program begins, although Python has handled it."""
     stale = """
 watcher = cpu_interrupt._Watcher()
 watcher.lock = threading.RLock()
@@ -213,7 +213,7 @@ print(abs(run(x).sum().item() - 640) < 1)
 
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_model_is_interrupted(captured: bool) -> None:
-    """A step of many kernels, as a program and as a replay; the next one gives the right values."""
+    """A step of many kernels, as a program and as a replay; the next step's values are right."""
     child = Child(MODEL.replace("CAPTURED", str(captured)))
     child.interrupt()
     assert [child.said, child.line()] == ["interrupted", "True"]
@@ -243,14 +243,14 @@ except KeyboardInterrupt:
 
 
 def test_an_interrupt_in_a_callback_comes_again() -> None:
-    """Nobody can catch it there: of what is raised when an object goes Python only tells."""
+    """It cannot be caught there: Python only prints exceptions raised while an object is freed."""
     child = Child(CALLBACK)
     assert [child.line(), child.line()] == ["ready", "interrupted"]
     child.end()
 
 
 class Interrupted:
-    """A program during which Ctrl-C comes: Python tells of it as soon as it has run."""
+    """A program during which Ctrl-C comes; Python raises as soon as the program has run."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -263,7 +263,7 @@ class Interrupted:
 
 @pytest.fixture
 def interrupted(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Iterator[Callable[[Any], None]]:
-    """Calls a function, during whose program Ctrl-C comes."""
+    """A function that calls another one, during whose program Ctrl-C comes."""
     launch = program._launch
 
     def call(function: Callable[[], Any]) -> None:
@@ -278,7 +278,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Iterator[Call
 
 
 def test_what_is_written_in_place_is_written_once(interrupted: Callable[[Any], None]) -> None:
-    """And not again by who reads it after the interrupt."""
+    """And not again by a reader after the interrupt."""
     x, y = Tensor([1.0, 2.0]).realize(), Tensor([5.0]).realize()
     x += 1
     y *= x.sum()

@@ -15,7 +15,7 @@ from minigrad.errors import CompileError
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler, undefined_symbols
 
-# Doubles a float in a vector constant's company, so that code and data must find each other.
+# Doubles a float by a vector constant, so that code must find its data.
 SCALE = """
 define void @scale(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
 entry:
@@ -181,7 +181,7 @@ def test_the_key_names_what_code_depends_on() -> None:
 
 
 def test_several_kernels_are_one_module() -> None:
-    """Each keeps its instructions; what they declare is declared once."""
+    """Each keeps its instructions; what they all declare is declared once."""
     from minigrad.render.llvm import together
 
     text = """@zeros = private constant [64 x i8] zeroinitializer, align 64

@@ -1,4 +1,4 @@
-"""Memory stays flat: a short run of `python -m tests.bench.memory_steps`, and bounded tables."""
+"""Memory does not grow: a short run of `python -m tests.bench.memory_steps`, and bounded tables."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from minigrad.runtimes.cpu import host_kernels
 
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch: pytest.MonkeyPatch, cpu: str):
-    """Tensors live on the CPU; the programs of other tests are not in the way."""
+    """Tensors are on the CPU; other tests' programs are set aside."""
     monkeypatch.setattr(program, "programs", Programs(MOST_PROGRAMS))
     with Context(DEVICE=cpu):
         yield
 
 
 def test_memory_stays_flat() -> None:
-    """Neither tensors nor tables grow with the number of steps, nor with that of programs.
+    """Neither tensors nor tables grow with the number of steps or programs.
 
-    In a process of its own, where all that there is was made by what is looked at.
+    Runs in a process of its own, so that everything in it was made by the measured code.
     """
     counts = ["--captured", "500", "--plain", "100", "--graphs", "60", "--most", "20"]
     command = [sys.executable, str(memory_steps.__file__), *counts]
@@ -37,7 +37,7 @@ def test_memory_stays_flat() -> None:
 
 
 def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keeping each step's loss is growth."""
+    """Keeping each step's loss counts as growth."""
     kept: list[Any] = []
     make = memory_steps.training_step
 
@@ -51,7 +51,7 @@ def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -
 
 
 def _program(table: Programs, structure: int, reference: str) -> Any:
-    """The program of a graph that is nothing but its number."""
+    """The program of a graph that is only a number."""
     root = SimpleNamespace(device=reference)
     call: Any = SimpleNamespace(structure=structure, cells=(), roots=[root], graph=object, order=())
     found, _ = table.find(call, lambda graph: graph)  # type: ignore[arg-type, return-value]
@@ -59,7 +59,7 @@ def _program(table: Programs, structure: int, reference: str) -> Any:
 
 
 def test_the_longest_unused_programs_go(reference: str) -> None:
-    """An eighth at a time; what is asked for stays."""
+    """An eighth at a time; recently used ones are kept."""
     table = Programs(16)
     made = [_program(table, number, reference) for number in range(16)]
     assert len(table) == 16 and len(set(map(id, made))) == 16
@@ -72,7 +72,7 @@ def test_the_longest_unused_programs_go(reference: str) -> None:
 
 
 def test_a_capture_keeps_its_kernels() -> None:
-    """A replay works after its programs were forgotten; the code goes with the replay."""
+    """A replay works after its programs were forgotten; its code is freed with the replay."""
     bias = Tensor(np.arange(7, dtype=np.float32)).realize()
 
     @jit

@@ -1,4 +1,4 @@
-"""A little of Python as machine code means what it says."""
+"""A subset of Python, translated to machine code, keeps its meaning."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad.runtimes.native import translate
 
 
 def function(text: str, **constants: int) -> Callable[..., int]:
-    """The last function of a text."""
+    """The last function of a text, compiled."""
     name = text.rpartition("def ")[2].partition("(")[0]
     count = text.rpartition("def ")[2].partition(")")[0].count(",") + 1
     addresses, code = host_compiler().compile(translate(text, constants), [name])
@@ -109,7 +109,7 @@ def test_what_it_does_not_know_is_refused(text: str) -> None:
 
 
 def test_threads_may_translate_at_once() -> None:
-    """Where one of them collects garbage meanwhile, whose end lets the others run."""
+    """Also if one of them collects garbage, and a destructor lets the others run."""
     errors: list[BaseException] = []
 
     class Ends:

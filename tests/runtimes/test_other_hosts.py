@@ -1,4 +1,4 @@
-"""Where the CPU device does not run it says so, and the others do."""
+"""Systems where the CPU device does not run: it says so, and the other devices run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import pytest
 from devices import CPU, OPENCL, REFERENCE, opened
 
-# What a system has besides Linux's own; numpy and others look at the real one when they come.
+# Acts like another system. It imports numpy and others first, which must see the real one.
 SYSTEM = """
 import asyncio, ctypes, os, subprocess, sys, tempfile
 import llvmlite.binding, ml_dtypes, numpy

@@ -1,5 +1,5 @@
-"""What REF is beside the meaning of operations, which tests/property compares with numpy: edges of
-narrow floats, sums in their own dtype, indices of every dtype, symbolic shapes, programs, memory.
+"""REF beyond the meaning of operations (tests/property compares that with numpy): edges of narrow
+floats, sums in their own dtype, indices of every dtype, symbolic shapes, programs, memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def array(values, dtype):
 
 
 def compute(node):
-    """The value of a node, through the whole path: canonical graph, program, buffers."""
+    """The value of a node by the whole path: canonical graph, program, buffers."""
     (result,) = realize([node], [])
     raw = np.frombuffer(result.arg.copy_out(), numpy_dtype(node.dtype))
     return raw.reshape(node.shape)
@@ -55,8 +55,8 @@ def same(found, expected):
 
 
 def test_every_operation_has_a_meaning():
-    """But for a MARK, which only a mesh's graph has: none is left when that has been divided; and
-    for loops, of which a program sees one step at a time.
+    """Except a MARK, which only a mesh's graph has, until it is divided; and loops, of which a
+    program sees one step at a time.
     """
     assert set(MEANING) | {Op.BUFFER, Op.MARK, Op.LOOP, Op.RESULT} == set(Op)
 
@@ -87,7 +87,7 @@ def test_float_edges(dtype):
 
 
 def test_narrow_floats_are_rounded_once():
-    """1 + 2⁻⁹ + 2⁻⁹ …: an intermediate in bfloat16 would lose each addend."""
+    """1 + 2⁻⁹ + 2⁻⁹ …: with an intermediate bfloat16 each addend would be lost."""
     third = table(Op.DIV, dtypes.float16, [1.0], [3.0])
     assert third == [float(np.float16(1) / np.float16(3))]
     many = compute(build.reduce(Op.SUM, array([1.0] + [2**-9] * 512, dtypes.bfloat16), (0,)))
@@ -179,7 +179,7 @@ def test_symbolic_shapes_are_stored_with_the_strides_of_their_bounds():
 
 
 def test_symbolic_dimensions_pass_only_ones_in_a_reshape():
-    """Past anything else the strides of the bound, with which it is stored, would not fit."""
+    """With other dimensions, the strides of the bound, by which it is stored, would not fit."""
     length = Variable("length", 0, 4).bind(3)
     x = build.buffer(0, dtypes.int32, (2, 6, length, 4), DEVICE)
     assert build.reshape(x, (12, 1, length, 2, 2)).shape == (12, 1, length, 2, 2)

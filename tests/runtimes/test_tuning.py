@@ -1,4 +1,4 @@
-"""MINIGRAD_TUNE: every way to cut a product computes it, and the one that measures best is kept."""
+"""MINIGRAD_TUNE: every way to cut a product computes it, and the fastest one is kept."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minigrad.programs import programs
 from minigrad.runtimes import cpu_kernels
 from minigrad.settings import Context
 
-# rows, terms, columns, which operand is transposed: packed or not, k cut or not, with tails
+# rows, terms, columns, transposed operand: packed or not, k cut or not, with remainders
 SHAPES = [
     (300, 70, 200, ""), (129, 600, 513, "left"), (257, 100, 96, "right"), (70, 3000, 150, ""),
     (100, 2500, 700, "right"), (5, 40, 1000, ""),
@@ -22,7 +22,7 @@ SHAPES = [
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many ways each product had; what `prefer` says counts as the best of them."""
+    """The number of ways of each product; the last way counts as the fastest."""
     counts: list[int] = []
 
     def seconds(self: Any, ways: Sequence[Any], arrays: Any) -> list[float]:

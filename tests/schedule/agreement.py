@@ -1,4 +1,4 @@
-"""A program on a machine beside the reference."""
+"""Compares a program's results on a machine with the reference."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from minigrad.runtimes.reference import evaluate
 from .machine import run
 from .programs import Build, graph_of, values_for
 
-# Sums whose order is free, of as many terms as the root of the largest operand's elements; and
-# vector math's own error.
+# Allows for sums in any order, with as many terms as the square root of the largest operand's size,
+# and for the error of vector math.
 NEAR = Tolerance(ulps=16, scale=8, terms=1)
 
 
 @lru_cache(maxsize=2)  # machines are tried one after the other
 def reference(build: Build, n: int) -> tuple[dict[int, np.ndarray], tuple[np.ndarray, ...]]:
-    """Random operands of a program, and what it means for them: the same for all machines."""
+    """Random operands of a program and its results for them, shared by all machines."""
     graph, inputs = graph_of(build)
     values = values_for(inputs, n)
     return values, tuple(evaluate(graph.roots, values, {"n": n}))
@@ -35,7 +35,7 @@ def agree(
     fuse: bool = True,
     tolerance: Tolerance = NEAR,
 ) -> list[np.ndarray]:
-    """What the reference gives for a program; AssertionError where the machine gives another."""
+    """The reference's results for a program; AssertionError if the machine's differ."""
     graph, _ = graph_of(build, in_place)
     if values is None:
         values, expected = reference(build, n)
@@ -50,7 +50,7 @@ def compare(
     found: Sequence[np.ndarray], expected: Sequence[np.ndarray], values: Mapping[int, np.ndarray],
     where: str, tolerance: Tolerance = NEAR,
 ) -> None:  # fmt: skip
-    """AssertionError where outputs are not near enough to what operands of these values give."""
+    """AssertionError if outputs differ from the expected ones by more than these operands allow."""
     operands = tuple(x for x in values.values() if x.dtype not in (np.int32, np.int64))
     terms = max((x.size for x in values.values()), default=1) ** 0.5
     for number, (got, wanted) in enumerate(zip(found, expected, strict=True)):

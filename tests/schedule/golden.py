@@ -1,6 +1,6 @@
-"""Printed schedules and loop nests that are kept in files, so that a change of them is seen.
+"""Schedules and loop nests printed into files, so that changes of them are noticed.
 
-    cd tests && python -m schedule.golden     # write the files anew, then read `git diff`
+    cd tests && python -m schedule.golden     # rewrite the files, then read `git diff`
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def show_nests(plan: Schedule) -> str:
 
 
 def path_of(room: str, name: str) -> Path:
-    """Where the printout of a program is kept."""
+    """The file with a program's printout."""
     return TESTS / room / "golden" / f"{name}.txt"
 
 
 def printed(room: str, name: str) -> str:
-    """What the program looks like now."""
+    """The program's printout now."""
     return ROOMS[room](plan_of(PROGRAMS[name])) + "\n"
 
 
 def mismatch(room: str, name: str) -> str | None:
-    """What differs from the file, or None."""
+    """How the printout differs from the file, or None."""
     path, now = path_of(room, name), printed(room, name)
     before = path.read_text("utf-8") if path.exists() else ""
     if now == before:

@@ -1,6 +1,6 @@
 """Runs a schedule for any target and compiler, group by group, on this thread.
 
-Every piece of memory lies between canaries, and chunks of a parallel loop run in random order, as
+Every piece of memory has canaries around it. Chunks of a parallel loop run in random order, and so
 do those of kernels that need not wait for each other.
 """
 
@@ -35,19 +35,19 @@ from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Group, Target
 
 CANARY = 0xA5
-MARGIN = 256  # bytes before and behind each piece of memory
+MARGIN = 256  # bytes before and after each piece of memory
 _KERNEL = ctypes.CFUNCTYPE(
     None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
 
-# What the golden files are made for; not the host's numbers, so that they are the same everywhere.
+# The target of the golden files. Not the host's, so that they are the same everywhere.
 GOLDEN = Target(64, 32, 1 << 15, 1 << 20)
-# A GPU of few units, so that small programs are enough for recipes of work-groups.
+# A GPU of few units, so that small programs are enough for the recipes of work-groups.
 GPU = Target(0, 16, 32 << 10, 512 << 10, group=Group(256, 48 << 10, 4))
 
-STREAMING = 64  # a cache so small that every store of 32 bytes passes by it
+STREAMING = 64  # a cache so small that every store of 32 bytes bypasses it
 
-# Name → target, LLVM's processor, and what the host must have to run it.
+# Name → target, LLVM's processor, the feature that the host must have to run it.
 MACHINES = {
     "avx512": (GOLDEN, "x86-64-v4", "avx512f"),
     "avx512 streaming": (Target(64, 32, 1 << 15, 1 << 20, STREAMING), "x86-64-v4", "avx512f"),
@@ -55,7 +55,7 @@ MACHINES = {
     "sse2": (Target(16, 16, 1 << 15, 1 << 18, STREAMING), "x86-64", "sse2"),
     "scalar": (Target(0, 16, 1 << 15, 1 << 18), "x86-64", "sse2"),
 }
-# Machines that only some tests are about.
+# Machines for a few tests only.
 SPECIAL = {
     "avx512bf16": (replace(GOLDEN, bfloat16_dots=True), "cooperlake", "avx512bf16"),
     "avx512vnni": (replace(GOLDEN, byte_dots=True), "cascadelake", "avx512vnni"),
@@ -64,16 +64,16 @@ SPECIAL = {
         replace(GOLDEN, byte_dots=True, matrices=True), "sapphirerapids", "amx-int8"
     ),
     "wide tiles": (replace(GOLDEN, tile_vectors=4), "x86-64-v4", "avx512f"),
-    # caches so small that everything comes from memory, and is asked for before it is read
+    # caches so small that all data comes from memory and is prefetched
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
 }
 
 
 @functools.cache
 def compiler_of(machine: str) -> Compiler:
-    """The compiler of one of MACHINES; skips the test where the host cannot run its code.
+    """The compiler of one of MACHINES; skips the test if the host cannot run its code.
 
-    The machine "host" is always there.
+    The machine "host" is always available.
     """
     if machine == "host":
         return host_compiler()
@@ -86,7 +86,7 @@ def compiler_of(machine: str) -> Compiler:
 
 
 def target_of(machine: str) -> Target:
-    """What recipes are told about one of MACHINES, or about this "host"."""
+    """The target of one of MACHINES or SPECIAL, or of "host"."""
     return host_target() if machine == "host" else (MACHINES | SPECIAL)[machine][0]
 
 
@@ -102,7 +102,7 @@ class Memory:
         self.address = self._all.ctypes.data + start
 
     def check(self, name: str) -> None:
-        """AssertionError where something was written outside."""
+        """AssertionError if something was written outside."""
         before, behind = self._all[: self._start], self._all[self._start + self.nbytes :]
         assert (before == CANARY).all(), f"written before {name}"
         assert (behind == CANARY).all(), f"written behind {name}"
@@ -116,7 +116,7 @@ def run(
     fuse: bool = True,
     seed: int = 0,
 ) -> list[np.ndarray]:
-    """The roots' values of a graph on a machine; n is the value of the variable "n"."""
+    """The values of a graph's roots on a machine; n is the value of the variable "n"."""
     compiler = compiler_of(machine)
     plan = schedule_of(graph, target_of(machine), fuse)
     nests = [lower(kernel, target_of(machine)) for kernel in plan.kernels]
@@ -132,7 +132,7 @@ def run_nests(
     n: int,
     seed: int,
 ) -> list[np.ndarray]:
-    """Compile the loop nests of a schedule, and run them group by group, in any order inside."""
+    """Compile a schedule's loop nests, and run them group by group, in random order within each."""
     sizes = [0] * graph.slots
     for array, slot in plan.slots.items():
         sizes[slot] = max(sizes[slot], array.size * array.dtype.itemsize)
@@ -187,7 +187,7 @@ def run_nests(
 def _run_chunk(
     function: Any, begin: int, end: int, arguments: Any, scratch: Memory, keep: object
 ) -> None:
-    """Some iterations of a kernel, whose memory and machine code are kept until then."""
+    """Run some iterations of a kernel; `keep` holds its memory and machine code until then."""
     function(begin, end, ctypes.addressof(arguments), scratch.address)
 
 
@@ -199,13 +199,13 @@ def _upper(graph: Graph, slot: int) -> tuple[int, ...]:
 
 
 def place(memory: np.ndarray, value: np.ndarray, upper: tuple[int, ...]) -> None:
-    """Put a value into memory whose strides are those of the upper bounds."""
+    """Copy a value into memory with the strides of the upper bounds."""
     flat = memory[: int(np.prod(upper)) * value.dtype.itemsize].view(value.dtype).reshape(upper)
     flat[tuple(slice(extent) for extent in value.shape)] = value
 
 
 def read(memory: np.ndarray, root: Node, n: int) -> np.ndarray:
-    """The value of a root from memory as `place` fills it; n is that of the variable "n"."""
+    """The value of a root in memory laid out as by `place`; n is that of the variable "n"."""
     kind = numpy_dtype(root.dtype)
     upper = tuple(high(extent) for extent in root.shape)
     flat = memory[: numel(root.shape) * kind.itemsize].view(kind).reshape(upper)

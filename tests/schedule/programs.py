@@ -1,4 +1,4 @@
-"""Small programs in nodes: what tests of the compiler schedule, lower, print and run."""
+"""Small programs of nodes, which tests of the compiler schedule, lower, print and run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LENGTH = var("n", 1, 24)  # a symbolic dimension
 
 @dataclass
 class Inputs:
-    """The buffers of a program, slot after slot; `ranges[slot]` is where its values lie."""
+    """A program's buffers, slot by slot; `ranges[slot]` is the range of its values."""
 
     nodes: list[Node] = field(default_factory=list)
     ranges: list[tuple[float, float]] = field(default_factory=list)
@@ -49,7 +49,7 @@ PROGRAMS: dict[str, Build] = {}
 
 
 def program(build: Build) -> Build:
-    """Enter a function that makes the roots of a program."""
+    """Register a function that makes a program's roots."""
     PROGRAMS[build.__name__] = build
     return build
 
@@ -75,7 +75,7 @@ def plan_of(build: Build, in_place: dict[int, int] | None = None, fuse: bool = T
 
 
 def values_for(inputs: Inputs, n: int, seed: int = 0) -> dict[int, np.ndarray]:
-    """Random values per slot, each of the shape that it has where LENGTH is n."""
+    """Random values per slot, in the shapes that slots have for LENGTH = n."""
     random = np.random.default_rng(seed)
     values = {}
     for slot, (node, (least, most)) in enumerate(zip(inputs.nodes, inputs.ranges, strict=True)):
@@ -95,7 +95,7 @@ def number(value: float, like: Node) -> Node:
 
 
 def ew(op: Op, *args: Node | float) -> Node:
-    """An elementwise operation; numbers and smaller operands are spread over the largest."""
+    """An elementwise operation; numbers and smaller operands are broadcast to the largest."""
     nodes = [arg for arg in args if isinstance(arg, Node)]
     shape = max((node.shape for node in nodes), key=lambda s: (len(s), math.prod(map(high, s))))
     full = []
@@ -178,7 +178,7 @@ def column_softmax(inputs: Inputs) -> list[Node]:
 
 @program
 def long_columns(inputs: Inputs) -> list[Node]:
-    """Sums and maxima of wide rows of columns, some of which share their loops."""
+    """Sums and maxima of long columns of wide rows, some in shared loops."""
     x, y = inputs(3, 21, 300), inputs(3, 21, 300)
     sums, products = total(x, 1), total(mul(x, y), 1)
     return [add(sums, products), g.reduce(Op.MAX, y, (1,)), total(mul(x, x), 0, 1)]
@@ -186,7 +186,7 @@ def long_columns(inputs: Inputs) -> list[Node]:
 
 @program
 def split_columns(inputs: Inputs) -> list[Node]:
-    """So many rows that their sum is made of sums of parts of them."""
+    """So many rows that their sum is cut into sums of parts."""
     return [total(inputs(2100, 130), 0)]
 
 
@@ -214,7 +214,7 @@ def linear_transposed(inputs: Inputs) -> list[Node]:
 
 @program
 def product_of_sums(inputs: Inputs) -> list[Node]:
-    """Operands that are computed before the product, and one that is converted while packing."""
+    """An operand that is computed before the product, and one that is converted while packing."""
     x, y, z = inputs(21, 18), inputs(21, 18), inputs(18, 33, dtype=dtypes.float16)
     return [product(add(x, y), g.cast(z, F32))]
 
@@ -233,10 +233,10 @@ def double_product(inputs: Inputs) -> list[Node]:
 
 @program
 def convolution(inputs: Inputs) -> list[Node]:
-    """3×3 windows of a padded picture, as a product with shared weights."""
+    """3 × 3 windows of a padded image, as a product with shared weights."""
     x, weight = g.pad(inputs(3, 12, 14), [(0, 0), (1, 1), (1, 1)]), inputs(5, 3, 3, 3)
     windows = g.reshape(x, (1, 3, 14, 16))
-    # rows repeated with a stride of one less give the windows, as the Tensor's `unfold` does
+    # as in Tensor's `unfold`: rows repeated, with a stride of one less, give the windows
     rows = g.reshape(g.expand(g.reshape(windows, (3, 1, 14, 16)), (3, 4, 14, 16)), (3, 56, 16))
     rows = g.reshape(g.shrink(rows, [(0, 3), (0, 45), (0, 16)]), (3, 3, 15, 16))
     rows = g.shrink(rows, [(0, 3), (0, 3), (0, 12), (0, 16)])
@@ -254,7 +254,7 @@ def convolution(inputs: Inputs) -> list[Node]:
 
 @program
 def depthwise(inputs: Inputs) -> list[Node]:
-    """Windows of each channel times a weight of its own, and what the weight's gradient sums."""
+    """Windows of each channel times weights of its own, and the sums of the weights' gradient."""
     x, w, y = inputs(2, 9, 14, 20), inputs(20, 3, 3), inputs(2, 7, 12, 20)
     windows = g.permute(g.window(x, ((1, 3, 1, 1), (2, 3, 1, 1))), (0, 1, 2, 4, 5, 3))
     weight = g.reshape(g.permute(w, (1, 2, 0)), (1, 1, 1, 3, 3, 20))
@@ -265,7 +265,7 @@ def depthwise(inputs: Inputs) -> list[Node]:
 
 @program
 def batch_last(inputs: Inputs) -> list[Node]:
-    """Products for each element of a last axis, which fills vectors or does not."""
+    """A product for each element of a last axis, of 18 elements (more than a vector), and of 5."""
     roots = []
     for rows, columns, depth, batch in ((7, 11, 5, 18), (9, 20, 6, 5)):
         left = g.reshape(inputs(rows, depth, batch), (rows, 1, depth, batch))
@@ -288,7 +288,7 @@ def groups(inputs: Inputs) -> list[Node]:
 
 @program
 def counts(inputs: Inputs) -> list[Node]:
-    """Sums of one-hot rows: how often each place is named, and of values in rows; some outside."""
+    """Sums of one-hot rows, some outside: the count of each label, and sums of values by label."""
     labels, x = inputs(50, dtype=dtypes.int32, low=-2, high=42), inputs(3, 50)
     named = ew(Op.EQ, g.expand(g.reshape(labels, (50, 1)), (50, 40)), g.iota(40, DEVICE))
     label = g.expand(g.reshape(labels, (1, 50, 1)), (3, 50, 40))
@@ -311,7 +311,7 @@ def attend(q: Node, k: Node, v: Node, first: int | None = None, last: int = 0) -
 
 @program
 def attention(inputs: Inputs) -> list[Node]:
-    """Causal, two heads; the mask is made of indices. Small enough for kernels that store."""
+    """Causal, two heads; the mask is computed from indices. So small that kernels store scores."""
     return [attend(inputs(2, 20, 8), inputs(2, 20, 8), inputs(2, 20, 8))]
 
 
@@ -323,13 +323,13 @@ def causal_attention(inputs: Inputs) -> list[Node]:
 
 @program
 def windowed_attention(inputs: Inputs) -> list[Node]:
-    """Each row sees those before it, but none that is far away; the first ones see nothing."""
+    """Each row sees those before it, except distant ones; the first rows see nothing."""
     return [attend(inputs(160, 12), inputs(160, 12), inputs(160, 33), -70, -2)]
 
 
 @program
 def attention_gradient(inputs: Inputs) -> list[Node]:
-    """All gradients of causal attention; heads lie side by side in memory, as in a GPT."""
+    """All gradients of causal attention; heads are side by side in memory, as in a GPT."""
     wide = [inputs(2, 64, 5, 16) for _ in range(4)]
     q, k, v, seed = (g.permute(x, (0, 2, 1, 3)) for x in wide)
     result = attend(q, k, v)
@@ -339,7 +339,7 @@ def attention_gradient(inputs: Inputs) -> list[Node]:
 
 @program
 def double_attention(inputs: Inputs) -> list[Node]:
-    """Not masked, more columns than rows; the weights are dropped where another input says so."""
+    """Not masked, more columns than rows; another input decides which weights are dropped."""
     shapes = ((2, 70, 10), (2, 130, 10), (2, 130, 9), (2, 70, 130))
     q, k, v, drop = (inputs(*shape, dtype=dtypes.float64) for shape in shapes)
     weights = softmax(product(q, transpose(k)), 2)
@@ -349,7 +349,7 @@ def double_attention(inputs: Inputs) -> list[Node]:
 
 @program
 def product_statistics(inputs: Inputs) -> list[Node]:
-    """A product that only its row's and column's maxima and a second product look at."""
+    """A product read only by maxima of its rows and columns and by a second product."""
     x, y, z = inputs(300, 20), inputs(20, 150), inputs(150, 7)
     scores = gelu(product(x, y))
     maxima = [g.reduce(Op.MAX, scores, [axis]) for axis in (0, 1)]
@@ -358,7 +358,7 @@ def product_statistics(inputs: Inputs) -> list[Node]:
 
 @program
 def scaled_rows(inputs: Inputs) -> list[Node]:
-    """A second product of what a row's sum scales, which is seldom within ±1."""
+    """A second product, of values scaled by their row's sum, which is seldom within ±1."""
     q, k, v = inputs(3, 100, 16), inputs(3, 100, 16), inputs(3, 100, 24)
     weights = ew(Op.TANH, product(q, transpose(k)))
     scale = g.expand(g.reduce(Op.SUM, weights, [2]), (3, 100, 100))
@@ -367,14 +367,14 @@ def scaled_rows(inputs: Inputs) -> list[Node]:
 
 @program
 def rows_before(inputs: Inputs) -> list[Node]:
-    """A softmax, and the one of the row before: not to be had row by row."""
+    """A softmax added to that of the row before, which cannot be computed row by row."""
     x = softmax(inputs(40, 30), 1)
     return [add(x, g.pad(g.shrink(x, [(0, 39), (0, 30)]), [(1, 0), (0, 0)]))]
 
 
 @program
 def rows_behind(inputs: Inputs) -> list[Node]:
-    """A softmax, and the one of the row behind."""
+    """A softmax added to that of the row after."""
     x = softmax(inputs(40, 30), 1)
     return [add(x, g.pad(g.shrink(x, [(1, 40), (0, 30)]), [(0, 1), (0, 0)]))]
 
@@ -386,7 +386,7 @@ def column_sum(inputs: Inputs) -> list[Node]:
 
 @program
 def sums_of_columns(inputs: Inputs) -> list[Node]:
-    """Two that are stored, and two that wait for a number of their column."""
+    """Two sums that only read memory, and two that need their column's mean."""
     x, y = inputs(90, 96), inputs(90, 96)
     middle = mean(x, 0)
     moved = ew(Op.SUB, x, g.expand(middle, (90, 96)))
@@ -405,7 +405,7 @@ def row_product(inputs: Inputs) -> list[Node]:
 
 @program
 def long_sum(inputs: Inputs) -> list[Node]:
-    """Cut in two: first halves in parallel, then their sum."""
+    """Cut in two: partial sums in parallel, then their sum."""
     return [total(inputs(200, 301), 0, 1)]
 
 
@@ -424,7 +424,7 @@ def rows_and_columns(inputs: Inputs) -> list[Node]:
 
 @program
 def scattered(inputs: Inputs) -> list[Node]:
-    """Rows added at random places; some lie outside."""
+    """Rows added at random indices, some of them outside."""
     base, index, x = inputs(11, 21), inputs(30, dtype=dtypes.int32, low=-2, high=14), inputs(30, 21)
     spread = g.expand(g.reshape(index, (30, 1)), (30, 21))
     return [g.scatter_add(base, spread, x, 0)]
@@ -432,7 +432,7 @@ def scattered(inputs: Inputs) -> list[Node]:
 
 @program
 def scattered_by_each_column(inputs: Inputs) -> list[Node]:
-    """Elements added at random places of their columns; some lie outside."""
+    """Elements added at random indices of their columns, some of them outside."""
     index, x = inputs(30, 21, dtype=dtypes.int32, low=-2, high=14), inputs(30, 21)
     return [g.scatter_add(inputs(11, 21), index, x, 0)]
 
@@ -446,14 +446,14 @@ def scattered_inside_rows(inputs: Inputs) -> list[Node]:
 
 @program
 def embedding(inputs: Inputs) -> list[Node]:
-    """Rows of a table, chosen by indices of which some lie outside."""
+    """Rows of a table at given indices, some of them outside."""
     table, index = inputs(13, 24), inputs(9, dtype=dtypes.int64, low=-3, high=17)
     return [g.gather(table, g.expand(g.reshape(index, (9, 1)), (9, 24)), 0)]
 
 
 @program
 def tied_embedding_gradient(inputs: Inputs) -> list[Node]:
-    """The gradient of a table that is read from and multiplied with, scaled by its norm."""
+    """The gradient of a table used as embedding and in a product, scaled by its norm."""
     index, x = inputs(20, dtype=dtypes.int32, low=0, high=130), inputs(20, 48)
     logits, hidden = inputs(130, 20), inputs(20, 48)
     zeros = g.const(0.0, F32, (130, 48), DEVICE)
@@ -465,7 +465,7 @@ def tied_embedding_gradient(inputs: Inputs) -> list[Node]:
 
 @program
 def padded(inputs: Inputs) -> list[Node]:
-    """Zeros around a value that is not zero by itself."""
+    """Zeros around a value; the value at padded places would not be 0."""
     return [g.pad(add(inputs(21, 30), 1.0), [(2, 1), (3, 0)])]
 
 
@@ -480,7 +480,7 @@ def padded_row_sums(inputs: Inputs) -> list[Node]:
 
 @program
 def symbolic_sum(inputs: Inputs) -> list[Node]:
-    """Rows of which the call says how many there are."""
+    """A sum over a number of rows that the call decides."""
     return [total(inputs(LENGTH, 40), 0)]
 
 
@@ -529,14 +529,14 @@ def symbolic_product(inputs: Inputs) -> list[Node]:
 
 @program
 def symbolic_attention(inputs: Inputs) -> list[Node]:
-    """One new query against as many keys and values as there are so far."""
+    """One new query against a varying number of keys and values."""
     q, keys, values = inputs(2, 1, 8), inputs(2, LENGTH, 8), inputs(2, LENGTH, 8)
     return [product(softmax(product(q, transpose(keys)), 2), values)]
 
 
 @program
 def symbolic_places(inputs: Inputs) -> list[Node]:
-    """The value of the variable as a number, and a part of an array that it cuts out."""
+    """The value of the variable as a number, and a part of an array whose length it is."""
     x = inputs(24, 5)
     count = g.cast(g.variable(LENGTH, DEVICE), F32)
     part = g.shrink(x, [(0, LENGTH), (0, 5)])
@@ -553,7 +553,7 @@ def products_of_vectors(inputs: Inputs) -> list[Node]:
 
 @program
 def spread_of_rows(inputs: Inputs) -> list[Node]:
-    """Two sums with a vector, of which one needs the other."""
+    """Two sums with a vector; one needs the other."""
     weights, x = inputs(64), inputs(40, 64)
     middle = total(mul(x, weights), 1)
     return [total(mul(ew(Op.SUB, x, middle), weights), 1)]
@@ -602,13 +602,13 @@ def wide_product(inputs: Inputs) -> list[Node]:
 
 @program
 def one_tile_of_rows(inputs: Inputs) -> list[Node]:
-    """A single tile, which asks the memory for the next of several packed panels."""
+    """A single tile; while it uses one packed panel, it prefetches the next."""
     return [product(inputs(14, 260), transpose(inputs(1000, 260)))]
 
 
 @program
 def far_rows(inputs: Inputs) -> list[Node]:
-    """Rows of the right operand lie so far apart that its panel is packed."""
+    """Rows of the right operand are so far apart that its panel is packed."""
     x, y = inputs(100, 130), inputs(130, 1100)
     return [g.shrink(product(x, y), [(0, 100), (0, 70)])]
 
@@ -635,14 +635,14 @@ def mixed_widths(inputs: Inputs) -> list[Node]:
 
 @program
 def long_chain(inputs: Inputs) -> list[Node]:
-    """One dimension that is cut into blocks, of a length that no vector divides."""
+    """One dimension, cut into blocks, whose length no vector width divides."""
     x = inputs(10_007)
     return [ew(Op.SQRT, ew(Op.MAXIMUM, mul(x, x), 0.25))]
 
 
 @program
 def diagonal(inputs: Inputs) -> list[Node]:
-    """A matrix with a diagonal, and one with two, as gradients make it: no lane divides."""
+    """A matrix with a diagonal, and one with two, as gradients build them; no lane divides."""
 
     def below(x: Node) -> Node:
         wide = g.pad(x, [(0, 0), (0, 72 - high(x.shape[1]))])
@@ -651,7 +651,7 @@ def diagonal(inputs: Inputs) -> list[Node]:
     return [below(inputs(71, 1)), below(inputs(71, 2))]
 
 
-# Those whose schedules and loop nests are printed and compared with the files in golden/.
+# Programs whose schedules and loop nests are compared with the files in golden/.
 PRINTED = (
     "transposed_chain", "row_softmax", "layer_norm", "gelu_linear", "linear_transposed",
     "column_sum", "scattered", "padded", "symbolic_sum", "causal_attention", "attention_gradient",

@@ -1,4 +1,4 @@
-"""Random graphs of a few nodes to some dozens: what properties of schedules are tried on."""
+"""Random graphs of up to a few dozen nodes, to test properties of schedules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LARGEST = 6000  # elements of a node
 
 
 def random_program(seed: int, steps: int = 14) -> Build:
-    """A program whose nodes are drawn anew, but the same for one seed, at every call."""
+    """A program of random nodes; every call gives the same ones for the same seed."""
 
     def build(inputs: Inputs) -> list[Node]:
         random_ = random.Random(seed)
@@ -35,7 +35,7 @@ def random_program(seed: int, steps: int = 14) -> Build:
 
 
 def _step(random_: random.Random, x: Node, nodes: list[Node]) -> Node | None:
-    """One more node, made of x and perhaps of others."""
+    """One more node, computed from x and perhaps from others."""
     axis = random_.randrange(x.ndim)
     kind = random_.choice(
         ["unary", "binary", "binary", "reduce", "reduce", "move", "move", "product", "softmax",
@@ -65,7 +65,7 @@ def _step(random_: random.Random, x: Node, nodes: list[Node]) -> Node | None:
         if other.shape[0] != x.shape[1]:
             other = transpose(x)
         return mul(product(x, other), numel([x.shape[1]]) ** -0.5)
-    if kind == "lie":  # as it is in memory, moved or not
+    if kind == "lie":  # stored as it is in memory, moved or not
         return g.contiguous(_move(random_, x, axis) if random_.random() < 0.8 else x)
     if kind == "move":
         return _move(random_, x, axis)

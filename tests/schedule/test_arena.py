@@ -1,4 +1,4 @@
-"""The arena: arrays that are alive at the same time never share a byte."""
+"""The arena: arrays alive at the same time never share a byte."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def lifetimes(kernels: Sequence[Kernel]) -> dict[Array, tuple[int, int]]:
 def may_share(kernel: Kernel, old: Array, new: Array) -> bool:
     """Whether a kernel may write one array over the other.
 
-    It reads each row before its own is written, in no stage behind; or works element by element,
-    and then reads all before it writes (`Stores`).
+    It may if it reads each row of the old array before it writes that row of the new one, and no
+    later stage reads the old one; or if it works element by element and reads all operands before
+    it writes (`Stores`).
     """
     made = [stage.array for stage in kernel.stages]
     if new not in made or old in made:
@@ -89,7 +90,7 @@ Planner = Callable[[Sequence[LiveRange]], tuple[dict[Array, int], int]]
 def check(
     kernels: Sequence[Kernel], slots: dict[Array, int], planner: Planner = plan_arena
 ) -> tuple[int, int]:
-    """Compare every pair; gives the arena's size and the most that is alive at one step."""
+    """Compare all pairs of arrays; returns the arena's size and the most bytes alive at a step."""
     offsets, size = planner(live_ranges(kernels, slots))
     alive = lifetimes(kernels)
     stored = {array.whole or array for kernel in kernels for array in kernel.stored}
@@ -117,7 +118,7 @@ def check(
 
 
 def made_up(seed: int) -> tuple[list[Kernel], dict[Array, int]]:
-    """Kernels that read arrays of some kernels before them."""
+    """Random kernels that read arrays of earlier ones."""
     random_ = random.Random(seed)
     source = Array("s0", dtypes.float32, 10)
     slots = {source: 0}
@@ -177,7 +178,7 @@ def test_random_graphs(seed: int) -> None:
 
 
 def test_memory_is_used_again() -> None:
-    """A chain of unfused operations needs one array, however long it is: each writes over it."""
+    """A chain of unfused operations, however long, needs one array: each overwrites it."""
 
     def chain(inputs: Inputs) -> list[Node]:
         x = inputs(1000)
@@ -202,7 +203,7 @@ def test_a_product_is_written_over_what_it_is_added_to() -> None:
 
 
 def test_rows_are_scattered_over_the_product_that_they_are_added_to() -> None:
-    """Of the two gradients of a table that is used twice there is one, which nobody clears."""
+    """The two gradients of a table that is used twice share one array, which is not cleared."""
     plan = plan_of(PROGRAMS["tied_embedding_gradient"])
     check(plan.kernels, plan.slots)
     assert 1 <= plan.arena_bytes / (130 * 48 * 4) < 1.1
@@ -260,7 +261,7 @@ def test_a_transpose_is_not_written_over_what_it_reads() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_shared_buffer_holds_one_thing_at_a_time(seed: int) -> None:
-    """What OpenCL has in the place of an arena."""
+    """Shared buffers, which OpenCL uses instead of an arena."""
     held = live_ranges(*made_up(seed))
     numbers, sizes = shared_buffers(held)
     assert all(sizes[n] >= high(one.nbytes) for n, one in zip(numbers, held, strict=True))
@@ -270,7 +271,7 @@ def test_a_shared_buffer_holds_one_thing_at_a_time(seed: int) -> None:
 
 
 def test_the_check_can_fail() -> None:
-    """An arena in which everything lies at its beginning is found out."""
+    """An arena with all arrays at offset 0 fails the check."""
 
     def all_at_0(held: Sequence[LiveRange]) -> tuple[dict[Array, int], int]:
         offsets, size = plan_arena(held)

@@ -1,4 +1,4 @@
-"""Chains: values as large as the scores of attention never reach memory, or do where that pays."""
+"""Attention in blocks of rows: its scores are not stored in memory, unless storing them pays."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def heads(inputs: Inputs, count: int, of: int = 3) -> list[Node]:
 
 
 def check(build: Build, in_place: dict[int, int] | None = None) -> Schedule:
-    """Compare a program with the reference; gives its schedule."""
+    """Compare a program with the reference; returns its schedule."""
     agree(build, in_place=in_place)
     return plan_of(build, in_place)
 
@@ -70,7 +70,7 @@ def test_attention_is_one_kernel() -> None:
 
 
 def test_a_loss_behind_attention_recomputes_the_scores() -> None:
-    """The gradient of the result needs all of it, so another kernel: it does not read scores."""
+    """The seed needs the whole result, so gradients are other kernels, which recompute scores."""
 
     def loss(inputs: Inputs) -> list[Node]:
         q, k, v = heads(inputs, 3)
@@ -82,7 +82,7 @@ def test_a_loss_behind_attention_recomputes_the_scores() -> None:
 
     plan = check(loss)
     assert kinds(plan).count("block_rows") == 3
-    assert plan.arena_bytes < 4 * SCORES  # the result, statistics, and nothing of that size
+    assert plan.arena_bytes < 4 * SCORES  # the result and statistics, but no scores
 
 
 def test_weights_that_are_asked_for_are_stored_as_ever() -> None:
@@ -95,7 +95,7 @@ def test_weights_that_are_asked_for_are_stored_as_ever() -> None:
 
 
 def test_two_layers_are_left_to_plain_products() -> None:
-    """What follows the first is its epilogue: nothing is won by computing it again."""
+    """The activation is the first product's epilogue; computing it again would gain nothing."""
 
     def layers(inputs: Inputs) -> list[Node]:
         x, first, second, seed = inputs(512, 32), inputs(32, 256), inputs(256, 10), inputs(512, 10)
@@ -107,7 +107,7 @@ def test_two_layers_are_left_to_plain_products() -> None:
 
 
 def test_powers_of_scores_that_are_read_both_ways_are_not_kept() -> None:
-    """The gradients of attention to a part of the keys: the statistics come from elsewhere."""
+    """As in gradients of attention to a part of the keys, whose statistics are given."""
 
     def part(extent: int, depth: int, both: bool) -> Schedule:
         def gradients(inputs: Inputs) -> list[Node]:
@@ -120,8 +120,8 @@ def test_powers_of_scores_that_are_read_both_ways_are_not_kept() -> None:
 
     assert kinds(part(1024, 32, True)) == ["block_rows", "block_rows"]
     assert part(1024, 32, True).arena_bytes == 0
-    assert "block_rows" not in kinds(part(256, 8, True))  # may as well be kept
-    assert "block_rows" not in kinds(part(1024, 128, True))  # costly to compute again, for its size
+    assert "block_rows" not in kinds(part(256, 8, True))  # storing them is as good
+    assert "block_rows" not in kinds(part(1024, 128, True))  # they are costly to compute again
     assert "block_rows" not in kinds(part(1024, 32, False))
 
 
@@ -136,14 +136,14 @@ def test_a_deep_product_is_not_computed_twice(depth: int) -> None:
 
 
 def test_values_too_wide_for_a_block_of_rows() -> None:
-    """Scores and weights are stored, for products as ever."""
+    """Beyond DEPTH columns, scores and weights are stored, for ordinary products."""
     for width, fused in ((DEPTH, True), (DEPTH + 1, False)):
         plan = check(lambda i, width=width: [attend(*heads(i, 2), i(3, ROWS, width))])
         assert (kinds(plan) == ["block_rows"]) == fused
 
 
 def test_rounded_weights_that_a_sum_reads_too() -> None:
-    """The sum is of rounded ones, like the product: of whole numbers all else is exact."""
+    """The sum adds rounded weights, as the product does; with whole numbers all else is exact."""
 
     def build(inputs: Inputs) -> list[Node]:
         halves = [inputs(2, ROWS, 16, dtype=dtypes.bfloat16) for _ in range(3)]
@@ -175,7 +175,7 @@ def test_an_operand_may_be_overwritten() -> None:
 
 
 def test_rows_of_which_all_is_masked() -> None:
-    """A whole block of rows sees nothing; what comes of them is the reference's NaN."""
+    """A block of rows that sees nothing gives the reference's NaN."""
     plan = check(lambda inputs: [attend(*heads(inputs, 3), last=-40)])
     assert kinds(plan) == ["block_rows"]
     nothing = check(lambda inputs: [attend(*heads(inputs, 3), last=-ROWS)])
@@ -183,7 +183,7 @@ def test_rows_of_which_all_is_masked() -> None:
 
 
 def test_scores_without_a_maximum() -> None:
-    """exp(s)/Σ exp(s) as one writes it down, and a mask that is a number."""
+    """exp(s)/Σ exp(s) written out, with a number as the mask."""
 
     def plain(inputs: Inputs) -> list[Node]:
         q, k, v = heads(inputs, 3)
@@ -196,7 +196,7 @@ def test_scores_without_a_maximum() -> None:
 
 
 def test_scores_that_one_stage_reads_both_ways() -> None:
-    """Neither way is that of its rows alone."""
+    """It needs their rows and their columns, so a block of rows is not enough."""
 
     def symmetric(inputs: Inputs) -> list[Node]:
         q, k, v = heads(inputs, 3)
@@ -219,7 +219,7 @@ def test_half_of_a_causal_block_is_not_computed() -> None:
 
 
 def test_tiles_of_rows_stop_where_their_own_rows_do() -> None:
-    """Not where the block's last row does: that is a quarter of a product with 64 positions."""
+    """Not at the block's last row: that saves a quarter of a product with 64 positions."""
     (kernel,) = plan_of(PROGRAMS["causal_attention"]).kernels
     tiles = tiles_in(lower(kernel, GOLDEN))
     assert any(
@@ -231,7 +231,7 @@ def test_tiles_of_rows_stop_where_their_own_rows_do() -> None:
 @pytest.mark.parametrize("first", [None, -21, -3])
 @pytest.mark.parametrize("last", [-18, -9, -5, 0, 3, 12, 40])
 def test_wherever_a_row_stops_to_see(of: int, first: int | None, last: int) -> None:
-    """Diagonals at any distance, of which some rows see nothing; with all gradients."""
+    """Masks with diagonals at any distance, where some rows see nothing; with all gradients."""
 
     def build(inputs: Inputs) -> list[Node]:
         q, k, v, seed = heads(inputs, 4, of)
@@ -256,7 +256,7 @@ def test_wherever_a_row_stops_to_see(of: int, first: int | None, last: int) -> N
 def gradients_of(
     queries: int = ROWS, keys: int = ROWS, of: int = FEW_TASKS, order: tuple[int, ...] = (0, 1, 2)
 ) -> Build:
-    """Gradients of attention whose result all of them need: (dq, dk, dv), in some order."""
+    """Gradients of attention, where each needs the whole result: (dq, dk, dv), in some order."""
 
     def build(inputs: Inputs) -> list[Node]:
         q, seed = inputs(of, queries, 16), inputs(of, queries, 24)
@@ -272,21 +272,21 @@ def gradients_of(
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2), (2,)])
 @pytest.mark.parametrize(("queries", "keys"), [(160, 160), (100, 70), (24, 136), (8, 8)])
 def test_all_gradients_are_one_kernel(queries: int, keys: int, order: tuple[int, ...]) -> None:
-    """Blocks of queries add to the gradients of keys and values, whichever is asked for first."""
+    """Blocks of queries add to the gradients of keys and values, in any order of gradients."""
     plan = check(gradients_of(queries, keys, order=order))
     if queries >= 100:
-        assert kinds(plan).count("block_rows") == 2  # one for the result, that all wait for
+        assert kinds(plan).count("block_rows") == 2  # the other one computes the result
 
 
 def test_few_heads_do_not_wait_for_one_another() -> None:
-    """One thread adds up all of a head: of few heads blocks of queries and of keys are parallel."""
+    """One thread adds up a whole head; for few heads, gradients are two kernels over blocks."""
     for of, count in ((FEW_TASKS, 2), (FEW_TASKS - 1, 3)):
         plan = check(gradients_of(of=of))
         assert kinds(plan).count("block_rows") == count
 
 
 def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
-    """Although a row of them has the number of a row of queries; and what ends them is computed."""
+    """Readers of key gradients wait for all blocks, although they have as many rows as queries."""
 
     def build(inputs: Inputs) -> list[Node]:
         q, k, v, seed, more = heads(inputs, 5, FEW_TASKS)
@@ -294,7 +294,7 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
         dq, dk, dv = gradient([result], [seed], [q, k, v])
         assert dq is not None and dk is not None and dv is not None
         rows = total(dk, 2)
-        both = product(dk, transpose(more))  # a row of it needs a row of a sum, and no more
+        both = product(dk, transpose(more))  # a row of it needs only one row of a sum
         moved = g.reshape(g.permute(ew(Op.MUL, dv, more), (1, 0, 2)), (ROWS, FEW_TASKS * 16))
         return [dq, rows, product(softmax(both, 2), v), moved, add(dk, more)]
 
@@ -306,9 +306,9 @@ def test_sums_over_blocks_are_read_when_they_are_complete() -> None:
 
 @lru_cache
 def in_halves(length: int, keys: int, width: int, last: int = 0, rounds: bool = False) -> Build:
-    """Attention and its gradients in bfloat16; heads lie side by side in memory, as in a GPT.
+    """Attention and its gradients in bfloat16; heads are side by side in memory, as in a GPT.
 
-    rounds: operands are float32 in memory, rounded where they are read.
+    rounds: operands are float32 in memory, and rounded when they are read.
     """
     dtype = dtypes.float32 if rounds else dtypes.bfloat16
 
@@ -318,13 +318,13 @@ def in_halves(length: int, keys: int, width: int, last: int = 0, rounds: bool = 
         q, k, v, seed = (g.permute(g.cast(x, dtypes.bfloat16), (0, 2, 1, 3)) for x in wide)
         result = attend(q, k, v, last=last)
         found = [result, *filter(None, gradient([result], [seed], wide[:3]))]
-        return [g.cast(x, dtypes.bfloat16) for x in found]  # what they are rounded to anyway
+        return [g.cast(x, dtypes.bfloat16) for x in found]  # they are rounded to it anyway
 
     return build
 
 
 def dots_of(length: int, width: int) -> list[set[str]]:
-    """The tiles that dots add to, of attention and of its gradient in bfloat16."""
+    """The accumulators of dots, in each kernel of attention and its gradient in bfloat16."""
     build = in_halves(length, length, width)
     target = replace(GOLDEN, bfloat16_dots=True)
     nests = [lower(kernel, target) for kernel in plan_of(build).kernels]
@@ -337,14 +337,14 @@ def dots_of(length: int, width: int) -> list[set[str]]:
 
 
 def test_products_of_bfloat16_are_dots() -> None:
-    """Two forward, four backward; of odd numbers of keys, or short heads, those of scores only."""
+    """Two products forward, four backward; with odd numbers of keys, or short heads, only two."""
     assert [len(tiles) for tiles in dots_of(128, 32)] == [6]
     assert [len(tiles) for tiles in dots_of(129, 32)] == [2]
     assert [len(tiles) for tiles in dots_of(128, 8)] == [2]
 
 
 def test_products_of_bfloat16_are_in_matrix_registers() -> None:
-    """Where all of them have whole squares of 32; then nothing is read or written one by one."""
+    """If all consist of whole squares of 32; then there are no gathers and scatters."""
     amx = replace(GOLDEN, matrices=True)
     cases = (128, 32, False, 6), (128, 96, True, 6), (128, 48, False, 0), (112, 32, False, 0)
     for length, width, rounds, count in cases:
@@ -356,7 +356,8 @@ def test_products_of_bfloat16_are_in_matrix_registers() -> None:
         assert not count or "scatter" not in text and "gather" not in text
 
 
-# Queries, keys, width, how many more keys than its own number a query sees, whether all is rounded.
+# Queries, keys, width, how many keys beyond its own number a query sees, whether inputs are
+# rounded.
 WHOLE_SQUARES = [
     (64, 64, 64, 0, False), (96, 160, 32, 64, False), (160, 160, 96, 160, False),
     (32, 288, 32, 250, False), (96, 96, 32, 0, True),
@@ -366,12 +367,12 @@ WHOLE_SQUARES = [
 @pytest.mark.parametrize("machine", ["amx", "avx512bf16"])
 @pytest.mark.parametrize("sizes", WHOLE_SQUARES)
 def test_squares_of_bfloat16(sizes: tuple[int, int, int, int, bool], machine: str) -> None:
-    """Causal and not, whole blocks of keys masked; also where the host has no such registers."""
+    """Causal and not, with whole blocks of keys masked; also without matrix registers."""
     agree(in_halves(*sizes), machine)
 
 
 def test_keys_are_copied_once_for_several_blocks() -> None:
-    """Not block by block: 4 blocks of 32 rows have copies beside them that cost little."""
+    """Not for every block: 4 blocks of 32 rows share the copies."""
     def build(inputs: Inputs) -> list[Node]:
         return [attend(*(inputs(8, 256, 32, dtype=dtypes.bfloat16) for _ in range(3)))]
 
@@ -384,7 +385,7 @@ def test_keys_are_copied_once_for_several_blocks() -> None:
 
 @pytest.mark.parametrize("rows, width", [(160, 32), (255, 32), (200, 16), (130, 16)])
 def test_blocks_have_two_registers_of_rows(rows: int, width: int) -> None:
-    """But one where more than a sixteenth of the rows would be computed in vain."""
+    """But one where with two more than a sixteenth of the rows would be computed for nothing."""
     plan = plan_of(lambda inputs: [attend(*(inputs(3, rows, 16) for _ in range(3)), last=rows)])
     (nest,) = (lower(kernel, GOLDEN) for kernel in plan.kernels)
     steps = {one.step for one in loops_in(nest.parallel) if one.variable.name == "b0"}
@@ -392,7 +393,7 @@ def test_blocks_have_two_registers_of_rows(rows: int, width: int) -> None:
 
 
 def test_long_sums_keep_their_digits() -> None:
-    """Equal terms are rounded the same way: 1,024, one after the other, are wrong by 1e-5."""
+    """Equal terms have equal rounding errors: 1,024 of them, added in turn, are wrong by 1e-5."""
 
     def build(inputs: Inputs) -> list[Node]:
         return [attend(inputs(1, 16, 16), *(inputs(1, 1024, 16) for _ in range(2)), last=1024)]
@@ -412,7 +413,7 @@ def test_any_number_of_heads() -> None:
 
 
 def test_work_is_counted_for_an_average_block() -> None:
-    """Of n causal blocks, n + 1 halves of all pairs are computed; two blocks have no middle."""
+    """Causal attention of n blocks computes (n + 1) / 2n of all pairs, for even and odd n."""
     for blocks in (10, 11):
         rows = 32 * blocks
         causal, full = (
@@ -432,7 +433,7 @@ def loops_in(statement: Statement) -> list[Loop]:
 
 @pytest.mark.parametrize("extreme", [math.nan, math.inf])
 def test_what_a_mask_excludes_reaches_nobody(extreme: float) -> None:
-    """Where a block of rows begins or ends makes no difference."""
+    """Masked values have no effect, wherever blocks of rows begin and end."""
     graph, inputs = graph_of(lambda i: [attend(*heads(i, 3))])
     values = values_for(inputs, 1)
     first = 101  # in the middle of a block
@@ -442,7 +443,7 @@ def test_what_a_mask_excludes_reaches_nobody(extreme: float) -> None:
 
 
 def test_a_mask_that_is_multiplied_does_not_hide() -> None:
-    """where(mask, x, 0)·y is 0·∞ where the mask is False: nothing of it is left out."""
+    """where(mask, x, 0)·y is 0·∞ where the mask is False, so no term may be left out."""
 
     def build(inputs: Inputs) -> list[Node]:
         q, k, v = heads(inputs, 3)

@@ -1,4 +1,4 @@
-"""Products with a last axis of both operands: in which order they are computed, what is copied."""
+"""Products with a last axis that both operands share: the order of loops, and what is copied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def products(plan: Schedule) -> list[Kernel]:
 
 
 def test_a_depthwise_weight_is_copied() -> None:
-    """Its channels lie far apart, and it is read for every window; the picture is not copied."""
+    """Its channels are far apart, and every window reads it; the image is not copied."""
     plan = plan_of(PROGRAMS["depthwise"])
     assert len(products(plan)) == 2
     sizes = {a.size for kernel in plan.kernels for a in kernel.stored if a.name.startswith("t")}
@@ -20,7 +20,7 @@ def test_a_depthwise_weight_is_copied() -> None:
 
 
 def test_a_batch_of_few_comes_first() -> None:
-    """One that fills a vector stays last, and needs no copies."""
+    """A batch that fills a vector stays last, and needs no copies."""
     plan = plan_of(PROGRAMS["batch_last"])
     batches = []
     for kernel in products(plan):
@@ -31,7 +31,7 @@ def test_a_batch_of_few_comes_first() -> None:
 
 
 def test_counting_adds_at_a_place() -> None:
-    """No pass over all places for every term."""
+    """There is no pass over all places for each term."""
     plan = plan_of(PROGRAMS["counts"])
     most = max(stage.iterations for kernel in plan.kernels for stage in kernel.stages)
     assert most <= 3 * 50 and {kernel.kind for kernel in plan.kernels} >= {"scatter"}

@@ -1,4 +1,4 @@
-"""Which stages are contractions, and which axes play which part."""
+"""Which stages are contractions, and the roles of their axes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .programs import F32, LENGTH, Inputs, add, mul, product, total, transpose
 
 
 def found(node: Node, inputs: Inputs) -> Contraction | None:
-    """What the stage of a SUM is, seen through movement."""
+    """The contraction of the SUM below movement operations, or None."""
     while node.op is not Op.SUM:
         node = node.src[0]
     return stage_of(node, inputs).contraction
@@ -34,7 +34,7 @@ def stage_of(node: Node, inputs: Inputs) -> Stage:
 
 
 def extents(parts: Contraction) -> dict[str, list[object]]:
-    """The lengths of the axes, by the part that they play."""
+    """The lengths of the axes, by role."""
     return {
         name: [axis.extent for axis in getattr(parts, name)] for name in ("batch", "m", "n", "k")
     }
@@ -47,7 +47,7 @@ def operands(parts: Contraction) -> tuple[str, str]:
 
 
 def parts_of(node: Node, inputs: Inputs) -> Contraction:
-    """The contraction that the node must be."""
+    """The contraction of a node that must be one."""
     parts = found(node, inputs)
     assert parts is not None
     return parts
@@ -130,7 +130,7 @@ def test_a_symbolic_depth() -> None:
 
 
 def no_contractions() -> dict[str, tuple[Node, Inputs]]:
-    """Sums that must be computed in another way."""
+    """Sums that must not become contractions."""
     cases: dict[str, tuple[Node, Inputs]] = {}
 
     def case(name: str, make: Callable[[Inputs], Node]) -> None:
@@ -142,7 +142,7 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
         return total(add(g.expand(x, (5, 7, 9)), g.expand(y, (5, 7, 9))), 1)
 
     def of_sums(i: Inputs) -> Node:
-        """An operand that is computed would be computed again for every tile."""
+        """A computed operand would be computed again for every tile."""
         return product(add(i(5, 7), 1.0), i(7, 9))
 
     def half_reduced(i: Inputs) -> Node:
@@ -151,7 +151,7 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
         return total(mul(g.expand(x, (5, 7, 3, 9)), g.expand(y, (5, 7, 3, 9))), 1, 2)
 
     def over_a_number(i: Inputs) -> Node:
-        """What a mask leaves is added, too, if it is not 0."""
+        """Masked terms count, too, if their value is not 0."""
         x, y, mask = i(5, 7, 1), i(1, 7, 9), i(5, 7, 1, dtype=dtypes.bool)
         x, y, mask = (g.expand(one, (5, 7, 9)) for one in (x, y, mask))
         terms = g.elementwise(Op.WHERE, mask, mul(x, y), x.constant(5.0))
@@ -191,7 +191,7 @@ def test_a_maximum_of_products_is_none() -> None:
 
 
 def test_a_last_axis_of_both_operands() -> None:
-    """It is shared where its elements are neighbours in both; else there is no product."""
+    """It is a shared axis if its elements are neighbours in both; otherwise there is no product."""
     inputs = Inputs()
     x, w, other = inputs(5, 7, 20), inputs(7, 20), inputs(20, 7)
     stage = stage_of(total(mul(x, w), 1), inputs)

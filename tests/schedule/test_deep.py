@@ -1,4 +1,4 @@
-"""Programs of many kernels take time in proportion to their number: counted, not measured."""
+"""Compile time grows in proportion to the number of kernels: work is counted, not timed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minigrad.tensor import saved_graphs
 
 
 def first_fit(held: Iterable[tuple[int, int, int]]) -> list[int]:
-    """Where memory lies, by looking at every step: what `place` must give."""
+    """Offsets by first fit, found by a search of every step: the results that `place` must give."""
     taken: dict[int, list[tuple[int, int]]] = {}
     offsets = []
     for nbytes, begin, end in held:
@@ -45,7 +45,7 @@ def test_places_are_those_of_first_fit(seed):
 
 
 def test_histories_that_are_kept_together_walk_the_graph_once(monkeypatch):
-    """Many values of one graph, realized together, are recorded in as many walks as two."""
+    """Recording many values of a graph, realized together, takes as many walks as recording two."""
     walks: list[int] = []
     topological = saved_graphs.topological
 
@@ -86,7 +86,7 @@ def test_each_history_is_void_for_itself(on_device):
 
 
 def test_values_go_to_and_fro_as_often_as_one_likes(on_device):
-    """Copies that need copies run one after the other: none is a call inside of another's."""
+    """Copies that depend on copies run one after the other, without recursion."""
     x = Tensor([1.0, 2.0])
     for number in range(400):
         x = (x + 1).to(on_device if number % 2 else OTHER)

@@ -1,4 +1,4 @@
-"""Values that are read at values that are read at …: what is written of them once, is kept."""
+"""Loaded values that are indices of loaded values, and so on: each one's text is made only once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minigrad.schedule.expr import Array
 
 
 def test_each_index_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums are ordered by their text: a search in sorted numbers had twice as much a level."""
+    """Sums are ordered by their text; a binary search doubled the work at each level."""
     shown = []
     show = expr.show
 

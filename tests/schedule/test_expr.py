@@ -24,12 +24,12 @@ def fadd(a: Expr, b: Expr) -> Expr:
 
 
 def loaded(array: Array, index: Integer) -> Integer:
-    """A value from memory as part of an index."""
+    """A loaded value as part of an index."""
     return expr.value_of(expr.load(array, index))
 
 
 def evaluate(root: Expr, values: dict[str, int], memory: dict[str, list[int]]) -> float:
-    """The meaning of an expression of loads, sums and choices, by plain recursion."""
+    """The value of an expression of loads, sums and choices, by plain recursion."""
 
     def index(x: Integer) -> int:
         return x if isinstance(x, int) else x.constant + sum(c * atom(a) for a, c in x.terms)
@@ -96,7 +96,7 @@ def test_constants_are_rounded_to_their_dtype() -> None:
     assert expr.const(300, dtypes.uint8).value == 44
 
 
-# ---- what is simplified on the way ----
+# ---- simplification ----
 
 
 def test_choices_that_are_known() -> None:
@@ -172,13 +172,13 @@ def test_walk_and_loads_see_what_is_inside_indices() -> None:
     order = expr.walk(root)
     assert order[-1] is root and order.index(table) > order.index(index)
     assert root.variables == {ATOM_I, ATOM_J}
-    assert expr.loads(root) == found  # the second answer is remembered
+    assert expr.loads(root) == found  # the second answer comes from a cache
     assert list(expr.loads(root, table, inner)) == list(found)
     assert list(expr.loads(table)) == list(found)
 
 
 def test_a_remembered_answer_does_not_keep_loads_alive() -> None:
-    """A load that held itself would be freed by the garbage collector only."""
+    """A load that referenced itself would only be freed by the garbage collector."""
     import gc
     import weakref
 
@@ -223,7 +223,7 @@ def test_substitution_in_guards_indices_conditions_and_registers() -> None:
 
 
 def test_rebuild_reaches_into_indices() -> None:
-    """What replaces a load replaces it where it is an index, and in guards, too."""
+    """The replacement of a load also appears in indices and guards."""
     index = expr.load(INDEX, X)
     root = expr.load(TABLE, expr.value_of(index) + Y, (expr.value_of(index) - 2,))
     new = expr.load(OUTER, Y)
@@ -261,7 +261,7 @@ def test_deep_expressions_need_no_recursion() -> None:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_substitution_means_what_it_says(seed: int) -> None:
-    """root with i := a(i, j), j := b(i, j), evaluated, is root evaluated at (a, b)."""
+    """Substituting i := a(i, j), j := b(i, j) and evaluating is evaluating root at (a, b)."""
     random_ = random.Random(seed)
     memory = {name: [random_.randrange(10) for _ in range(100)] for name in ("index", "outer")}
     memory["table"] = [random_.randrange(1000) for _ in range(1000)]

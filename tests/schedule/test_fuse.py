@@ -1,4 +1,4 @@
-"""Which values share a kernel, and that every schedule can be carried out in its order."""
+"""Which values share a kernel, and that every schedule's order is valid."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from .programs import (
 )
 from .random_graphs import random_program
 
-# Program → kernels, where that number is a promise of DESIGN.md or a decision worth keeping.
+# Program → number of kernels, where a change would matter.
 KERNELS = {
     "transposed_chain": 1, "row_softmax": 1, "layer_norm": 1, "gelu_linear": 1,
     "linear_transposed": 1, "convolution": 1, "product_of_sums": 2, "column_sum": 1,
@@ -109,7 +109,8 @@ def test_a_residual_joins_its_product() -> None:
 
 
 def test_long_sums_stay_parallel() -> None:
-    """The second half of a cut sum has one row: in the first half's kernel, so would all."""
+    """The second half of a cut sum has one row; in its kernel, the first half would have one too.
+    """
     first, second = plan_of(PROGRAMS["long_sum"]).kernels
     assert first.rows == 100 and second.rows == 1
 
@@ -135,7 +136,7 @@ def test_small_work_is_not_worth_a_kernel_of_its_own() -> None:
 
 
 def test_what_needs_the_whole_input_waits_for_it() -> None:
-    """A transposed reader reads all rows of its producer for one of its own."""
+    """One row of a transposed reader needs all rows of its producer."""
 
     def crossing(inputs: Inputs) -> list[Node]:
         x = softmax(inputs(64, 64), 1)
@@ -145,13 +146,13 @@ def test_what_needs_the_whole_input_waits_for_it() -> None:
 
 
 def windows_of(x: Node) -> Node:
-    """Pixels of 4 × 4 windows, each with its channels, of (2, channels, 24, 24)."""
+    """The pixels of 4 × 4 windows of (2, channels, 24, 24), each pixel with its channels."""
     parts = g.reshape(x, (2, x.shape[1], 6, 4, 6, 4))
     return g.reshape(g.permute(parts, (0, 2, 4, 3, 5, 1)), (72, 16, x.shape[1]))
 
 
 def test_elements_in_another_order_have_a_kernel_of_their_own() -> None:
-    """They read the same, but from each other's place: as many elements are no rows to share."""
+    """They read the same array in another order: equally many elements are not the same rows."""
 
     def both(inputs: Inputs) -> list[Node]:
         x = inputs(2, 32, 24, 24)
@@ -167,8 +168,9 @@ def test_elements_in_another_order_have_a_kernel_of_their_own() -> None:
 
 def test_what_stages_of_one_kernel_share_is_stored_where_others_compute_it_in_another_order(
 ) -> None:
-    """Softmax of windows, and its gradient as the image lies: the exponentials are stored, for
-    without them each stage would have a kernel of its own, which reads across the image."""
+    """Softmax of windows, and its gradient in the order of the image: the exponentials are stored.
+    Otherwise each stage would have a kernel of its own, which reads across the image.
+    """
 
     def step(inputs: Inputs) -> list[Node]:
         x, seed = Tensor._of(inputs(2, 32, 24, 24)), Tensor._of(inputs(72, 16, 32))
@@ -183,9 +185,9 @@ def test_what_stages_of_one_kernel_share_is_stored_where_others_compute_it_in_an
 
 
 def check_order(plan: Schedule) -> None:
-    """Nothing is read before it is made, made twice, or overwritten while it is still needed.
+    """Nothing is read before it is computed, computed twice, or overwritten while it is needed.
 
-    Of an array that is joined each part is made, and nothing is read before all are.
+    Of a joined array, every part is computed, and nothing is read before all parts are.
     """
     made: dict[str, int] = {}
     read: set[str] = set()
@@ -231,7 +233,7 @@ def test_order_of_programs(name: str, fuse: bool) -> None:
 @pytest.mark.parametrize("fuse", [True, False])
 @pytest.mark.parametrize("seed", range(60))
 def test_order_of_random_graphs(seed: int, fuse: bool) -> None:
-    """Kernels never need each other in a circle: there would be no order."""
+    """Kernels never depend on each other in a cycle."""
     check_order(plan_of(random_program(seed, 30), fuse=fuse))
 
 
@@ -242,7 +244,7 @@ def test_random_graphs_run(batch: int) -> None:
 
 
 def test_what_lies_across_a_product_is_not_read_as_it_is_computed() -> None:
-    """A transposed copy has the axes of its product; a reader's first element is elsewhere."""
+    """A transposed copy has the axes of its product, but a reader starts at another element."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w, bias = inputs(6, 2), inputs(2, 4), inputs(4, 1)
@@ -330,7 +332,7 @@ def own_gather(inputs: Inputs) -> list[Node]:
 
 
 def two_rows_at_once(inputs: Inputs) -> list[Node]:
-    """A row and its neighbour: wrong where rows are overwritten one after the other."""
+    """A row and its neighbour: wrong if rows are overwritten one after the other."""
     x = inputs(40, 40)
     return [add(x, g.pad(g.shrink(x, [(1, 40), (0, 40)]), [(0, 1), (0, 0)]))]
 
@@ -348,7 +350,7 @@ OWN = [
 
 @pytest.mark.parametrize("build", OWN)
 def test_updates_in_place(build: Build) -> None:
-    """The first input becomes the first output."""
+    """The first output overwrites the first input."""
     compare(build, {0: 0}, build.__name__)
 
 
@@ -377,7 +379,7 @@ def test_a_transposed_update_goes_through_a_temporary() -> None:
 
 
 def across_its_product(inputs: Inputs) -> list[Node]:
-    """The old value is read where the product is, which is written elsewhere."""
+    """The old value is read in the product's order, but the product is stored transposed."""
     x, left, right = inputs(24, 24), inputs(24, 24), inputs(24, 24)
     result = product(left, right)
     return [g.contiguous(transpose(result)), add(result, x)]
@@ -389,7 +391,7 @@ def across_as_it_is_read(inputs: Inputs) -> list[Node]:
 
 
 def shorter_rows(inputs: Inputs) -> list[Node]:
-    """Row r of what reads the old value ends before row r of it."""
+    """Row r of the reader ends before row r of the old value."""
     x = inputs(40, 80)
     short = g.reshape(g.shrink(g.reshape(x, (3200,)), [(0, 1600)]), (40, 40))
     twice = mul(short, 2.0)
@@ -412,7 +414,7 @@ def rotation(inputs: Inputs) -> list[Node]:
 
 
 def old_and_new(inputs: Inputs) -> list[Node]:
-    """Others read x as it was: by rows, by columns, in a product."""
+    """Other outputs read the old x: by rows, by columns, in a product."""
     x, y = inputs(30, 30), inputs(30, 30)
     return [add(x, 1.0), total(x, 0), softmax(x, 1), product(y, x), mul(add(x, 1.0), 2.0)]
 
@@ -448,7 +450,7 @@ def test_an_optimizers_step_is_one_pass() -> None:
 
 @pytest.mark.parametrize("batch", range(8))
 def test_random_graphs_in_place(batch: int) -> None:
-    """The first root that has an input's shape and dtype overwrites that input."""
+    """Each root overwrites the first free input of its shape."""
     tried = 0
     for seed in range(1000 + 10 * batch, 1010 + 10 * batch):
         build = random_program(seed)
@@ -474,7 +476,7 @@ def test_the_check_of_orders_can_fail() -> None:
 
 
 def test_shorthands() -> None:
-    """What the programs are made of means what numpy means by it."""
+    """The helper functions of programs mean the same as in numpy."""
     inputs = Inputs()
     a, b = inputs(3, 4), inputs(4, 2)
     x = {0: np.arange(12, dtype=np.float32).reshape(3, 4), 1: np.ones((4, 2), np.float32)}
@@ -487,7 +489,7 @@ def test_shorthands() -> None:
 
 
 def test_a_large_product_with_a_vector_does_not_join_the_one_row_before_it() -> None:
-    """Unpacked weights: a sum of two products per row, no contraction, of 512 rows."""
+    """With unpacked weights: a sum of two products per row, no contraction, with 512 rows."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w, v = inputs(1, 1, 256), inputs(1, 512, 256), inputs(1, 512, 256)
@@ -500,7 +502,7 @@ def test_a_large_product_with_a_vector_does_not_join_the_one_row_before_it() -> 
 
 
 def test_a_long_sum_of_products_is_several_kernels() -> None:
-    """LLVM's time grows with the square of what one kernel holds."""
+    """LLVM's compile time grows with the square of a kernel's size."""
 
     def build(i: Inputs) -> list[Node]:
         result = mul(i(16), i(16))

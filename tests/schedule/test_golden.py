@@ -1,4 +1,4 @@
-"""Schedules of a few programs, as text: see golden.py for how to write them anew."""
+"""Schedules of a few programs, as text: golden.py rewrites the files."""
 
 from __future__ import annotations
 

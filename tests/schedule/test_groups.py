@@ -1,4 +1,4 @@
-"""Groups: which kernels need not wait for each other, and how long their memory is needed."""
+"""Groups: which kernels need not wait for each other, and how long their memory is in use."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def groups_of(plan: Schedule, chunks: Sequence[int] = ()) -> list[int]:
 
 
 def test_gradients_of_a_layer_are_a_group() -> None:
-    """Of its weight, its bias and its input: each reads the result's, none another one."""
+    """Gradients of weight, bias and input read the result's gradient, and none reads another."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w, gradient = inputs(40, 48), inputs(64, 48), inputs(40, 64)
@@ -65,7 +65,7 @@ def test_who_overwrites_an_input_waits_for_its_readers() -> None:
 
 
 def test_who_takes_memory_waits_for_all_its_readers() -> None:
-    """A result lies where an operand did, which a kernel before reads too."""
+    """A result overwrites an operand that an earlier kernel reads as well."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = inputs(48, 48), inputs(48, 48)
@@ -109,7 +109,7 @@ def test_memory_is_needed_as_long_as_its_groups() -> None:
 
 
 def test_parts_of_a_join_go_in_turn() -> None:
-    """Those that are cut alike; who reads the whole waits for all of them."""
+    """If their chunks are equal they are interleaved; a reader of the whole waits for all parts."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w, v = inputs(64, 48), inputs(48, 48), inputs(48, 48)
@@ -125,7 +125,7 @@ def test_parts_of_a_join_go_in_turn() -> None:
 
 
 def test_parts_of_other_joins_wait_where_memory_is_the_same() -> None:
-    """A join lies where another one did, whose parts are read."""
+    """A join reuses the memory of another join, whose parts are read."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, w = inputs(64, 48), inputs(48, 48)
@@ -145,7 +145,7 @@ def test_parts_of_other_joins_wait_where_memory_is_the_same() -> None:
 
 
 def spans_of(plan: Schedule, joined: list[int]) -> list[tuple[list[Span], list[Span]]]:
-    """Of each kernel the memory that it reads, and that it writes; of a part that of the whole."""
+    """For each kernel the memory that it reads and that it writes; a part counts as its whole."""
     offsets, _ = plan_arena(in_groups(plan.held, joined))
 
     def span(array: Array) -> Span:
@@ -186,7 +186,7 @@ def test_none_of_a_group_touches_what_another_writes() -> None:
 
 
 def test_memory_has_one_name() -> None:
-    """Also as words of another dtype, and as a part of what is joined."""
+    """Also as words of another dtype, and as a part of a join."""
     whole = Array("whole", dtypes.uint8, 64)
     part = replace(whole, name="part", whole=whole)
     assert memory_of(replace(whole, dtype=dtypes.uint32, size=16, of=whole)) == whole

@@ -1,4 +1,5 @@
-"""CAT: pieces are written to their parts of the result, and readers of a part see its piece."""
+"""CAT: pieces are written directly to their parts of the result; readers of a part see its piece.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ def of_inputs(inputs: Inputs) -> list[Node]:
 
 
 def of_results(inputs: Inputs) -> list[Node]:
-    """Pieces that end the kernels that compute them, side by side, read by a sum."""
+    """Pieces side by side, each the last stage of its kernel; a sum reads the join."""
     x, y = inputs(30, 16), inputs(30, 16)
     joined = g.cat([softmax(x, 1), ew(Op.TANH, y), softmax(mul(y, 2.0), 1), x], 1)
     return [joined, total(joined, 0)]
@@ -33,20 +34,20 @@ def of_one(inputs: Inputs) -> list[Node]:
 
 
 def in_place(inputs: Inputs) -> list[Node]:
-    """An input is overwritten by what is made of its parts, in another order."""
+    """An input is overwritten by its own parts, in another order."""
     x = inputs(8, 6)
     parts = [g.shrink(x, [(start, start + 2), (0, 6)]) for start in (6, 0, 4, 2)]
     return [g.cat(parts, 0), add(x, 1.0)]
 
 
 def twice(inputs: Inputs) -> list[Node]:
-    """One piece in several places of two results."""
+    """One piece at several places of three results."""
     x, y = ew(Op.TANH, inputs(5, 4)), inputs(5, 4)
     return [g.cat([x, x, y, x], 0), g.cat([x, x, y, y], 1), g.cat([x, y, x, x], 0)]
 
 
 def grid(inputs: Inputs) -> list[Node]:
-    """Rows of pieces, joined twice: each is a piece of the whole."""
+    """A grid of pieces, joined along two axes: each is a piece of the whole."""
     x, y = inputs(6, 8), inputs(6, 8)
     rows = [[softmax(x, 1), y, mul(x, 2.0)], [ew(Op.TANH, y), add(x, y), x]]
     joined = [g.cat([g.reshape(piece, (6, 1, 8, 1)) for piece in row], 3) for row in rows]
@@ -54,7 +55,7 @@ def grid(inputs: Inputs) -> list[Node]:
 
 
 def read_between(inputs: Inputs) -> list[Node]:
-    """A join that is read by more than a join, one twice by the same."""
+    """Joins as pieces of a join, one of them twice; a sum reads one of them, too."""
     x, y = inputs(6, 8), inputs(6, 8)
     row, other = g.cat([softmax(x, 1), y], 1), g.cat([add(x, y), x], 1)
     return [g.cat([row, other, other], 0), total(row, 0)]
@@ -98,7 +99,7 @@ def test_equal_pieces_share_code(cpu: str) -> None:
 
 
 def test_products_are_stored_where_their_parts_begin(cpu: str) -> None:
-    """Several products of one matrix, in one kernel, whose results are parts of one array."""
+    """Several products of one matrix, in one kernel; their results are parts of one array."""
     random = np.random.default_rng(0)
     a, w, scale = (random.standard_normal(shape, np.float32) for shape in ((8, 32), (32, 96), 96))
     x, matrix, factor = (Tensor(array, device=cpu).realize() for array in (a, w, scale))
@@ -122,7 +123,7 @@ def test_a_reader_of_a_part_sees_its_piece() -> None:
 
 def test_the_gradient_of_many_parts_is_one_array() -> None:
     x = Tensor.rand(7, 5).realize()
-    for order in ((0, 2, 3, 5, 6), (6, 1, 2, 4, 0)):  # gaps between them, and not in order
+    for order in ((0, 2, 3, 5, 6), (6, 1, 2, 4, 0)):  # with gaps, and out of order
         loss = sum(((x[i] * (i + 2.0)) ** 2).sum() for i in order)
         (found,) = loss.gradient(x)
         assert found.node.op is Op.CAT

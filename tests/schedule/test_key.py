@@ -1,4 +1,4 @@
-"""The keys of kernels and graphs: equal where the code is the same, different where it is not."""
+"""The keys of kernels and graphs: equal for equal code, different for different code."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def kernels_of(*tensors: Tensor, fuse: bool = True) -> tuple[Kernel, ...]:
 
 
 def network():
-    """Gradients of a small network: many kernels, some of them equal but for their arrays."""
+    """Gradients of a small network: many kernels; some differ only in their arrays."""
     x = data(12, 16)
     weights = [data(16, 16) for _ in range(4)]
     biases = [data(16) for _ in range(4)]
@@ -128,7 +128,7 @@ def test_buffers_and_devices_are_no_part_of_a_key():
 
 
 def variants():
-    """Programs of one kernel each; any two differ in something small."""
+    """Programs of one kernel each; any two differ in some detail."""
     a, b, c = data(6, 8), data(6, 8), data(8, 6)
     half = data(6, 8, dtype=dtypes.float16)
     integers = data(6, 8, dtype=dtypes.int32)
@@ -205,23 +205,23 @@ def test_order_and_targets_of_outputs_are_part_of_a_graph():
 
 
 def test_no_field_is_forgotten():
-    """Where one of these gets another field, it belongs into the key (and then into this list)."""
+    """A new field of one of these classes must become part of the key, and then of this list."""
     names = {kind: {field.name for field in fields(kind)} for kind in (Kernel, Stage, Axis, Array)}
     assert names[Kernel] == {
         "kind", "stages", "rows", "stored", "sums",
-        "numbers",  # which are arguments, and no code
+        "numbers",  # they are arguments, not code
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
     assert names[Array] == {
         "name", "dtype", "size", "space", "image",
-        "of",  # of lowered ones only
-        "whole",  # a part has all of its memory
+        "of",  # of lowered arrays only
+        "whole",  # a part uses its whole's memory
         "lanes", "width",  # of registers
     }  # fmt: skip
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
         "initial_axes", "initial_position", "in_place",
-        "exchange", "pieces",  # which have no key: they are not compiled
+        "exchange", "pieces",  # which have no key, as they are not compiled
         "start",  # which `position` contains
     }  # fmt: skip
     known = {"op", "dtype", "args", "value", "array", "index", "guard"}
@@ -234,7 +234,7 @@ def test_no_field_is_forgotten():
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {
         "op", "dtype", "shape", "src", "arg", "device",
         "form",  # follows from dtype, shape and device
-        "age",  # of the object, not of what it is
+        "age",  # of the object, not of its meaning
     }  # fmt: skip
     assert {field.name for field in fields(Graph)} == {
         "roots", "outputs", "slots", "variables", "device",

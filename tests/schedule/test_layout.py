@@ -1,4 +1,4 @@
-"""Products are computed, and lie in memory, in the order in which their results are needed."""
+"""Products are computed and stored in the order in which their results are needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HEADS, ROWS, WIDTH, DEPTH = 4, 24, 16, 20
 
 
 def check(build: Build) -> Schedule:
-    """Compare a program with the reference; gives its schedule."""
+    """Compare a program with the reference; returns its schedule."""
     agree(build)
     return plan_of(build)
 
@@ -51,7 +51,7 @@ def piece(inputs: Inputs) -> list[Node]:
 
 
 def transposed(inputs: Inputs) -> list[Node]:
-    """Whose neighbours are rows of the product: vectors of it are transposed as they are stored."""
+    """Rows of the product are neighbours in the result: vectors are transposed when stored."""
     return [g.permute(heads(inputs), (0, 1, 3, 2))]
 
 
@@ -62,7 +62,7 @@ ENDS = [(copied, 1), (with_arithmetic, 1), (piece, 2), (transposed, 1)]
 def test_what_ends_a_product_is_stored_by_it(
     build: Callable[[Inputs], list[Node]], kernels: int
 ) -> None:
-    """In other places, among its neighbours there."""
+    """Also at other places than the product's: nothing is stored in between."""
     plan = check(build)
     assert [kernel.kind for kernel in plan.kernels].count("contraction") == 1
     assert len(plan.kernels) == kernels and plan.arena_bytes == 0
@@ -96,7 +96,7 @@ def test_what_is_not_each_result_once_is_right(build: Build) -> None:
 
 
 def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
-    """Heads beside one another in a row, for the projection and for the gradient of its weights."""
+    """Heads side by side in a row, as the projection and its weight gradient read them."""
 
     def build(inputs: Inputs) -> list[Node]:
         x = side_by_side(heads(inputs))
@@ -112,7 +112,7 @@ def test_a_product_lies_as_the_products_behind_it_read_it() -> None:
 
 
 def transposed_words(inputs: Inputs) -> list[Node]:
-    """Of what may be multiplied in matrix registers."""
+    """The same, with operands that matrix registers may multiply."""
     sizes = (2, HEADS, ROWS, DEPTH), (2, HEADS, DEPTH, WIDTH)
     x, y = (g.cast(inputs(*shape, dtype=dtypes.bfloat16), dtypes.float32) for shape in sizes)
     return [g.permute(product(x, y), (0, 1, 3, 2))]

@@ -1,4 +1,4 @@
-"""Which values are kept: what is read twice by one reader at the same place is computed once."""
+"""Which values are stored, and that a value read twice at one place is computed once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def plan_for(*tensors: Tensor) -> Schedule:
 
 
 def test_an_activation_leaves_its_derivative_for_later() -> None:
-    """tanh (or erf) is computed where the product is made, and not again going back."""
+    """tanh (or erf) is computed in the product's kernel, and not again in the backward pass."""
     for approximate in ("tanh", "none"):
         first, second = data(32, 48), data(48, 32)
         hidden = (data(64, 32) @ first).gelu(approximate)
@@ -67,7 +67,7 @@ def test_an_activation_leaves_its_derivative_for_later() -> None:
 
 
 def test_what_ends_a_product_is_kept_in_the_order_of_that() -> None:
-    """A bias, and then heads × rows × width for others: no kernel of its own."""
+    """An addition, and then heads × rows × width for the next product: no kernel of its own."""
 
     def build(inputs: Inputs) -> list[Node]:
         x = add(product(inputs(96, 32), inputs(32, 96)), inputs(96, 96))
@@ -78,7 +78,7 @@ def test_what_ends_a_product_is_kept_in_the_order_of_that() -> None:
 
 
 def test_large_updates_with_a_number_in_common_are_kernels_of_their_own() -> None:
-    """Loops that walk the arrays of many parameters at once are slow; small ones stay together."""
+    """One loop over many parameters' large arrays is slow; small arrays share a kernel."""
 
     def build(inputs: Inputs, size: int) -> list[Node]:
         factor = g.expand(inputs(1), (size,))
@@ -89,7 +89,7 @@ def test_large_updates_with_a_number_in_common_are_kernels_of_their_own() -> Non
 
 
 def test_what_is_costly_for_few_does_not_make_all_that_it_is_read_for_costly() -> None:
-    """Gradients of the distances of all pairs: each difference is computed again, none is kept."""
+    """Gradients of the distances of all pairs: differences are computed again, none is stored."""
 
     def build(inputs: Inputs) -> list[Node]:
         n, d = 100, 64

@@ -1,4 +1,4 @@
-"""Sums that pick one element are loads, and give what the sum gives."""
+"""Sums that pick one element become loads, with the same result."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_picking_sum_is_a_load(axis: int, dtype: DType, swapped: bool) -> None
 
 
 def test_a_counter_that_wraps_picks_nothing() -> None:
-    """int8 counts to 127 only: of 300 places, several equal a label."""
+    """int8 counts only to 127, so several of 300 places equal a label: the sum stays a sum."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, label = inputs(4, 300), inputs(4, 1, dtype=dtypes.int8, low=0, high=100)
@@ -60,7 +60,7 @@ def test_a_counter_that_wraps_picks_nothing() -> None:
 
 
 def test_small_work_does_not_hold_up_large_work() -> None:
-    """A loss's mean, and the gradient that divides by the same count in the kernel of the rows."""
+    """A loss's mean, and a gradient divided by the same count in the kernel of the rows."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, label = inputs(64, 700), inputs(64, 1, dtype=dtypes.int32, low=0, high=9)
@@ -77,7 +77,7 @@ def test_small_work_does_not_hold_up_large_work() -> None:
 
 @pytest.mark.parametrize("count", [LONG, 3 * LONG // 2, 16411])
 def test_many_additions_at_places_are_in_parts(count: int) -> None:
-    """In as many as divide them; a prime number of them is in one part."""
+    """The number of parts divides the number of additions; a prime number has one part."""
 
     def build(inputs: Inputs) -> list[Node]:
         label = inputs(1, count, dtype=dtypes.int32, low=-3, high=70)

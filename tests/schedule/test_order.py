@@ -1,4 +1,4 @@
-"""The order of kernels: each after what it needs, and memory free as early as can be."""
+"""The order of kernels: each after those it needs, and memory is freed as early as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .programs import Inputs, ew, mul, number, plan_of, product
 
 
 def random_clusters(random_: random.Random) -> tuple[list[Cluster], dict[Cluster, list[Array]]]:
-    """Groups that need some before them, and the arrays that each fills."""
+    """Clusters that need some of the earlier ones, and the arrays that each fills."""
     clusters = [
         Cluster(GOLDEN, frozenset(), "exchange" if random_.random() < 0.1 else "rows")
         for _ in range(random_.randint(1, 30))
@@ -57,7 +57,7 @@ def most_alive(
 
 
 def needed_by(member: Cluster) -> set[Cluster]:
-    """What a cluster is and needs, directly or not."""
+    """A cluster and all that it needs, directly or not."""
     found, stack = {member}, [member]
     while stack:
         stack += (more := stack.pop().needs - found)
@@ -74,7 +74,7 @@ def test_who_waits_for_whom_is_known_however_needs_are_added() -> None:
         clusters = [Cluster(GOLDEN, frozenset(), "rows") for _ in range(random_.randint(2, 20))]
         for member in clusters:
             waits.add(member, ())
-        for _ in range(random_.randint(1, 60)):  # in any order: what is needed may get needs later
+        for _ in range(random_.randint(1, 60)):  # in any order: needed ones may get needs later
             member, *others = random_.sample(clusters, min(len(clusters), random_.randint(2, 4)))
             waits.add(member, [one for one in others if member not in needed_by(one)])
             start, goal = random_.sample(clusters, random_.randint(0, 2)), random_.choice(clusters)
@@ -124,7 +124,7 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
         x = inputs(rows, width)
         weights = [inputs(width, width) for _ in range(layers)]
         for weight in weights:
-            # the gradient needs the product and what it becomes, and both are dear to compute
+            # the gradient needs the product and its activation, and both are costly to compute
             x = ew(Op.EXP, mul(product(x, weight), 0.01))
         loss = g.reduce(Op.SUM, mul(x, x), (0, 1))
         found = gradient([loss], [number(1.0, loss)], weights)
@@ -133,7 +133,7 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
         for node in gradients[1:]:
             norm = ew(Op.ADD, norm, node)
         scale = g.expand(g.reshape(g.reduce(Op.SUM, mul(norm, norm), (0, 1)), (1, 1)), norm.shape)
-        return [mul(node, scale) for node in gradients]  # all of them wait for all gradients
+        return [mul(node, scale) for node in gradients]  # each waits for all gradients
 
     layer, weight = rows * width * 4, width * width * 4
     arena = plan_of(build).arena_bytes
@@ -142,13 +142,13 @@ def test_what_a_layer_keeps_is_free_when_its_gradient_is_taken(layers: int) -> N
 
 @pytest.mark.parametrize("layers", [3, 8])
 def test_results_of_a_layer_are_taken_when_what_they_are_of_is_there(layers: int) -> None:
-    """Two gradients, of weights and of a bias, of slopes that nobody else reads any more."""
+    """Gradients of weights and of a bias, which are the last readers of their layer's slopes."""
     rows, width = 512, 64
 
     def build(inputs: Inputs) -> list[Node]:
         slope, found = inputs(rows, width), []
         for _ in range(layers):
-            x = inputs(rows, width)  # kept by another program: to read it frees nothing
+            x = inputs(rows, width)  # stored by another program: reading it frees nothing
             slope = ew(Op.EXP, mul(product(slope, inputs(width, width)), 0.01))
             found += [product(g.permute(x, (1, 0)), slope), g.reduce(Op.SUM, slope, (0,))]
         return [slope, *found]
@@ -157,7 +157,7 @@ def test_results_of_a_layer_are_taken_when_what_they_are_of_is_there(layers: int
 
 
 def test_all_that_are_left_to_read_an_array_run_together() -> None:
-    """None of a layer's two gradients frees its slopes alone, and each fills much."""
+    """Neither of a layer's two gradients alone frees its slopes, and both fill much memory."""
     rows, width = 512, 64
 
     def build(inputs: Inputs) -> list[Node]:
@@ -166,7 +166,7 @@ def test_all_that_are_left_to_read_an_array_run_together() -> None:
             slope = ew(Op.EXP, mul(product(slope, inputs(width, width)), 0.01))
             left, right = (g.permute(inputs(rows, width), (1, 0)) for _ in range(2))
             found += [product(left, slope), product(right, slope)]
-        total = g.reduce(Op.SUM, slope, (0, 1))  # all of them wait for it
+        total = g.reduce(Op.SUM, slope, (0, 1))  # all gradients wait for it
         scale = g.expand(g.reshape(total, (1, 1)), (width, width))
         return [mul(node, scale) for node in found]
 
@@ -174,7 +174,7 @@ def test_all_that_are_left_to_read_an_array_run_together() -> None:
 
 
 def test_what_frees_memory_runs_while_an_exchange_is_under_way() -> None:
-    """Tensor parallel, backward: a layer's gradient is under way while its weight's is taken."""
+    """Tensor parallel, backward: the weight's gradient is computed while another is exchanged."""
 
     def build(inputs: Inputs) -> list[Node]:
         weight = inputs(64, 64)
@@ -190,7 +190,7 @@ def test_what_frees_memory_runs_while_an_exchange_is_under_way() -> None:
 
 
 def test_an_old_value_is_read_before_it_is_written_over(on_device: str) -> None:
-    """Where a kernel sums rows each of its stages stores, and what comes later finds that."""
+    """Each stage of a kernel of row sums stores its result, which later stages must not read."""
     x, before = np.random.default_rng(0).random((2, 30, 8), dtype=np.float32)
     sums, softmax = np.exp(x).sum(1), np.exp(x) / np.exp(x).sum(1, keepdims=True)
     data = Tensor(x).realize()

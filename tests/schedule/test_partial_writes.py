@@ -1,4 +1,4 @@
-"""In-place writes of a part of a buffer store that part only, and leave the rest alone."""
+"""In-place writes to a part of a buffer store only that part."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .programs import DEVICE, LENGTH, Build, Inputs, ew, graph_of, mul, total, v
 
 
 def written(x: Node, new: Node, starts: tuple[Integer, ...]) -> Node:
-    """x with `new` at a place, as `x[...] = new` records it."""
+    """x with `new` at a position, as `x[...] = new` records it."""
     amounts = [
         (start, have - start - length)
         for start, have, length in zip(starts, x.shape, new.shape, strict=True)
@@ -42,32 +42,32 @@ def one_element(inputs: Inputs) -> list[Node]:
 
 
 def own_elements(inputs: Inputs) -> list[Node]:
-    """What is written is made of what was at the same place."""
+    """The new values are computed from the old ones at the same places."""
     x = inputs(40, 50)
     return [written(x, mul(g.shrink(x, [(2, 9), (5, 45)]), 3.0), (2, 5))]
 
 
 def read_too(inputs: Inputs) -> list[Node]:
-    """The whole old value is read by another output, and the new one by a sum."""
+    """Another output reads the whole old value, and a sum reads the new one."""
     x, new = inputs(30, 20), inputs(4, 20)
     y = written(x, new, (LENGTH, 0))
     return [y, ew(Op.ADD, x, 1.0), total(y, 0)]
 
 
 def from_elsewhere(inputs: Inputs) -> list[Node]:
-    """What is written was at another place before: the write must not see itself."""
+    """The new values come from elsewhere in the array: the write must not read its own results."""
     x = inputs(30, 20)
     return [written(x, g.shrink(x, [(3, 13), (0, 20)]), (8, 0))]
 
 
 def shuffled(inputs: Inputs) -> list[Node]:
-    """A condition that data decides is no part."""
+    """Data selects the elements: all are written."""
     x, y = inputs(30, 20), inputs(30, 20)
     return [g.elementwise(Op.WHERE, ew(Op.LT, y, 0.0), mul(y, 2.0), x)]
 
 
 def partly_shuffled(inputs: Inputs) -> list[Node]:
-    """A part of which data decides."""
+    """Data selects elements of a part: all elements are written."""
     x, y = inputs(30, 20), inputs(30, 20)
     inside = g.pad(g.const(True, dtypes.bool, (7, 20), DEVICE), [(3, 20), (0, 0)])
     test = g.elementwise(Op.AND, inside, ew(Op.LT, y, 0.0))
@@ -75,7 +75,7 @@ def partly_shuffled(inputs: Inputs) -> list[Node]:
 
 
 def summed(inputs: Inputs) -> list[Node]:
-    """What is kept is added up, so nothing stays as it is: sums of all, which are copied then."""
+    """The elements are summed, so none is left as it is: all sums are computed, and then copied."""
     x, new = inputs(30, 1), inputs(6, 7)
     return [total(written(g.expand(x, (30, 7)), new, (4, 0)), 1)]
 
@@ -111,7 +111,7 @@ def test_places_count_from_their_start() -> None:
 
 
 def at_loaded_places(length: int, wraps: bool = False) -> Build:
-    """Positions first[b] … first[b] + length − 1 of each b; wraps: by sums that may overflow."""
+    """Writes first[b] … first[b] + length − 1 of each b; wraps: compares sums that may overflow."""
 
     def build(inputs: Inputs) -> list[Node]:
         x, new, first = inputs(5, 24, 8), inputs(5, 1, 8), inputs(5, dtype=dtypes.int32)

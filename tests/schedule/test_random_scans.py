@@ -1,4 +1,4 @@
-"""Random steps, repeated by `Tensor.scan` and one after the other: equal values and gradients."""
+"""Random steps by `Tensor.scan` and by a loop: equal values and gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COUNT = 4
 
 
 class Step:
-    """A random program as a step: of its inputs some are rows of xs, some depend on the carry, and
+    """A random program as a step: some of its inputs are rows of xs, some depend on the carry, and
     some are the same in all steps.
     """
 
@@ -38,7 +38,7 @@ class Step:
 
     @staticmethod
     def leaf(random: np.random.Generator, *shape: int) -> Tensor:
-        """Normal numbers."""
+        """A leaf of normally distributed numbers."""
         data = random.standard_normal(shape).astype(np.float32)
         return Tensor(data, device=DEVICE, requires_grad=True)
 
@@ -57,7 +57,7 @@ class Step:
         return (carry * 0.7 + change).tanh(), outs
 
     def results(self, repeats: bool, reverse: bool) -> list[Tensor]:
-        """The last carry, the outs, and the gradients of all that is used."""
+        """The last carry, the outs, and the gradients with respect to all inputs."""
         if repeats:
             last, outs = Tensor.scan(self, self.start, self.rows, reverse=reverse)
         else:
@@ -75,7 +75,7 @@ class Step:
 
 
 def gradient(loss: Tensor, x: Tensor) -> list[Tensor]:
-    """None where the loss does not depend on x."""
+    """The gradient; an empty list if the loss does not depend on x."""
     try:
         return loss.gradient(x)
     except RuntimeError:

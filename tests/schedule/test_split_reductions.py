@@ -1,4 +1,4 @@
-"""Long reductions that leave little are cut in two: the same value, parallel in its first half."""
+"""Long reductions with few results are cut in two: the same value, with a parallel first half."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .programs import DEVICE
 
 
 def reductions(root: Node) -> list[Node]:
-    """All reductions below, first ones first."""
+    """All reductions below a node, in topological order."""
     return [node for node in topological([root]) if node.op in REDUCTIONS]
 
 
@@ -74,7 +74,7 @@ def test_what_is_left_alone(shape: tuple[int, ...], axes: list[int]) -> None:
 
 
 def test_a_length_without_divisors_is_padded_for_sums() -> None:
-    """40009 is a prime. Zeros at the end do not change a sum; they would change a maximum."""
+    """40,009 is prime. Zeros at the end do not change a sum; they could change a maximum."""
     first, _ = reductions(split(Op.SUM, (40_009,), [0]))
     assert numel(first.shape) == FEW_ROWS
     for op in (Op.MAX, Op.PROD):
@@ -114,13 +114,13 @@ def test_symbolic_axes_are_not_cut() -> None:
 
 
 def test_the_cut_is_made_along_a_long_axis() -> None:
-    """Not along the 3, though it comes first: its parts would be few."""
+    """Not along the 3, though it comes first: that gives too few parts."""
     first, _ = reductions(split(Op.SUM, (3, 50_000), [0, 1]))
     assert numel(first.shape) >= 8
 
 
 def test_parts_of_several_axes_are_runs_of_memory() -> None:
-    """The gradient of a bias: each part sums rows that follow one another."""
+    """The gradient of a bias: each part sums consecutive rows."""
     wanted = {(4, 256, 384): (4, 16), (12, 64, 384): (12, 4), (1, 512, 600): (64,)}
     for shape, parts in wanted.items():
         first, _ = reductions(split(Op.SUM, shape, [0, 1]))
@@ -149,12 +149,12 @@ def product(depth: tuple[int, ...], rows: int = 24, columns: int = 40) -> Node:
         ((2 * DEEP,), (2,)),
         ((8, 56, 56), (8, 2, 1)),
         ((2, 112, 112), (2, 7, 1)),
-        ((3, 2053), (3, 1)),  # a prime number is left whole
+        ((3, 2053), (3, 1)),  # a prime number is not cut
         ((1, 9, 1000), (1, 3, 1)),
     ],
 )
 def test_deep_products_are_cut(depth: tuple[int, ...], cut: tuple[int, ...]) -> None:
-    """Into products whose operands stay in a cache, and the sum of these."""
+    """Into products whose operands stay in a cache, and the sum of those."""
     node = product(depth)
     (new,) = split_reductions([node])
     first, _ = reductions(new)
@@ -170,7 +170,7 @@ def test_deep_products_are_cut(depth: tuple[int, ...], cut: tuple[int, ...]) -> 
 
 
 def test_parts_of_a_product_come_first() -> None:
-    """Also where the sum is over the last axes: else parts and rows would share a kernel."""
+    """Also if the sum is over the last axes: otherwise parts and rows would share a kernel."""
     a = g.reshape(g.buffer(0, dtypes.float32, (24, 3, 4096), DEVICE), (24, 1, 3, 4096))
     b = g.reshape(g.buffer(1, dtypes.float32, (40, 3, 4096), DEVICE), (1, 40, 3, 4096))
     factors = [g.expand(x, (24, 40, 3, 4096)) for x in (a, b)]
@@ -188,7 +188,7 @@ def test_shallow_products_are_left_alone() -> None:
 
 
 def weight_gradient(uses: int, rows: int) -> Node:
-    """Of a weight that several batches are multiplied with, summed as `gradient` does."""
+    """The gradient of a weight that multiplies several batches, summed as `gradient` does."""
     shape = (rows, 24, 40)
     terms = []
     for n in range(uses):
@@ -202,7 +202,7 @@ def weight_gradient(uses: int, rows: int) -> Node:
 
 
 def test_a_sum_of_products_is_products() -> None:
-    """A loop over their sum would be none that a recipe for products knows: 20 times as slow."""
+    """No recipe for products knows a loop over their sum, which took 20 times as long."""
     uses = 3
     node = weight_gradient(uses, 40)
     (new,) = split_reductions([node])
@@ -222,7 +222,7 @@ def test_a_sum_of_products_is_products() -> None:
 
 
 def test_only_products_leave_a_sum() -> None:
-    """What else is added stays one sum."""
+    """The other terms stay one sum."""
     node = weight_gradient(2, 40)
     others = [g.buffer(n, dtypes.float32, (40, 24, 40), DEVICE) for n in (6, 7)]
     x = node.src[0]

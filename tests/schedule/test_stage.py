@@ -1,4 +1,4 @@
-"""Stages: what they say of a value, and that keeping them between attempts changes nothing."""
+"""Stages describe how a value is computed; keeping them between attempts changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .random_graphs import random_program
 
 @pytest.mark.parametrize("seed", range(30))
 def test_stages_that_are_kept_equal_new_ones(seed: int) -> None:
-    """Whatever is kept from one attempt to the next, a stage is what it would be by itself."""
+    """A stage kept from an earlier attempt equals one that is built anew."""
     random_ = random.Random(seed)
     graph, _ = graph_of(random_program(seed, 25))
     roots = with_parts(graph.roots)
@@ -64,7 +64,7 @@ def test_a_sum() -> None:
     node = total(x, 2)
     arrays = {x: Array("s0", F32, 15), node: Array("t", F32, 3)}
     stage = build(node, Lowering(arrays))
-    assert [axis.extent for axis in stage.axes] == [3]  # an axis of length 1 is none
+    assert [axis.extent for axis in stage.axes] == [3]  # axes of length 1 are dropped
     assert [axis.extent for axis in stage.reduced] == [5]
     assert stage.op is Op.SUM and stage.size == 3 and stage.iterations == 15
 
@@ -88,7 +88,7 @@ def test_positions_stay_inside_the_array(name: str) -> None:
 
 @pytest.mark.parametrize("dtype", [F32, dtypes.int8, dtypes.uint16, dtypes.bool, dtypes.float16])
 def test_identities(dtype: DType) -> None:
-    """What a reduction over nothing gives."""
+    """The result of a reduction over nothing."""
     assert identity(Op.SUM, dtype).value == 0
     assert identity(Op.PROD, dtype).value == 1
     assert identity(Op.MAX, dtype).value == dtype.minimum
