@@ -33,7 +33,7 @@ FOLLOWED: dict[CodeType, str] = {
         (gradient.gradient, "node"), (rewrite._step, "node"), (rewrite.remade, "node"),
         (program._in_stages, "node"), (canonical.Canonical.rewritten, "node"),
         (partition.Emitter.value, "node"), (buckets.in_buckets, "node"),
-        (schedule._distinct_roots, "root"), (schedule._Plan.__init__, "root"),
+        (schedule._distinct_roots, "root"), (schedule._with_copies, "root"),
     )
 }  # fmt: skip
 _BACKWARD = gradient.gradient.__code__

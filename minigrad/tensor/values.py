@@ -146,8 +146,10 @@ class Values(Methods):
     __array_priority__ = 1000
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        expect(copy is not False, "__array__", "a copy, as of all values; np.from_dlpack shares",
-               error=ValueError, copy=copy)  # fmt: skip
+        if copy is False:
+            raise ValueError(
+                "__array__(copy=False): the values of a tensor are copied; np.from_dlpack shares"
+            )
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)
 
