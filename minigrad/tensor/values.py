@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
-from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, expect, misfit
+from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, misfit
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
