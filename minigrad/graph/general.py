@@ -338,8 +338,8 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
             raise Special(f"an array that is read as {reads[slot]} is written as {root.shape}")
     for shape in (*reads.values(), *writes.values()):
-        outer = shape[: innermost(shape)]
-        if len(shape) > 2:  # several matrices: row by row, if rows vary, too
+        outer, varying = shape[: innermost(shape)], [e for e in shape if not isinstance(e, int)]
+        if len(shape) > 2 == len(varying) and varying[0] == varying[1]:  # square matrices, by rows
             outer = tuple(extent for extent in outer if isinstance(extent, int))
         if numel(outer) > MOST_PIECES:
             raise Special(f"{shape} has too many pieces")

@@ -26,9 +26,9 @@ from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Pieces of an array that are copied one by one, at most: batches have fewer. Of several matrices
-# each row is copied if rows vary, too. If both dimensions of a single matrix vary, the best way to
-# multiply it varies, too: such programs are compiled for their sizes.
+# Pieces of an array that are copied one by one, at most: batches have fewer. Of several square
+# matrices (what attention weighs by) each row is copied. Where other dimensions vary, too, the best
+# way to compute varies, and bounds multiply: such programs are compiled for their sizes.
 MOST_PIECES = 64
 
 

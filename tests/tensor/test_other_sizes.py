@@ -163,3 +163,14 @@ def test_a_pixel_becomes_an_image_without_a_sum_for_each_element() -> None:
         return len(topological([y.node]))
 
     assert nodes(224) == nodes(112) < nodes(MOST_ZOOM)
+
+
+def test_bounds_of_several_dimensions_do_not_multiply(compiled: str) -> None:
+    """Arrays that differ in all dimensions are not padded to bounds in each of them."""
+    programs.forget()
+    for shape in ((2, 3, 40, 41), (4, 5, 50, 61), (3, 9, 45, 70)):
+        x = Tensor(np.ones(shape, np.float32), device=compiled).realize()
+        GlobalCounters.reset()
+        held = GlobalCounters.mem_used
+        x.clone().realize()
+        assert GlobalCounters.mem_peak <= held + 2 * x.nbytes()
