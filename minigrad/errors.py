@@ -21,10 +21,10 @@ def misfit(
     name: str, expected: str, *given: object, error: type[Exception] = ShapeError,
     **arguments: object,
 ) -> Exception:  # fmt: skip
-    """What to raise where something does not fit: "cdist of (2,) and (3,): expected matrices".
+    """The error to raise if something does not fit: "cdist of (2,) and (3,): expected matrices".
 
-    given: what has a shape, or words that say more of one. arguments: those of the function `name`
-    that are meant, as in "diff(n=-1): expected n ≥ 0".
+    given: tensors, whose shapes are shown, or words that say more about one. arguments: arguments
+    of the function `name` that the error is about, as in "diff(n=-1): expected n ≥ 0".
     """
     shapes = " and ".join(str(getattr(one, "shape", one)) for one in given)
     shown = ", ".join(f"{word}={value!r}" for word, value in arguments.items())
@@ -33,10 +33,10 @@ def misfit(
 
 
 def expect(holds: object, name: str, expected: str, *given: object, **options: Any) -> None:
-    """Raise what `misfit` makes of the rest, unless something holds.
+    """Raise the error that `misfit` makes of the other arguments, unless a condition holds.
 
-    What the message is made of is made first, so functions that are called all the time, and have
-    more to say than what is there anyway, raise `misfit` behind an if.
+    The arguments are evaluated before the check. So functions that are called often, and whose
+    message must be computed, use an if and raise `misfit` instead.
     """
     if not holds:
         raise misfit(name, expected, *given, **options)

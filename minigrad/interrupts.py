@@ -5,8 +5,8 @@ when an object goes (`__del__`, a weak reference's callback): there nobody can c
 and Python only reports it. Tensors and nodes go all the time: of loops of small operations every
 seventh Ctrl-C came then.
 
-Nor does it part what belongs together: a program that writes in place, and that the tensors know of
-it. Who came between the two would let the write be made once more.
+Neither may it come between the end of a program that writes in place and the moment at which the
+tensors know about the write: otherwise the write would be made a second time.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def _come_again(found: Any) -> None:
 
 
 class _Held:
-    """What `hold` has begun: whether Ctrl-C waits, and whether one came meanwhile."""
+    """Whether Ctrl-C is delayed now, and whether one came meanwhile."""
 
     waits = came = False
 
 
 def hold() -> None:
-    """Let Ctrl-C wait until `release`: on the main thread, where its handler is Python's own."""
+    """Delay Ctrl-C until `release`: on the main thread, if its handler is Python's own."""
     if _is_main() and _signal.getsignal(SIGINT) is signal.default_int_handler:
         _Held.waits = True
         _signal.signal(SIGINT, _note)
@@ -63,13 +63,13 @@ def _note(number: int, frame: object) -> None:
 
 
 def release() -> None:
-    """Raise the KeyboardInterrupt that waits, if any; from now on none does."""
+    """Stop delaying Ctrl-C, and raise the KeyboardInterrupt that came meanwhile, if any."""
     if _Held.waits and _is_main() and _end():
         raise KeyboardInterrupt
 
 
 def _end() -> bool:
-    """Let no Ctrl-C wait any more; gives whether one did."""
+    """Stop delaying Ctrl-C; returns whether one came meanwhile."""
     if _signal.getsignal(SIGINT) is _note:
         _signal.signal(SIGINT, signal.default_int_handler)
     came = _Held.came
