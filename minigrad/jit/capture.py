@@ -168,7 +168,7 @@ def refuse_added(
 ) -> None:
     """JitError where a gradient was added to one from before, that the step has not written.
 
-    Whether its memory is read does not tell: somebody may have kept it, or it is a constant.
+    That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
     """
     for of, _ in before.new_gradients():
         old, (_, anew) = before.gradient_of(of), graded.get(id(of), (None, True))

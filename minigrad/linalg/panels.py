@@ -46,9 +46,9 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
 
 
 def as_constant(x: Tensor) -> Tensor:
-    """x for a gradient rule, which `at_once` puts in memory, whatever becomes of x.
+    """The values of x as memory of their own, for a gradient rule.
 
-    A rule is given x itself as it is computed from leaves: all of that, again.
+    The x that a rule is given is a graph from the leaves, which would be computed again.
     """
     with no_grad():
         return x.clone() if has_history(x.raw) else x.contiguous()

@@ -150,7 +150,7 @@ def _elements(
 def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
     """Rows of a block: two registers of the widest product, for which it reads half as much.
 
-    Where more than a few rows would be computed in vain, it is one.
+    One register if two would leave more than a few rows of the last block unused.
     """
     lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
     wide = 2 * lanes

@@ -295,7 +295,8 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis, int]]:
     """The axes of rows before the last one, over which a task loops to make its packing pay.
 
-    Each with how much of it: all, or where this leaves too few tasks for few rows, an equal part.
+    With each axis comes the extent of it for one task: all, or an equal part if all of it would
+    leave too few tasks (only if rows are few).
     """
     found: list[tuple[Axis, int]] = []
     for axis in reversed(m[:-1]):
