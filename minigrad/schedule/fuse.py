@@ -204,8 +204,7 @@ def cluster(
                     _no(candidate, "that one has a kernel of its own: it writes a part in place")
                     continue
                 if sink is None:
-                    shared = _shared_rows(candidate, own, stage, candidate in producers)
-                    way = Fit(shared, [stage]) if shared else None
+                    way = _by_rows(candidate, own, stage, candidate in producers)
                 else:
                     most = len(fit.parts) - (candidate not in producers)  # a sibling shares some
                     way = _shared_blocks(candidate, chains, sink, most, str(clusters[candidate]))
@@ -273,6 +272,22 @@ def _alone(stage: Stage, target: Target) -> Cluster:
             break
         counts.append(axis.extent * counts[-1] if counts[-1] == 1 else counts[-1] * axis.count)
     return Cluster(target, frozenset(counts), kind)
+
+
+def _by_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> Fit | None:
+    """How a stage may join a kernel by rows, if need be with one of its axes cut in two.
+
+    (A group of channels is one row while it is normalized, and some channels of an image after.)
+    """
+    if shared := _shared_rows(home, own, stage, produces):
+        return Fit(shared, [stage])
+    rows, cut = home.most_rows, None
+    if produces and home.kind == "rows" and isinstance(rows, int):
+        cut = stage.with_rows(rows)
+    if cut is None:
+        return None
+    shared = _shared_rows(home, _alone(cut, home.target), cut, produces)
+    return Fit(shared, [cut]) if shared else None
 
 
 def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> frozenset[Integer]:

@@ -68,7 +68,7 @@ def choose(
             many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
             if many_leaves and 2 * extra >= size:  # each reader would read several arrays
                 kept.add(node)
-            elif below[node] > CHEAP and extra * below[node] > SCRATCH_COST * size:
+            elif below[node] > CHEAP and extra * again[node] > SCRATCH_COST * size:
                 if node not in recomputed and node not in seen_through:
                     kept.add(node)
                     if evaluations < OFTEN * size:
@@ -138,7 +138,7 @@ def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
         below[node] = min(own + sum(below[source] for source in node.src), 1 << 20)
         again[node] = min(own + sum(again[source] for source in node.src), 1 << 20)
         if node.op is Op.EXPAND and numel(node.shape) >= OFTEN * numel(node.src[0].shape):
-            again[node] = min(again[node], CHEAP)
+            again[node] = 0 if below[node] > CHEAP else again[node]
         found: frozenset[Node] = frozenset()
         for source in node.src:
             if len(found) < 8:

@@ -126,6 +126,28 @@ class Stage:
         """Whether its array is stored in the order of its axes."""
         return bool(self.position == self.place)
 
+    def with_rows(self, rows: int) -> Stage | None:
+        """An elementwise stage whose first axes make up `rows` rows, because one is cut in two.
+
+        None for other stages, if no axis can be cut like this, and if none has to be.
+        """
+        if self.op is not None:
+            return None
+        extents, count = [axis.extent for axis in self.axes], 1
+        for number, extent in enumerate(extents):
+            if not isinstance(extent, int) or rows % count or rows == count:
+                return None
+            first = rows // count
+            if first < extent and extent % first == 0:
+                extents[number : number + 1] = parts = [first, extent // first]
+                axes = tuple(make_axis("i", n, e) for n, e in enumerate(extents))
+                index: list[Integer] = [axis.index for axis in axes]
+                index[number : number + 2] = [flatten(index[number : number + 2], parts)]
+                at = {old.variable: new for old, new in zip(self.axes, index, strict=True)}
+                return replace(self.substitute(at), axes=axes)
+            count *= extent
+        return None
+
     def substitute(self, values: Mapping[Atom, Integer]) -> Stage:
         """The stage with some kept axes replaced by given indices."""
         return replace(

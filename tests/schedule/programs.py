@@ -200,6 +200,17 @@ def layer_norm(inputs: Inputs) -> list[Node]:
 
 
 @program
+def group_norm(inputs: Inputs) -> list[Node]:
+    """Rows are groups of three channels while they are normalized; then each channel is scaled."""
+    x, weight = inputs(8, 15, 5, 7), inputs(15)
+    rows = g.reshape(x, (8, 5, 105))
+    centred = ew(Op.SUB, rows, mean(rows, 2))
+    scale = ew(Op.SQRT, add(mean(mul(centred, centred), 2), 1e-5))
+    normal = g.reshape(ew(Op.DIV, centred, scale), x.shape)
+    return [mul(normal, g.expand(g.reshape(weight, (1, 15, 1, 1)), x.shape))]
+
+
+@program
 def gelu_linear(inputs: Inputs) -> list[Node]:
     x, weight, bias = inputs(37, 24), inputs(24, 50), inputs(50)
     return [gelu(add(product(x, weight), bias))]

@@ -43,6 +43,7 @@ from .random_graphs import random_program
 # Program → number of kernels, where a change would matter.
 KERNELS = {
     "transposed_chain": 1, "row_softmax": 1, "layer_norm": 1, "gelu_linear": 1,
+    "group_norm": 1,
     "linear_transposed": 1, "convolution": 1, "product_of_sums": 2, "column_sum": 1,
     "two_outputs": 1, "rows_and_columns": 2, "embedding": 1, "padded": 1, "symbolic_softmax": 1,
     "any_and_all": 1, "scattered": 1, "scattered_inside_rows": 2, "long_sum": 2,
