@@ -18,7 +18,7 @@ from itertools import pairwise
 from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import coefficient
+from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import (
     NEIGHBOURS,
@@ -302,10 +302,17 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
 # Terms of a running sum that are added one after the other. Each waits for the one before, and the
 # end of a block for both: longer blocks cost less, and shorter ones round less.
 BLOCK_TERMS = 128
+# Rows that take turns, the first of these that divides their number. (Cached lines of more rows,
+# read and written, may evict each other.)
+TURNS = (4, 3, 2)
 
 
 def scan(kernel: Kernel, target: Target) -> Lowered:
-    """A running reduction; vectors run along the last kept axis if that is contiguous."""
+    """A running reduction; vectors run along the last kept axis if that is contiguous.
+
+    If not, a few rows take turns, unless they are sums: each product or maximum waits for the one
+    before, for longer than memory takes.
+    """
     (stage,) = kernel.stages
     (along,) = stage.reduced
     assert stage.op is not None
@@ -315,6 +322,13 @@ def scan(kernel: Kernel, target: Target) -> Lowered:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
+    elif size_of(stage.axes) >= FEW and stage.op is not Op.CUMSUM:
+        x, extent = xs[-1], stage.axes[-1].extent
+        rows = next((n for n in TURNS if isinstance(extent, int) and extent % n == 0), 1)
+        if rows > 1:
+            xs[-1] = s.split(x, rows, "t")
+            s.sink(x)
+            s.unroll(x, "u")
     return Lowered(s.parallelize(*xs))
 
 
@@ -325,23 +339,23 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     of a long sum does not grow with every term.
     """
     levels, dtype = 1, stage.body.dtype
+    later = make_axis("k", 1, along.extent - 1)  # after the first element
+    at = {along.variable: later.index + 1}
     while op is Op.SUM and dtype.is_float and BLOCK_TERMS**levels < along.most:
         levels += 1
     sums = [expr.register(f"total{n or ''}", dtype) for n in range(levels)]
-    first = expr.register("first", dtype)  # this may be the sum of all before (see sort.py)
+    # the first element may be combined with all before (see sort.py)
+    first = sums[0] if levels == 1 else expr.register("first", dtype)
     own, *before = sums if levels == 1 else (*sums, first)
     value = combine(op, reduce(partial(combine, op), reversed(before)), own) if before else own
     zero = identity(op, dtype)
+    alone = put(first, stage.body), Store(stage.array, stage.position, first)
     body: tuple[Statement, ...] = (
-        put(own, combine(op, own, stage.body)),
-        Store(stage.array, stage.position, value),
+        put(own, combine(op, own, expr.substitute_in(stage.body, at))),
+        Store(stage.array, substitute(stage.position, at), value),
     )
-    start: list[Statement] = [put(sums[-1], zero)]
-    if before:
-        count = least(1, along.extent)
-        alone = put(first, stage.body), Store(stage.array, stage.position, first)
-        start.append(Loop(along.variable, 0, count, alone))
-    loop = Loop(along.variable, min(len(before), 1), (along.extent,), body)
+    start = put(sums[-1], zero), Loop(along.variable, 0, least(1, along.extent), alone)
+    loop = Loop(later.variable, 0, (later.extent,), body)
     for level, (inner, outer) in enumerate(pairwise(sums), 1):
         number = make_axis("b", level, ceildiv(loop.trips, BLOCK_TERMS))
         block, counts = in_pieces(loop, number, BLOCK_TERMS)

@@ -19,7 +19,7 @@ from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 
 
 class Leaf(Enum):
@@ -233,6 +233,10 @@ def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
             return apply(Op.AND, (test, yes), dtype)
         if yes.op is Op.WHERE and yes.args[0] is test:
             return apply(op, (test, yes.args[1], no), dtype)
+    if op is Op.EQ and args[0].op is Leaf.INDEX and args[1].op is Op.CONST:
+        apart = args[0].index - int(args[1].value)
+        if low(apart) > 0 or high(apart) < 0:
+            return const(False, dtypes.bool)
     if op is Op.CAST and args[0].dtype is dtype:
         return args[0]
     if op is Op.AND and dtype.is_bool:

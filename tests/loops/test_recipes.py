@@ -25,8 +25,9 @@ from minigrad.graph.node import Node, Op
 from minigrad.loops import cost, recipes
 from minigrad.loops.assemble import assemble
 from minigrad.loops.build import flat_loop
-from minigrad.loops.nest import Fold, Loop, Lowered, Store, loops_in, walk
+from minigrad.loops.nest import Fold, Loop, Lowered, Store, expressions, loops_in, walk
 from minigrad.loops.recipes import lower
+from minigrad.schedule import expr
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -87,8 +88,21 @@ def test_sums_of_what_vectors_and_a_matrix_make_together() -> None:
     assert recipes.gemv(kernel, GOLDEN) is None
 
 
+def test_running_reductions_do_not_wait_for_each_step() -> None:
+    """Four rows take turns in maxima; sums select the first element only once."""
+    kernels = schedule_of(graph_of(PROGRAMS["running"])[0], GOLDEN).kernels
+    maxima, sums = (loops_in((lower(kernel, GOLDEN).parallel,)) for kernel in kernels)
+    assert {one.trips for one in maxima if one.kind == "unroll"} == {4}
+    selects = [
+        one.trips for one in sums
+        if any(e.op is Op.WHERE for e in expr.walk(*expressions(one)))
+        and not any(isinstance(inner, Loop) for inner in one.body)
+    ]  # fmt: skip
+    assert selects == [1]
+
+
 # Recipes of kernels that no program here has; property/ runs them.
-ELSEWHERE = {"scan", "distribute", "byte_dots"}
+ELSEWHERE = {"distribute", "byte_dots"}
 
 
 def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +134,7 @@ def test_the_programs_use_every_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
         for kernel in schedule_of(graph_of(build)[0], GPU).kernels:  # opencl/test_groups.py runs it
             lower(kernel, GPU)
     assert set(made) - used == ELSEWHERE, "add a program to schedule/programs.py that needs it"
-    assert kinds == {"rows", "contraction", "scatter", "block_rows"}
+    assert kinds == {"rows", "contraction", "scatter", "scan", "block_rows"}
     wanted = {(kind, loop) for kind in ("rows", "scatter") for loop in ("lanes", "serial")}
     assert wanted <= loops
     assert packed == {True, False}

@@ -82,6 +82,19 @@ def test_few_of_topk_are_those_of_a_sort(axis: int, dtype: str, compiled: str) -
             [(0, 3 if d == axis else e) for d, e in enumerate(x.shape)]).numpy())
 
 
+@pytest.mark.parametrize("rows", [67, 75, 82, 64])
+def test_running_reductions_of_many_rows(rows: int, compiled: str) -> None:
+    """Rows take turns, if their number allows it."""
+    x = np.random.default_rng(rows).integers(-2, 3, (rows, 130)).astype(np.float32)
+    x[rows // 2, 70] = np.nan
+    t = Tensor(x, device=compiled)
+    assert np.array_equal(t.cummax(1)[0].numpy(), np.maximum.accumulate(x, 1), equal_nan=True)
+    signs = np.where(x == 0, 1, np.sign(x))
+    for given in (signs, np.nan_to_num(x).astype(np.int64)):
+        found = Tensor(given, device=compiled).cumprod(1).numpy()
+        assert np.array_equal(found, np.cumprod(given, 1), equal_nan=True)
+
+
 @pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
