@@ -459,7 +459,7 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
 # Vector instructions: to gather a vector's lanes (three for each of 16); to store neighbouring
 # rows; and those saved if a vector is passed on in the cache instead of in memory.
 _GATHER, _SPREAD, _PASS = 48, 4, 20
-_MOST_INTERLEAVED = 7  # distance of lanes up to which shuffles pick them from whole vectors
+_MOST_INTERLEAVED = 7  # vectors of memory up to which shuffles pick lanes from them
 
 
 def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
@@ -511,9 +511,27 @@ def _accesses(
         stride = _stride(load.index, axes, lanes)
         if stride in (-1, 0, 1) or load.array in made:
             work += 1
-        else:  # interleaved elements are picked from whole vectors
-            work += stride if stride is not None and 2 <= stride <= _MOST_INTERLEAVED else _GATHER
+            continue
+        if stride is None:  # such as those of windows in several rows of a small image
+            stride = max(ceildiv(_span(load.index, axes, lanes), lanes), 2)
+        # elements that are near are picked from whole vectors
+        work += stride if 2 <= stride <= _MOST_INTERLEAVED else _GATHER
     return work
+
+
+def _span(index: Integer, axes: Sequence[Axis], lanes: int) -> int:
+    """How many elements of memory `lanes` neighbours along axes lie in, at most.
+
+    1 << 40 if that is not known.
+    """
+    span = 1
+    for axis in reversed(axes):
+        stride, size = coefficient(index, axis.variable), axis.most
+        if stride is None or lanes <= 1:
+            break
+        span += abs(stride) * (min(size, lanes) - 1)
+        lanes = ceildiv(lanes, size)
+    return span if lanes <= 1 else 1 << 40
 
 
 def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:

@@ -103,3 +103,16 @@ def test_vectors_run_across_the_phases_of_strided_windows() -> None:
     nest = lower(plan_of(gradient).kernels[-1], GOLDEN)
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert nest.parallel.step >= 16 and all(one.step >= 16 for one in lanes)
+
+
+@pytest.mark.parametrize("size", [7, 14, 28])
+def test_vectors_run_across_rows_of_small_images(size: int) -> None:
+    """A vector's windows are in several rows of an image: their elements are near, too."""
+
+    def pooled(inputs: Inputs) -> list[Node]:
+        x = Tensor._of(inputs(4, 16, size, size))
+        return [x.max_pool2d(3, stride=2, padding=1).node]
+
+    nest = lower(plan_of(pooled).kernels[0], GOLDEN)
+    lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
+    assert lanes and all(one.step >= 16 for one in lanes)
