@@ -322,7 +322,7 @@ def scan(kernel: Kernel, target: Target) -> Lowered:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)
         xs = xs[: len(xs) - (width > 1)]
-    elif size_of(stage.axes) >= FEW and stage.op is not Op.CUMSUM:
+    elif target.group is None and size_of(stage.axes) >= FEW and stage.op is not Op.CUMSUM:
         x, extent = xs[-1], stage.axes[-1].extent
         rows = next((n for n in TURNS if isinstance(extent, int) and extent % n == 0), 1)
         if rows > 1:
