@@ -77,6 +77,9 @@ def cases() -> dict[str, Case]:
             lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear"), (IMAGES,)),
         "max pool 3 × 3, 2": Case(lambda x: x.max_pool2d(3, stride=2, padding=1),
                                   lambda x: F.max_pool2d(x, 3, 2, 1), (IMAGES,)),
+        "max pool 3 × 3, 2, of 14²": Case(
+            lambda x: x.max_pool2d(3, stride=2, padding=1), lambda x: F.max_pool2d(x, 3, 2, 1),
+            ((8, 256, 14, 14),)),
         "mean pool 2 × 2": Case(lambda x: x.avg_pool2d(2), lambda x: F.avg_pool2d(x, 2), (IMAGES,)),
         "group norm": Case(lambda x: x.reshape(8, 8, -1).layernorm().reshape(*IMAGES),
                            lambda x: F.group_norm(x, 8), (IMAGES,)),
@@ -85,6 +88,8 @@ def cases() -> dict[str, Case]:
         "layer norm": Case(lambda x: x.layernorm(), lambda x: F.layer_norm(x, (1024,)), (MATRIX,)),
         "cumsum, last": Case(lambda x: x.cumsum(-1), lambda x: x.cumsum(-1), (MATRIX,)),
         "cumsum, first": Case(lambda x: x.cumsum(0), lambda x: x.cumsum(0), (MATRIX,)),
+        "cummax, last": Case(lambda x: x.cummax(-1)[0], lambda x: x.cummax(-1)[0], (MATRIX,), {},
+                             False),
         "variance of rows": Case(lambda x: x.var(-1), lambda x: x.var(-1), (MATRIX,)),
         "logsumexp": Case(lambda x: x.logsumexp(-1), lambda x: x.logsumexp(-1), (MATRIX,)),
         "rows by number": Case(lambda x, i: x[i], lambda x, i: x[i], (MATRIX, (4096,)), {1: 1024}),
