@@ -459,7 +459,7 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
 # Vector instructions: to gather a vector's lanes (three for each of 16); to store neighbouring
 # rows; and those saved if a vector is passed on in the cache instead of in memory.
 _GATHER, _SPREAD, _PASS = 48, 4, 20
-_MOST_INTERLEAVED = 7  # vectors of memory up to which shuffles pick lanes from them
+_MOST_NEAR = 7  # vectors of memory up to which shuffles pick a vector's elements from them
 
 
 def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
@@ -508,46 +508,22 @@ def _accesses(
     """Vector instructions to load operands for `lanes` neighbours along axes, and to store them."""
     work = 1
     for load in expr.loads(stage.body):
-        stride = _stride(load.index, axes, lanes)
-        if stride in (-1, 0, 1) or load.array in made:
-            work += 1
-            continue
-        if stride is None:  # such as those of windows in several rows of a small image
-            stride = max(ceildiv(_span(load.index, axes, lanes), lanes), 2)
-        # elements that are near are picked from whole vectors
-        work += stride if 2 <= stride <= _MOST_INTERLEAVED else _GATHER
+        span = 1 if load.array in made else _span(load.index, axes, lanes)
+        vectors = ceildiv(span, lanes)  # of memory, from which elements that are near are picked
+        work += vectors if vectors <= _MOST_NEAR else _GATHER
     return work
 
 
 def _span(index: Integer, axes: Sequence[Axis], lanes: int) -> int:
-    """How many elements of memory `lanes` neighbours along axes lie in, at most.
+    """How many elements of memory `lanes` neighbours along axes lie in; 1 << 40 if unknown.
 
-    1 << 40 if that is not known.
+    For example windows in several rows of a small image.
     """
     span = 1
     for axis in reversed(axes):
-        stride, size = coefficient(index, axis.variable), axis.most
-        if stride is None or lanes <= 1:
-            break
-        span += abs(stride) * (min(size, lanes) - 1)
-        lanes = ceildiv(lanes, size)
-    return span if lanes <= 1 else 1 << 40
-
-
-def _stride(index: Integer, axes: Sequence[Axis], lanes: int) -> int | None:
-    """The distance in memory of neighbours along axes; None if `lanes` of them differ in it.
-
-    Axes along which elements repeat, such as two phases, are skipped.
-    """
-    *outer, last = axes
-    stride, size = coefficient(index, last.variable), last.extent
-    while stride == 0 and outer and high(size) < lanes:
-        last = outer.pop()
-        stride, size = coefficient(index, last.variable), last.extent
-    for axis in reversed(outer):
-        if stride is None or high(size) >= lanes:
-            break
-        if coefficient(index, axis.variable) != stride * size:
-            return None
-        size = size * axis.extent
-    return stride
+        stride = coefficient(index, axis.variable)
+        if stride is None:
+            return 1 << 40
+        span += abs(stride) * (min(axis.most, lanes) - 1)
+        lanes = ceildiv(lanes, axis.most)
+    return span
