@@ -247,7 +247,7 @@ def _scatter(node: Node, src: Sequence[Array], frame: Frame) -> Array:
 def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     """Element after element; a position that gets none is 0."""
     starts, bin_, x = src
-    result = np.zeros(x.size, x.dtype)
+    result = np.zeros(frame.shape(node.shape), x.dtype)
     for row, following in enumerate(starts.copy()):
         for place, value in zip(bin_[row], x[row], strict=True):
             if 0 <= following[place] < result.size:

@@ -82,8 +82,8 @@ def sort(keys: Node, axis: int) -> Node:
 
 
 def _check_axis(op: Op, x: Node, axis: int) -> None:
-    if not 0 <= axis < x.ndim or isinstance(x.shape[axis], Affine):
-        raise misfit(f"{op.value} along axis {axis}", "an axis of known length", x)
+    if not 0 <= axis < x.ndim:
+        raise misfit(f"{op.value} along axis {axis}", "one of its axes", x)
 
 
 def distribute(starts: Node, bin: Node, x: Node) -> Node:
@@ -94,8 +94,9 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
             for i in range(x.shape[1]):
                 out[next[bin[row, i]]++] = x[row, i]
 
-    x and bin (uint8) are (rows, length), starts is (rows, 256) and int32; the result is flat. Rows
-    may run in any order, so positions must be a permutation; those out of range are not written.
+    x and bin (uint8) are (rows, length), starts is (rows, 256) and int32; the result is flat. If
+    the length varies, it has room for the longest rows. Rows may run in any order, so each position
+    is written at most once; those out of range are not written.
     """
     rows = x.shape[0] if x.ndim == 2 else -1
     if bin.shape != x.shape or starts.shape != (rows, 256):
@@ -104,7 +105,7 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
         given = starts.dtype.name, bin.dtype.name
         raise misfit("distribute", "starts of int32 and a bin of uint8", *given, error=DTypeError)
     src = (starts, bin, x)
-    shape = (x.shape[0] * x.shape[1],)
+    shape = (x.shape[0] * high(x.shape[1]),)
     return make(Op.DISTRIBUTE, x.dtype, shape, src, None, device_of(Op.DISTRIBUTE, src))
 
 
@@ -221,8 +222,6 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
         raise ShapeError(f"flip: axes {axes} of an array of {x.ndim} dimensions")
-    if any(isinstance(x.shape[axis], Affine) for axis in axes):
-        raise ShapeError(f"flip: axes {axes} of {x.shape}: a symbolic dimension cannot be flipped")
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)
     return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 

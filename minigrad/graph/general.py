@@ -31,9 +31,9 @@ from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
 from minigrad.graph.inner_first import MOST_PIECES, inner, inner_first, innermost
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
-from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCATTERS
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine, var
+from minigrad.graph.symbolic import Affine, high, var
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -41,7 +41,12 @@ FAR = (8, 1024)  # a power of two beyond most batches
 NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
-FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {*SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS}
+FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
+    *SCANS, *SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS, Op.SORT,
+}  # fmt: skip
+# Elements of a row that is sorted, or added up, by one thread: all of it, if its length varies.
+MOST_IN_TURN = 1 << 18
+FEW = 16  # first elements of a sort: up to so many of a row, or 1 of so many (see schedule/sort.py)
 _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
 
@@ -277,6 +282,7 @@ def _remake(
         flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         if op is Op.SHRINK:
+            _check_selection(node, pairs)
             pairs = [(start, start + length) for start, length in pairs]
         return build.rebuild(node, src, pairs)
     if op is Op.CHECK:
@@ -299,9 +305,24 @@ def _remake(
         return make(op, node.dtype, node.shape, src, arg, device)
     if op is Op.CAT and any(is_symbolic(source.shape[arg : arg + 1]) for source in src):
         return joined(src, arg)
+    if (op is Op.SORT or op in SCANS) and is_symbolic((extent := src[0].shape[arg],)):
+        if high(extent) > MOST_IN_TURN:
+            raise Special(f"{op.value} of up to {high(extent)} elements")
     if op in FOLLOWING:
         return build.rebuild(node, src)
     raise Special(f"{op.value} of a size that differs")
+
+
+def _check_selection(node: Node, pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Raise Special for the first k elements of a sort, if k is small and differs.
+
+    Such a program selects k elements, which takes much less time than sorting all.
+    """
+    source = node.src[0]
+    if source.op is Op.SORT and isinstance(pairs[source.arg][1], Affine):
+        count = node.shape[source.arg]
+        if high(count) <= max(FEW, high(source.shape[source.arg]) // FEW):
+            raise Special(f"the first {count} elements of a sort")
 
 
 def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:

@@ -4,23 +4,27 @@ Short rows: each element's position is the count of the elements before it. Long
 a radix sort from the lowest byte up (Knuth, "The Art of Computer Programming", volume 3, 5.2.5):
 the keys, with their positions in the lower half of a 64-bit word, are distributed by the next byte.
 Rows are cut into chunks which count and place their elements independently. Within a bin, the
-elements of a chunk follow those of the chunks before it, so each pass is stable.
+elements of a chunk follow those of the chunks before it, so each pass is stable. A row whose length
+varies is one chunk.
+
+If only the first elements of a sorted row are read, these are selected instead.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.axes import merge_axes, pad_along, part_along, split_axis
 from minigrad.graph.build import elementwise
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, is_symbolic, topological
 from minigrad.graph.operations import SCANS, STEPS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.scans import along, shift
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.stage import identity
 from minigrad.target import FEW_ROWS
 
@@ -32,15 +36,38 @@ SORT_CHUNK = 1 << 15
 SCAN_BLOCK = 1 << 12  # elements of a running reduction that are serial: 16 KiB of float32
 
 
+# The smallest keys of blocks are looked at first if a row has at least SELECTION keys, and EACH for
+# every one that is taken: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384, on
+# two cores).
+SELECTION, EACH = 129, 16
+TURNS = 16  # up to this many keys are selected one by one, each by a pass over its row
+
+
 def expand_sorts(roots: Sequence[Node]) -> list[Node]:
     """The graph with SORTs and long running reductions replaced by other operations."""
-    return remade(roots, _expanded)
+    taken = _taken(roots)
+    return remade(roots, lambda node, src: _expanded(node, src, taken))
 
 
-def _expanded(node: Node, src: Sequence[Node]) -> Node:
+def _taken(roots: Sequence[Node]) -> dict[Node, Integer]:
+    """How many elements of each SORT's rows are read, if only SHRINKs read it."""
+    taken: dict[Node, Integer] = {}
+    for node in topological(roots):
+        for source in node.src:
+            if source.op is Op.SORT:
+                before, axis = taken.get(source, 0), source.arg
+                stop = node.arg[axis][1] if node.op is Op.SHRINK else source.shape[axis]
+                taken[source] = stop if high(stop) > high(before) else before
+    return {node: taken[node] for node in taken.keys() - {*roots}}
+
+
+def _expanded(node: Node, src: Sequence[Node], taken: Mapping[Node, Integer]) -> Node:
     known = build.rebuild(node, src)
     if known.op is Op.SORT:
-        (known,) = expand_sorts([_sorted(known.src[0], known.arg)])
+        keys, axis, count = known.src[0], known.arg, taken.get(node)
+        few = isinstance(count, int) and 0 < count < high(keys.shape[axis])
+        order = _selected(keys, axis, count) if few else None
+        (known,) = expand_sorts([_sorted(keys, axis) if order is None else order])
     return _blocks(known) if known.op in SCANS else known
 
 
@@ -50,12 +77,13 @@ def _expanded(node: Node, src: Sequence[Node]) -> Node:
 def _sorted(keys: Node, axis: int) -> Node:
     """The stable permutation along an axis."""
     extent = keys.shape[axis]
-    assert isinstance(extent, int)
-    if extent <= BY_COUNTING or any(isinstance(e, Affine) for e in keys.shape):
+    others = [d for d in range(keys.ndim) if d != axis]
+    varying = [d for d in others if not isinstance(keys.shape[d], int)]
+    if high(extent) <= BY_COUNTING or len(varying) > 1:
         return _by_counting(keys, axis)
-    last = [d for d in range(keys.ndim) if d != axis] + [axis]
+    last = [*varying, *(d for d in others if d not in varying), axis]
     moved = build.permute(keys, last)
-    rows = build.reshape(moved, (numel(moved.shape[:-1]), extent))
+    rows = build.reshape(moved, (math.prod(moved.shape[:-1]), extent))
     order = build.reshape(_by_radix(rows), moved.shape)
     return build.permute(order, sorted(range(keys.ndim), key=last.__getitem__))
 
@@ -88,8 +116,8 @@ def _by_radix(keys: Node) -> Node:
 
 def _passes(keys: Node, order: Node, bits: int) -> Node:
     """Stable order by 32-bit keys with `bits` used bits; order: the positions they stand for."""
-    rows, length = (int(extent) for extent in keys.shape)  # type: ignore[arg-type]
-    chunks = ceildiv(length, SORT_CHUNK)
+    rows, length = keys.shape
+    chunks = ceildiv(length, SORT_CHUNK) if isinstance(length, int) else 1
     chunk = ceildiv(length, chunks)
     shape = (rows, chunks * chunk)
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
@@ -98,11 +126,12 @@ def _passes(keys: Node, order: Node, bits: int) -> Node:
         packed = along(filled, 1).less(length).where(filled, 2**64 - 1)
     for low in range(0, bits, 8):
         packed = _pass(build.reshape(packed, (rows * chunks, chunk)), rows, chunks, 32 + low)
-        packed = build.reshape(packed, shape)
+        packed = build.reshape(packed, (rows, chunks * high(chunk)))
+        packed = part_along(packed, 1, 0, shape[1])
     return part_along(packed, 1, 0, length).cast(dtypes.int32)
 
 
-def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
+def _pass(packed: Node, rows: Integer, chunks: int, low: int) -> Node:
     """Distribute all chunks (rows·chunks, chunk) by the byte that starts at bit `low`."""
     bin = (packed >> low).cast(dtypes.uint8)
     ones = bin.constant(1, dtypes.int32)
@@ -111,10 +140,67 @@ def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
     in_order = build.permute(build.reshape(counts, (rows, chunks, 256)), (0, 2, 1))
     line = build.reshape(in_order, (rows, 256 * chunks))
     first = build.scan(Op.CUMSUM, line, 1) - line  # elements in earlier bins, or of earlier chunks
-    length = int(packed.shape[1])  # type: ignore[arg-type]
-    first = build.reshape(first + along(first, 0) * (chunks * length), (rows, 256, chunks))
+    place = along(first, 0) * (chunks * high(packed.shape[1]))
+    first = build.reshape(first + place, (rows, 256, chunks))
     starts = build.reshape(build.permute(first, (0, 2, 1)), (rows * chunks, 256))
     return build.distribute(starts, bin, packed)
+
+
+# --- the first elements ---------------------------------------------------------------------------
+
+
+def _selected(keys: Node, axis: int, count: int) -> Node | None:
+    """The positions of the `count` smallest keys along an axis; None: sort all."""
+    extent = keys.shape[axis]
+    if SELECTION <= high(extent) >= EACH * count and not is_symbolic(keys.shape):
+        last = keys.ndim - 1
+        order = [*range(axis), *range(axis + 1, last + 1), axis]
+        found = _smallest(build.permute(keys, order), count)
+        return build.permute(found, sorted(range(keys.ndim), key=order.__getitem__))
+    return _one_by_one(keys, axis, count)
+
+
+def _one_by_one(keys: Node, axis: int, count: int) -> Node | None:
+    """The positions of a few smallest keys along an axis, by a pass over its row for each."""
+    if count > TURNS or keys.dtype.itemsize > 4:
+        return None
+    place = along(keys, axis).cast(dtypes.uint64)
+    words = (~keys.cast(dtypes.uint32)).cast(dtypes.uint64) << 32 | (place ^ (1 << 32) - 1)
+    found = [build.reduce(Op.MAX, words, (axis,))]  # the smallest key, the first of equal ones
+    while len(found) < count:
+        rest = words.less(build.expand(found[-1], words.shape)).where(words, 0)
+        found.append(build.reduce(Op.MAX, rest, (axis,)))
+    return build.bitcast((~build.cat(found, axis)).cast(dtypes.uint32), dtypes.int32)
+
+
+def _smallest(keys: Node, count: int) -> Node:
+    """The positions of the `count` smallest keys of each row (the last axis).
+
+    They lie in the blocks with the `count` smallest minima: any other element comes after these
+    minima. So only the minima are sorted, and then the elements of those blocks.
+    """
+    last, extent = keys.ndim - 1, high(keys.shape[-1])
+    length = max(math.isqrt(extent // count), 1)
+    blocks = ceildiv(extent, length)
+    padded = pad_along(keys, last, 0, blocks * length - extent)
+    if padded is not keys:
+        most = (1 << keys.dtype.bits) - 1
+        padded = along(padded, last).less(extent).where(padded, most)
+    inverse = ~split_axis(padded, last, blocks, length)
+    minima = split_axis(~build.reduce(Op.MAX, inverse, (last + 1,)), last + 1)
+    best = _first(minima, last, count).cast(dtypes.uint32)
+    best = build.gather(best, build.sort(best, last), last).cast(dtypes.int32)
+    inside = (*best.shape, length)
+    wide = build.expand(split_axis(best, last, count, 1), inside) * length
+    places = merge_axes(wide + along(wide, last + 1), last)
+    order = _first(build.gather(padded, places, last), last, count)
+    return build.gather(places, order, last)
+
+
+def _first(keys: Node, axis: int, count: int) -> Node:
+    """As `_selected`, but without looking at blocks first."""
+    order = _one_by_one(keys, axis, count)
+    return part_along(build.sort(keys, axis), axis, 0, count) if order is None else order
 
 
 # --- running reductions --------------------------------------------------------------------------
@@ -128,8 +214,7 @@ def _blocks(node: Node) -> Node:
     """
     x, axis = node.src[0], node.arg
     extent = x.shape[axis]
-    assert isinstance(extent, int)
-    if any(isinstance(e, Affine) for e in x.shape) or extent <= 2 * SCAN_BLOCK:
+    if not isinstance(extent, int) or is_symbolic(x.shape) or extent <= 2 * SCAN_BLOCK:
         return node
     if numel(x.shape) >= FEW_ROWS * extent:
         return node

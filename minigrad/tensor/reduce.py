@@ -9,18 +9,12 @@ from typing import Any, Self
 from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, sum_dtype
 from minigrad.errors import expect, misfit
 from minigrad.graph import build, scans
-from minigrad.graph.node import Node, Op, is_symbolic
-from minigrad.graph.symbolic import Affine, ceildiv, high
+from minigrad.graph.node import Node, Op
+from minigrad.graph.symbolic import Affine, high
 from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found, warn_of_no_pair
-
-# `topk` looks at the smallest keys of blocks first if a row has at least SELECTION keys, and EACH
-# for every one that is taken: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 …
-# 16,384, on two cores).
-SELECTION, EACH = 129, 16
-TURNS = 16  # up to this many keys are selected one by one, each by a pass over its row
 
 
 class Reduce(Methods):
@@ -401,49 +395,8 @@ class Reduce(Methods):
         if not self.ndim:
             found = Found(self.clone(), self._order("topk", 0, largest)[1])
             return found if k else Found(*(part.reshape(1)[:0] for part in found))
-        keys = self._keys(largest)
-        selects = 0 < EACH * k <= extent >= SELECTION  # which saves most of the work
-        if selects and not is_symbolic(self.shape):
-            order = keys.transpose(place, -1)._smallest(k).transpose(place, -1)
-        else:
-            order = keys._first(k, place)
+        order = self._order("topk", axis, largest)[1]._part(place, 0, k)
         return Found(self._at(place, order), order)
-
-    def _first(self, k: int, axis: int) -> Self:
-        """Positions of the k smallest keys along an axis, in order; a few are selected one by one.
-        """
-        if not 0 < k <= TURNS or self.dtype.itemsize > 4 or is_symbolic(self.shape):
-            return self._new(build.sort(self.node, axis))._part(axis, 0, k)
-        place = self._new(scans.along(self.node, axis)).cast(dtypes.uint64)
-        words = (~self.cast(dtypes.uint32)).cast(dtypes.uint64) << 32 | (place ^ (1 << 32) - 1)
-        found = [words.max(axis, True)]  # the largest word: the smallest key, first of equals
-        while len(found) < k:
-            found.append((words < found[-1]).where(words, 0).max(axis, True))
-        return ~found[0].cat(*found[1:], dim=axis).cast(dtypes.uint32).bitcast(dtypes.int32)
-
-    def _smallest(self, k: int) -> Self:
-        """Positions of the k smallest keys of each row, in order.
-
-        They lie in the k blocks with the smallest minima: any other element comes after these k
-        minima. So only the minima are sorted, and then the elements of k blocks.
-        """
-        extent = self.shape[-1]
-        assert isinstance(extent, int)
-        length = max(math.isqrt(extent // k), 1)
-        blocks = ceildiv(extent, length)
-        most = self._constant((1 << self.dtype.bits) - 1, self.dtype)
-        short = blocks * length - extent
-        padded = self.pad([None] * (self.ndim - 1) + [(0, short)])
-        if short:
-            inside = self.arange(blocks * length, device=self.raw.device) < extent
-            padded = inside.where(padded, most)
-        minima = padded.reshape((*self.shape[:-1], blocks, length)).min(-1)
-        last = self.ndim - 1
-        best = minima._first(k, last)
-        best = best._at(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
-        steps = self.arange(length, device=self.raw.device)
-        places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
-        return places._at(last, padded._at(last, places)._first(k, last))
 
     # --- running sums and extremes ----------------------------------------------------------
 

@@ -27,6 +27,9 @@ _MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
 _writes = itertools.count(1)
 _latest = 0  # the number of the last write
 _written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # its last write
+# Buffers that a history was recorded for, or reads. Writes to others are not numbered: no history
+# can become void by them, and looking for those that did takes a walk through all of them.
+_met: weakref.WeakSet[Buffer] = weakref.WeakSet()
 
 
 @dataclass(frozen=True)
@@ -112,8 +115,11 @@ def overwritten(node: Node) -> None:
 def replayed(written: Iterable[Buffer]) -> None:
     """Record that a replay wrote buffers: histories that read them, or belong to them, are void."""
     global _latest
+    met = [buffer for buffer in written if buffer in _met] if recorded else []
+    if not met:
+        return
     _latest = next(_writes)
-    _written.update(dict.fromkeys(written, _latest))
+    _written.update(dict.fromkeys(met, _latest))
     for link in list(recorded):  # a copy: another thread may record meanwhile
         node = link()
         if node is not None and _written.get(node.arg) == _latest:
@@ -154,10 +160,14 @@ def record(
     """
     global _latest
     for node in written:
-        _latest = _written[node.arg] = next(_writes)
+        if node.arg in _met:
+            _latest = _written[node.arg] = next(_writes)
     wholes = replaced(list(graphs.values()), saved)
-    same = wholes == list(graphs.values())
-    nodes, found = _with_histories(wholes, order if same else None)
+    if order is None or wholes != list(graphs.values()):
+        order = topological(wholes)
+    if graphs:
+        _met.update(node.arg for node in (*graphs, *picked(order, _MEMORY)))
+    nodes, found = _with_histories(wholes, order)
     void, lost = dict(_overwritten(found)), dict[Node, Node]()
     for buffer, graph in zip(graphs, wholes, strict=True) if void else ():
         for node in _with_histories([graph])[1]:
@@ -180,6 +190,7 @@ def lose(buffer: Node, source: Node | None = None) -> None:
 
     Without a source: a replay computed it, and keeps no history.
     """
+    _met.add(buffer.arg)
     nothing = const(0.0, buffer.dtype, buffer.shape, buffer.device)
     _histories[buffer] = _History(nothing, _latest, True, source or buffer, source is None)
 

@@ -9,6 +9,7 @@ import pytest
 
 from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
+from minigrad.tensor import saved_graphs
 
 
 def leaf(values):
@@ -159,6 +160,27 @@ def test_history_of_overwritten_leaves_raises(on_device):
     x.realize()
     with pytest.raises(GradientError, match="overwritten"):
         loss.backward()
+
+
+def test_writes_to_what_no_history_reads_are_not_numbered(on_device):
+    """Each numbered write costs a walk through all histories: a long loop became quadratic."""
+    x, other, later = leaf([1, 2]), Tensor([3.0, 4.0]).realize(), leaf([5, 6])
+    loss = (x * x).sum()
+    loss.realize()
+    before = saved_graphs._latest
+    other.assign(other * 2).realize()
+    saved_graphs.replayed([other.node.arg])
+    assert saved_graphs._latest == before
+    result = (other * later).sum()  # from here on a history reads it
+    result.realize()
+    other.assign(other * 2).realize()
+    assert saved_graphs._latest > before
+    with pytest.raises(GradientError, match="overwritten in place"):
+        result.backward()
+    loss.backward()
+    assert x.grad.tolist() == [2, 4]
+    saved_graphs.replayed([loss.node.arg])  # it has no history then
+    assert not saved_graphs.has_history(loss.node)
 
 
 def test_what_a_part_of_a_result_was_written_over_is_told(on_device):

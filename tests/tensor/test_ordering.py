@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from minigrad import Context, Tensor
+from minigrad import Context, GlobalCounters, Tensor
 from minigrad.errors import DTypeError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Op
+from minigrad.graph.node import Node, Op, topological
+from minigrad.programs import programs
 from minigrad.schedule import sort as algorithms
 
 COUNTED, CHUNK, BLOCK = algorithms.BY_COUNTING, algorithms.SORT_CHUNK, algorithms.SCAN_BLOCK
@@ -93,6 +94,120 @@ def test_running_reductions_of_many_rows(rows: int, compiled: str) -> None:
     for given in (signs, np.nan_to_num(x).astype(np.int64)):
         found = Tensor(given, device=compiled).cumprod(1).numpy()
         assert np.array_equal(found, np.cumprod(given, 1), equal_nan=True)
+
+
+def _with_ties(size: int, shape: str, dtype: str, seed: int) -> np.ndarray:
+    """Few values, so that many are equal; of floats also NaN, both infinities and both zeros."""
+    random = np.random.default_rng([size, seed])
+    x = random.integers(0, 9, eval(shape, {"n": size}))
+    if not dtype.startswith("float"):
+        return x.astype(dtype)
+    x = x.astype(dtype) - 4
+    for special in (np.nan, -np.nan, np.inf, -np.inf, -0.0):
+        x[random.random(x.shape) < 0.05] = special
+    return x
+
+
+def _orders(x: Tensor, axis: int) -> list[Tensor]:
+    return [
+        x.argsort(axis), *x.sort(axis, descending=True), *x.topk(3, axis),
+        *x.topk(20, axis, largest=False), x.argsort(axis).narrow(axis, 1, 4),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int32", "int64", "float16", "float32"])
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [("n,", 0), ("n, 3", 0), ("3, n", 1), ("2, n, 3", 1), ("n, 150", 1)],
+)  # fmt: skip
+def test_other_sizes_are_sorted_by_the_same_program(
+    shape: str, axis: int, dtype: str, compiled: str, reference: str
+) -> None:
+    """The first size compiles a special program, the second a general one for all others."""
+    sizes = [47, 62, *np.random.default_rng().integers(24, 160, 4).tolist()]
+    arrays = [_with_ties(size, shape, dtype, 5) for size in sizes]
+    exact = [[one.numpy() for one in _orders(Tensor(x, device=reference), axis)] for x in arrays]
+    programs.forget()
+    counts = []
+    for x, wanted in zip(arrays, exact, strict=True):
+        found = _orders(Tensor(x, device=compiled), axis)
+        Tensor.realize(*found)
+        for ours, theirs in zip(found, wanted, strict=True):
+            same = np.array_equal(ours.numpy(), theirs, equal_nan=dtype.startswith("float"))
+            assert same, (sizes, x.shape)
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[0] < counts[1] == counts[-1], sizes
+
+
+def test_other_numbers_of_first_elements_are_selected(compiled: str) -> None:
+    """A program for all k would sort whole rows: each small k has its own, for all lengths."""
+    programs.forget()
+    counts = []
+    for size, k in ((200, 3), (200, 5), (230, 3), (230, 5), (260, 3), (260, 5)):
+        x = _with_ties(size, "2, n", "int32", 8)
+        places = Tensor(x, device=compiled).topk(k, largest=False)[1].numpy()
+        assert np.array_equal(places, np.argsort(x, 1, kind="stable")[:, :k])
+        counts.append(GlobalCounters.programs_compiled)
+    families = programs._families.values()
+    assert counts[3] == counts[5] and not any(
+        not isinstance(root.shape[1], int)
+        for family in families for general, _ in family.general for root in general.graph.roots
+    )  # fmt: skip
+
+
+def test_long_rows_of_other_sizes_are_sorted(compiled: str) -> None:
+    programs.forget()
+    counts = []
+    for size in (3000, 4100, 129, 23_456):
+        x = _with_ties(size, "2, n", "float32", 6)
+        order = Tensor(x, device=compiled).argsort(1).numpy()
+        assert np.array_equal(order, np.argsort(x, 1, kind="stable")), size
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[0] < counts[1] == counts[2]
+
+
+def _running(x: Tensor, axis: int) -> list[Tensor]:
+    values = x.sort(axis)[0]
+    loss = (x.cumsum(axis) * values + x.cummax(axis)[0]).sum()
+    return [x.cumsum(axis), x.cumprod(axis), x.cummin(axis)[1], *loss.gradient(x)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [("n,", 0), ("n, 3", 0), ("3, n", 1), ("2, n, 3", 1), ("n, 15", 1)]
+)
+def test_running_reductions_of_other_sizes(
+    shape: str, axis: int, compiled: str, reference: str
+) -> None:
+    """Running sums and products, extremes, sorted values, and their gradients."""
+    sizes = [47, 62, *np.random.default_rng().integers(20, 160, 4).tolist()]
+    shapes = [eval(shape, {"n": size}) for size in sizes]
+    arrays = [np.random.default_rng(5).uniform(0.5, 1.5, one).astype(np.float32) for one in shapes]
+    exact = [[one.numpy() for one in _running(Tensor(x, device=reference), axis)] for x in arrays]
+    programs.forget()
+    counts = []
+    for x, wanted in zip(arrays, exact, strict=True):
+        found = _running(Tensor(x, device=compiled), axis)
+        Tensor.realize(*found)
+        for ours, theirs in zip(found, wanted, strict=True):
+            scale = np.abs(theirs).max()
+            np.testing.assert_allclose(ours.numpy() / scale, theirs / scale, rtol=0, atol=2e-5)
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[0] < counts[1] == counts[-1], sizes
+
+
+def test_only_the_first_elements_of_a_sort_are_selected() -> None:
+    """If only SHRINKs read a SORT, a few of its elements are found without sorting all."""
+    keys = Tensor(_keys("uint32", (3, 300), 7)).node
+    order = build.sort(keys, 1)
+    parts = [build.shrink(order, [(0, 3), (a, b)]) for a, b in ((0, 2), (3, 4))]
+
+    def counted(*roots: Node) -> int:
+        expanded = topological(algorithms.expand_sorts(roots))
+        return sum(node.op is Op.DISTRIBUTE for node in expanded)
+
+    assert counted(*parts) == 0
+    assert counted(*parts, order) == counted(order) > 0
+    assert counted(build.flip(order, (1,)), *parts) > 0
 
 
 @pytest.mark.parametrize("length", [2 * BLOCK, 2 * BLOCK + 1, 3 * BLOCK])
