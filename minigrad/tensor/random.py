@@ -57,7 +57,7 @@ class _State:
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
         self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
-        realization.accompany(self.buffer, self.tensor)
+        realization.accompany(self.buffer, self.tensor, private=True)
 
     def put(self, state: bytes | bytearray, fresh: bool) -> None:
         """Write a state into the same buffer, so that captured programs use it, too."""

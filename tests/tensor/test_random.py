@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import pytest
 
-from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
+from minigrad import Context, GlobalCounters, Tensor, dtypes, jit, nn
 from minigrad.errors import DTypeError, RangeError, ShapeError
 from minigrad.graph.node import topological
-from minigrad.tensor import plan
+from minigrad.tensor import plan, random
 from minigrad.tensor.random import threefry
 
 
@@ -101,6 +101,35 @@ def test_threads_draw_for_themselves(on_device):
     for thread in threads:
         thread.join()
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_another_thread_does_not_advance_the_state_during_a_draw(on_device, monkeypatch, captures):
+    """Between the draw and its tensor, another thread computes numbers drawn before."""
+    Tensor.manual_seed(1)
+    wanted = [Tensor.rand(4).tolist() for _ in range(3)]
+    Tensor.manual_seed(1)
+    first = Tensor.rand(4)
+    step = jit(lambda x: (x * 2).realize())
+
+    def other():
+        if captures:
+            for _ in range(3):
+                step(Tensor.ones(2).realize())
+        else:
+            first.realize()
+
+    def meanwhile(*given, uniform=random._uniform):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return uniform(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(random, "_uniform", meanwhile)
+        second = Tensor.rand(4)
+    third = Tensor.rand(4)
+    assert [first.tolist(), second.tolist(), third.tolist()] == wanted
 
 
 def statistic(sample, cdf):
