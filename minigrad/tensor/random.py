@@ -121,6 +121,8 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
         raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
+    if numel(extents) > 2**_WORD.bits:  # the counter of an element would occur twice
+        raise ShapeError(f"{name}{extents}: expected at most 2³² numbers; draw them in parts")
     state = _state_of(Device.canonical(device))
     return state.draw(extents)  # type: ignore[arg-type]
 

@@ -389,7 +389,7 @@ class Reduce(Methods):
         """The k largest (or smallest) elements and their positions (int32), best first.
 
         Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False has no
-        effect: the result is sorted anyway.
+        effect: the result is sorted anyway. Positions are int64 where int32 might not hold them.
 
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]
@@ -441,8 +441,10 @@ class Reduce(Methods):
         last = self.ndim - 1
         best = minima._first(k, last)
         best = best._at(last, self._new(build.sort(best.cast(dtypes.uint32).node, last)))
-        steps = self.arange(length, device=self.raw.device)
-        places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
+        dtype = dtypes.int32 if blocks * length <= dtypes.int32.maximum else dtypes.int64
+        steps = self.arange(length, dtype=dtype, device=self.raw.device)
+        starts = best.unsqueeze(-1).cast(dtype) * length
+        places = (starts + steps).reshape((*self.shape[:-1], k * length))
         return places._at(last, padded._at(last, places)._first(k, last))
 
     # --- running sums and extremes ----------------------------------------------------------

@@ -342,6 +342,15 @@ def test_the_kernels_of_each_dropout_are_the_same(compiled, tmp_path):
         assert made(9) <= 1  # the kernel that counts the draws
 
 
+def test_more_numbers_than_the_counter_has():
+    assert Tensor.rand(2**16, 2**16).shape == (2**16, 2**16)  # never computed
+    for draw in (Tensor.rand, Tensor.randn, Tensor.randint):
+        with pytest.raises(ShapeError, match="at most 2³² numbers; draw them in parts"):
+            draw(2**16, 2**16 + 1)
+    with pytest.raises(ShapeError, match="at most 2³² numbers"), Tensor.train():
+        Tensor.ones(1).expand(2**33).dropout(0.5)
+
+
 def test_zero_and_no_dimensions(on_device):
     assert Tensor.rand(0, 3).tolist() == []
     assert 0 <= Tensor.rand().item() < 1
