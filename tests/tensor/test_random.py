@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
@@ -269,6 +270,25 @@ def test_uniform_integers_far_out(low, on_device):
               Tensor.zeros(4000, dtype="int32").contiguous().uniform_(low, low + 3)):  # fmt: skip
         counts = np.bincount(x.numpy().astype(np.int64) - low)
         assert len(counts) == 3 and (abs(counts - 4000 / 3) < 150).all()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "error"),
+    [
+        (-3e38, 3e38, "float32", ValueError), (-1e5, 0.0, "float16", ValueError),
+        (0.0, 1e5, "float16", ValueError), (-1.7e308, 1.7e308, "float64", ValueError),
+        (0.0, 1e39, "bfloat16", ValueError), (1.0, 0.0, "float32", ValueError),
+        (0.0, math.nan, "float32", ValueError), (0.0, math.inf, "int32", ValueError),
+        (-5, 5, "uint8", RangeError), (0.0, 257.0, "uint8", RangeError),
+    ],
+)  # fmt: skip
+def test_intervals_that_a_dtype_does_not_hold(low, high, dtype, error):
+    """Their numbers were infinite, all equal, or heaped at the end of the dtype."""
+    with pytest.raises(error, match="uniform"):
+        Tensor.uniform(4, low=low, high=high, dtype=dtype)
+    assert Tensor.uniform(4, low=0, high=256, dtype="uint8").dtype is dtypes.uint8
+    wide = Tensor.uniform(100, low=-6e4, high=6e4, dtype="float16").float().numpy()
+    assert np.isfinite(wide).all() and wide.min() < 0 < wide.max()
 
 
 def test_orders_that_a_dtype_does_not_hold():
