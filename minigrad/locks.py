@@ -8,17 +8,26 @@ locked in the child forever. There are two kinds:
                           rewritten by the next thread that takes the lock
     held_over_forks       the forking thread takes it first, so that the data is consistent in the
                           child: for locks that are held for a moment, or around foreign code
+
+Python locks each module while it is imported. A fork waits until no other thread imports a module
+of minigrad's, or one that minigrad imports at first use: the child would wait for it forever.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakSet
 
 PATIENCE = 0.05  # seconds that a fork waits for one lock while it holds others
+LONGEST = 60  # seconds that a fork waits for imports, one of which may wait for the forking thread
+IMPORTED = {"minigrad", "concurrent", "llvmlite", "ml_dtypes", "numpy", "pyopencl", "safetensors"}
+# name → a weak reference to the lock, in Python 3.11 … 3.13
+_module_locks: dict[str, Any] = getattr(sys.modules["_frozen_importlib"], "_module_locks", {})
 
 
 _free_in_child: WeakSet[Any] = WeakSet()
@@ -55,20 +64,31 @@ def in_child(function: Callable[[], object]) -> None:
         os.register_at_fork(after_in_child=function)
 
 
+def _imports_elsewhere() -> bool:
+    """Whether another thread imports one of the `IMPORTED` packages, or a part of it."""
+    owners = {
+        getattr(reference(), "owner", None) for name, reference in list(_module_locks.items())
+        if name.partition(".")[0] in IMPORTED
+    }  # fmt: skip
+    return not owners <= {None, threading.get_ident()}
+
+
 def _before_fork() -> None:
-    """Take all locks of the second kind, or release them and try again: another thread may hold one
-    and wait for another that this thread holds.
+    """Take all locks of the second kind while nothing is imported; or release them and try again:
+    another thread may hold one, or import something, and wait for a lock that this thread holds.
     """
+    end = time.monotonic() + LONGEST
     while True:
         taken: list[threading.RLock] = []
         for lock in _held:
             if not lock.acquire(timeout=PATIENCE):
                 break
             taken.append(lock)
-        if len(taken) == len(_held):
+        if len(taken) == len(_held) and (not _imports_elsewhere() or time.monotonic() > end):
             return
         for lock in taken:
             lock.release()
+        time.sleep(0.001)
 
 
 def _after_fork() -> None:

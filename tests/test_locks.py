@@ -9,7 +9,9 @@ import subprocess
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -88,6 +90,30 @@ def test_a_lock_is_free_in_the_child(make: object) -> None:
         locks._held.remove(lock)
     assert status == 0
     assert lock.acquire(timeout=1), "and in the parent"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_while_another_thread_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The child would wait forever for the lock of a module that is never finished there."""
+    begun, forked = threading.Event(), threading.Event()
+    source = "from begun_and_forked import begun, forked\nbegun.set()\nforked.wait(0.5)\n"
+    (tmp_path / "imported_at_first_use.py").write_text(source, "utf-8")
+    events = ModuleType("begun_and_forked")
+    vars(events).update(begun=begun, forked=forked)
+    monkeypatch.setitem(sys.modules, "begun_and_forked", events)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(locks, "IMPORTED", {"imported_at_first_use"})
+    name = "imported_at_first_use"
+    thread = threading.Thread(target=import_module, args=(name,))
+    thread.start()
+    assert begun.wait(LIMIT)
+    status = child_of_a_fork(lambda: import_module(name))
+    forked.set()
+    thread.join()
+    assert sys.modules.pop(name).__name__ == name
+    assert status == 0
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

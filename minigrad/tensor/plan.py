@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Sequence, Set
 from itertools import compress
+from threading import get_ident
+from typing import NamedTuple
 
 from minigrad.device import poisoned
 from minigrad.graph.batched import Given
@@ -58,8 +60,25 @@ computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _computed = vars(computed)["data"]  # for lookups without a call of Python code
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-# BUFFER node → the tensor whose waiting write runs with every reader of the node (random states)
-companions: weakref.WeakKeyDictionary[Node, weakref.ref[Holder]] = weakref.WeakKeyDictionary()
+
+
+class Companion(NamedTuple):
+    """The tensor whose waiting write runs with every reader of a BUFFER.
+
+    thread: the only thread that may carry out that write; None: every thread may. A thread's random
+    state is its own: while it draws, no tensor stands for the new numbers yet, and nothing would
+    keep the state that they read if another thread advanced it.
+    """
+
+    holder: weakref.ref[Holder]
+    thread: int | None
+
+    def ours(self) -> Holder | None:
+        """The tensor, if it still lives and the calling thread may carry out its write."""
+        return self.holder() if self.thread in (None, get_ident()) else None
+
+
+companions: weakref.WeakKeyDictionary[Node, Companion] = weakref.WeakKeyDictionary()
 # the same BUFFER → an age: older lazy tensors read copies of its value at that time
 copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 
@@ -210,7 +229,7 @@ class Plan:
             if op is BUFFER:
                 steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
                 companion = companions.get(node) if steady else None
-                owner = companion() if companion is not None else None
+                owner = companion.ours() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
             elif op is ASSIGN:
@@ -451,7 +470,7 @@ class Plan:
             if lazy:
                 replace_in(lazy, made)
         for target in self.targets:
-            if target in companions:
+            if target in companions and companions[target].ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
             computed[id(holder.raw)] = holder.raw

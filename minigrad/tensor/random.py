@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 from minigrad.device import Device, watching
-from minigrad.dtype import DType, DTypeLike, below, check_holds, dtype_of, dtype_or, dtypes
+from minigrad.dtype import DType, DTypeLike, below, check_holds, convert, dtype_of, dtype_or, dtypes
 from minigrad.errors import DTypeError, ScanError, ShapeError, expect
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
@@ -57,7 +57,7 @@ class _State:
         self.buffer = stored(_state_bytes(seed), _WORD, (3,), device)
         self.tensor = Core._of(self.buffer)
         self.tensor.requires_grad = False
-        realization.accompany(self.buffer, self.tensor)
+        realization.accompany(self.buffer, self.tensor, private=True)
 
     def put(self, state: bytes | bytearray, fresh: bool) -> None:
         """Write a state into the same buffer, so that captured programs use it, too."""
@@ -121,6 +121,8 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
         raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
+    if numel(extents) > 2**_WORD.bits:  # the counter of an element would occur twice
+        raise ShapeError(f"{name}{extents}: expected at most 2³² numbers; draw them in parts")
     state = _state_of(Device.canonical(device))
     return state.draw(extents)  # type: ignore[arg-type]
 
@@ -240,13 +242,22 @@ class Random(Methods):
     ) -> Self:  # fmt: skip
         """Uniform in [low, high), also in dtypes of few digits; whole numbers for integer dtypes.
 
+        ValueError if low > high, or if an end or high − low is infinite in the dtype; RangeError
+        if an integer dtype does not hold them.
+
         >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
         [1.0, 1.0]
         """
-        if not 0 <= high - low < math.inf:
-            raise ValueError(f"uniform(low={low}, high={high}): expected finite low ≤ high")
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
+        held = convert(low, wanted), convert(high, wanted), convert(high - low, wide)
+        if not (low <= high and all(map(math.isfinite, held))):
+            raise ValueError(
+                f"uniform(low={low}, high={high}): expected low ≤ high, finite in {wanted.name}, "
+                f"and high − low finite in {wide.name}; scale numbers of a smaller interval"
+            )
+        first = math.floor(low)
+        check_holds("uniform", wanted, first, max(first, math.ceil(high) - 1))
         drawn = cls.rand(*shape, dtype=wide, device=device) * (high - low) + low
         if wanted.is_int:  # a cast would round towards 0
             drawn = drawn.floor()

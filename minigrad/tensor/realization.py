@@ -4,7 +4,8 @@
 the lock. Finally every tensor that stood for a root gets the root's buffer. Roots are
 
 - the tensors that the user wants;
-- every in-place write that they depend on, and the update of the random state that they read;
+- every in-place write that they depend on, and the update of the random state that they read, if
+  it is this thread's;
 - parameters (marked leaves) that they depend on and that have no memory yet: they will be needed
   again;
 - every other live tensor that reads memory which is about to be overwritten: a lazy tensor sees its
@@ -41,6 +42,7 @@ from minigrad.tensor.live_tensors import (
 )
 from minigrad.tensor.observed import capturing
 from minigrad.tensor.plan import (
+    Companion,
     Plan,
     companions,
     copy_of,
@@ -79,9 +81,12 @@ def write(holder: Holder, value: Node) -> None:
         holder._point(written)
 
 
-def accompany(buffer: Node, holder: Holder) -> None:
-    """Realize the waiting write of `holder` together with all readers of its BUFFER."""
-    companions[buffer] = weakref.ref(holder)
+def accompany(buffer: Node, holder: Holder, private: bool = False) -> None:
+    """Realize the waiting write of `holder` together with all readers of its BUFFER.
+
+    private: only in programs of the calling thread.
+    """
+    companions[buffer] = Companion(weakref.ref(holder), get_ident() if private else None)
     buffer.arg.steady = True
 
 
@@ -158,7 +163,7 @@ def realize_readers() -> None:
         wanted += of_this_thread(views.bases_of_copies())
     _settle(wanted, unasked=True)
     for state in states:
-        _compute([], {state}, companions[state]())
+        _compute([], {state}, companions[state].holder())
     views.align()
 
 

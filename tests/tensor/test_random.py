@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import threading
 
 import numpy as np
 import pytest
 
-from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
+from minigrad import Context, GlobalCounters, Tensor, dtypes, jit, nn
 from minigrad.errors import DTypeError, RangeError, ShapeError
 from minigrad.graph.node import topological
-from minigrad.tensor import plan
+from minigrad.tensor import plan, random
 from minigrad.tensor.random import threefry
 
 
@@ -101,6 +102,35 @@ def test_threads_draw_for_themselves(on_device):
     for thread in threads:
         thread.join()
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_another_thread_does_not_advance_the_state_during_a_draw(on_device, monkeypatch, captures):
+    """Between the draw and its tensor, another thread computes numbers drawn before."""
+    Tensor.manual_seed(1)
+    wanted = [Tensor.rand(4).tolist() for _ in range(3)]
+    Tensor.manual_seed(1)
+    first = Tensor.rand(4)
+    step = jit(lambda x: (x * 2).realize())
+
+    def other():
+        if captures:
+            for _ in range(3):
+                step(Tensor.ones(2).realize())
+        else:
+            first.realize()
+
+    def meanwhile(*given, uniform=random._uniform):
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        return uniform(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(random, "_uniform", meanwhile)
+        second = Tensor.rand(4)
+    third = Tensor.rand(4)
+    assert [first.tolist(), second.tolist(), third.tolist()] == wanted
 
 
 def statistic(sample, cdf):
@@ -242,6 +272,25 @@ def test_uniform_integers_far_out(low, on_device):
         assert len(counts) == 3 and (abs(counts - 4000 / 3) < 150).all()
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "error"),
+    [
+        (-3e38, 3e38, "float32", ValueError), (-1e5, 0.0, "float16", ValueError),
+        (0.0, 1e5, "float16", ValueError), (-1.7e308, 1.7e308, "float64", ValueError),
+        (0.0, 1e39, "bfloat16", ValueError), (1.0, 0.0, "float32", ValueError),
+        (0.0, math.nan, "float32", ValueError), (0.0, math.inf, "int32", ValueError),
+        (-5, 5, "uint8", RangeError), (0.0, 257.0, "uint8", RangeError),
+    ],
+)  # fmt: skip
+def test_intervals_that_a_dtype_does_not_hold(low, high, dtype, error):
+    """Their numbers were infinite, all equal, or heaped at the end of the dtype."""
+    with pytest.raises(error, match="uniform"):
+        Tensor.uniform(4, low=low, high=high, dtype=dtype)
+    assert Tensor.uniform(4, low=0, high=256, dtype="uint8").dtype is dtypes.uint8
+    wide = Tensor.uniform(100, low=-6e4, high=6e4, dtype="float16").float().numpy()
+    assert np.isfinite(wide).all() and wide.min() < 0 < wide.max()
+
+
 def test_orders_that_a_dtype_does_not_hold():
     for n, dtype in ((300, "int8"), (257, "uint8"), (3000, "float16"), (3, "bool")):
         with pytest.raises(RangeError, match=f"a dtype that holds {n - 1}"):
@@ -311,6 +360,15 @@ def test_the_kernels_of_each_dropout_are_the_same(compiled, tmp_path):
     with Context(CACHE=str(tmp_path), DEVICE=compiled), Tensor.train():
         made(4)
         assert made(9) <= 1  # the kernel that counts the draws
+
+
+def test_more_numbers_than_the_counter_has():
+    assert Tensor.rand(2**16, 2**16).shape == (2**16, 2**16)  # never computed
+    for draw in (Tensor.rand, Tensor.randn, Tensor.randint):
+        with pytest.raises(ShapeError, match="at most 2³² numbers; draw them in parts"):
+            draw(2**16, 2**16 + 1)
+    with pytest.raises(ShapeError, match="at most 2³² numbers"), Tensor.train():
+        Tensor.ones(1).expand(2**33).dropout(0.5)
 
 
 def test_zero_and_no_dimensions(on_device):
