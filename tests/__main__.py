@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -177,8 +178,13 @@ def main(arguments: Sequence[str]) -> int:
         ended = [run(name, extra) for name in line if name in chosen]  # also after a failure
         return all(ended)
 
+    start = time.monotonic()
     with ThreadPoolExecutor() as lines:
-        return 0 if all(list(lines.map(all_of, LINES))) else 1
+        good = all(list(lines.map(all_of, LINES)))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took, busy = time.monotonic() - start, used.ru_utime + used.ru_stime
+    print(f"== {busy:.0f} s of processor time in {took:.0f} s")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
