@@ -1,4 +1,4 @@
-"""All checks in turn: `python tests` runs lint, types and tests, and prints how each ended.
+"""All checks: `python tests` runs lint and types, beside them the tests; prints how each ended.
 
 Arguments select some of them (`python tests lint types`); what follows `--` is passed to pytest
 (`python tests tests -- -k gpt`). The exit status is 0 only if every check that ran succeeded.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -38,9 +39,21 @@ def call(arguments: Sequence[str], folder: Path, **variables: str) -> bool:
     return subprocess.run(command(*arguments), cwd=folder, env=environment).returncode == 0
 
 
+def call_aside(title: str, arguments: Sequence[str], folder: Path, **variables: str) -> bool:
+    """The same beside other calls: the output is printed, below a title, when it has ended."""
+    environment = {**os.environ, **variables}
+    with tempfile.TemporaryFile("w+") as said:
+        done = subprocess.run(
+            command(*arguments), cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT
+        )
+        said.seek(0)
+        print(f"== {title}:\n{said.read()}\n", end="", flush=True)
+    return done.returncode == 0
+
+
 def lint(extra: Sequence[str]) -> bool:
     """Ruff with the rules of pyproject.toml."""
-    return call(["ruff", "check", "."], ROOT)
+    return call_aside("ruff", ["ruff", "check", "."], ROOT)
 
 
 def types(extra: Sequence[str]) -> bool:
@@ -62,7 +75,8 @@ def types(extra: Sequence[str]) -> bool:
         programs = ["-m", "user_program", "-m", "readme_example"]
         settings = str(ROOT / "pyproject.toml")
         cache = str(ROOT / ".mypy_cache")
-        return call(
+        return call_aside(
+            "mypy",
             ["mypy", "--config-file", settings, "--cache-dir", cache, "-p", "minigrad", *programs],
             place,
         )
@@ -93,20 +107,10 @@ def portion_of(node: str) -> str:
 
 def side_by_side(given: Mapping[str, Sequence[str]], **variables: str) -> bool:
     """Run pytest with the arguments of each portion, two at a time, so that both cores have work.
-
-    The output of each is printed when it has ended.
     """
-    environment = {**os.environ, **variables}
 
     def test(portion: str) -> bool:
-        with tempfile.TemporaryFile("w+") as said:
-            done = subprocess.run(
-                command("pytest", "-q", *given[portion]), cwd=ROOT, env=environment,
-                stdout=said, stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            said.seek(0)
-            print(f"== {portion}:\n{said.read()}\n", end="", flush=True)
-        return done.returncode == 0
+        return call_aside(portion, ["pytest", "-q", *given[portion]], ROOT, **variables)
 
     with ThreadPoolExecutor(2) as both:
         return all(list(both.map(test, given)))
@@ -144,6 +148,18 @@ def skipped(extra: Sequence[str]) -> bool:
 
 CHECKS = {"lint": lint, "types": types, "tests": tests, "skipped": skipped}
 DEFAULT = ("lint", "types", "tests")
+# The checks of a line run in turn, beside those of the other one.
+LINES = (("lint", "types"), ("tests", "skipped"))
+
+
+def run(name: str, extra: Sequence[str]) -> bool:
+    """Run a check; says how it ended."""
+    print(f"== {name}", flush=True)
+    start = time.monotonic()
+    good = CHECKS[name](extra)
+    took = time.monotonic() - start
+    print(f"== {name}: {'good' if good else 'FAILED'} after {took:.0f} s\n", flush=True)
+    return good
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -156,16 +172,19 @@ def main(arguments: Sequence[str]) -> int:
     for name in chosen:
         if name not in CHECKS:
             parser.error(f"unknown check {name!r}: expected {', '.join(CHECKS)}")
-    failed = []
-    for name in chosen:
-        print(f"== {name}", flush=True)
-        start = time.monotonic()
-        good = CHECKS[name](given[border + 1 :])
-        took = time.monotonic() - start
-        print(f"== {name}: {'good' if good else 'FAILED'} after {took:.0f} s\n", flush=True)
-        if not good:
-            failed.append(name)
-    return 1 if failed else 0
+    extra = given[border + 1 :]
+
+    def all_of(line: Sequence[str]) -> bool:
+        ended = [run(name, extra) for name in line if name in chosen]  # also after a failure
+        return all(ended)
+
+    start = time.monotonic()
+    with ThreadPoolExecutor() as lines:
+        good = all(list(lines.map(all_of, LINES)))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took, busy = time.monotonic() - start, used.ru_utime + used.ru_stime
+    print(f"== {busy:.0f} s of processor time in {took:.0f} s")
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

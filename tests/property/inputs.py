@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -192,7 +193,11 @@ class Input:
     special: bool = False
 
     def base(self) -> np.ndarray:
-        """The base array, of which the operand is a view."""
+        """The base array, of which the operand is a view: each time a new copy."""
+        return self._drawn().copy()
+
+    @lru_cache(1024)  # a check asks for each operand five times
+    def _drawn(self) -> np.ndarray:
         name, _, number = self.domain.partition(":")
         shape = LAYOUTS[self.layout].base_shape(self.shape)
         size = int(np.prod(shape, dtype=np.int64))
