@@ -66,7 +66,7 @@ def child_of_a_fork(work: object) -> int:
     return -1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("make", [locks.new_lock, locks.new_rlock, locks.held_over_forks])
 def test_a_lock_is_free_in_the_child(make: object) -> None:
     lock = make()  # type: ignore[operator]
@@ -90,7 +90,7 @@ def test_a_lock_is_free_in_the_child(make: object) -> None:
     assert lock.acquire(timeout=1), "and in the parent"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_a_fork_inside_of_a_lock() -> None:
     """A thread that forks inside a lock releases it on both sides."""
     lock, kept = locks.new_rlock(), locks.held_over_forks()
@@ -157,7 +157,7 @@ print(ends)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_forks_while_others_compute_and_compile(threads: str, tmp_path: Path, cpu: str) -> None:
     """Twelve children, each of which computes known and new programs, and ends."""
