@@ -136,8 +136,10 @@ class Parser(argparse.ArgumentParser):
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Add --seed, --device and --debug, which every script has."""
     parser.add_argument("--seed", type=natural_int, default=0, help="seed of all random numbers")
-    parser.add_argument("--device",
-            help="where to compute: CPU, CPU:1, CL, REF … (default: MINIGRAD_DEVICE or CPU)")
+    parser.add_argument(
+        "--device",
+        help="where to compute: CPU, CPU:1, CL, REF … (default: MINIGRAD_DEVICE or CPU)",
+    )
     parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
                         help="what the compiler prints: 1 summaries … 5 machine code")  # fmt: skip
 
@@ -270,7 +272,7 @@ def refuse_trace(path: str | None, flags: str) -> None:
         raise InputError(f"--trace needs several devices: also give {flags}")
 
 
-EXPLAIN = "train nothing; write a page that explains a step, from its lines to machine code"
+EXPLAIN = "train nothing; write a page that explains a step, from source lines to machine code"
 
 
 EXPLAIN_VALUES = "with --explain: also show what kernels wrote, and where a NaN first appeared"

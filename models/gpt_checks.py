@@ -194,5 +194,5 @@ def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, dige
     if digest != resumable.digest:
         raise InputError(
             f"{flags.resume} was trained on a different text than {flags.text or 'the plays'}: "
-            "give that text with --text"
+            "give the original text with --text"
         )

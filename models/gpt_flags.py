@@ -23,7 +23,7 @@ COMMANDS = {
 EXAMPLES = {
     "train": "--text my.txt --steps 5000", "sample": '--prompt "ROMEO:" --temperature 0.5',
     "chat": '--prompt "What is a prime number?"', "inspect": '"The capital of France is"',
-    "quantize": "model.safetensors model.gguf --type q6_k", "serve": "--checkpoint model.gguf",
+    "quantize": "model/ model.gguf --type q6_k", "serve": "--checkpoint model.gguf",
 }  # fmt: skip
 
 # Peaks of the learning rate: what a new model learns fast with destroys a trained one.
@@ -113,23 +113,24 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--resume", metavar="FILE",
         help="continue the training in this checkpoint, with its flags, and save there")
     add("--metrics", metavar="FILE", help="write a line of JSON per step; --resume appends")
-    add("--dp", type=whole, default=1, help="split each batch over N devices")
-    add("--sp", type=whole, default=1,
+    share = command.add_argument_group("several devices").add_argument
+    share("--dp", type=whole, default=1, help="split each batch over N devices")
+    share("--sp", type=whole, default=1,
         help="split each window of text over N devices; with --tp, give the same N")
-    add("--tp", type=whole, default=1, help="split each block's matrices over N devices")
-    add("--ep", type=whole, default=1,
+    share("--tp", type=whole, default=1, help="split each block's matrices over N devices")
+    share("--ep", type=whole, default=1,
         help="split the experts, and each batch, over N devices")  # fmt: skip
-    add("--zero", type=int, choices=range(4), default=0,
-        help="what --dp devices store in parts, not as copies: 1: optimizer moments, 2: also "
-        "gradients, 3: also weights")  # fmt: skip
-    add("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
-    add("--micro", type=console.natural_int, default=0,
+    share("--zero", type=int, choices=range(4), default=0,
+        help="store in parts on the --dp devices: 1 optimizer moments, 2 also gradients, 3 also "
+        "weights")  # fmt: skip
+    share("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
+    share("--micro", type=console.natural_int, default=0,
         help="micro-batches of a --pp pipeline; 0: at most 4 per stage")
-    add("--schedule", choices=SCHEDULES, default="1f1b",
+    share("--schedule", choices=SCHEDULES, default="1f1b",
         help="order of work in a --pp pipeline; zb: zero-bubble")  # fmt: skip
-    add("--pieces", type=whole, default=1,
+    share("--pieces", type=whole, default=1,
         help="pieces of layers per stage, for --schedule interleaved")  # fmt: skip
-    add("--trace", metavar="FILE", help="write a timeline of all devices, for ui.perfetto.dev")
+    share("--trace", metavar="FILE", help="write a timeline of all devices, for ui.perfetto.dev")
     console.add_explain(add)
 
 

@@ -268,14 +268,14 @@ def parser() -> argparse.ArgumentParser:
     add("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
     add("--ep", type=whole, default=1, help="split the experts over N devices")
     add("--zero", type=int, choices=range(4), default=0,
-        help="what copies store in parts: 1: optimizer moments, 2: also gradients, 3: also weights")
+        help="store in parts on the copies: 1 optimizer moments, 2 also gradients, 3 also weights")
     add("--micro", type=whole, default=32, help="micro-batches of a --pp pipeline")
     add("--schedule", choices=SCHEDULES, default="1f1b", help="order of work in a pipeline")
     add("--pieces", type=whole, default=1, help="pieces of layers per stage, for interleaved")
     add("--box", type=whole, default=8, help="devices connected by NVLink")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens per step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,
-        help="how much of the communication that can be hidden is: 0 … 1")  # fmt: skip
+        help="share of overlappable communication that does overlap")  # fmt: skip
     add("--bandwidth", type=console.amount("B/s", 1e3),
         help="add a network with this bandwidth, such as 50GB/s")  # fmt: skip
     add("--latency", type=number, help="latency of that network, in seconds (default: 1e-5)")

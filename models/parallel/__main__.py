@@ -1,4 +1,4 @@
-"""A timeline as text: the last step, or what lies between two times in ms.
+"""Print a timeline as text: the last step, or the part between two times in ms.
 
 python -m minigrad.models.parallel F.json
 python -m minigrad.models.parallel F.json 250 900
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> None:
     command = console.Parser(prog="python -m minigrad.models.parallel", description=__doc__)
     command.add_argument("file", type=Path, help="file written by --trace")
     command.add_argument("first", type=float, nargs="?",
-            help="start, in milliseconds (default: the last step)")  # fmt: skip
+                         help="start, in milliseconds (default: the last step)")  # fmt: skip
     command.add_argument("last", type=float, nargs="?", help="end, in milliseconds")
     flags = command.parse_args(arguments)
     try:
