@@ -151,12 +151,12 @@ def _read_config(text: str) -> GPTConfig:
         wanted = types.get(name)
         if wanted is tuple and isinstance(value, list):  # JSON has no tuples
             if not all(type(number) in (int, float) for number in value):
-                raise ValueError(f"its config says {name} = {value!r}")
+                raise ValueError(f"its config has an invalid {name}: {value!r}")
             values[name] = value = tuple(map(float, value))
         if wanted is None:
             raise ValueError(f"its config has the unknown entry {name!r}")
         if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ValueError(f"its config says {name} = {value!r}")
+            raise ValueError(f"its config has an invalid {name}: {value!r}")
     return GPTConfig(**values)
 
 

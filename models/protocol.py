@@ -59,7 +59,7 @@ def _words(name: str, value: Any) -> None:
         raise Refused(f"{name}: expected a string or a list of strings, got {_short(value)}", name,
                       code="invalid_type")  # fmt: skip
     if len(texts) > 4 or any(len(text) > 1000 for text in texts):
-        raise Refused(f"{name}: expected at most 4 strings of at most 1,000 characters",
+        raise Refused(f"{name}: expected at most 4 strings of 1,000 characters, got {len(texts)}",
                       name, code="invalid_value")  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_a_text_cannot_end_its_script() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "give --out DIR, or --serve"), (["--out", "x", "--only", "99"], "there are 20 lessons")],
+    [([], "give --out DIR, or --serve"), (["--out", "x", "--only", "99"], "expected at most 20")],
 )
 def test_wrong_flags(arguments: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):

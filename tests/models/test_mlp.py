@@ -177,7 +177,7 @@ def test_the_script_reads_digits(tmp_path: Path, device: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data", "missing"], "missing has no train-images-idx3-ubyte"),
+    [(["--data", "missing"], "missing has neither train-images-idx3-ubyte"),
      (["--device", "TPU"], "unknown device 'TPU'")],
 )  # fmt: skip
 def test_plain_errors(

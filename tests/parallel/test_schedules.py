@@ -84,7 +84,7 @@ def test_a_table_that_waits_forever() -> None:
         (("gpipe", 2, 0, 2), "at least 1 of each"),
         (("1f1b", 2, 4, 4), "expected as many"),
         (("interleaved", 2, 4, 3), "expected a multiple"),
-        (("interleaved", 2, 3, 4), "3 micro-batches at 2 stages"),
+        (("interleaved", 2, 3, 4), "3 micro-batches and 2 stages"),
     ],
 )
 def test_schedules_that_do_not_exist(arguments: tuple[str, int, int, int], text: str) -> None:
