@@ -27,7 +27,7 @@ def config_of_gguf(metadata: Mapping[str, Any], names: Collection[str]) -> GPTCo
     kind = str(metadata.get("general.architecture"))
     if kind not in ARCHITECTURES.values():
         known = ", ".join(sorted(set(ARCHITECTURES.values())))
-        raise ValueError(f"its architecture is {kind!r}; known: {known}")
+        raise ValueError(f"its architecture {kind!r} is not supported; supported: {known}")
     facts = Facts(metadata, f"{kind}.")
     tied = "output.weight" not in names
     tokens = metadata.get("tokenizer.ggml.tokens")
@@ -78,7 +78,7 @@ def _experts(facts: Facts) -> dict[str, Any]:
 
 def _layers(kind: str, facts: Facts, layers: int) -> dict[str, Any]:
     if not 0 < layers <= 10_000:
-        raise ValueError(f"its {facts.prefix}block_count is {layers}: expected 1 … 10000")
+        raise ValueError(f"its {facts.prefix}block_count: expected 1 … 10000, got {layers}")
     if kind == "smollm3":
         letters = ["n" if (i + 1) % WHOLE_STEP == 0 else "f" for i in range(layers)]
         return {"layer_kinds": "".join(letters)}
@@ -114,7 +114,7 @@ def _rotary(kind: str, facts: Facts, width: int) -> dict[str, Any]:
         try:
             found["rotary_factors"], gain = scaled(scaling, base, turned)
         except (ArithmeticError, ValueError):
-            raise ValueError(f"its {facts.prefix}rope.scaling makes no sense") from None
+            raise ValueError(f"its {facts.prefix}rope.scaling is invalid") from None
         more = facts.get("rope.scaling.attn_factor", float, 1.0)
         found["rotary_gain"] = gain * more if name == "yarn" else gain
     return found
@@ -152,7 +152,7 @@ def metadata_of(config: GPTConfig, kind: str, facts: Mapping[str, Any]) -> dict[
     if config.layer_kinds and kind == "smollm3":
         kept = _layers(kind, Facts({}), config.layers)["layer_kinds"]
         if config.layer_kinds != kept:
-            raise ValueError("its layers without positions are others than every fourth")
+            raise ValueError("its layers without positions are not every fourth one")
     return {f"{kind}.{name}": value for name, value in (shape | _scaling(config, facts)).items()}
 
 

@@ -11,7 +11,7 @@ from minigrad.models.architectures import HUB
 from minigrad.models.gpt_config import GPTConfig, llama
 from minigrad.models.rotary import KNOWN, Scaling, scaled
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a word",
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
          list: "a list"}  # fmt: skip
 
 
@@ -30,7 +30,7 @@ class Facts:
             value = float(value)
         if value is None or type(value) is not kind:
             found = "nothing" if value is None else repr(value)[:40]
-            raise ValueError(f"its {self.prefix}{name} is {found}: expected {WORDS[kind]}")
+            raise ValueError(f"its {self.prefix}{name}: expected {WORDS[kind]}, got {found}")
         return value
 
     def expect(self, name: str, *known: Any) -> None:
@@ -38,8 +38,8 @@ class Facts:
         value = self.values.get(self.prefix + name)
         if value is not None and value not in known:
             raise ValueError(
-                f"its {self.prefix}{name} is {str(value)[:60]!r}, which is not known here "
-                f"(known: {', '.join(map(str, known)) or 'none'})"
+                f"its {self.prefix}{name} {str(value)[:60]!r} is not supported "
+                f"(supported: {', '.join(map(str, known)) or 'none'})"
             )
 
 
@@ -115,7 +115,9 @@ def config_of_hub(values: Mapping[str, Any]) -> GPTConfig:
     """The shape in a HuggingFace config.json; ValueError for an unknown architecture."""
     facts, kind = Facts(values), values.get("model_type")
     if kind not in HUB:
-        raise ValueError(f"its architecture is {kind!r}; known: {', '.join(sorted(HUB))}")
+        raise ValueError(
+            f"its architecture {kind!r} is not supported; supported: {', '.join(sorted(HUB))}"
+        )
     if kind == "gpt2":
         return _gpt2(facts)
     family = FAMILIES[str(kind)]
@@ -160,7 +162,7 @@ def _gpt2(facts: Facts) -> GPTConfig:
 def _layers(kind: str, facts: Facts, layers: int) -> tuple[str, int]:
     """(a letter per layer, the window); see GPTConfig.layer_kinds."""
     if layers > 10_000:
-        raise ValueError(f"its num_hidden_layers is {layers}: expected at most 10000")
+        raise ValueError(f"its num_hidden_layers: expected at most 10000, got {layers}")
     if kind == "smollm3":
         step = facts.get("no_rope_layer_interval", int, 4)
         turned = facts.get("no_rope_layers", list, [(i + 1) % max(step, 1) for i in range(layers)])
@@ -175,7 +177,7 @@ def _layers(kind: str, facts: Facts, layers: int) -> tuple[str, int]:
         named = {"full_attention": "f", "sliding_attention": "s"}
         unknown = [one for one in facts.get("layer_types", list) if one not in named]
         if unknown:
-            raise ValueError(f"its layer_types have {unknown[0]!r}; known: {', '.join(named)}")
+            raise ValueError(f"its layer_types: expected {', '.join(named)}, got {unknown[0]!r}")
         kinds = "".join(named[one] for one in types)
     elif kind in ("qwen2", "qwen3"):
         first = facts.get("max_window_layers", int, 28)
@@ -209,7 +211,7 @@ def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]
                 value = facts.values.get(name, facts.values.get(old[name]))
                 given = given if value is None else {**given, name: value}
     if not isinstance(given, Mapping):
-        raise ValueError(f"its rope_parameters are {str(given)[:40]!r}: expected names and values")
+        raise ValueError(f"its rope_parameters: expected an object, got {str(given)[:40]!r}")
     found: dict[str, Any] = {}
     if kind == "gemma3_text":
         found["local_base"] = facts.get("rope_local_base_freq", float, 10000.0)
@@ -227,7 +229,7 @@ def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]
     share = rope.get("partial_rotary_factor", float, 0.25 if kind == "gpt_neox" else 1.0)
     name = given.get("rope_type", given.get("type", "default"))
     if name not in KNOWN:
-        raise ValueError(f"its rope_type is {str(name)[:40]!r}; known: {', '.join(KNOWN)}")
+        raise ValueError(f"its rope_type: expected {', '.join(KNOWN)}, got {str(name)[:40]!r}")
     scaling = Scaling(name)
     if name != "default":
         for one in ("mscale", "mscale_all_dim"):
@@ -242,6 +244,6 @@ def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]
     try:
         factors, gain = scaled(scaling, base, int(round(width * share, 6)))
     except (ArithmeticError, ValueError):
-        raise ValueError(f"its rope_parameters make no sense: {str(dict(given))[:120]}") from None
+        raise ValueError(f"its rope_parameters are invalid: {str(dict(given))[:120]}") from None
     return {"rotary_base": base, "rotary_share": share, "rotary_factors": factors,
             "rotary_gain": gain, **found}  # fmt: skip

@@ -74,7 +74,7 @@ def splitter(kind: str) -> re.Pattern[str]:
     elif kind == "smollm":  # spaces before a digit are a word, as at the end of a text
         digits, space = f"[{number}]", rf"{SPACE}+(?=[{number}])|{space}"
     else:
-        raise InputError(f"words are split as {kind!r} says: known are {', '.join(SPLITS)}")
+        raise InputError(f"unknown way to split words {kind!r}: expected {', '.join(SPLITS)}")
     return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letters}|{digits}| ?{others}|{space}")
 
 
@@ -162,7 +162,7 @@ class BytePairTokenizer(Tokenizer):
         if any(len(merge) != 3 for merge in merges) or not all(
             type(number) is int and 0 <= number < len(tokens) for number in numbers
         ):
-            raise ValueError("its merges name tokens that it does not have")
+            raise ValueError("its merges use tokens that are not in its vocabulary")
         whole, first = stored.get("whole") is True, stored.get("first")
         tokenizer = cls(tokens, merges, str(stored["split"]), special, whole, always)
         tokenizer.first = first if type(first) is int and 0 <= first < len(tokens) else None
@@ -188,7 +188,9 @@ def from_shown(
         try:
             rules.append((ids[left], ids[right], ids[left + right]))
         except KeyError as error:
-            raise InputError(f"the merge {merge!r} needs the missing token {error}") from None
+            raise InputError(
+                f"the merge {merge!r} needs the token {error}, which is missing"
+            ) from None
     own = {tokens[number]: number for number in always}
     told = {tokens[number]: number for number in names.difference(always)}
     return BytePairTokenizer(table, rules, split, told, whole, own)
@@ -202,12 +204,12 @@ def of_gguf(metadata: Mapping[str, Any]) -> BytePairTokenizer:
     kinds = metadata.get(prefix + "token_type")
     if model != "gpt2" or split not in NAMES:
         raise InputError(
-            f"its tokenizer is {model!r} and splits words as {split!r}: known are llama, and gpt2 "
-            f"with {' or '.join(NAMES)}"
+            f"its tokenizer {model!r} with word splitting {split!r} is not supported; supported: "
+            f"llama, and gpt2 with {' or '.join(NAMES)}"
         )
     for values in (tokens, merges):
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise InputError("its tokenizer has no list of tokens and merges")
+            raise InputError("its tokenizer lacks a list of tokens or of merges")
     assert isinstance(tokens, list) and isinstance(merges, list)
     if not isinstance(kinds, list) or len(kinds) != len(tokens):
         kinds = [1] * len(tokens)
@@ -279,7 +281,7 @@ def learn(text: str, vocabulary: int) -> BytePairTokenizer:
     Uses the package `tokenizers`. InputError if the text does not have enough pairs.
     """
     if vocabulary < 257:
-        raise InputError(f"a vocabulary of {vocabulary} is too small: expected at least 257")
+        raise InputError(f"vocabulary: expected at least 257, got {vocabulary}")
     package: Any = require("tokenizers")
     trained = package.Tokenizer(package.models.BPE())
     trained.pre_tokenizer = package.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -291,6 +293,8 @@ def learn(text: str, vocabulary: int) -> BytePairTokenizer:
     stored = json.loads(trained.to_str())["model"]
     tokens = sorted(stored["vocab"], key=stored["vocab"].__getitem__)
     if len(tokens) < vocabulary:
-        raise InputError(f"the text has only {len(tokens)} tokens in it, not {vocabulary}")
+        raise InputError(
+            f"the text is too short for a vocabulary of {vocabulary}: give at most {len(tokens)}"
+        )
     merges = [m if isinstance(m, str) else " ".join(m) for m in stored["merges"]]
     return from_shown(tokens, merges, "gpt2", ())

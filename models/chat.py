@@ -22,7 +22,7 @@ from minigrad.models.tokenizer import Stream, Tokenizer
 def sampling_of(flags: argparse.Namespace) -> Sampling:
     """The sampling settings of the flags; InputError if they are invalid."""
     if flags.top_p is not None and flags.top_p > 1:
-        raise InputError(f"--top-p is {flags.top_p}: expected more than 0 and at most 1")
+        raise InputError(f"--top-p: expected above 0, at most 1, got {flags.top_p}")
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 
@@ -30,9 +30,9 @@ def check_keep(flags: argparse.Namespace, model: GPT) -> None:
     """InputError if --keep has no effect, or would keep too much."""
     most = model.config.context // 2
     if flags.keep and flags.context_policy != "roll":
-        raise InputError(f"--keep {flags.keep} does nothing with --context-policy error")
+        raise InputError(f"--keep {flags.keep} has no effect with --context-policy error")
     if flags.keep > most:
-        raise InputError(f"--keep is {flags.keep}: expected at most {most}, half of the context")
+        raise InputError(f"--keep: expected at most {most}, half of the context, got {flags.keep}")
 
 
 def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace)
         kept = f"the first {flags.keep} and the last {context - flags.keep}" if flags.keep else (
             f"the last {context}"
         )  # fmt: skip
-        print(f"{what} has {tokens:,} tokens, of which the model reads {kept}", file=sys.stderr)
+        print(f"{what} has {tokens:,} tokens; the model reads only {kept}", file=sys.stderr)
 
 
 def sample_command(flags: argparse.Namespace) -> None:
@@ -52,12 +52,12 @@ def sample_command(flags: argparse.Namespace) -> None:
     settings = sampling_of(flags)
     path = newest_checkpoint() if flags.checkpoint is None else Path(flags.checkpoint)
     if flags.checkpoint is None and path.name != CHECKPOINT:
-        print(f"the newest model here: {path}", file=sys.stderr)
+        print(f"using the newest checkpoint here: {path}", file=sys.stderr)
     model, tokenizer = load_model(path)
     check_keep(flags, model)
     ids = tokenizer.encode(flags.prompt)
     if not ids:
-        raise InputError(f"--prompt {flags.prompt!r} has no token that the model knows")
+        raise InputError(f"--prompt {flags.prompt!r} has no tokens in the model's vocabulary")
     tell_of_a_cut("--prompt", len(ids), model, flags)
     print(flags.prompt, end="", flush=True)
     write(model, tokenizer, ids, flags.tokens, settings, flags.seed,
@@ -155,7 +155,7 @@ def chat_command(flags: argparse.Namespace) -> None:
             raise InputError("standard input is empty: give at least one word")
         say(text)
     if sys.stdin.isatty():
-        print(f"{path.stem}: say something; an empty line or Ctrl-D ends, Ctrl-C ends an answer")
+        print(f"{path.stem}: type a message. Empty line or Ctrl-D: quit. Ctrl-C: stop an answer.")
         while text := ask():
             say_until_interrupted(text)
 

@@ -54,7 +54,7 @@ class ChatTemplate:
         try:
             self.template = environment.from_string(text)
         except self.failures as error:
-            raise InputError(f"its chat template is no Jinja: {error}") from None
+            raise InputError(f"its chat template is not valid Jinja: {error}") from None
 
     def render(
         self, messages: Sequence[Message], answer: bool = True, more: Mapping[str, Any] = NOTHING
@@ -72,12 +72,12 @@ class ChatTemplate:
                 pieces.append(piece)
                 length += len(piece)
                 if length > MOST:
-                    raise InputError(f"the chat template makes more than {MOST:,} characters")
+                    raise InputError(f"the chat template produces more than {MOST:,} characters")
         except InputError:
             raise
         except (self.failures, TypeError, ValueError, LookupError, ArithmeticError,
                 AttributeError, RecursionError) as error:  # fmt: skip
-            raise InputError(f"the chat template fails: {error}") from None
+            raise InputError(f"the chat template failed: {error}") from None
         return "".join(pieces)
 
     def encode(
@@ -121,7 +121,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate:
     if text is None and {"<|im_start|>", "<|im_end|>"} <= set(tokenizer.special):
         text = CHATML
     if text is None:
-        raise InputError("the model has no chat template: it was not trained to chat; try sample")
+        raise InputError("the model has no chat template: use `sample`, or a model trained to chat")
     return ChatTemplate(text, tokenizer.names)
 
 
@@ -136,7 +136,7 @@ def _namespace() -> Any:
 
 
 def _refuse(message: str) -> str:
-    raise InputError(f"the chat template refuses this: {message}")
+    raise InputError(f"the chat template rejects this conversation: {message}")
 
 
 def _now(form: str) -> str:

@@ -76,15 +76,15 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (MinigradError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no undamaged safetensors file: {error}") from None
+        raise InputError(f"{path} is not a valid safetensors file: {error}") from None
     stored = metadata.pop(CHECKSUM, None)  # other programs' files have none
     if stored is not None and stored != checksum(tensors, metadata):
-        raise InputError(f"{path} is damaged: what it holds does not fit its checksum")
+        raise InputError(f"{path} is damaged: its content does not match its checksum")
     if stored is not None and PARTS in metadata:
         try:
             tensors |= _joined(path, json.loads(metadata.pop(PARTS)))
         except (LookupError, TypeError, ValueError) as error:
-            raise InputError(f"{path} does not fit its parts: {error}") from None
+            raise InputError(f"{path} does not match its parts: {error}") from None
     return tensors, metadata
 
 
@@ -103,7 +103,7 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
         parts = []
         for file, dims in entry["parts"]:
             if Path(file).name != file:
-                raise ValueError(f"{file!r} is no name of a file")
+                raise ValueError(f"{file!r} is not a file name")
             if file not in files:
                 files[file], _ = load(folder_of_parts(path) / file)
             parts.append((file, dims, files[file].pop(name)))
@@ -119,9 +119,9 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
             values = values[tuple(slice(len(places)) for places in own)]
             cells = np.ix_(*own)
             if values.shape != taken[cells].shape or taken[cells].any():
-                raise ValueError(f"the part of {name} in {file} is not what the others leave")
+                raise ValueError(f"the part of {name} in {file} does not fit beside the others")
             array[cells], taken[cells] = values, True
         if not taken.all():
-            raise ValueError(f"{np.sum(~taken)} elements of {name} are in none of them")
+            raise ValueError(f"{np.sum(~taken)} elements of {name} are in no part")
         found[name] = Tensor.from_bytes(array.tobytes(), shape, dtype)
     return found

@@ -41,9 +41,9 @@ def natural_int(text: str) -> int:
 def _whole(text: str, least: int) -> int:
     number = int(text)
     if number < least:
-        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+        raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
     if number > MOST:
-        raise argparse.ArgumentTypeError(f"{text} is more than {MOST:g}")
+        raise argparse.ArgumentTypeError(f"expected at most {MOST:g}, got {text}")
     return number
 
 
@@ -51,7 +51,7 @@ def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
     number = float(text)
     if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
     return _not_absurd(text, number)
 
 
@@ -59,13 +59,13 @@ def natural_float(text: str) -> float:
     """An argparse type: a finite number of at least 0."""
     number = float(text)
     if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of at least 0")
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
     return _not_absurd(text, number)
 
 
 def _not_absurd(text: str, number: float) -> float:
     if number > MOST**2:
-        raise argparse.ArgumentTypeError(f"{text} is more than {float(MOST**2):g}")
+        raise argparse.ArgumentTypeError(f"expected at most {float(MOST**2):g}, got {text}")
     return number
 
 
@@ -87,12 +87,14 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
         found = AMOUNT.fullmatch(text.strip())
         if found is None or found[4] not in ("", unit):
-            raise argparse.ArgumentTypeError(f"{text} is no number of {unit}, such as 80G{unit}")
+            raise argparse.ArgumentTypeError(
+                f"expected a number of {unit}, such as 80G{unit}, got {text}"
+            )
         base = 1024.0 if found[3] else 1000.0
         number = positive_float(found[1]) * base ** PREFIXES[found[2].replace("K", "k")]
         if number < least:
             raise argparse.ArgumentTypeError(
-                f"{text} is {number:g} {unit}: give it with its unit, such as {found[1]}G{unit}"
+                f"{text} means {number:g} {unit}: add the unit, as in {found[1]}G{unit}"
             )
         return number
 
@@ -100,12 +102,20 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
     return parse
 
 
+# What --help calls the value of a flag; other types: the flag's name in capitals.
+METAVARS: dict[Any, str] = {positive_int: "N", natural_int: "N", int: "N",
+                            positive_float: "X", natural_float: "X"}  # fmt: skip
+
+
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults that are numbers or words, and keeps the layout of descriptions."""
 
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
-        if default in (None, []) or isinstance(default, bool) or not str(default).strip():
+        if default is None or isinstance(default, (bool, list)) or not str(default).strip():
             return action.help
         if isinstance(default, float):
             return f"{action.help} (default: %(default)g)"
@@ -120,15 +130,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (--help shows all flags)\n")
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Add --seed, --device and --debug, which every script has."""
-    parser.add_argument("--seed", type=natural_int, default=0, help="of all random numbers")
-    parser.add_argument("--device", help="where to compute: CPU, CL, REF, CPU:1 …")
+    parser.add_argument("--seed", type=natural_int, default=0, help="seed of all random numbers")
+    parser.add_argument(
+        "--device",
+        help="where to compute: CPU, CPU:1, CL, REF … (default: MINIGRAD_DEVICE or CPU)",
+    )
     parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
-                        help="what the compiler shows: 1 summaries … 5 machine code")  # fmt: skip
+                        help="what the compiler prints: 1 summaries … 5 machine code")  # fmt: skip
 
 
 def given_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
@@ -156,7 +169,9 @@ def check_apart(
             continue
         place = Path(path).resolve()
         if place in known and name in written:
-            raise InputError(f"{name} and {known[place]} are both {path}: give them other names")
+            raise InputError(
+                f"{name} and {known[place]} are both {path}: give them different names"
+            )
         known[place] = name
 
 
@@ -176,8 +191,8 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
     has = memory_bytes()
     if nbytes > has:
         raise InputError(
-            f"{what} needs about {nbytes / 1e9:,.0f} GB of memory, but there are {has / 1e9:,.0f}: "
-            f"{advice}"
+            f"{what} needs about {nbytes / 1e9:,.0f} GB of memory, but this machine has "
+            f"{has / 1e9:,.0f} GB: {advice}"
         )
 
 
@@ -254,13 +269,13 @@ def speaker(speaks: bool) -> Callable[..., None]:
 def refuse_trace(path: str | None, flags: str) -> None:
     """InputError if a trace of a single device is requested: replayed steps record no kernels."""
     if path is not None:
-        raise InputError(f"--trace shows several devices: give {flags} as well")
+        raise InputError(f"--trace needs several devices: also give {flags}")
 
 
-EXPLAIN = "a page that explains a step, from its lines to machine code; nothing is trained then"
+EXPLAIN = "train nothing; write a page that explains a step, from source lines to machine code"
 
 
-EXPLAIN_VALUES = "with --explain: what each kernel wrote, too, and where a NaN first came from"
+EXPLAIN_VALUES = "with --explain: also show what kernels wrote, and where a NaN first appeared"
 
 
 def add_explain(add: Callable[..., Any]) -> None:
@@ -272,7 +287,9 @@ def add_explain(add: Callable[..., Any]) -> None:
 def check_explain(flags: argparse.Namespace) -> None:
     """InputError if values are requested without a page."""
     if flags.explain_values and flags.explain is None:
-        raise InputError("--explain-values goes with --explain F.html: which file is it to be?")
+        raise InputError(
+            "--explain-values has no effect without --explain: also give --explain F.html"
+        )
 
 
 def explain_step(
@@ -284,7 +301,7 @@ def explain_step(
     with failing_as(f"cannot write {path}"), Tensor.train():
         explain(step, *args, out=path if speaks else None, values=values, ranks=ranks)
     if speaks:
-        print(f"{path} explains a step: open it in a browser")
+        print(f"saved {path}, which explains a step: open it in a browser")
 
 
 class Progress:

@@ -131,10 +131,10 @@ class Decoder:
     ) -> None:  # fmt: skip
         config = model.config
         if policy not in POLICIES:
-            raise ValueError(f"context_policy is {policy!r}: expected {' or '.join(POLICIES)}")
+            raise ValueError(f"context_policy: expected {' or '.join(POLICIES)}, got {policy!r}")
         if not 0 <= keep <= config.context // 2:
             raise ValueError(
-                f"keep is {keep}: expected 0 … {config.context // 2}, half of the model's context"
+                f"keep: expected 0 … {config.context // 2}, half of the model's context, got {keep}"
             )
         self.model, self.policy, self.keep = model, policy, keep
         self.rows = [list(row) for row in rows]
@@ -174,7 +174,7 @@ class Decoder:
             if self.policy == "error":
                 raise ContextFull(
                     f"{length} tokens are more than the model's context of {context}: give fewer, "
-                    "or let it roll on"
+                    "or use the context policy 'roll'"
                 )
             self._cut(context if self.used == 0 else max(context // 2, 1))
         with Tensor.no_grad():
@@ -265,9 +265,9 @@ def generate(
     """
     count, seed, keep = check_ints("generate", max_new_tokens=count, seed=seed, keep=keep)
     if count < 0:
-        raise ValueError(f"generate(max_new_tokens={count}): expected 0 or more")
+        raise ValueError(f"generate(max_new_tokens={count}): expected at least 0")
     if isinstance(stop, str) or not isinstance(stop, Collection):
-        raise TypeError(f"generate(stop={stop!r}): expected a collection of tokens, as {{2}}")
+        raise TypeError(f"generate(stop={stop!r}): expected a collection of tokens, such as {{2}}")
     given: Any = ids.tolist() if isinstance(ids, Tensor) else ids
     given = list(given) if isinstance(given, Iterable) else given
     single = not isinstance(given, list) or not given or not hasattr(given[0], "__len__")
@@ -289,14 +289,14 @@ def check_ids(given: Iterable[Any], vocabulary: int) -> list[int]:
         row = [operator.index(token) for token in given]
     except TypeError:
         raise ValueError(
-            f"a prompt is {given!r:.80}: expected whole numbers, such as tokenizer.encode(text)"
+            f"prompt: expected token ids, such as tokenizer.encode(text), got {given!r:.80}"
         ) from None
     if not row:
-        raise ValueError("a prompt is empty: give at least one token")
+        raise ValueError("prompt: expected at least one token, got none")
     if not 0 <= min(row) <= max(row) < vocabulary:
         wrong = next(token for token in row if not 0 <= token < vocabulary)
         raise ValueError(
-            f"a prompt has tokens outside 0 … {vocabulary - 1}, the model's vocabulary: {wrong}"
+            f"prompt: expected tokens of the model's vocabulary, 0 … {vocabulary - 1}, got {wrong}"
         )
     return row
 

@@ -114,12 +114,12 @@ def _idx_of(
     size = math.prod(shape)
     if size > most:
         raise InputError(
-            f"{path} says it holds {shape}, {size:,} bytes: expected at most {most:,} of its size"
+            f"{path} claims to have shape {shape}, {size:,} bytes: expected at most {most:,} bytes"
         )
     values = file.read(size + 1)
     if len(values) != size:
         found = f"more than {size:,}" if len(values) > size else f"{len(values):,}"
-        raise InputError(f"{path} says it holds {shape}, {size:,} bytes, but {found} are there")
+        raise InputError(f"{path} claims to have shape {shape}, {size:,} bytes, but has {found}")
     if not size:
         shape = (0,) * len(shape)  # the other extents may exceed numpy's limit
     return np.frombuffer(values, np.uint8).reshape(shape)
@@ -134,15 +134,18 @@ def _idx_pair(folder: Path, part: str) -> Digits:
         names = [stem + end for stem in stems for end in ("", ".gz")]
         found = [folder / name for name in names if (folder / name).is_file()]
         if not found:
-            raise InputError(f"{folder} has no {names[0]} (nor with .gz)")
+            raise InputError(f"{folder} has neither {names[0]} nor {names[0]}.gz")
         array = read_idx(found[0])
         if array.ndim != rank or (rank == 3 and array.shape[1:] != (28, 28)):
-            raise InputError(f"{found[0]} has shape {array.shape}, expected {rank} dimensions of "
-                            f"{'28 × 28 images' if rank == 3 else 'labels'}")  # fmt: skip
+            wanted = "(images, 28, 28)" if rank == 3 else "(labels,)"
+            raise InputError(f"{found[0]}: expected shape {wanted}, got {array.shape}")
         arrays.append(array)
     images, labels = arrays
     if len(images) != len(labels) or (len(labels) and labels.max() > 9):
-        raise InputError(f"{folder}: {len(images)} images and {len(labels)} labels do not fit")
+        raise InputError(
+            f"{folder}: expected as many labels as images, each 0 … 9, got {len(images)} images "
+            f"and {len(labels)} labels up to {labels.max(initial=0)}"
+        )
     flat = images.reshape(len(images), PIXELS).astype(np.float32) / np.float32(255)
     return Digits(flat, labels.astype(np.int32))
 
@@ -166,10 +169,10 @@ def _names(folder: Path, parts: tuple[Digits, Digits]) -> tuple[str, ...]:
         try:
             lines = read_bytes(file).decode().split("\n")
         except UnicodeDecodeError as error:
-            raise InputError(f"{file} is no text in UTF-8: {error}") from None
+            raise InputError(f"{file} is not UTF-8 text: {error}") from None
         found = tuple(line.strip() for line in lines if line.strip())
         if len(found) != len(DIGITS):
-            raise InputError(f"{file} has {len(found)} names: expected ten lines, of labels 0 … 9")
+            raise InputError(f"{file}: expected ten lines, the names of 0 … 9, got {len(found)}")
         return found
     begins = tuple(tuple(part.labels[:10].tolist()) for part in parts)
     return FASHION if begins == FASHION_BEGINS else DIGITS

@@ -119,9 +119,9 @@ class Engine:
         """Append a request to the queue; Busy if that is full."""
         with self._changed:
             if self._closed or self.failure is not None:
-                raise Busy("the server ends: it takes no more requests")
+                raise Busy("the server is shutting down and accepts no more requests")
             if len(self.waiting) >= self.queue + len(self.idle):
-                raise Busy(f"{len(self.waiting)} requests wait already: try again later")
+                raise Busy(f"{len(self.waiting)} requests are already waiting: try again later")
             self.waiting.append(request)
             self._changed.notify()
 
@@ -142,7 +142,7 @@ class Engine:
                 self.waiting.clear()
             for request in rest:
                 reason = "cancelled" if self.failure is None else "error"
-                request.tell(Ended(reason, "the server has ended"))
+                request.tell(Ended(reason, "the server has shut down"))
             self.after()
 
     def _turn(self) -> bool:

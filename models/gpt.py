@@ -258,7 +258,7 @@ class GPT:
         length = ids.shape[1]
         if not isinstance(start, Tensor) and high(start + length) > self.config.context:
             raise ValueError(f"{length} tokens are more than the model's context of "
-                             f"{self.config.context}: give it the last ones only")  # fmt: skip
+                             f"{self.config.context}: give only the last ones")  # fmt: skip
         x = self.wte(ids)
         x = x.float() if x.dtype.itemsize < 4 else x  # a table in half precision stays in it
         x = x if self.config.embedding_scale == 1 else x * self.config.embedding_scale

@@ -102,15 +102,17 @@ def training_of(
                 optimizer, _unpack_history(history),
             )  # fmt: skip
     except KeyError as error:
-        raise InputError(f"{path} is no checkpoint of models/gpt.py: no {error} in it") from None
+        raise InputError(
+            f"{path} is not a checkpoint of models/gpt.py: it has no {error}"
+        ) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no checkpoint of models/gpt.py: {error}") from None
+        raise InputError(f"{path} is not a checkpoint of models/gpt.py: {error}") from None
     _check_sizes(path, config, tokenizer, tensors)
     model = kind(config, initialize=False)
     try:
         nn.state.load_state_dict(model, tensors)
     except (MinigradError, KeyError) as error:
-        raise InputError(f"{path} does not fit its own config: {error}") from None
+        raise InputError(f"{path} does not match its own config: {error}") from None
     return model, tokenizer, resumable
 
 
@@ -129,7 +131,7 @@ def tokenizer_of(text: str) -> Tokenizer:
             return LibraryTokenizer(stored["stored"])
         if kind == "character":
             return CharacterTokenizer(stored["vocabulary"])
-        raise ValueError(f"it is of the unknown kind {kind!r}")
+        raise ValueError(f"unknown kind {kind!r}")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InputError(f"the stored tokenizer is damaged: {error}") from None
 
@@ -143,18 +145,18 @@ def _taken(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _read_config(text: str) -> GPTConfig:
     values: Any = json.loads(text)
     if not isinstance(values, dict):
-        raise ValueError(f"its config is {text[:40]}")
+        raise ValueError(f"its config is not a JSON object: {text[:40]}")
     types = {field.name: type(field.default) for field in fields(GPTConfig)}
     for name, value in values.items():
         wanted = types.get(name)
         if wanted is tuple and isinstance(value, list):  # JSON has no tuples
             if not all(type(number) in (int, float) for number in value):
-                raise ValueError(f"its config says {name} = {value!r}")
+                raise ValueError(f"its config has an invalid {name}: {value!r}")
             values[name] = value = tuple(map(float, value))
         if wanted is None:
             raise ValueError(f"its config has the unknown entry {name!r}")
         if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ValueError(f"its config says {name} = {value!r}")
+            raise ValueError(f"its config has an invalid {name}: {value!r}")
     return GPTConfig(**values)
 
 
@@ -164,10 +166,11 @@ def _check_sizes(
     """InputError if a damaged config does not fit the tensors' sizes."""
     total = sum(math.prod(plain_shape(tensor)) for tensor in tensors.values())
     if config.layers > len(tensors) or parameters(config).total != total:
-        raise InputError(f"{path} does not fit its own config: {config}")
+        raise InputError(f"{path} does not match its own config: {config}")
     if len(tokenizer) != config.vocabulary:
         raise InputError(
-            f"{path} is damaged: {len(tokenizer)} tokens, a vocabulary of {config.vocabulary}"
+            f"{path} is damaged: its tokenizer has {len(tokenizer)} tokens, but its model has a "
+            f"vocabulary of {config.vocabulary}"
         )
 
 

@@ -26,20 +26,22 @@ def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
     """InputError if a given flag has no effect together with the others."""
     idle = [name for name in OF_A_PIPELINE if name in given]
     if flags.pp == 1 and idle:
-        raise InputError(f"{_dashed(idle[0])} does nothing without --pp: give --pp 2 as well")
+        raise InputError(f"{_dashed(idle[0])} has no effect without --pp: also give --pp 2")
     idle = [name for name in OF_A_NEW_ONE if name in given]
     if flags.weights is not None and flags.resume is None and idle:
         raise InputError(
-            f"{_dashed(idle[0])} does nothing with --weights, whose model is as it is: leave it out"
+            f"{_dashed(idle[0])} has no effect with --weights: its model has its own; leave it out"
         )
     if flags.resume is not None or flags.weights is not None:
         return  # see `check_model`
     if "active" in given and not flags.experts:
-        raise InputError(f"--active {flags.active} does nothing without --experts: give it as well")
+        raise InputError(
+            f"--active {flags.active} has no effect without --experts: also give --experts 8"
+        )
     if "vocabulary" in given and flags.tokenizer != "bpe":
         raise InputError(
-            f"--vocabulary {flags.vocabulary} does nothing with --tokenizer {flags.tokenizer}: "
-            "only bpe learns its tokens"
+            f"--vocabulary {flags.vocabulary} has no effect with --tokenizer {flags.tokenizer}: "
+            "only --tokenizer bpe learns a vocabulary"
         )
 
 
@@ -75,15 +77,19 @@ def _dashed(name: str) -> str:
 def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
     """InputError if a batch cannot be divided as the flags say, or flags exclude each other."""
     if flags.batch % flags.accumulate:
-        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts")
+        raise InputError(
+            f"--batch {flags.batch} is not a multiple of --accumulate {flags.accumulate}"
+        )
     if flags.recompute and config.dropout:
-        raise InputError("--recompute would drop other values than before: leave --dropout at 0")
+        raise InputError(
+            "--recompute with --dropout would drop different values: leave one of them out"
+        )
     if flags.zero and flags.dp == 1:
-        raise InputError(f"--zero {flags.zero} divides among the devices of --dp: give --dp 2")
+        raise InputError(f"--zero {flags.zero} has no effect without --dp: also give --dp 2")
     if layouts.is_divided(flags):
         if flags.sp not in (1, flags.tp):
-            raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: there the same devices share "
-                             "the tokens; give both alike, or --dp alone with --sp")  # fmt: skip
+            raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: expected the same number, as "
+                             "the same devices share the tokens; without --tp, use only --dp")
         layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
@@ -91,36 +97,38 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         return
     ring = flags.sp > 1 and flags.tp == 1
     if ring and (config.window or config.attention_cap or config.attention_scale):
-        raise InputError("--sp knows no attention with windows, caps or scales: give --dp alone")
+        raise InputError("--sp does not support attention with windows, caps or scales: use --dp")
     ways = flags.dp * flags.ep
     if config.experts and (ring or flags.pp > 1):
-        raise InputError("--experts with --sp alone or --pp: no routing is balanced over these; "
-                         "give --dp, --ep and --tp")  # fmt: skip
+        raise InputError("--experts does not combine with --pp, or with --sp without --tp: use "
+                         "--dp, --ep or --tp")  # fmt: skip
     if config.experts and not layouts.is_divided(flags):
-        raise InputError(f"--dp {flags.dp} with a mixture of experts: give --ep 2 or --zero 1, too")
+        raise InputError(f"--dp {flags.dp} with a mixture of experts: also give --ep 2 or --zero 1")
     cut = flags.accumulate > 1 or config.experts
     if cut and flags.batch % (ways * flags.accumulate):
         raise InputError(
-            f"--batch {flags.batch} cannot be cut into {flags.accumulate} equal parts on each of "
+            f"--batch {flags.batch} cannot be split into {flags.accumulate} equal parts on each of "
             f"{ways} devices"
         )
     if flags.batch < flags.dp:
-        raise InputError(f"--batch {flags.batch} cannot be divided among --dp {flags.dp} devices")
+        raise InputError(
+            f"--batch {flags.batch} is too small for --dp {flags.dp}: give at least {flags.dp}"
+        )
 
 
 def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:
     rows = flags.dp * flags.micro
     if flags.batch % rows:
-        raise InputError(f"--batch {flags.batch} cannot be cut into --micro {flags.micro} equal "
-                         f"parts on each of {flags.dp} devices")  # fmt: skip
+        raise InputError(f"--batch {flags.batch} is not a multiple of --micro {flags.micro} × "
+                         f"--dp {flags.dp}")  # fmt: skip
     if flags.pieces > 1 and flags.schedule != "interleaved":
         raise InputError(f"--pieces {flags.pieces} with --schedule {flags.schedule}: only "
-                         "--schedule interleaved cuts a stage's layers")  # fmt: skip
+                         "--schedule interleaved splits a stage's layers")  # fmt: skip
     for name in ("recompute", "dropout"):
         if getattr(flags, name) or getattr(config, name, 0):
             raise InputError(f"--{name} with --pp: leave one of them out")
     if flags.accumulate > 1:
-        raise InputError(f"--accumulate {flags.accumulate} with --pp: give --micro instead")
+        raise InputError(f"--accumulate {flags.accumulate} with --pp: use --micro instead")
 
 
 def micro_batches(flags: argparse.Namespace) -> int:
@@ -139,7 +147,7 @@ def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
     batches = 4 * 8 * flags.batch * config.context  # indices, inputs and targets on the host
     console.check_fits(
         inside + batches, f"a step of --batch {flags.batch}",
-        "give a smaller --batch or model, --accumulate or --recompute",
+        "use a smaller --batch or model, --accumulate or --recompute",
     )  # fmt: skip
 
 
@@ -154,8 +162,8 @@ def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> str:
         return str(flags.checkpoint)
     if "checkpoint" in given:
         raise InputError(
-            f"{path} is there already: --overwrite replaces it, --resume {path} goes on with it; or"
-            " give another --checkpoint"
+            f"{path} already exists: --overwrite replaces it, --resume {path} continues it; or "
+            "give another --checkpoint"
         )
     return str(next(other for number in range(2, 1 << 31)
                     if not (other := numbered(path, number)).exists()))  # fmt: skip
@@ -181,10 +189,10 @@ def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, dige
     """InputError if a checkpoint has no training to resume, or one on another text."""
     if resumable is None:
         raise InputError(
-            f"{flags.resume} holds a model, but no state of a training that could go on"
+            f"{flags.resume} has a model, but no training state: it cannot be resumed"
         )
     if digest != resumable.digest:
         raise InputError(
-            f"{flags.resume} was trained on another text than {flags.text or 'the plays'}: give "
-            "--text the one it was trained on"
+            f"{flags.resume} was trained on a different text than {flags.text or 'the plays'}: "
+            "give the original text with --text"
         )

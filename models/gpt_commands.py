@@ -133,7 +133,7 @@ def begin(
         names = [name for name in OF_A_MODEL if name in flags.given]
         check_model(flags.weights, config, vars(flags), names)
         if "context" in flags.given and flags.context > config.context:
-            raise InputError(f"--context is {flags.context}, but the model in {flags.weights} sees "
+            raise InputError(f"--context is {flags.context}, but the model in {flags.weights} has "
                              f"{config.context}: give at most that")  # fmt: skip
     else:
         config = make_config(flags, len(tokenizer))
@@ -162,13 +162,13 @@ def begin(
 def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) -> None:
     """Print what is going to be done."""
     if begun.unit == "character":
-        say(f"{len(begun.text):,} characters, {len(begun.tokenizer)} of them different")
+        say(f"{len(begun.text):,} characters, {len(begun.tokenizer)} of them distinct")
     else:
-        say(f"{len(begun.text):,} characters are {begun.tokens:,} tokens of "
+        say(f"{len(begun.text):,} characters, {begun.tokens:,} tokens from a vocabulary of "
             f"{len(begun.tokenizer):,}")  # fmt: skip
     say(f"{parameter_count(begun.model):,} parameters")
     if flags.checkpoint != flags.wanted:
-        say(f"{flags.wanted} is there already: this model goes to {flags.checkpoint}")
+        say(f"{flags.wanted} already exists: this model will be saved as {flags.checkpoint}")
 
 
 def train_command(
@@ -190,10 +190,10 @@ def train_command(
         run.explain(begun.windows[0], flags.explain, speaks, flags.explain_values)
         return
     if run.done:
-        say(f"going on after step {run.done} of {run.plan.steps}")
+        say(f"resuming after step {run.done} of {run.plan.steps}")
     record = flags.metrics if speaks else None
     if record is not None and run.done:
-        say(f"metrics go on in {record}")
+        say(f"appending metrics to {record}")
     with Metrics(record, begun.history) as metrics:
         learn(flags, begun, metrics, speaks)
     if speaks:
@@ -204,7 +204,7 @@ def train_command(
         tokens = begun.tokenizer.encode(prompt)
         trained, _ = load_checkpoint(GPT, path)  # the whole model, however it was divided
         write(trained, begun.tokenizer, tokens, SHOWN, Sampling(0.8), flags.seed)
-        print(f"\ncheckpoint {path}\nloss curves {picture}")
+        print(f"\nsaved checkpoint {path}\nsaved loss curves {picture}")
 
 
 def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
@@ -224,9 +224,9 @@ def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: boo
             raise
         except Stopped as stopped:
             if run.done == run.plan.steps:
-                end = f"all steps are done, and {path} is saved; the last validation was given up"
+                end = f"all steps are done, and {path} is saved; the last validation was skipped"
             else:
-                end = f"{stopped}; to go on: {resuming(flags)}"
+                end = f"{stopped}; to resume: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
         devices = flags.dp * flags.ep * flags.pp * max(flags.sp, flags.tp)
         say(utilization(begun.model.config, begun.context, metrics, devices))
@@ -281,7 +281,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
         return
     mesh = Mesh(flags.dp, flags.sp)
     if mesh.size == 1 and not started_by_mpi():
-        console.refuse_trace(flags.trace, "--dp, --sp, --tp or --pp")
+        console.refuse_trace(flags.trace, "--dp, --sp, --tp, --ep or --pp")
         train_command(flags, earlier)
         return
 
@@ -316,7 +316,7 @@ def go_on(
         raise InputError(f"{path} is damaged: {error}") from None
     if run.done >= run.plan.steps:
         raise InputError(
-            f"{path} has done all its {run.done} steps: give more with --steps, or `sample` from it"
+            f"{path} has finished all its {run.done} steps: give a larger --steps, or use `sample`"
         )
 
 
@@ -348,6 +348,6 @@ def main(arguments: Sequence[str]) -> None:
         remembered = {name: told[name] for name in REMEMBERED if name in told}
         for name, value in remembered.items():
             if not isinstance(value, REMEMBERED[name]):
-                raise InputError(f"{flags.resume} is damaged: its --{name} was {value!r}")
+                raise InputError(f"{flags.resume} is damaged: its --{name} is {value!r}")
         again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
         launch(again, said, earlier)

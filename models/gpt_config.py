@@ -72,46 +72,50 @@ class GPTConfig:
                                 "attention_cap", "logit_cap"), 0)  # fmt: skip
         for name, number in least.items():
             if not number <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}: expected at least {number}")
+                raise InputError(f"{name}: expected at least {number}, got {getattr(self, name)}")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 known = " or ".join(choices)
-                raise InputError(f"{name} is {getattr(self, name)!r}: expected {known}")
+                raise InputError(f"{name}: expected {known}, got {getattr(self, name)!r}")
         if self.dim % self.heads and not self.head_width:
-            raise InputError(f"{self.dim} dims cannot be shared evenly by {self.heads} heads")
+            raise InputError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.heads % self.key_value_heads:
             raise InputError(
-                f"{self.key_heads} heads of keys cannot serve {self.heads} of queries evenly"
+                f"heads {self.heads} is not a multiple of key_heads {self.key_heads}"
             )
         if self.positions == "rotary" and not 0 < self.turned <= self.width:
-            raise InputError(f"rotary_share is {self.rotary_share}: expected 0 … 1, above 0")
+            raise InputError(f"rotary_share: expected above 0, at most 1, got {self.rotary_share}")
         if self.positions == "rotary" and self.turned % 2:
-            raise InputError(f"heads of {self.turned} dims cannot rotate in pairs")
+            raise InputError(f"rotary positions need an even number of dims, got {self.turned}")
         if self.rotary_factors and len(self.rotary_factors) != self.turned // 2:
             raise InputError(
-                f"rotary_factors are {len(self.rotary_factors)}: expected {self.turned // 2}, one "
-                "for each pair"
+                f"rotary_factors: expected {self.turned // 2}, one for each pair of dims, got "
+                f"{len(self.rotary_factors)}"
             )
         if self.layer_kinds and (
             len(self.layer_kinds) != self.layers or set(self.layer_kinds) - set("fsn")
         ):
             raise InputError(
-                f"layer_kinds is {self.layer_kinds!r}: expected {self.layers} letters f, s or n"
+                f"layer_kinds: expected {self.layers} letters f, s or n, got {self.layer_kinds!r}"
             )
         if "s" in self.layer_kinds and not self.window:
-            raise InputError("layer_kinds has sliding layers: expected a window above 0")
+            raise InputError("layer_kinds has sliding layers (s): expected a window above 0, got 0")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}: expected 0 or more and less than 1")
+            raise InputError(f"dropout: expected at least 0 and less than 1, got {self.dropout}")
         factors = {f"rotary_factors[{i}]": factor for i, factor in enumerate(self.rotary_factors)}
         for name in ("epsilon", "rotary_base", "rotary_gain", "embedding_scale"):
             factors[name] = getattr(self, name)
         for name, factor in factors.items():
             if not 0 < factor < math.inf:
-                raise InputError(f"{name} is {factor}: expected a number above 0")
+                raise InputError(f"{name}: expected a number above 0, got {factor}")
         if self.experts and self.activation not in ("gelu", "swiglu"):
-            raise InputError(f"activation is {self.activation!r}: experts have gelu or swiglu")
+            raise InputError(
+                f"activation of experts: expected gelu or swiglu, got {self.activation!r}"
+            )
         if self.experts and self.active > self.experts:
-            raise InputError(f"{self.active} of {self.experts} experts cannot be active")
+            raise InputError(
+                f"active: expected at most {self.experts}, the experts, got {self.active}"
+            )
 
     @property
     def hidden(self) -> int:

@@ -38,10 +38,10 @@ def inspect_command(flags: argparse.Namespace) -> None:
     if not ids:
         raise InputError("the text is empty: give at least one token")
     if len(ids) > config.context:
-        raise InputError(f"the text has {len(ids)} tokens, the model sees {config.context}")
+        raise InputError(f"the text has {len(ids)} tokens: expected at most {config.context}")
     for name, most in (("layer", config.layers), ("head", config.heads)):
         if (getattr(flags, name) or 0) > most:
-            raise InputError(f"--{name} is {getattr(flags, name)}: the model has {most}")
+            raise InputError(f"--{name}: expected at most {most}, got {getattr(flags, name)}")
     names = [shown(tokenizer, token) for token in ids]
     print(f"{len(ids)} tokens")
     for name, token, near in zip(names, ids, neighbours(model, ids), strict=True):
@@ -54,14 +54,14 @@ def inspect_command(flags: argparse.Namespace) -> None:
     weights = attention(model, ids, layer - 1, head - 1)
     picture = Path(flags.picture)
     draw_attention(weights, names, picture, f"attention of layer {layer}, head {head}")
-    print(f"\nattention of layer {layer}, head {head}: picture {picture}")
+    print(f"\nattention of layer {layer}, head {head}: saved picture {picture}")
     strongest = weights[-1].argsort()[::-1][:3]
     looked = ", ".join(f"{names[i]} {weights[-1][i]:.0%}" for i in strongest)
-    print(f"  the last token looks at {looked}")
+    print(f"  the last token attends to {looked}")
 
     decoder = Decoder(model, [ids])
     logits = Tensor(decoder.logits()[0])
-    print("\nthe next token, at temperature")
+    print("\nnext token, by temperature")
     for temperature in TEMPERATURES:
         chances = (logits / temperature).softmax().numpy()
         order = chances.argsort()[::-1][:LIKELIEST]
@@ -69,12 +69,12 @@ def inspect_command(flags: argparse.Namespace) -> None:
         print(f"  {temperature}: {words}")
 
     kept, anew = latency(model, ids, flags.tokens)
-    print(f"\nmilliseconds per token: {median(kept) * 1e3:.2f} with keys and values kept "
-          f"(median of {len(kept)}), {median(anew) * 1e3:.2f} reading all of them anew "
+    print(f"\nmilliseconds per token: {median(kept) * 1e3:.2f} with the KV cache "
+          f"(median of {len(kept)}), {median(anew) * 1e3:.2f} without "
           f"(median of {len(anew)})")  # fmt: skip
-    print(f"keys and values: {decoder.nbytes():,} bytes = 2 · {config.layers} layers · "
+    print(f"KV cache: {decoder.nbytes():,} bytes = 2 · {config.layers} layers · "
           f"{config.key_value_heads} heads · {config.context} positions · {config.width} dims "
-          "· 4")  # fmt: skip
+          "· 4 bytes")  # fmt: skip
 
 
 def shown(tokenizer: Tokenizer, token: int) -> str:
@@ -238,8 +238,8 @@ def show_gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan)
     for name, column in zip(("with residual connections", "without"), columns, strict=True):
         print(f"{name}: {told_of_norms(column)}")
     shares = [norms[0] / norms[-1] for norms in plain]
-    print(f"blocks normalise what enters them, which helps gradients, too; of {DEEP} layers that "
-          f"do not, the first gets {shares[0]:.2g} times the last's gradient with residual "
+    print(f"norms in the blocks help gradients, too: of {DEEP} layers without norms, the first "
+          f"gets {shares[0]:.2g} times the last one's gradient with residual "
           f"connections, {shares[1]:.1e} times without")  # fmt: skip
 
 
@@ -247,18 +247,18 @@ def told_of_norms(norms: list[float]) -> str:
     """What the gradient norms of a model's blocks mean, first block first."""
     first, last = norms[0], norms[-1]
     if not all(map(math.isfinite, norms)):
-        return "some are no finite numbers: gradients explode"
+        return "some are not finite: gradients explode"
     if len(norms) == 1:
-        return "one block has no other to be compared with"
+        return "there is only one block, so nothing to compare"
     if not first or not last:
-        return "a block gets no gradient at all"
+        return "a block gets no gradient"
     ratio = first / last
-    size = f"the first block's is {max(ratio, 1 / ratio):.3g} times as "
-    size += "large as the last's" if ratio >= 1 else "small as the last's"
+    size = f"the first block's norm is {max(ratio, 1 / ratio):.3g} times "
+    size += "as large as the last's" if ratio >= 1 else "smaller than the last's"
     much = ratio ** (1 / (len(norms) - 1))
     each = f"a factor of {max(much, 1 / much):.3g} per block"
     if max(ratio, 1 / ratio) < ALIKE:
-        return f"{size}: all blocks learn much alike"
+        return f"{size}: all blocks learn at a similar rate"
     if ratio > 1:
-        return f"{size}, {each} on the way back: with more blocks gradients would explode"
-    return f"{size}, {each} on the way back: with more blocks gradients would vanish"
+        return f"{size}, {each} backward: with more blocks, gradients would explode"
+    return f"{size}, {each} backward: with more blocks, gradients would vanish"

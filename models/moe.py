@@ -337,7 +337,7 @@ class MoE:
         bias: bool = True, precision: DType = dtypes.float32, share: bool = True,
     ) -> None:  # fmt: skip
         if not 1 <= active <= experts:
-            raise ValueError(f"active is {active}: expected 1 … {experts}, the number of experts")
+            raise ValueError(f"active: expected 1 … {experts}, the number of experts, got {active}")
         self.dim, self.hidden, self.gated = dim, hidden, gated
         self.experts, self.active = experts, active
         self.router = Router(dim, experts, active, share)
@@ -351,7 +351,7 @@ class MoE:
     def __call__(self, x: Tensor) -> Tensor:
         """(…, dim) → the same shape."""
         if x.shape[-1] != self.dim:
-            raise ShapeError(f"MoE of {x.shape}: expected (…, {self.dim})")
+            raise ShapeError(f"MoE: expected shape (…, {self.dim}), got {x.shape}")
         flat = x.reshape(-1, self.dim)
         routing = self.router.route(flat)
         if _open.records is not None:

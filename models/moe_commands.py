@@ -52,16 +52,16 @@ def show_loads(shares: Shares) -> str:
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Train a GPT whose feed-forward networks are mixtures of experts, and print "
-        "how many tokens go to each expert, and what a dense model of the same active size costs."
+        description="Train a GPT with a mixture of experts, print the share of tokens that each "
+        "expert gets,\nand compare the time of a step with a dense model of the same active size."
     )
     add, whole = result.add_argument, console.positive_int
     add_basics(result, layers=2, steps=200)
-    add("--experts", type=whole, default=8, help="feed-forward networks per block")
-    add("--active", type=whole, default=2, help="how many of the experts each token goes through")
+    add("--experts", type=whole, default=8, help="experts per block")
+    add("--active", type=whole, default=2, help="active experts per token")
     add("--balance", type=console.natural_float, default=0.01,
-        help="weight of the load-balancing loss; 0 shows what happens without")  # fmt: skip
-    add("--ep", type=whole, default=1, help="devices that share the experts, and each batch")
+        help="weight of the load-balancing loss; 0: no balancing")  # fmt: skip
+    add("--ep", type=whole, default=1, help="split the experts, and each batch, over N devices")
     console.add_explain(add)
     console.add_common_flags(result)
     return result
@@ -105,10 +105,10 @@ def plan_of(flags: argparse.Namespace, vocabulary: int) -> tuple[GPTConfig, Trai
     )  # fmt: skip
     check(config, {"ep": flags.ep})
     if flags.batch % flags.ep:
-        raise InputError(f"--batch {flags.batch} cannot be cut into {flags.ep} equal parts")
+        raise InputError(f"--batch {flags.batch} is not a multiple of --ep {flags.ep}")
     console.check_fits(
         peak_bytes(config, flags.batch, 4), f"a step of --batch {flags.batch}",
-        "give a smaller --batch or model",
+        "use a smaller --batch or model",
     )  # fmt: skip
     return config, TrainingPlan(steps=flags.steps, batch=flags.batch, lr=flags.lr, seed=flags.seed)
 
@@ -122,7 +122,7 @@ def compare(flags: argparse.Namespace) -> None:
     windows, held_out = (Windows(ids, flags.context) for ids in (training, validation))
     config, plan = plan_of(flags, len(tokenizer))
     sizes = parameters(config)
-    say(f"{sizes.total:,} parameters, {sizes.active:,} of them active for a token")
+    say(f"{sizes.total:,} parameters, {sizes.active:,} of them active per token")
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
     division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if flags.ep > 1 else Alone(model)
@@ -130,7 +130,7 @@ def compare(flags: argparse.Namespace) -> None:
     if flags.explain is not None:
         run.explain(windows, flags.explain, is_first(), flags.explain_values)
         return
-    say(f"load of each of {flags.experts} experts, block by block; {BARS[4]} is a fair share, "
+    say(f"load of each of {flags.experts} experts, block by block: {BARS[4]} is an equal share, "
           f"{BARS[0]} none")  # fmt: skip
     seconds = train(model, windows, run, held_out)
     loss = validate(model, held_out, 480, 48, division)
@@ -140,11 +140,13 @@ def compare(flags: argparse.Namespace) -> None:
     if not is_first():
         return
     if not seconds:
-        print(f"no step was timed, as the first {COMPILING} compile: give more --steps")
+        print(
+            f"no step was timed, because the first {COMPILING} include compiling: give more --steps"
+        )
         return
     dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
     Tensor.manual_seed(flags.seed)
     other = GPT(dense)
     plain = train(other, windows, TrainingRun(other, replace(plan, steps=12)), None)
-    print(f"a step took {seconds * 1e3:.1f} ms; of a dense model with the same active parameters "
+    print(f"a step took {seconds * 1e3:.1f} ms; with a dense model of the same active size, "
           f"{plain * 1e3:.1f} ms ({seconds / plain:.2f}×)")  # fmt: skip

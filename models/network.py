@@ -136,9 +136,9 @@ def show_sensitivity(
         model, layout = known[name]
         return unhidden(model, layout, network, itemsize=itemsize, speed=speed)
 
-    print(f"\nhow sensitive each way is: {FEW} devices, {TOKENS:,} tokens (one text for SP), "
-          f"nothing hidden,\nover {base.name}; needs: the bandwidth of a device that waits a tenth "
-          "of a step (EP: 2 of 10 experts)\n"
+    print(f"\nsensitivity of each layout: {FEW} devices, {TOKENS:,} tokens (one text for SP), no "
+          f"communication hidden,\nover {base.name}; needs: bandwidth per device for which a tenth "
+          "of a step is waiting (EP: 2 of 10 experts)\n"
           f"{'':<8}{'sends':>9}{'messages':>10}{'idle':>7}{'half bandwidth':>16}"
           f"{'double latency':>16}{'needs':>13}  sensitivity")  # fmt: skip
     for name in known:
@@ -147,7 +147,7 @@ def show_sensitivity(
         print(f"{name:<8}{bytes_text(step.nbytes):>9}{step.messages:>10,.0f}{step.idle:>7.0%}"
               f"{slower.total / step.total - 1:>+16.1%}{later.total / step.total - 1:>+16.3%}"
               f"{bytes_text(needs) + '/s':>13}  {sensitivity(needs)}")  # fmt: skip
-    print(f"\nshare of a step that devices are idle, by network\n{'over':<46}"
+    print(f"\nshare of a step in which devices are idle, by network\n{'over':<46}"
           + "".join(f"{name:>8}" for name in known))  # fmt: skip
     for network in with_lossy(networks):
         if network.joins(FEW):
@@ -172,13 +172,13 @@ def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path)
             axis.semilogx(values, idle, label=name)
     for network in NETWORKS[1:-1]:
         axes[0].axvline(network.bandwidth, color="0.8", zorder=0)
-    axes[0].set_xlabel("bytes a second of each device (grey: the networks of the table)")
-    axes[1].set_xlabel("seconds a message is late")
+    axes[0].set_xlabel("bytes per second and device (grey: the networks of the table)")
+    axes[1].set_xlabel("latency, seconds per message")
     axes[0].set_ylabel("idle share of a step")
     axes[0].legend()
-    figure.suptitle(f"{FEW} devices, {TOKENS:,} tokens a step, nothing hidden; {base.name}")
+    figure.suptitle(f"{FEW} devices, {TOKENS:,} tokens per step, nothing hidden; {base.name}")
     save_figure(figure, path)
-    print(f"\npicture {path}")
+    print(f"\nsaved picture {path}")
 
 
 # --- a cluster ------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def show_layouts(
     count = parameters(config)
     inner = "" if cluster.inner is None else f", {cluster.inner.name}"
     print(f"\na step by layout, over {cluster.network.name}{inner}\n{'layout':<52}"
-          f"{'state':>9}{'compute':>13}{'gaps':>13}{'network':>13}{'exposed':>13}{'at work':>9}"
+          f"{'state':>9}{'compute':>13}{'gaps':>13}{'network':>13}{'exposed':>13}{'busy':>9}"
           )  # fmt: skip
     for layout in layouts(devices, config, micro, work.tokens / work.context):
         step = predict(config, work, layout, cluster)
@@ -238,46 +238,48 @@ def show_networks(
     networks: Sequence[Network], steps: float,
 ) -> None:  # fmt: skip
     """Print a table: a step of one layout over each network."""
-    print(f"{'over':<46}{'network':>13}{'exposed':>13}{'gaps':>13}{'a step':>13}{'at work':>9}"
+    print(f"{'over':<46}{'network':>13}{'exposed':>13}{'gaps':>13}{'a step':>13}{'busy':>9}"
           f"   {steps:,.0f} steps")  # fmt: skip
     for network in with_lossy(networks):
         if not network.joins(layout.devices):
-            print(f"{network.name:<46}joins at most {network.most} devices")
+            print(f"{network.name:<46}connects at most {network.most} devices")
             continue
         step = predict(config, work, layout, replace(cluster, network=network))
         times = (step.network, step.exposed, step.gaps, step.total)
         print(f"{network.name:<46}" + "".join(f"{brief(time):>13}" for time in times)
               + f"{1 - step.idle:>9.0%}   {duration_text(step.total * steps)}")  # fmt: skip
-    print("* predicted only, from the formula of Mathis et al. (1997)")
+    print("* predicted only, with the formula of Mathis et al. (1997)")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How long training takes on many devices over which network."
+        description="Predict how long a training step takes, by layout and network.\n\n"
+        "`measure --help` explains how to compare predictions with real trainings."
     )
     add, number, whole = result.add_argument, console.positive_float, console.positive_int
     add_machine_flags(result)
     add("--devices", type=whole,
-        help="how many devices train together; 1024, or what the layout has, if not given")
-    add("--dp", type=whole, help="copies of the model; as many as the other axes leave")
-    add("--tp", type=whole, default=1, help="devices that share each matrix")
+        help="devices in all (default: the product of the axes, or without --dp about 1024)")
+    add("--dp", type=whole, help="copies of the model (default: --devices / the other axes)")
+    add("--tp", type=whole, default=1, help="split each matrix over N devices")
     add("--sp", type=whole, default=1,
-        help="devices that share a text; with --tp as many: the tokens between matrices")
-    add("--pp", type=whole, default=1, help="stages of layers")
-    add("--ep", type=whole, default=1, help="devices that share the experts")
-    add("--zero", type=int, choices=range(4), default=0, help="what copies store together")
-    add("--micro", type=whole, default=32, help="parts of a batch that go through --pp stages")
-    add("--schedule", choices=SCHEDULES, default="1f1b", help="what a stage does when")
-    add("--pieces", type=whole, default=1, help="of the layers at a stage, for interleaved")
-    add("--box", type=whole, default=8, help="devices that NVLink joins")
-    add("--batch-tokens", type=number, default=3.2e6, help="tokens of a step, on all devices")
+        help="split each text over N devices; with --tp, give the same N")
+    add("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
+    add("--ep", type=whole, default=1, help="split the experts over N devices")
+    add("--zero", type=int, choices=range(4), default=0,
+        help="store in parts on the copies: 1 optimizer moments, 2 also gradients, 3 also weights")
+    add("--micro", type=whole, default=32, help="micro-batches of a --pp pipeline")
+    add("--schedule", choices=SCHEDULES, default="1f1b", help="order of work in a pipeline")
+    add("--pieces", type=whole, default=1, help="pieces of layers per stage, for interleaved")
+    add("--box", type=whole, default=8, help="devices connected by NVLink")
+    add("--batch-tokens", type=number, default=3.2e6, help="tokens per step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,
-        help="share of what can hide behind computation that does")  # fmt: skip
+        help="share of overlappable communication that does overlap")  # fmt: skip
     add("--bandwidth", type=console.amount("B/s", 1e3),
-        help="of one more network, such as 50GB/s; with --latency")  # fmt: skip
-    add("--latency", type=number, help="seconds a message of that one; 1e-5 if not given")
-    add("--picture", metavar="F.png", help="how sensitive each way is, as a picture")
+        help="add a network with this bandwidth, such as 50GB/s")  # fmt: skip
+    add("--latency", type=number, help="latency of that network, in seconds (default: 1e-5)")
+    add("--picture", metavar="F.png", help="draw idle time by bandwidth and by latency")
     return result
 
 
@@ -285,13 +287,13 @@ def layout_of(flags: argparse.Namespace) -> Layout:
     """The layout of the flags; InputError if they do not fit together."""
     tokens = flags.sp > 1 and flags.tp > 1
     if tokens and flags.sp != flags.tp:
-        raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: between matrices the same devices "
-                         "share the tokens; give both the same number")  # fmt: skip
+        raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: the same devices share the tokens "
+                         "between matrices; give both the same number")  # fmt: skip
     others = flags.tp * (1 if tokens else flags.sp) * flags.pp * flags.ep
     devices = flags.devices or (flags.dp * others if flags.dp else max(1024 // others, 1) * others)
     if devices % others or flags.dp not in (None, devices // others):
-        raise InputError(f"--devices {devices} cannot be {flags.dp or 'copies'} × {others}: the "
-                         "product of --dp, --tp, --sp, --pp and --ep is --devices")  # fmt: skip
+        raise InputError(f"--devices {devices} cannot be {flags.dp or 'copies'} × {others}: "
+                         "give the product of --dp, --tp, --sp, --pp and --ep")  # fmt: skip
     return Layout(
         devices // others, flags.tp, 1 if tokens else flags.sp, flags.pp, flags.ep, flags.zero,
         tokens, flags.schedule, flags.micro, flags.pieces,
@@ -308,11 +310,11 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     for name in ("utilization", "overlap"):
         if getattr(flags, name) > 1:
-            raise InputError(f"--{name} is {getattr(flags, name)}: expected at most 1")
+            raise InputError(f"--{name}: expected at most 1, got {getattr(flags, name)}")
     check_picture(flags.picture)
     idle = console.given_flags(parser(), arguments) & {"schedule", "pieces"}
     if flags.pp == 1 and idle:
-        raise InputError(f"--{min(idle)} does nothing without --pp: give --pp 2 as well")
+        raise InputError(f"--{min(idle)} has no effect without --pp: also give --pp 2")
     layout = layout_of(flags)
     config = GPTConfig.preset(flags.model)
     layout.check(config)
@@ -320,7 +322,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.bandwidth is not None:
         networks.append(Network("yours", flags.bandwidth, flags.latency or 1e-5))
     elif flags.latency is not None:
-        raise InputError("--latency is that of one more network: give its --bandwidth as well")
+        raise InputError("--latency has no effect without --bandwidth: also give --bandwidth")
     itemsize, steps = ITEMSIZE[flags.dtype], flags.tokens / flags.batch_tokens
     work = Work(flags.batch_tokens, config.context, itemsize)
     inner = NVLINK if flags.box > 1 else None
@@ -328,7 +330,7 @@ def main(arguments: Sequence[str]) -> None:
     step = predict(config, work, layout, cluster)
     print(f"{flags.model}: {parameters(config).total:,} parameters; {layout.devices:,} devices: "
           f"{layout}\na step of {flags.batch_tokens:,.0f} tokens: {flops_per_token(config):.3g} "
-          f"flops each, {duration_text(step.compute)} of computation; a device sends "
+          f"flops each, {duration_text(step.compute)} of computation; each device sends "
           f"{bytes_text(step.nbytes)} in {step.messages:,.0f} messages\n")  # fmt: skip
     show_networks(config, work, layout, cluster, networks, steps)
     show_layouts(config, work, cluster, layout.devices, flags.micro)

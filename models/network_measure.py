@@ -1,8 +1,8 @@
-"""Formulas beside real trainings: `python models/network.py measure`.
+"""Compare predictions with measured trainings: `python models/network.py measure`.
 
-Makes two to four namespaces on this machine (`network_link.py`; that needs root), trains a small
-GPT over MPI between them, in each way to share its work, and sets bandwidth and latency of the link
-while that runs. Computation is what a step takes over the link unshaped; all else is predicted
+Creates two to four network namespaces on this machine (`network_link.py`; needs root), trains a
+small GPT over MPI between them, in each layout, and sets the bandwidth and latency of their link.
+The time of computation is that of a step over the unlimited link; the rest is predicted
 (`network_model.py`) for the bandwidth that was set.
 """
 
@@ -92,26 +92,27 @@ class EndedBySignals(Interruption):
     def _notice(self, number: int, frame: FrameType | None) -> None:
         for one in self.signals:
             signal.signal(one, signal.SIG_IGN)
-        raise Stopped(number, "stopped; processes and namespaces are removed")
+        raise Stopped(number, "stopped; processes and namespaces were removed")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of `measure`."""
     result = console.Parser(prog="network.py measure", description=__doc__)
     add, whole = result.add_argument, console.positive_int
-    add("--ranks", type=int, choices=(2, 3, 4), default=2, help="namespaces, with a rank each")
-    add("--kinds", nargs="+", metavar="KIND", help="some of dp zero3 sp tp tp+sp gpipe 1f1b "
-        "interleaved zb ep (and dp×tp of 4 ranks); dp sp tp 1f1b zb if not given")  # fmt: skip
+    add("--ranks", type=int, choices=(2, 3, 4), default=2,
+        help="network namespaces, with one rank each")  # fmt: skip
+    add("--kinds", nargs="+", metavar="KIND", help="layouts: dp zero3 sp tp tp+sp gpipe 1f1b "
+        "interleaved zb ep (and dp×tp with 4 ranks; default: dp sp tp 1f1b zb)")  # fmt: skip
     add("--bandwidth", nargs="*", type=console.amount("B/s", 1e5), default=[100e6, 50e6, 25e6],
-        help="of the link, such as 100MB/s")  # fmt: skip
+        help="bandwidths of the link (default: 100MB/s 50MB/s 25MB/s)")  # fmt: skip
     add("--latency", nargs="*", type=console.natural_float, default=[],
-        help="in seconds, such as 0.005, at the first bandwidth: a relay then delays packets")
-    add("--steps", type=whole, default=5, help="of which the median counts")
-    add("--batch", type=whole, default=8, help="windows of all ranks together")
+        help="latencies in seconds, such as 0.005: a relay delays packets, at the first bandwidth")
+    add("--steps", type=whole, default=5, help="steps per measurement; the median counts")
+    add("--batch", type=whole, default=8, help="windows of text per step, on all ranks together")
     for name, number in (("layers", 4), ("heads", 4), ("dim", 256), ("context", 64),
                          ("micro", 4)):  # fmt: skip
         add(f"--{name}", type=whole, default=number,
-            help="micro-batches of pipelines" if name == "micro" else f"of the model: its {name}")
+            help="micro-batches of pipelines" if name == "micro" else f"{name} of the model")
     return result
 
 
@@ -122,7 +123,7 @@ def measured(flags: argparse.Namespace) -> Iterator[Row]:
     configs: dict[str, GPTConfig] = {}
     for kind in chosen:
         if kind not in known:
-            raise InputError(f"--kinds {kind}: expected some of {' '.join(known)}")
+            raise InputError(f"--kinds: expected some of {' '.join(known)}, got {kind}")
         try:
             config = GPTConfig(flags.layers, flags.heads, flags.dim, flags.context, 65)
             routed = replace(config, experts=2 * flags.ranks)
@@ -162,8 +163,8 @@ def main(arguments: Sequence[str]) -> None:
             for row in measured(flags):
                 print(show(row), flush=True)
     except NoLink as error:
-        print(f"cannot make a link between namespaces here: {error}\n"
-              "that takes root's rights (CAP_SYS_ADMIN and CAP_NET_ADMIN): try sudo",
+        print(f"cannot connect network namespaces: {error}\n"
+              "this needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN): try sudo",
               file=sys.stderr)  # fmt: skip
         sys.exit(2)
 

@@ -116,13 +116,15 @@ class Layout:
     def check(self, config: GPTConfig) -> None:
         """InputError if the layout does not fit a model."""
         if self.ep > 1 and (not config.experts or config.experts % self.ep):
-            raise InputError(f"{config.experts} experts cannot be cut into {self.ep} parts")
+            raise InputError(f"{config.experts} experts cannot be split over ep {self.ep}")
         if config.layers < self.pp * self.pieces:
-            raise InputError(f"{config.layers} layers cannot be cut into {self.pp * self.pieces}")
+            raise InputError(
+                f"{config.layers} layers cannot be split into {self.pp * self.pieces} pieces"
+            )
         if config.heads % self.tp:
-            raise InputError(f"{config.heads} heads cannot be cut into {self.tp} parts")
+            raise InputError(f"{config.heads} heads cannot be split over tp {self.tp}")
         if self.tokens and self.tp == 1:
-            raise InputError("tokens between matrices are divided over tp: it must be above 1")
+            raise InputError("splitting the tokens between matrices needs tp above 1, got 1")
         if self.pp > 1:
             make_table(self.schedule, self.pp, self.micro, self.pp * self.pieces)
 

@@ -119,7 +119,7 @@ class Job:
                 return Report(**json.loads(line))
         self.errors.seek(0)
         said = self.errors.read().strip().splitlines()
-        raise InputError("the training has ended: " + "\n".join(said[-5:]))
+        raise InputError("the training failed: " + "\n".join(said[-5:]))
 
 
 @contextmanager

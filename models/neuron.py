@@ -14,12 +14,12 @@ def show() -> None:
     signals, weights = Tensor(SIGNALS), Tensor(WEIGHTS)
     products = signals * weights
     total = products.sum() - THRESHOLD
-    print("a neuron weighs its signals, adds them up, and compares with its threshold\n")
+    print("a neuron weights its signals, adds them up, and compares the sum with a threshold\n")
     for signal, weight, product in zip(SIGNALS, WEIGHTS, products.tolist(), strict=True):
         print(f"  signal {signal:4.1f} · weight {weight:4.1f} = {product:6.3f}")
     print(f"  sum {products.sum().item():.3f} − threshold {THRESHOLD} = {total.item():.3f}: "
           f"{'active' if total.item() > 0 else 'silent'}")  # fmt: skip
-    print("\nhow it answers when all signals are so many times as strong")
+    print("\nits answer when all signals are this many times as strong")
     factors = Tensor([0.0, 0.5, 0.75, 1.0, 1.5, 2.0])
     sums = factors * products.sum() - THRESHOLD
     header = "".join(f"{factor:9.2f}" for factor in factors.tolist())
@@ -27,4 +27,4 @@ def show() -> None:
     rows = {"sum": sums, **{name: bend(sums) for name, bend in ACTIVATIONS.items()}}
     for name, values in rows.items():
         print(f"  {name:<9}" + "".join(f"{value:9.3f}" for value in values.tolist()))
-    print("\nits weights and its threshold (as a bias, −threshold) are what training finds")
+    print("\ntraining finds its weights and its threshold (as a bias, −threshold)")

@@ -40,7 +40,7 @@ def check_picture(path: str | None) -> None:
     """InputError if a picture could not be drawn or written: better now than after training."""
     if path is not None:
         if Path(path).suffix.lower() != ".png":
-            raise InputError(f"--picture {path}: a picture is a PNG, so its name must end in .png")
+            raise InputError(f"--picture: expected a file name ending in .png, got {path}")
         require("matplotlib")
         check_writable(Path(path))
 
@@ -121,7 +121,7 @@ def silent(model: Perceptron, digits: Digits) -> list[bool]:
 
 def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
     """Draw the weights of each neuron as an image; its number is the same as in the bars."""
-    figure.suptitle("layer 1: what each neuron looks for (blue: ink counts for it)")
+    figure.suptitle("layer 1: what each neuron looks for (blue: ink raises its sum)")
     for number, (axes, row) in enumerate(zip(figure.subplots(4, 4).flat, weights, strict=False)):
         limit = abs(row).max() or 1.0
         axes.imshow(row.reshape(28, 28), cmap="RdBu", vmin=-limit, vmax=limit)
@@ -175,7 +175,7 @@ def draw_sum(axes: Any) -> float:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names) + 1), [*names, "sum"])
     axes.margins(y=0.12)
-    axes.set_ylabel("weighted signals, added up")
+    axes.set_ylabel("sum of weighted signals")
     above = total - neuron.THRESHOLD
     axes.set_title(f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
     axes.legend(loc="lower center")
@@ -189,12 +189,12 @@ def draw_activations(axes: Any, total: float) -> None:
     sums = np.linspace(-4, 4, 161, dtype=np.float32)
     for name, bend in neuron.ACTIVATIONS.items():
         answer = bend(Tensor([total])).item()
-        (line,) = axes.plot(sums, bend(Tensor(sums)).numpy(), label=f"{name}: answers {answer:.3f}")
+        (line,) = axes.plot(sums, bend(Tensor(sums)).numpy(), label=f"{name}: {answer:.3f}")
         axes.plot(total, answer, "o", color=line.get_color())
     axes.axvline(total, color=GREY, linestyle=":", linewidth=1)
     axes.set_xlabel("sum − threshold")
     axes.set_ylabel("activation")
-    axes.set_title(f"how the neuron answers at {total:.2f}")
+    axes.set_title(f"answers of the neuron at {total:.2f}")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
 
@@ -230,9 +230,9 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     labels = [readable(names[place]) for place in places]
     axes.set_xticks(places, labels, rotation=90)
     axes.set_yticks(places, labels)
-    note = f" (1 of {every} is named)" if every > 1 else ""
-    axes.set_xlabel(f"what is looked at{note}")
-    axes.set_ylabel(f"what looks{note}")
+    note = f" (1 of {every} named)" if every > 1 else ""
+    axes.set_xlabel(f"attended-to token{note}")
+    axes.set_ylabel(f"attending token{note}")
     axes.set_title(title)
     figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{100 * share:.3g}%")
     save_figure(figure, path)

@@ -50,7 +50,7 @@ def load_model(
         tokenizer = hub_tokenizer(path if path.is_dir() else path.parent, source.facts)
     if len(tokenizer) > model.config.vocabulary:
         raise InputError(
-            f"{path}: its tokenizer has {len(tokenizer)} tokens, the model a vocabulary of "
+            f"{path}: its tokenizer has {len(tokenizer)} tokens, but its model has a vocabulary of "
             f"{model.config.vocabulary}"
         )
     return model, tokenizer
@@ -115,10 +115,10 @@ def _bare_hub_tokenizer(folder: Path, facts: Any) -> Tokenizer:
             return bpe.from_shown(tokens, lines, "gpt2", special)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError,
             RecursionError) as error:  # fmt: skip
-        raise InputError(f"{folder}: its tokenizer is none that is known here: {error}") from None
+        raise InputError(f"{folder}: its tokenizer is not supported: {error}") from None
     if facts.get("model_type") == "gpt2" and facts.get("vocab_size") == 50257:
         return bpe.gpt2_merges()
-    raise InputError(f"{folder} has no tokenizer: no tokenizer.json, nor vocab.json and merges.txt")
+    raise InputError(f"{folder} has no tokenizer.json, nor vocab.json and merges.txt")
 
 
 def _of_json(stored: Any) -> Tokenizer:
@@ -151,7 +151,7 @@ def _by_id(ids: Mapping[str, int]) -> list[str]:
     """Tokens in the order of their ids; ValueError unless these are 0, 1, 2 …"""
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(tokens))):
-        raise ValueError("its ids leave some out")
+        raise ValueError("its ids are not 0, 1, 2 … without gaps")
     return tokens
 
 

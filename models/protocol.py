@@ -32,7 +32,7 @@ class Refused(Exception):
 def _number(low: float, high: float) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
         if type(value) not in (int, float) or not low <= value <= high:
-            raise Refused(f"{name} is {_short(value)}: expected a number of {low:g} … {high:g}",
+            raise Refused(f"{name}: expected a number in {low:g} … {high:g}, got {_short(value)}",
                           name, code="invalid_value")  # fmt: skip
 
     return check
@@ -41,7 +41,7 @@ def _number(low: float, high: float) -> Callable[[str, Any], None]:
 def _whole(low: int, high: int) -> Callable[[str, Any], None]:
     def check(name: str, value: Any) -> None:
         if type(value) is not int or not low <= value <= high:
-            raise Refused(f"{name} is {_short(value)}: expected a whole number of {low} … {high}",
+            raise Refused(f"{name}: expected a whole number in {low} … {high}, got {_short(value)}",
                           name, code="invalid_value")  # fmt: skip
 
     return check
@@ -49,23 +49,23 @@ def _whole(low: int, high: int) -> Callable[[str, Any], None]:
 
 def _flag(name: str, value: Any) -> None:
     if type(value) is not bool:
-        raise Refused(f"{name} is {_short(value)}: expected true or false", name,
+        raise Refused(f"{name}: expected true or false, got {_short(value)}", name,
                       code="invalid_type")  # fmt: skip
 
 
 def _words(name: str, value: Any) -> None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise Refused(f"{name} is {_short(value)}: expected a text or a list of texts", name,
+        raise Refused(f"{name}: expected a string or a list of strings, got {_short(value)}", name,
                       code="invalid_type")  # fmt: skip
     if len(texts) > 4 or any(len(text) > 1000 for text in texts):
-        raise Refused(f"{name} has {len(texts)} texts: expected at most 4, of 1,000 characters",
+        raise Refused(f"{name}: expected at most 4 strings of 1,000 characters, got {len(texts)}",
                       name, code="invalid_value")  # fmt: skip
 
 
 def _options(name: str, value: Any) -> None:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise Refused(f"{name} is {_short(value)}: only include_usage is supported", name,
+        raise Refused(f"{name}: expected only include_usage, got {_short(value)}", name,
                       code="unsupported_value")  # fmt: skip
     for inner in value.values():
         _flag(f"{name}.include_usage", inner)
@@ -77,7 +77,7 @@ def _anything(name: str, value: Any) -> None:
 
 def _text(name: str, value: Any) -> None:
     if not isinstance(value, str):
-        raise Refused(f"{name} is {_short(value)}: expected a text", name, code="invalid_type")
+        raise Refused(f"{name}: expected a string, got {_short(value)}", name, code="invalid_type")
 
 
 LARGEST = 1 << 31
@@ -122,9 +122,9 @@ def read_body(raw: bytes) -> dict[str, Any]:
         body: Any = json.loads(raw)
         json.dumps(body, ensure_ascii=False).encode()  # an escape may be half a character
     except (ValueError, RecursionError) as error:
-        raise Refused(f"the body is no JSON: {error}") from None
+        raise Refused(f"the request body is not valid JSON: {error}") from None
     if not isinstance(body, dict):
-        raise Refused("the body is no JSON object")
+        raise Refused("the request body is not a JSON object")
     return body
 
 
@@ -143,7 +143,7 @@ def wanted(body: Mapping[str, Any], kind: str) -> Wanted:
         else:
             raise Refused(f"unknown parameter: {name}", name, code="unknown_parameter")
     if "stream_options" in given and not given.get("stream"):
-        raise Refused("stream_options needs stream", "stream_options", code="invalid_value")
+        raise Refused("stream_options needs stream: true", "stream_options", code="invalid_value")
     logprobs = given.get("logprobs")
     if kind == "chat":
         if "top_logprobs" in given and not logprobs:
@@ -169,13 +169,13 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
     """The messages of a chat, each with a role and a text; Refused for others."""
     given = body.get("messages")
     if not isinstance(given, list) or not given:
-        raise Refused("messages: expected a list of at least one", "messages")
+        raise Refused("messages: expected a list of at least one message", "messages")
     found = []
     for place, message in enumerate(given):
         where = f"messages[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
-            raise Refused(f"{where}.role is {_short(role)}: expected {', '.join(ROLES)}", where,
+            raise Refused(f"{where}.role: expected {', '.join(ROLES)}, got {_short(role)}", where,
                           code="unsupported_value")  # fmt: skip
         more = {name for name, value in message.items() if value is not None}
         for name in sorted(more - {"role", "content", "name"}):
@@ -185,12 +185,12 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
         if isinstance(content, list):  # parts, of which only texts are supported
             for part in content:
                 if not isinstance(part, dict) or part.get("type") != "text":
-                    raise Refused(f"{where}.content has a part that is no text", f"{where}.content",
+                    raise Refused(f"{where}.content: expected only text parts", f"{where}.content",
                                   code="unsupported_value")  # fmt: skip
                 _text(f"{where}.content", part.get("text"))
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
-            raise Refused(f"{where}.content is {_short(content)}: expected a text",
+            raise Refused(f"{where}.content: expected a string, got {_short(content)}",
                           f"{where}.content", code="invalid_type")  # fmt: skip
         role = "system" if message["role"] == "developer" else message["role"]
         found.append({"role": role, "content": content})

@@ -191,7 +191,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         place.contour(grid0, grid1, surface, levels=levels, colors="#a0a0a0", linewidths=0.7)
         place.plot(walked[:, 0], walked[:, 1], "o-", color="#2171b5", markersize=3, linewidth=1)
         place.plot(*walked[0, :2], "s", color="#d94801", label="start")
-        place.plot(k0, k1, "*", color="#238b45", markersize=12, label="least loss")
+        place.plot(k0, k1, "*", color="#238b45", markersize=12, label="lowest loss")
         place.set_xlim(grid0.min(), grid0.max())
         place.set_ylim(grid1.min(), grid1.max())
         place.set_xlabel("k0")
@@ -219,7 +219,7 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
     scatter.loglog(sizes, [spread[0] / size**0.5 for size in sizes], "--", color="#737373",
                    label="1/√batch")  # fmt: skip
     scatter.set_xlabel("batch size")
-    scatter.set_ylabel("distance from the whole gradient")
+    scatter.set_ylabel("distance from the full gradient")
     scatter.legend()
     pictures.save_figure(figure, path)
 
@@ -227,15 +227,15 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="Fit a line by gradient descent and draw how it gets there."
+        description="Fit a line to points by gradient descent, and draw each step."
     )
     add, whole = result.add_argument, console.positive_int
     add("--points", type=whole, default=200,
-        help="how many points the line is fitted to; at least 2")  # fmt: skip
+        help="points to fit the line to; at least 2")  # fmt: skip
     add("--noise", type=console.natural_float, default=0.5,
         help="standard deviation of the points from the true line")  # fmt: skip
-    add("--steps", type=whole, default=40, help="how many steps gradient descent takes")
-    add("--picture", metavar="F.png", default="regression.png", help="where the picture goes")
+    add("--steps", type=whole, default=40, help="steps of gradient descent")
+    add("--picture", metavar="F.png", default="regression.png", help="where to save the picture")
     console.add_common_flags(result)
     return result
 
@@ -246,9 +246,9 @@ def main(arguments: Sequence[str]) -> None:
     console.apply_common_flags(flags)
     pictures.check_picture(flags.picture)
     if flags.points < 2:
-        raise InputError(f"--points is {flags.points}: a line needs at least 2")
+        raise InputError(f"--points: expected at least 2, got {flags.points}")
     # x and y as float64 and float32, their products, and arrays for the gradient
-    console.check_fits(64 * flags.points, f"--points {flags.points}", "give fewer")
+    console.check_fits(64 * flags.points, f"--points {flags.points}", "use fewer")
     data = points(flags.points, flags.noise, flags.seed)
     k0, k1 = best(data)
     print(f"{flags.points} points around y = {TRUTH[0]} + {TRUTH[1]}·x; least squares: "
@@ -259,17 +259,17 @@ def main(arguments: Sequence[str]) -> None:
         print(f"  learning rate {RATES[name]:<5} {name:<11} k0 {path[-1][0]:9.3g}, "
               f"k1 {path[-1][1]:9.3g}, loss {path[0][2]:.3g} → {path[-1][2]:.3g}")  # fmt: skip
     noise = gradient_noise(data, 400, flags.seed)
-    print("\nhow far the gradient of a batch is from that of all points")
+    print("\ndistance between the gradient of a batch and that of all points")
     for size, away in noise:
         print(f"  batch {size:>4}  {away:.4f}")
     result = perturb_or_propagate((784, 16, 16, 10), 32, flags.seed)
     print(f"\na gradient for {result.parameters:,} parameters\n"
           f"  one backward pass          {result.backward * 1e3:10.3f} ms\n"
           f"  {result.parameters:,} forward passes      {result.blind * 1e3:10.1f} ms: "
-          f"{result.blind / result.backward:,.0f} times as long, and the same direction "
+          f"{result.blind / result.backward:,.0f} times as long, for the same direction "
           f"(cosine {result.cosine:.4f})")  # fmt: skip
     draw(data, paths, noise, Path(flags.picture))
-    print(f"\npicture {flags.picture}")
+    print(f"\nsaved picture {flags.picture}")
 
 
 if __name__ == "__main__":

@@ -39,13 +39,13 @@ class Sampling:
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}: expected 0 (greedy) or more")
+            raise ValueError(f"temperature: expected 0 (greedy) or more, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k is {self.top_k}: expected at least 1")
+            raise ValueError(f"top_k: expected at least 1, got {self.top_k}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: expected more than 0 and at most 1")
+            raise ValueError(f"top_p: expected above 0, at most 1, got {self.top_p}")
         if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}: expected above 0")
+            raise ValueError(f"repetition_penalty: expected above 0, got {self.repetition_penalty}")
 
     @property
     def steps(self) -> frozenset[str]:

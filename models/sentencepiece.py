@@ -88,13 +88,13 @@ def _checked(
     """The tokenizer of a file's lists; InputError if they do not fit together."""
     for values, kind in ((tokens, str), (scores, float), (kinds, int)):
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
-            raise InputError("its tokenizer has no lists of tokens, scores and kinds")
+            raise InputError("its tokenizer lacks lists of tokens, scores and kinds")
     byte = re.compile("<0x[0-9A-Fa-f]{2}>")
     fits = len(tokens) == len(scores) == len(kinds) and all(
         byte.fullmatch(token) for token, kind in zip(tokens, kinds, strict=False) if kind == BYTE
     )
     if not fits:
-        raise InputError("its tokenizer's tokens, scores and kinds do not fit one another")
+        raise InputError("its tokenizer has different numbers of tokens, scores and kinds")
     known = type(first) is int and 0 <= first < len(tokens)
     return SentencePieceTokenizer(tokens, scores, kinds, prefix, first if known else None)
 

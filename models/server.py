@@ -139,12 +139,12 @@ class Server:
             written.wait(PATIENCE)
 
     async def _nothing(self, request: Any, error: Any) -> Any:
-        refused = Refused(f"{request.method} {request.url.path} is not served here",
+        refused = Refused(f"{request.method} {request.url.path}: no such endpoint",
                           status=error.status_code, code="unknown_url")  # fmt: skip
         return self.responses.JSONResponse(refused.body, refused.status)
 
     async def _broken(self, _: Any, error: Exception) -> Any:
-        refused = Refused(f"the server failed: {type(error).__name__}", status=500,
+        refused = Refused(f"internal server error: {type(error).__name__}", status=500,
                           kind="server_error")  # fmt: skip
         return self.responses.JSONResponse(refused.body, refused.status)
 
@@ -176,24 +176,24 @@ class Server:
         if self.limits.key is not None and not hmac.compare_digest(
             given.encode(), expected.encode()
         ):
-            raise Refused("the API key is missing or wrong: Authorization: Bearer …", status=401,
+            raise Refused("missing or wrong API key: send Authorization: Bearer KEY", status=401,
                           code="invalid_api_key")  # fmt: skip
 
     def _check_name(self, name: Any) -> None:
         if name != self.name:
-            raise Refused(f"the model {str(name)[:80]!r} is not served here: {self.name} is",
+            raise Refused(f"unknown model {str(name)[:80]!r}: this server has {self.name}",
                           "model", 404, "model_not_found")  # fmt: skip
 
     async def _body(self, request: Any) -> dict[str, Any]:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise Refused(f"the content type is {kind!r}: expected application/json", status=415)
+            raise Refused(f"content type: expected application/json, got {kind!r}", status=415)
         raw = bytearray()
         try:
             async for part in request.stream():
                 raw += part
                 if len(raw) > self.limits.body:
-                    raise Refused(f"the body has more than {self.limits.body} bytes", status=413,
+                    raise Refused(f"the request has more than {self.limits.body} bytes", status=413,
                                   code="request_too_large")  # fmt: skip
         except self.gone:
             raise Refused("the client has closed the request", status=499) from None
@@ -213,11 +213,11 @@ class Server:
         elif isinstance(prompt, list) and prompt and all(type(one) is int for one in prompt):
             ids = prompt
         else:
-            raise Refused("prompt: expected one text, or a list of token ids", "prompt",
+            raise Refused("prompt: expected one string, or a list of token ids", "prompt",
                           code="unsupported_value")  # fmt: skip
         most = self.engine.slots.model.config.vocabulary
         if not ids or not 0 <= min(ids) <= max(ids) < most:
-            raise Refused(f"prompt: expected at least one token, each of 0 … {most - 1}", "prompt",
+            raise Refused(f"prompt: expected at least one token, each in 0 … {most - 1}", "prompt",
                           code="invalid_value")  # fmt: skip
         return await self._answer(request, want, ids, DEFAULT_TOKENS, chat=False)
 
@@ -229,7 +229,7 @@ class Server:
             raise Refused(self.no_template, "messages", code="unsupported_value")
         more = want.body.get("chat_template_kwargs", {})
         if not isinstance(more, dict) or set(more) & {"messages", "add_generation_prompt"}:
-            raise Refused("chat_template_kwargs: expected an object of the template's names",
+            raise Refused("chat_template_kwargs: expected an object of template variables",
                           "chat_template_kwargs", code="invalid_value")  # fmt: skip
         try:
             ids = await asyncio.to_thread(self.template.encode, self.tokenizer, messages, more)
@@ -248,12 +248,12 @@ class Server:
     ) -> Any:
         room = self.engine.most - len(ids)
         if want.tokens is not None and want.tokens > self.limits.tokens:
-            raise Refused(f"max_tokens is {want.tokens}: expected at most {self.limits.tokens}",
+            raise Refused(f"max_tokens: expected at most {self.limits.tokens}, got {want.tokens}",
                           "max_tokens", code="invalid_value")  # fmt: skip
         if room < (want.tokens or 1):
             raise Refused(
-                f"the prompt has {len(ids)} tokens, and {want.tokens or 1} more are asked for: the "
-                f"context has {self.engine.most}", "messages" if chat else "prompt",
+                f"the prompt has {len(ids)} tokens, and {want.tokens or 1} more were requested: "
+                f"the context has {self.engine.most}", "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )  # fmt: skip
         events = Events()
@@ -457,14 +457,14 @@ def hosts_of(host: str) -> list[str]:
 def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """The engine; InputError for invalid flags, or if the caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
-        raise InputError(f"--slots is {flags.slots}: expected a power of two of at most 64")
+        raise InputError(f"--slots: expected a power of two, at most 64, got {flags.slots}")
     check_most(flags.speculate)
     if model.config.context < LEAST:
         raise InputError(f"a context of {model.config.context} has no room for a prompt and an "
-                         f"answer: expected at least {LEAST}, see --context")  # fmt: skip
+                         f"answer: expected at least {LEAST} (see --context)")  # fmt: skip
     console.check_fits(
         cache_bytes(model.config, flags.slots, itemsize=4),
-        f"keys and values of --slots {flags.slots}", "give fewer, or a smaller --context",
+        f"keys and values of --slots {flags.slots}", "use fewer, or a smaller --context",
     )  # fmt: skip
     return Engine(model, flags.slots, model.config.context, flags.queue, flags.speculate)
 
@@ -472,10 +472,10 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
 def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, after which started requests finish."""
     if flags.port > MOST_PORTS:
-        raise InputError(f"--port is {flags.port}: expected at most {MOST_PORTS}")
+        raise InputError(f"--port: expected at most {MOST_PORTS}, got {flags.port}")
     if flags.api_key is not None and not re.fullmatch("[!-~]+", flags.api_key):
-        raise InputError(f"--api-key is {flags.api_key!r}, which no request can carry: expected "
-                         "letters, digits and signs of ASCII")  # fmt: skip
+        raise InputError("--api-key: expected printable ASCII characters without spaces, got "
+                         f"{flags.api_key!r}")  # fmt: skip
     uvicorn: Any = require("uvicorn")
     require("starlette")
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
@@ -492,9 +492,9 @@ def serve_command(flags: argparse.Namespace) -> None:
         socket = config.bind_socket()
     except (SystemExit, TypeError, UnicodeError):  # two of them: an invalid host name
         raise InputError(
-            f"cannot listen at {flags.host}:{flags.port}: is it in use, or another machine's?"
+            f"cannot listen at {flags.host}:{flags.port}: is the port in use, or the host wrong?"
         ) from None
-    print(f"{name}: compiling for {flags.slots} requests at a time …", flush=True)
+    print(f"compiling {name} for {flags.slots} requests at once …", flush=True)
     engine.start()
     socket.listen(1024)  # early clients wait until the server begins
     print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)

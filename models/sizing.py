@@ -259,7 +259,7 @@ def report(
         f"{p.feed_forward:,} + router {p.router:,} + norms {p.norms:,} + output "
         f"{p.output:,}")  # fmt: skip
     if c.experts:
-        add("active per token", f"{p.active:,}", "without the experts that a token does not go to")
+        add("active per token", f"{p.active:,}", "without the experts that a token skips")
     add("weights", bytes_text(weights), f"parameters · {itemsize} bytes")
     add("KV cache", f"{bytes_text(cache)} = {cache / 2**30:.3g} GiB",
         f"2 · {c.layers} layers · {c.key_value_heads} heads · {c.context} positions · "
@@ -269,13 +269,13 @@ def report(
         f"parameters · {rest} bytes: AdamW's two moments, 4 each"
         + (", and float32 masters, 4" if training.masters else ""))  # fmt: skip
     add("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
-        f"what the backward pass needs of {batch} × {c.context} tokens")  # fmt: skip
-    add("training, all of it", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
+        f"what the backward pass needs, for {batch} × {c.context} tokens")  # fmt: skip
+    add("training, total", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
         f"parameters · {training.per_parameter} bytes + activations")  # fmt: skip
     peaks = [peak_bytes(c, batch, itemsize, recompute) for recompute in (True, False)]
-    add("at one time, here", " … ".join(map(bytes_text, peaks)),
-        "the same with the larger of gradients and activations: the former take the room of the "
-        "latter")  # fmt: skip
+    add("peak in minigrad", " … ".join(map(bytes_text, peaks)),
+        "the same with only the larger of gradients and activations: gradients reuse the memory of "
+        "activations")  # fmt: skip
     add("devices to hold it", f"{devices(weights, memory):,}",
         f"weights / {bytes_text(memory)}, rounded up")  # fmt: skip
     add("devices to train it", f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
@@ -318,28 +318,31 @@ def article(config: GPTConfig) -> list[Line]:
 def add_machine_flags(command: argparse.ArgumentParser) -> None:
     """Add the flags for the model, its tokens and the devices; `network.py` has them, too."""
     add, number = command.add_argument, console.positive_float
-    add("model", nargs="?", default="gpt3", help=f"one of {', '.join(PRESETS)}")
-    add("--tokens", type=number, default=300e9, help="to train on")
-    add("--dtype", choices=list(ITEMSIZE), default="bfloat16", help="of weights and gradients")
+    add("model", nargs="?", default="gpt3", help=f"preset: {', '.join(PRESETS)}")
+    add("--tokens", type=number, default=300e9, help="training tokens")
+    add("--dtype", choices=list(ITEMSIZE), default="bfloat16",
+        help="dtype of weights and gradients")  # fmt: skip
     add("--peak", type=console.amount("flop/s", 1e6), default=989e12,
-        help="of a device, such as 989Tflop/s; an H100 if not given")  # fmt: skip
-    add("--utilization", type=number, default=0.4, help="share of the peak that is reached")
+        help="peak speed of a device, such as 989Tflop/s (an H100)")  # fmt: skip
+    add("--utilization", type=number, default=0.4, help="share of the peak that training reaches")
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of the script."""
     result = console.Parser(
-        description="How large a model is: parameters, memory, flops, devices, days."
+        description="Compute a model's parameters, memory, flops, devices and days of training."
     )
     add = result.add_argument
     add_machine_flags(result)
     for name in ("layers", "heads", "dim", "context", "vocabulary", "experts"):
-        add(f"--{name}", type=console.positive_int, help=f"another number of {name}"
-            if name not in ("dim", "context", "vocabulary") else f"another {name}")  # fmt: skip
-    add("--batch", type=console.positive_int, default=1, help="windows at a time on all devices")
+        add(f"--{name}", type=console.positive_int, help=f"change the number of {name}"
+            if name not in ("dim", "context", "vocabulary") else f"change the {name}")  # fmt: skip
+    add("--batch", type=console.positive_int, default=1,
+        help="windows of text per step, on all devices together")  # fmt: skip
     add("--device-memory", type=console.amount("B", 1e6), default=H100,
-        help="such as 80GB or 80GiB; an H100 if not given")  # fmt: skip
-    add("--devices", type=console.positive_int, help="as many as hold the training if not given")
+        help="memory of a device, such as 80GB or 80GiB (an H100 has 80 GB)")  # fmt: skip
+    add("--devices", type=console.positive_int,
+        help="devices that train (default: as few as can hold the training)")  # fmt: skip
     return result
 
 
@@ -351,7 +354,7 @@ def main(arguments: Sequence[str]) -> None:
                if getattr(flags, name) is not None}  # fmt: skip
     config = replace(GPTConfig.preset(flags.model), **changes)
     if flags.utilization > 1:
-        raise InputError(f"--utilization is {flags.utilization}: expected at most 1")
+        raise InputError(f"--utilization: expected at most 1, got {flags.utilization}")
     machine = Machine(flags.device_memory, flags.peak, flags.utilization, flags.devices)
     show(report(flags.model, config, ITEMSIZE[flags.dtype], flags.batch, machine, flags.tokens))
     if flags.model == "gpt3" and not changes:

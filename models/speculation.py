@@ -19,7 +19,7 @@ MOST = 15  # tokens guessed at once
 def check_most(speculate: int) -> None:
     """InputError if too many tokens are to be guessed."""
     if speculate > MOST:
-        raise InputError(f"--speculate is {speculate}: expected at most {MOST}")
+        raise InputError(f"--speculate: expected at most {MOST}, got {speculate}")
 
 
 class Guesses:

@@ -94,7 +94,7 @@ def load_text(path: str | None = None) -> str:
         return shakespeare()
     text = read_text(Path(path))
     if not text.strip():
-        raise InputError(f"{path} holds no text")
+        raise InputError(f"{path} contains no text")
     return text
 
 

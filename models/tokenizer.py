@@ -81,7 +81,7 @@ class Tokenizer(ABC):
         try:
             number = operator.index(number)
         except TypeError:
-            raise TypeError(f"a token is {number!r:.80}: expected a whole number") from None
+            raise TypeError(f"token: expected a whole number, got {number!r:.80}") from None
         if number >= 0:
             with suppress(LookupError):
                 return self._bytes_of(number)
@@ -108,7 +108,7 @@ def mended(text: str) -> str:
     Pairs become their character, others the replacement character (as in tiktoken).
     """
     if not isinstance(text, str):
-        raise TypeError(f"a tokenizer's text is {text!r:.80}: expected a str")
+        raise TypeError(f"text: expected a str, got {text!r:.80}")
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -177,7 +177,7 @@ class CharacterTokenizer(Tokenizer):
 
     def __init__(self, vocabulary: str) -> None:
         if sorted(set(vocabulary)) != list(vocabulary):
-            raise ValueError("the characters of a vocabulary must be sorted and all different")
+            raise ValueError("the characters of a vocabulary must be sorted and distinct")
         self.vocabulary = vocabulary
         self._ids = {character: number for number, character in enumerate(vocabulary)}
 
@@ -195,7 +195,7 @@ class CharacterTokenizer(Tokenizer):
             return [self._ids[character] for character in text]
         except KeyError as error:
             raise InputError(
-                f"the character {error.args[0]!r} is not among the {len(self)} of the vocabulary"
+                f"the character {error.args[0]!r} is not in the vocabulary of {len(self)}"
             ) from None
 
     def encode_array(self, text: str) -> Ids:

@@ -143,7 +143,7 @@ def backward_by_blocks(model: GPT, ids: Tensor, targets: Tensor, share: float = 
     time, so it raises ValueError.
     """
     if model.config.dropout and Tensor.training:
-        raise ValueError("blocks can only be computed again without dropout: set it to 0")
+        raise ValueError("blocks with dropout cannot be recomputed: set dropout to 0")
     params = nn.state.get_parameters(model)
     entries: list[Tensor] = []
     with Tensor.no_grad():
@@ -248,7 +248,7 @@ class TrainingRun:
     ) -> None:
         """Write a page that explains the next step, which runs several times for it."""
         if isinstance(self.division, Pipeline):
-            raise InputError("--explain with --pp: a pipeline is no one step; explain without --pp")
+            raise InputError("--explain does not support pipelines: leave out --pp")
         tensors = self.division.batch(*self._batch(windows))
         console.explain_step(path, self._captured, *tensors, speaks=speaks, values=values,
                              ranks=self.division.group)  # fmt: skip

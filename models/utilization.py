@@ -49,7 +49,7 @@ def utilization(config: GPTConfig, context: int, metrics: Metrics, ranks: int = 
     rate = rates[len(rates) // 2]
     flops = rate * flops_per_token(config, context)
     peak = ranks * product_rate(Device.canonical(Device.DEFAULT))
-    best = "one large product reaches here"
+    best = "the speed of a large product"
     if ranks > 1:
-        best = f"{ranks} large products reach here, one on each device"
-    return f"{rate:,.0f} tokens/s, {flops / 1e9:.3g} GFLOP/s: {flops / peak:.0%} of what {best}"
+        best = f"the speed of {ranks} large products, one on each device"
+    return f"{rate:,.0f} tokens/s, {flops / 1e9:.3g} GFLOP/s: {flops / peak:.0%} of {best}"

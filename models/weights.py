@@ -80,7 +80,7 @@ def load_pretrained(
 
         given = {"config": config, "dtype": dtype, "context": context}
         if names := [name for name, value in given.items() if value is not None]:
-            raise InputError(f"{path} is what models/gpt.py saved: expected no {', '.join(names)}")
+            raise InputError(f"{path} was saved by models/gpt.py: expected no {', '.join(names)}")
         return training_of(kind, Path(path), source.tensors, source.facts)[0]
     return model_of(kind, source, path, config, dtype, context)
 
@@ -138,7 +138,7 @@ def _read_folder(folder: Path) -> Source:
                 found = _read_tensors(file)[0]
                 lost = [name for name in names if name not in found]
                 if lost:
-                    raise InputError(f"{index} lists {lost[0]}, but {file.name} does not have it")
+                    raise InputError(f"{index} lists {lost[0]}, which {file.name} does not have")
                 tensors |= {name: found[name] for name in names}
             return Source("hub", tensors, facts)
     files = sorted(folder.glob("*.gguf"))
@@ -153,13 +153,13 @@ def _read_tensors(path: Path) -> tuple[dict[str, Weight], dict[str, str]]:
         try:
             found: Any = nn.state.torch_load(path)
         except MinigradError as error:
-            raise InputError(f"{path} is no PyTorch state dict: {error}") from None
+            raise InputError(f"{path} is not a PyTorch state dict: {error}") from None
         for _ in range(2):  # a model in a training's state; twice at most, as it may contain itself
             if not isinstance(found, dict) or not set(found) & {"model", "state_dict"}:
                 break
             found = found.get("state_dict", found.get("model"))  # with an optimizer beside it
         if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-            raise InputError(f"{path} is no PyTorch state dict: it holds more than tensors by name")
+            raise InputError(f"{path} is not a PyTorch state dict: expected only tensors by name")
         return dict(found), {}
     tensors, text = checkpoint.load(path)
     return dict(tensors), text
@@ -182,7 +182,7 @@ def config_of(source: Source) -> GPTConfig:
         return config
     if not source.facts:
         raise InputError(
-            "is no checkpoint of models/gpt.py, and has no config.json beside it to tell its shape"
+            "is not a checkpoint of models/gpt.py, and has no config.json beside it"
         )
     return config_of_hub(source.facts)
 
@@ -219,7 +219,7 @@ def _build(
         if tuple(weight.shape) != wanted[part.ours]:
             theirs = " and ".join(part.theirs[:3])
             raise InputError(
-                f"{theirs} make {part.ours} of shape {tuple(weight.shape)}, but the config says "
+                f"{theirs} give {part.ours} the shape {tuple(weight.shape)}, but the config says "
                 f"{wanted[part.ours]}"
             )
         weight = _converted(weight, part, dtype)
@@ -243,7 +243,7 @@ def checked_parts(source: Source, config: GPTConfig) -> list[Part]:
         heads = ("lm_head.weight", "embed_out.weight", "output.weight")
         rest = [name for name in rest if name not in heads]
     if rest:
-        raise InputError(f"the tensor {rest[0]} belongs to no part of this architecture")
+        raise InputError(f"the tensor {rest[0]} is not part of this architecture")
     _check_table(source, parts[0], config)
     return parts
 
@@ -262,7 +262,7 @@ def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight
     """A weight transposed, or with rows in our order: i and i + width/2 of a head are a pair."""
     if part.how == "transpose":
         if isinstance(weight, Quantized) or weight.ndim != 2:
-            raise InputError(f"{name} has shape {tuple(weight.shape)}: expected a plain matrix")
+            raise InputError(f"{name}: expected a plain matrix, got shape {tuple(weight.shape)}")
         return weight.transpose().contiguous()
     if part.how == "plus one":
         plain = weight.dequantized() if isinstance(weight, Quantized) else weight
@@ -276,7 +276,7 @@ def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight
     rows = plain_rows(weight)
     heads = 3 * config.width if part.how == "interleaved" else config.width
     if rows % heads or (part.how == "interleaved" and rows != math.prod(order)):
-        raise InputError(f"{name} has {rows} rows, no whole heads of {config.width}")
+        raise InputError(f"{name} has {rows} rows: expected whole heads of {config.width}")
     numbers = Tensor.arange(rows).reshape(order)
     axes = (0, 1) if part.how == "interleaved" else (1, 2)
     numbers = numbers.transpose(*axes).reshape(-1).realize()
@@ -293,7 +293,7 @@ def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | Quantiz
     if len({weight.shape[1:] for weight in weights}) > 1:
         shapes = " and ".join(str(tuple(weight.shape)) for weight in weights[:3])
         raise InputError(
-            f"{' and '.join(part.theirs[:3])} have shapes {shapes}: expected equal rows"
+            f"{' and '.join(part.theirs[:3])} have shapes {shapes}: expected equal row lengths"
         )
     of_experts = part.how in ("experts", "expert stacks")
     if len(weights) == 1 and not of_experts:
@@ -308,7 +308,7 @@ def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | Quantiz
     if part.how == "experts":
         groups = [plain[i : i + part.group] for i in range(0, len(plain), part.group)]
         if len({tuple(w.shape for w in group) for group in groups}) > 1:
-            raise InputError(f"the experts of {part.ours} differ in shape")
+            raise InputError(f"the experts of {part.ours} have different shapes")
         merged = [group[0].cat(*group[1:], dim=0) if group[1:] else group[0] for group in groups]
         return merged[0].stack(*merged[1:], dim=0).contiguous()
     return plain[0].cat(*plain[1:], dim=0).contiguous()

@@ -52,10 +52,10 @@ def quantize_command(flags: argparse.Namespace) -> None:
     path, target = Path(flags.weights), Path(flags.target)
     console.check_apart({"IN": path}, {"OUT": target})
     if target.exists() and not flags.overwrite:
-        raise InputError(f"{target} is there already: --overwrite replaces it")
+        raise InputError(f"{target} already exists: --overwrite replaces it")
     said, size = quantize_file(path, target, flags.type.upper(), flags.pure)
     print("\n".join(said))
-    print(f"{target}: {size / 1e6:,.1f} MB")
+    print(f"saved {target}: {size / 1e6:,.1f} MB")
 
 
 def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tuple[list[str], int]:
@@ -65,14 +65,16 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
     pure: for all matrices; otherwise llama.cpp's mixture.
     """
     if kind not in FILE_TYPES:
-        raise InputError(f"the type {kind!r} is not known: expected {', '.join(FILE_TYPES)}")
+        raise InputError(f"unknown type {kind!r}: expected {', '.join(FILE_TYPES)}")
     source = read_source(path)
     try:
         if source.kind == "own":
-            raise InputError("is a checkpoint of models/gpt.py: expected GGUF or safetensors files")
+            raise InputError(
+                "is a checkpoint of models/gpt.py: expected GGUF, or safetensors with config.json"
+            )
         config = config_of(source)
         if config.experts:
-            raise InputError("has experts: only models without are known")
+            raise InputError("has experts: quantizing these is not supported")
         parts = checked_parts(source, config)
         if source.kind == "gguf":
             metadata, tensors = source.typed, source.tensors
@@ -105,7 +107,7 @@ def _write(
         wanted = kind if pure else mixture(name, kind, config, tied)
         chosen = fallback(wanted, shape[1])
         if chosen != wanted:
-            fallen[f"rows of {shape[1]} are no multiple of 256: {chosen} instead of {wanted}"] += 1
+            fallen[f"row length {shape[1]} is not a multiple of 256: {chosen}, not {wanted}"] += 1
         counts[chosen] += math.prod(shape)
         make = partial(_bytes_of, name, weight, chosen)
         entries.append(Entry(name, shape, NUMBERS[chosen], make))
@@ -159,7 +161,7 @@ def _plain_entry(name: str, shape: tuple[int, ...], weight: Weight) -> Entry:
     plain = weight.dequantized() if isinstance(weight, Quantized) else weight
     number = next((number for number, dtype in PLAIN.items() if dtype is plain.dtype), None)
     if number is None:
-        raise InputError(f"{name} is of {plain.dtype.name}, for which GGUF has no type")
+        raise InputError(f"{name} has dtype {plain.dtype.name}, which GGUF does not have")
     return Entry(name, shape, number, lambda: bytes(plain._bytes()))
 
 
@@ -225,12 +227,12 @@ def tokenizer_metadata(
     if not isinstance(tokenizer, bpe.BytePairTokenizer):
         known = " and ".join(PRE_TOKENIZERS)
         raise InputError(
-            f"its tokenizer is of a kind that is not written here: known is BPE over bytes that "
-            f"splits words as {known} do"
+            f"its tokenizer cannot be written as GGUF: expected BPE over bytes that splits words "
+            f"like {known}"
         )
     if len(tokenizer) > config.vocabulary:
         raise InputError(
-            f"its tokenizer has {len(tokenizer)} tokens, the model a vocabulary of "
+            f"its tokenizer has {len(tokenizer)} tokens, but its model has a vocabulary of "
             f"{config.vocabulary}"
         )
     shown = {byte: character for character, byte in bpe.visible_bytes().items()}

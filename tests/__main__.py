@@ -130,7 +130,7 @@ def skipped(extra: Sequence[str]) -> bool:
         print(f"{skips.VARIABLE} must name the file that `python tests tests` has written")
         return False
     nodes = sorted({node for node, why in skips.read(Path(file)) if not skips.lacks_hardware(why)})
-    print(f"{len(nodes)} tests and files were skipped for want of a package")
+    print(f"{len(nodes)} tests and files were skipped because a package is missing")
     again = Path(f"{file}.again")
     again.unlink(missing_ok=True)
     variables = {skips.VARIABLE: str(again)}
@@ -142,7 +142,7 @@ def skipped(extra: Sequence[str]) -> bool:
         good = side_by_side({name: some for name, some in given.items() if some}, **variables)
     wrong = [(node, why) for node, why in skips.read(again) if not skips.lacks_hardware(why)]
     for node, why in wrong:
-        print(f"still skipped, and not for missing hardware: {node}: {why}")
+        print(f"still skipped, but not for missing hardware: {node}: {why}")
     return good and not wrong
 
 

@@ -71,8 +71,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("suites", nargs="*", metavar="suite", help=", ".join(SUITES))
-    parser.add_argument("--seed", type=int, help="where random programs begin")
-    parser.add_argument("--count", type=int, help="how many programs of each suite")
+    parser.add_argument("--seed", type=int, help="seed of the first random program")
+    parser.add_argument("--count", type=int, help="programs per suite")
     given = parser.parse_args()
     for name in given.suites:
         if name not in SUITES:

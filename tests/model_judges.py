@@ -25,8 +25,8 @@ def logits_of(
     weights: Arrays, facts: dict[str, Any], ids: list[int], dtype: str = "float64"
 ) -> Any:
     """Logits (length, vocabulary), by transformers; facts: config.json."""
-    torch = pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
-    transformers = pytest.importorskip("transformers", reason="transformers is missing")
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.AutoConfig.for_model(**facts)
     model = transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).eval()
     missing, more = model.load_state_dict(
@@ -109,7 +109,7 @@ def gguf_file_of(
 
     facts: its config.json; dtype: of matrices; changes: other values in the file's metadata.
     """
-    gguf = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install '.[test]'")
     kind = facts["model_type"]
     names = {"mistral": "llama", "mixtral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox",
              "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}  # fmt: skip

@@ -40,8 +40,10 @@ def strong_model(context: int = CONTEXT, **more: Any) -> GPT:
 @contextmanager
 def serving(engine: Engine, key: str | None = None) -> Iterator[str]:
     """http://127.0.0.1:PORT of a started engine, which is not closed at the end."""
-    pytest.importorskip("starlette", reason="starlette is missing: pip install '.[serve]'")
-    uvicorn: Any = pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    pytest.importorskip("starlette", reason="starlette is not installed: pip install '.[serve]'")
+    uvicorn: Any = pytest.importorskip(
+        "uvicorn", reason="uvicorn is not installed: pip install '.[serve]'"
+    )
     from minigrad.models.server import Limits, Server, hosts_of
 
     engine.close = lambda: None  # type: ignore[method-assign]  # others go on with it

@@ -18,11 +18,11 @@ VARIABLE = "MINIGRAD_TEST_SKIPPED"
 HARDWARE = (
     "the host has no ",  # an instruction set
     "this process may not use matrix registers",
-    "an x86 matter", "names of x86 ",
-    "there is only one processor for us",
+    "needs an x86 processor",
+    "only one processor is available",
     "the OpenCL device cannot be divided",
     "no network namespaces here: ",
-    "programs of others are not at hand",  # programs/README.md
+    "the programs of others are missing",  # programs/README.md
 )  # fmt: skip
 
 

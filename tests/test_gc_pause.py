@@ -69,7 +69,7 @@ def test_the_last_of_several_threads_puts_them_back() -> None:
     assert gc.get_threshold() == USUAL
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_a_child_of_a_fork_has_the_usual_thresholds() -> None:
     read, write = os.pipe()
     with young_gc_only():

@@ -68,7 +68,7 @@ def child_of_a_fork(work: object) -> int:
     return -1
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("make", [locks.new_lock, locks.new_rlock, locks.held_over_forks])
 def test_a_lock_is_free_in_the_child(make: object) -> None:
     lock = make()  # type: ignore[operator]
@@ -92,31 +92,39 @@ def test_a_lock_is_free_in_the_child(make: object) -> None:
     assert lock.acquire(timeout=1), "and in the parent"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_a_fork_while_another_thread_imports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The child would wait forever for the lock of a module that is never finished there."""
-    begun, forked = threading.Event(), threading.Event()
-    source = "from begun_and_forked import begun, forked\nbegun.set()\nforked.wait(0.5)\n"
+    begun, seen = threading.Event(), threading.Event()
+    source = "from begun_and_seen import begun, seen\nbegun.set()\nseen.wait()\n"
     (tmp_path / "imported_at_first_use.py").write_text(source, "utf-8")
-    events = ModuleType("begun_and_forked")
-    vars(events).update(begun=begun, forked=forked)
-    monkeypatch.setitem(sys.modules, "begun_and_forked", events)
+    events = ModuleType("begun_and_seen")
+    vars(events).update(begun=begun, seen=seen)
+    monkeypatch.setitem(sys.modules, "begun_and_seen", events)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(locks, "IMPORTED", {"imported_at_first_use"})
+    look = locks._imports_elsewhere
+
+    def look_then_go_on() -> bool:
+        try:
+            return look()
+        finally:
+            seen.set()  # the import ends after the fork has seen it
+
+    monkeypatch.setattr(locks, "_imports_elsewhere", look_then_go_on)
     name = "imported_at_first_use"
     thread = threading.Thread(target=import_module, args=(name,))
     thread.start()
     assert begun.wait(LIMIT)
     status = child_of_a_fork(lambda: import_module(name))
-    forked.set()
     thread.join()
     assert sys.modules.pop(name).__name__ == name
     assert status == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_a_fork_inside_of_a_lock() -> None:
     """A thread that forks inside a lock releases it on both sides."""
     lock, kept = locks.new_rlock(), locks.held_over_forks()
@@ -183,7 +191,7 @@ print(ends)
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_forks_while_others_compute_and_compile(threads: str, tmp_path: Path, cpu: str) -> None:
     """Twelve children, each of which computes known and new programs, and ends."""

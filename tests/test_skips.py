@@ -15,7 +15,7 @@ import pytest
 def test_that_runs():
     pass
 
-@pytest.mark.skipif(True, reason="there is only one processor for us")
+@pytest.mark.skipif(True, reason="only one processor is available")
 def test_of_two_processors():
     pass
 
@@ -46,7 +46,7 @@ def test_skips_are_written_down_with_their_reasons(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
     found = {node.rpartition("::")[2]: reason for node, reason in skips.read(file)}
-    assert found.pop("test_of_two_processors") == "there is only one processor for us"
+    assert found.pop("test_of_two_processors") == "only one processor is available"
     assert found.pop("test_whole.py") == "no such package"
     assert set(found.values()) == {"PyTorch is not installed"} and len(found) == 2
 

@@ -22,8 +22,9 @@ def lesson(page: Page) -> None:
         There is no magic in a neural network, only many simple operations with numbers. The
         simplest whole part is a **neuron**. Signals come in, each a number. Each has a **weight**:
         how much this neuron cares about it, and whether it speaks for or against. The neuron
-        multiplies each signal by its weight, adds up, and compares the sum with its **threshold**.
-        The idea is from the 1940s, taken from nerve cells, which pass signals on through synapses.
+        multiplies each signal by its weight, adds the products, and compares the sum with its
+        **threshold**. The idea is from the 1940s, taken from nerve cells, which pass signals on
+        through synapses.
 
         Say you decide whether to go for a walk. Signals: how sunny it is, how much work is left,
         how much you long for fresh air. Sun counts for it, work against it.
@@ -34,7 +35,7 @@ def lesson(page: Page) -> None:
     page.table(["signal", "strength", "weight", "product"],
                list(zip(names, SIGNALS, WEIGHTS, products, strict=True)))  # fmt: skip
     above = neuron(signals, weights, THRESHOLD)
-    page.check("the products, added up by hand, less the threshold, are the framework's answer",
+    page.check("the sum of the products, minus the threshold, is the framework's answer",
                abs(sum(products) - THRESHOLD - above.item()) < 1e-6,
                f"{above.item():.3f}")  # fmt: skip
 
@@ -53,11 +54,11 @@ def lesson(page: Page) -> None:
         value = neuron(signals * strength, weights, THRESHOLD)
         answers = [bend(value).item() for bend in ACTIVATIONS.values()]
         rows.append([strength, value.item(), *answers])
-    page.table(["signals times", "sum − threshold", *ACTIVATIONS], rows,
+    page.table(["all signals ×", "sum − threshold", *ACTIVATIONS], rows,
                "the same neuron, with weaker and stronger signals")  # fmt: skip
 
     page.say("""
-        Now it is yours. Find weights for which the neuron stays silent although the sun shines;
+        Now try it yourself. Find weights for which the neuron stays silent although the sun shines,
         and a threshold so low that it is active with no signal at all.
     """)
     plays = []

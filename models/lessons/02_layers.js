@@ -23,7 +23,7 @@ widgets.digits = (box, data) => {
   const canvas = make("canvas", {width: SIZE, height: SIZE, tabindex: 0, role: "application",
     "aria-label": "drawing board: arrow keys move the pen, space sets it down and lifts it, Delete clears",
     style: "width:min(280px,100%);aspect-ratio:1;border:1px solid var(--grey);touch-action:none;background:#fff;cursor:crosshair"});
-  const seen = picture(28, 28, 84, "what the network sees of it"), asked = picture(28, 28, 84, "weights of the neuron that you point at");
+  const seen = picture(28, 28, 84, "what the network sees"), asked = picture(28, 28, 84, "weights of the selected neuron");
   const answers = bars("probability of each digit"), verdict = make("p", {class: "verdict", role: "status"});
   const root = draw("svg", {class: "scaled", viewBox: "0 0 360 330", role: "group", "aria-label": "neurons of the hidden layers and of the output", style: "max-width:520px;margin:auto"});
   const name = make("p", {class: "note"}, "Point at a neuron of the first layer.");
@@ -44,7 +44,7 @@ widgets.digits = (box, data) => {
   const circles = sizes.map((size, layer) => Array.from({length: size}, (_, i) => {
     const look = () => {
       asked.paint(layers[0].weight.subarray(784 * i, 784 * (i + 1)));
-      name.textContent = `Neuron ${i + 1} of the first layer: blue, ink speaks for it; orange, against it.`;
+      name.textContent = `Neuron ${i + 1} of the first layer: blue: ink counts for it; orange: against it.`;
     };
     const about = layer ? {} : {tabindex: 0, role: "button", "aria-label": `weights of neuron ${i + 1}`, onpointerenter: look, onfocus: look, onclick: look};
     const circle = draw("circle", {cx: x[layer], cy: y(layer, i), r: layer === 2 ? 11 : 8, ...about});

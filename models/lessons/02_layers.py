@@ -19,8 +19,8 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         Put neurons side by side and you have a **layer**: each of them gets the same signals, but
-        has its own weights. Put layers one behind the other and you have a **network**: the answers
-        of one layer are the signals of the next. Signals enter at the **input layer**, the answer
+        has its own weights. Put layers one after another and you have a **network**: the answers of
+        one layer are the signals of the next. Signals enter at the **input layer**, the answer
         leaves at the **output layer**, the layers between are called **hidden**.
 
         Our network reads a picture of 28 × 28 = 784 points. Two hidden layers of 16 neurons follow,
@@ -49,10 +49,10 @@ def lesson(page: Page) -> None:
     accuracy = train(model, training, validation, page.pick(15, 6), 32, 3e-3, 1, metrics,
                      quiet=True)  # fmt: skip
     history = metrics.history
-    page.chart("learning to read", "digits seen", "share of new digits read rightly",
+    page.chart("learning to read", "digits seen", "share of new digits read correctly",
                {"accuracy": [(0, before), *((32 * h["step"], h["val_accuracy"]) for h in history
                                             if h.get("val_accuracy") is not None)]})  # fmt: skip
-    page.check("on digits that it never saw it is right far more often than by chance",
+    page.check("on digits that it never saw, it is right far more often than by chance",
                before < 0.3 and accuracy > 0.85,
                f"{before:.1%} before training, {accuracy:.1%} after")  # fmt: skip
 
@@ -76,7 +76,7 @@ def lesson(page: Page) -> None:
         "examples": images,
     }
     plays = [({"example": digit}, [*logits[digit], *hidden[1][digit]], 1e-5) for digit in range(10)]
-    page.widget("digits", "Draw a digit with mouse, finger or arrow keys, or take one of the ten.",
+    page.widget("digits", "Draw a digit with mouse, finger or arrow keys, or choose an example.",
                 data, plays)  # fmt: skip
 
     page.say("""
@@ -84,7 +84,7 @@ def lesson(page: Page) -> None:
         into probabilities: it makes every number positive, and their sum 1.
     """)
     right = int((logits.argmax(1) == np.arange(10)).sum())
-    page.check("most of the ten examples are read rightly", right >= 7, f"{right} of 10")
+    page.check("most of the ten examples are read correctly", right >= 7, f"{right} of 10")
 
 
 if __name__ == "__main__":

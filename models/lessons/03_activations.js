@@ -2,7 +2,7 @@
 
 widgets.spirals = (box, data) => {
   const bends = {relu: x => Math.max(x, 0), tanh: Math.tanh, none: x => x}, CELLS = 64;
-  const plane = picture(CELLS, CELLS, Math.min(room(), 440), "what the network says of each point of the plane");
+  const plane = picture(CELLS, CELLS, Math.min(room(), 440), "what the network says about each point of the plane");
   const dots = draw("svg", {viewBox: "-1.2 -1.2 2.4 2.4", "aria-hidden": "true", style: "position:absolute;inset:0;width:100%"});
   for (let i = 0; i < data.labels.length; i++)
     dots.append(draw("circle", {cx: data.points[2 * i], cy: -data.points[2 * i + 1], r: 0.022, style: `fill:var(--${data.labels[i] ? "blue" : "orange"});stroke:var(--ink);stroke-width:.005`}));
@@ -36,7 +36,7 @@ widgets.spirals = (box, data) => {
       right += (answer[1] > answer[0]) === (data.labels[i] === 1);
     }
     const share = right / data.labels.length;
-    verdict.replaceChildren("Read rightly: ", make("strong", {}, percent(share)), data.names[at] === "none" ? ". All layers together are one straight line." : ".");
+    verdict.replaceChildren("Correct: ", make("strong", {}, percent(share)), data.names[at] === "none" ? ". All layers together are one straight line." : ".");
     result = [share, ...answers];
   }
   show(0);

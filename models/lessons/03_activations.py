@@ -1,4 +1,4 @@
-"""Why there must be something that is not a straight line between two layers."""
+"""Why something that is not a straight line must stand between two layers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         Take the activation functions out of a network and each layer only multiplies and adds. But
-        multiplying and adding twice is multiplying and adding once, with other numbers: 2·(3·x) is
+        multiplying and adding twice is the same as doing it once, with other numbers: 2·(3·x) is
         6·x. So however many layers there are, **all of them collapse into one**.
 
         To see what that costs: points lie on two spirals, one inside the other. The network is
@@ -46,10 +46,10 @@ def lesson(page: Page) -> None:
         models[name] = MLP(SIZES, name)
         train(models[name], data, fresh, page.pick(200, 100), 16, 5e-3, 1, Metrics(), quiet=True)
         accuracy[name] = evaluate(models[name], fresh)[1]
-    page.table(["activation", "points read rightly"],
+    page.table(["activation", "points classified correctly"],
                [[name, f"{share:.1%}"] for name, share in accuracy.items()],
-               "on points that were not trained on")  # fmt: skip
-    page.check("with an activation, at least 20 points of accuracy more than without",
+               "on points not used in training")  # fmt: skip
+    page.check("with an activation, accuracy is at least 20 percentage points higher",
                accuracy["relu"] - accuracy["none"] >= 0.2,
                f"{accuracy['relu']:.1%} against {accuracy['none']:.1%}")  # fmt: skip
 
@@ -71,12 +71,13 @@ def lesson(page: Page) -> None:
                 zip(("first spiral", "second spiral"), matrix.tolist(), shift.tolist(),
                     strict=True)],
                "three layers without activations are this one")  # fmt: skip
-    page.check("one linear map answers as the three layers do, to 1e-4", apart.item() < 1e-4,
+    page.check("one linear map gives the same answers as the three layers, within 1e-4",
+               apart.item() < 1e-4,
                f"they differ by at most {apart.item():.1e}")  # fmt: skip
 
     page.say("""
-        Switch the activation on and off. The picture is what the network says of every point of the
-        plane; the dots are the points that it should get right.
+        Switch the activation on and off. The picture shows what the network says about each point
+        of the plane; the dots are the points that it should get right.
     """)
     with Tensor.no_grad():
         answers = {name: model(Tensor(fresh.images)).numpy() for name, model in models.items()}

@@ -31,7 +31,7 @@ def lesson(page: Page) -> None:
         **Inference** is the use of a network that has been trained: you ask, it answers. A language
         model then does less than it seems. It gets a text, and finds which word is likely to come
         next. That word is appended to the text, and the model is asked again. One server with some
-        GPUs is enough for that, and the answer is there in seconds; to train the model took
+        GPUs is enough for that, and the answer is there in seconds; training the model took
         thousands of them, and months.
 
         The next lessons follow one text through such a model, step by step. The first step: break
@@ -47,22 +47,22 @@ def lesson(page: Page) -> None:
     page.say("""
         With characters a text becomes long, and a model has to learn spelling before it can learn
         anything else. With whole words the list never ends: names, misspellings, other languages.
-        GPT-2 and GPT-3 use something between. One begins with single bytes. Then, again and again,
-        the pair of tokens that is most often next to each other in a large amount of text becomes
-        one new token: `t` and `h` become `th`, later `th` and `e` become `the`. Common words end up
-        as one token, rare ones as several, and nothing is ever unknown. This is **byte pair
-        encoding**.
+        GPT-2 and GPT-3 use something in between. It begins with single bytes. Then, again and
+        again, the pair of tokens that is most often next to each other in a large amount of text
+        becomes one new token: `t` and `h` become `th`, later `th` and `e` become `the`. Common
+        words end up as one token, rare ones as several, and nothing is ever unknown. This is **byte
+        pair encoding**.
     """)
     tokenizer = gpt2_merges()
     page.check("GPT-3's vocabulary is 256 bytes, 50,000 merged pairs, and a mark for the end",
                len(tokenizer) == 256 + len(tokenizer.merges) + 1 == 50_257,
                f"{len(tokenizer):,} tokens")  # fmt: skip
-    page.check("known sentences have their known tokens",
+    page.check("two well-known sentences have their published tokens",
                all(tokenizer.encode(text) == expected for text, expected in KNOWN.items()),
                "; ".join(f"{text}: {expected}" for text, expected in KNOWN.items()))  # fmt: skip
     rows = [[text, len(text), len(tokenizer.encode(text)), " | ".join(tokens_of(tokenizer, text))]
             for text in TRIED]  # fmt: skip
-    page.table(["text", "characters", "tokens", "which"], rows)
+    page.table(["text", "characters", "tokens", "the tokens"], rows)
 
     page.say("""
         Note the spaces, shown as dots: a word usually carries the one before it. Note the

@@ -36,7 +36,7 @@ widgets.embedding = (box, data) => {
     const sum = Array.from(a, (value, i) => value - b[i] + c[i]), length = Math.sqrt(dot(sum, sum));
     const cosines = words.map((_, i) => dot(sum, vector(i)) / length);
     const order = words.map((_, i) => i).sort((x, y) => cosines[y] - cosines[x]).slice(0, 6);
-    sums.set(order.map(i => [words[i] + (terms.some(term => term.value === i) ? " (was given)" : ""), cosines[i], fixed(cosines[i], 2)]), 1);
+    sums.set(order.map(i => [words[i] + (terms.some(term => term.value === i) ? " (given)" : ""), cosines[i], fixed(cosines[i], 2)]), 1);
     result = cosines;
   }
   calculate();

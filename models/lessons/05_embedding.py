@@ -82,13 +82,13 @@ def lesson(page: Page) -> None:
     page.check("each of our words is one token", all(len(one) == 1 for one in ids),
                f"{len(words)} words")  # fmt: skip
     places = [one[0] for one in ids]
-    page.check("a row of the table for each token", table.shape == (49_152, 576), str(table.shape))
+    page.check("the table has a row for each token", table.shape == (49_152, 576), str(table.shape))
 
     page.say("""
         Which words are alike? Take two vectors and look at the angle between them: the **cosine**
-        is 1 where they point the same way, 0 where they have nothing to do with each other. These
-        are the nearest of all 49,152 tokens. A dot is a
-        space: “cat” inside a word and “·cat” are two tokens.
+        is 1 if they point the same way, 0 if they have nothing to do with each other. These are the
+        nearest of all 49,152 tokens. A dot is a space: “cat” inside a word and “·cat” are two
+        tokens.
     """)
     near = dict(zip(words, neighbours(model, places), strict=True))
     page.table(["word", "nearest tokens, and their cosine"],
@@ -98,18 +98,18 @@ def lesson(page: Page) -> None:
         directions = unit(table[Tensor(places)]).realize()
         cosines = directions.matmul(directions.transpose()).numpy()
     nearest = {word: words[int(np.argsort(-cosines[i])[1])] for i, word in enumerate(words)}
-    page.check("of our words, the nearest to five of them is of the same kind",
+    page.check("for five of our words, the nearest other one is of the same kind",
                all(kinds[words.index(nearest[word])] == kinds[words.index(word)] for word in ASKED),
                ", ".join(f"{word}: {nearest[word]}" for word in ASKED))  # fmt: skip
 
     page.say("""
         Nobody can look at 576 dimensions. The map below squeezes them into two: gradient descent,
-        of which you will hear, pushed the words about until those that are alike were near. Nobody
-        told the model what an animal is; words that are used in the same places of sentences ended
-        up close together.
+        which a later lesson explains, moved the words until similar ones were close. Nobody told
+        the model what an animal is; words that are used in the same places of sentences ended up
+        close together.
 
         There is a famous game: take the vector of king, subtract man, add woman, and you are said
-        to arrive at queen. Play it, and see how honest the legend is.
+        to arrive at queen. Play it, and see how much of the legend is true.
     """)
     with Tensor.no_grad():
         rows = {word: directions[place] for place, word in enumerate(words)}
@@ -125,7 +125,7 @@ def lesson(page: Page) -> None:
         goal = places[words.index(wanted)]
         right, honest = right + (others[0] == goal), honest + (order[0] == goal)
         found.append([f"{a} − {b} + {c}", wanted, ", ".join(names(order))])
-    page.table(["sum", "hoped for", "nearest of all 49,152 tokens"], found)
+    page.table(["sum", "expected", "nearest of all 49,152 tokens"], found)
     page.check("the game works more often if the words of the sum are forbidden as answers",
                right >= honest, f"{right} of {len(GAMES)} with that rule, {honest} without"
                )  # fmt: skip
@@ -158,7 +158,7 @@ def lesson(page: Page) -> None:
         turned = rotate(Tensor.ones(1, 1, 64, model.config.width), cosine[:64], sine[:64])[0, 0]
         match = turned.matmul(turned.transpose()).numpy()
     apart = max(float(np.ptp(np.diagonal(match, by))) for by in range(60))
-    page.check("how well two places match depends on their distance only", apart < 1e-3,
+    page.check("how well two places match depends only on their distance", apart < 1e-3,
                f"at equal distances it differs by at most {apart:.1e}")  # fmt: skip
     page.chart("how well equal vectors match, by their distance", "places apart",
                "product of the two", {"match": list(enumerate(match[0]))})  # fmt: skip

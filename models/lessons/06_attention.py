@@ -70,11 +70,11 @@ def lesson(page: Page) -> None:
         - the **key**: what a token offers to those who look,
         - the **value**: what it reports to those who look at it.
 
-        A query is multiplied with all keys, number by number, and the products are added up. A
-        large sum means: here is what I was looking for. (It is divided by the root of how many
-        numbers there are, here √64 = 8, or longer vectors would make all sums large.) **Softmax**
-        turns the results into shares that sum to 1; and the answer is the sum of all values, each
-        times its share. That is all.
+        A query is multiplied by all keys, number by number, and the products are added up. A large
+        sum means: here is what I was looking for. (It is divided by the square root of their count,
+        here √64 = 8, or longer vectors would make all sums large.) **Softmax** turns the results
+        into shares that sum to 1; and the answer is the sum of all values, each times its share.
+        That is all.
     """)
     model, _ = language_model()
     config = model.config
@@ -114,7 +114,7 @@ def lesson(page: Page) -> None:
             answer = seen.answers[at_layer, at_head, at]
             plays.append(({"sentence": number, "layer": at_layer, "head": at_head, "token": at},
                           [*row, *answer], 1e-4))  # fmt: skip
-    page.check("stage by stage, by hand, the shares are the model's", worst < 1e-4,
+    page.check("the shares computed by hand, stage by stage, are those of the model", worst < 1e-4,
                f"they differ by at most {worst:.1e}")  # fmt: skip
 
     page.say("""

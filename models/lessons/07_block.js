@@ -24,7 +24,7 @@ widgets.norm = (box, data) => {
     const first = (layer.value * count + token.value) * size, x = data.states.subarray(first, first + size);
     const [mean, deviation] = view(before, "before the norm", x);
     const y = x.map(v => (v - mean) / Math.sqrt(deviation ** 2 + data.epsilon) * scale.value + shift.value);
-    view(after, "after it", y);
+    view(after, "after the norm", y);
     result = [mean, deviation, ...y.slice(0, 16)];
   }
   update();
@@ -41,7 +41,7 @@ widgets.depth = (box, data) => {
     const [w, o] = [data.with[depth.place], data.without[depth.place]];
     curves.set({lines: {"with residual connections": w.map((v, i) => [i + 1, v]), "without": o.map((v, i) => [i + 1, v])}});
     result = [w[0] / w.at(-1), o[0] / o.at(-1)];
-    verdict.replaceChildren("Of the last layer's gradient, the first gets ", make("strong", {}, `${shown(result[0])} times`), " as much with residual connections, ", make("strong", {}, `${shown(result[1])} times`), " without.");
+    verdict.replaceChildren("The first layer's gradient is ", make("strong", {}, `${shown(result[0])} times`), " the last layer's with residual connections, ", make("strong", {}, `${shown(result[1])} times`), " without.");
   }
   update();
   return move => { depth.set(move.depth); return result; };

@@ -21,7 +21,7 @@ LAYERS = (0, 9, 19, 29)
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        Attention lets words exchange what they know. Then each word is left alone with it: its
+        Attention lets words exchange what they know. Then each word works on that by itself: its
         vector goes through a **feed-forward network** (FFN), two layers like those that read
         digits. The first makes the vector about four times as long, an activation function follows,
         the second makes it short again. Two thirds of a language model's parameters are here.
@@ -38,8 +38,8 @@ def lesson(page: Page) -> None:
 
     page.say("""
         SmolLM2 has 2.67 instead of 4, as Llama does: it has **three** matrices in place of two, and
-        the size is the same. So the article's “4 times” is right for the GPTs, but it is a habit,
-        not a law.
+        the size is the same. So the article's “4 times” is right for the GPTs, but it is a
+        convention, not a law.
 
         This is what the parts of a block do to a real word, layer by layer. Look at how large the
         vector becomes, and at how little each part adds to it.
@@ -61,14 +61,14 @@ def lesson(page: Page) -> None:
                          for part in (x, normed, looked, fed)]  # fmt: skip
                 rows.append([f"layer {number + 1}", *sizes])
             x = after + fed
-    page.table(["of the last word", "enters", "after the norm", "attention adds", "FFN adds"], rows,
+    page.table(["last word", "enters", "after the norm", "attention adds", "FFN adds"], rows,
                "typical size of a number in its vector")  # fmt: skip
 
     page.say("""
         Because vectors grow, each part first **normalises** what it is given. Layer norm subtracts
         the mean of the vector's numbers, so that their mean is 0, and divides by their standard
         deviation, so that it is 1. Then come two learned vectors: one multiplies (scale), one is
-        added (shift). (Newer models, as SmolLM2, leave out the mean and the shift: RMS norm.)
+        added (shift). (Newer models, such as SmolLM2, leave out the mean and the shift: RMS norm.)
     """)
     layer_norm = nn.LayerNorm(model.config.dim)
     states = np.stack(kept)  # (layers, tokens, dim)
@@ -104,9 +104,9 @@ def lesson(page: Page) -> None:
                {labels[r]: list(enumerate(values, 1)) for r, values in norms.items()},
                log="y")  # fmt: skip
     shares = {residual: values[0] / values[-1] for residual, values in norms.items()}
-    page.check("without them layer 1 gets less than a ten-thousandth of what the last layer gets",
+    page.check("without them, layer 1 gets less than a ten-thousandth of the last layer's gradient",
                shares[False] < 1e-4, f"{shares[False]:.1e} of it")  # fmt: skip
-    page.check("with them the gradients of all layers are within a factor of 10",
+    page.check("with them, the gradients of all layers are within a factor of 10",
                max(norms[True]) / min(norms[True]) < 10, f"{shares[True]:.2f} of it")  # fmt: skip
 
     page.say("""
@@ -117,7 +117,7 @@ def lesson(page: Page) -> None:
     curves = {residual: [deep_gradient_norms(depth, residual) for depth in depths]
               for residual in (True, False)}  # fmt: skip
     falling = [b[0] / b[-1] < a[0] / a[-1] for a, b in pairwise(curves[False])]
-    page.check("the deeper, the less arrives without them", all(falling),
+    page.check("without them, a deeper network passes less of it on", all(falling),
                ", ".join(f"{d} layers {c[0] / c[-1]:.0e}" for d, c in
                          zip(depths, curves[False], strict=True)))  # fmt: skip
     page.widget("depth", "Choose how deep the network is.",

@@ -37,7 +37,7 @@ def lesson(page: Page) -> None:
     page.say("""
         After the last block each token has a vector that knows of all tokens before it. To continue
         the text we need only one of them, the **last**, because the next word follows it. It is
-        multiplied with the vector of every word in the vocabulary. A large product means: this word
+        multiplied by the vector of every word in the vocabulary. A large product means: this word
         fits. These products are the **logits**.
     """)
     model, tokenizer = language_model()
@@ -79,7 +79,7 @@ def lesson(page: Page) -> None:
     for temperature in TEMPERATURES[1:]:
         spread = [uncertainty(probabilities(row, temperature)) for row in logits]
         table.append([temperature, *spread])
-    page.table(["temperature", *PROMPTS], table, "as uncertain as a choice among so many words")
+    page.table(["temperature", *PROMPTS], table, "as uncertain as a choice among this many words")
     page.check("the warmer, the more words are in play",
                all(a < b for one, after in pairwise(table)
                    for a, b in zip(one[1:], after[1:], strict=True)),

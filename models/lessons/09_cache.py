@@ -47,7 +47,7 @@ def lesson(page: Page) -> None:
     with Tensor.no_grad():
         without = model.unembed(model.features(Tensor([ids]))[:, -1]).numpy()[0]
     apart = float(np.abs(with_cache - without).max())
-    page.check("with what was kept, the logits are those of reading everything again", apart < 1e-2,
+    page.check("with the cache, the logits are those of reading everything again", apart < 1e-2,
                f"they differ by at most {apart:.1e}")  # fmt: skip
 
     page.say("""
@@ -69,12 +69,12 @@ def lesson(page: Page) -> None:
         2 · layers · heads · positions · width of a head · bytes of a number.
     """)
     measured, formula = decoder.nbytes(), cache_bytes(model.config, itemsize=4)
-    page.check("the formula gives what our decoder really holds", measured == formula,
+    page.check("the formula gives the size of our decoder's cache", measured == formula,
                f"{measured:,} bytes")  # fmt: skip
     gpt3 = GPTConfig.preset("gpt3")
     size = cache_bytes(gpt3)
     page.check("GPT-3 with 2,048 tokens needs about 9 GB for one request", 9e9 < size < 9.7e9,
-               f"{size / 1e9:.2f} GB, which are {size / 2**30:.1f} GiB")  # fmt: skip
+               f"{size / 1e9:.2f} GB, or {size / 2**30:.1f} GiB")  # fmt: skip
     rows, plays = [], []
     for name in ("gpt2", "gpt3", "smollm2", "llama-7b"):
         c = GPTConfig.preset(name)
@@ -88,7 +88,7 @@ def lesson(page: Page) -> None:
         Set the sliders to a model of today: a million tokens of context are expensive. This is why
         newer models let several heads share keys and values, as SmolLM2 does.
     """)
-    page.widget("cache", "Size of the cache: move layers, heads, width and context.",
+    page.widget("cache", "Change layers, heads, width and context, and see the size of the cache.",
                 {"layers": gpt3.layers, "heads": gpt3.key_value_heads, "width": gpt3.width,
                  "context": gpt3.context}, plays)  # fmt: skip
 

@@ -62,8 +62,8 @@ def iteration(
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        **Training** finds the parameters. It needs nothing but text: at each place of it the next
-        word is known. First the text is **sliced** into examples, an input and the word that should
+        **Training** finds the parameters. It needs nothing but text: at each place, the next word
+        is known. First the text is **sliced** into examples, an input and the word that should
         follow.
     """)
     words = Words(sorted({word for line in SENTENCES for word in line.split()}))
@@ -77,8 +77,8 @@ def lesson(page: Page) -> None:
                f"{examples} examples of {len(SENTENCES)} sentences")  # fmt: skip
 
     page.say("""
-        Step 0: a model whose parameters are random numbers. It has the blocks of the lessons
-        before, but it is tiny, so that you can see all of it at work.
+        Step 0: a model whose parameters are random numbers. It has the blocks of earlier lessons,
+        but it is tiny, so that you can see all of it at work.
     """)
     Tensor.manual_seed(1)
     model = GPT(GPTConfig(layers=1, heads=2, dim=WIDTH, context=rows.shape[1] - 1,
@@ -123,12 +123,12 @@ def lesson(page: Page) -> None:
                 "after": model.wte.weight.numpy()[on].copy(),
             })  # fmt: skip
     at_start = records[0]["losses"][0]
-    page.check("at the start the loss is near log of the vocabulary, as for a blind guess",
+    page.check("at the start, the loss is near log of the vocabulary, as for a blind guess",
                abs(at_start - math.log(len(words.all))) < 0.6,
                f"{at_start:.2f}, log {len(words.all)} = {math.log(len(words.all)):.2f}")
     page.check("the loss falls", losses[-1] < losses[0] / 2, f"{losses[0]:.3f} → {losses[-1]:.3f}")
     final = records[-1]["losses"]
-    page.check("“purple” would now be a far worse surprise than “on” is",
+    page.check("“purple” would now be a far bigger surprise than “on”",
                final[1] > final[0] + 2, f"loss of on {final[0]:.2f}, of purple {final[1]:.2f}")
     usual = [float(np.median(part)) for part in zip(*times, strict=True)]
     page.table(["stage", "milliseconds"], list(zip(PARTS, usual, strict=True)),

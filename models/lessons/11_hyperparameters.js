@@ -1,7 +1,7 @@
 "use strict";
 
 widgets.hyper = (box, data) => {
-  const chosen = choice("doubled", data.names, 1, update), compared = bars("compared with the model as it was"), said = make("p", {class: "verdict", role: "status"});
+  const chosen = choice("doubled", data.names, 1, update), compared = bars("compared with the unchanged model"), said = make("p", {class: "verdict", role: "status"});
   controls(box, chosen);
   box.append(said, compared.element);
   let result = [];

@@ -1,4 +1,4 @@
-"""The numbers that nobody trains: somebody chooses them, before it begins."""
+"""The numbers that are not trained, but chosen before training begins."""
 
 from __future__ import annotations
 
@@ -78,20 +78,20 @@ def lesson(page: Page) -> None:
     page.say(f"""
         Now each of them is doubled (the activation function is exchanged), one after the other, and
         the model learns from the start, {plan.steps} steps each time. The **loss** is on text that
-        it did not learn from; a difference of some hundredths may be chance.
+        it did not learn from; a difference of a few hundredths may be chance.
     """)
     base = train(start, plan)
     runs = {name: train(config, other) for name, (_, _, config, other) in changed.items()}
-    rows = [["as it was", "", base.loss, base.parameters, base.milliseconds]]
+    rows = [["unchanged", "", base.loss, base.parameters, base.milliseconds]]
     rows += [[name, f"{before} → {after}", runs[name].loss, runs[name].parameters,
               runs[name].milliseconds] for name, (before, after, *_) in changed.items()]
-    page.table(["changed", "from → to", "loss", "parameters", "ms a step"], rows)
+    page.table(["changed", "from → to", "loss", "parameters", "ms per step"], rows)
     same = [name for name in ("heads of attention", "step size (learning rate)", "batch")
             if runs[name].parameters == base.parameters]  # fmt: skip
-    page.check("heads, learning rate and batch change no number of parameters", len(same) == 3,
+    page.check("heads, learning rate and batch do not change the parameter count", len(same) == 3,
                f"{base.parameters:,} as before")  # fmt: skip
     counted = parameters(replace(start, vocabulary=len(plays(32).tokenizer))).total
-    page.check("the formula for the number of parameters counts right", counted == base.parameters,
+    page.check("the formula for the number of parameters is right", counted == base.parameters,
                f"{counted:,}")  # fmt: skip
 
     page.say("""
@@ -99,7 +99,7 @@ def lesson(page: Page) -> None:
         harm. And what helps a model of this size in a few steps is not what helps GPT-3. The search
         for good hyperparameters takes a large part of the work, and of the electricity.
     """)
-    everything = {"as it was": base, **runs}
+    everything = {"unchanged": base, **runs}
     page.widget("hyper", "Choose what is doubled, and compare.",
                 {"names": list(everything), "loss": [r.loss for r in everything.values()],
                  "parameters": [r.parameters for r in everything.values()],

@@ -24,7 +24,7 @@ widgets.race = (box, data) => {
 };
 
 widgets.chain = (box) => {
-  const names = {x: ["input x", -2, 2, 1], w: ["weight w", -3, 3, 0.5], b: ["bias b", -2, 2, 0], goal: ["wanted", 0, 1, 1]};
+  const names = {x: ["input x", -2, 2, 1], w: ["weight w", -3, 3, 0.5], b: ["bias b", -2, 2, 0], goal: ["target", 0, 1, 1]};
   const inputs = Object.fromEntries(Object.entries(names).map(([key, [label, from, to, value]]) => [key, slider(label, from, to, 0.1, value, update)]));
   const body = make("div", {role: "status"}), rows = make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "forward and backward"});
   controls(box, ...Object.values(inputs), button("One step of descent", () => {
@@ -44,8 +44,8 @@ widgets.chain = (box) => {
       line("w", fixed(w, 2), `${fixed(bySum, 4)} · x = ${fixed(byW, 4)}`),
       line("b", fixed(b, 2), `${fixed(bySum, 4)} · 1 = ${fixed(byB, 4)}`),
       line("s = w·x + b", fixed(sum, 3), `${fixed(byAnswer, 4)} · a·(1 − a) = ${fixed(bySum, 4)}`),
-      line("a = sigmoid(s)", fixed(answer, 4), `2 · (a − wanted) = ${fixed(byAnswer, 4)}`),
-      line("loss = (a − wanted)²", fixed(loss, 4), "1"))));
+      line("a = sigmoid(s)", fixed(answer, 4), `2 · (a − target) = ${fixed(byAnswer, 4)}`),
+      line("loss = (a − target)²", fixed(loss, 4), "1"))));
     body.textContent = "";
   }
   update();

@@ -1,4 +1,4 @@
-"""One pass backward tells every parameter its way. Without it, one would have to try."""
+"""One backward pass tells every parameter which way to go. Without it, only guessing is left."""
 
 from __future__ import annotations
 
@@ -88,21 +88,21 @@ def lesson(page: Page) -> None:
         if it were a little larger, would the error grow or shrink, and how fast? That list of
         numbers is the **gradient**.
 
-        One can find it without any theory. **Nudge** one parameter, run the network, see what the
+        You can find it without any theory. **Nudge** one parameter, run the network, see what the
         loss does, put it back; then the next. That is one forward pass for each parameter.
         **Backpropagation** goes through the network once, from the error at the output back to the
         input, layer by layer, and knows all of them.
     """)
     both = perturb_or_propagate(SIZES, 32, 1)
     passes = both.parameters + 1
-    page.table(["way", "passes through the network", "milliseconds"], [
+    page.table(["method", "passes through the network", "milliseconds"], [
         ["nudge every parameter", passes, both.blind * 1e3],
         ["backpropagation", "1 forward, 1 backward", both.backward * 1e3],
     ], "one gradient of 13,002 numbers")  # fmt: skip
     page.check("both find the same direction", both.cosine > 0.99, f"cosine {both.cosine:.4f}")
     page.check("backpropagation needs at least 1,000 times fewer passes",
                passes / FORWARDS > 1000,
-               f"{passes:,} against what costs as much as {FORWARDS}: "
+               f"{passes:,} against the cost of {FORWARDS}: "
                f"{passes / FORWARDS:,.0f} times fewer")  # fmt: skip
 
     page.say(f"""
@@ -110,9 +110,9 @@ def lesson(page: Page) -> None:
         for GPT-3's 175 billion parameters, one gradient by nudging would be 175 billion passes,
         for **each** of its training steps.
 
-        Or one does without a gradient, as the article says: change all parameters **at random**,
-        check whether the error improved, and keep the change or undo it. Here both methods learn
-        the same 500 digits, for the same time.
+        Or we do without a gradient, as the article says: change all parameters **at random**, check
+        whether the error improved, and keep the change or undo it. Here both methods learn the same
+        500 digits, for the same time.
     """)
     training, _ = load_digits()
     images, labels = Tensor(training.images[:500]), Tensor(training.labels[:500])
@@ -120,11 +120,11 @@ def lesson(page: Page) -> None:
     curves = {"random changes": by_chance(images, labels, seconds),
               "backpropagation": by_gradient(images, labels, seconds)}
     lowest = {name: min(loss for _, loss in curve) for name, curve in curves.items()}
-    page.check("in equal time, backpropagation gets far lower",
+    page.check("in the same time, backpropagation gets far lower",
                lowest["backpropagation"] < lowest["random changes"] / 2,
                ", ".join(f"{name} {loss:.3f}" for name, loss in lowest.items()))  # fmt: skip
     steps = [[name, len(curve) - 1, lowest[name]] for name, curve in curves.items()]
-    page.table(["way", "steps", "lowest loss"], steps, f"after {seconds} seconds each")
+    page.table(["method", "steps", "lowest loss"], steps, f"after {seconds} seconds each")
 
     page.say("""
         Random changes do work, a little. With 13,002 numbers that must all be right together, a

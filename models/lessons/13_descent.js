@@ -38,7 +38,7 @@ widgets.descent = (box, data) => {
       path.push([a, b, loss(a, b)]);
     }
     const low = loss(b0, b1), first = path[0][2] - low, last = path.at(-1)[2] - low;
-    const ending = last > first ? "overshoots: every step lands higher on the other side" : last < 0.001 + 1e-4 * first ? "arrives" : last > 0.1 * first ? "crawls: on its way, but far from there" : "is nearly there";
+    const ending = last > first ? "overshoots: every step lands higher on the other side" : last < 0.001 + 1e-4 * first ? "arrives" : last > 0.1 * first ? "crawls: on its way, but still far off" : "is nearly there";
     verdict.replaceChildren("It ", make("strong", {}, ending), `. Loss ${shown(path[0][2])} → ${shown(path.at(-1)[2])} after ${data.steps} steps.`);
     const inside = v => Math.max(-2000, Math.min(2000, v));
     root.replaceChildren(clip, draw("rect", {width: SIZE, height: SIZE, style: "fill:var(--paper);stroke:var(--grey)"}),

@@ -32,12 +32,12 @@ def lesson(page: Page) -> None:
 
         k ← k − learning rate · gradient
 
-        The **learning rate** is a hyperparameter, and all depends on it. From k0 = k1 =
+        The **learning rate** is a hyperparameter, and everything depends on it. From k0 = k1 =
         {shown(START[0])}:
     """)
     paths = {name: descend(data, rate, STEPS, START) for name, rate in RATES.items()}
     bottom = descend(data, 0.0, 0, (k0, k1))[0][2]
-    page.table(["learning rate", "it", "loss at first", f"loss after {STEPS} steps"],
+    page.table(["learning rate", "it …", "loss at first", f"loss after {STEPS} steps"],
                [[RATES[name], name, path[0][2], path[-1][2]] for name, path in paths.items()])
     page.chart("the loss, step by step", "step", "loss above the bottom",
                {f"{RATES[name]}: {name}": [(i, place[2] - bottom + 1e-7) for i, place in
@@ -46,7 +46,7 @@ def lesson(page: Page) -> None:
     ends = {name: path[-1][2] for name, path in paths.items()}
     page.check("it arrives", ends["arrives"] - bottom < 1e-3,
                f"{ends['arrives'] - bottom:.1e} above the bottom")  # fmt: skip
-    page.check("with small steps it crawls: on its way, but far from there",
+    page.check("with small steps it crawls: on its way, but still far off",
                bottom + 0.5 < ends["crawls"] < paths["crawls"][0][2],
                f"{paths['crawls'][0][2]:.2f} → {ends['crawls']:.2f}, bottom {bottom:.2f}")
     page.check("with large steps it overshoots: the loss grows",

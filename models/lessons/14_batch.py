@@ -19,8 +19,8 @@ def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
         A step of training needs the gradient of the error over the examples. Over which? All of
-        them would be exact, but far too slow. A single one is quick, but its gradient is only right
-        for itself. So one takes a handful, a **batch**, and a new one for each step.
+        them would be exact, but far too slow. A single one is quick, but its gradient is right only
+        for itself. So we take a handful, a **batch**, and a new one for each step.
 
         How wrong is the gradient of a batch? We measure it for the line through a cloud of points,
         where the exact gradient is known: many batches of each size, and how far their gradients
@@ -66,7 +66,7 @@ def lesson(page: Page) -> None:
                [[f"{n:,} text" + "s" * (n > 1), n * gpt3.context,
                  bytes_text(activation_bytes(gpt3, n))]
                 for n in (1, 16, windows)], "GPT-3, texts of 2,048 tokens")  # fmt: skip
-    page.check("GPT-3's whole training was fewer than 100,000 steps", TOKENS / BATCH < 100_000,
+    page.check("GPT-3's whole training took fewer than 100,000 steps", TOKENS / BATCH < 100_000,
                f"{TOKENS / 1e9:.0f} billion tokens / {BATCH / 1e6:g} million = "
                f"{TOKENS / BATCH:,.0f} steps")  # fmt: skip
 
@@ -82,7 +82,7 @@ def lesson(page: Page) -> None:
     page.table(["epoch", *(f"batch {n}" for n in range(1, 4))],
                [[epoch + 1, *(" ".join(map(str, row[n : n + 4] + 1)) for n in (0, 4, 8))]
                 for epoch, row in enumerate(order)], "12 examples in batches of 4")  # fmt: skip
-    page.check("an epoch has each example once", all(len(set(row)) == 12 for row in order),
+    page.check("an epoch contains each example once", all(len(set(row)) == 12 for row in order),
                "12 of 12 in each of 3")  # fmt: skip
 
 

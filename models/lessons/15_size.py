@@ -29,9 +29,9 @@ def quality(neurons: int, epochs: int, training: Digits, validation: Digits) -> 
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say("""
-        Larger models are better models: that is the short history of the last years. Is that true,
+        Larger models are better models: that is the short history of recent years. Is that true,
         and up to which size? We train networks that read digits, with one hidden layer of more and
-        more neurons, each until new digits are no longer read better.
+        more neurons, each until it no longer improves on new digits.
     """)
     training, validation = load_digits()
     widths = page.pick((1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 3776), (1, 16, 256))
@@ -77,10 +77,10 @@ def lesson(page: Page) -> None:
                f"{gaps[4]:.2f} after 5 epochs, {gaps[-1]:.2f} after {epochs}")  # fmt: skip
 
     page.say("""
-        Move through the epochs: where would you have stopped? Whoever trains holds some examples
-        back, as we did, and watches these. Four things help: stopping in time, more examples, a
-        smaller network, or **dropout**: in each step some randomly chosen neurons are left out, so
-        that the network cannot rely on a single one.
+        Move through the epochs: where would you have stopped? Training holds some examples back, as
+        we did, and watches those. Four things help: stopping in time, more examples, a smaller
+        network, or **dropout**: in each step some randomly chosen neurons are left out, so that the
+        network cannot rely on a single one.
     """)
     best = int(np.argmin(fresh))
     page.widget("overfit", "Choose an epoch, and a size.",
@@ -102,7 +102,7 @@ def lesson(page: Page) -> None:
         ((count, all_of_them),) = dead_neurons(model, validation)
         dead.append(count)
         rows.append([rate, f"{count} of {all_of_them}", f"{accuracy:.0%}"])
-    page.table(["learning rate", "dead neurons", "new digits read rightly"], rows)
+    page.table(["learning rate", "dead neurons", "new digits read correctly"], rows)
     page.check("large steps leave more neurons dead than small ones", dead[-1] > dead[0],
                f"{dead[0]} at {RATES[0]:g}, {dead[-1]} at {RATES[-1]:g}")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Many feed-forward networks, of which each token visits one or two."""
+"""Many feed-forward networks; each token visits one or two of them."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ def lesson(page: Page) -> None:
                {"parameters": [(n, t / total[0]) for n, t in zip(counts, total, strict=True)],
                 "work for a token": [(n, f / flops[0]) for n, f in
                                      zip(counts, flops, strict=True)]}, log="x")  # fmt: skip
-    page.check("with 64 experts the parameters grow more than 30-fold, the work by less than 1 %",
+    page.check("with 64 experts, the parameters grow more than 30-fold, the work by less than 1 %",
                total[-1] > 30 * total[0] and flops[-1] < 1.01 * flops[0],
                f"parameters {total[-1] / total[0]:.1f}-fold, work {flops[-1] / flops[0]:.4f}-fold")
 
     page.say("""
-        The router is trained with everything else, and has a bad habit. Whoever is a little better
-        at first gets more tokens, learns more, and gets still more. In the end one expert does all
-        the work. So the loss has a second part, which is smallest when all experts have equal work:
-        **load balancing**. Here the same small model learns Shakespeare, with and without.
+        The router is trained with everything else, and has a bad habit. An expert that is a little
+        better at first gets more tokens, learns more, and gets still more. In the end one expert
+        does all the work. So the loss has a second part, which is smallest when all experts have
+        equal work: **load balancing**. Here the same small model learns Shakespeare, with and
+        without.
     """)
     texts = plays(CONTEXT)
     config = GPTConfig(layers=1, heads=2, dim=32, context=CONTEXT, vocabulary=len(texts.tokenizer),
@@ -73,7 +74,7 @@ def lesson(page: Page) -> None:
     page.table(["", *(f"expert {n}" for n in range(1, EXPERTS + 1)), "loss"], rows,
                "shares of the tokens, and the loss on new text")  # fmt: skip
     uneven = {name: float(load.max()) for name, load in loads.items()}
-    page.check("with balance the busiest expert has less to do than without",
+    page.check("with balance, the busiest expert has less to do than without",
                uneven["with balance"] < uneven["without balance"],
                ", ".join(f"{name}: {share:.0%}" for name, share in uneven.items()))  # fmt: skip
 

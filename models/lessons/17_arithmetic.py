@@ -63,8 +63,8 @@ def lesson(page: Page) -> None:
                f"{devices(low, B300)} and {devices(STATE * GPT4, B300)} of them could")
 
     page.say("""
-        Now calculate yourself. Set the parameters to a model that you have heard of, and the number
-        of devices to what you could pay for.
+        Now calculate for yourself. Set the parameters to a model that you have heard of, and the
+        number of devices to what you could pay for.
     """)
     plays = []
     for config, count in (("gpt3", 1024), ("gpt2", 8), ("gpt3", 40)):
@@ -75,10 +75,10 @@ def lesson(page: Page) -> None:
                        6 * n * 300e9 / (count * 989e12 * 0.4)], 1e-6))  # fmt: skip
     exact = seconds_of_training(gpt3, 300e9, 1024, 989e12)
     rough = 6 * p.total * 300e9 / (1024 * 989e12 * 0.4)
-    page.check("6 operations a parameter and token are nearly all: attention adds little",
+    page.check("6 operations per parameter and token are nearly all: attention adds little",
                1 <= exact / rough < 1.1 or abs(exact / rough - 1) < 0.1,
-               f"{duration_text(exact)} by the exact formula, {duration_text(rough)} by the rough")
-    page.widget("arithmetic", "Move parameters, devices and tokens.",
+               f"{duration_text(exact)} by the exact formula, {duration_text(rough)} by this one")
+    page.widget("arithmetic", "Change parameters, devices and tokens.",
                 {"parameters": p.total}, plays)  # fmt: skip
 
     page.say("""

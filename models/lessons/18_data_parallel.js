@@ -21,7 +21,7 @@ widgets.ring = (box, data) => {
       sent += 1 / n;
     }
     const came = new Set(moved.map(([, to, part]) => `${to} ${part}`));
-    const phase = step === 0 ? "Each device has its own gradients only." : step < n - 1 ? "Parts go round and are added up." : step === n - 1 ? "Each device now has one part complete." : step < 2 * (n - 1) ? "Complete parts go round." : "All devices have all sums: the same on each.";
+    const phase = step === 0 ? "Each device has only its own gradients." : step < n - 1 ? "Parts go round and are added up." : step === n - 1 ? "Each device now has one part complete." : step < 2 * (n - 1) ? "Complete parts go round." : "All devices have all sums: the same on each.";
     verdict.replaceChildren(`Step ${step} of ${2 * (n - 1)}. `, make("strong", {}, phase), ` Each device has sent ${fixed(sent, 2)} times its gradients.`);
     table.replaceChildren(make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "what each device holds"}, make("table", {class: "matrix"},
       make("thead", {}, make("tr", {}, make("td"), Array.from({length: n}, (_, part) => make("th", {scope: "col"}, `part ${part + 1}`)))),

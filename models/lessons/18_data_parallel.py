@@ -80,17 +80,17 @@ def lesson(page: Page) -> None:
     page.check("the losses are those of one device, up to rounding", apart < 1e-5, f"{apart:.0e}")
     alike = all((weights == copies[0]).all() for _, copies, _ in found.values()
                 for weights in copies)  # fmt: skip
-    page.check("after it all copies have the same weights, bit by bit", alike,
+    page.check("afterwards, all copies have the same weights, bit by bit", alike,
                "2 of 2 and 4 of 4 copies")  # fmt: skip
 
     page.say("""
-        The exchange is called **AllReduce**. The plain way, everybody sends everything to one who
-        adds up, makes that one a bottleneck. Better is the **ring**: each device talks only to its
-        neighbour. The numbers are cut into as many parts as there are devices. Each device sends
-        one part to the next, which adds its own and sends it on. After n − 1 steps each device has
-        one part complete; n − 1 steps more carry the complete parts around. (The halves have names
-        of their own, ReduceScatter and AllGather, for there are uses for either alone. Two devices
-        that have little send each other all of it: as many bytes, and one message.)
+        The exchange is called **AllReduce**. The plain way, in which one device adds up what all
+        others send, makes that device a bottleneck. The **ring** is better: each device talks only
+        to its neighbour. The numbers are cut into as many parts as there are devices. Each device
+        sends one part to the next, which adds its own and sends it on. After n − 1 steps each
+        device has one part complete; n − 1 steps more carry the complete parts around. (The halves
+        have names of their own, ReduceScatter and AllGather, for there are uses for either alone.
+        Two devices with little data send each other all of it: as many bytes, in one message.)
     """)
     rows, plays = [], []
     for ranks in range(3, page.pick(9, 5)):
@@ -103,14 +103,14 @@ def lesson(page: Page) -> None:
         rows.append([ranks, messages, sent, sent / (LENGTH * 4)])
         plays.append(({"ranks": ranks}, [messages, sent / (LENGTH * 4)], 1e-6))
     assert all(stop - start == LENGTH // 8 for start, stop in spans(LENGTH, 8))
-    page.table(["devices", "messages each", "bytes each", "times its size"], rows,
+    page.table(["devices", "messages each", "bytes each", "times the data"], rows,
                f"AllReduce of {LENGTH * 4:,} bytes, counted in a trace of real exchanges")
 
     page.say("""
         See the last column: however many devices there are, each sends less than **twice** the
         gradients. But the number of messages grows, and each waits for the network: with thousands
-        of devices the **latency** counts, which is why one likes to keep the ring in one rack. Go
-        through it step by step.
+        of devices the **latency** counts, which is why rings are kept within one rack if possible.
+        Go through it step by step.
     """)
     page.widget("ring", "Choose the number of devices, and step through the ring.",
                 {"ranks": 4}, plays)  # fmt: skip

@@ -81,7 +81,7 @@ def lesson(page: Page) -> None:
                [[n + 1, *(losses[n] for losses, _, _ in found.values())] for n in range(STEPS)],
                "loss of the same text")  # fmt: skip
     apart = max(abs(a - b) for a, b in zip(found[1][0], found[2][0], strict=True))
-    page.check("two devices that share each sequence find the losses of one", apart < 1e-4,
+    page.check("two devices that share each sequence get the same losses as one", apart < 1e-4,
                f"they differ by at most {apart:.0e}")  # fmt: skip
     page.check("each of the two holds half of the tokens", found[2][1] * 2 == found[1][1],
                f"{found[2][1]} of {found[1][1]}")  # fmt: skip

@@ -4,7 +4,7 @@ widgets.network = (box, data) => {
   let exact = null;
   const bandwidth = slider("bandwidth", 7, 12, 0.05, Math.log10(50e9), update, value => `${bytes(10 ** value)}/s`);
   const latency = slider("latency", -6.5, -1.5, 0.05, Math.log10(2e-6), update, value => duration(10 ** value));
-  const idle = bars("share of a step in which devices stand idle"), table = make("div", {role: "status"});
+  const idle = bars("share of a step in which devices are idle"), table = make("div", {role: "status"});
   controls(box, bandwidth, latency);
   box.append(make("p", {class: "note"}, "idle share of the devices"), idle.element, table);
   let result = [];
@@ -22,7 +22,7 @@ widgets.network = (box, data) => {
     result = network.map((time, i) => (time + bubble[i]) / (time + bubble[i] + data.compute[i]));
     idle.set(result.map((share, i) => [data.names[i], share, percent(share), "orange"]), 1);
     table.replaceChildren(make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "times of a step"}, make("table", {},
-      make("thead", {}, make("tr", {}, ["", "at work", "pipeline's gaps", "network", "a step"].map(t => t ? make("th", {scope: "col"}, t) : make("td")))),
+      make("thead", {}, make("tr", {}, ["", "computing", "pipeline gaps", "network", "step"].map(t => t ? make("th", {scope: "col"}, t) : make("td")))),
       make("tbody", {}, network.map((time, i) => make("tr", {}, make("th", {scope: "row"}, data.names[i]), make("td", {}, duration(data.compute[i])), make("td", {}, bubble[i] ? duration(bubble[i]) : "none"), make("td", {}, duration(time)), make("td", {}, duration(time + bubble[i] + data.compute[i]))))))));
   }
   update();

@@ -1,4 +1,4 @@
-"""How fast must the network be, so that a cluster does not stand idle?"""
+"""How fast must the network be to keep a cluster busy?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def costs(network: Network) -> dict[str, Step]:
 def lesson(page: Page) -> None:
     """The lesson."""
     page.say(f"""
-        Devices that share a training exchange data all the time, and a device that waits for the
+        Devices that train together exchange data all the time, and a device that waits for the
         network computes nothing. How much time is lost depends on the network, and on **how** the
         work is divided: some ways exchange once a step, others in every layer.
 
@@ -35,33 +35,33 @@ def lesson(page: Page) -> None:
     for_fast = costs(fast)
     names = {"DP": "data parallel", "SP": "sequence parallel", "TP": "tensor parallel",
              "PP": "pipeline parallel"}  # fmt: skip
-    page.table(["way", "messages a step", "at work", "network", "idle"],
+    page.table(["method", "messages per step", "computing", "network", "idle"],
                [[names[way], round(cost.messages), duration_text(cost.compute),
                  duration_text(cost.network), f"{cost.idle:.0%}"]
                 for way, cost in for_fast.items()], fast.name)  # fmt: skip
 
     page.say("""
-        How sensitive each way is: the share of time that is lost, network by network.
+        How sensitive each method is: the share of time that is lost, network by network.
     """)
     usable = [network for network in NETWORKS if network.joins(FEW)]
     page.table(["network", *names], [[network.name, *(f"{cost.idle:.0%}" for cost in
                                                       costs(network).values())]
                                      for network in usable], "idle share")  # fmt: skip
     bandwidths = [10 ** (8 + step / 8) for step in range(33)]
-    page.chart("idle share by bandwidth, with 2 µs of latency", "bytes a second", "idle share",
+    page.chart("idle share by bandwidth, with 2 µs of latency", "bytes per second", "idle share",
                {names[way]: [(b, costs(Network("", b, 2e-6))[way].idle) for b in bandwidths]
                 for way in names}, log="x")  # fmt: skip
     lost = {way: cost.network / cost.compute for way, cost in costs(slow).items()}
     page.check("sequence parallelism is more sensitive to bandwidth than data parallelism",
                lost["SP"] > 1.5 * lost["DP"],
-               f"on {slow.name} the network takes {lost['DP']:.1f} times the work for DP, "
+               f"on {slow.name}, the network takes {lost['DP']:.1f} times the work for DP, "
                f"{lost['SP']:.1f} times for SP")  # fmt: skip
     page.check("it sends far more messages, one round in each layer",
                for_fast["SP"].messages > 50 * for_fast["DP"].messages,
-               f"{for_fast['SP'].messages:,} a step against {for_fast['DP'].messages:,}")
+               f"{for_fast['SP'].messages:,} per step against {for_fast['DP'].messages:,}")
     tenfold = {way: costs(Network("", fast.bandwidth, 2e-2))[way].network / cost.network
                for way, cost in for_fast.items()}  # fmt: skip
-    page.check("and with latencies of the internet it slows down more, too",
+    page.check("with latencies of the internet, it also slows down more",
                tenfold["SP"] > tenfold["DP"],
                f"DP {tenfold['DP']:.2f} times, SP {tenfold['SP']:.2f} times the exchange")
 
@@ -86,9 +86,9 @@ def lesson(page: Page) -> None:
                  "compute": [cost.compute for cost in for_fast.values()]}, plays)  # fmt: skip
 
     page.say("""
-        This is why clusters for training have networks that cost as much as a good part of the
-        devices: low latency, no losses, hundreds of gigabits a second. A training takes months; if
-        a third of the time is waiting, a third of the cluster was bought for nothing.
+        This is why the networks of training clusters cost a good part of what the devices cost: low
+        latency, no losses, hundreds of gigabits a second. A training takes months; if a third of
+        the time is waiting, a third of the cluster was bought for nothing.
     """)
 
 

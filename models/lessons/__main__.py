@@ -64,7 +64,7 @@ def serve(folder: Path) -> None:
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         address = f"http://127.0.0.1:{server.server_port}/"
-        print(f"{address} (Ctrl-C ends it)", flush=True)
+        print(f"serving the lessons at {address} (Ctrl-C stops)", flush=True)
         webbrowser.open(address)
         server.serve_forever()
 
@@ -72,20 +72,23 @@ def serve(folder: Path) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Build the site, and serve it where that is wanted."""
     parser = console.Parser(
-        description="Build the lessons: one page for each section of the article, and contents."
+        description="Build the lessons as a site: a page for each, and a table of contents."
     )
     add = parser.add_argument
-    add("--out", metavar="DIR", help="where the site goes; with --serve it may be left out")
-    add("--quick", action="store_true", help="smaller models and fewer sizes, the same pages")
+    add("--out", metavar="DIR", help="folder to write the site to; optional with --serve")
+    add("--quick", action="store_true",
+        help="use smaller models and fewer sizes, for the same pages")  # fmt: skip
     add("--only", type=console.positive_int, nargs="+", default=[], metavar="N",
-        help="the pages of these lessons only; the others stay as they are")  # fmt: skip
-    add("--serve", action="store_true", help="open it in the browser, at an address of this host")
+        help="build only these lessons; leave other pages as they are")  # fmt: skip
+    add("--serve", action="store_true", help="open the site in the browser, served at 127.0.0.1")
     flags = parser.parse_args(arguments)
     if flags.out is None and not flags.serve:
-        raise InputError("where should the site go? give --out DIR, or --serve")
+        raise InputError("no folder for the site: give --out DIR, or --serve")
     known = len(numbered())
     if flags.only and max(flags.only) > known:
-        raise InputError(f"--only {max(flags.only)}: there are {known} lessons")
+        raise InputError(
+            f"--only: expected at most {known}, the number of lessons, got {max(flags.only)}"
+        )
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.out or temporary)
         with failing_as(f"cannot write {folder}"):

@@ -167,7 +167,8 @@ def alone(lesson: Callable[[Page], None]) -> NoReturn:
 
     def main(arguments: Sequence[str]) -> None:
         parser = console.Parser(description=str(inspect.getmodule(lesson).__doc__))
-        parser.add_argument("--quick", action="store_true", help="smaller models, fewer sizes")
+        parser.add_argument("--quick", action="store_true",
+                            help="use smaller models and fewer sizes")  # fmt: skip
         lesson(Page(quick=parser.parse_args(arguments).quick))
 
     sys.exit(console.run(main))

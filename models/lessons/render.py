@@ -118,8 +118,8 @@ def page(lesson: Lesson, made: Page, lessons: Sequence[Lesson], seconds: float) 
     codes = pieces(lesson.source)
     count = sum(part.kind == "say" for part in made.parts)
     if count != len(codes):
-        raise ValueError(f"{lesson.name} says {count} things, but {len(codes)} of them at the top "
-                         "of its function: say nothing in loops and branches")  # fmt: skip
+        raise ValueError(f"{lesson.name} calls page.say {count} times, but {len(codes)} times at "
+                         "the top of its function: do not call it in loops or branches")
     sections, remaining = list[dict[str, Any]](), iter(codes)
     for number, part in enumerate(made.parts):
         if part.kind == "say":
@@ -148,7 +148,7 @@ QUESTIONS = (
     ("How can a list of numbers mean a word?", 5),
     ("What are query, key and value, and who looks at whom?", 6),
     ("What is in a block, and why can a hundred of them be stacked?", 7),
-    ("Does a model plan its sentence, and what changes with the temperature?", 8),
+    ("Does a model plan its sentences, and what does the temperature change?", 8),
     ("Why does a chat forget how it began, and what does remembering cost?", 9),
     ("What are the four stages of training, and how long does each take?", 10),
     ("Which numbers does training not find?", 11),
@@ -156,7 +156,7 @@ QUESTIONS = (
     ("What happens if the steps are too large?", 13),
     ("Why are examples shown in batches, and how often is each shown?", 14),
     ("Is a larger model always better?", 15),
-    ("How can a model have more parameters and no more work?", 16),
+    ("How can a model have more parameters, but no more work?", 16),
     ("How many GPUs hold GPT-3, how many train it, and for how long?", 17),
     ("How do copies of a model stay the same?", 18),
     ("What if not even one text fits into a GPU?", 19),

@@ -1,4 +1,4 @@
-"""A timeline as text: the last step, or what lies between two times in ms.
+"""Print a timeline as text: the last step, or the part between two times in ms.
 
 python -m minigrad.models.parallel F.json
 python -m minigrad.models.parallel F.json 250 900
@@ -18,14 +18,15 @@ from minigrad.models.parallel.timeline import as_text, last_step, read_trace
 def main(arguments: Sequence[str]) -> None:
     """Print the content of a file."""
     command = console.Parser(prog="python -m minigrad.models.parallel", description=__doc__)
-    command.add_argument("file", type=Path, help="what --trace wrote")
-    command.add_argument("first", type=float, nargs="?", help="where to begin, in milliseconds")
-    command.add_argument("last", type=float, nargs="?", help="where to end; neither: the last step")
+    command.add_argument("file", type=Path, help="file written by --trace")
+    command.add_argument("first", type=float, nargs="?",
+                         help="start, in milliseconds (default: the last step)")  # fmt: skip
+    command.add_argument("last", type=float, nargs="?", help="end, in milliseconds")
     flags = command.parse_args(arguments)
     try:
         ranks = read_trace(flags.file)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{flags.file} is no timeline that --trace wrote: {error}") from None
+        raise InputError(f"{flags.file} is not a timeline written by --trace: {error}") from None
     events = [event for _, found in ranks for event in found]
     if not events:
         raise InputError(f"{flags.file} has no events")
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
         first, last = flags.first / 1e3, most if flags.last is None else flags.last / 1e3
     if not first < last or first > most or last < least:
         raise InputError(
-            f"nothing happened from {1e3 * first:g} to {1e3 * last:g} ms: {flags.file} is about "
+            f"nothing happened from {1e3 * first:g} to {1e3 * last:g} ms: {flags.file} covers "
             f"{1e3 * least:.0f} to {1e3 * most:.0f} ms"
         )
     print(as_text(ranks, first, last))

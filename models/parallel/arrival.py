@@ -60,10 +60,10 @@ def _sentence(ranks: dict[int, list[int]], late: list[int], seconds: float) -> s
     waited = f"the others have waited for {seconds:.0f} s"
     if not late:
         here = ", ".join(map(str, sorted(ranks)))
-        return f"a rank of another machine is missing: ranks {here} have waited for {seconds:.0f} s"
+        return f"a rank on another machine is missing: ranks {here} have waited for {seconds:.0f} s"
     if any(_state(pid) in "Tt" for pid in ranks[late[0]]):
-        return f"rank {late[0]} hangs: its process was stopped before it had begun, and {waited}"
-    return f"rank {late[0]} hangs: it has not begun, and {waited}"
+        return f"rank {late[0]} hangs: its process was stopped before it started, and {waited}"
+    return f"rank {late[0]} hangs: it has not started, and {waited}"
 
 
 def _end(ranks: dict[int, list[int]], text: str) -> None:

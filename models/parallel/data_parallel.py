@@ -70,8 +70,8 @@ class DataParallel:
         rank, size = group.rank, group.size
         if batch < size:
             raise InputError(
-                f"a batch of {batch} cannot be divided among {size} copies of the model: "
-                "give a larger --batch"
+                f"a batch of {batch} is too small for {size} copies of the model: "
+                "use a larger --batch"
             )
         return batch * rank // size, batch * (rank + 1) // size
 

@@ -90,10 +90,10 @@ def culprit(signs: Mapping[int, Sign], silence: Mapping[int, float], patience: f
         return None
     behind = {rank: sign for rank, sign in signs.items() if sign.state != "waiting"}
     longest = max(sign.seconds for sign in waiting)
-    limit = f"(MINIGRAD_PATIENCE={patience:g}; 0 waits for ever)"
+    limit = f"(MINIGRAD_PATIENCE={patience:g}; 0 waits forever)"
     if not behind and all(sign.seconds > patience for sign in waiting):
-        made = ", ".join(f"rank {rank} made {sign.exchanges}" for rank, sign in signs.items())
-        return f"all ranks wait, for {longest:.0f} s, of exchanges {made}: {ADVICE} {limit}"
+        made = ", ".join(f"rank {rank} after {sign.exchanges}" for rank, sign in signs.items())
+        return f"all ranks have waited for {longest:.0f} s ({made} exchanges): {ADVICE} {limit}"
     if not behind:
         furthest = max(sign.exchanges for sign in waiting)
         behind = {rank: sign for rank, sign in signs.items() if sign.exchanges < furthest} or {

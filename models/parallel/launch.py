@@ -40,7 +40,9 @@ class Mesh:
 
     def __post_init__(self) -> None:
         if self.dp < 1 or self.sp < 1:
-            raise ValueError(f"a mesh of dp={self.dp}, sp={self.sp}: expected at least 1 of each")
+            raise ValueError(
+                f"Mesh: expected at least 1 for each axis, got dp={self.dp}, sp={self.sp}"
+            )
 
     @property
     def size(self) -> int:
@@ -284,8 +286,8 @@ def _run_process(ranks: World, function: Function, mesh: Mesh) -> list[Any]:
     """Run one rank of a parallel run, which all processes call."""
     if ranks.size != mesh.size:
         raise RankError(
-            -1, f"MPI started {ranks.size} processes, but {mesh.dp} × {mesh.sp} ranks are wanted: "
-            f"say mpiexec -n {mesh.size}"
+            -1, f"MPI started {ranks.size} ranks, but the mesh has {mesh.dp} × {mesh.sp}: "
+            f"use mpiexec -n {mesh.size}"
         )  # fmt: skip
     results: list[Any] = [None] * mesh.size
     transport = ranks.transport(range(mesh.size))

@@ -61,19 +61,21 @@ def check(config: Any, sizes: Any) -> None:
     """InputError if a model cannot be divided so."""
     tp, ep = sizes.get("tp", 1), sizes.get("ep", 1)
     if ep > 1 and (not config.experts or config.experts % ep):
-        raise InputError(f"--ep {ep} cannot divide {config.experts} experts: give --experts, a "
-                         f"multiple of {ep}")  # fmt: skip
+        raise InputError(f"--ep {ep} with {config.experts} experts: give --experts a multiple of "
+                         f"{ep}")  # fmt: skip
     if tp == 1:
         return
     if config.key_value_heads != config.heads:
         raise InputError(
-            f"--key-heads {config.key_value_heads} with --tp: heads of queries and keys cannot be "
-            "divided alike; leave --key-heads out"
+            f"--key-heads {config.key_value_heads} with --tp: query and key heads cannot be split "
+            "in the same way; leave --key-heads out"
         )
     if config.heads % tp:
-        raise InputError(f"--tp {tp} cannot divide {config.heads} heads: give a divisor of that")
+        raise InputError(f"--tp {tp} with {config.heads} heads: give --tp a divisor of that")
     if config.hidden % tp:
-        raise InputError(f"--tp {tp} cannot divide a feed-forward width of {config.hidden}")
+        raise InputError(
+            f"--tp {tp} with a feed-forward width of {config.hidden}: give --tp a divisor of that"
+        )
 
 
 def divide(
@@ -145,8 +147,8 @@ def pipeline(
     """
     count, layers = stages * pieces, len(model.h)
     if layers < count:
-        raise InputError(f"{layers} layers cannot be cut into {count} pieces: give more --layers, "
-                         "or fewer --pp or --pieces")  # fmt: skip
+        raise InputError(f"{layers} layers cannot be split into {count} pieces: give more "
+                         "--layers, or a smaller --pp or --pieces")  # fmt: skip
     table = make_table(schedule, stages, micro, count)
     cut, sizes = cut_layers(table, model.config)
     named = nn.state.get_state_dict(model)
@@ -218,8 +220,8 @@ def division_of(flags: Any, model: Any) -> Division | Pipeline:
     )
     if is_first():
         rows = simulate(made.table, sizes=[piece.size for piece in made.pieces])
-        print(f"{flags.schedule}, {flags.micro} micro-batches: {bubble(rows):.1%} of a step idle, "
-              f"if devices are alike\n{picture(rows)}")  # fmt: skip
+        print(f"{flags.schedule}, {flags.micro} micro-batches: {bubble(rows):.1%} of a step is "
+              f"idle, if devices are equally fast\n{picture(rows)}")  # fmt: skip
     return made
 
 

@@ -124,7 +124,7 @@ class MeshRuntime:
             members = _members(mesh, ranks.size)
             if ranks.rank not in members:
                 raise DeviceError(
-                    f"{mesh}: MPI has started {ranks.size} ranks; expected mpiexec -n {mesh.size}"
+                    f"{mesh}: MPI started {ranks.size} ranks: use mpiexec -n {mesh.size}"
                 )
             device = Device.DEFAULT if Device.DEFAULT not in Device.meshes else "CPU"
             number = members.index(ranks.rank)
@@ -349,9 +349,9 @@ def differs(memory: MeshMemory, layout: Layout | None) -> JitError:
     """The error for an argument of a captured step with another layout than in the capture."""
     name = memory.dtype.name
     return JitError(
-        f"a captured step is given {show(memory.shape, memory.layout, name)} where it was captured "
-        f"with {show(memory.shape, layout, name)}: divide it so, with .shard(mesh, P(…)), or "
-        ".reset() the step"
+        f"a captured step got {show(memory.shape, memory.layout, name)}, but was captured with "
+        f"{show(memory.shape, layout, name)}: shard it like that, with .shard(mesh, P(…)), or call "
+        ".reset() on the step"
     )
 
 
@@ -507,7 +507,7 @@ class World:
     def __init__(self, library: Any, patience: float) -> None:
         if library.Query_thread() < library.THREAD_MULTIPLE:
             raise RankError(
-                -1, "this MPI allows no calls from several threads (MPI_THREAD_MULTIPLE)"
+                -1, "this MPI does not support calls from several threads (MPI_THREAD_MULTIPLE)"
             )
         self.library = library
         self.rank, self.size = library.COMM_WORLD.rank, library.COMM_WORLD.size

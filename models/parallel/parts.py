@@ -68,8 +68,8 @@ def _write_index(
         if failure is not None:
             return failure
         if not (folder / name).exists():
-            return (f"a rank has written {folder / name}, which is not here: give a --checkpoint "
-                    "in a folder that all machines share")  # fmt: skip
+            return (f"{folder / name}, which another rank wrote, is missing here: give a "
+                    "--checkpoint in a folder that all machines share")  # fmt: skip
         for key, entry in entries.items():
             index.setdefault(key, {**entry, "parts": []})["parts"] += entry["parts"]
     rest = {key: tensor for key, tensor in tensors.items() if key not in index}

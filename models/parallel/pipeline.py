@@ -169,8 +169,8 @@ class Port:
 def _address(part: Buffer) -> int:
     address = Device[part.device].host_address(part.memory)
     if address is None:
-        raise RankError(-1, f"the stages of a pipeline cannot reach what is on {part.device}: "
-                        "run it on CPU")  # fmt: skip
+        raise RankError(-1, f"pipelines cannot exchange data that is on {part.device}: "
+                        "use CPU devices")  # fmt: skip
     return address
 
 
@@ -277,7 +277,7 @@ class Pipeline(Divided):
         kind = Device.DEFAULT.partition(":")[0]
         own = range(stages) if ranks is None else [ranks.rank // places]
         if ranks is not None and ranks.size != stages * places:
-            raise RankError(-1, f"MPI has started {ranks.size} ranks; expected mpiexec -n "
+            raise RankError(-1, f"MPI started {ranks.size} ranks: use mpiexec -n "
                             f"{stages * places}")  # fmt: skip
         exchange = Exchange(stages * places)
         self._exchange, self._team = exchange, Team(len(own))

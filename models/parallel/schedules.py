@@ -54,17 +54,17 @@ def make_table(schedule: str, stages: int, micro: int, pieces: int) -> Table:
     InputError if there is no such table.
     """
     if schedule not in SCHEDULES:
-        raise InputError(f"schedule {schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        raise InputError(f"unknown schedule {schedule!r}: expected {', '.join(SCHEDULES)}")
     if stages < 1 or micro < 1:
         raise InputError(f"{stages} stages, {micro} micro-batches: expected at least 1 of each")
     if pieces * micro > MOST_TASKS:
         raise InputError(f"{micro:,} micro-batches of {pieces:,} pieces: expected at most "
                          f"{MOST_TASKS:,} forward steps in all")  # fmt: skip
     if pieces % stages or (pieces != stages and schedule != "interleaved"):
-        raise InputError(f"{schedule} of {pieces} pieces at {stages} stages: expected "
-                         f"{'a multiple' if schedule == 'interleaved' else 'as many'}")  # fmt: skip
+        raise InputError(f"{schedule} with {pieces} pieces and {stages} stages: expected "
+                         f"{'a multiple' if schedule == 'interleaved' else 'as many pieces'}")
     if schedule == "interleaved" and micro % stages:
-        raise InputError(f"interleaved with {micro} micro-batches at {stages} stages: expected a "
+        raise InputError(f"interleaved with {micro} micro-batches and {stages} stages: expected a "
                          "multiple")  # fmt: skip
     if schedule == "zb":
         return [_zero_bubble(stage, stages, micro) for stage in range(stages)]
@@ -192,7 +192,7 @@ def simulate(
         if len(done) == before:
             stuck = [row[len(times)] for times, row in zip(result, table, strict=True)
                      if len(times) < len(row)]  # fmt: skip
-            raise ValueError(f"a table whose stages wait for ever, for {stuck}")
+            raise ValueError(f"in this table, stages wait forever for {stuck}")
     return result
 
 

@@ -50,8 +50,8 @@ class SequenceParallel:
         parts = 2 * group.size if group.size > 1 else 1
         if length % parts:
             raise InputError(
-                f"{length} tokens cannot be cut into {parts} equal chunks for {group.size} ranks: "
-                f"choose a --context that is a multiple of {parts}"
+                f"{length} tokens cannot be split into {parts} equal chunks for {group.size} "
+                f"ranks: use a --context that is a multiple of {parts}"
             )
         self.chunk = length // parts
         self.chunks = [group.rank, parts - 1 - group.rank] if group.size > 1 else [0]
@@ -70,7 +70,7 @@ class SequenceParallel:
     def attach(self, model: GPT) -> None:
         """Make a GPT process parts of sequences, by replacing its positions and attention."""
         if model.config.dropout:
-            raise InputError("--sp with --dropout: attention across ranks cannot drop; leave it 0")
+            raise InputError("--sp does not support dropout in attention: leave --dropout at 0")
         model.spans = self.spans
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # a method's object would

@@ -51,7 +51,7 @@ def main() -> None:
     number = first_to_end(socket.socket(fileno=descriptor), count)
     if number is None:
         return
-    text = f"rank {number} was killed, or has crashed: its process is gone"
+    text = f"rank {number} was killed or crashed: its process is gone"
     if select.select([launcher_end], [], [], 0)[0]:
         text = "MPI's launcher is gone"
     print(f"{who}: {text}; all {count} ranks are stopped", file=sys.stderr, flush=True)

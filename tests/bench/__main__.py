@@ -71,9 +71,9 @@ def main() -> None:
     parser.add_argument("families", nargs="*", default=families(), metavar="family")
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default="", help="a regular expression of names of rows")
-    parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
-    parser.add_argument("--machine", default=processor(), help="its name in these tables")
+    parser.add_argument("--only", default="", help="only rows that match this regular expression")
+    parser.add_argument("--write", action="store_true", help="write the tables to RESULTS.md")
+    parser.add_argument("--machine", default=processor(), help="name of this machine in the tables")
     given = parser.parse_args()
     tables = families("table")
     for name in given.families:

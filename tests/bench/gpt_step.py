@@ -247,9 +247,9 @@ def read_flags(arguments: list[str]) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peers", help="some of: " + ", ".join(PEERS), default=",".join(PEERS))
+    parser.add_argument("--peers", help="among: " + ", ".join(PEERS), default=",".join(PEERS))
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--busy", action="store_true", help="keep one core busy meanwhile")
+    parser.add_argument("--busy", action="store_true", help="keep one core busy during the run")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     for name in FIGURES:
         parser.add_argument(f"--{name}", type=int)

@@ -227,8 +227,8 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--device", default="CL")
-    parser.add_argument("--small", action="store_true", help="sizes for an OpenCL on a CPU")
-    parser.add_argument("--seconds", type=float, default=TOTAL, help="for everything")
+    parser.add_argument("--small", action="store_true", help="use sizes for OpenCL on a CPU")
+    parser.add_argument("--seconds", type=float, default=TOTAL, help="time for all measurements")
     given = parser.parse_args()
     start, name = time.monotonic(), Device.canonical(given.device)
     runtime: Any = Device[name]

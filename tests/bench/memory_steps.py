@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--captured", type=int, default=10_000)
     parser.add_argument("--plain", type=int, default=2_000)
     parser.add_argument("--graphs", type=int, default=3_000)
-    parser.add_argument("--most", type=int, default=256, help="programs that may be kept")
+    parser.add_argument("--most", type=int, default=256, help="most programs that may be cached")
     given = parser.parse_args()
     found = growth_of_steps(given.captured, captured=True)
     found += growth_of_steps(given.plain, captured=False)

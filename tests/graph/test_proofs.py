@@ -22,7 +22,7 @@ from minigrad.graph.node import Node
 from minigrad.graph.operations import ELEMENTWISE, Op
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
 
-z3 = pytest.importorskip("z3", reason="z3 proves; `pip install z3-solver`")
+z3 = pytest.importorskip("z3", reason="z3 is not installed: pip install z3-solver")
 
 STEPS = 300_000_000  # z3's own steps, independent of the machine; no proof took 60 million
 

@@ -33,7 +33,7 @@ def lesson(page):
      (1e-7, "1.00·10⁻⁷"), (2.5e12, "2.50·10¹²"), (float("inf"), "∞"), ("word", "word"),
      (True, "True")],
 )  # fmt: skip
-def test_numbers_for_people(value: object, text: str) -> None:
+def test_numbers_are_readable(value: object, text: str) -> None:
     assert shown(value) == text
 
 
@@ -78,10 +78,10 @@ def test_a_page_has_prose_code_and_checks() -> None:
     assert text.index("First") < text.index("# one") < text.index("Second")
 
 
-def test_what_is_said_in_a_branch_has_no_code_to_stand_by() -> None:
+def test_say_in_a_branch_is_refused() -> None:
     page = Page(talks=False)
     page.say("only one thing")
-    with pytest.raises(ValueError, match="says 1 things, but 2 of them at the top"):
+    with pytest.raises(ValueError, match=r"calls page\.say 1 times, but 2 times at the top"):
         made(SOURCE, page)
 
 
@@ -95,14 +95,14 @@ def test_a_text_cannot_end_its_script() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [([], "give --out DIR, or --serve"), (["--out", "x", "--only", "99"], "there are 20 lessons")],
+    [([], "give --out DIR, or --serve"), (["--out", "x", "--only", "99"], "expected at most 20")],
 )
 def test_wrong_flags(arguments: list[str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         builder.main(arguments)
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         builder.main(["--out", str(tmp_path / "file"), "--only", "1"])

@@ -72,7 +72,7 @@ def test_page(page: str, width: str, site: Path, driver: Any) -> None:
 def test_accessibility(page: str, colours: str, site: Path, driver: Any) -> None:
     script = axe()
     if script is None:
-        pytest.skip("no axe-core: the package axe-playwright-python is not installed")
+        pytest.skip("axe-playwright-python is not installed")
     resize(driver, WIDTHS["desktop"])
     scheme(driver, colours)
     visit(driver, site / f"{page}.html")

@@ -48,48 +48,48 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["walk"], 2,
      "unknown command 'walk': expected train, sample, chat, inspect, quantize or serve"),
     (["--trace", "t.json"], 1,
-     "--trace shows several devices: give --dp, --sp, --tp or --pp as well"),
+     "--trace needs several devices: also give --dp, --sp, --tp, --ep or --pp"),
     (["sampel", "--tokens", "9"], 2, "unknown command 'sampel': expected train, sample, chat,"),
     (["sample", "--unknown", "3"], 2, "unrecognized arguments: --unknown 3"),
-    (["--steps", "0"], 2, "argument --steps: 0 is less than 1"),
+    (["--steps", "0"], 2, "argument --steps: expected at least 1, got 0"),
     (["--steps", "many"], 2, "argument --steps: invalid whole number value: 'many'"),
-    (["--lr", "nan"], 2, "argument --lr: nan is not a number above 0"),
+    (["--lr", "nan"], 2, "argument --lr: expected a number above 0, got nan"),
     (["--steps"], 2, "argument --steps: expected one argument"),
-    (["sample", "--temperature", "-0.5"], 2, "--temperature: -0.5 is not a number of at least 0"),
-    (["sample", "--temperature", "nan"], 2, "nan is not a number of at least 0"),
-    (["sample", "--top-k", "0"], 2, "argument --top-k: 0 is less than 1"),
-    (["sample", "--top-p", "1.5"], 1, "--top-p is 1.5"),
-    (["sample", "--tokens", "-3"], 2, "argument --tokens: -3 is less than 1"),
+    (["sample", "--temperature", "-0.5"], 2, "expected a number of at least 0, got -0.5"),
+    (["sample", "--temperature", "nan"], 2, "expected a number of at least 0, got nan"),
+    (["sample", "--top-k", "0"], 2, "argument --top-k: expected at least 1, got 0"),
+    (["sample", "--top-p", "1.5"], 1, "--top-p: expected above 0, at most 1, got 1.5"),
+    (["sample", "--tokens", "-3"], 2, "argument --tokens: expected at least 1, got -3"),
     (["sample", "--prompt", ""], 1, "--prompt is empty"),
-    (["sample", "--prompt", "xyz", "--tokens", "1"], 1, "the character 'x' is not among the 11"),
+    (["sample", "--prompt", "xyz", "--tokens", "1"], 1, "'x' is not in the vocabulary of 11"),
     (["--text", "missing.txt"], 1, "cannot read missing.txt: No such file"),
     (["--text", "."], 1, "cannot read .: Is a directory"),
-    (["--text", "empty.txt"], 1, "empty.txt holds no text"),
+    (["--text", "empty.txt"], 1, "empty.txt contains no text"),
     (["--text", "binary.txt"], 1, "binary.txt is not UTF-8 text"),
     (["--text", "short.txt"], 1, "too few for a context of 64"),
     (["--text", "text.txt", "--context", "500"], 1, "too few for a context of 500"),
-    (["--text", "text.txt", "--heads", "3"], 1, "128 dims cannot be shared evenly by 3 heads"),
-    (["--text", "text.txt", "--dropout", "1"], 1, "dropout is 1.0"),
+    (["--text", "text.txt", "--heads", "3"], 1, "dim 128 is not a multiple of heads 3"),
+    (["--text", "text.txt", "--dropout", "1"], 1, "dropout: expected at least 0 and less"),
     (["--text", "text.txt", "--checkpoint", "no/where"], 1, "there is no folder"),
     (["--text", "text.txt", "--checkpoint", "."], 1, "it is a folder"),
     (["--text", "text.txt", "--metrics", "no/where"], 1, "cannot write --metrics no/where"),
-    (["--text", "text.txt", "--accumulate", "5"], 1, "--batch 12 cannot be cut into 5 equal parts"),
-    (["--text", "text.txt", "--recompute", "--dropout", "0.5"], 1, "would drop other values"),
-    (["--text", "text.txt", "--batch", "1", "--dp", "2"], 1, "divided among --dp 2 devices"),
+    (["--text", "text.txt", "--accumulate", "5"], 1, "12 is not a multiple of --accumulate 5"),
+    (["--text", "text.txt", "--recompute", "--dropout", "0.5"], 1, "would drop different values"),
+    (["--text", "text.txt", "--batch", "1", "--dp", "2"], 1, "--batch 1 is too small for --dp 2"),
     (["--text", "text.txt", "--tp", "2", "--key-heads", "1"], 1, "leave --key-heads out"),
     (["--text", "text.txt", "--tp", "3", "--heads", "3", "--dim", "96", "--architecture", "llama"],
-     1, "--tp 3 cannot divide a feed-forward width of 256"),
-    (["--text", "text.txt", "--sp", "2", "--dropout", "0.5"], 1, "cannot drop; leave it 0"),
-    (["--text", "text.txt", "--explain-values"], 1, "goes with --explain F.html"),
-    (["--text", "text.txt", "--pp", "2", "--explain", "e.html"], 1, "explain without --pp"),
+     1, "--tp 3 with a feed-forward width of 256"),
+    (["--text", "text.txt", "--sp", "2", "--dropout", "0.5"], 1, "leave --dropout at 0"),
+    (["--text", "text.txt", "--explain-values"], 1, "has no effect without --explain"),
+    (["--text", "text.txt", "--pp", "2", "--explain", "e.html"], 1, "leave out --pp"),
     (["--device", "TPU"], 1, "unknown device 'TPU'"),
     (["sample", "--checkpoint", "missing"], 1, "cannot read missing: No such file"),
-    (["sample", "--checkpoint", "text.txt"], 1, "text.txt is no undamaged safetensors file"),
-    (["sample", "--checkpoint", "foreign"], 1, "foreign is no checkpoint of models/gpt.py"),
+    (["sample", "--checkpoint", "text.txt"], 1, "text.txt is not a valid safetensors file"),
+    (["sample", "--checkpoint", "foreign"], 1, "foreign is not a checkpoint of models/gpt.py"),
     (["--resume", "missing"], 1, "cannot read missing: No such file"),
-    (["--resume", "text.txt"], 1, "text.txt is no undamaged safetensors file"),
-    (["--resume", "foreign"], 1, "foreign is no checkpoint of models/gpt.py"),
-    (["--resume", "gpt.safetensors", "--text", "text.txt"], 1, "was trained on another text"),
+    (["--resume", "text.txt"], 1, "text.txt is not a valid safetensors file"),
+    (["--resume", "foreign"], 1, "foreign is not a checkpoint of models/gpt.py"),
+    (["--resume", "gpt.safetensors", "--text", "text.txt"], 1, "was trained on a different text"),
 ]
 
 
@@ -151,32 +151,32 @@ def texts(**values: str) -> Callable[[bytes], bytes]:
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda raw: b"", "no undamaged safetensors file"),
-    "half": (lambda raw: raw[: len(raw) // 2], "no undamaged safetensors file"),
-    "a byte short": (lambda raw: raw[:-1], "no undamaged safetensors file"),
-    "a byte long": (lambda raw: raw + b"\0", "no undamaged safetensors file"),
-    "zeros": (lambda raw: bytes(len(raw)), "no undamaged safetensors file"),
-    "a flipped bit in the values": (flipped(0.9), "does not fit its checksum"),
-    "a flipped bit in the middle": (flipped(0.6), "does not fit its checksum"),
-    "huge": (config(dim=10**9, heads=1), "does not fit its own config"),
-    "more context": (config(context=10**12), "does not fit its own config"),
-    "more layers": (config(layers=10**9), "does not fit its own config"),
-    "a word": (config(layers="one"), "its config says layers = 'one'"),
-    "negative": (config(dim=-16), "dim is -16"),
-    "not finite": (config(dropout=float("nan")), "dropout is nan"),
+    "empty": (lambda raw: b"", "not a valid safetensors file"),
+    "half": (lambda raw: raw[: len(raw) // 2], "not a valid safetensors file"),
+    "a byte short": (lambda raw: raw[:-1], "not a valid safetensors file"),
+    "a byte long": (lambda raw: raw + b"\0", "not a valid safetensors file"),
+    "zeros": (lambda raw: bytes(len(raw)), "not a valid safetensors file"),
+    "a flipped bit in the values": (flipped(0.9), "does not match its checksum"),
+    "a flipped bit in the middle": (flipped(0.6), "does not match its checksum"),
+    "huge": (config(dim=10**9, heads=1), "does not match its own config"),
+    "more context": (config(context=10**12), "does not match its own config"),
+    "more layers": (config(layers=10**9), "does not match its own config"),
+    "a word": (config(layers="one"), "its config has an invalid layers: 'one'"),
+    "negative": (config(dim=-16), "dim: expected at least 1, got -16"),
+    "not finite": (config(dropout=float("nan")), "dropout: expected at least 0 and less tha"),
     "unknown": (config(colour=3), "colour"),
-    "no object": (texts(config="[1]"), "its config is [1]"),
-    "no JSON": (texts(config="{"), "is no checkpoint of models/gpt.py"),
-    "deep": (texts(config="[" * 100_000), "is no checkpoint of models/gpt.py"),
+    "no object": (texts(config="[1]"), "its config is not a JSON object: [1]"),
+    "no JSON": (texts(config="{"), "is not a checkpoint of models/gpt.py"),
+    "deep": (texts(config="[" * 100_000), "is not a checkpoint of models/gpt.py"),
     "tokenizer": (texts(tokenizer="{}"), "the stored tokenizer is damaged"),
     "pieces": (
         texts(tokenizer=json.dumps({"kind": "sentencepiece", "tokens": ["a", 5], "prefix": True,
                                     "scores": [0.0, 0.0], "kinds": [1, 1], "first": None})),
-        "the stored tokenizer is damaged: its tokenizer has no lists of tokens",
+        "the stored tokenizer is damaged: its tokenizer lacks lists of tokens",
     ),
     "fewer tokens": (
         texts(tokenizer=json.dumps({"kind": "character", "vocabulary": "abc"})),
-        "3 tokens, a vocabulary of 11",
+        "its tokenizer has 3 tokens, but its model has a vocabulary of 11",
     ),
 }
 
@@ -200,10 +200,10 @@ DIGEST = hashlib.sha256(WORDS.encode()).hexdigest()
 SHAPE = {"layers": 1, "heads": 2, "dim": 16, "context": 8}
 FACTS = {"step": 3, "elapsed": 1.0, "random": [0, None]}
 TRAININGS: dict[str, tuple[Any, str]] = {
-    "nothing": (None, "is no checkpoint of"),
-    "a list": ([], "is no checkpoint of"),
-    "no facts": ({"flags": {}, "digest": ""}, "no 'facts' in it"),
-    "flags": ({"flags": {"steps": 1.5}, "digest": "", "facts": {}}, "its --steps was 1.5"),
+    "nothing": (None, "is not a checkpoint of"),
+    "a list": ([], "is not a checkpoint of"),
+    "no facts": ({"flags": {}, "digest": ""}, "it has no 'facts'"),
+    "flags": ({"flags": {"steps": 1.5}, "digest": "", "facts": {}}, "its --steps is 1.5"),
     "step": ({"flags": SHAPE, "digest": DIGEST, "facts": {**FACTS, "step": "x"}}, "is damaged"),
     "no step": ({"flags": SHAPE, "digest": DIGEST, "facts": {}}, "is damaged: 'step'"),
     "random": (
@@ -214,7 +214,7 @@ TRAININGS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_damaged_state_of_training(
+def test_a_damaged_training_state(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     training, message = TRAININGS[name]
@@ -260,7 +260,7 @@ def test_a_full_disk(
 
 
 @pytest.mark.parametrize("script", [["sizing.py", "gpt3"], ["mlp.py", "--neuron"]])
-def test_a_reader_that_has_enough(script: list[str]) -> None:
+def test_a_reader_that_closes_the_pipe(script: list[str]) -> None:
     """With `… | head` the script ends without a message."""
     reads, writes = os.pipe()
     os.close(reads)

@@ -33,7 +33,7 @@ def texts(count: int) -> list[str]:
 def needed(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"the package {package} is missing")
+            pytest.skip(f"{package} is not installed")
 
 
 def test_gpt2() -> None:
@@ -103,7 +103,7 @@ def test_what_is_learned() -> None:
     for sample in (text, "another: ω\x00 text"):
         assert tokenizer.decode(tokenizer.encode(sample)) == sample
         assert again.encode(sample) == tokenizer.encode(sample)
-    with pytest.raises(InputError, match="tokens in it, not 5000"):
+    with pytest.raises(InputError, match="too short for a vocabulary of 5000"):
         bpe.learn(text, 5000)
     with pytest.raises(InputError, match="expected at least 257"):
         bpe.learn(text, 100)
@@ -177,7 +177,7 @@ def test_tokenizers_of_llamas(writing: str, tmp_path: Path) -> None:
             own.token_bytes(wrong)
 
 
-def test_threads_that_read_names_otherwise(tmp_path: Path) -> None:
+def test_threads_that_read_special_names_differently(tmp_path: Path) -> None:
     """Threads may read special names in different ways; none affects another's result."""
     needed("tokenizers")
     (tmp_path / "tokenizer.json").write_text(json.dumps(llama_like("bytes")), "utf-8")
@@ -212,7 +212,7 @@ def added(number: int, name: str, special: bool, strip: bool = False) -> dict[st
 
 
 @pytest.mark.parametrize("writing", ["bytes", "pieces"])
-def test_what_was_set_up_for_batches_does_not_cut_a_text(writing: str, tmp_path: Path) -> None:
+def test_settings_for_batches_do_not_truncate_a_text(writing: str, tmp_path: Path) -> None:
     needed("tokenizers")
     stored = llama_like(writing)
     stored["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst",
@@ -264,7 +264,7 @@ def test_halves_of_characters(tmp_path: Path) -> None:
         assert tokenizer.encode(broken) == tokenizer.encode(meant), tokenizer
         ids = tokenizer.encode_array(broken).tolist()
         assert ids == tokenizer.encode_bare(broken) and tokenizer.decode(ids).strip() == meant
-    with pytest.raises(InputError, match="not among the 1 of the vocabulary"):
+    with pytest.raises(InputError, match="not in the vocabulary of 1"):
         CharacterTokenizer.of("a").encode_array("a\udcff")
 
 
@@ -289,7 +289,7 @@ def test_merging_and_streams() -> None:
     assert [stream.add(byte) for byte in "aé€".encode()] == ["a", "", "é", "", "", "€"]
 
 
-def test_a_long_word_takes_no_time_of_its_square() -> None:
+def test_time_for_a_long_word_is_not_quadratic() -> None:
     """In a server, one request with a long word would keep all threads waiting."""
 
     class Counted(dict[Any, Any]):
@@ -330,7 +330,7 @@ def test_words_that_another_thread_forgets_meanwhile() -> None:
     ("damage", "message"),
     [('{"kind": "bpe"}', "damaged"), ('{"kind": "new"}', "unknown kind"), ("[]", "damaged"),
      ('{"kind": "bpe", "tokens": ["a"], "merges": [[0, 0, 9]], "special": {}, "split": "gpt2"}',
-      "name tokens that it does not have"),
+      "use tokens that are not in its vocabulary"),
      ('{"kind": "bpe", "tokens": ["a"], "merges": [], "special": {}, "split": "x"}', "split")],
 )  # fmt: skip
 def test_a_damaged_tokenizer(damage: str, message: str) -> None:
@@ -338,12 +338,12 @@ def test_a_damaged_tokenizer(damage: str, message: str) -> None:
         tokenizer_of(damage)
 
 
-def test_metadata_that_cannot_be(metadata: dict[str, Any]) -> None:
+def test_invalid_metadata(metadata: dict[str, Any]) -> None:
     prefix = "tokenizer.ggml."
     for key, value, message in (
-        ("model", "llama", "its tokenizer is 'llama'"), ("pre", "odd", "splits words as 'odd'"),
-        ("merges", ["Ġ t", "x y z"], "needs the missing token"), ("tokens", 3, "no list of tokens"),
-        ("merges", None, "no list of tokens and merges"),
+        ("model", "llama", "its tokenizer 'llama'"), ("pre", "odd", "word splitting 'odd'"),
+        ("merges", ["Ġ t", "x y z"], "which is missing"), ("tokens", 3, "lacks a list of tokens"),
+        ("merges", None, "lacks a list of tokens or of merges"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):
             bpe.of_gguf({**metadata, prefix + key: value})
@@ -353,7 +353,7 @@ def test_metadata_that_cannot_be(metadata: dict[str, Any]) -> None:
 def test_a_file_that_is_nested_too_deeply(name: str, tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_text("a b")
     (tmp_path / name).write_text('{"model": ' + "[" * 100_000)
-    with pytest.raises(InputError, match="its tokenizer is none that is known here"):
+    with pytest.raises(InputError, match="its tokenizer is not supported"):
         hub_tokenizer(tmp_path, {})
     with pytest.raises(InputError, match="the stored tokenizer is damaged"):
         tokenizer_of("[" * 100_000)

@@ -95,22 +95,22 @@ def test_inspect(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: 
     for part in (
         "7 tokens",
         "nearest:",
-        "the last token looks at",
+        "the last token attends to",
         "2.0:",
-        "reading all of them anew",
+        "with the KV cache",
         "16,384 bytes",
     ):
         assert part in out
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for more, message in ((["--layer", "2"], "--layer is 2: the model has 1"),
-                          (["--head", "3"], "--head is 3: the model has 2")):  # fmt: skip
+    for more, message in ((["--layer", "2"], "--layer: expected at most 1, got 2"),
+                          (["--head", "3"], "--head: expected at most 2, got 3")):  # fmt: skip
         status, _, err = run([*flags, *more], capsys)
         assert status == 1 and message in err
     status, _, err = run(["inspect", "", "--checkpoint", checkpoint], capsys)
     assert status == 1 and "the text is empty" in err
 
 
-def test_the_head_that_is_drawn_looks_at_something() -> None:
+def test_the_default_head_attends_past_the_first_token() -> None:
     model, _ = talker()
     ids = [5, 9, 200, 31, 7]
     seen = {}

@@ -183,7 +183,7 @@ def test_stop(page: Page, gate: Gate) -> None:
     assert said(page.driver) == []
 
 
-def test_what_has_no_answer_can_be_asked_again(page: Page, gate: Gate) -> None:
+def test_an_unanswered_message_can_be_sent_again(page: Page, gate: Gate) -> None:
     """An answer stopped before the first word, a page that was left, and a refused request."""
     gate.allow(0)
     page.type("Hi\ue007")
@@ -211,7 +211,7 @@ def test_what_has_no_answer_can_be_asked_again(page: Page, gate: Gate) -> None:
 def test_accessibility(colours: str, page: Page, gate: Gate) -> None:
     script = axe()
     if script is None:
-        pytest.skip("no axe-core: the package axe-playwright-python is not installed")
+        pytest.skip("axe-playwright-python is not installed")
     scheme(page.driver, colours)
     page.type("Hi\ue007")
     page.until(lambda shown: len(shown) == 2 and page.is_done())

@@ -64,9 +64,11 @@ TOOLS = (
 @pytest.mark.parametrize("text", [GEMMA, QWEN, LLAMA3, TOOLS])
 def test_templates(text: str) -> None:
     transformers = pytest.importorskip(
-        "transformers", reason="transformers is missing: pip install transformers"
+        "transformers", reason="transformers is not installed: pip install transformers"
     )
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install '.[tokens]'")
+    tokenizers = pytest.importorskip(
+        "tokenizers", reason="tokenizers is not installed: pip install '.[tokens]'"
+    )
     theirs = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), bos_token="<bos>"
     )
@@ -81,15 +83,15 @@ def test_templates(text: str) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("{% if %}", "its chat template is no Jinja"),
-    ("{{ messages.__class__.__mro__ }}", "the chat template fails"),
-    ("{{ ''.__class__.__base__.__subclasses__() }}", "the chat template fails"),
-    ("{% for i in range(99999999) %}x{% endfor %}", "the chat template fails"),
+    ("{% if %}", "its chat template is not valid Jinja"),
+    ("{{ messages.__class__.__mro__ }}", "the chat template failed"),
+    ("{{ ''.__class__.__base__.__subclasses__() }}", "the chat template failed"),
+    ("{% for i in range(99999999) %}x{% endfor %}", "the chat template failed"),
     ("{% for i in range(9999) %}{{ 'x' * 999 }}{% endfor %}", "more than 4,000,000 characters"),
-    ("{{ messages.append(1) }}", "the chat template fails"),
-    ("{{ lipsum() }}", "the chat template fails"), ("{{ 1 / 0 }}", "the chat template fails"),
-    ("{{ raise_exception('no') }}", "the chat template refuses this: no"),
-    ("{% include 'x' %}", "the chat template fails"),
+    ("{{ messages.append(1) }}", "the chat template failed"),
+    ("{{ lipsum() }}", "the chat template failed"), ("{{ 1 / 0 }}", "the chat template failed"),
+    ("{{ raise_exception('no') }}", "the chat template rejects this conversation: no"),
+    ("{% include 'x' %}", "the chat template failed"),
 ])  # fmt: skip
 def test_the_sandbox(text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
@@ -120,7 +122,9 @@ TEXTS = ["Hello world", " it's 12345 o'clock\n\n\nNOW it'S  ", "", "naïve 東�
 
 def learned(pattern: str | None, **more: Any) -> dict[str, Any]:
     """A tokenizer.json with a pattern for words, trained with the package tokenizers."""
-    tokenizers = pytest.importorskip("tokenizers", reason="pip install '.[tokens]'")
+    tokenizers = pytest.importorskip(
+        "tokenizers", reason="tokenizers is not installed: pip install '.[tokens]'"
+    )
     trained = tokenizers.Tokenizer(tokenizers.models.BPE(**more))
     steps = [] if pattern is None else [
         tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")

@@ -80,62 +80,62 @@ def end_of(
 
 GPT, NEW = gpt_commands, SMALL
 MISTAKES: list[tuple[ModuleType, list[str], str]] = [
-    (GPT, [*NEW, "--checkpoint", "gpt.safetensors"], "gpt.safetensors is there already: --overwri"),
-    (GPT, ["--resume", "gpt.safetensors", "--steps", "5", "--checkpoint", "m.jsonl"], "m.jsonl is"),
+    (GPT, [*NEW, "--checkpoint", "gpt.safetensors"], "gpt.safetensors already exists: --overwrite"),
+    (GPT, ["--resume", "gpt.safetensors", "--steps", "5", "--checkpoint", "m.jsonl"], "m.jsonl al"),
     (GPT, [*NEW, "--checkpoint", "new.png"], "its loss curves and --checkpoint are both new.png"),
     (GPT, [*NEW, "--checkpoint", "text.txt", "--overwrite"], "--checkpoint and --text are both"),
     (GPT, [*NEW, "--checkpoint", "a", "--metrics", "./a"], "--metrics and --checkpoint are both"),
     (GPT, [*NEW, "--metrics", "text.txt"], "--metrics and --text are both text.txt"),
     (GPT, [*NEW, "--dp", "2", "--trace", "text.txt"], "--trace and --text are both text.txt"),
-    (GPT, [*NEW, "--active", "3"], "--active 3 does nothing without --experts"),
-    (GPT, [*NEW, "--schedule", "zb"], "--schedule does nothing without --pp"),
+    (GPT, [*NEW, "--active", "3"], "--active 3 has no effect without --experts"),
+    (GPT, [*NEW, "--schedule", "zb"], "--schedule has no effect without --pp"),
     (GPT, [*NEW, "--pp", "2", "--layers", "4", "--pieces", "2"], "only --schedule interleaved"),
     (GPT, [*NEW, "--dp", "1000000000000"], "1,000,000,000,000 ranks: expected at most 1,024"),
     (GPT, [*NEW, "--sp", "1000000"], "1,000,000 ranks: expected at most 1,024"),
     (GPT, [*NEW, "--pp", "1000000000000"], "1,000,000,000,000 ranks: expected at most 1,024"),
     (GPT, [*NEW, "--explain", "folder.png"], "cannot write folder.png: it is a folder"),
-    (GPT, ["serve", "--port", "65536"], "--port is 65536: expected at most 65535"),
-    (GPT, ["serve", "--api-key", ""], "--api-key is '', which no request can carry"),
-    (GPT, ["serve", "--api-key", "a b"], "--api-key is 'a b', which no request can carry"),
-    (GPT, [*NEW, "--vocabulary", "300"], "--vocabulary 300 does nothing with --tokenizer charact"),
+    (GPT, ["serve", "--port", "65536"], "--port: expected at most 65535, got 65536"),
+    (GPT, ["serve", "--api-key", ""], "--api-key: expected printable ASCII"),
+    (GPT, ["serve", "--api-key", "a b"], "characters without spaces, got 'a b'"),
+    (GPT, [*NEW, "--vocabulary", "300"], "--vocabulary 300 has no effect with --tokenizer"),
     (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--layers", "2"],
      "--layers is 2, but the model in gpt.safetensors has 1: leave the flag out"),
     (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--key-heads", "2"],
      "--key-heads is 2, but the model in gpt.safetensors has 0: leave the flag out"),
     (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--context", "9"],
-     "--context is 9, but the model in gpt.safetensors sees 8: give at most that"),
+     "--context is 9, but the model in gpt.safetensors has 8: give at most that"),
     (GPT, ["--weights", "gpt.safetensors", "--text", "text.txt", "--architecture", "llama"],
-     "--architecture does nothing with --weights"),
+     "--architecture has no effect with --weights"),
     (GPT, ["--resume", "gpt.safetensors", "--steps", "9", "--tokenizer", "gpt2"],
      "--tokenizer is gpt2, but the training in gpt.safetensors began with character"),
     (GPT, ["--resume", "gpt.safetensors", "--steps", "9", "--weights", "w"],
      "but the training in gpt.safetensors began with None"),
     (GPT, [*NEW, "--batch", "100000000"], "a step of --batch 100000000 needs about 1,1"),
-    (GPT, [*NEW, "--layers", "1000000000"], "GB of memory, but there are "),
-    (GPT, [*NEW, "--dim", "1000000", "--heads", "1000"], "GB of memory, but there are "),
-    (GPT, ["sample", "--keep", "3", "--context-policy", "error"], "--keep 3 does nothing with"),
+    (GPT, [*NEW, "--layers", "1000000000"], "GB of memory, but this machine has "),
+    (GPT, [*NEW, "--dim", "1000000", "--heads", "1000"], "GB of memory, but this machine has "),
+    (GPT, ["sample", "--keep", "3", "--context-policy", "error"], "--keep 3 has no effect with"),
     (GPT, ["inspect", "to be", "--checkpoint", "gpt.safetensors", "--picture", "a.jpg"],
-     "--picture a.jpg: a picture is a PNG, so its name must end in .png"),
+     "--picture: expected a file name ending in .png, got a.jpg"),
     (mlp, ["--picture", "a.png", "--metrics", "a.png"], "--picture and --metrics are both a.png"),
     (mlp, ["--norm", "--batch", "1"], "--norm with --batch 1: one digit has no statistics"),
-    (mlp, ["--picture", "x.txt"], "--picture x.txt: a picture is a PNG"),
+    (mlp, ["--picture", "x.txt"], "--picture: expected a file name ending in .png, got x.txt"),
     (mlp, ["--picture", "folder.png"], "cannot write folder.png: it is a folder"),
-    (mlp, ["--neuron", "--epochs", "3"], "--neuron trains nothing: --epochs does nothing with it"),
-    (regression, ["--picture", "x"], "--picture x: a picture is a PNG"),
-    (regression, ["--points", "1"], "--points is 1: a line needs at least 2"),
+    (mlp, ["--neuron", "--epochs", "3"], "--epochs has no effect with --neuron"),
+    (regression, ["--picture", "x"], "--picture: expected a file name ending in .png, got x"),
+    (regression, ["--points", "1"], "--points: expected at least 2, got 1"),
     (regression, ["--points", "10000000000000"], "--points 10000000000000 needs about 640,000 GB"),
-    (moe_commands, ["--text", "text.txt", "--batch", "100000000"], "GB of memory, but there are "),
-    (sizing, ["--device-memory", "80"], "80 is 80 B: give it with its unit, such as 80GB"),
-    (sizing, ["--device-memory", "80X"], "80X is no number of B, such as 80GB"),
-    (sizing, ["--device-memory", "1e999"], "1e999 is not a number above 0"),
-    (sizing, ["--layers", "1" + "0" * 400], "0 is more than 1e+18"),
-    (network, ["--batch-tokens", "1e300"], "1e300 is more than 1e+36"),
-    (network, ["--bandwidth", "1e300GB/s"], "1e300 is more than 1e+36"),
-    (sizing, ["--peak", "989"], "989 is 989 flop/s: give it with its unit, such as 989Gflop/s"),
-    (network, ["--bandwidth", "50"], "50 is 50 B/s: give it with its unit, such as 50GB/s"),
+    (moe_commands, ["--text", "text.txt", "--batch", "100000000"], "GB of memory, but this"),
+    (sizing, ["--device-memory", "80"], "80 means 80 B: add the unit, as in 80GB"),
+    (sizing, ["--device-memory", "80X"], "expected a number of B, such as 80GB, got 80X"),
+    (sizing, ["--device-memory", "1e999"], "expected a number above 0, got 1e999"),
+    (sizing, ["--layers", "1" + "0" * 400], "expected at most 1e+18, got 1000"),
+    (network, ["--batch-tokens", "1e300"], "expected at most 1e+36, got 1e300"),
+    (network, ["--bandwidth", "1e300GB/s"], "expected at most 1e+36, got 1e300"),
+    (sizing, ["--peak", "989"], "989 means 989 flop/s: add the unit, as in 989Gflop/s"),
+    (network, ["--bandwidth", "50"], "50 means 50 B/s: add the unit, as in 50GB/s"),
     (network, ["--pp", "2", "--micro", "1000000000000"], "expected at most 131,072 forward"),
-    (network, ["--pieces", "2"], "--pieces does nothing without --pp: give --pp 2 as well"),
-    (network, ["--latency", "1e-6"], "--latency is that of one more network: give its --bandwidth"),
+    (network, ["--pieces", "2"], "--pieces has no effect without --pp: also give --pp 2"),
+    (network, ["--latency", "1e-6"], "--latency has no effect without --bandwidth"),
 ]  # fmt: skip
 
 
@@ -168,12 +168,12 @@ def test_the_readmes_command_twice(folder: Path, capsys: pytest.CaptureFixture[s
         status, out, _ = end_of(gpt_commands, [*SMALL, "--seed", str(number)], capsys)
         name = f"gpt-{number}.safetensors"
         assert status == 0 and f"checkpoint {name}" in out
-        assert f"gpt.safetensors is there already: this model goes to {name}\n" in out
+        assert f"gpt.safetensors already exists: this model will be saved as {name}\n" in out
     assert (folder / "gpt.safetensors").read_bytes() == before
     for age, name in enumerate(("gpt-2.safetensors", "gpt-3.safetensors", "gpt.safetensors")):
         os.utime(folder / name, (1e9 - age, 1e9 - age))
     status, _, said = end_of(gpt_commands, ["sample", "--tokens", "2"], capsys)
-    assert (status, said) == (0, "the newest model here: gpt-2.safetensors\n")
+    assert (status, said) == (0, "using the newest checkpoint here: gpt-2.safetensors\n")
     status, out, _ = end_of(
         gpt_commands, [*SMALL, "--checkpoint", "gpt.safetensors", "--overwrite"], capsys
     )
@@ -198,9 +198,9 @@ def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixtur
     record = Path(stored.flags["metrics"])  # in the folder of the training
     before = record.read_bytes()
     status, out, _ = end_of(gpt_commands, [*resuming, "4", "--metrics", "m.jsonl"], capsys)
-    assert status == 0 and "metrics go on in m.jsonl\n" in out
+    assert status == 0 and "appending metrics to m.jsonl\n" in out
     status, out, _ = end_of(gpt_commands, [*resuming, "6"], capsys)
-    assert status == 0 and f"metrics go on in {folder / 'm.jsonl'}\n" in out
+    assert status == 0 and f"appending metrics to {folder / 'm.jsonl'}\n" in out
     lines = (folder / "m.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert record.read_bytes() == before
@@ -300,12 +300,12 @@ def test_a_question_that_is_cut_says_so(
     typed += ["x" * 400, "short"]
     _, _, said = end_of(gpt_commands, [*flags, "--tokens", "3", "--keep", "9"], capsys)
     assert said.count("\n") == 1
-    assert "tokens, of which the model reads the first 9 and the last 247\n" in said
+    assert "tokens; the model reads only the first 9 and the last 247\n" in said
     _, _, said = end_of(
         gpt_commands, ["sample", "--checkpoint", flags[2], "--prompt", "y" * 300, "--tokens", "1"],
         capsys,
     )  # fmt: skip
-    assert said == "--prompt has 300 tokens, of which the model reads the last 256\n"
+    assert said == "--prompt has 300 tokens; the model reads only the last 256\n"
 
 
 def test_a_record_that_fits_is_cut_to_the_known_steps(tmp_path: Path) -> None:

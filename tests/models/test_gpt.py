@@ -147,21 +147,24 @@ def test_too_long_an_input(model: GPT) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"heads": 3}, "128 dims cannot be shared evenly by 3 heads"), ({"layers": 0}, "layers is 0"),
-     ({"vocabulary": -1}, "vocabulary is -1"), ({"dropout": 1.0}, "dropout is 1.0"),
-     ({"key_heads": -1}, "key_heads is -1: expected at least 0"),
-     ({"balance": float("nan")}, "balance is nan: expected at least 0"),
-     ({"logit_cap": float("inf")}, "logit_cap is inf"), ({"norm": "none"}, "norm is 'none'"),
-     ({"key_heads": 3}, "3 heads of keys cannot serve 4 of queries"),
-     ({"positions": "rotary", "rotary_share": 0.0}, "rotary_share is 0.0: expected 0 … 1, above 0"),
-     ({"positions": "rotary", "head_width": 5}, "heads of 5 dims cannot rotate in pairs"),
-     ({"positions": "rotary", "rotary_factors": (1.0,)}, "are 1: expected 16, one for each pair"),
-     ({"layer_kinds": "fs"}, "'fs': expected 4 letters"), ({"layer_kinds": "fffs"}, "sliding"),
-     ({"epsilon": 0.0}, "epsilon is 0.0: expected a number above 0"),
-     ({"experts": 2, "activation": "geglu"}, "activation is 'geglu': experts have gelu or swiglu"),
-     ({"experts": 2, "active": 3}, "3 of 2 experts cannot be active")],
+    [({"heads": 3}, "dim 128 is not a multiple of heads 3"),
+     ({"layers": 0}, "layers: expected at least 1, got 0"),
+     ({"vocabulary": -1}, "vocabulary: expected at least 1, got -1"),
+     ({"dropout": 1.0}, "dropout: expected at least 0 and less than 1, got 1.0"),
+     ({"key_heads": -1}, "key_heads: expected at least 0, got -1"),
+     ({"balance": float("nan")}, "balance: expected at least 0, got nan"),
+     ({"logit_cap": float("inf")}, "logit_cap: expected at least 0, got inf"),
+     ({"norm": "none"}, "norm: expected layer or rms, got 'none'"),
+     ({"key_heads": 3}, "heads 4 is not a multiple of key_heads 3"),
+     ({"positions": "rotary", "rotary_share": 0.0}, "rotary_share: expected above 0, at most 1"),
+     ({"positions": "rotary", "head_width": 5}, "need an even number of dims, got 5"),
+     ({"positions": "rotary", "rotary_factors": (1.0,)}, "rotary_factors: expected 16, one for"),
+     ({"layer_kinds": "fs"}, "expected 4 letters f, s or n"), ({"layer_kinds": "fffs"}, "sliding"),
+     ({"epsilon": 0.0}, "epsilon: expected a number above 0, got 0.0"),
+     ({"experts": 2, "activation": "geglu"}, "activation of experts: expected gelu or swiglu, got"),
+     ({"experts": 2, "active": 3}, "active: expected at most 2, the experts, got 3")],
 )  # fmt: skip
-def test_a_config_that_does_not_fit(settings: dict[str, Any], message: str) -> None:
+def test_inconsistent_configs(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GPTConfig(**settings)
     with pytest.raises(ValueError, match="unknown preset 'gpt5'; known presets: mini, small, gpt2"):
@@ -218,17 +221,17 @@ def test_generation_stops(model: GPT) -> None:
     assert column == until + [None] * (len(lists) - len(until))
 
 
-def test_prompts_that_cannot_be(model: GPT) -> None:
+def test_invalid_prompts(model: GPT) -> None:
     for prompt in ([], [[1], []]):
-        with pytest.raises(ValueError, match="a prompt is empty"):
+        with pytest.raises(ValueError, match="prompt: expected at least one token"):
             model.generate(prompt, 1)
     for wrong in ("text", [1.5], [[1], ["a"]]):
-        with pytest.raises(ValueError, match="expected whole numbers, such as tokenizer"):
+        with pytest.raises(ValueError, match="expected token ids, such as tokenizer"):
             model.generate(wrong, 1)  # type: ignore[arg-type]
     for token in (-1, 11):
-        with pytest.raises(ValueError, match=r"outside 0 … 10"):
+        with pytest.raises(ValueError, match=r"vocabulary, 0 … 10, got"):
             model.generate([1, token], 1)
-    with pytest.raises(ValueError, match="temperature is -1"):
+    with pytest.raises(ValueError, match="temperature: expected 0"):
         model.generate([1], 1, temperature=-1)
 
 
@@ -334,7 +337,7 @@ def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
     assert "validation loss" in result.stdout and "checkpoint gpt.safetensors" in result.stdout
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "gpt.png").read_bytes().startswith(b"\x89PNG")
-    sample = result.stdout.split("nats per character\n\n")[1].split("\n\ncheckpoint")[0]
+    sample = result.stdout.split("nats per character\n\n")[1].split("\n\nsaved checkpoint")[0]
     assert 490 <= len(sample) <= 500
 
     arguments = ("sample", "--prompt", "to be", "--tokens", "9", "--seed", "3", "--device", device)
@@ -360,14 +363,14 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "no tokens": (lambda: GPT(TINY)(Tensor([1, 2])), "GPT of (2,): expected a tensor of integers"),
     "a text": (lambda: GPT(TINY)("hello"), "GPT of hello: expected a tensor"),  # type: ignore[arg-type]
     "half a token": (lambda: _drawn(max_new_tokens=2.5), "generate(max_new_tokens=2.5): expected"),
-    "fewer than none": (lambda: _drawn(max_new_tokens=-1), "(max_new_tokens=-1): expected 0 or"),
+    "fewer than none": (lambda: _drawn(max_new_tokens=-1), "(max_new_tokens=-1): expected at"),
     "a seed of text": (lambda: _drawn(seed="a"), "generate(seed='a'): expected an int"),
     "a stop of one": (lambda: _drawn(stop=5), "generate(stop=5): expected a collection"),
-    "a prompt of one": (lambda: _drawn(ids=5), "a prompt is 5: expected whole numbers"),
+    "a prompt of one": (lambda: _drawn(ids=5), "prompt: expected token ids, such as"),
     "k of a half": (lambda: _drawn(top_k=2.5), "Sampling(top_k=2.5): expected an int"),
     "hot": (lambda: _drawn(temperature="hot"), "Sampling(temperature='hot'): expected a number"),
-    "a text of 5": (lambda: CharacterTokenizer("ab").encode(5), "text is 5: expected a str"),  # type: ignore[arg-type]
-    "a text as tokens": (lambda: CharacterTokenizer("ab").decode("a"), "a token is 'a': expected"),  # type: ignore[arg-type]
+    "a text of 5": (lambda: CharacterTokenizer("ab").encode(5), "text: expected a str, got 5"),  # type: ignore[arg-type]
+    "a text as tokens": (lambda: CharacterTokenizer("ab").decode("a"), "token: expected a whole"),  # type: ignore[arg-type]
 }
 
 

@@ -142,7 +142,7 @@ def test_ten_losses_equal_the_reference(
 
 @pytest.fixture
 def torch() -> Any:
-    return pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
+    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[compare]'")
 
 
 def test_the_reference_equals_pytorch(

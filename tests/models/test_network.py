@@ -194,7 +194,7 @@ def test_the_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     network.main(["--picture", str(tmp_path / "p.png")])
     said = capsys.readouterr().out
     for line in ("dp 1024 · ZeRO-3", "tp 8 · zb, 32 parts", "1 packet in 10,000 lost*",
-                 "* predicted only, from the formula of Mathis"):  # fmt: skip
+                 "* predicted only, with the formula of Mathis"):  # fmt: skip
         assert line in said
     for kind, word in (("DP", "medium"), ("SP", "high"), ("TP", "high")):
         (line,) = [one for one in said.splitlines() if one.startswith(f"{kind:<8}")]
@@ -211,7 +211,7 @@ def test_a_box_holds_few_devices(
 ) -> None:
     network.main(["--devices", str(devices)])
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("NVLink"))
-    assert ("joins at most 8 devices" in line) != there and ("%" in line) == there
+    assert ("connects at most 8 devices" in line) != there and ("%" in line) == there
 
 
 @pytest.mark.parametrize(
@@ -220,24 +220,24 @@ def test_a_box_holds_few_devices(
         (["--devices", "9", "--tp", "2"], "--devices 9 cannot be copies × 2"),
         (["--devices", "8", "--dp", "2", "--tp", "2"], "--devices 8 cannot be 2 × 2"),
         (["--tp", "2", "--sp", "4"], "--sp 4 with --tp 2"),
-        (["--ep", "2"], "0 experts cannot be cut into 2 parts"),
-        (["small", "--pp", "64"], "layers cannot be cut into 64"),
-        (["--tp", "64"], "96 heads cannot be cut into 64 parts"),
+        (["--ep", "2"], "0 experts cannot be split over ep 2"),
+        (["small", "--pp", "64"], "layers cannot be split into 64 pieces"),
+        (["--tp", "64"], "96 heads cannot be split over tp 64"),
         (["--pp", "2", "--schedule", "interleaved", "--pieces", "2", "--micro", "3"], "multiple"),
-        (["--picture", "p.jpg"], "must end in .png"),
-        (["measure", "--kinds", "up"], "--kinds up: expected some of dp zero3 sp"),
-        (["measure", "--kinds", "tp", "--heads", "3"], "256 dims cannot be shared evenly by 3"),
-        (["measure", "--kinds", "tp", "--heads", "1"], "1 heads cannot be cut into 2 parts"),
+        (["--picture", "p.jpg"], "ending in .png"),
+        (["measure", "--kinds", "up"], "--kinds: expected some of dp zero3 sp"),
+        (["measure", "--kinds", "tp", "--heads", "3"], "dim 256 is not a multiple of heads 3"),
+        (["measure", "--kinds", "tp", "--heads", "1"], "1 heads cannot be split over tp 2"),
     ],
 )
-def test_flags_that_cannot_be(flags: list[str], text: str) -> None:
+def test_invalid_flags(flags: list[str], text: str) -> None:
     with pytest.raises(InputError, match=text.replace("(", r"\(")):
         network.main(flags)
 
 
 def test_the_help_explains_itself() -> None:
-    assert "how many devices train together" in network.parser().format_help()
-    assert "such as 100MB/s" in network_measure.parser().format_help()
+    assert "devices in all" in network.parser().format_help()
+    assert "100MB/s 50MB/s 25MB/s" in network_measure.parser().format_help()
 
 
 # --- measured between namespaces ------------------------------------------------------------------
@@ -287,7 +287,7 @@ def start(*flags: str, **variables: str) -> subprocess.Popen[str]:
         (["ip", "unshare"], "tc is missing: apt install iproute2"),
     ],
 )
-def test_without_the_right_it_says_so(tools: list[str], text: str, tmp_path: Path) -> None:
+def test_missing_rights_are_reported(tools: list[str], text: str, tmp_path: Path) -> None:
     for tool in tools:
         path = tmp_path / tool
         path.write_text("#!/bin/sh\necho Operation not permitted >&2; exit 1\n")
@@ -296,7 +296,7 @@ def test_without_the_right_it_says_so(tools: list[str], text: str, tmp_path: Pat
     process = start("--kinds", "dp", PATH=str(tmp_path))
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 2 and len(out.splitlines()) == 1
-    assert re.search(text, errors) and "root's rights" in errors and "Traceback" not in errors
+    assert re.search(text, errors) and "this needs root" in errors and "Traceback" not in errors
 
 
 def test_a_signal_cleans_up_once() -> None:
@@ -385,5 +385,5 @@ def test_a_signal_leaves_nothing(number: int) -> None:
         time.sleep(0.05)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and "namespaces are removed" in errors
+    assert process.returncode == 128 + number and "namespaces were removed" in errors
     assert not [name for name in leftovers() if f"-{process.pid}-" in name]

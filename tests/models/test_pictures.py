@@ -66,7 +66,7 @@ def test_the_first_token_does_not_set_the_scale(drawn: list[Any]) -> None:
     assert scale(0.025) == pytest.approx(0.5)
 
 
-def test_what_comes_later_is_no_share_of_0(drawn: list[Any]) -> None:
+def test_later_tokens_are_masked(drawn: list[Any]) -> None:
     pictures.draw_attention(attention(4), ["a"] * 4, Path("none"), "title")
     shown = drawn[0].axes[0].images[0].get_array()
     assert shown.mask.tolist() == np.triu(np.ones((4, 4), bool), 1).tolist()
@@ -141,10 +141,10 @@ def test_a_neuron(drawn: list[Any], on_device: str) -> None:
     assert left.get_title() == "sum − threshold = 0.55: active"
     assert [text.get_text() for text in left.texts] == ["+1.35", "−0.20", "+0.40", "1.55"]
     names = [text.get_text() for text in right.get_legend().get_texts()]
-    assert names[:2] == ["sigmoid: answers 0.634", "relu: answers 0.550"]
+    assert names[:2] == ["sigmoid: 0.634", "relu: 0.550"]
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     pictures.check_picture(None)
     pictures.check_picture(str(tmp_path / "x.png"))
     assert not list(tmp_path.iterdir())

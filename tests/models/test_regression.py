@@ -58,7 +58,7 @@ def test_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_place_for_the_picture_is_looked_for_first(
+def test_the_picture_path_is_checked_first(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(regression, "points", lambda *_: pytest.fail("it computed"))
@@ -67,11 +67,11 @@ def test_a_place_for_the_picture_is_looked_for_first(
     assert capsys.readouterr().out == ""
 
 
-def test_help_explains_itself() -> None:
+def test_help_is_printed() -> None:
     said = " ".join(regression.parser().format_help().split())
     for phrase in (
-        "how many points the line is fitted to",
+        "points to fit the line to",
         "standard deviation of the points from the true line",
-        "how many steps gradient descent takes",
+        "steps of gradient descent",
     ):
         assert phrase in said

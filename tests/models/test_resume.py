@@ -108,7 +108,7 @@ def losses(path: Path) -> list[tuple[int, float]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_signal_saves_and_says_how_to_resume(number: signal.Signals, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(WORDS)
     metrics = tmp_path / "m.jsonl"
     process = start(tmp_path, *SMALL, "--steps", "100000")
@@ -116,11 +116,11 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: 
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "Traceback" not in errors and "ending after this step" in errors
+    assert "Traceback" not in errors and "stopping after this step" in errors
     first = losses(metrics)
     done = len(first)
     command = f"python {SCRIPT} train --resume gpt.safetensors --metrics m.jsonl"
-    assert f"stopped after step {done} of 100000; to go on: {command}\n" in errors
+    assert f"stopped after step {done} of 100000; to resume: {command}\n" in errors
 
     # a few more steps, which are not in the checkpoint, and half a line
     with metrics.open("a") as file:
@@ -129,14 +129,14 @@ def test_a_signal_saves_and_says_how_to_go_on(number: signal.Signals, tmp_path: 
     wait_for_steps(process, metrics, done + 3)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert f"going on after step {done} of 100000" in output and "Traceback" not in errors
+    assert f"resuming after step {done} of 100000" in output and "Traceback" not in errors
     both = losses(metrics)
     assert both[:done] == first and [step for step, _ in both] == list(range(1, len(both) + 1))
     assert f"stopped after step {len(both)}" in errors
 
     process = start(tmp_path, "--resume", "gpt.safetensors", "--steps", str(len(both)))
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and f"has done all its {len(both)} steps" in errors
+    assert process.returncode == 1 and f"has finished all its {len(both)} steps" in errors
 
 
 def test_a_second_signal_ends_at_once() -> None:
@@ -164,11 +164,11 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("flags", "message"),
     [(["--context", "16"], "--context is 16, but the model in gpt.safetensors has 8"),
      (["--dim", "32"], "--dim is 32, but the model"),
-     (["--text", "other.txt"], "trained on another text than other.txt"),
-     ([], "has done all its 3 steps: give more with --steps"),
-     (["--steps", "5", "--metrics", "other.txt"], "is no record of a training run: not changed")],
+     (["--text", "other.txt"], "trained on a different text than other.txt"),
+     ([], "has finished all its 3 steps: give a larger --steps"),
+     (["--steps", "5", "--metrics", "other.txt"], "is not a record of a training run")],
 )  # fmt: skip
-def test_resuming_what_cannot_be(
+def test_trainings_that_cannot_be_resumed(
     unfinished: Path, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -179,10 +179,10 @@ def test_resuming_what_cannot_be(
     assert {path.name: path.read_bytes() for path in unfinished.iterdir()} == before
 
 
-def test_a_model_alone_cannot_go_on(tmp_path: Path) -> None:
+def test_a_model_without_training_state_cannot_be_resumed(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "f", GPT(TINY), CharacterTokenizer("abcdefghijk"))
     (tmp_path / "text.txt").write_text(WORDS)
-    with pytest.raises(InputError, match="no state of a training that could go on"):
+    with pytest.raises(InputError, match="no training state"):
         gpt_commands.main(
             ["--resume", str(tmp_path / "f"), "--text", str(tmp_path / "text.txt"),
              "--checkpoint", str(tmp_path / "g")]

@@ -149,14 +149,14 @@ def test_a_seed_gives_the_same_choices() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ((-0.1, None, None), "temperature is -0.1"),
-        ((float("nan"), None, None), "temperature is nan"),
-        ((1.0, 0, None), "top_k is 0"),
-        ((1.0, None, 0.0), "top_p is 0"),
-        ((1.0, None, 1.5), "top_p is 1.5"),
+        ((-0.1, None, None), "temperature: expected 0 .greedy. or more, got -0.1"),
+        ((float("nan"), None, None), "temperature: .*, got nan"),
+        ((1.0, 0, None), "top_k: expected at least 1, got 0"),
+        ((1.0, None, 0.0), "top_p: expected above 0, at most 1, got 0"),
+        ((1.0, None, 1.5), "top_p: expected above 0, at most 1, got 1.5"),
     ],
 )
-def test_settings_that_make_no_sense(
+def test_invalid_settings(
     settings: tuple[float, int | None, float | None], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -173,5 +173,5 @@ def test_repetition_is_penalized() -> None:
     logits = Tensor([[2.0, -2.0, 1.0, 4.0]])
     sampler = Sampler([Sampling(0.0, repetition_penalty=8.0)], 4)
     assert [sampler(logits).item() for _ in range(4)] == [3, 0, 2, 3]
-    with pytest.raises(ValueError, match="repetition_penalty is 0"):
+    with pytest.raises(ValueError, match="repetition_penalty: expected above 0, got 0"):
         Sampling(repetition_penalty=0.0)

@@ -103,7 +103,7 @@ def test_requests_that_share_steps_get_what_they_get_alone(engine: Engine) -> No
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_rows_do_not_know_of_their_neighbours(quantized: bool, tmp_path: Path) -> None:
+def test_rows_do_not_depend_on_their_neighbours(quantized: bool, tmp_path: Path) -> None:
     model = strong_model()
     if quantized:
         model = small_and_quantized(tmp_path)
@@ -175,7 +175,7 @@ def test_the_queue_is_bounded_and_the_cancelled_leave_it(engine: Engine) -> None
     callers = [Caller([65], 200) for _ in range(SLOTS + QUEUE)]
     for caller in callers:
         engine.submit(caller.request)
-    with pytest.raises(Busy, match="requests wait already"):
+    with pytest.raises(Busy, match="requests are already waiting"):
         for _ in range(SLOTS + 1):
             late = Caller([65], 1)
             callers.append(late)
@@ -250,7 +250,8 @@ def test_guesses_must_pay(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize(("slots", "speculate", "said"), [
-    (3, 3, "--slots is 3: expected a power of two"), (2, 16, "--speculate is 16: expected at most")
+    (3, 3, "--slots: expected a power of two, at most 64, got 3"),
+    (2, 16, "--speculate: expected at most 15, got 16"),
 ])  # fmt: skip
 def test_wrong_flags(slots: int, speculate: int, said: str, engine: Engine) -> None:
     flags = argparse.Namespace(slots=slots, speculate=speculate, queue=1)
@@ -270,7 +271,7 @@ def test_a_context_without_room_is_refused_at_the_start(context: int) -> None:
         make_engine(model, flags)
 
 
-def test_an_engine_that_fails_tells_everybody() -> None:
+def test_a_failed_engine_ends_all_requests() -> None:
     made = Engine(strong_model(), 1, 16, 2)
     made.start()
 
@@ -284,7 +285,7 @@ def test_an_engine_that_fails_tells_everybody() -> None:
         made.submit(caller.request)
         assert caller.tokens() == []
         assert isinstance(caller.events[-1], Ended) and caller.events[-1].reason == "error"
-        with pytest.raises(Busy, match="the server ends"):
+        with pytest.raises(Busy, match="the server is shutting down"):
             made.submit(Caller([65], 3).request)
     finally:
         threading.excepthook = before
@@ -344,7 +345,7 @@ def test_offsets_are_those_of_the_text() -> None:
     assert [place for part in parts for place in part["text_offset"]] == [0, 1, 1, 2, 2, 2, 3]
 
 
-def test_the_likelier_of_tokens_that_look_alike_is_told() -> None:
+def test_of_tokens_with_equal_text_the_likelier_is_reported() -> None:
     """Parts of characters, for example, have the same text."""
     drawn = [Drawn(0xC3, -0.5, [(0xC3, -0.5), (0xE2, -2.0), (97, -3.0)])]
     told = completion_logprobs(tokenizer(), drawn, [0])
@@ -371,7 +372,7 @@ def test_the_engine_goes_on_when_clients_were_written_to(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waits until they have taken the events, but not if the loop has ended."""
-    pytest.importorskip("starlette", reason="pip install '.[serve]'")
+    pytest.importorskip("starlette", reason="starlette is not installed: pip install '.[serve]'")
     monkeypatch.setattr(server_module, "PATIENCE", 60)
     server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
     loop, queue, written = asyncio.new_event_loop(), Events(), list[Any]()
@@ -392,9 +393,11 @@ def test_the_engine_goes_on_when_clients_were_written_to(
     server._hand_on(loop)
 
 
-def test_a_client_that_goes_while_it_speaks(engine: Engine) -> None:
+def test_a_client_that_disconnects_while_sending(engine: Engine) -> None:
     """The client gets no answer, and there is no traceback."""
-    requests: Any = pytest.importorskip("starlette.requests", reason="pip install '.[serve]'")
+    requests: Any = pytest.importorskip(
+        "starlette.requests", reason="starlette is not installed: pip install '.[serve]'"
+    )
     server = server_module.Server(engine, tokenizer(), "tiny", server_module.Limits())
     messages = iter([{"type": "http.request", "body": b"{", "more_body": True},
                      {"type": "http.disconnect"}])  # fmt: skip
@@ -420,7 +423,7 @@ def place(engine: Engine) -> Iterator[str]:
 
 @pytest.fixture
 def client(place: str) -> Any:
-    openai = pytest.importorskip("openai", reason="openai is missing: pip install openai")
+    openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
     return openai.OpenAI(base_url=f"{place}/v1", api_key=KEY, max_retries=0)
 
 
@@ -545,7 +548,7 @@ def test_limits_keys_and_paths(place: str) -> None:
     assert post(place, json.dumps({"messages": MESSAGES, "\ud800": 1}))[0] == 400
     assert post(place, json.dumps({"messages": [{"role": "user", "content": "\ud800"}]}))[0] == 400
     assert post(place, "{" + " " * 20_000)[0] == 413
-    assert post(place, "{")[1]["error"]["message"].startswith("the body is no JSON")
+    assert post(place, "{")[1]["error"]["message"].startswith("the request body is not valid JSON")
     assert post(place, "[]")[0] == 400
     assert post(place, "[" * 9_000)[0] == 400
     wrong = {"Authorization": "Bearer no"}
@@ -593,8 +596,8 @@ def test_a_client_that_has_gone_costs_nothing(stream: bool, place: str) -> None:
     assert idle(place)["tokens"] - before < 300
 
 
-def test_many_at_once_are_not_mixed_up(place: str) -> None:
-    openai = pytest.importorskip("openai", reason="openai is missing: pip install openai")
+def test_concurrent_requests_are_not_mixed_up(place: str) -> None:
+    openai = pytest.importorskip("openai", reason="openai is not installed: pip install openai")
     prompts = random_prompts(24, 80)
 
     async def ask(client: Any, prompt: list[int]) -> str:
@@ -619,10 +622,10 @@ def test_many_at_once_are_not_mixed_up(place: str) -> None:
     assert asyncio.run(all_of_them(True)) == asyncio.run(all_of_them(False))
 
 
-def test_a_port_in_use_is_told_before_anything_is_compiled(
+def test_a_port_in_use_is_reported_before_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
     save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
     monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -635,8 +638,8 @@ def test_a_port_in_use_is_told_before_anything_is_compiled(
                 server_module.serve_command(flags)
 
 
-def test_sigterm_lets_what_has_begun_end(tmp_path: Path) -> None:
-    pytest.importorskip("uvicorn", reason="pip install '.[serve]'")
+def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
     path = tmp_path / "tiny.safetensors"
     save_checkpoint(path, strong_model(), tokenizer())
     process = subprocess.Popen(

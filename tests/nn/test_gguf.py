@@ -17,7 +17,7 @@ from minigrad.nn.gguf_quantize import quantize
 from minigrad.nn.gguf_write import Entry, gguf_save, value_of
 from minigrad.nn.quantized import Quantized
 
-gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
+gguf: Any = pytest.importorskip("gguf", reason="gguf is not installed: pip install '.[test]'")
 
 
 def dequantized(name: str, raw: bytes, columns: int) -> Any:

@@ -14,7 +14,7 @@ from minigrad.device import Device
 from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, quantized
 from minigrad.nn.quantized import Quantized, QuantizedStack
 
-gguf: Any = pytest.importorskip("gguf", reason="gguf is missing: pip install '.[test]'")
+gguf: Any = pytest.importorskip("gguf", reason="gguf is not installed: pip install '.[test]'")
 
 
 def packed(name: str, rows: int, columns: int, seed: int = 0) -> tuple[Quantized, Any]:

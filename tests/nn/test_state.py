@@ -16,7 +16,7 @@ from minigrad.errors import DTypeError, ShapeError, StateError
 from minigrad.models import checkpoint
 from minigrad.nn import state
 
-safetensors = pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed")
 
 
 class Model:

@@ -126,7 +126,7 @@ def test_metadata_of_a_state_dict(on_device, tmp_path):
 
 
 def test_parts_with_an_index(on_device, tmp_path):
-    pytest.importorskip("safetensors", reason="the package safetensors is not installed")
+    pytest.importorskip("safetensors", reason="safetensors is not installed")
     state.safe_save({"a": Tensor([1.0]), "x": Tensor([5.0])}, tmp_path / "1.safetensors")
     state.safe_save({"b": Tensor([2.0])}, tmp_path / "2.safetensors")
     index = tmp_path / "model.safetensors.index.json"

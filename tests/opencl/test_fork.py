@@ -34,7 +34,7 @@ print(os.waitstatus_to_exitcode(status))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_the_child_is_told_at_once(first: str, cpu: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, first, cpu], capture_output=True, text=True, timeout=120

@@ -43,7 +43,7 @@ def end_at_once(faulty: int) -> None:
     """Ranks of a mesh; one of them is told twice to end."""
     with ending_all():
         if (ranks := world()) is not None and ranks.rank == faulty:
-            raise EndedAtOnce(signal.SIGTERM, "ended at once")
+            raise EndedAtOnce(signal.SIGTERM, "stopped at once")
 
 
 if __name__ == "__main__":

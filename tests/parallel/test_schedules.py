@@ -70,24 +70,24 @@ def test_layers_are_cut_so_that_a_step_is_short() -> None:
     assert bubble(simulate(table, sizes=[1, 2, 2, 1])) == pytest.approx(0.053, abs=1e-3)
 
 
-def test_a_table_that_cannot_end() -> None:
+def test_a_table_that_waits_forever() -> None:
     table = make_table("1f1b", 2, 2, 2)
     table[1].reverse()
-    with pytest.raises(ValueError, match="wait for ever"):
+    with pytest.raises(ValueError, match="wait forever"):
         simulate(table)
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("fifo", 2, 2, 2), "expected one of gpipe, 1f1b"),
+        (("fifo", 2, 2, 2), "expected gpipe, 1f1b"),
         (("gpipe", 2, 0, 2), "at least 1 of each"),
         (("1f1b", 2, 4, 4), "expected as many"),
         (("interleaved", 2, 4, 3), "expected a multiple"),
-        (("interleaved", 2, 3, 4), "3 micro-batches at 2 stages"),
+        (("interleaved", 2, 3, 4), "3 micro-batches and 2 stages"),
     ],
 )
-def test_tables_that_there_are_not(arguments: tuple[str, int, int, int], text: str) -> None:
+def test_schedules_that_do_not_exist(arguments: tuple[str, int, int, int], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make_table(*arguments)
 

@@ -51,7 +51,7 @@ SMALL = "--layers 2 --dim 16 --heads 2 --context 8 --batch 4 --seed 3"
 def mesh_of(device: str) -> Made:
     """A function that makes a mesh of devices of the kind under test."""
     if not exchanges(device):
-        pytest.skip(f"{device} takes no part in exchanges")
+        pytest.skip(f"{device} does not support exchanges")
 
     def make(**axes: int) -> Mesh:
         devices_of_ranks(device, int(np.prod([*axes.values()])))
@@ -91,7 +91,7 @@ def test_random_programs(first: int, reference: str) -> None:
         assert runtime.planned - planned == runtime.bytes_sent - sent, f"seed {seed}"
 
 
-def test_the_type_says_where_things_are(mesh_of: Made) -> None:
+def test_layouts_are_shown(mesh_of: Made) -> None:
     mesh = mesh_of(dp=2, tp=2)
     x = Tensor.ones(8, 12, device=mesh.devices[0]).shard(mesh, P("dp", None))
     w = Tensor.ones(6, 12, device=mesh.devices[0]).shard(mesh, P("tp", None))
@@ -159,7 +159,7 @@ def test_a_captured_step_takes_its_layouts_only(pair: Mesh) -> None:
         np.testing.assert_array_equal(twice.numpy(), 2 * data)
         assert summed.item() == 6 * number
     np.testing.assert_array_equal(total.numpy(), [18, 18])
-    with pytest.raises(JitError, match=r"given float32\[2, 3\] where .* float32\[2@dp, 3\]"):
+    with pytest.raises(JitError, match=r"got float32\[2, 3\], .* with float32\[2@dp, 3\]"):
         step(Tensor.ones(2, 3, device=pair.name))
 
 
@@ -178,7 +178,7 @@ def test_random_numbers_do_not_depend_on_the_layout(pair: Mesh) -> None:
                                   (3, 2))  # fmt: skip
 
 
-def test_random_numbers_of_a_mesh_go_on_where_they_were(pair: Mesh) -> None:
+def test_random_numbers_of_a_mesh_are_resumed(pair: Mesh) -> None:
     """A restored state gives the same numbers, also after its first device has drawn some."""
     Tensor.manual_seed(3)
     Tensor.rand(2, device=pair.devices[0]).realize()
@@ -518,14 +518,14 @@ def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) 
     index = f'{{"x": {{"dtype": "float32", "shape": [8], "parts": [{parts}]}}}}'
     for text in (index.replace("[8]", f"[{1 << 60}]"), index):  # larger than any memory
         checkpoint.save(path, {}, {"parts": text})
-        with pytest.raises(InputError, match="does not fit its parts"):
+        with pytest.raises(InputError, match="does not match its parts"):
             checkpoint.load(path)
     (checkpoint.folder_of_parts(path) / "0").unlink()
     with pytest.raises(InputError, match=r"cannot read .*No such file"):
         checkpoint.load(path)
 
 
-def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
+def test_training_resumes_in_other_layouts(tmp_path: Path) -> None:
     """The losses are those of one device, validation included."""
     layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
     found = []
@@ -553,11 +553,11 @@ def test_training_goes_on_in_other_layouts(tmp_path: Path) -> None:
         ("--ep 2", "cannot divide 0 experts: give --experts"),
         ("--ep 3 --experts 4", "cannot divide 4 experts"),
         ("--ep 2 --experts 4 --batch 3", "on each of 2 devices"),
-        ("--pp 2 --experts 4", "no routing is balanced"),
-        ("--pp 5", "4 layers cannot be cut into 5 pieces"),
+        ("--pp 2 --experts 4", "--experts does not combine with --pp"),
+        ("--pp 5", "4 layers cannot be split into 5 pieces"),
         ("--pp 2 --dropout 0.1", "--dropout with --pp"),
         ("--pp 2 --batch 8 --micro 3", "into --micro 3 equal parts"),
-        ("--pp 2 --accumulate 2", "give --micro instead"),
+        ("--pp 2 --accumulate 2", "use --micro instead"),
         ("--pp 2 --pieces 2", "--pieces 2 with --schedule 1f1b: only"),
     ],
 )

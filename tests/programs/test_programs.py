@@ -28,7 +28,7 @@ def at_hand(name: str) -> Path:
     """The folder of all programs; skips the test if it lacks this one."""
     program = PROGRAMS[name]
     if not (FOLDER / program.folder / program.main).exists():
-        pytest.skip("programs of others are not at hand: MINIGRAD_TEST_PROGRAMS names no folder")
+        pytest.skip("the programs of others are missing: set MINIGRAD_TEST_PROGRAMS")
     if name == "reinforce":
         pytest.importorskip("gymnasium", reason="gymnasium is not installed")
     return FOLDER

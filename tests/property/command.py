@@ -26,10 +26,10 @@ def parser_of(module: str, about: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the (first) program")
-    parser.add_argument("--count", type=int, help="how many programs")
+    parser.add_argument("--count", type=int, help="number of programs")
     parser.add_argument("--device", default=Device.DEFAULT)
     parser.add_argument("--groups", type=int, metavar="ORDER",
-                        help="few elements a chunk, all in groups, in a random order")  # fmt: skip
+                        help="small chunks, all in groups, in a random order")  # fmt: skip
     return parser
 
 

@@ -28,7 +28,7 @@ def test_bandwidths_between_the_sizes_measured() -> None:
     assert found.moving(800, reads_only=True) == 200
 
 
-@pytest.mark.skipif(host().architecture != "x86_64", reason="an x86 matter")
+@pytest.mark.skipif(host().architecture != "x86_64", reason="needs an x86 processor")
 @pytest.mark.parametrize("lanes", [4, 8, 16])
 def test_the_work_is_not_optimized_away(lanes: int) -> None:
     """Each chain's multiply-add and each load are in the machine code."""

@@ -238,7 +238,7 @@ def test_blocks_share_huge_pages(nbytes: int) -> None:
     assert resident() - before <= count * nbytes // 10 + 4 * cpu_memory.HUGE_PAGE
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the mapping's flags are Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
 @pytest.mark.parametrize("nbytes", [1024, 5 * MIB // 16, MIB, 2 * MIB, 3 * MIB, 33 * MIB])
 def test_memory_is_asked_for_in_huge_pages(nbytes: int) -> None:
     """Blocks of 256 KiB … 2 MiB once had small pages: matrices of a small model, layer by layer."""

@@ -424,7 +424,7 @@ def test_pools_of_devices(cpu: str) -> None:
         Pool(0)
 
 
-@pytest.mark.skipif(len(processors()) < 2, reason="there is only one processor for us")
+@pytest.mark.skipif(len(processors()) < 2, reason="only one processor is available")
 def test_workers_keep_off_the_callers_processor(kernels: dict[str, int]) -> None:
     ours = processors()
     pool = Pool(2)

@@ -10,7 +10,7 @@ import pytest
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import Compiler, undefined_symbols
 
-pytestmark = pytest.mark.skipif(host().architecture != "x86_64", reason="an x86 matter")
+pytestmark = pytest.mark.skipif(host().architecture != "x86_64", reason="needs an x86 processor")
 
 CONVERT = """
 define void @convert(i64 %count, ptr %from, ptr %to) {

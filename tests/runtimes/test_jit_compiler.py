@@ -91,7 +91,7 @@ def test_functions_of_the_process_are_called() -> None:
 @pytest.mark.parametrize("cpu", ["x86-64", "haswell", "znver4"])
 def test_other_processors(cpu: str) -> None:
     if host().architecture != "x86_64":
-        pytest.skip("names of x86 processors")
+        pytest.skip("needs an x86 processor")
     text = Compiler(cpu).assembly(SCALE)
     assert ("%ymm" in text) == (cpu != "x86-64")
     if cpu == "x86-64":
@@ -102,7 +102,7 @@ def test_other_processors(cpu: str) -> None:
 
 def test_features_can_be_taken_away() -> None:
     if host().architecture != "x86_64":
-        pytest.skip("names of x86 features")
+        pytest.skip("needs an x86 processor")
     compiler = Compiler("x86-64", "+avx2")
     assert "%ymm" in compiler.assembly(SCALE)
     assert compiler.key != Compiler("x86-64").key
@@ -165,7 +165,7 @@ def test_code_goes_when_nobody_keeps_it() -> None:
             return sum(1 for line in file if " r-xp " in line)
 
     if not os.path.exists("/proc/self/maps"):
-        pytest.skip("no list of mappings here")
+        pytest.skip("/proc/self/maps does not exist")
     before = mappings()
     kept = [host_compiler().load(data, ["scale"]) for _ in range(50)]
     assert mappings() >= before + 25
