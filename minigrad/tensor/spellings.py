@@ -78,8 +78,10 @@ class Spellings(Composed):
         [3, 4]
         """
         if other.shape != self.shape or other.dtype is not self.dtype:
-            raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
-                             f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
+            raise ShapeError(
+                f"replace: expected equal shapes and dtypes, got {self.dtype.name} {self.shape} "
+                f"and {other.dtype.name} {other.shape}"
+            )
         return self.assign(other)
 
     def zero_(self) -> Self:
