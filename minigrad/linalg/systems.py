@@ -143,8 +143,8 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     [1.0, 0.5]
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
-    expect(right.shape[-2:-1] == checked("solve", A, True)[-1:], "solve", "equal rows",
-           A, B)  # fmt: skip
+    expect(right.shape[-2:-1] == checked("solve", A, True)[-1:], "solve",
+           "equal numbers of rows", A, B)  # fmt: skip
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))

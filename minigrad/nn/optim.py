@@ -613,7 +613,7 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
     with Tensor.no_grad():
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
-            raise GradientError("clip_grad_norm: no gradients; call loss.backward() first")
+            raise GradientError("clip_grad_norm: no parameter has a gradient")
         wide = [grad.cast(_wide(grad.dtype)) for _, grad in grads]
         first, *others = [(one * one).sum() for one in wide]
         norm: Tensor = sum(others, first).sqrt()

@@ -195,7 +195,7 @@ class Loss(Composed):
         """
         self._check_same_shape("binary_crossentropy", target)
         p, t = (value._wide()._within("binary_crossentropy", "not a probability", said)
-                for value, said in ((self, "0 … 1; binary_crossentropy_logits takes logits"),
+                for value, said in ((self, "0 … 1; use binary_crossentropy_logits for logits"),
                                     (self._new(target.node), "targets in 0 … 1")))  # fmt: skip
         yes, no = p.log().maximum(-100), (-p).log1p().maximum(-100)
         losses = -(t * yes + (1 - t) * no)

@@ -571,7 +571,7 @@ def test_page(width: str, page: Path, driver: Any) -> None:
     click(f'svg rect[data-kernel="{one}"]')
     rows, several = " ".join(driver.execute_script(ROWS)), bool(data_of(page)["ranks"])
     assert ("rank 0" in rows and "rank 1" in rows and "exchanges" in rows) is several
-    assert "is finite" in driver.execute_script(FIRSTS)
+    assert "are finite" in driver.execute_script(FIRSTS)
     click('[data-tab="values"]')
     shown = driver.execute_script(PANEL)
     for value in kernels[one]["values"]:
