@@ -158,7 +158,7 @@ def permute(x: Node, order: Sequence[int]) -> Node:
 def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
     """The shape in another order; None if the order is unchanged."""
     if sorted(order) != list(range(len(shape))):
-        raise ShapeError(f"permute: invalid order {order} for an array of {len(shape)} dimensions")
+        raise ShapeError(f"permute: invalid order {order} for an array with {len(shape)} dimensions")
     if order == tuple(range(len(shape))):
         return None
     return tuple(shape[axis] for axis in order)
@@ -220,7 +220,7 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     """Reverse the order along axes."""
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
-        raise ShapeError(f"flip: axes {axes} are invalid for an array with {x.ndim} dimensions")
+        raise ShapeError(f"flip: invalid axes {axes} for an array with {x.ndim} dimensions")
     if any(isinstance(x.shape[axis], Affine) for axis in axes):
         raise ShapeError(f"flip: axes {axes} of {x.shape}: a symbolic dimension cannot be flipped")
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)

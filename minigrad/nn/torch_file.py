@@ -117,7 +117,7 @@ class _Reader(pickle._Unpickler):
         if found in _CALLS or found in _STORAGES:
             return found
         raise TorchFileError(
-            f"it refers to {found}; expected only tensors, dicts, lists and plain values, as in "
+            f"the file refers to {found}; expected tensors, dicts, lists and plain values, as in "
             "torch.save(model.state_dict(), path)"
         )
 

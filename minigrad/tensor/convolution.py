@@ -300,7 +300,7 @@ class Convolution(Composed):
     ) -> tuple[list[int], list[float | None]]:
         """New extents, and the distance of their elements in self where a factor was given."""
         if (size is None) == (scale_factor is None):
-            raise ValueError("interpolate: expected either size or scale_factor")
+            raise ValueError("interpolate: expected one of size and scale_factor")
         given = size if scale_factor is None else scale_factor
         numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
         space = [extent for extent in self.shape[2:] if isinstance(extent, int)]

@@ -173,8 +173,8 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
         array = np.from_dlpack(_Capsule(capsule))
     except (BufferError, RuntimeError) as error:
         raise DTypeError(
-            f"from_dlpack of {type(data).__name__}: {error} expected bool, integers or real floats "
-            "in the host's memory"
+            f"from_dlpack of {type(data).__name__}: expected bool, integers or real floats in the "
+            f"host's memory ({error})"
         ) from None
     dtype = dtypes.bfloat16 if halves else hostdata.known(array.dtype)
     if dtype is None:

@@ -356,7 +356,7 @@ class Statistics(Composed):
         5.0
         """
         expect(p == "fro" or not isinstance(p, str), "norm", "a number or 'fro'; "
-               "linalg.matrix_norm has 'nuc'", error=ValueError, p=p)  # fmt: skip
+               "use linalg.matrix_norm for 'nuc'", error=ValueError, p=p)  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self if dtype is None else self.cast(dtype)
         found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)

@@ -641,7 +641,7 @@ def test_a_loop_is_part_of_the_next_rows() -> None:
 def test_an_order_that_loops_cannot_have() -> None:
     schedule = product()
     tiles = schedule.split(m, 4, "t")
-    with pytest.raises(ValueError, match="the bounds of m0 are known too late"):
+    with pytest.raises(ValueError, match="the bounds of m0 depend on later loops"):
         schedule.reorder(m, tiles)
     with pytest.raises(ValueError, match="expected loops directly inside one another"):
         schedule.reorder(k, m)

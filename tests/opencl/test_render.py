@@ -124,7 +124,7 @@ def test_double_precision_is_asked_for_or_refused():
 @pytest.mark.parametrize("root", [centred(40, 64), product(64, 64, 64)], ids=["rows", "product"])
 def test_vector_loops_are_refused(root):
     (nest,) = nests(root, target=VECTORS)
-    with pytest.raises(CompileError, match="lower the kernel for a target of vector_bytes 0"):
+    with pytest.raises(CompileError, match="lower the kernel for a target with vector_bytes=0"):
         render(nest)
 
 

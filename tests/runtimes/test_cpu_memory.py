@@ -280,7 +280,7 @@ def test_guarded_blocks_hold_their_bytes(nbytes: int) -> None:
 def test_writes_before_a_guarded_block_are_found(offset: int) -> None:
     address = cpu_memory.allocate_guarded(100)
     cpu_memory.view(address + offset, 1)[0] = 7
-    with pytest.raises(BoundsError, match="before the beginning"):
+    with pytest.raises(BoundsError, match="before the start"):
         cpu_memory.free(address, 100)
 
 

@@ -174,7 +174,7 @@ def test_any_device_can_be_lent(device):
 def test_errors(on_device):
     with pytest.raises(DTypeError, match="got complex64"):
         Tensor.from_dlpack(np.zeros(2, np.complex64))
-    with pytest.raises(TypeError, match="something that has __dlpack__"):
+    with pytest.raises(TypeError, match="an object with __dlpack__"):
         Tensor.from_dlpack([1, 2])
     with pytest.raises(BufferError, match="stream"):
         Tensor([1.0]).__dlpack__(stream=1)

@@ -266,7 +266,7 @@ REFUSED = {
     "X.int().quantile(0.5)": "use .float()",
     "X.bincount()": "a vector of integers",
     "X.searchsorted(X, side='middle')": "'left' or 'right'",
-    "X.norm('nuc')": "linalg.matrix_norm has 'nuc'",
+    "X.norm('nuc')": "use linalg.matrix_norm for 'nuc'",
     "X.bool().multinomial(1)": "use .float()",
     "X.bool().max_pool2d(1)": "x.float()",
     "X.rearrange('a b')": "'before -> after'",
