@@ -201,7 +201,7 @@ def _shrink(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return src[0][tuple(slice(start, stop) for start, stop in pairs)]
 
 
-# --- addressed by data ---------------------------------------------------------------------------
+# --- indexed access ------------------------------------------------------------------------------
 
 
 def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, ...]]:
@@ -256,7 +256,7 @@ def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return result
 
 
-# --- sources and the engine's own ----------------------------------------------------------------
+# --- sources, exchanges --------------------------------------------------------------------------
 
 
 def _const(node: Node, src: Sequence[Array], frame: Frame) -> Array:

@@ -158,7 +158,7 @@ def permute(x: Node, order: Sequence[int]) -> Node:
 def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
     """The shape in another order; None if the order is unchanged."""
     if sorted(order) != list(range(len(shape))):
-        raise ShapeError(f"permute: invalid order {order} for an array with {len(shape)} dimensions")
+        raise ShapeError(f"permute: invalid order {order} for {len(shape)} dimensions")
     if order == tuple(range(len(shape))):
         return None
     return tuple(shape[axis] for axis in order)

@@ -252,7 +252,7 @@ def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
     return tuple(map(rule_of, [0, *stops], stops))
 
 
-# --- what is addressed by data -------------------------------------------------------------------
+# --- indexed access ------------------------------------------------------------------------------
 
 
 def _gather(node: Node, g: Node) -> Node:
@@ -329,7 +329,7 @@ def _scatter_prod(node: Node, g: Node) -> Node:
     return count.equals(0.0).where(others, 0.0)
 
 
-# --- all of them ---------------------------------------------------------------------------------
+# --- the table of rules --------------------------------------------------------------------------
 
 
 def _same(node: Node, g: Node) -> Node:

@@ -166,7 +166,7 @@ def _known(extent: Integer) -> int:
     return extent
 
 
-# --- what a graph says about layouts --------------------------------------------------------------
+# --- layouts in a graph ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

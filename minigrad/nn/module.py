@@ -430,7 +430,7 @@ class Module:
 
     register_module = add_module
 
-    # --- what is in it ----------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all modules inside it, by dotted names, each once."""
@@ -489,7 +489,7 @@ class Module:
         """Copy values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""
         return load_state_dict(self, state_dict, strict)
 
-    # --- what is done to all of it ----------------------------------------------------------------
+    # --- changes to all parts ---------------------------------------------------------------------
 
     @property
     def training(self) -> bool:
@@ -553,7 +553,7 @@ class Module:
             object.__setattr__(module, "_moves", module._moves + 1)
         return self
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- representation ---------------------------------------------------------------------------
 
     def __dir__(self) -> list[str]:
         return present("Module", super().__dir__())

@@ -117,7 +117,7 @@ def _pass(packed: Node, rows: int, chunks: int, low: int) -> Node:
     return build.distribute(starts, bin, packed)
 
 
-# --- running reductions --------------------------------------------------------------------------
+# --- cumulative operations -----------------------------------------------------------------------
 
 
 def _blocks(node: Node) -> Node:

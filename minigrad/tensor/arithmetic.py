@@ -54,7 +54,7 @@ class Arithmetic(Composed):
         """
         return self.add(self._wider(tensor1, tensor2) / tensor2, alpha=value)
 
-    # --- choices and limits -----------------------------------------------------------------------
+    # --- selection and limits ---------------------------------------------------------------------
 
     def fmax(self, other: Any) -> Self:
         """The larger of the two; if one is NaN, the other one.

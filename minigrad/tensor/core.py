@@ -189,7 +189,7 @@ class Core(Holder, metaclass=_TensorType):
             result.stopped = origin.stops or self.stopped
         return result
 
-    # --- what it is -------------------------------------------------------------------------------
+    # --- properties -------------------------------------------------------------------------------
 
     @property
     def node(self) -> Node:

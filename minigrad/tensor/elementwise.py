@@ -370,7 +370,7 @@ class Elementwise(Methods):
             return self._new(build.const(value, self.dtype, (), self.raw.device))
         return self._operand(self._data(value)).cast(self.dtype)
 
-    # --- choices ----------------------------------------------------------------------------------
+    # --- selection --------------------------------------------------------------------------------
 
     def where(self, x: Any = None, y: Any = None) -> Self:
         """x where self (bool) is true, y elsewhere; x and y broadcast and promote.

@@ -292,7 +292,7 @@ class Indexing(Methods):
         inverse = sorted(range(self.ndim), key=order.__getitem__)
         return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
 
-    # --- what is made of it ----------------------------------------------------------------------
+    # --- methods built on indexing ---------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
         """Elements of the flattened tensor; negative indices count from the end, as in `x[…]`.

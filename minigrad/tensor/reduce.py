@@ -445,7 +445,7 @@ class Reduce(Methods):
         places = (best.unsqueeze(-1) * length + steps).reshape((*self.shape[:-1], k * length))
         return places._at(last, padded._at(last, places)._first(k, last))
 
-    # --- running sums and extremes ----------------------------------------------------------
+    # --- cumulative sums and extremes -------------------------------------------------------
 
     def _scanned(self, op: Op, name: str, node: Node, axis: int) -> Self:
         place = axis_of(name, axis, self.ndim)

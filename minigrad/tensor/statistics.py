@@ -362,7 +362,7 @@ class Statistics(Composed):
         found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
         return found.cast(x._float_dtype())
 
-    # --- draws from given weights -----------------------------------------------------------
+    # --- random draws from weights ----------------------------------------------------------
 
     @classmethod
     def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:

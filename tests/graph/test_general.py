@@ -298,7 +298,7 @@ def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> 
     with Context(DEBUG=1):
         for n in (5, 8):
             Tensor([[1.0] * n] * 3, device=compiled).cumsum(1).realize()
-    assert "special: " in capsys.readouterr().err
+    assert "compiled for these numbers only: " in capsys.readouterr().err
 
 
 def test_numbers_that_come_often_get_a_program_of_their_own(compiled: str) -> None:
