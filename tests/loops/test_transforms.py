@@ -683,8 +683,8 @@ def test_who_watches_sees_what_its_own_thread_does(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("given", "code", "words"), [
     ("columns 100 200", 0, "s0[c0 + 200·k0]"),
-    ("columns 100", 2, "columns: expected 2 numbers from 1 on, got [100]"),
-    ("gemm 4 0 3", 2, "gemm: expected 3 numbers from 1 on, got [4, 0, 3]"),
+    ("columns 100", 2, "columns: expected 2 ints ≥ 1, got [100]"),
+    ("gemm 4 0 3", 2, "gemm: expected 3 ints ≥ 1, got [4, 0, 3]"),
 ])  # fmt: skip
 def test_explain_sums_of_columns_and_wrong_numbers(
     given: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch,
