@@ -398,7 +398,7 @@ def test_rebind():
 def test_errors():
     pos = Variable("pos", 1, 9)
     for value in (0, 10):
-        with pytest.raises(ValueError, match=r"expected a value in 1 … 9"):
+        with pytest.raises(ValueError, match=r"expected an int in 1 … 9"):
             pos.bind(value)
     with pytest.raises(TypeError, match=r"bind\(2\.5\): expected a whole number"):
         pos.bind(2.5)
