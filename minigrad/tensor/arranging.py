@@ -322,7 +322,7 @@ class Arranging(Composed):
         check_ints("pad_to", **{f"shape[{d}]": n for d, n in enumerate(wanted) if n is not None})
         behind = [0 if want is None else want - have for have, want in pairs]
         if any(low(more) < 0 for more in behind):
-            raise misfit(f"pad_to{wanted}", f"at least {self.shape}; use shrink_to to cut")
+            raise misfit(f"pad_to{wanted}", f"sizes ≥ {self.shape}; use shrink_to to cut")
         return self.pad([(0, more) for more in behind])
 
     def shrink_to(self, *shape: Any) -> Self:

@@ -865,7 +865,7 @@ def test_marks_of_arguments(on_device):
         marked.grad = None
         step(marked)
         assert marked.grad.item() == 2
-    with pytest.raises(JitError, match="was True, and it is None"):
+    with pytest.raises(JitError, match="was True in the capture and is None now"):
         step(Tensor([1.0]))
 
 

@@ -166,15 +166,15 @@ def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
     refused("the tensor 't0' is in .* and in an earlier part")
     files[1].write_bytes(second)
     files[2].write_bytes(third[: place + 40])
-    refused(r"00003-of-00003\.gguf is no GGUF file that can be read")
+    refused(r"00003-of-00003\.gguf: cannot read this GGUF file")
     files[2].unlink()
-    refused(r"needs m-00003-of-00003\.gguf beside it")
+    refused(r"m-00003-of-00003\.gguf is missing")
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(first)
     refused("is one of 1 files by its name, but its metadata say 3", alone)
     outside = tmp_path / "m-00004-of-00003.gguf"
     outside.write_bytes(first)
-    refused("is part 4 of 3 by its name", outside)
+    refused("the name says part 4 of 3", outside)
     two = [tmp_path / f"n-{n:05}-of-00002.gguf" for n in (1, 2)]
     for path, raw in zip(two, (first, second), strict=True):
         path.write_bytes(raw)

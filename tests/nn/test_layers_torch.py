@@ -258,11 +258,11 @@ def test_weights_of_a_query_that_sees_nothing(on_device):
 def test_attention_that_is_asked_wrongly():
     with pytest.raises(ShapeError, match="multiple of num_heads"):
         nn.MultiheadAttention(8, 3)
-    with pytest.raises(ShapeError, match="the last 8"):
+    with pytest.raises(ShapeError, match=r"\(…, 8\) with 3 dimensions"):
         nn.MultiheadAttention(8, 2)(*[Tensor.ones(4, 3, 7)] * 3)
     with pytest.raises(ValueError, match="'relu', 'gelu' or a function"):
         nn.TransformerEncoderLayer(8, 2, activation="tanh")
-    with pytest.raises(ShapeError, match="multiple of 4"):
+    with pytest.raises(ShapeError, match="divisible by 4"):
         nn.PixelShuffle(2)(Tensor.ones(1, 6, 2, 2))
     with pytest.raises(ValueError, match="'tanh' or 'relu'"):
         nn.RNNCell(2, 2, nonlinearity="gelu")

@@ -375,7 +375,7 @@ def test_a_class_is_no_layer():
         lambda: net.__setitem__(slice(1), [nn.ReLU]),
         lambda: net.add_module("act", nn.ReLU),
     ):
-        with pytest.raises(TypeError, match="Sequential of the class ReLU"):
+        with pytest.raises(TypeError, match="got the class ReLU"):
             wrong()
 
 

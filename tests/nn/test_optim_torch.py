@@ -55,9 +55,9 @@ def test_groups_that_are_wrong():
     with pytest.raises(ValueError, match="in only one optimizer"):
         optim.SGD([{"params": [param]}, {"params": [param]}])
     group = optim.SGD([param]).param_groups[0]
-    with pytest.raises(KeyError, match=r"expected 'lr'; give other options to SGD"):
+    with pytest.raises(KeyError, match=r"expected 'lr'; pass other options to SGD"):
         group["momentum"] = 0.5
-    with pytest.raises(KeyError, match="no 'betas'; there are lr, params, momentum"):
+    with pytest.raises(KeyError, match="no 'betas': expected one of lr, params, momentum"):
         group["betas"]
     assert group["params"][0] is param and group["nesterov"] is False and len(group) == 5
 

@@ -344,10 +344,10 @@ def test_refusals() -> None:
 
     refuse(TypeError, "expected xs, or length=", lambda c, e: (c, None), xs=None)
     refuse(ShapeError, "the same first size", lambda c, e: (c, None), xs=[x, zero])
-    refuse(ShapeError, "0-d", lambda c, e: (c, None), xs=Tensor(1.0))
+    refuse(ShapeError, "a dimension of steps", lambda c, e: (c, None), xs=Tensor(1.0))
     refuse(ShapeError, "before a step, but", lambda c, e: (c.sum(), c))
     refuse(DTypeError, "cast it in the step", lambda c, e: (c.int(), c))
-    refuse(ScanError, "expected a pair", lambda c, e: c)
+    refuse(ScanError, "to return a pair", lambda c, e: c)
     refuse(ScanError, "return the same structure", lambda c, e: ((c, c), c))
     refuse(ScanError, "draw them outside", lambda c, e: (c + Tensor.rand(2), c))
     refuse(ScanError, "writes in place", writes)

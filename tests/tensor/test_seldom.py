@@ -234,9 +234,9 @@ def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"one weight per element, got shapes \(2,\) and \(3,\)"):
         Tensor([1, 1]).bincount(Tensor([1.0, 2.0, 3.0]))
-    with pytest.raises(ShapeError, match=r"pad_to\(2,\) of \(3,\).*shrink_to"):
+    with pytest.raises(ShapeError, match=r"pad_to\(2,\): expected sizes ≥ \(3,\); use shrink_to"):
         Tensor([1, 2, 3]).pad_to(2)
-    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\) of \(2, 0\).*a product of 2"):
+    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\): expected a product of 2"):
         Tensor.zeros(2, 0).unflatten(0, (2, 5))
 
 
