@@ -241,7 +241,7 @@ def test_wrong_use(mesh_of: Made) -> None:
         Mesh()
     with pytest.raises(DeviceError, match="at least 1"):
         Mesh(dp=0)
-    with pytest.raises(ShapeError, match="expected another axis"):
+    with pytest.raises(ShapeError, match="expected an axis of"):
         x.shard_(mesh, P("dp"), stored="dp")
 
 
