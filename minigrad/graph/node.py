@@ -15,7 +15,7 @@ from operator import attrgetter, not_
 from typing import Any, TypeVar
 
 from minigrad.dtype import DType, convert, dtypes
-from minigrad.errors import DeviceError, DTypeError, ShapeError
+from minigrad.errors import DeviceError, DTypeError, ShapeError, misfit
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, TAKEN
@@ -178,7 +178,7 @@ def elementwise(op: Op, *src: Node) -> Node:
     if chooses and src[0].dtype is not dtypes.bool:
         raise DTypeError(f"where: expected a bool condition, got {src[0].dtype.name}")
     if dtype.kind not in facts.kinds:
-        raise DTypeError(f"{op.value}: expected {TAKEN[facts.kinds]}, got {dtype.name}")
+        raise misfit(op.value, TAKEN[facts.kinds], dtype.name, error=DTypeError)
     made = dtypes.bool if facts.compares else dtype
     return make(op, made, shape, src, None, device)
 

@@ -229,7 +229,7 @@ def load_state_dict(
         target = own[name]
         if target.shape != value.shape:
             raise ShapeError(
-                f"load_state_dict: {name}: shape {value.shape}, but the model's has {target.shape}"
+                f"load_state_dict: {name}: expected shape {target.shape}, got {value.shape}"
             )
         expect(not value.dtype.is_float or target.dtype.is_float,
                f"load_state_dict: {name}", f"integers for the model's {target.dtype.name}",

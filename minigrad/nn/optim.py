@@ -45,7 +45,7 @@ class ParamGroup(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
-            raise KeyError(f"param_groups: no {name!r}: expected one of {', '.join(self.names)}")
+            raise KeyError(f"param_groups has no {name!r}: expected one of {', '.join(self.names)}")
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:

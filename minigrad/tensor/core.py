@@ -268,7 +268,7 @@ class Core(Holder, metaclass=_TensorType):
             check_flag("requires_grad", "wanted", wanted)
         if wanted and not self.dtype.is_float:
             raise GradientError(
-                f"cannot set requires_grad of a {self.dtype.name} tensor: only floats have "
+                f"cannot set requires_grad of {self.dtype.name}: only floats have "
                 "gradients; cast it first, e.g. with .float()"
             )
         if wanted and not self._requires_grad:
