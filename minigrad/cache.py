@@ -98,7 +98,7 @@ class Cache:
                 sweep(self.folder, MOST_BYTES)
             _put(self.path(key), pack(key, about, data))
         except OSError as error:
-            _say(f"could not write to the kernel cache {self.folder}: {error.strerror}")
+            _say(f"cannot write to the kernel cache {self.folder}: {error.strerror}")
 
 
 def pack(key: str, about: dict[str, Any], data: bytes) -> bytes:
@@ -130,7 +130,7 @@ def _content(path: Path) -> bytes:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or _foreign(status) or status.st_size > LARGEST:
-            raise PermissionError(f"{path} is no file of ours")
+            raise PermissionError(f"{path} is not a regular file of this user")
         if time.time() - status.st_mtime > DAY:  # show `sweep` that it is in use
             with suppress(OSError):
                 os.utime(descriptor)
@@ -197,7 +197,7 @@ def open_cache() -> Cache | None:
             reason = _prepare(name)
             _opened[name] = None if reason else Cache(Path(name))
             if reason:
-                _say(f"the kernel cache {name!r} is not used: {reason}")
+                _say(f"not using the kernel cache {name!r}: {reason}")
         return _opened[name]
 
 
@@ -215,20 +215,20 @@ def folder_name() -> str:
 def _prepare(name: str) -> str:
     """Make the folder if needed; return why it must not be used, or an empty text."""
     if not os.path.isabs(name):
-        return "there is no home folder; name a folder in MINIGRAD_CACHE"
+        return "there is no home folder; set MINIGRAD_CACHE to a folder"
     if not hasattr(os, "geteuid"):
-        return "this system does not tell whose files are whose"
+        return "this system does not tell who owns a file"
     try:
         os.makedirs(name, mode=0o700, exist_ok=True)
         status = os.stat(name)
     except OSError as error:
-        return f"{error.strerror}; name another folder in MINIGRAD_CACHE"
+        return f"{error.strerror}; set MINIGRAD_CACHE to another folder"
     if status.st_uid != os.geteuid():
-        return f"it belongs to user {status.st_uid}; name a folder of your own in MINIGRAD_CACHE"
+        return f"it belongs to user {status.st_uid}; set MINIGRAD_CACHE to a folder of your own"
     if _foreign(status):
-        return f"others may write to it; say: chmod go-w {name!r}"
+        return f"other users may write to it; run chmod go-w {name!r}"
     if not os.access(name, os.R_OK | os.W_OK | os.X_OK):
-        return "it cannot be written; name another folder in MINIGRAD_CACHE"
+        return "it is not writable; set MINIGRAD_CACHE to another folder"
     return ""
 
 
@@ -242,4 +242,4 @@ def _say(text: str) -> None:
     global _spoken
     if not _spoken:
         _spoken = True
-        sys.stderr.write(f"minigrad: {text} (kernels are compiled anew)\n")
+        sys.stderr.write(f"minigrad: {text} (so kernels are compiled again)\n")

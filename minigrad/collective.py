@@ -86,7 +86,7 @@ def enter(device: str, groups: Sequence[Group]) -> None:
     with _lock:
         for group in groups:
             if (device, group.name) in _groups:
-                raise DeviceError(f"{device} is in a group {group.name!r} already: leave it first")
+                raise DeviceError(f"{device} is already in a group {group.name!r}; leave it first")
         _groups.update({(device, group.name): group for group in groups})
 
 
@@ -103,11 +103,11 @@ def group_of(device: str, name: str, size: int) -> Group:
     group = _groups.get((device, name))
     if group is None:
         raise DeviceError(
-            f"an exchange in the group {name!r} on {device}, which is in no such group: call it "
-            "inside minigrad.models.parallel.run(…)"
+            f"an exchange in the group {name!r}, but {device} is in no such group; call it inside "
+            "minigrad.models.parallel.run(…)"
         )
     if group.size != size:
-        raise DeviceError(f"an exchange among {size} ranks in {name!r}, which has {group.size}")
+        raise DeviceError(f"{size} ranks exchange in the group {name!r}: expected {group.size}")
     return group
 
 

@@ -143,8 +143,8 @@ def best_translation(
     if times[number] > WORTH * times[0]:
         number = 0
     report(1, lambda: (
-        f"tuned: {best.nest.label}: way {number} of {len(known)} takes {times[number] * 1e3:.3f} "
-        f"ms, the model's best {times[0] * 1e3:.3f}"
+        f"tuned: {best.nest.label}: no. {number} of {len(known)} takes {times[number] * 1e3:.3f} "
+        f"ms, the cost model's choice {times[0] * 1e3:.3f}"
     ))  # fmt: skip
     return known[number]
 

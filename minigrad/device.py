@@ -233,8 +233,8 @@ def refuse(buffers: Iterable[Buffer]) -> None:
         if found is not None:
             raise LostValueError(
                 f"a tensor of {buffer.size} × {buffer.dtype.name} has no value: the program that "
-                f"was to write it failed ({found[1]}); assign all of it anew, e.g. with .assign(), "
-                "set_data() or load_state_dict()"
+                f"should have written it failed ({found[1]}); write all of it again, e.g. with "
+                ".assign(), set_data() or load_state_dict()"
             )
 
 
@@ -313,7 +313,7 @@ class Buffer:
         if watching.log is not None:
             watching.log.append(hash(bytes(view)))
         if view.nbytes != self.nbytes:
-            raise ValueError(f"a buffer of {self.nbytes} bytes cannot take {view.nbytes} bytes")
+            raise ValueError(f"expected at most {self.nbytes} bytes, got {view.nbytes}")
         if self.nbytes:
             Device[self.device].copy_in(self.memory, view)
         renew((self,))
@@ -362,7 +362,7 @@ class Buffer:
         return Device[self.device].first(self.memory, self.dtype)
 
     def __reduce__(self) -> Any:  # otherwise a copy would own the same memory
-        raise TypeError("a Buffer is a piece of memory and cannot be copied; copy the Tensor")
+        raise TypeError("cannot copy or pickle a Buffer (it is a piece of memory); copy the Tensor")
 
     def __repr__(self) -> str:
         return f"<Buffer {self.number} on {self.device}: {self.size} × {self.dtype.name}>"
@@ -442,13 +442,14 @@ class _Devices:
         if mesh in self.meshes:
             return str(mesh)
         if not isinstance(name, str):
-            raise TypeError(f"device {name!r} is a {type(name).__name__}; expected a name, as CPU")
+            raise TypeError(f"device: expected a name such as 'CPU', got {name!r}")
         kind, _, number = name.upper().partition(":")
         if kind not in RUNTIMES or (number and not number.isdecimal()):
             known = ", ".join(RUNTIMES)
             more = "; " + hint('x.to("cuda")') if kind in ("CUDA", "GPU", "MPS") else ""
             raise DeviceError(
-                f"unknown device {name!r}: expected one of {known}, or e.g. CPU:1{more}"
+                f"unknown device {name!r}: expected one of {known}, or with a number, e.g. "
+                f"CPU:1{more}"
             )
         return kind if not number or int(number) == 0 else f"{kind}:{int(number)}"
 

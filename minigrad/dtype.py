@@ -43,7 +43,7 @@ class DType:
         return made
 
     def __setattr__(self, name: str, value: object = None) -> NoReturn:
-        raise AttributeError(f"{self!r} cannot be changed: every tensor of it would be another")
+        raise AttributeError(f"cannot change {self!r}: all tensors with this dtype share it")
 
     __delattr__ = __setattr__
 
@@ -101,7 +101,7 @@ class _Table(type):
     """A class whose entries cannot be replaced."""
 
     def __setattr__(cls, name: str, value: object = None) -> NoReturn:
-        raise AttributeError(f"{cls.__name__}.{name} cannot be set: say dtype= where you need one")
+        raise AttributeError(f"cannot set {cls.__name__}.{name}; pass dtype= where needed")
 
     __delattr__ = __setattr__
 
@@ -161,7 +161,7 @@ def resolve(given: object) -> DType:
     if name in BY_NAME:
         return BY_NAME[name]
     raise DTypeError(
-        f"{given!r} is no dtype: expected one of minigrad.dtypes, or a name as 'float32'"
+        f"expected a dtype, as minigrad.dtypes.float32, or its name, as 'float32', got {given!r}"
     )
 
 
@@ -221,7 +221,7 @@ def dtype_of(name: str, values: Iterable[int | float | bool]) -> DType:
         if dtype.minimum <= low and high <= dtype.maximum:
             return dtype
     most = low if low < -high else high
-    raise RangeError(f"{name}: {most} does not fit into 64 bits; expected smaller ints, or floats")
+    raise RangeError(f"{name}: {most} does not fit into 64 bits; use smaller ints, or floats")
 
 
 def check_holds(name: str, dtype: DType, *values: object) -> None:
@@ -231,8 +231,8 @@ def check_holds(name: str, dtype: DType, *values: object) -> None:
         for value in values:
             if isinstance(value, int) and not least <= value <= most:
                 raise RangeError(
-                    f"{name}: {value} is beyond {dtype.name}; expected {least} … {most}, or "
-                    "another dtype (dtype=, x.long())"
+                    f"{name}: {value} is out of range for {dtype.name}, which holds {least} … "
+                    f"{most}; use another dtype (dtype=, x.long())"
                 )
 
 

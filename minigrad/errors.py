@@ -1,7 +1,17 @@
 """Every exception that minigrad raises on purpose.
 
 Each one derives from `MinigradError` and from the builtin that a caller would expect, so that
-`except ValueError` keeps working. A message says what was given, what was expected, what to do.
+`except ValueError` keeps working. A message is one short sentence, in one of these forms:
+
+- a wrong argument, shown as the call:  `diff(n=-1): expected n ≥ 0`
+- wrong tensors, types or counts:       `trace: expected a matrix, got shape (2, 3, 4)`
+- one of several words:                 `div(rounding_mode='up'): expected 'floor' or 'trunc'`
+- an unknown name:                      `unknown setting 'DBUG': expected one of DEBUG, …`
+- something impossible, and why:        `no gradient for int32: only floats have gradients`
+- a file:                               `w.gguf: cannot read this GGUF file: version: expected …`
+
+What to type instead comes last, after a semicolon: `…; write Adam([x])`. "got" names a shape, a
+dtype or a type; "expected" says what fits, not what is wrong.
 """
 
 from __future__ import annotations
@@ -21,15 +31,19 @@ def misfit(
     name: str, expected: str, *given: object, error: type[Exception] = ShapeError,
     **arguments: object,
 ) -> Exception:  # fmt: skip
-    """The error to raise if something does not fit: "cdist of (2,) and (3,): expected matrices".
+    """The error to raise if something does not fit: "trace: expected a matrix, got shape (2,)".
 
-    given: tensors, whose shapes are shown, or words that say more about one. arguments: arguments
-    of the function `name` that the error is about, as in "diff(n=-1): expected n ≥ 0".
+    expected: what would fit; after a semicolon, what to type instead. given: tensors, whose shapes
+    are shown, or words that describe what was given. arguments: arguments of the function `name`
+    that the error is about, as in "diff(n=-1): expected n ≥ 0".
     """
+    call = ", ".join(f"{word}={value!r}" for word, value in arguments.items())
     shapes = " and ".join(str(getattr(one, "shape", one)) for one in given)
-    shown = ", ".join(f"{word}={value!r}" for word, value in arguments.items())
-    what = (f"{name}({shown})" if arguments else name) + (f" of {shapes}" if given else "")
-    return error(f"{what}: expected {expected}")
+    if given and all(hasattr(one, "shape") for one in given):
+        shapes = f"shape{'s' * (len(given) > 1)} {shapes}"
+    fits, semicolon, instead = expected.partition("; ")
+    got = f", got {shapes}" if given else ""
+    return error(f"{name}{f'({call})' if call else ''}: expected {fits}{got}{semicolon}{instead}")
 
 
 def expect(holds: object, name: str, expected: str, *given: object, **options: Any) -> None:
@@ -51,7 +65,7 @@ class DTypeError(MinigradError, TypeError, RuntimeError):
 
 
 class RangeError(MinigradError, OverflowError):
-    """A Python number is beyond what a dtype holds."""
+    """A Python number is outside the range of a dtype."""
 
 
 class DeviceError(MinigradError, RuntimeError):
@@ -63,7 +77,7 @@ class GradientError(MinigradError, RuntimeError):
 
 
 class StateError(MinigradError, KeyError, RuntimeError):
-    """The names of a state are not those of a model; PyTorch raises a RuntimeError for that."""
+    """The names in a state do not match a model's; PyTorch raises a RuntimeError for that."""
     __str__ = Exception.__str__  # KeyError's puts quotes around the message
 
 

@@ -58,7 +58,7 @@ def _search(
     which = f"{'an' if check.noun == 'index' else 'a'} {check.noun}"
     which += "" if len(suspects) == 1 else " (of this or another operation)"
     error = check.error(which, evaluate(check.extent, variables), (
-        "; which one it was is not known: what it was computed from has been overwritten"
+        "; which one is unknown, because its inputs have been overwritten"
     ))  # fmt: skip
     return error, suspects
 

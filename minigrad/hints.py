@@ -51,7 +51,7 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     from difflib import get_close_matches
 
     alike = get_close_matches(name, known, 3)
-    more = f"; there is {', '.join(alike)}" if alike else ""
+    more = f"; did you mean {' or '.join(alike)}?" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)
 
 
@@ -90,7 +90,7 @@ class _Room(ModuleType):
     _typed: str
 
     def __call__(self, *args: Any, **options: Any) -> NoReturn:
-        raise TypeError(f"{self.__name__} is a module here: {hint(self._typed)}")
+        raise TypeError(f"{self.__name__} is a module, not a function: {hint(self._typed)}")
 
 
 def answer(module: str, typed: str) -> None:

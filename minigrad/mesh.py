@@ -38,12 +38,12 @@ class Mesh:
 
     def __init__(self, devices: Sequence[str] | None = None, /, **axes: int) -> None:
         if not axes:
-            raise DeviceError("Mesh() has no axes: name them with their sizes, as Mesh(dp=2, tp=2)")
+            raise DeviceError("Mesh(): expected axes with their sizes; write e.g. Mesh(dp=2, tp=2)")
         for axis, size in axes.items():
             if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-                raise DeviceError(f"Mesh({axis}={size!r}): expected a whole number of at least 1")
+                raise DeviceError(f"Mesh({axis}={size!r}): expected an int ≥ 1")
         if devices is not None and not (isinstance(devices, (tuple, list)) and devices):
-            raise DeviceError(f"Mesh({devices!r}): expected devices, as (\"CPU\", \"CPU:1\")")
+            raise DeviceError(f"Mesh({devices!r}): expected devices, as ('CPU', 'CPU:1')")
         self.sizes: Sizes = dict(axes)
         self.size = prod(axes.values())
         kind = Device.DEFAULT if devices is None else Device.canonical(devices[0])
@@ -56,7 +56,7 @@ class Mesh:
         where = kind if names == usual else ", ".join(names)
         self.name = f"Mesh({words}) of {where}"
         expect(len(set(names)) == self.size and len(names) == self.size,
-               f"Mesh({words}) of {', '.join(names)}", f"{self.size} different devices",
+               f"Mesh({words})", f"{self.size} different devices", ', '.join(names),
                error=DeviceError)  # fmt: skip
         self.devices = Devices(names, self.name)
         self._contexts: list[Context] = []

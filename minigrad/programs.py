@@ -102,7 +102,7 @@ class Family:
             program = compile(general.graph)
         except CompileError as error:
             self.generalizes, reason = False, str(error)
-            report(1, lambda: f"special: {reason}")
+            report(1, lambda: f"compiled for these numbers only: {reason}")
             return False
         if general.padded:
             program = Padded(program, general.reads, general.writes)
@@ -124,7 +124,7 @@ class Family:
                 return generalize(call, [*some, call.cells], may_pad)
             except Special as special:
                 reason = str(special)
-        report(1, lambda: f"special: {reason}")
+        report(1, lambda: f"compiled for these numbers only: {reason}")
         return None
 
 

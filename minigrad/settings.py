@@ -50,7 +50,7 @@ def _from_environment() -> dict[str, int | str]:
             try:
                 values[name] = type(default)(text)
             except ValueError:
-                raise SettingError(f"MINIGRAD_{name}={text!r}: expected a whole number") from None
+                raise SettingError(f"MINIGRAD_{name}={text!r}: expected an int") from None
     return values
 
 
@@ -96,7 +96,7 @@ def getenv(name: str, default: Any = None) -> Any:
         if default is not None:
             return type(default)(os.environ.get(name, default))
         known = ", ".join(DEFAULTS)
-        raise KeyError(f"unknown setting {name!r}; known settings: {known}") from None
+        raise KeyError(f"unknown setting {name!r}: expected one of {known}") from None
 
 
 def flag(name: str) -> int:
@@ -117,7 +117,7 @@ def _say_what_is_ignored() -> None:
             from difflib import get_close_matches
 
             for alike in get_close_matches(name, DEFAULTS, 1, cutoff=0.7):
-                say(f"minigrad: {variable} is no setting, and ignored; there is MINIGRAD_{alike}")
+                say(f"minigrad: unknown setting {variable}; did you mean MINIGRAD_{alike}?")
 
 
 _say_what_is_ignored()
@@ -133,7 +133,7 @@ def _check(name: str, value: object) -> None:
     """KeyError for an unknown setting, SettingError for a value of another type."""
     kind = type(getenv(name))
     if not isinstance(value, kind):
-        expected = {int: "a whole number", str: "a text"}[kind]
+        expected = {int: "an int", str: "a string"}[kind]
         raise SettingError(f"{name}={value!r}: expected {expected}")
 
 

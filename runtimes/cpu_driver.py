@@ -300,8 +300,8 @@ def check_host(architecture: str) -> None:
     """Raise DeviceError if there is no driver for this processor and system."""
     if architecture not in _CALLS or sys.platform != "linux":
         raise DeviceError(
-            f"the device CPU on {sys.platform}, {architecture}: expected Linux on one of "
-            f"{', '.join(_CALLS)}; choose the device REF"
+            f"the device CPU does not support {sys.platform} on {architecture}: expected Linux on "
+            f"one of {', '.join(_CALLS)}; use the device REF"
         )
 
 

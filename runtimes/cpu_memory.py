@@ -131,9 +131,9 @@ class _Blocks:
             address = self.more_pages(size)
         if address is None:
             raise MemoryError(
-                f"the CPU has no memory for a buffer of {size:,} bytes: {self.held:,} of "
-                f"{memory_bytes():,} bytes are held already; use a smaller batch or model, "
-                "or drop tensors that are no longer needed"
+                f"out of memory on the CPU: cannot allocate {size:,} bytes, {self.held:,} of "
+                f"{memory_bytes():,} bytes are in use; use a smaller batch or model, or delete "
+                "tensors that you no longer need"
             )
         self.held += size
         self.held_peak = max(self.held_peak, self.held)
@@ -209,7 +209,7 @@ class _Blocks:
                     self.changing = False
             address = map_pages(max(size, PAGE))
             if address is None:
-                raise MemoryError(f"the CPU has no memory for a buffer of {size:,} bytes")
+                raise MemoryError(f"out of memory on the CPU: cannot allocate {size:,} bytes")
             self.grown.append(max(size, PAGE))
             return address, True
 
@@ -336,7 +336,7 @@ def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
     length = data + 2 * PAGE
     start = _map_anywhere(length)
     if start is None:
-        raise MemoryError(f"the CPU has no memory for a guarded buffer of {nbytes:,} bytes")
+        raise MemoryError(f"out of memory on the CPU: cannot guard {nbytes:,} bytes")
     ctypes.memset(start + PAGE, POISON, data)
     for page in (start, start + length - PAGE):
         if _mprotect(page, PAGE, _PROT_NONE):
@@ -355,7 +355,7 @@ def _free_guarded(address: int) -> None:
     before = bytes(view(start + PAGE, address - start - PAGE))
     _munmap(start, length)
     if before.count(POISON) != len(before):
-        raise BoundsError(f"a kernel wrote before the beginning of a buffer of {nbytes} bytes")
+        raise BoundsError(f"a kernel wrote before the start of a buffer of {nbytes} bytes")
 
 
 def view(address: int, nbytes: int) -> memoryview:

@@ -105,7 +105,7 @@ class Pool:
         self, threads: int, name: str = "CPU", spins: int = cpu_driver.SPINS
     ) -> None:
         if threads < 1:
-            raise ValueError(f"a pool of {threads} threads: expected 1 or more")
+            raise ValueError(f"cannot make a pool of {threads} threads: expected at least 1")
         self.threads, self.name = threads, name
         functions, self._code = cpu_driver.driver(spins)
         self.run_table = _RUN_TABLE(functions["run_table"])

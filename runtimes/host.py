@@ -127,8 +127,8 @@ def threads() -> int:
     most = max(MOST_THREADS, 4 * processors)
     if not 0 <= wanted <= most:
         raise SettingError(
-            f"MINIGRAD_THREADS={wanted}: expected 1 to {most} on this machine of {processors} "
-            f"processor{'s' * (processors > 1)}, or 0 for the {usable_threads()} that may be used"
+            f"MINIGRAD_THREADS={wanted}: expected 1 … {most} on this machine with {processors} "
+            f"processor{'s' * (processors > 1)}, or 0 for the {usable_threads()} available ones"
         )
     return wanted or usable_threads()
 

@@ -145,10 +145,10 @@ class Compiler:
             # LLVM would end the process because of an undefined symbol.
             lacking = [name for name in wanted if not llvm.address_of_symbol(name)]
             if lacking:
-                raise CompileError(f"the code calls {lacking}, which this process does not have")
+                raise CompileError(f"the code calls {lacking}, which this process does not provide")
             file = llvm.ObjectFileRef.from_data(object_bytes)
             if not file._ptr:
-                raise CompileError("not an object file of this machine: compile the kernel anew")
+                raise CompileError("an object file of another machine; compile the kernel again")
             engine.add_object_file(file)
             # The engine owns the object now; llvmlite would free it a second time.
             file.detach()
@@ -166,7 +166,7 @@ class Compiler:
             module = llvm.parse_assembly(text, llvm.create_context())
             module.verify()
         except RuntimeError as error:
-            raise CompileError(f"LLVM refuses the IR of a kernel: {error}") from None
+            raise CompileError(f"LLVM rejected the IR of a kernel: {error}") from None
         return module
 
     @kept
@@ -231,7 +231,7 @@ def _object_of(machine: Any, module: Any) -> bytes:
     if not buffer:
         reason = (error.value or b"").decode(errors="replace")
         _library("LLVMPY_DisposeString", False)(error)
-        raise CompileError(f"LLVM generates no code for a kernel: {reason}")
+        raise CompileError(f"LLVM generated no code for a kernel: {reason}")
     try:
         start = _library("LLVMPY_GetBufferStart", False)(buffer)
         return ctypes.string_at(start, _library("LLVMPY_GetBufferSize", False)(buffer))
@@ -262,7 +262,7 @@ def undefined_symbols(object_bytes: bytes) -> list[str]:
                         end = object_bytes.index(b"\0", begin)
                         names.append(object_bytes[begin:end].decode())
     except (struct.error, IndexError, OverflowError, ValueError):
-        raise CompileError("a damaged object file: compile the kernel anew") from None
+        raise CompileError("the object file is damaged; compile the kernel again") from None
     return names
 
 

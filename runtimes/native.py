@@ -142,7 +142,7 @@ class _Function:
             case ast.Expr(ast.Call() as call):
                 self.call(call)
             case _:
-                raise SyntaxError(f"native code has no statement like {ast.unparse(tree)!r}")
+                raise SyntaxError(f"unsupported statement in native code: {ast.unparse(tree)!r}")
 
     def branch(self, test: ast.expr, then: str, other: str) -> None:
         """Jump to one of two labels, by a test."""
@@ -185,7 +185,7 @@ class _Function:
             case ast.Call():
                 return self.call(tree)
             case _:
-                raise SyntaxError(f"native code has no value like {ast.unparse(tree)!r}")
+                raise SyntaxError(f"unsupported expression in native code: {ast.unparse(tree)!r}")
 
     def call(self, tree: ast.Call) -> str:
         """Emit a call; returns the text of its result."""

@@ -79,7 +79,7 @@ class OpenCL(Runtime):
             self.context = context_of(device)
             self.queue = cl.CommandQueue(self.context, device)
         except cl.Error as error:
-            raise DeviceError(f"{self.label} cannot be opened: {error}") from None
+            raise DeviceError(f"cannot open {self.label}: {error}") from None
         self.pool = Pool(self.label, self.context, device)
         self.fp64 = has_doubles(device)
         self.group = group_of(device)
@@ -212,7 +212,7 @@ class OpenCL(Runtime):
             raise self.pool.exhausted(what, f" ({error})") from None
         except cl.Error as error:
             raise DeviceError(
-                f"{self.label} failed while {what}: {error}; other devices are not concerned"
+                f"{self.label} failed while {what}: {error}; other devices still work"
             ) from None
 
     @kept
@@ -226,8 +226,8 @@ class OpenCL(Runtime):
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
         if any(kernel.kind == "exchange" for kernel in made.kernels):
             raise DeviceError(
-                f"an exchange between ranks on {self.label}: parallel programs run on CPU and REF "
-                "devices; choose one with --device"
+                f"{self.label} cannot exchange data between ranks; use CPU or REF devices for "
+                "parallel programs (--device)"
             )
         with self.doing("building kernels"):
             with self.lock:
@@ -239,7 +239,7 @@ class OpenCL(Runtime):
     def kernel(self, program: Any, name: str) -> Any:
         """A kernel object of a program of the driver. DeviceError if it has no such kernel."""
         where = where_kept(self.device)
-        with self.doing(f"looking for the kernel {name!r} in what it has built{where}"):
+        with self.doing(f"looking up the kernel {name!r} in its program{where}"):
             return opencl().Kernel(program, name)
 
     def launch(self, launches: Sequence[Launch]) -> None:

@@ -71,12 +71,11 @@ def _build_together(
         except cl.Error as error:
             if not any(fault in str(error) for fault in FAULTS):
                 raise DeviceError(
-                    f"{label} failed while building kernels: {error}; other devices are not "
-                    "concerned"
+                    f"{label} failed while building kernels: {error}; other devices still work"
                 ) from None
             raise CompileError(
-                f"{label} cannot build the kernel {sources[0].name!r}: {error}\n"
-                f"(MINIGRAD_DEBUG=5 prints kernels; please report this one)"
+                f"{label} cannot build the kernel {sources[0].name!r}: {error}\n(MINIGRAD_DEBUG=5 "
+                "prints kernels; please report this one)"
             ) from None
     GlobalCounters.kernels_compiled += len(names)
     if cache is not None:

@@ -32,9 +32,9 @@ def opencl() -> Any:
     global _used
     if _inherited:
         raise DeviceError(
-            "OpenCL was in use before this process was forked, and the threads of its driver stay "
-            "with the parent: start the process anew (multiprocessing's method 'spawn'), or "
-            "compute on the CPU here"
+            "OpenCL was used before this process was forked, but the threads of its driver stay in "
+            "the parent; start processes with multiprocessing's method 'spawn', or use the CPU "
+            "device here"
         )
     _used = True
     choose_loops()
@@ -42,8 +42,8 @@ def opencl() -> Any:
         import pyopencl
     except ImportError as error:
         raise DeviceError(
-            f"the device CL needs pyopencl, which cannot be imported ({error}): "
-            "pip install 'pyopencl[pocl]' brings it with an OpenCL for the CPU"
+            f"the device CL needs pyopencl, which cannot be imported ({error}); pip install "
+            "'pyopencl[pocl]' installs it with OpenCL for the CPU"
         ) from None
     return pyopencl
 
@@ -60,16 +60,16 @@ def chosen_platforms() -> list[Any]:
         why = f" ({error})"
     if not found:
         raise DeviceError(
-            f"no OpenCL platform was found{why}: install the driver (ICD) of your GPU, or "
-            "pip install 'pyopencl[pocl]' for an OpenCL on the CPU, or use the CPU device"
+            f"no OpenCL platform was found{why}; install the driver (ICD) of your GPU, or pip "
+            "install 'pyopencl[pocl]' for OpenCL on the CPU, or use the CPU device"
         )
     wanted = str(getenv("CL_PLATFORM"))
     chosen = [p for p in found if wanted.lower() in f"{p.name} {p.version}".lower()]
     if not chosen:
         names = "; ".join(f"{p.name} {p.version}" for p in found)
         raise DeviceError(
-            f"CL_PLATFORM={wanted!r} fits none of the OpenCL platforms here ({names}): "
-            "expected a part of a platform's name or version"
+            f"CL_PLATFORM={wanted!r} matches no OpenCL platform: expected a part of a name or "
+            f"version of {names}"
         )
     return chosen
 
@@ -115,8 +115,8 @@ def _divide(device: Any, count: int) -> list[Any]:
     cl, units = opencl(), device.max_compute_units
     if count > units:
         raise DeviceError(
-            f"CL_SUBDEVICES={count}: {device.name.strip()} has {units} compute units; expected at "
-            f"most {units}"
+            f"CL_SUBDEVICES={count}: expected at most {units}, as {device.name.strip()} has "
+            f"{units} compute units"
         )
     try:
         kind = cl.device_partition_property.EQUALLY
@@ -143,8 +143,8 @@ def device_called(name: str) -> Any:
     found = devices()
     if number >= len(found):
         raise DeviceError(
-            f"{name} does not exist: this machine has {len(found)} OpenCL device"
-            f"{'' if len(found) == 1 else 's'}: {describe(found) or 'none'}"
+            f"unknown device {name}: this machine has {len(found)} OpenCL "
+            f"device{'' if len(found) == 1 else 's'}: {describe(found) or 'none'}"
         )
     return found[number]
 

@@ -61,9 +61,9 @@ class Pool:
         cl = opencl()
         if size > self.most:
             raise DeviceError(
-                f"{self.name} cannot make a buffer of {nbytes:,} bytes: its largest is "
-                f"{self.most:,} bytes, and {self.held:,} of {self.total:,} bytes are held already; "
-                "use a smaller batch or model"
+                f"{self.name}: cannot allocate {nbytes:,} bytes: the largest possible buffer has "
+                f"{self.most:,} bytes, and {self.held:,} of {self.total:,} bytes are in use; use a "
+                "smaller batch or model"
             )
         wanted = f"a buffer of {nbytes:,} bytes"
         if self.held + size > self.total:
@@ -95,6 +95,6 @@ class Pool:
     def exhausted(self, what: str, why: str = "") -> DeviceError:
         """The error if the device has no memory for something; why: the driver's reason."""
         return DeviceError(
-            f"{self.name} has no memory for {what}{why}: {self.held:,} of {self.total:,} bytes are "
-            "held already; use a smaller batch or model, or drop tensors that are no longer needed"
+            f"{self.name}: out of memory for {what}{why}: {self.held:,} of {self.total:,} bytes "
+            "are in use; use a smaller batch or model, or delete tensors that you no longer need"
         )

@@ -58,7 +58,7 @@ def where_kept(device: Any) -> str:
     """For messages: where a device keeps its built kernels, if it belongs to PoCL."""
     if not is_pocl(device):
         return ""
-    return f" (PoCL keeps that in {folder_of_pocl()!r}: if it is damaged, remove the folder)"
+    return f" (PoCL's cache is the folder {folder_of_pocl()!r}; if it is damaged, delete it)"
 
 
 def trouble_with_folder() -> str:
@@ -69,16 +69,16 @@ def trouble_with_folder() -> str:
         os.makedirs(folder, exist_ok=True)
         space = os.statvfs(folder)
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-            why = "which cannot be written"
+            why = "which is not writable"
         elif space.f_bavail * space.f_frsize < ROOM:
-            why = f"where less than {ROOM >> 20} MiB are free"
+            why = f"which has less than {ROOM >> 20} MiB of free space"
     except OSError as error:
         why = f"which cannot be used ({error.strerror})"
     if not why:
         return ""
     return (
-        f"PoCL (the OpenCL of the CPU) builds kernels in the folder {folder!r}, {why}: name "
-        "another one in POCL_CACHE_DIR, or use the CPU device"
+        f"PoCL (OpenCL on the CPU) builds kernels in the folder {folder!r}, {why}; set "
+        "POCL_CACHE_DIR to another one, or use the CPU device"
     )
 
 
@@ -118,14 +118,14 @@ def check_pocl(device: Any) -> None:
         return
     if shutil.which("ld") is None:
         raise DeviceError(
-            "PoCL (the OpenCL of the CPU) needs the linker `ld`, which is not on PATH: install "
-            "it (Debian, Ubuntu: apt install binutils), or use the CPU device"
+            "PoCL (OpenCL on the CPU) needs the linker `ld`, which is not on PATH; install it "
+            "(Debian, Ubuntu: apt install binutils), or use the CPU device"
         )
     if trouble := trouble_with_folder():
         raise DeviceError(trouble)
     if is_too_old(device):
         raise DeviceError(
-            f"{device.platform.version.split(' Linux')[0].strip()} is older than this processor, "
-            "for which it cannot build kernels: install a newer one (Debian, Ubuntu: apt install "
+            f"{device.platform.version.split(' Linux')[0].strip()} is older than this processor "
+            "and cannot build kernels for it; install a newer one (Debian, Ubuntu: apt install "
             "pocl-opencl-icd), or use the CPU device"
         )

@@ -201,7 +201,7 @@ def _shrink(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return src[0][tuple(slice(start, stop) for start, stop in pairs)]
 
 
-# --- addressed by data ---------------------------------------------------------------------------
+# --- indexed access ------------------------------------------------------------------------------
 
 
 def _places(index: Array, axis: int, extent: int) -> tuple[Array, tuple[Array, ...]]:
@@ -256,7 +256,7 @@ def _distribute(node: Node, src: Sequence[Array], frame: Frame) -> Array:
     return result
 
 
-# --- sources and the engine's own ----------------------------------------------------------------
+# --- sources, exchanges --------------------------------------------------------------------------
 
 
 def _const(node: Node, src: Sequence[Array], frame: Frame) -> Array:
@@ -437,12 +437,14 @@ def evaluate(
             array = np.asarray(given[node.arg])
             shape = frame.shape(node.shape)
             if array.shape != shape:
-                raise ValueError(f"evaluate: {node!r} was given {array.shape}, expected {shape}")
+                raise ValueError(
+                    f"evaluate: expected an array of shape {shape} for {node!r}, got {array.shape}"
+                )
         elif isinstance(node.arg, Buffer):
             memory = np.frombuffer(node.arg.copy_out(), np.uint8)
             array = _view(memory, node.dtype, node.shape, frame)
         else:
-            raise DeviceError(f"evaluate: no value was given for {node!r}")
+            raise DeviceError(f"evaluate: no value is given for {node!r}")
         return array.astype(frame.dtype(node.dtype))
 
     order = topological(exchanges_in_order(roots, topological(roots)))

@@ -131,7 +131,7 @@ layers are made with their sizes
     Lazy.*
 `x.pad(…, mode=…)`
     .*Pad[123]d
-no alignment loss is here; its recursion is a `Tensor.scan`
+minigrad has no CTC loss; its recursion is a `Tensor.scan`
     CTCLoss ctc_loss
 composed of others
     Transformer.* ParameterDict EmbeddingBag embedding_bag

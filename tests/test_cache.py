@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_written_is_not_used(folder, fresh, capsys, monk
 
 def test_a_folder_that_cannot_be_made_is_not_used(folder, fresh, capsys):
     folder.write_text("a file in the way")
-    assert "name another folder" in refusal(folder, capsys)
+    assert "to another folder" in refusal(folder, capsys)
 
 
 def test_without_a_home_there_is_no_folder(fresh, capsys, monkeypatch):

@@ -22,7 +22,7 @@ def run(**variables: str) -> subprocess.CompletedProcess[str]:
 ])  # fmt: skip
 def test_a_name_that_is_no_setting_is_told(name: str, meant: str) -> None:
     said = run(**{f"MINIGRAD_{name}": "2"})
-    expected = f"minigrad: MINIGRAD_{name} is no setting, and ignored; there is MINIGRAD_{meant}\n"
+    expected = f"minigrad: unknown setting MINIGRAD_{name}; did you mean MINIGRAD_{meant}?\n"
     assert (said.returncode, said.stderr) == (0, expected)
 
 

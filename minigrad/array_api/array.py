@@ -27,7 +27,7 @@ class Array:
     _namespace: ClassVar[Any]  # the module minigrad.array_api, set there
 
     def __init__(self) -> None:
-        raise TypeError("Array() makes none: use array_api.asarray, zeros, arange …")
+        raise TypeError("Array() cannot be called; use array_api.asarray, zeros, arange …")
 
     @classmethod
     def _of(cls, tensor: Tensor) -> Array:
@@ -66,7 +66,7 @@ class Array:
     def T(self) -> Array:
         """The transposed matrix; only for two dimensions."""
         if self.ndim != 2:
-            raise ValueError(f".T of an array of shape {self.shape}: expected a matrix; use .mT")
+            raise ValueError(f".T: expected a matrix, got shape {self.shape}; use .mT")
         return self.mT
 
     @property
@@ -79,8 +79,8 @@ class Array:
     def __array_namespace__(self, *, api_version: str | None = None) -> Any:
         """The module `minigrad.array_api`."""
         expect(api_version is None or api_version in kinds.VERSIONS,
-               f"the array API standard {api_version} is not supported",
-               f"one of {', '.join(kinds.VERSIONS)}", error=ValueError)  # fmt: skip
+               "__array_namespace__", f"one of {', '.join(kinds.VERSIONS)}", error=ValueError,
+               api_version=api_version)  # fmt: skip
         return self._namespace
 
     def __dlpack__(
@@ -102,7 +102,7 @@ class Array:
     def to_device(self, device: str, /, *, stream: Any = None) -> Array:
         """The same values on another device."""
         if stream is not None:
-            raise ValueError(f"to_device(stream={stream!r}): devices have no streams; pass None")
+            raise ValueError(f"to_device(stream={stream!r}): expected None; there are no streams")
         return self._of(self._tensor.to(Device.canonical(device)))
 
     def __repr__(self) -> str:
@@ -122,13 +122,13 @@ class Array:
 
     def __index__(self) -> int:
         if not self.dtype.is_int:
-            raise TypeError(f"an array of {self.dtype.name} is no index: expected an integer dtype")
+            raise TypeError(f"cannot index with {self.dtype.name}: expected an integer dtype")
         return int(self._one("index"))
 
     def _one(self, name: str) -> Tensor:
         """The tensor; TypeError if it has dimensions."""
         if self.ndim:
-            raise TypeError(f"{name}() of an array of shape {self.shape}: expected no dimensions")
+            raise TypeError(f"{name}(): expected an array with 0 dimensions, got {self.shape}")
         return self._tensor
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class Array:
 
     def __iter__(self) -> Any:
         if not self.ndim:
-            raise TypeError("an array without dimensions cannot be iterated over")
+            raise TypeError("cannot iterate over an array with 0 dimensions")
         return (self[place] for place in range(self.shape[0]))
 
     __hash__ = None  # type: ignore[assignment]  # == compares element by element
@@ -152,8 +152,8 @@ class Array:
         given = value if isinstance(value, Array) else _scalar(value, self)
         if not kinds.can_cast(given.dtype, self.dtype):
             raise TypeError(
-                f"writing {given.dtype.name} into an array of {self.dtype.name}: "
-                "use astype to say how they are to be converted"
+                f"cannot write {given.dtype.name} into an array of {self.dtype.name}; convert it "
+                "with astype"
             )
         self._tensor[_key(key)] = given._tensor
 
@@ -172,13 +172,13 @@ class Array:
         return _unary("~", kinds.INTEGER_OR_BOOL, self, Tensor.bitwise_not)
 
 
-KINDS["Array"] = Kind(frozenset({Array}), lambda value: False, "an array; asarray(…) makes one")
+KINDS["Array"] = Kind(frozenset({Array}), lambda value: False, "an array; use asarray(…)")
 KINDS["float | Array"] = Kind(
     frozenset({float, int, Array}), lambda value: isinstance(value, Real), "a number or an array"
 )
 KINDS["Sequence[Array]"] = Kind(
     frozenset(), lambda value: isinstance(value, (list, tuple)) and {*map(type, value)} <= {Array},
-    "arrays in a list",
+    "a list of arrays",
 )  # fmt: skip
 Operation = Callable[[Any, Any], Any]
 Kinds = tuple[DType, ...]
@@ -198,21 +198,20 @@ def _key(key: Any) -> Any:
 def _scalar(value: Any, beside: Array) -> Array:
     """A Python number in the dtype of the array beside it; an error if of another kind."""
     if not isinstance(value, (bool, int, float)):
-        raise TypeError(f"a {type(value).__name__} beside an array: expected an array or a number")
+        raise TypeError(f"expected an array or a number as operand, got {type(value).__name__}")
     dtype = kinds.result_type(beside.dtype, value)
     if dtype.is_int and not dtype.minimum <= value <= dtype.maximum:
-        raise OverflowError(f"{value} does not fit into {dtype.name}")
+        raise OverflowError(f"{value} is out of range for {dtype.name}")
     return Array._of(Tensor(value, dtype=dtype, device=beside.device))
 
 
 def _check(name: str, allowed: Kinds, *arrays: Array) -> None:
     for array in arrays:
         if not isinstance(array, Array):
-            raise TypeError(f"{name}({type(array).__name__}): expected an array")
+            raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
         if array.dtype not in allowed:
             known = ", ".join(dtype.name for dtype in allowed)
-            what = f"{name} of an array of {array.dtype.name}"
-            raise misfit(what, f"one of {known}", error=TypeError)
+            raise misfit(name, f"one of {known}", array.dtype.name, error=TypeError)
 
 
 def _unary(name: str, allowed: Kinds, x: Array, apply: Callable[[Any], Any]) -> Array:
@@ -224,7 +223,7 @@ def _binary(name: str, allowed: Kinds, x: Any, y: Any, apply: Operation) -> Arra
     """apply(x, y) in their common dtype; one of them may be a Python number."""
     if not isinstance(x, Array):
         if not isinstance(y, Array):
-            raise TypeError(f"{name} of two Python numbers: expected at least one array")
+            raise TypeError(f"{name}: expected at least one array, got two Python numbers")
         x = _scalar(x, y)
     elif not isinstance(y, Array):
         y = _scalar(y, x)
@@ -251,8 +250,8 @@ def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None
             return result
         if result.dtype is not self.dtype or result.shape != self.shape:
             raise TypeError(
-                f"{symbol}= would make {result.dtype.name} {result.shape} of an array of "
-                f"{self.dtype.name} {self.shape}; write x = x {symbol} y"
+                f"{symbol}= would change an array of {self.dtype.name} {self.shape} to "
+                f"{result.dtype.name} {result.shape}; write x = x {symbol} y"
             )
         self._tensor.assign(result._tensor)
         return self

@@ -23,12 +23,12 @@ def asarray(
     if isinstance(obj, Array):
         found = astype(obj, dtype_or(dtype, obj.dtype), copy=bool(copy), device=device)
         if copy is False and found is not obj:
-            raise ValueError("asarray(copy=False): another dtype or device needs a copy")
+            raise ValueError("asarray(copy=False): dtype or device differ; use copy=None")
         return found
     if copy is False:
         if hasattr(obj, "__dlpack__") and dtype is None:
             return Array._of(Tensor.from_dlpack(obj, device=device, copy=False))
-        raise ValueError(f"asarray({type(obj).__name__}, copy=False): its values must be copied")
+        raise ValueError(f"asarray(copy=False): cannot share a {type(obj).__name__}; use copy=None")
     obj = _plain(obj)
     tensor = Tensor(obj, dtype=_wanted(dtype, obj), device=device)
     return Array._of(tensor)
@@ -69,7 +69,7 @@ def linspace(
 ) -> Array:  # fmt: skip
     """num numbers from start to stop; endpoint=False leaves out stop."""
     wanted = dtype_or(dtype, kinds.DEFAULT_FLOAT)
-    expect(num >= 0, "linspace", "a number of elements from 0 on", error=ValueError, num=num)
+    expect(num >= 0, "linspace", "num ≥ 0", error=ValueError, num=num)
     steps = num if endpoint else num + 1
     return Array._of(Tensor.linspace(start, stop, steps, dtype=wanted, device=device)[:num])
 
@@ -124,7 +124,7 @@ def eye(
 ) -> Array:  # fmt: skip
     """A matrix with ones on the k-th diagonal, else zeros."""
     if n_rows < 0 or (n_cols or 0) < 0:
-        raise ValueError(f"eye({n_rows}, {n_cols}): expected extents from 0 on")
+        raise ValueError(f"eye({n_rows}, {n_cols}): expected sizes ≥ 0")
     rows = Tensor.arange(n_rows, device=device).unsqueeze(1)
     columns = Tensor.arange(n_rows if n_cols is None else n_cols, device=device)
     return Array._of((columns - rows).eq(k).cast(dtype_or(dtype, kinds.DEFAULT_FLOAT)))

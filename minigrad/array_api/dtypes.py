@@ -60,7 +60,7 @@ def _dtype_of(value: Any) -> DType:
     """A dtype itself, or the dtype of an array."""
     found = value if isinstance(value, DType) else getattr(value, "dtype", None)
     if not isinstance(found, DType):
-        raise TypeError(f"{value!r} is neither a dtype nor an array")
+        raise TypeError(f"expected a dtype or an array, got {value!r}")
     return found
 
 
@@ -97,7 +97,8 @@ def _combine(one: DType, other: DType) -> DType:
     alike = len(pair) == 1 or any(pair <= {*kind} for kind in (FLOATING, INTEGER))
     if not alike or (uint64 in pair and not pair.isdisjoint(SIGNED)):
         raise TypeError(
-            f"{one.name} and {other.name} have no common dtype in the standard; use astype"
+            f"cannot promote {one.name} and {other.name}: the standard defines no common dtype; "
+            "use astype"
         )
     return promote(one, other)
 
@@ -112,9 +113,9 @@ def result_type(*arrays_and_dtypes: Any) -> DType:
         result = _combine(result, _dtype_of(value))
     for number in numbers:
         if isinstance(number, float) and result not in FLOATING:
-            raise TypeError(f"a Python float beside {result.name}: expected a floating dtype")
+            raise TypeError(f"cannot combine a Python float with {result.name}: expected a float")
         if (number is True or number is False) != (result is bool):
-            raise TypeError(f"a Python {type(number).__name__} beside {result.name}")
+            raise TypeError(f"cannot combine a Python {type(number).__name__} with {result.name}")
     return result
 
 

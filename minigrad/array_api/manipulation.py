@@ -17,14 +17,14 @@ def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
     """An axis of equal extent in both arrays, counted from the end."""
     least = min(x1.ndim, x2.ndim)
     place = axis_of(name, axis, least, 0) - least
-    expect(axis < 0 or x1.ndim == x2.ndim, name, "a negative axis, for which both have one", x1, x2)
-    expect(x1.shape[place] == x2.shape[place], name, f"equal extents along axis {axis}", x1, x2)
+    expect(axis < 0 or x1.ndim == x2.ndim, name, "equal ndim, or a negative axis", x1, x2)
+    expect(x1.shape[place] == x2.shape[place], name, f"equal sizes along axis {axis}", x1, x2)
     return place
 
 
 def _check_integers(name: str, x: Array) -> None:
     if not x.dtype.is_int:
-        raise TypeError(f"{name} by an array of {x.dtype.name}: expected an integer dtype")
+        raise TypeError(f"{name}: expected an integer dtype, got {x.dtype.name}")
 
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
@@ -37,7 +37,7 @@ def broadcast_arrays(*arrays: Array) -> list[Array]:
 def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
     """x repeated along axes of extent 1 and new leading axes."""
     if min(shape, default=0) < 0:
-        raise ValueError(f"broadcast_to: the shape {shape} has a negative extent")
+        raise ValueError(f"broadcast_to({shape}): expected sizes ≥ 0")
     return Array._of(x._tensor.expand(tuple(shape)))
 
 
@@ -64,7 +64,7 @@ def squeeze(x: Array, /, axis: int | Sequence[int]) -> Array:
     axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
         if x.shape[one] != 1:
-            raise ValueError(f"squeeze: axis {one} of shape {x.shape} is not of extent 1")
+            raise ValueError(f"squeeze: expected size 1 for axis {one}, got shape {x.shape}")
     kept = tuple(extent for place, extent in enumerate(x.shape) if place not in axes)
     return Array._of(x._tensor.reshape(kept))
 
@@ -116,7 +116,7 @@ def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
 def tile(x: Array, repetitions: Sequence[int], /) -> Array:
     """x repeated along each axis."""
     if min(repetitions, default=0) < 0:
-        raise ValueError(f"tile({repetitions}): expected whole numbers from 0 on")
+        raise ValueError(f"tile({repetitions}): expected ints ≥ 0")
     return Array._of(x._tensor.tile(repetitions))
 
 
@@ -126,20 +126,20 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
         x, axis = Array._of(x._tensor.flatten()), 0
     axis = axis_of("repeat", axis, x.ndim, 0)
     if not isinstance(repeats, (int, Array)):
-        raise TypeError(f"repeat({repeats!r}): expected a whole number or an array of them")
+        raise TypeError(f"repeat({repeats!r}): expected an int or an array of ints")
     if isinstance(repeats, int):
         return Array._of(x._tensor.repeat_interleave(repeats, axis))
     _check_integers("repeat", repeats)
     if repeats.size == 1 and repeats.ndim <= 1:
         return repeat(x, int(repeats._tensor.item()), axis=axis)
     if repeats.shape != (x.shape[axis],):
-        expected = f"one number, or {x.shape[axis]}, one for each part along axis {axis}"
-        raise misfit("repeat", expected, f"{x.shape} by counts of shape {repeats.shape}")
+        expected = f"1 count, or {x.shape[axis]} (one per element of axis {axis})"
+        raise misfit("repeat", expected, f"counts of shape {repeats.shape} for {x.shape}")
     counts = repeats._tensor
     if not x.shape[axis]:
         return x
     if int(counts.min().item()) < 0:
-        raise ValueError(f"repeat by {int(counts.min().item())}: expected numbers from 0 on")
+        raise ValueError(f"repeat: expected counts ≥ 0, got {int(counts.min().item())}")
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
     places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")
@@ -153,12 +153,12 @@ def _take(tensor: Any, indices: Any, axis: int) -> Any:
 def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
     """The elements of x at indices along an axis; negative ones count from the end."""
     if axis is None:
-        expect(x.ndim == 1, f"take of shape {x.shape}", "an axis", error=ValueError)
+        expect(x.ndim == 1, f"take of shape {x.shape}", "axis=", error=ValueError)
         axis = 0
     place = axis_of("take", axis, x.ndim, 0)
     _check_integers("take", indices)
     if indices.ndim != 1:
-        raise ValueError(f"take by indices of shape {indices.shape}: expected one dimension")
+        raise ValueError(f"take: expected one-dimensional indices, got shape {indices.shape}")
     return Array._of(_take(x._tensor, indices._tensor, place))
 
 

@@ -98,7 +98,7 @@ def _cumulative(
 ) -> Array:
     _check(name, kinds.NUMERIC, x)
     if axis is None and x.ndim != 1:
-        raise ValueError(f"{name} of shape {x.shape}: expected an axis")
+        raise ValueError(f"{name}: expected axis=, got none for shape {x.shape}")
     place = axis_of(name, axis or 0, x.ndim, 0)
     run = x._tensor.cumsum if start == 0 else x._tensor.cumprod
     result = Array._of(run(place, dtype=dtype))
@@ -146,7 +146,7 @@ def argsort(x: Array, /, *, axis: int = -1, descending: bool = False, stable: bo
 def nonzero(x: Array, /) -> tuple[Array, ...]:
     """Indices of the elements that are not zero, one array per dimension."""
     if not x.ndim:
-        raise ValueError("nonzero of an array without dimensions")
+        raise ValueError("nonzero: expected an array with at least 1 dimension, got 0")
     places = x._tensor.nonzero(as_tuple=True)
     return tuple(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
 
@@ -156,8 +156,8 @@ def searchsorted(
 ) -> Array:
     """Positions at which elements of x2 would be inserted into the sorted vector x1."""
     if x1.ndim != 1 or (sorter is not None and sorter.shape != x1.shape):
-        by = "" if sorter is None else f", sorted by indices of shape {sorter.shape}"
-        raise ValueError(f"searchsorted in an array of shape {x1.shape}{by}: expected vectors")
+        by = "" if sorter is None else f" and a sorter {sorter.shape}"
+        raise ValueError(f"searchsorted: expected a vector and its sorter, got {x1.shape}{by}")
     common = kinds.result_type(x1.dtype, x2.dtype)
     order = None if sorter is None else sorter._tensor
     wanted = x2._tensor.cast(common)

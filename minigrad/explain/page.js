@@ -100,11 +100,11 @@ function chosenBar() {
     const names = {module: `module ${what.value}`, phase: `phase “${what.value}”`, kernel: `kernel ${what.value}`};
     const line = what.kind === "line" ? what.value.split(":") : [];
     names.line = line.length ? `${data.files[line[0]].name}, line ${line[1]}` : "";
-    text.textContent = what.kind === "none" ? "Nothing is chosen: click a module, a line, or a kernel."
-      : `${names[what.kind]}: ${lit.size} of ${kernels.length} kernels, ${time(seconds)}, ${percent(seconds / total)} of all kernels' time`;
+    text.textContent = what.kind === "none" ? "Nothing is selected: click a module, a line or a kernel."
+      : `${names[what.kind]}: ${lit.size} of ${kernels.length} kernels, ${time(seconds)}, ${percent(seconds / total)} of the time of all kernels`;
     clear.hidden = what.kind === "none";
   });
-  return make("div", {class: "chosen", role: "region", "aria-label": "what is chosen"}, text, clear);
+  return make("div", {class: "chosen", role: "region", "aria-label": "selection"}, text, clear);
 }
 
 /* ---- parts ---- */
@@ -124,20 +124,20 @@ function overview() {
   const rest = data.seconds - total;
   return [
     make("p", {}, `This page shows what one call of ${data.what} does, from your lines down to the processor's instructions. ` +
-      "Your program says what is to be computed; minigrad's compiler turns that into kernels, pieces of machine code that run over whole arrays one after the other. " +
-      "Choose a part of your model, a line or a kernel, and see what belongs to it."),
+      "Your program says what to compute; minigrad's compiler turns it into kernels: pieces of machine code that process whole arrays, one after the other. " +
+      "Click a part of your model, a line or a kernel to see what belongs to it."),
     make("ul", {class: "tiles"},
       tile(plain === null ? time(total) : time(plain), plain === null ? "in kernels" : "a call, as it is"),
       tile(String(kernels.length), `kernels, ${data.codes.length} of them different`),
       tile(count(operations), "operations, about"),
       tile(bytes(moved), "read and written"),
-      tile(bytes(peak), "memory at the peak"),
+      tile(bytes(peak), "peak memory"),
       tile(percent(limit), "of the machine's limit")),
-    make("p", {class: "note"}, (plain === null ? "" : `Nobody looking, a call took ${time(plain)} (the middle one of ${data.plain.length}). `) +
-      `Looked at kernel by kernel it took ${time(data.seconds)}: ${time(total)} in kernels` +
+    make("p", {class: "note"}, (plain === null ? "" : `Without measurement, a call took ${time(plain)} (the median of ${data.plain.length}). `) +
+      `Measured kernel by kernel it took ${time(data.seconds)}: ${time(total)} in kernels` +
       (rest > 0 ? `, ${time(rest)} (${percent(rest / data.seconds)}) between them, in Python.` : ".") +
       (plain === null ? "" : ` So the times below add up to ${percent(1 + data.apart)} of a call.`) +
-      ` The limit is what this machine does at best, arithmetic or memory, whichever a kernel would take longer for. ${data.machine}; ${data.when}; ${data.steps} calls in all.`),
+      ` The limit is what this machine can do at best, in arithmetic or in memory traffic, whichever takes a kernel longer. ${data.machine}; ${data.when}; ${data.steps} calls in total.`),
   ];
 }
 
@@ -176,9 +176,9 @@ function moduleTree() {
       [...lit].some(n => kernels[n].modules.some(([other, share]) => share >= 0.005 && other === name)))));
   const legend = make("div", {class: "legend"}, [...PHASES, ...(kernels.some(exchanges) ? ["exchange"] : [])].map(phase =>
     make("button", {type: "button", "data-phase": phase, onclick: () => choose("phase", phase)}, make("i", {class: phase}), phase)));
-  return section("Your model", "Each module with its tensors and the time of the kernels that it caused. Forward: the answer and its loss; " +
-    "backward: how each parameter should change; update: changing them. A kernel that several modules share counts for each by its part.",
-    legend, data.modules.length ? make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "modules"}, list) : make("p", {}, "No object with tensors was found: give explain a model=."));
+  return section("Your model", "Each module with its tensors and the time of its kernels. Forward: the result and the loss; " +
+    "backward: the gradient of each parameter; update: the optimizer's step. The time of a kernel that several modules share is divided among them.",
+    legend, data.modules.length ? make("div", {class: "scroll", tabindex: 0, role: "region", "aria-label": "modules"}, list) : make("p", {}, "No object with tensors was found: pass model= to explain."));
 }
 
 function sources() {
@@ -203,12 +203,12 @@ function sources() {
     const places = what.kind === "none" || lit.size > 40 ? new Set() : new Set([...lit].flatMap(n => kernels[n].stacks.filter(([, share]) => share >= 0.005).flatMap(([stack]) => data.stacks[stack].map(place))));
     for (const [where, row] of marked) row.classList.toggle("lit", what.kind === "line" ? what.value === where : places.has(where));
   });
-  return section("Your program", "Lines that made something, with the time of the kernels that compute it: of a line that calls others, of all that came of it. " +
-    "The way back (backward) counts for the line whose gradient it is.", ...blocks.flat(), blocks.length ? null : make("p", {}, "The nodes of a lazy tensor were made before anybody looked. Explain a function instead: explain(lambda: …)."));
+  return section("Your program", "The lines that created nodes, with the time of the kernels that compute these; a line that calls functions includes their time. " +
+    "The backward pass counts for the line whose gradient it computes.", ...blocks.flat(), blocks.length ? null : make("p", {}, "The nodes of a lazy tensor were created before they could be recorded. Explain a function instead: explain(lambda: …)."));
 }
 
 function strip() {
-  const width = 1000, height = 46, root = draw("svg", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", height, role: "img", "aria-label": "kernels from left to right, as wide as they take long"});
+  const width = 1000, height = 46, root = draw("svg", {viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", height, role: "img", "aria-label": "kernels from left to right; widths are times"});
   let at = 0;
   const marks = kernels.map((kernel, number) => {
     const wide = kernel.seconds / total * width;
@@ -266,10 +266,10 @@ function timeline() {
     y += GAP;
   });
   parts.push(draw("text", {x: left, y: y + 8}, "0"), draw("text", {x: 1000, y: y + 8, "text-anchor": "end"}, time(end)));
-  const root = draw("svg", {viewBox: `0 0 1000 ${y + 14}`, role: "img", "aria-label": "what each thread and rank did when"}, parts);
+  const root = draw("svg", {viewBox: `0 0 1000 ${y + 14}`, role: "img", "aria-label": "what each thread and rank did over time"}, parts);
   painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
-  return section("Timeline", `One call by the clock. A kernel is drawn for as many threads as it has work for${threads > 1 ? "; where the second row is empty one thread works alone" : ""}; a gap between kernels is Python${several ? ", or another rank's turn" : ""}.` +
-    (several ? " Purple: a thin bar is an exchange on its way, a thick one is a rank that begins it or waits for it." : ""),
+  return section("Timeline", `One call over time. A kernel is drawn in the rows of the threads that it has work for${threads > 1 ? "; where the second row is empty, one thread works alone" : ""}; a gap between kernels is Python${several ? ", or another rank's turn" : ""}.` +
+    (several ? " Purple: a thin bar is an exchange in progress, a thick one is a rank that begins it or waits for it." : ""),
     make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "timeline"}, make("div", {class: "clock"}, root)));
 }
 
@@ -292,7 +292,7 @@ const FAULTS = {NaN: "NaN (not a number)", infinite: "an infinite number"};
 
 function spread(row) {
   const {bars} = row;
-  if (!bars) return "none of them is finite";
+  if (!bars) return "no finite values";
   return draw("svg", {viewBox: `0 0 ${bars.length * 6} 44`, class: "bars", role: "img", "aria-label": `histogram from ${small(row.low)} to ${small(row.high)}`},
     bars.map((height, n) => draw("rect", {x: n * 6, y: 42 - 0.4 * height, width: 5, height: Math.max(0.4 * height, height ? 1 : 0), class: "forward"})));
 }
@@ -303,17 +303,17 @@ function valueTable(rows) {
     make("td", {class: "number"}, percent(row.zeros / Math.max(row.shape.reduce((a, b) => a * b, 1), 1))),
     make("td", {class: "number" + (row.nan || row.inf ? " wrong" : "")}, row.nan || row.inf ? [row.nan ? `${row.nan} NaN` : "", row.inf ? `${row.inf} infinite` : ""].filter(Boolean).join(", ") : "none"),
     make("td", {}, spread(row)), make("td", {class: "code"}, row.first.join(", ")));
-  return make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "values"}, make("table", {}, make("thead", {}, make("tr", {}, ["what it wrote", "range", "mean ± spread", "zeros", "not finite", "how they are spread", "the first"].map(t => make("th", {scope: "col"}, t)))),
+  return make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "values"}, make("table", {}, make("thead", {}, make("tr", {}, ["result", "range", "mean ± std", "zeros", "not finite", "distribution", "first values"].map(t => make("th", {scope: "col"}, t)))),
     make("tbody", {}, rows.map(cell))));
 }
 
 function firstSentence(first) {
   const goes = first.kernel < 0 ? null : make("button", {type: "button", "data-first": first.kernel, onclick: () => choose("kernel", first.kernel)}, `kernel ${first.kernel}`);
   const what = FAULTS[first.fault];
-  if (first.how === "given") return make("li", {}, `${what} was there before the step: in ${first.what}.`);
-  if (first.how === "received") return make("li", {}, `${what} came first from another rank: `, goes, ` received it, in ${first.what}.`);
+  if (first.how === "given") return make("li", {}, `${what} was already in ${first.what} before the step.`);
+  if (first.how === "received") return make("li", {}, `${what} first came from another rank: `, goes, ` received it, in ${first.what}.`);
   const lines = first.stacks.filter(stack => data.stacks[stack].length).slice(0, 4).map(stack => data.stacks[stack][0]);
-  return make("li", {}, `${what} was first made by `, goes, `, in ${first.what}`, first.node ? [": by the node ", make("span", {class: "code"}, first.node)] : ", which read none", lines.length ? ", of the line " : ".",
+  return make("li", {}, `${what} was first produced by `, goes, `, in ${first.what}`, first.node ? [", by the node ", make("span", {class: "code"}, first.node)] : ", which read none", lines.length ? ", from the line " : ".",
     lines.map((one, at) => [at ? " or " : "", make("button", {type: "button", class: "code", onclick: () => choose("line", place(one))}, lineText(one) || `${one[2]}:${one[1]}`)]).flat());
 }
 
@@ -331,10 +331,10 @@ function valuesOfAll() {
     return [mark];
   });
   painters.push((what, lit) => marks.forEach(([mark, n]) => mark.classList.toggle("dim", !lit.has(n))));
-  const firsts = data.firsts.length ? make("ul", {id: "firsts"}, data.firsts.map(firstSentence)) : make("p", {id: "firsts"}, "Every number that a kernel wrote is finite: there is no NaN, and nothing is infinite.");
-  return [section("Values", `What kernels wrote in one more call${data.ranks.length > 1 ? ", on rank 0" : ""}. The picture shows the largest number of each, by its power of ten (at the top ${power(high)}, at the bottom ${power(low)}); a kernel's own values are in its tab “Values”.`, firsts,
+  const firsts = data.firsts.length ? make("ul", {id: "firsts"}, data.firsts.map(firstSentence)) : make("p", {id: "firsts"}, "All values that kernels wrote are finite: no NaN, no infinity.");
+  return [section("Values", `What kernels wrote in an additional call${data.ranks.length > 1 ? ", on rank 0" : ""}. The plot shows the largest magnitude of each, as a power of ten (top: ${power(high)}, bottom: ${power(low)}); the tab “Values” of a kernel has its values.`, firsts,
     make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "values of all kernels"}, make("div", {class: "clock"},
-      draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `the largest number that each kernel wrote, from 10 to the power of ${low} to that of ${high}`}, draw("text", {x: 0, y: 14}, power(high)), draw("text", {x: 0, y: height - 4}, power(low)), dots))))];
+      draw("svg", {viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `the largest magnitude that each kernel wrote, from 10 to the power of ${low} to 10 to the power of ${high}`}, draw("text", {x: 0, y: 14}, power(high)), draw("text", {x: 0, y: height - 4}, power(low)), dots))))];
 }
 
 function kernelList() {
@@ -363,19 +363,19 @@ function kernelList() {
 }
 
 const KINDS = {
-  rows: "It goes over rows: all that is computed of one row is done before the next, and what one part hands to another need not go through memory.",
-  contraction: "It multiplies matrices, in tiles whose sums stay in the processor's registers, and does what follows to each result before it is stored.",
-  block_rows: "It goes over blocks of rows, several at a time, with matrix products among them, as attention is computed without ever storing its scores.",
-  scatter: "It adds numbers at places that the data say, one after another.",
+  rows: "It processes rows: everything for one row is computed before the next, so intermediate values need not go through memory.",
+  contraction: "It multiplies matrices, in tiles whose sums stay in registers, and applies what follows to each result before it is stored.",
+  block_rows: "It processes blocks of rows, with matrix products among the operations; so attention is computed without storing its scores.",
+  scatter: "It adds numbers at positions given by the data, one after another.",
   scan: "It keeps a running total along an axis.", distribute: "It is one pass of a sort.",
-  exchange: "It begins to send and receive.", wait: "It waits until an exchange is done.",
+  exchange: "It starts sending and receiving.", wait: "It waits until an exchange is done.",
 };
-const TABS = [["why", "Why one kernel"], ["values", "Values"], ["nodes", "Nodes"], ["plan", "Formulas"], ["steps", "Loops, step by step"], ["nest", "Loops at the end"], ["ir", "LLVM IR"], ["assembly", "Assembly"]];
+const TABS = [["why", "Why one kernel"], ["values", "Values"], ["nodes", "Nodes"], ["plan", "Formulas"], ["steps", "Loops, step by step"], ["nest", "Final loops"], ["ir", "LLVM IR"], ["assembly", "Assembly"]];
 const ABOUT = {
   nodes: "Operations on whole arrays, after the passes. SHRINK, EXPAND, PERMUTE and RESHAPE cost nothing: they become indices.",
-  plan: "What is computed for each index. s: what the program is given, o: what it gives, t: what kernels, or parts of one, pass on.",
-  steps: "The loops as they are first, and after each named transformation (split: in pieces; vectorize: several at once; parallelize: threads share them).",
-  nest: "What is rendered as text.", ir: "The loops in the language of LLVM, which all processors share.", assembly: "The processor's own instructions.",
+  plan: "What is computed for each index. s: inputs of the program, o: outputs, t: values passed between kernels or parts of a kernel.",
+  steps: "The naive loops, and the loops after each named transformation (split: into pieces; vectorize: several iterations at once; parallelize: shared by threads).",
+  nest: "The loops that become code.", ir: "The loops in LLVM's language, which does not depend on the processor.", assembly: "The processor's own instructions.",
 };
 
 function detail() {
@@ -397,18 +397,18 @@ function detail() {
       else if (name === "nodes") {
         const cell = ([node, stack, module, phase]) => make("tr", {}, make("td", {class: "code"}, node), make("td", {}, `${module} ${phase === "forward" ? "" : phase}`), make("td", {class: "code"}, data.stacks[stack].length ? lineText(data.stacks[stack][0]) : ""));
         panel.replaceChildren(about, make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "nodes"}, make("table", {}, make("thead", {}, make("tr", {}, ["node", "module", "line"].map(t => make("th", {scope: "col"}, t)))), make("tbody", {}, JSON.parse(text).map(cell)))));
-      } else panel.replaceChildren(...[about, make("pre", {tabindex: 0}, text || "This recipe writes its loops at once: see the loops at the end.")].filter(Boolean));
+      } else panel.replaceChildren(...[about, make("pre", {tabindex: 0}, text || "This recipe writes its loops directly: see the final loops.")].filter(Boolean));
       box.dataset.shown = name;
     }
     const step = kernel.seconds / total;
     box.replaceChildren(make("h3", {}, `Kernel ${number}: ${mainModule(kernel) || kernel.kind}, ${mainPhase(kernel)}`),
-      make("p", {}, `${KINDS[kernel.kind] || ""} It took ${time(kernel.seconds)}, ${percent(step)} of all kernels' time` +
-        (code ? `, for ${count(kernel.operations)} operations and ${bytes(kernel.bytes)} of memory: ${percent(kernel.limit)} of what the machine could do, ` +
-          (kernel.bound === "memory" ? "as moving the bytes would take longer than the arithmetic." : "as the arithmetic would take longer than moving the bytes.") : kernel.bytes ? `; ${bytes(kernel.bytes)} are sent.` : ".")),
+      make("p", {}, `${KINDS[kernel.kind] || ""} It took ${time(kernel.seconds)}, ${percent(step)} of the time of all kernels` +
+        (code ? `, for ${count(kernel.operations)} operations and ${bytes(kernel.bytes)} of memory: ${percent(kernel.limit)} of the machine's limit, ` +
+          (kernel.bound === "memory" ? "which is memory traffic here: it takes longer than the arithmetic." : "which is arithmetic here: it takes longer than the memory traffic.") : kernel.bytes ? `; ${bytes(kernel.bytes)} are sent.` : ".")),
       kernel.writes.length ? make("p", {class: "note"}, `It writes ${kernel.writes.slice(0, 6).join(", ")}${kernel.writes.length > 6 ? " …" : ""}.`) : "",
-      kernel.needs.length ? make("p", {class: "note"}, "It reads what these made: ", kernel.needs.slice(0, 12).flatMap(n => [make("button", {type: "button", onclick: () => choose("kernel", other(number, n))}, String(other(number, n))), " "])) : "",
-      make("h3", {}, "Made by these lines"), lines.length ? make("ul", {class: "lines"}, lines) : make("p", {}, "By none of yours."),
-      make("div", {class: "tabs", role: "tablist", "aria-label": "the kernel's way"}, tabs), panel);
+      kernel.needs.length ? make("p", {class: "note"}, "It reads the results of kernels ", kernel.needs.slice(0, 12).flatMap(n => [make("button", {type: "button", onclick: () => choose("kernel", other(number, n))}, String(other(number, n))), " "])) : "",
+      make("h3", {}, "Lines that created it"), lines.length ? make("ul", {class: "lines"}, lines) : make("p", {}, "None of yours."),
+      make("div", {class: "tabs", role: "tablist", "aria-label": "stages of the kernel"}, tabs), panel);
     show("why");
   }
   return box;
@@ -419,11 +419,11 @@ const other = (number, inside) => number - kernels[number].number + inside;
 
 const PASSES = {
   canonicalize: "Buffers get numbers, so that the next step finds the same program.",
-  partition: "Of whole arrays becomes what one device of the mesh does with its parts; exchanges appear where it needs others'.",
-  simplify: "Algebra that is exact: each rule gives the same values by less work.",
-  expand_sorts: "A sort becomes passes of counting and moving.",
-  split_reductions: "Long sums become two, so that threads can share the first.",
-  schedule: "Which values are kept, and which share a kernel; from here on they are counted as kernels.",
+  partition: "Operations on whole arrays become those of one device of the mesh on its parts; exchanges are inserted where it needs other devices' parts.",
+  simplify: "Exact algebra: each rule gives the same values with less work.",
+  expand_sorts: "A sort becomes passes that count and move elements.",
+  split_reductions: "Long sums become two sums, so that threads can share the first.",
+  schedule: "Decides which values are stored, and which share a kernel; “after” counts kernels.",
 };
 
 function passes() {
@@ -431,7 +431,7 @@ function passes() {
     make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": `passes of program ${number}`}, make("table", {}, make("thead", {}, make("tr", {}, ["pass", "before", "after", "took", "what it does"].map(t => make("th", {scope: "col"}, t)))),
       make("tbody", {}, program.passes.map(pass => make("tr", {}, make("th", {scope: "row"}, pass.name), make("td", {class: "number"}, pass.before.toLocaleString("en-US")), make("td", {class: "number"}, pass.after.toLocaleString("en-US")), make("td", {class: "number"}, time(pass.seconds)),
         make("td", {}, PASSES[pass.name], Object.keys(pass.rules).length ? make("div", {class: "note"}, "Rules that applied: " + Object.entries(pass.rules).filter(([, times]) => times).map(([rule, times]) => `${rule} ${times}×`).join(", ")) : null))))))));
-  return section("What the compiler did", "Your lines make nodes, operations on whole arrays. Passes rewrite them, one after the other, before any loop is written; counted are nodes.", ...tables);
+  return section("What the compiler did", "Your lines make nodes, operations on whole arrays. Passes rewrite them, one after the other, before any loop is written; “before” and “after” count nodes.", ...tables);
 }
 
 function memory() {
@@ -444,7 +444,7 @@ function memory() {
     draw("line", {x1: x(peak + 0.5), x2: x(peak + 0.5), y1: 0, y2: height, style: "stroke:var(--orange);stroke-width:2"}));
   const rows = [...Object.entries(fixed).map(([name, size]) => [name === "model" ? "the model's tensors" : name === "optimizer" ? "the optimizer's tensors" : name, size, null]),
     ...held.map(one => [`${one.module || "other"}: ${one.shape}`, one.bytes, one.first]), ...(others ? [["smaller ones", others, null]] : [])];
-  return section("Memory", `From the first kernel to the last: grey is what is there all the time, blue what kernels pass on. The peak, ${bytes(most)}, is at kernel ${peak}; the table says who holds it.`,
+  return section("Memory", `From the first kernel to the last: grey is memory in use all the time, blue is what kernels pass on. The peak, ${bytes(most)}, is at kernel ${peak}; the table shows what it consists of.`,
     picture, make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "memory at the peak"}, make("table", {}, make("thead", {}, make("tr", {}, ["at the peak", "size", "made by"].map(t => make("th", {scope: "col"}, t)))),
       make("tbody", {}, rows.map(([name, size, first]) => make("tr", {}, make("th", {scope: "row"}, name), make("td", {class: "number"}, bytes(size)), make("td", {}, first === null ? "" : make("button", {type: "button", onclick: () => choose("kernel", first)}, `kernel ${first}`))))))));
 }
@@ -456,8 +456,8 @@ function exchanged() {
   const sent = pairs.reduce((sum, [first]) => sum + kernels[first].bytes, 0), waited = pairs.reduce((sum, [, last]) => sum + kernels[last].seconds, 0);
   const largest = [...pairs].sort((a, b) => kernels[b[0]].bytes - kernels[a[0]].bytes).slice(0, 12);
   const go = number => make("button", {type: "button", onclick: () => choose("kernel", number)}, `kernel ${number}`);
-  return [section("Exchanges", `This rank takes part in ${pairs.length} exchanges of ${bytes(sent)} in all. They go on while kernels run; for ${time(waited)}, ${percent(waited / data.seconds)} of the call, it only waited. The largest:`,
-    make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "exchanges"}, make("table", {}, make("thead", {}, make("tr", {}, ["what", "size", "begins", "is waited for", "on its way", "waited"].map(t => make("th", {scope: "col"}, t)))),
+  return [section("Exchanges", `This rank takes part in ${pairs.length} exchanges of ${bytes(sent)} in all. They run while kernels run; for ${time(waited)}, ${percent(waited / data.seconds)} of the call, the rank only waited. The largest:`,
+    make("div", {class: "wide", tabindex: 0, role: "region", "aria-label": "exchanges"}, make("table", {}, make("thead", {}, make("tr", {}, ["exchange", "size", "started by", "awaited by", "duration", "waiting"].map(t => make("th", {scope: "col"}, t)))),
       make("tbody", {}, largest.map(([first, last]) => make("tr", {}, make("th", {scope: "row"}, kernels[first].label.replace("exchange: ", "")), make("td", {class: "number"}, bytes(kernels[first].bytes)), make("td", {}, go(first)), make("td", {}, go(last)),
         make("td", {class: "number"}, time(kernels[last].start + kernels[last].seconds - kernels[first].start)), make("td", {class: "number"}, time(kernels[last].seconds))))))))];
 }
@@ -466,7 +466,7 @@ function exchanged() {
 
 const box = detail();
 document.getElementById("main").append(...overview(), chosenBar(),
-  section("Kernels", "From left to right as they run, as wide as they take long; click one.", strip()),
+  section("Kernels", "In the order in which they run; widths are times. Click one.", strip()),
   make("div", {class: "columns"},
     make("div", {}, ...kernelList(), moduleTree()),
     make("div", {}, box, sources())),

@@ -41,8 +41,7 @@ def write(
 ) -> Path | None:  # fmt: skip
     """See `minigrad.explain`."""
     if flag("GUARD"):
-        raise MinigradError("explain: MINIGRAD_GUARD=1 lays guards around each kernel's memory, so "
-                            "its times are no step's: explain without it")  # fmt: skip
+        raise MinigradError("explain: MINIGRAD_GUARD=1 changes the kernels' times; run it without")
     tree = Tree(models_of(step) if model is None else {"model": model})
     names = dict(tree.tensors)
     for number, argument in enumerate(args):
@@ -62,8 +61,8 @@ def write(
         return None
     stories = [tell(call) for call, _ in seen.calls]
     if abs(seen.apart) > watch.APART:
-        say(f"explain: the page's times add up to {1 + seen.apart:.0%} of what the step takes when "
-            "nobody looks: kernels ran one by one, or the machine had other work")  # fmt: skip
+        say(f"explain: the page's times add up to {1 + seen.apart:.0%} of the step's time without "
+            "measurement: kernels were measured one by one, or the machine was busy")  # fmt: skip
     what = "a tensor" if isinstance(step, Tensor) else type(step).__name__
     what = getattr(step, "__name__", what).replace("<lambda>", "a function")
     data = Data(what, seen, stories, codes, tree, look).as_json()

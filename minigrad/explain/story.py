@@ -249,28 +249,28 @@ class Story:
         """Why the stages form one kernel, separate from those before and after."""
         kernel = self.plan.kernels[number]
         if kernel.kind == "exchange":
-            return ["It begins an exchange with other ranks; who needs the result waits later."]
+            return ["It starts an exchange with other ranks; a later kernel waits for the result."]
         if kernel.kind == "wait":
-            return ["What comes next needs what the other ranks send: it is waited for here."]
+            return ["It waits for what other ranks send, because the next kernels need it."]
         sentences = []
         for place, stage in enumerate(kernel.stages):
             node = self.node(stage.array)
             what = stage.array.name
             if node is not None and node.op in REDUCTIONS:
-                reason = f"a {node.op.name} over {_shape(node.src[0])} is computed once, and kept"
+                reason = f"a {node.op.name} over {_shape(node.src[0])} is computed once, and stored"
             elif stage.array in self.plan.slots:
-                reason = f"the program gives it to {self.written(stage)[0]}"
+                reason = f"the program writes it to {self.written(stage)[0]}"
             else:
-                reason = "several read it, and to compute it again for each would take longer"
-            sentences.append(f"{what} is a value of its own: {reason}.")
+                reason = "several stages read it, and computing it again for each would take longer"
+            sentences.append(f"{what} is a separate value: {reason}.")
             refused = self.decisions.by_array.get(stage.array, [])
             if place:
-                sentences.append(f"{what} joined this kernel: row by row it needs only what is here"
-                                 " already, which need not go through memory.")  # fmt: skip
+                sentences.append(f"{what} joined this kernel: each row needs only values of the "
+                                 "same row, which need not go through memory.")  # fmt: skip
                 continue
             if not refused:
-                sentences.append("It begins a kernel: nothing that runs before gives it what it "
-                                 "reads, but for memory.")  # fmt: skip
+                sentences.append("It begins a kernel: it reads only values that are already "
+                                 "in memory.")  # fmt: skip
             reasons: dict[str, list[int]] = {}
             for array, why in refused:
                 other = self.home.get(array, number)

@@ -118,8 +118,8 @@ def _check_device(name: str) -> None:
     for one in mesh.devices if mesh is not None else (name,):
         if one.partition(":")[0] != "CPU":
             raise DeviceError(
-                f"explain: the step runs on {name}; expected a CPU device: "
-                'explain it with MINIGRAD_DEVICE=CPU, or tensors .to("CPU")'
+                f"explain: expected a step on a CPU device, got {name}; set MINIGRAD_DEVICE=CPU, "
+                "or move tensors with .to(\"CPU\")"
             )
 
 
@@ -299,8 +299,7 @@ def _realized(step: Callable[..., Any], *args: Any) -> None:
 def _check_work(ran: Sequence[Any]) -> None:
     """MinigradError if the step ran nothing."""
     if not ran:
-        raise MinigradError("explain: the step ran no kernel; expected one that gives tensors, or "
-                            "realizes some, e.g. `lambda: model(x)`")  # fmt: skip
+        raise MinigradError("explain: the step ran no kernel; return tensors, or realize some")
 
 
 def _middle(seen: Sequence[Round], seconds: Sequence[Sequence[float]] = ()) -> Round:
@@ -327,8 +326,8 @@ def _aligned(
         call = next((call for call, other in left if other is timed), None)
         if call is None:
             raise MinigradError(
-                "explain: the step ran other programs when it was called again; explain a function "
-                "that computes the same in every call, e.g. one step of the loop"
+                "explain: the step ran different programs in its second call; pass a function that "
+                "computes the same in every call, e.g. one step of the loop"
             )
         result.append((call, timed))
     return result

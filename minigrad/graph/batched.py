@@ -27,9 +27,9 @@ class Given:
     def memory(self) -> Any:
         """Raises ScanError: there is none."""
         raise ScanError(
-            "a value inside the function that Tensor.scan was given is read there, or was kept "
-            "from there: it has no number before the steps run, and another in each; return it "
-            "from the function, and read it outside"
+            "Tensor.scan: a value from inside the step function is read. It has no number before "
+            "the steps run, and a different one in each step; return it from the function, and "
+            "read it outside"
         )
 
 
@@ -93,7 +93,7 @@ def batch(node: Node, src: Sequence[Node]) -> Node:
         return build.rebuild(node, src, _LATER[op](node.arg, full[0]))
     if op is Op.CONTIGUOUS or op.facts.arity:
         return build.rebuild(node, src)
-    raise ScanError(f"{op.value} cannot be repeated for many values at once")
+    raise ScanError(f"Tensor.scan: {op.value} cannot be computed for all steps at once")
 
 
 def _later(axes: Sequence[int], count: Integer) -> list[int]:

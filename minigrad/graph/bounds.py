@@ -54,7 +54,7 @@ class Check:
 
     def error(self, what: str, extent: int, reason: str = "") -> BoundsError:
         """The error to raise. what: "index 7 at position (3,)"; reason: why no more is known."""
-        expected = f"{-extent if self.wraps else 0} … {extent - 1}" if extent else "no index at all"
+        expected = f"{-extent if self.wraps else 0} … {extent - 1}" if extent else "no index"
         if self.ignored is not None:
             expected += f" (or {self.ignored}, which is ignored)"
         reach = f"{what} is out of range for {extent} {self.unit}{self._place()}"

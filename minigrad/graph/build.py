@@ -39,7 +39,7 @@ def iota(length: Integer, device: str, dtype: DType | None = None) -> Node:
 def _check_positions(length: Integer) -> None:
     most = dtypes.int32.maximum
     if isinstance(length, int) and length - 1 > most:
-        raise ShapeError(f"positions 0 … {length - 1}: expected none beyond int32's {most}")
+        raise ShapeError(f"{length} positions, which are int32: expected at most {most + 1}")
 
 
 def variable(value: Affine, device: str) -> Node:
@@ -53,7 +53,7 @@ def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
         raise ValueError(f"{op} is not a reduction")
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
-        raise ShapeError(f"{op.value}: axes {axes} of an array of {x.ndim} dimensions")
+        raise ShapeError(f"{op.value}: invalid axes {axes} for an array with {x.ndim} dimensions")
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)
     if not axes:
         return x
@@ -64,7 +64,7 @@ def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
 def scan(op: Op, x: Node, axis: int) -> Node:
     """A running reduction (one of `SCANS`) along an axis: out[i] combines x[0] … x[i]."""
     if op not in SCANS:
-        raise ValueError(f"{op} is not a running reduction")
+        raise ValueError(f"{op} is not a cumulative operation")
     _check_axis(op, x, axis)
     return x if x.shape[axis] == 1 else make(op, x.dtype, x.shape, (x,), axis, x.device)
 
@@ -75,7 +75,7 @@ def sort(keys: Node, axis: int) -> Node:
     Keys are unsigned integers: `Tensor.sort` maps every other dtype to those, in order.
     """
     if keys.dtype.kind != "u":
-        raise DTypeError(f"sort: keys are {keys.dtype.name}, expected an unsigned integer dtype")
+        raise DTypeError(f"sort: expected keys of an unsigned integer dtype, got {keys.dtype.name}")
     _check_axis(Op.SORT, keys, axis)
     _check_positions(keys.shape[axis])
     return make(Op.SORT, dtypes.int32, keys.shape, (keys,), axis, keys.device)
@@ -103,7 +103,7 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
         raise misfit("distribute", "(rows, 256), (rows, length), (rows, length)", starts, bin, x)
     if starts.dtype is not dtypes.int32 or bin.dtype is not dtypes.uint8:
         given = starts.dtype.name, bin.dtype.name
-        raise misfit("distribute", "starts of int32 and a bin of uint8", *given, error=DTypeError)
+        raise misfit("distribute", "int32 starts and a uint8 bin", *given, error=DTypeError)
     src = (starts, bin, x)
     shape = (x.shape[0] * high(x.shape[1]),)
     return make(Op.DISTRIBUTE, x.dtype, shape, src, None, device_of(Op.DISTRIBUTE, src))
@@ -143,8 +143,8 @@ def reshape(x: Node, shape: Shape) -> Node:
     if x.shape == shape:
         return x
     if not _same_elements(x.shape, shape):
-        moved = " (symbolic dimensions can move past 1s only)" if is_symbolic(shape) else ""
-        raise ShapeError(f"reshape from {x.shape} to {shape}: numbers of elements differ{moved}")
+        moved = " (symbolic dimensions can only move past 1s)" if is_symbolic(shape) else ""
+        raise ShapeError(f"cannot reshape {x.shape} to {shape}: numbers of elements differ{moved}")
     return _moved(RESHAPE, x, shape)
 
 
@@ -159,7 +159,7 @@ def permute(x: Node, order: Sequence[int]) -> Node:
 def _permuted(shape: Shape, order: Sequence[int]) -> Shape | None:
     """The shape in another order; None if the order is unchanged."""
     if sorted(order) != list(range(len(shape))):
-        raise ShapeError(f"permute {order} of an array of {len(shape)} dimensions")
+        raise ShapeError(f"permute: invalid order {order} for {len(shape)} dimensions")
     if order == tuple(range(len(shape))):
         return None
     return tuple(shape[axis] for axis in order)
@@ -177,7 +177,7 @@ def expand(x: Node, shape: Shape) -> Node:
     if x.shape == shape:
         return x
     if not grows(x.shape, shape):
-        raise ShapeError(f"expand from {x.shape} to {shape}: only dimensions of 1 can grow")
+        raise ShapeError(f"cannot expand {x.shape} to {shape}: only dimensions of size 1 can grow")
     return _moved(EXPAND, x, shape)
 
 
@@ -185,7 +185,7 @@ def pad(x: Node, amounts: Sequence[tuple[Integer, Integer]]) -> Node:
     """Zeros before and after each dimension."""
     pairs = tuple((before, after) for before, after in amounts)
     if len(pairs) != x.ndim or any(low(a) < 0 or low(b) < 0 for a, b in pairs):
-        raise ShapeError(f"pad {pairs} of shape {x.shape}: expected one pair ≥ 0 per dimension")
+        raise ShapeError(f"pad: expected a pair ≥ 0 per dimension of {x.shape}, got {pairs}")
     if all(pair == (0, 0) for pair in pairs):
         return x
     shape = tuple(e + a + b for e, (a, b) in zip(x.shape, pairs, strict=True))
@@ -208,11 +208,11 @@ def shrink(x: Node, ranges: Sequence[tuple[Integer, Integer]]) -> Node:
 def _cut(shape: Shape, ranges: Sequence[tuple[Integer, Integer]]) -> Shape | None:
     """The shape of the part; None if it is the whole array."""
     if len(ranges) != len(shape):
-        raise ShapeError(f"shrink {ranges} of shape {shape}: expected one range per dimension")
+        raise ShapeError(f"shrink: expected a range per dimension of {shape}, got {ranges}")
     for (start, stop), extent in zip(ranges, shape, strict=True):
         beyond = high(stop) > high(extent) and not is_general(stop)
         if low(start) < 0 or low(stop - start) < 0 or beyond:
-            raise ShapeError(f"shrink {ranges} of shape {shape}: a range leaves its dimension")
+            raise ShapeError(f"shrink: expected ranges inside shape {shape}, got {ranges}")
     part = tuple([stop - start for start, stop in ranges])
     return None if part == shape and all(start == 0 for start, _ in ranges) else part
 
@@ -221,7 +221,7 @@ def flip(x: Node, axes: Sequence[int]) -> Node:
     """Reverse the order along axes."""
     axes = tuple(sorted(set(axes)))
     if any(not 0 <= axis < x.ndim for axis in axes):
-        raise ShapeError(f"flip: axes {axes} of an array of {x.ndim} dimensions")
+        raise ShapeError(f"flip: invalid axes {axes} for an array with {x.ndim} dimensions")
     axes = tuple(axis for axis in axes if x.shape[axis] != 1)
     return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 
@@ -264,11 +264,11 @@ def cat(pieces: Sequence[Node], axis: int) -> Node:
     """
     first = pieces[0]
     if is_symbolic(tuple(x.shape[axis] for x in pieces)):
-        raise misfit(f"cat along axis {axis}", "known extents there", *pieces)
+        raise misfit(f"cat along axis {axis}", "known sizes along it", *pieces)
     around = _around(first, axis)
     if any(x.dtype is not first.dtype or _around(x, axis) != around for x in pieces):
         given = (f"{x.dtype.name} {x.shape}" for x in pieces)
-        expected = "one dtype, and equal extents but for that axis"
+        expected = "equal dtypes, and equal sizes except along that axis"
         raise misfit(f"cat along axis {axis}", expected, *given)
     some = tuple(x for x in pieces if x.shape[axis] != 0)
     if len(some) < 2:
@@ -298,10 +298,10 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
         known = extent if isinstance(extent, int) else 0
         if min(size, step, dilation) <= 0 or dilation * (size - 1) >= known:
             said = f"window of size {size}, step {step}, dilation {dilation} along axis {axis}"
-            raise misfit(said, f"numbers > 0, at least {dilation * (size - 1) + 1} elements", x)
+            raise misfit(said, f"numbers > 0, an axis of at least {dilation * (size - 1) + 1}", x)
         shape[axis] = (known - dilation * (size - 1) - 1) // step + 1
     if len({axis for axis, *_ in windows}) < len(windows):
-        raise ShapeError(f"window {windows}: an axis twice; expected each once")
+        raise ShapeError(f"window: expected each axis once, got {windows}")
     full = (*shape, *(size for _, size, _, _ in windows))
     return _moved(Op.WINDOW, x, full, windows)
 
@@ -328,19 +328,19 @@ def scatter(op: Op, base: Node, index: Node, x: Node, axis: int) -> Node:
     _check_addressed(op.value, base, index, axis)
     if index.shape != x.shape or base.dtype is not x.dtype:
         given = f"base {base.dtype.name}", f"index {index.shape}", f"x {x.dtype.name} {x.shape}"
-        raise misfit(op.value, "index and x to have equal shapes, base and x equal dtypes", *given)
+        raise misfit(op.value, "equal shapes of index and x, equal dtypes of base and x", *given)
     src = (base, index, x)
     return make(op, base.dtype, base.shape, src, axis, device_of(op, src))
 
 
 def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
     if not index.dtype.is_int:
-        raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
+        raise DTypeError(f"{name}: expected an index of an integer dtype, got {index.dtype.name}")
     same = x.ndim == index.ndim and 0 <= axis < x.ndim and all(
         a == b for d, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if d != axis
     )
     if not same:
-        raise misfit(f"{name} along axis {axis}", "equal shapes but for that axis", x, index)
+        raise misfit(f"{name} along axis {axis}", "equal sizes except along that axis", x, index)
 
 
 def contiguous(x: Node) -> Node:
@@ -356,11 +356,11 @@ def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
     row: the first row to write; other rows stay. The program must not read the rows it writes.
     """
     if target.op is not Op.BUFFER:
-        raise ValueError(f"assign to {target.op.name}: the target must be a BUFFER")
+        raise ValueError(f"assign: expected a BUFFER as target, got {target.op.name}")
     start = 0 if row is None else 1
     if target.shape[start:] != value.shape[start:] or target.dtype is not value.dtype:
         given = (f"{x.shape} {x.dtype.name}" for x in (value, target))
-        raise misfit("assign", "one shape and dtype", *given)
+        raise misfit("assign", "equal shapes and dtypes", *given)
     src = (target, value)
     return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of(Op.ASSIGN, src))
 

@@ -80,15 +80,15 @@ def exchange(
     if kind not in KINDS:
         raise ValueError(f"unknown exchange {kind!r}: expected one of {', '.join(sorted(KINDS))}")
     if (how in REDUCTIONS) is not (kind in ("all_reduce", "reduce_scatter", "reduce")):
-        raise ValueError(f"{kind} with reduction {how!r}")
+        raise ValueError(f"{kind}: invalid reduction {how!r}")
     if how == "mean" and not first.dtype.is_float:
-        raise DTypeError(f"{kind}: the mean of {first.dtype.name}: cast it to a float first")
+        raise DTypeError(f"{kind}: no mean of {first.dtype.name}; cast it to a float dtype")
     if any(source.dtype is not first.dtype for source in sources):
         names = ", ".join(source.dtype.name for source in sources)
-        raise DTypeError(f"{kind}: one exchange of {names}: expected one dtype")
+        raise DTypeError(f"{kind}: expected one dtype for all arrays, got {names}")
     shapes = [_result_shape(kind, size, source.shape) for source in sources]
     if len(sources) > 1 and kind not in SEVERAL:
-        raise ShapeError(f"{kind} takes one array, got {len(sources)}")
+        raise ShapeError(f"{kind}: expected one array, got {len(sources)}")
     shape = shapes[0] if len(sources) == 1 else (sum(map(numel, shapes)),)
     sent = _listed([f"{node.dtype.name}{list(node.shape)}" for node in sources])
     number = next(_numbers) if number is None else number
@@ -121,13 +121,13 @@ def together(
 
 def _result_shape(kind: str, size: int, shape: Shape) -> Shape:
     if any(not isinstance(extent, int) for extent in shape):
-        raise ShapeError(f"{kind}: shape {shape}; expected plain ints, the same on every rank")
+        raise ShapeError(f"{kind}: expected a shape of plain ints, equal on all ranks, got {shape}")
     if kind in SHARED:
         return shape
     length: Any = shape[0] if shape else 1
     expect(shape and (kind == "all_gather" or not length % size),
-           f"{kind} of shape {shape} over {size} ranks",
-           "a first dimension that they can share evenly")  # fmt: skip
+           f"{kind} over {size} ranks", "a first dimension that they can share evenly",
+           f"shape {shape}")  # fmt: skip
     if kind == "all_to_all":
         return shape
     rows = length * size if kind == "all_gather" else length // size
@@ -146,7 +146,7 @@ def gradient(node: Node, g: Node) -> Node:
     kind, how = arg.kind, arg.how
     if arg.payload > 1:
         raise GradientError(
-            f"no gradient of {node!r}, which joins {arg.payload} arrays: exchange them one by one"
+            f"no gradient for {node!r}, which joins {arg.payload} arrays; exchange them one by one"
         )
     if kind == "all_reduce":
         return _of_maximum(node, g) if how == "max" else again(node, "all_reduce", g, how)
@@ -157,7 +157,7 @@ def gradient(node: Node, g: Node) -> Node:
         other, combined = _BACK[kind]
         place = -arg.place % arg.size if kind == "permute" else arg.place
         return again(node, other, g, combined, place)
-    raise DTypeError(f"{kind} of the {how} has no gradient here: write it with all_reduce")
+    raise DTypeError(f"{kind} with reduction {how!r} has no gradient; use all_reduce")
 
 
 # For the other kinds: the exchange of the gradient, and its reduction.

@@ -146,7 +146,7 @@ def generalize(
         if not any(_laid_out(found.graph)):
             return found
         if not may_pad:
-            raise Special("an inner dimension of an input or a result")
+            raise Special("an inner dimension of an input or result varies")
     except Special:
         if not may_pad:
             raise
@@ -207,7 +207,7 @@ def unify(
     for number, column in enumerate(zip(*samples, strict=True)):
         if any(cell != column[0] for cell in column):
             if any(isinstance(cell, Affine) for cell in column):
-                raise Special("a symbolic integer differs")
+                raise Special("a symbolic integer varies")
             kind = kinds[number] if isinstance(column[0], bytes) else "int"
             if kinds[number] == "start":  # nothing follows from it, nor it from others
                 bases.append(((), [Follower(number, number)]))
@@ -269,7 +269,7 @@ def _hole(
     if any(kinds[one.place] in ("extent", "offset") for one in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
-        raise Special("an extent of 0 or 1, or an offset below 0, differs")
+        raise Special("a size of 0 or 1, or an offset below 0, varies")
     return Hole(name, place, kind, low, high)
 
 
@@ -291,7 +291,7 @@ def _remake(
         return make(op, node.dtype, (), (), next(cells), device)
     if op is Op.ASSIGN:
         if arg is None and src[0].shape != src[1].shape:
-            raise Special(f"assign to {src[0].shape}, value {src[1].shape}")
+            raise Special(f"assign: target {src[0].shape}, value {src[1].shape}")
         row = None if arg is None else next(cells)
         return make(op, node.dtype, src[1].shape, src, row, device)
     if op in NUMBERED:
@@ -310,7 +310,7 @@ def _remake(
             raise Special(f"{op.value} of up to {high(extent)} elements")
     if op in FOLLOWING:
         return build.rebuild(node, src)
-    raise Special(f"{op.value} of a size that differs")
+    raise Special(f"{op.value} of a varying size")
 
 
 def _check_selection(node: Node, pairs: Sequence[tuple[Any, Any]]) -> None:
@@ -351,13 +351,13 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
     for node in topological(graph.roots):
         if node.op is Op.BUFFER and reads.setdefault(node.arg, node.shape) != node.shape:
             if inner(node.shape) or inner(reads[node.arg]):
-                raise Special(f"an array is read as {node.shape} and as {reads[node.arg]}")
+                raise Special(f"an array is read with shapes {node.shape} and {reads[node.arg]}")
     reads = {slot: shape for slot, shape in reads.items() if inner(shape)}
     pairs = zip(graph.roots, graph.outputs, strict=True)
     writes = {slot: root.shape for root, slot in pairs if inner(root.shape)}
     for root, slot in zip(graph.roots, graph.outputs, strict=True):
         if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
-            raise Special(f"an array that is read as {reads[slot]} is written as {root.shape}")
+            raise Special(f"an array of shape {reads[slot]} is written with shape {root.shape}")
     for shape in (*reads.values(), *writes.values()):
         outer, varying = shape[: innermost(shape)], [e for e in shape if not isinstance(e, int)]
         if len(shape) > 2 == len(varying) and varying[0] == varying[1]:  # square matrices, by rows

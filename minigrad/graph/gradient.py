@@ -70,9 +70,9 @@ def gradient(
             continue  # a leaf: the value that was written to it is a constant
         if node.op is assign and not active.isdisjoint(node.src):
             raise GradientError(
-                f"a gradient would flow through the in-place write to {node.src[0]!r}: compute the "
-                "loss from the value that was written, or write (assign, setitem, optimizer step) "
-                "inside no_grad() or to a detached tensor"
+                f"cannot differentiate through the in-place write to {node.src[0]!r}; compute the "
+                "loss from the written value, or write (assign, setitem, optimizer step) inside "
+                "no_grad() or to a detached tensor"
             )
         rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
@@ -106,17 +106,18 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
 
 def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
     if len(outputs) != len(seeds):
-        raise GradientError(f"gradient: {len(outputs)} outputs and {len(seeds)} seeds, expected "
-                            "one seed per output")  # fmt: skip
+        raise GradientError(
+            f"gradient: expected one seed per output, got {len(seeds)} for {len(outputs)} outputs"
+        )
     for output, seed in zip(outputs, seeds, strict=True):
         if not output.dtype.is_float:
             raise GradientError(
-                f"gradient of {output!r}: only floats have gradients; cast it to a float dtype"
+                f"no gradient for {output!r}: only floats have gradients; cast it to a float dtype"
             )
         if output.shape != seed.shape:
             raise ShapeError(f"gradient: the seed of {output!r} has shape {seed.shape}")
         if output.dtype is not seed.dtype:
-            raise DTypeError(f"gradient: the seed of {output!r} is {seed.dtype.name}")
+            raise DTypeError(f"gradient: the seed of {output!r} has dtype {seed.dtype.name}")
 
 
 def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:
@@ -251,7 +252,7 @@ def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
     return tuple(map(rule_of, [0, *stops], stops))
 
 
-# --- what is addressed by data -------------------------------------------------------------------
+# --- indexed access ------------------------------------------------------------------------------
 
 
 def _gather(node: Node, g: Node) -> Node:
@@ -328,7 +329,7 @@ def _scatter_prod(node: Node, g: Node) -> Node:
     return count.equals(0.0).where(others, 0.0)
 
 
-# --- all of them ---------------------------------------------------------------------------------
+# --- the table of rules --------------------------------------------------------------------------
 
 
 def _same(node: Node, g: Node) -> Node:

@@ -110,7 +110,7 @@ def _one_place(node: Node, shape: Shape, axis: int) -> int:
     """The position of a dimension that must not be split."""
     places = _places(shape)[axis]
     if len(places) > 1:
-        raise ShapeError(f"{node.op.value} along {shape[axis]} elements of {shape}")
+        raise ShapeError(f"{node.op.value}: cannot split {shape[axis]} in shape {shape}")
     return places[0]
 
 
@@ -177,7 +177,7 @@ def _moved(node: Node, src: list[Node], shape: Shape, places: list[tuple[int, ..
         ])
     if op is Op.ASSIGN and not is_symbolic(node.src[0].shape):
         return make(op, node.dtype, shape, tuple(src), node.arg, node.device)
-    raise ShapeError(f"{op.value} of {node.shape}, of which an inner dimension varies")
+    raise ShapeError(f"{op.value} of {node.shape}: a varying inner dimension is not supported")
 
 
 def _with_pairs(node: Node, x: Node) -> Node:
@@ -187,7 +187,7 @@ def _with_pairs(node: Node, x: Node) -> Node:
     for pair, extent, new in zip(node.arg, old, node.shape, strict=True):
         whole = pair == ((0, 0) if node.op is Op.PAD else (0, extent))
         if not whole and len(_parts(extent)) + len(_parts(new)) > 2:
-            raise ShapeError(f"{node.op.value} {pair} of {extent} elements of {old}")
+            raise ShapeError(f"{node.op.value} {pair}: cannot split {extent} in shape {old}")
         parts: Sequence[Integer] = _parts(extent)
         if len(parts) == 1:
             pairs.append(pair)

@@ -215,10 +215,10 @@ def _rows_from(x: Node, start: int) -> Node:
 def _check(carried: set[Node]) -> None:
     for node in carried:
         if node.op in _IMPOSSIBLE:
-            what = "writes in place" if node.op is Op.ASSIGN else f"needs {node.op.value!r}"
+            what = "writes in place" if node.op is Op.ASSIGN else f"uses {node.op.value!r}"
             raise ScanError(
-                f"Tensor.scan: a step {what}, which cannot be repeated; return the new value from "
-                "the function, as a part of its carry"
+                f"Tensor.scan: the step {what}, which cannot be repeated; return the new value "
+                "from the function, as part of the carry"
             )
 
 

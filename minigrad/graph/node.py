@@ -15,7 +15,7 @@ from operator import attrgetter, not_
 from typing import Any, TypeVar
 
 from minigrad.dtype import DType, convert, dtypes
-from minigrad.errors import DeviceError, DTypeError, ShapeError
+from minigrad.errors import DeviceError, DTypeError, ShapeError, misfit
 from minigrad.graph.interned import Interned
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, TAKEN
@@ -65,7 +65,7 @@ class Node(Numeric):
         return f"<{self.op.name} ({shape}) {self.dtype.name}{arg}>"
 
     def __reduce__(self) -> Any:
-        raise TypeError("a Node is a place in a graph and cannot be pickled; pickle the Tensor")
+        raise TypeError("cannot pickle a Node (it is a place in a graph); pickle the Tensor")
 
     @property
     def ndim(self) -> int:
@@ -170,15 +170,15 @@ def elementwise(op: Op, *src: Node) -> Node:
         if node.device != device:
             device_of(op, src)  # which raises
         if node.shape != shape:
-            raise ShapeError(f"{op.value}: shapes {[node.shape for node in src]} differ")
+            raise ShapeError(f"{op.value}: expected equal shapes, got {[x.shape for x in src]}")
     chooses = op is WHERE
     for node in src[1:] if chooses else src:
         if node.dtype is not dtype:
-            raise DTypeError(f"{op.value}: dtypes {[node.dtype.name for node in src]} differ")
+            raise DTypeError(f"{op.value}: expected one dtype, got {[x.dtype.name for x in src]}")
     if chooses and src[0].dtype is not dtypes.bool:
-        raise DTypeError(f"where: the condition is {src[0].dtype.name}, expected bool")
+        raise DTypeError(f"where: expected a bool condition, got {src[0].dtype.name}")
     if dtype.kind not in facts.kinds:
-        raise DTypeError(f"{op.value} of {dtype.name}: expected {TAKEN[facts.kinds]}")
+        raise misfit(op.value, TAKEN[facts.kinds], dtype.name, error=DTypeError)
     made = dtypes.bool if facts.compares else dtype
     return make(op, made, shape, src, None, device)
 
@@ -197,7 +197,7 @@ def bitcast(x: Node, dtype: DType) -> Node:
     if x.dtype is dtype:
         return x
     if x.dtype.itemsize != dtype.itemsize or dtypes.bool in (x.dtype, dtype):
-        raise DTypeError(f"bitcast from {x.dtype.name} to {dtype.name}: sizes must be equal")
+        raise DTypeError(f"bitcast: expected equal sizes, got {x.dtype.name} and {dtype.name}")
     return make(Op.BITCAST, dtype, x.shape, (x,), dtype, x.device)
 
 

@@ -184,7 +184,7 @@ class Op(Enum):
 
     def __setattr__(self, name: str, value: object) -> None:
         if "_sort_order_" in self.__dict__:  # the last attribute that Enum sets
-            raise AttributeError(f"{self} cannot be changed: every node of it would be another")
+            raise AttributeError(f"cannot change {self}: all nodes of this operation share it")
         object.__setattr__(self, name, value)
 
     # sources

@@ -49,7 +49,7 @@ def _known(some: Iterable[Node], final: Final) -> list[Node]:
     for node in some:
         known = final[node]
         if known is None:
-            raise CompileError(f"the rewrite rules never end: {node!r} comes back to itself")
+            raise CompileError(f"the rewrite rules do not terminate: {node!r} becomes itself again")
         found.append(known)
     return found
 
@@ -64,7 +64,7 @@ def _step(node: Node, sources: Sequence[Node], rules: Rules) -> Node:
         if new is None or new is node:
             continue
         if new.shape != node.shape or new.dtype is not node.dtype or new.device != node.device:
-            raise CompileError(f"rule {rule.__name__} turned {node!r} into {new!r}")
+            raise CompileError(f"the rewrite rule {rule.__name__} turned {node!r} into {new!r}")
         return new
     return node
 

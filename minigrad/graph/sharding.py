@@ -166,7 +166,7 @@ def _known(extent: Integer) -> int:
     return extent
 
 
-# --- what a graph says about layouts --------------------------------------------------------------
+# --- layouts in a graph ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,10 @@ class P(tuple[object, ...]):
     def dims(self, shape: Shape, sizes: Sizes, mesh: str) -> Dims:
         """The digits of an array; ShapeError if it cannot be divided so."""
         if len(self) > len(shape):
-            raise ShapeError(f"{self!r} has {len(self)} entries for {len(shape)} dimensions of "
-                             f"{tuple(shape)}; expected at most as many")  # fmt: skip
+            raise ShapeError(
+                f"{self!r}: expected at most {len(shape)} entries, for the dimensions of "
+                f"{tuple(shape)}"
+            )
         found: list[Digits] = []
         used: set[str] = set()
         for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):
@@ -228,15 +230,15 @@ class P(tuple[object, ...]):
                 expect(axis in sizes, f"{self!r}: {mesh} has no axis {axis!r}",
                        f"one of {', '.join(map(repr, sizes))}, or None")  # fmt: skip
                 if axis in used:
-                    raise ShapeError(f"{self!r} has the axis {axis!r} twice; expected it once")
+                    raise ShapeError(f"{self!r}: expected each axis once, got {axis!r} twice")
                 used.add(axis)
             axes = tuple(axis for axis in axes if sizes[axis] > 1 and extent != 0)
             if axes and not isinstance(extent, int):
-                raise ShapeError(f"{self!r} divides a dimension of {extent}; expected a plain int")
+                raise ShapeError(f"{self!r}: cannot divide the symbolic dimension {extent}")
             ways = prod(sizes[axis] for axis in axes)
             even = count == 1 or not axes or not _known(extent) % (count * ways)
-            expect(not axes or (extent != 1 and even), f"{self!r} divides a dimension of {extent} "
-                   f"in {count} × {ways}", "a multiple of that, or None")  # fmt: skip
+            expect(not axes or (extent != 1 and even), f"{self!r}: cannot divide a dimension of "
+                   f"{extent} into {count} × {ways}", "a multiple of that, or None")  # fmt: skip
             found.append(blocks(_known(extent), axes, sizes, count) if axes else ())
         return tuple(found)
 

@@ -155,7 +155,7 @@ def cast_of_cast(node: Node) -> Node | None:
     return None
 
 
-# --- two of a kind -------------------------------------------------------------------------------
+# --- two equal operations in a row ---------------------------------------------------------------
 
 # How the arguments of two nodes combine. (This is done here, not when nodes are made, because a
 # gradient by the node between two movements may be wanted.)

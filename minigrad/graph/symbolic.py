@@ -173,7 +173,7 @@ class Affine:
     def __mul__(self, factor: Integer) -> Integer:
         """Raises ValueError for a product of two symbolic integers."""
         if isinstance(factor, Affine):
-            text = f"the product of two symbolic integers, {self} and {factor}, is not supported"
+            text = f"cannot multiply two symbolic integers, {self} and {factor}"
             raise ValueError(text)
         return 0 if factor == 0 else self if factor == 1 else _mul(self, factor)
 
@@ -182,14 +182,14 @@ class Affine:
     def __floordiv__(self, divisor: int) -> Integer:
         """Rounds towards −∞, as Python does."""
         if divisor <= 0:
-            text = f"division of the symbolic integer {self} by {divisor}: expected a positive int"
+            text = f"cannot divide the symbolic integer {self} by {divisor}: expected an int > 0"
             raise ValueError(text)
         return self if divisor == 1 else _floordiv(self, divisor)
 
     def __mod__(self, divisor: int) -> Integer:
         """Lies in 0 … divisor − 1."""
         if divisor <= 0:
-            text = f"remainder of the symbolic integer {self} by {divisor}: expected a positive int"
+            text = f"cannot take the symbolic integer {self} modulo {divisor}: expected an int > 0"
             raise ValueError(text)
         return 0 if divisor == 1 else _mod(self, divisor)
 

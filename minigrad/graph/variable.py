@@ -22,13 +22,13 @@ class Variable:
 
     def __init__(self, name: str, minimum: int, maximum: int) -> None:
         plain = isinstance(name, str) and name.isascii() and name.isidentifier()
-        expect(plain and not name.startswith("_"), f"Variable({name!r})", "a plain identifier as "
-               "name, of the letters a … z, A … Z, digits, and _, which is not first",
+        expect(plain and not name.startswith("_"), f"Variable({name!r})", "a name of "
+               "letters a … z, A … Z, digits and _, not starting with a digit or _",
                error=ValueError)  # fmt: skip
         bounds = (minimum, maximum)
         expect(all(isinstance(end, Integral) for end in bounds) and 0 <= minimum <= maximum,
                f"Variable({name!r}, {minimum}, {maximum})",
-               "whole numbers, 0 <= minimum <= maximum", error=ValueError)  # fmt: skip
+               "ints with 0 <= minimum <= maximum", error=ValueError)  # fmt: skip
         self.name, self.minimum, self.maximum = name, minimum, maximum
         # variables of loops end in a digit (i0, k1: see schedule/axis.py), so a user's must not
         self._of_atom = f"{name}_" if name[-1] == "_" or name[-1].isdigit() else name
@@ -38,9 +38,9 @@ class Variable:
         try:
             whole = index(value)
         except TypeError:
-            raise TypeError(f"{self!r}.bind({value!r}): expected a whole number") from None
+            raise TypeError(f"{self!r}.bind({value!r}): expected an int") from None
         expect(self.minimum <= whole <= self.maximum, f"{self!r}.bind({whole})",
-               f"a value in {self.minimum} … {self.maximum}", error=ValueError)  # fmt: skip
+               f"an int in {self.minimum} … {self.maximum}", error=ValueError)  # fmt: skip
         return Atom("var", self._of_atom, self.minimum, self.maximum, payload=whole).index
 
     def __repr__(self) -> str:
@@ -68,8 +68,8 @@ def unbind(x: Integer, values: dict[str, int]) -> Integer:
     for name, value in bound:
         if values.setdefault(name, value) != value:
             raise ValueError(
-                f"variable {name!r} is bound to {values[name]} and to {value} in one program: "
-                "realize the first tensor before binding anew"
+                f"the variable {name!r} is bound to {values[name]} and to {value} in the same "
+                "program; realize the first tensor before you bind it again"
             )
     return free
 

@@ -99,18 +99,18 @@ class HostWatch:
         if buffer in self.fresh and not written:
             return
         raise JitError(
-            f"{self.name} reads a value inside a captured step (.item(), .numpy(), .tolist(), "
-            "print, a branch on a tensor, a size as of x[mask], nonzero or bincount, a scheduler's "
-            "step, or a copy to another device): a replay would not; return the tensor and read it "
-            "outside"
+            f"{self.name} reads a value during the step (.item(), .numpy(), .tolist(), print, a "
+            "branch on a tensor, a size as in x[mask], nonzero or bincount, a scheduler's step, or "
+            "a copy to another device), but a replay would not read it again; return the tensor "
+            "and read it outside"
         )
 
     def writes(self, buffer: Buffer) -> None:
         """New tensors made of constants are recorded; writing to an existing buffer is an error."""
         if buffer.has_values and buffer not in self.fresh:
             raise JitError(
-                f"{self.name} writes data of the host into an existing tensor inside a captured "
-                "step: a replay would not; write it outside, or pass it as an argument"
+                f"{self.name} writes host data into an existing tensor, but a replay would not "
+                "write it again; write it outside, or pass it as an argument"
             )
         self.fresh.add(buffer)
 
@@ -156,10 +156,9 @@ def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[S
 
 def _replaced(name: str, size: Integer, dtype: DType) -> JitError:
     return JitError(
-        f"{name} reads a tensor of {size} × {dtype.name} and puts "
-        "another in its place (gradients that add up without zero_grad(), or "
-        "self.x = self.x + 1): a replay would read the old one for ever; call "
-        "zero_grad() inside the step, or write with .assign()"
+        f"{name} reads a tensor of {size} × {dtype.name} and replaces it with another (gradients "
+        "that add up without zero_grad(), or self.x = self.x + 1), but a replay would always read "
+        "the old one; call zero_grad() inside the step, or write with .assign()"
     )
 
 
@@ -202,8 +201,8 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
         if tensor.requires_grad:
             if any(tensor.raw is other.raw for other in given):
                 raise JitError(
-                    f"{name} is given a tensor that requires a gradient twice (input "
-                    f"{number}): pass it once"
+                    f"{name}: the same tensor, which requires a gradient, is passed twice (again "
+                    f"as input {number}); pass it once"
                 )
             given.append(tensor)
             continue
@@ -238,8 +237,8 @@ def take_gradients(
         given_tensor = tensors[number]
         if of is not given_tensor and given_tensor.grad is not None:
             raise JitError(
-                f"{capture.name} adds to the gradient of input {number}: "
-                "set its .grad to None before the call"
+                f"{capture.name} adds to the existing gradient of input {number}; set its .grad to "
+                "None before the call"
             )
         capture.input_gradients.append((number, gradient, had))
         capture.gradient_nodes.append(gradient.raw)
@@ -299,8 +298,8 @@ def sort(
     devices = {memory.device for memory in used} or {Device.DEFAULT}
     if len(devices) > 1:
         raise JitError(
-            f"{capture.name} runs on several devices ({', '.join(sorted(devices))}): "
-            "capture the part of each device on its own"
+            f"{capture.name} runs on several devices ({', '.join(sorted(devices))}); capture the "
+            "part of each device separately"
         )
     arguments = [*places, *(node.arg for node in fresh)]
     capture.replay = Device[devices.pop()].compose(calls, arguments)
@@ -310,8 +309,8 @@ def sort(
     names = variables - set(values)
     if names:
         raise JitError(
-            f"{capture.name} uses the bound variable {', '.join(sorted(names))}, "
-            "which no argument carries: pass the bound integer, or a tensor of that size"
+            f"{capture.name} uses the bound variable {', '.join(sorted(names))}, but no argument "
+            "has it; pass the bound integer, or a tensor of that size"
         )
     capture.written -= outputs
     _note_owners(capture)

@@ -27,10 +27,10 @@ def refuse_draws(name: str, before: dict[str, bytes]) -> None:
     drawn = [module for module, state in generators().items() if state != before.get(module, state)]
     if drawn:
         said = (
-            f"{name} draws from {' and '.join(drawn)}: a replay would use the same numbers for "
-            "ever; draw outside and pass them as arguments, or use Tensor.rand"
+            f"{name} draws from {' and '.join(drawn)}, but a replay would always use the same "
+            "numbers; draw outside and pass them as arguments, or use Tensor.rand"
         )
         running = (t for t in threading.enumerate() if not t.name.startswith("minigrad "))
         if set(running) <= {threading.current_thread()}:
             raise JitError(said)
-        warnings.warn(f"{said}, if it was not another thread", stacklevel=5)
+        warnings.warn(f"{said} (ignore this if another thread drew them)", stacklevel=5)

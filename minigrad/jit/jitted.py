@@ -113,7 +113,7 @@ class Jitted(Generic[P, R]):
         self, function: Callable[P, R], instance: Callable[[], Any] | None = None
     ) -> None:
         if not callable(function):
-            raise TypeError(f"jit of {function!r}: expected a function of tensors")
+            raise TypeError(f"jit: expected a function of tensors, got {function!r}")
         self.function, self.instance, self.owner = function, instance, None
         self._called: dict[int, _Called] = {}  # by thread key: the call before the capture
         self._replays: dict[int, Serve] = {}  # by thread key: the function that serves the capture
@@ -166,7 +166,7 @@ class Jitted(Generic[P, R]):
         except TypeError:
             name = type(instance).__name__
             raise JitError(
-                f"{self.name} is a method of {name}, which has __slots__: add '__weakref__'"
+                f"{self.name} is a method of {name}, which has __slots__; add '__weakref__' to them"
             ) from None
 
         @functools.wraps(function)
@@ -301,15 +301,15 @@ class Jitted(Generic[P, R]):
         arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
         if arrays:
             raise JitError(
-                f"{self.name} is given a {type(arrays[0]).__name__}: a replay would not see what "
-                "is in it; pass Tensor(…)"
+                f"{self.name}: an argument is a {type(arrays[0]).__name__}, and a replay would not "
+                "see new values in it; pass Tensor(…)"
             )
 
     def _refuse_objects(self, others: Sequence[Any]) -> None:
         if others:
             raise JitError(
-                f"{self.name} returns a {type(others[0]).__name__}: a replay could not renew what "
-                "is in it; return tensors in lists, tuples and dicts"
+                f"{self.name} returns a {type(others[0]).__name__}, which a replay cannot update; "
+                "return tensors in lists, tuples and dicts"
             )
 
     def _compare(self, before: _Called, now: _Called) -> None:
@@ -320,13 +320,13 @@ class Jitted(Generic[P, R]):
         if now.result != before.result and not objects(before.result):
             raise JitError(
                 f"{self.name} returned {show(before.result)} in its first call and "
-                f"{show(now.result)} in its second: a replay would give the latter for ever; "
+                f"{show(now.result)} in its second, but a replay would always return the latter; "
                 "return tensors, and compute the rest outside"
             )
         if Counter(now.data) - Counter(before.data):
             raise JitError(
-                f"{self.name} makes a tensor of data of the host (numbers, a list, an array) that "
-                "is not what it was in the first call: a replay would use it for ever; make the "
+                f"{self.name} makes a tensor of host data (numbers, a list, an array) that differs "
+                "from the first call's, but a replay would always use the same data; make the "
                 "tensor outside and pass it as an argument"
             )
         old = dict(before.numbers - now.numbers) if now.given == before.given else {}
@@ -336,10 +336,10 @@ class Jitted(Generic[P, R]):
             part, its = min(new)
             was, found = next(pair for pair in zip(old[part], its, strict=True) if len({*pair}) > 1)
             raise JitError(
-                f"{self.name} computes with {found} where it had {was} in "
-                "the call before, with the same arguments: a replay would do neither what Python "
-                "does (count, draw, look at a clock) nor take a new number; compute it outside and "
-                "pass it as an argument, a Tensor, or a bound Variable where it is a size or place"
+                f"{self.name} computes with {found}, but with {was} in the call before, with the "
+                "same arguments. A replay would neither repeat the Python code (a counter, a "
+                "random number, a clock) nor use a new number; compute it outside and pass it as "
+                "an argument: a Tensor, or a bound Variable if it is a size or position"
             )
 
 

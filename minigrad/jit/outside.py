@@ -148,10 +148,9 @@ class Outside:
             return
         for shape in self.gone:
             raise JitError(
-                f"{self.name} reads a tensor of shape {shape} that is gone since it was captured "
-                "(was another put in its place, as in layer.weight = …, or was what was computed "
-                "marked as a leaf?): a replay would read the old one for ever; write with "
-                ".assign(), or .reset()"
+                f"{self.name} reads a tensor of shape {shape} that no longer exists (was it "
+                "replaced, as in layer.weight = …, or was a computed tensor marked as a leaf?), "
+                "but a replay would always read the old one; write with .assign(), or call .reset()"
             )
         for place, (before, label, part, *_) in self.read.items():
             try:
@@ -163,15 +162,15 @@ class Outside:
             if part:
                 whole, *_ = label.partition("[")
                 raise JitError(
-                    f"{self.name} reads {whole!r}, whose contents have changed since it was "
-                    "captured: a replay would not see them; pass it as a Tensor argument, or "
+                    f"{self.name} reads {whole!r}, whose contents have changed since the capture, "
+                    "but a replay would not see the change; pass it as a Tensor argument, or call "
                     ".reset()"
                 )
             raise JitError(
-                f"{self.name} reads {label!r}, which was {_show(before)} when it was captured "
-                f"and is {_show(now, True)} now: a replay would not see it; pass it as an "
-                "argument (a Tensor where it changes), write to a Tensor in place with "
-                ".assign(), or .reset()"
+                f"{self.name} reads {label!r}, which was {_show(before)} in the capture and is "
+                f"{_show(now, True)} now, but a replay would not see the change; pass it as an "
+                "argument (as a Tensor if it changes), write to a Tensor in place with .assign(), "
+                "or call .reset()"
             )
         self._check_noted()
 
@@ -180,8 +179,9 @@ class Outside:
         for read in self.read.values():
             if any(read.value is leaf for leaf in leaves):
                 raise JitError(
-                    f"{self.name} is given a tensor that it also reads as {read.label!r}: a replay "
-                    "could not tell the two apart; pass a .clone(), or do not pass it"
+                    f"{self.name}: an argument is a tensor that the step also reads as "
+                    f"{read.label!r}, and a replay could not tell them apart; pass a .clone(), or "
+                    "do not pass it"
                 )
 
     def refuse_changes(self, before: Outside, memory: Collection[Any]) -> None:
@@ -194,8 +194,8 @@ class Outside:
         for place, (was, label, _, test, _) in before.read.items():
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
-                    f"{self.name} reads {label!r}, an iterator, of which a replay would take "
-                    "nothing: call next() outside, and pass what it gives"
+                    f"{self.name} reads the iterator {label!r}, but a replay would not advance it; "
+                    "call next() outside, and pass the result"
                 )
             new = self.read.get(place, before.read[place]).value
             if was is not new and test == "is not":
@@ -205,8 +205,8 @@ class Outside:
 
     def _refuse_replaced(self, what: str) -> None:
         raise JitError(
-            f"{self.name} reads {what} and puts another in its place: a replay would do neither "
-            "anew; write to a Tensor with .assign(), and change numbers outside"
+            f"{self.name} reads {what} and replaces it, but a replay would do neither again; write "
+            "to a Tensor with .assign(), and change numbers outside"
         )
 
     def check_mark(self, tensor: Tensor, mark: bool | None) -> None:
@@ -216,16 +216,16 @@ class Outside:
         """
         if saved_graphs.leads_back(tensor):
             raise JitError(
-                f"{self.name} differentiates, and is given a tensor of shape "
-                f"{shape_of(tensor.raw.shape)} that was computed from leaves: a replay would give "
-                "these no gradient; compute it inside the step, or pass .detach()"
+                f"{self.name} computes gradients, and an argument, of shape "
+                f"{shape_of(tensor.raw.shape)}, was computed from leaves, which a replay would "
+                "give no gradient; compute it inside the step, or pass .detach()"
             )
         now = tensor._requires_grad
         if now is not mark and (self.unmarked or bool(now) is not bool(mark)):
             raise JitError(
-                f"{self.name} was captured when the requires_grad of a tensor of shape "
-                f"{shape_of(tensor.raw.shape)} was {mark}, and it is {now}: a replay would "
-                "give the same tensors gradients as before; set it back, or .reset()"
+                f"{self.name}: requires_grad of a tensor of shape {shape_of(tensor.raw.shape)} was "
+                f"{mark} in the capture and is {now} now, but a replay would compute the same "
+                "gradients as before; set it back, or call .reset()"
             )
 
     def _check_noted(self) -> None:
@@ -243,9 +243,9 @@ class Outside:
                 name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
                 before, now = before.get(name), now.get(name)
             raise JitError(
-                f"{self.name} calls a {type(owner).__name__} whose {name} was {_show(before)} when "
-                f"it was captured and is {_show(now, True)} now: a replay would not see it; put it "
-                "back, capture another function for it, or .reset()"
+                f"{self.name} calls a {type(owner).__name__} whose {name} was {_show(before)} in "
+                f"the capture and is {_show(now, True)} now, but a replay would not see the "
+                "change; set it back, capture another function for it, or call .reset()"
             )
         self.seen[0] = count
 

@@ -214,15 +214,15 @@ class Capture:
         if structure != self.structure:
             raise JitError(
                 f"{self.name} was captured with arguments {show(self.structure)} and is called "
-                f"with {show(structure)}: Python values and the number of tensors are fixed in a "
-                "capture; pass tensors, or .reset()"
+                f"with {show(structure)}, but the Python values and the number of tensors are "
+                "fixed in a capture; pass tensors, or call .reset()"
             )
         given = tuple(signature(tensor, values) for tensor in tensors)
         for number, (found, expected) in enumerate(zip(given, self.inputs, strict=True)):
             if not found.differs_in_extents(expected):
                 raise JitError(
                     f"{self.name} was captured with input {number} of {expected} and is called "
-                    f"with {found}; give it that, or .reset() before another kind of input"
+                    f"with {found}; pass the same kind of input, or call .reset() first"
                 )
         if given != self.inputs:
             raise OtherInputs(given)
@@ -252,9 +252,9 @@ class Capture:
         for number, memory in enumerate(memories):
             if memory in self.written or (number in self.written_inputs and memory in self.read):
                 raise JitError(
-                    f"{self.name} writes to a tensor that is given as input {number} and that it "
-                    "also uses without being given it (or one is a view of the other): a replay "
-                    "could not tell the two apart; pass a .clone(), or do not pass it"
+                    f"{self.name} writes to input {number}, which the step also uses from outside "
+                    "(or one is a view of the other), and a replay could not tell them apart; pass "
+                    "a .clone(), or do not pass it"
                 )
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
@@ -262,9 +262,8 @@ class Capture:
                 tensors[number]._check_no_leaf()
             if times[memories[number]] > 1:
                 raise JitError(
-                    f"{self.name} writes to input {number}, which is given twice in one call, "
-                    "itself or as a view: a replay could not tell the two apart; pass a .clone() "
-                    "of one"
+                    f"{self.name} writes to input {number}, which is passed twice, itself or as a "
+                    "view, and a replay could not tell them apart; pass a .clone() of one"
                 )
 
     def check_marks(self, tensors: Sequence[Tensor]) -> None:
@@ -283,16 +282,17 @@ class Capture:
         given = [tensors[number].raw for number, *_ in self.input_gradients]
         if len({*given}.difference(of.raw for of, *_ in self.gradients)) < len(given):
             raise JitError(
-                f"{self.name} is given a tensor that gets a gradient twice, or that it also uses "
-                "without being given it: a replay would not add the two; pass a .clone()"
+                f"{self.name}: an argument that gets a gradient is passed twice, or also used from "
+                "outside, and a replay would not add the two gradients; pass a .clone()"
             )
         new = [of for of, _, had in self.gradients if not had]
         new += [of for of, had in self.forgotten if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
         if any(of.grad is not None for of in new):
             raise JitError(
-                f"{self.name} was captured when its tensors had no gradient, and now they have: a "
-                "replay would not add to it; call zero_grad() before each call, or inside the step"
+                f"{self.name} was captured when its tensors had no gradient, but they have one "
+                "now, to which a replay would not add; call zero_grad() before each call, or "
+                "inside the step"
             )
 
     def held(self) -> list[int]:

@@ -76,10 +76,10 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
 def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
     """The shape of float matrices; an error for other tensors."""
     if not x.dtype.is_float:
-        raise DTypeError(f"{name} of a {x.dtype.name} tensor: expected a float dtype; use .float()")
+        raise DTypeError(f"{name}: expected a float dtype, got {x.dtype.name}; use .float()")
     if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
         what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
-        raise misfit(name, f"{what} of known extents", x)
+        raise misfit(name, f"{what} of known sizes", x)
     return x._known_shape()
 
 

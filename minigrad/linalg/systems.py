@@ -143,7 +143,8 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     [1.0, 0.5]
     """
     right = B.unsqueeze(-1) if B.ndim == 1 else B
-    expect(right.shape[-2:-1] == checked("solve", A, True)[-1:], "solve", "as many rows", A, B)
+    expect(right.shape[-2:-1] == checked("solve", A, True)[-1:], "solve",
+           "equal numbers of rows", A, B)  # fmt: skip
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
@@ -343,7 +344,7 @@ def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) ->
     axes = axes_of("norm", dim, x.ndim)
     if ord is None:
         return x.norm(2, axes, keepdim)
-    expect(len(axes) in (1, 2), f"norm(ord={ord!r}) over dimensions {axes}", "one, or two")
+    expect(len(axes) in (1, 2), f"norm(ord={ord!r})", "1 or 2 dimensions", f"dimensions {axes}")
     if len(axes) == 1:
         return vector_norm(x, ord, axes, keepdim)
     result = matrix_norm(x.movedim(axes, (-2, -1)), ord, keepdim=keepdim)

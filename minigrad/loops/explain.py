@@ -72,7 +72,7 @@ def costs(target: Target, body: Statements) -> str:
     return (
         f"  → {cost.cycles:,.0f} cycles: {cost.arithmetic:,.0f} vector instructions,"
         f" {cost.loads:,.0f} loads, {cost.stores:,.0f} stores,"
-        f" {cost.waiting:,.0f} cycles of waiting for sums\n"
+        f" {cost.waiting:,.0f} cycles waiting for sums\n"
     )
 
 
@@ -85,12 +85,12 @@ def main() -> None:
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("extents", type=int, nargs="+")
     parser.add_argument("--transposed", nargs="*", default=[], choices=["left", "right"])
-    parser.add_argument("--vectors", type=int, default=64, help="bytes of a vector")
-    parser.add_argument("--gpu", action="store_true", help="loops of work-groups")
+    parser.add_argument("--vectors", type=int, default=64, help="bytes per vector register")
+    parser.add_argument("--gpu", action="store_true", help="write loops for work-groups of a GPU")
     given = parser.parse_args()
     make, count = KINDS[given.kind]
     if len(given.extents) != count or min(given.extents) < 1:
-        parser.error(f"{given.kind}: expected {count} numbers from 1 on, got {given.extents}")
+        parser.error(f"{given.kind}: expected {count} ints ≥ 1, got {given.extents}")
     target = Target(given.vectors, 32 if given.vectors == 64 else 16, 1 << 15, 1 << 20)
     if given.gpu:
         target = replace(target, vector_bytes=0, group=Group(256, 48 << 10, 4))

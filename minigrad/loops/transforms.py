@@ -129,7 +129,7 @@ class Schedule:
                 one = found[order[place]]
                 inside = set(order[place:])
                 if any(not inside.isdisjoint(variables(x)) for x in (one.start, *one.stops)):
-                    raise ValueError(f"{order}: the bounds of {one.variable} are known too late")
+                    raise ValueError(f"{order}: the bounds of {one.variable} depend on later loops")
                 body = (one.around(body),)
             return body
 
@@ -587,7 +587,7 @@ class Schedule:
 
         self._change(at, change, computing=True)
         if not found:
-            raise ValueError(f"no loop over {at} uses registers: put what it computes in one first")
+            raise ValueError(f"no loop over {at} uses registers; move it into registers first")
 
     @_step
     def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
@@ -690,5 +690,5 @@ def _nested(loop: Loop, xs: Sequence[Atom]) -> list[Loop]:
         loop = loop.body[0]
         loops.append(loop)
     if {one.variable for one in loops} != set(xs):
-        raise ValueError(f"{xs}: expected loops directly inside one another")
+        raise ValueError(f"expected loops directly inside one another, got {xs}")
     return loops

@@ -28,8 +28,9 @@ class MultiheadAttention(Layer):
         self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True, *,
         batch_first: bool = False,
     ) -> None:  # fmt: skip
-        expect(num_heads >= 1 and not embed_dim % num_heads, "MultiheadAttention", "heads that "
-               "divide the dimensions", embed_dim=embed_dim, num_heads=num_heads)  # fmt: skip
+        expect(num_heads >= 1 and not embed_dim % num_heads, "MultiheadAttention",
+               "embed_dim to be a multiple of num_heads", embed_dim=embed_dim,
+               num_heads=num_heads)  # fmt: skip
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
         # Glorot's bound, √(6/(inputs + outputs)), of the three projections as one
@@ -71,12 +72,12 @@ class MultiheadAttention(Layer):
         """Queries, keys and values for the heads, from inputs (batch, length, dim) each."""
         for x in (q, k, v):
             if x.ndim != 3 or x.shape[-1] != self.embed_dim:
-                expected = f"three dimensions, or two without a batch, the last {self.embed_dim}"
+                expected = f"(…, {self.embed_dim}) with 3 dimensions, or 2 without a batch"
                 raise misfit("MultiheadAttention", expected, x)
         if not q.shape[0] == k.shape[0] == v.shape[0]:
-            expected = f"equal ones; batch_first is {self.batch_first}"
+            expected = f"equal batch sizes (batch_first={self.batch_first})"
             batches = (x.shape[0] for x in (q, k, v))
-            raise misfit("MultiheadAttention of batches", expected, *batches)
+            raise misfit("MultiheadAttention", expected, *batches)
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]
@@ -120,11 +121,11 @@ class MultiheadAttention(Layer):
         for name, (mask, shapes) in wanted.items():
             if mask is not None and not (mask.dtype.is_bool or mask.dtype.is_float):
                 raise DTypeError(
-                    f"MultiheadAttention: {name} is {mask.dtype.name}; expected bool, True where a "
-                    "key is not seen, as in (mask == 0), or floats that are added"
+                    f"MultiheadAttention: expected {name} to be bool (True where a key is not "
+                    f"seen, as in mask == 0) or floats that are added, got {mask.dtype.name}"
                 )
             if mask is not None and mask.shape not in shapes:
-                raise misfit(f"MultiheadAttention with {name}", str(shapes[0]), mask)
+                raise misfit(f"MultiheadAttention: {name}", str(shapes[0]), mask)
 
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """The attention weights (batch, heads, queries, keys); 0 for a query that sees no key."""
@@ -152,7 +153,7 @@ class TransformerEncoderLayer(Layer):
         known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
         chosen = known.get(activation) if isinstance(activation, str) else activation
         if not callable(chosen):
-            raise misfit("TransformerEncoderLayer", "'relu', 'gelu' or a function of a Tensor",
+            raise misfit("TransformerEncoderLayer", "'relu', 'gelu' or a function of a tensor",
                          error=ValueError, activation=activation)  # fmt: skip
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
         self.linear1 = Linear(d_model, dim_feedforward, bias)

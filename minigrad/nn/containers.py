@@ -83,7 +83,7 @@ class _List(_Container, MutableSequence[_T]):
     def __init__(self, items: Iterable[_T] = ()) -> None:
         self._items = {}
         if not isinstance(items, Iterable):
-            raise TypeError(f"{type(self).__name__} of {items!r}: expected a list")
+            raise TypeError(f"{type(self).__name__}: expected a list, got {items!r}")
         self.extend(items)
 
     @property
@@ -189,7 +189,7 @@ class ModuleDict(_Container, MutableMapping[str, Any]):
         try:
             found = dict(modules, **named)
         except (TypeError, ValueError):
-            said = f"ModuleDict of {modules!r:.60}: expected a dict of layers by their names"
+            said = f"ModuleDict: expected a dict of names and layers, got {modules!r:.60}"
             raise TypeError(said) from None
         super().update(found)
 

@@ -38,8 +38,8 @@ class _Kernel(Layer):
     ) -> None:  # fmt: skip
         name = type(self).__name__
         if groups < 1 or in_channels % groups or out_channels % groups:
-            channels = f"{in_channels} and {out_channels} channels"
-            raise misfit(f"{name}(groups={groups})", "channels that the groups divide", channels)
+            channels = f"{in_channels} and {out_channels}"
+            raise misfit(f"{name}(groups={groups})", "channels to be multiples of groups", channels)
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.stride, self.padding, self.dilation = stride, padding, dilation
         self.kernel_size = tuple(per_dimension(name, "kernel_size", kernel_size, self.spatial))
@@ -143,8 +143,8 @@ class _TransposedConvolution(_Kernel):
         more = [want - have for want, have in zip(output_size[-n:], least, strict=True)]
         if any(not 0 <= m < s for m, s in zip(more, steps, strict=True)):
             most = [have + s - 1 for have, s in zip(least, steps, strict=True)]
-            given = f"{x.shape} with output_size {tuple(output_size)}"
-            raise misfit(name, f"{least} … {most}", given)
+            given = f"output_size {tuple(output_size)} for shape {x.shape}"
+            raise misfit(name, f"an output_size in {least} … {most}", given)
         return more
 
 

@@ -74,13 +74,13 @@ def _adaptive(spatial: int, kind: str) -> Pool:
         sizes: list[Any] = list(output_size) if several else [output_size] * spatial  # type: ignore[arg-type]
         given = [size for size in sizes if size is not None]
         expect(len(sizes) == spatial and all(type(size) is int and size >= 1 for size in given),
-               f"{name}({output_size})", f"{spatial} ints ≥ 1 or None, or one for all")  # fmt: skip
+               f"{name}({output_size})", f"an int ≥ 1, or {spatial} of them or None")  # fmt: skip
         for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
             x = x if size is None else x._adaptive(axis, size, kind == "max")
         return x if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
-    text = f"{what} of as many windows as output_size says; None keeps an extent."
+    text = f"{what} of as many windows as output_size says; None keeps a size."
     return _named(pool, name, text)
 
 
@@ -114,7 +114,7 @@ scaled_dot_product_attention = Tensor.scaled_dot_product_attention
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b: (…, in), (out, in), (out,) → (…, out). `Tensor.linear` takes Wᵀ."""
-    expect(weight.ndim == 2, "linear", "a weight (out, in)", f"{x.shape}, weight {weight.shape}")
+    expect(weight.ndim == 2, "linear", "a weight (out, in)", weight)
     return x.linear(weight.transpose(), bias)
 
 
@@ -188,14 +188,14 @@ def _check_factors(name: str, wanted: Shape, *given: Tensor | None) -> None:
     """ShapeError for weights and biases that would broadcast."""
     for tensor in given:
         if tensor is not None and tensor.shape != wanted:
-            raise misfit(f"{name}: a weight or bias", str(wanted), tensor)
+            raise misfit(f"{name}: weight or bias", str(wanted), tensor)
 
 
 def _last(name: str, x: Tensor, normalized_shape: int | Sequence[Integer]) -> tuple[int, ...]:
     """The axes of the last dimensions, which must have shape normalized_shape."""
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     if not shape or x.ndim < len(shape) or x.shape[x.ndim - len(shape) :] != shape:
-        raise misfit(name, f"the last dimensions to be {shape}", x)
+        raise misfit(name, f"last dimensions {shape}", x)
     return tuple(range(-len(shape), 0))
 
 
@@ -219,7 +219,8 @@ def group_norm(
 ) -> Tensor:  # fmt: skip
     """Normalization over groups of channels and all of space; then ·weight + bias per channel."""
     expect(x.ndim >= 2 and num_groups >= 1 and not x.size(1) % num_groups, "group_norm",
-           "groups that divide the channels, dimension 1", x, num_groups=num_groups)  # fmt: skip
+           "channels (dimension 1) in a multiple of num_groups", x,
+           num_groups=num_groups)  # fmt: skip
     _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
@@ -243,7 +244,7 @@ def batch_norm(
         mean, var, count = _batch_statistics(wide, (0, *range(2, x.ndim)))
         _move_statistics(running_mean, running_var, (mean, var, count), momentum)
     elif running_mean is None or running_var is None:
-        raise ValueError("batch_norm without running statistics: expected training=True")
+        raise ValueError("batch_norm: expected training=True if there are no running statistics")
     else:
         mean, var = running_mean, running_var
     return wide.batchnorm(weight, bias, mean, (var + eps).rsqrt()).cast(x._float_dtype())
@@ -263,7 +264,7 @@ def _move_statistics(
     """Move running statistics, if there are any, towards those of a batch by a share."""
     new, spread, count = found
     if isinstance(count, int) and count < 2:
-        raise misfit("BatchNorm in training", "at least two", f"{count} element per channel")
+        raise misfit("BatchNorm in training", "at least 2 elements per channel", count)
     if mean is not None and var is not None:
         with Tensor.no_grad():
             number = count.detach() if isinstance(count, Tensor) else count
@@ -284,7 +285,7 @@ def instance_norm(
     if not use_input_stats:
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     count = math.prod(x._known_shape()[2:])
-    expect(count >= 2, "instance_norm", "more than one element in space", x)
+    expect(count >= 2, "instance_norm", "at least 2 elements in the spatial dimensions", x)
     if running_mean is not None and running_var is not None:
         wide, space = x.detach()._wide(), tuple(range(2, x.ndim))
         found = wide.mean(space).mean(0), wide._mean_square(space).mean(0), count
@@ -328,7 +329,7 @@ def cross_entropy(
 def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
     weighted = losses if weight is None else losses * weight
     if weighted.shape != losses.shape:
-        raise misfit("a weight", f"one that broadcasts to the losses, {losses.shape}", weight)
+        raise misfit("weight", f"a shape that broadcasts to the losses' {losses.shape}", weight)
     return weighted._reduced(reduction)
 
 

@@ -77,7 +77,7 @@ class _Reader:
         """A count of items of at least `least` bytes each; checked against the file's size."""
         count: int = self.number("<Q", what)
         if count * least > self.size - self.file.tell():
-            raise GGUFError(f"it says {what} are {count}, more than fit in its {self.size} bytes")
+            raise GGUFError(f"{what}: {count} are more than fit in a file of {self.size} bytes")
         return count
 
     def text(self, what: str) -> str:
@@ -103,14 +103,14 @@ class _Reader:
         if kind == STRING:
             return self.text(what)
         if kind != ARRAY or depth == _DEEPEST:
-            raise GGUFError(f"{what} is of the unknown type {kind}")
+            raise GGUFError(f"{what} has the unknown type {kind}")
         inner = self.number("<I", what)
         if inner in SCALARS:
             form = SCALARS[inner]
-            count = self.count(struct.calcsize(form), f"the elements of {what}")
+            count = self.count(struct.calcsize(form), f"elements of {what}")
             data = self.take(count * struct.calcsize(form), what)
             return list(struct.unpack(f"<{count}{form[1]}", data))
-        count = self.count(8, f"the elements of {what}")
+        count = self.count(8, f"elements of {what}")
         return [self.value(inner, what, depth + 1) for _ in range(count)]
 
 
@@ -136,20 +136,20 @@ def gguf_read(path: str | os.PathLike[str], device: str | None = None) -> Conten
     count = metadata.get("split.count", Value(4, b"", 1)).plain
     if count != len(files) and (rest or type(count) is not int or count > 1):
         raise GGUFError(
-            f"{first} is one of {len(files)} files by its name, but says that they are {count!r}"
+            f"{first} is one of {len(files)} files by its name, but its metadata say {count!r}"
         )
     for number, part in enumerate(rest, 1):
         facts, more = _load(part, device)
         place = facts.get("split.no", Value(4, b"", None)).plain
         if place != number:
-            raise GGUFError(f"{part} says that it is part {place!r}: expected {number}")
+            raise GGUFError(f"{part}: expected part number {number} in its metadata, got {place!r}")
         twice = sorted(set(more) & set(tensors))
         if twice:
-            raise GGUFError(f"the tensor {twice[0]!r} is in {part} and in a part before it")
+            raise GGUFError(f"the tensor {twice[0]!r} is in {part} and in an earlier part")
         tensors |= more
     total = metadata.get("split.tensors.count", Value(5, b"", len(tensors))).plain
     if total != len(tensors):
-        raise GGUFError(f"{first} says that tensors are {total!r}, but there are {len(tensors)}")
+        raise GGUFError(f"{first}: expected {total!r} tensors, as it says, got {len(tensors)}")
     return metadata, tensors
 
 
@@ -160,12 +160,12 @@ def parts_of(path: Path) -> list[Path]:
         return [path]
     count, stem = int(name[2]), path.name[: name.start()]
     if not 1 <= int(name[1]) <= count:
-        raise GGUFError(f"{path} is part {int(name[1])} of {count} by its name")
+        raise GGUFError(f"{path}: the name says part {int(name[1])} of {count}")
     found = {entry.name for entry in path.parent.iterdir()}
     names = [f"{stem}-{number:05}-of-{count:05}.gguf" for number in range(1, count + 1)]
     lost = [name for name in names if name not in found]
     if lost:
-        raise GGUFError(f"{path} needs {lost[0]} beside it, which is not there")
+        raise GGUFError(f"{path}: {lost[0]} is missing; put it in the same folder")
     return [path.parent / name for name in names]
 
 
@@ -175,14 +175,14 @@ def _load(path: Path, device: str | None) -> Content:
         try:
             return _read(_Reader(file), device)
         except GGUFError as error:
-            raise GGUFError(f"{path} is no GGUF file that can be read: {error}") from None
+            raise GGUFError(f"{path}: cannot read this GGUF file: {error}") from None
 
 
 def _read(reader: _Reader, device: str | None) -> Content:
     if reader.take(4, "the magic") != b"GGUF":
-        raise GGUFError("it does not begin with GGUF")
+        raise GGUFError("the file does not begin with GGUF")
     version = reader.number("<I", "the version")
-    expect(version in (2, 3), f"its version is {version}", "2 or 3", error=GGUFError)
+    expect(version in (2, 3), "version", "2 or 3", version, error=GGUFError)
     tensors, pairs = reader.count(24, "tensors"), reader.count(13, "metadata")
     metadata: dict[str, Value] = {}
     for _ in range(pairs):
@@ -191,13 +191,13 @@ def _read(reader: _Reader, device: str | None) -> Content:
     table = [_entry(reader) for _ in range(tensors)]
     alignment = metadata.get("general.alignment", Value(4, b"", 32)).plain
     if type(alignment) is not int or not 1 <= alignment <= 1 << 20:
-        raise GGUFError(f"its alignment is {alignment!r}")
+        raise GGUFError(f"general.alignment={alignment!r}: expected an int in 1 … {1 << 20}")
     start = ceildiv(reader.file.tell(), alignment) * alignment
     found: dict[str, Tensor | Quantized] = {}
     reader.unread = reader.size - start
     for name, shape, kind, offset in table:
         if name in found:
-            raise GGUFError(f"the tensor {name!r} is there twice")
+            raise GGUFError(f"there are two tensors named {name!r}")
         found[name] = _tensor(reader, name, shape, kind, start + offset, device)
     return metadata, found
 
@@ -206,7 +206,7 @@ def _entry(reader: _Reader) -> tuple[str, tuple[int, ...], int, int]:
     """An entry of the table of tensors: (name, shape, type, offset)."""
     name = reader.text("a tensor's name")
     rank = reader.number("<I", repr(name))
-    expect(rank <= 4, f"the tensor {name!r} has {rank} dimensions", "at most 4", error=GGUFError)
+    expect(rank <= 4, f"tensor {name!r}", "at most 4 dimensions", rank, error=GGUFError)
     extents = [reader.number("<Q", repr(name)) for _ in range(rank)]
     kind, offset = reader.number("<I", repr(name)), reader.number("<Q", repr(name))
     return name, tuple(reversed(extents)), kind, offset
@@ -227,21 +227,21 @@ def _tensor(
     dtype, packed = PLAIN.get(kind), _PACKED.get(kind)
     if packed is None and dtype is None:
         known = ", ".join(["F32", "F16", "BF16", *KINDS])
-        raise GGUFError(f"the tensor {name!r} is of type {_OTHERS.get(kind, kind)}; known: {known}")
+        raise GGUFError(f"tensor {name!r}: type {_OTHERS.get(kind, kind)}, expected one of {known}")
     if packed is not None and (not shape or shape[-1] % KINDS[packed].block or not elements):
         raise GGUFError(
-            f"the tensor {name!r} of shape {shape} is no matrix of whole blocks of "
-            f"{KINDS[packed].block}, which {packed} has"
+            f"tensor {name!r}: shape {shape} does not consist of rows of whole blocks of "
+            f"{KINDS[packed].block} elements, as {packed} requires"
         )
     size = size_of(kind, elements)
     if size > reader.size - place:
         raise GGUFError(
-            f"the tensor {name!r} of {size} bytes should begin at byte {place}, but the file has "
-            f"{reader.size}"
+            f"tensor {name!r}: its {size} bytes should begin at byte {place}, but the file has "
+            f"only {reader.size} bytes"
         )
     reader.unread -= size
     if reader.unread < 0:
-        raise GGUFError(f"the tensor {name!r} takes bytes that others have already")
+        raise GGUFError(f"tensor {name!r} overlaps other tensors")
     reader.file.seek(place)
     data = reader.take(size, f"the tensor {name!r}")
     try:
@@ -251,7 +251,7 @@ def _tensor(
         assert dtype is not None
         return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
     except (ShapeError, OverflowError) as error:
-        raise GGUFError(f"the tensor {name!r} of shape {shape}: {error}") from None
+        raise GGUFError(f"tensor {name!r} of shape {shape}: {error}") from None
 
 
 check_functions(globals())

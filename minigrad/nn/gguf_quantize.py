@@ -33,7 +33,7 @@ def quantize(name: str, values: Tensor) -> bytes:
     kind = KINDS[name]
     rows, columns = values._known_shape()
     if columns % kind.block:
-        raise ShapeError(f"{name}: rows of {columns} are no whole blocks of {kind.block}")
+        raise ShapeError(f"{name}: expected rows in multiples of {kind.block}, got {columns}")
     with Tensor.no_grad():
         flat = within_reach(name, values)
         flat = (flat.abs() < LEAST).where(0, flat).realize()  # 1/scale stays finite
@@ -49,7 +49,7 @@ def within_reach(name: str, values: Tensor) -> Tensor:
     flat = values.float().reshape(-1).contiguous().realize()
     largest = flat.abs().max().item()
     if not largest <= MOST:
-        raise ValueError(f"has values as large as {largest}: {name} takes at most {MOST:.0f}")
+        raise ValueError(f"has values as large as {largest}; {name} holds at most {MOST:.0f}")
     return flat
 
 

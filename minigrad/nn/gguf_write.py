@@ -52,7 +52,7 @@ def value_of(plain: Any) -> Value:
 def _kind(plain: Any, whole: int) -> int:
     kinds = {bool: BOOL, int: whole, float: FLOAT32, str: STRING}
     if type(plain) not in kinds:
-        raise GGUFError(f"metadata of {plain!r}: expected a bool, number, string or list of these")
+        raise GGUFError(f"metadata: expected bools, numbers, strings or lists, got {plain!r}")
     return kinds[type(plain)]
 
 
@@ -63,7 +63,7 @@ def _raw(plain: Any, kind: int) -> bytes:
     try:
         return struct.pack(SCALARS[kind], plain)
     except (struct.error, OverflowError, TypeError) as error:
-        raise GGUFError(f"metadata of {plain!r}: {error}") from None
+        raise GGUFError(f"metadata {plain!r}: {error}") from None
 
 
 def gguf_save(
@@ -91,8 +91,8 @@ def gguf_save(
         file.write(head)
         for entry in tensors:
             data = entry.make()
-            expect(len(data) == entry.size, f"the tensor {entry.name!r} has {len(data)} bytes",
-                   f"{entry.size}", error=GGUFError)  # fmt: skip
+            expect(len(data) == entry.size, f"tensor {entry.name!r}", f"{entry.size} bytes",
+                   len(data), error=GGUFError)  # fmt: skip
             file.write(data + bytes(_whole(len(data)) - len(data)))
 
     write_atomically(path, write)

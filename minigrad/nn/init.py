@@ -87,8 +87,8 @@ def _erfinv(y: Tensor) -> Tensor:
 
 def _fans(tensor: Tensor) -> tuple[int, int]:
     """Inputs and outputs of an element, in the weight of a linear layer or convolution."""
-    expect(tensor.ndim >= 2, "a fan", "at least two dimensions; use zeros_, normal_ or uniform_ "
-           "for a bias", tensor)  # fmt: skip
+    expect(tensor.ndim >= 2, "fan in and fan out", "at least 2 dimensions; use zeros_, normal_ or "
+           "uniform_ for a bias", tensor)  # fmt: skip
     outputs, inputs, *kernel = tensor._known_shape()
     return inputs * math.prod(kernel), outputs * math.prod(kernel)
 
@@ -136,7 +136,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
     Dimensions after the first are merged.
     """
-    expect(tensor.ndim >= 2, "orthogonal_", "at least two dimensions", tensor)
+    expect(tensor.ndim >= 2, "orthogonal_", "at least 2 dimensions", tensor)
     rows, *others = tensor._known_shape()
     columns = math.prod(others)
     with Tensor.no_grad():

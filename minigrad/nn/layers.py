@@ -57,7 +57,7 @@ class Linear(Layer):
     def __call__(self, x: Tensor) -> Tensor:
         """(…, in_features) → (…, out_features)."""
         if x.shape[-1:] != self.weight.shape[1:]:
-            raise misfit("Linear", f"(…, {self.weight.shape[1]}), the layer's inputs", x)
+            raise misfit("Linear", f"(…, {self.weight.shape[1]})", x)
         return _linear(x, self.weight, self.bias)
 
 
@@ -75,7 +75,7 @@ class Embedding(Layer):
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         expect(padding_idx is None or -num_embeddings <= padding_idx < num_embeddings,
                f"Embedding({num_embeddings}, {embedding_dim}, padding_idx={padding_idx})",
-               "one of the rows", error=ValueError)  # fmt: skip
+               "padding_idx to be a row", error=ValueError)  # fmt: skip
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
         make = Tensor.zeros if _blank.wanted else Tensor.randn
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)

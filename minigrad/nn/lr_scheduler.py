@@ -40,17 +40,17 @@ class _Factors:
         last_epoch: int = -1, least: float = 0.0,
     ) -> None:  # fmt: skip
         expect(hasattr(optimizer, "param_groups"),
-               f"{type(self).__name__} of a {type(optimizer).__name__}", "an optimizer",
+               type(self).__name__, "an optimizer", type(optimizer).__name__,
                error=TypeError)  # fmt: skip
         self.optimizer = optimizer
         groups = optimizer.param_groups
         several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
         self.factors = list(several)
         for factor in self.factors:
-            expect(callable(factor), f"{type(self).__name__} of {factor!r}",
-                   "a function of the steps taken", error=TypeError)  # fmt: skip
-        expect(len(self.factors) == len(groups), f"{type(self).__name__} of {len(self.factors)} "
-               "functions", f"one for each of {len(groups)} groups", error=ValueError)  # fmt: skip
+            expect(callable(factor), type(self).__name__, "a function of the step number",
+                   repr(factor), error=TypeError)  # fmt: skip
+        expect(len(self.factors) == len(groups), type(self).__name__, "a function for each group",
+               f"{len(self.factors)} for {len(groups)}", error=ValueError)  # fmt: skip
         self.least = least
         later = last_epoch >= 0
         found = [g.optimizer.lr_at_first if later else g["lr"] for g in groups]
@@ -98,17 +98,17 @@ class _Factors:
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        expected = "expected what a scheduler's state_dict() gave"
+        expected = "expected the result of a scheduler's state_dict()"
         if not isinstance(state, Mapping):
-            raise TypeError(f"load_state_dict of a {type(state).__name__}: {expected}")
+            raise TypeError(f"load_state_dict: {expected}, got {type(state).__name__}")
         if missing := [name for name in self.state_dict() if name not in state]:
-            raise StateError(f"load_state_dict: missing {missing}; {expected}")
+            raise StateError(f"load_state_dict: {expected}, missing {missing}")
         rates, steps = state["base_lrs"], state["last_epoch"]
         several = isinstance(rates, Sequence) and len(rates) == len(self.base_lrs)
         if not (several and isinstance(steps, int) and all(isinstance(r, Real) for r in rates)):
             raise StateError(
-                f"load_state_dict: base_lrs {rates!r}, last_epoch {steps!r}; {expected}, of "
-                f"{len(self.base_lrs)} groups"
+                f"load_state_dict: {expected} with {len(self.base_lrs)} groups, got base_lrs "
+                f"{rates!r} and last_epoch {steps!r}"
             )
         self.base_lrs, self.last_epoch = list(rates), steps - 1
         self._given = [_single(group["lr"]) for group in self.optimizer.param_groups]
@@ -144,7 +144,7 @@ class LinearLR(_Factors):
     ) -> None:  # fmt: skip
         expect(0 < start_factor <= 1 and 0 <= end_factor <= 1 and total_iters >= 1,
                f"LinearLR({start_factor}, {end_factor}, {total_iters})",
-               "a first factor above 0, both up to 1, and total_iters ≥ 1",
+               "0 < start_factor ≤ 1, 0 ≤ end_factor ≤ 1, total_iters ≥ 1",
                error=ValueError)  # fmt: skip
 
         def factor(step: int) -> float:
@@ -160,7 +160,7 @@ class StepLR(_Factors):
     def __init__(
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        expect(step_size >= 1, "StepLR", "steps ≥ 1", error=ValueError, step_size=step_size)
+        expect(step_size >= 1, "StepLR", "an int ≥ 1", error=ValueError, step_size=step_size)
         super().__init__(optimizer, lambda step: gamma ** (step // step_size), last_epoch)
 
 
@@ -187,7 +187,7 @@ class CosineAnnealingLR(_Factors):
     def __init__(
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
-        expect(T_max >= 1, "CosineAnnealingLR", "steps ≥ 1", error=ValueError, T_max=T_max)
+        expect(T_max >= 1, "CosineAnnealingLR", "an int ≥ 1", error=ValueError, T_max=T_max)
         self.eta_min = eta_min
         super().__init__(
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), last_epoch,

@@ -112,16 +112,16 @@ def _check_model(name: str, model: Any) -> None:
     holds = isinstance(model, (Tensor, Mapping, list, tuple)) or hasattr(model, "__dict__")
     if not holds or isinstance(model, (type, *_OPAQUE)):  # nor does an iterator hold any
         what = getattr(model, "__name__", repr(model))
-        raise TypeError(f"{name} of {what:.60}: expected a model, or tensors in a list or dict")
+        raise TypeError(f"{name}: expected a model, or tensors in a list or dict, got {what:.60}")
 
 
 def checked_part(name: str, part: Any) -> Any:
     """A layer or function, unchanged; TypeError for anything else."""
     if isinstance(part, type):
         kind = part.__name__
-        raise TypeError(f"{name} of the class {kind}: expected a layer, as {kind}(…)")
+        raise TypeError(f"{name}: expected a layer, got the class {kind}; write {kind}(…)")
     if not callable(part):
-        raise TypeError(f"{name} of {part!r}: expected layers or functions of a tensor")
+        raise TypeError(f"{name}: expected a layer or a function of a tensor, got {part!r}")
     return part
 
 
@@ -129,9 +129,9 @@ def checked_name(title: str, name: Any) -> str:
     """A part's name, unchanged; TypeError unless a string, StateError if it is empty or has a dot.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{title}({name!r:.60}): expected a name, as 'hidden'")
+        raise TypeError(f"{title}({name!r:.60}): expected a string, as 'hidden'")
     if not name or "." in name:
-        raise StateError(f"{title}({name!r}): expected a name without a dot, which is not empty")
+        raise StateError(f"{title}({name!r}): expected a non-empty name without dots")
     return name
 
 
@@ -183,8 +183,8 @@ def warn_of_unmarked(found: list[Member]) -> None:
         else:
             continue
         warnings.warn_explicit(
-            f"{name} is a plain Tensor and {does}; say so with nn.Parameter(tensor), which is "
-            "trained and saved, or nn.buffer(tensor), which is only saved",
+            f"{name} is a plain Tensor and {does}; write nn.Parameter(tensor) if it should be "
+            "trained and saved, or nn.buffer(tensor) if it should only be saved",
             UserWarning, *users_line(), registry=_told,
         )  # fmt: skip
 
@@ -194,16 +194,16 @@ def tensors_of(name: str, params: Any) -> list[Tensor]:
     given = [*params] if isinstance(params, Iterable) else [params]
     for tensor in given:
         if not isinstance(tensor, Tensor):
-            what = f"{name}: expected tensors, got a {type(tensor).__name__}"
+            what = f"{name}: expected tensors, got {type(tensor).__name__}"
             raise TypeError(f"{what}; {hint('optim.Adam(model)')}")
     return given
 
 
 def check_names_and_tensors(title: str, state: Any) -> None:
     """TypeError unless a state is a dict; for a path, says how to load it."""
-    how = "; nn.state.safe_load(path) gives one" if isinstance(state, str | PurePath) else ""
-    expect(isinstance(state, Mapping), f"{title} of a {type(state).__name__}",
-           f"a dict of names and tensors{how}", error=TypeError)  # fmt: skip
+    how = "; use nn.state.safe_load(path)" if isinstance(state, str | PurePath) else ""
+    expect(isinstance(state, Mapping), title, f"a dict of names and tensors{how}",
+           type(state).__name__, error=TypeError)  # fmt: skip
 
 
 def load_state_dict(
@@ -221,19 +221,19 @@ def load_state_dict(
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     expect(not strict or (not missing and not unexpected),
-           f"load_state_dict: missing {missing[:8]}, unexpected {unexpected[:8]}",
-           "the model's own names, or strict=False", error=StateError)  # fmt: skip
+           "load_state_dict", "the names of the model; or pass strict=False",
+           f"missing {missing[:8]}, unexpected {unexpected[:8]}", error=StateError)  # fmt: skip
     given = {name: state[name] for name in own if name in state}
     values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():
         target = own[name]
         if target.shape != value.shape:
             raise ShapeError(
-                f"load_state_dict: {name} has shape {value.shape}, the model's {target.shape}"
+                f"load_state_dict: {name}: expected shape {target.shape}, got {value.shape}"
             )
         expect(not value.dtype.is_float or target.dtype.is_float,
-               f"load_state_dict: {name} is {value.dtype.name}, the model's {target.dtype.name}",
-               "integers", error=DTypeError)  # fmt: skip
+               f"load_state_dict: {name}", f"integers for the model's {target.dtype.name}",
+               value.dtype.name, error=DTypeError)  # fmt: skip
     with Tensor.no_grad():
         values = {name: value.cast(own[name].dtype) for name, value in values.items()}
         realization.realize(values.values())
@@ -246,8 +246,8 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     try:
         return value if isinstance(value, Tensor) else Tensor(value)
     except (TypeError, ValueError, OverflowError) as error:
-        what = f"load_state_dict: {name} is a {type(value).__name__}"
-        raise DTypeError(f"{what}, of which no tensor can be made: {error}") from None
+        what = f"load_state_dict: {name}"
+        raise DTypeError(f"{what}: {error}") from None
 
 
 def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
@@ -293,8 +293,8 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
             kind = type(args[0])
             if kind.__module__ in self._refused:
                 home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-                given = f"{type(self).__name__} of a {home}{kind.__name__}"
-                raise TypeError(f"{given}: {hint('model(a)')}")
+                given = f"{type(self).__name__}: expected a tensor, got {home}{kind.__name__}"
+                raise TypeError(f"{given}; {hint('model(a)')}")
         observe(self, "_training")
         observe(self, "_moves")
         observe(self, "_settings")
@@ -354,7 +354,7 @@ class Module:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the result of a call; defined by subclasses."""
         name = type(self).__name__
-        raise NotImplementedError(f"{name} computes nothing: define forward(self, …) in {name}")
+        raise NotImplementedError(f"{name} has no forward; define forward(self, …) in {name}")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call `forward` in the module's mode."""
@@ -430,7 +430,7 @@ class Module:
 
     register_module = add_module
 
-    # --- what is in it ----------------------------------------------------------------------------
+    # --- contents ---------------------------------------------------------------------------------
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module and all modules inside it, by dotted names, each once."""
@@ -489,7 +489,7 @@ class Module:
         """Copy values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""
         return load_state_dict(self, state_dict, strict)
 
-    # --- what is done to all of it ----------------------------------------------------------------
+    # --- changes to all parts ---------------------------------------------------------------------
 
     @property
     def training(self) -> bool:
@@ -542,7 +542,7 @@ class Module:
                 device = each
         wanted = None if dtype is None else resolve(dtype)
         if wanted is not None and not wanted.is_float:
-            raise TypeError(f"Module.to({wanted.name}): expected a float dtype such as 'float16'")
+            raise TypeError(f"Module.to({wanted.name}): expected a float dtype, such as 'float16'")
         place = None if device is None else Device.canonical(device)
         kinds = (Kind.PARAMETER, Kind.BUFFER, Kind.TRANSIENT, Kind.LOOSE)
         found = [tensor for _, tensor, _ in self._tensors(kinds, "", True)]
@@ -553,7 +553,7 @@ class Module:
             object.__setattr__(module, "_moves", module._moves + 1)
         return self
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- representation ---------------------------------------------------------------------------
 
     def __dir__(self) -> list[str]:
         return present("Module", super().__dir__())
@@ -585,7 +585,7 @@ def _move(tensor: Tensor, place: str | None, dtype: DType | None) -> bool:
         return False
     shape = [extent for extent in tensor.shape if isinstance(extent, int)]
     if len(shape) != tensor.ndim:
-        raise ShapeError(f"Module.to: a tensor of shape {tensor.shape}; expected plain extents")
+        raise ShapeError(f"Module.to: cannot move symbolic dimensions, {tensor.shape}")
     data = tensor.detach().cast(wanted)._bytes()
     views.leave(tensor)
     layout = layout_of(before) if device == before.device else None

@@ -86,8 +86,9 @@ class GroupNorm(_Norm):
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True
     ) -> None:
-        expect(num_groups >= 1 and not num_channels % num_groups, "GroupNorm", "groups that divide "
-               "the channels", f"{num_groups} groups", f"{num_channels} channels")  # fmt: skip
+        expect(num_groups >= 1 and not num_channels % num_groups, "GroupNorm", "num_channels to be "
+               "a multiple of num_groups", num_groups=num_groups,
+               num_channels=num_channels)  # fmt: skip
         self.num_groups, self.num_channels = num_groups, num_channels
         self.eps, self.affine = eps, affine
         self.weight = _one(1.0, num_channels, affine)

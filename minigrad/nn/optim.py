@@ -45,11 +45,11 @@ class ParamGroup(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
-            raise KeyError(f"param_groups: no {name!r}; there are {', '.join(self.names)}")
+            raise KeyError(f"param_groups has no {name!r}: expected one of {', '.join(self.names)}")
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        expect(name == "lr", f"param_groups[…][{name!r}] = {value}", "'lr'; give other options to "
+        expect(name == "lr", f"cannot set param_groups[…][{name!r}]", "'lr'; pass other options to "
                f"{type(self.optimizer).__name__}(…)", error=KeyError)  # fmt: skip
         self.optimizer.set_lr(value)
 
@@ -82,14 +82,14 @@ class Steps(_Training):
         """
         name = type(self).__name__
         if callable(forget):
-            raise TypeError(f"{name}.step of a closure: {hint('optimizer.step(print)')}")
+            raise TypeError(f"{name}.step: expected no closure; {hint('optimizer.step(print)')}")
         check_flag(f"{name}.step", "forget", forget)
         layer = modes.unsaid and modes.unsaid()
         modes.unsaid = None
         if layer is not None and layer._training is None and not modes.training:
             warnings.warn(
-                f"{type(layer).__name__} did not do what it does in training; say which you want: "
-                "model.train() or with Tensor.train():, else model.eval()", stacklevel=2
+                f"{type(layer).__name__} was in evaluation mode during this training step; choose "
+                "a mode with model.train() or `with Tensor.train():`, or model.eval()", stacklevel=2
             )  # fmt: skip
         with Tensor.no_grad():
             written = [one for part in self._parts().values() for one in part._write()]
@@ -152,9 +152,8 @@ class Optimizer(Steps):
             return super().__new__(cls)
         for group in params:
             expect(isinstance(group, dict) and "params" in group,
-                   f"{cls.__name__}: a parameter group is a {type(group).__name__}",
-                   'each to be a dict with "params", as {"params": tensors, "lr": 0.1}',
-                   error=TypeError)  # fmt: skip
+                   cls.__name__, 'parameter groups as {"params": tensors, "lr": 0.1}',
+                   type(group).__name__, error=TypeError)  # fmt: skip
         made = []
         for group in params:
             own = dict(group)
@@ -169,16 +168,20 @@ class Optimizer(Steps):
     ) -> None:  # fmt: skip
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
         if isinstance(params, Tensor):
-            raise TypeError(f"{type(self).__name__} of a tensor: expected several, or one as [x]")
+            raise TypeError(
+                f"{type(self).__name__}(params): expected a list of tensors, got a single Tensor; "
+                f"write {type(self).__name__}([x])"
+            )
         given = tensors_of(type(self).__name__, params)
         self.params = list({id(tensor): tensor for tensor in given}.values())
         if not self.params:
-            raise ValueError(f"{type(self).__name__}: no parameters were given; expected tensors")
+            raise ValueError(f"{type(self).__name__}: expected at least one parameter, got none")
         for tensor in self.params:
             if tensor.requires_grad is None and tensor._descends_from_leaves():
                 raise GradientError(
-                    f"{type(self).__name__}: a tensor of shape {tensor.shape} was computed from "
-                    "tensors that want a gradient; give those, or x.detach() to train it instead"
+                    f"{type(self).__name__}: expected leaves, got a tensor of shape {tensor.shape} "
+                    "computed from tensors that require a gradient; pass those, or x.detach() to "
+                    "train it instead"
                 )
         for tensor in self.params:  # checked first: no tensor is marked if one is invalid
             if tensor.requires_grad is not False:  # False means frozen
@@ -188,8 +191,8 @@ class Optimizer(Steps):
         self.device = self.params[0].device
         if isinstance(lr, Tensor):
             expect(lr.numel() == 1 and lr.dtype is dtypes.float32 and lr.device == self.device,
-                   f"{type(self).__name__}: lr is {lr.dtype.name} on {lr.device}",
-                   f"one float32 on {self.device}", lr)  # fmt: skip
+                   f"{type(self).__name__}: lr", f"one float32 on {self.device}",
+                   f"{lr.dtype.name} {lr.shape} on {lr.device}")  # fmt: skip
             self._lr = lr.realize()
         else:
             self._lr = self._number(lr)
@@ -536,15 +539,15 @@ class Muon(Optimizer):
         ns_dtype: DType = dtypes.bfloat16,
     ) -> None:  # fmt: skip
         check_choice("Muon", (None, "original", "match_rms_adamw"), adjust_lr_fn=adjust_lr_fn)
-        expect(0 <= momentum < 1, "Muon", "0 … 1, without 1", error=ValueError, momentum=momentum)
+        expect(0 <= momentum < 1, "Muon", "0 ≤ momentum < 1", error=ValueError, momentum=momentum)
         super().__init__(
             params, lr, ["momentum_buffer"], weight_decay=weight_decay, momentum=momentum,
             nesterov=nesterov, coefficients=ns_coefficients, eps=eps, ns_steps=ns_steps,
             ns_dtype=ns_dtype, matches_adamw=adjust_lr_fn == "match_rms_adamw",
         )  # fmt: skip
         for param in self.params:
-            expect(param.ndim == 2, "Muon: a parameter", "matrices, and another optimizer for the "
-                   "rest (OptimizerGroup steps several as one)", param)  # fmt: skip
+            expect(param.ndim == 2, "Muon", "matrices; use another optimizer for the other "
+                   "parameters, and OptimizerGroup to step both", param)  # fmt: skip
 
 
 class OptimizerGroup(Steps):
@@ -557,7 +560,7 @@ class OptimizerGroup(Steps):
         self.optimizers = list(optimizers)
         self.params = [param for optimizer in optimizers for param in optimizer.params]
         if len({id(param) for param in self.params}) < len(self.params):
-            raise ValueError("OptimizerGroup: a parameter belongs to two optimizers, expected one")
+            raise ValueError("OptimizerGroup: expected each parameter in only one optimizer")
 
     def __repr__(self) -> str:
         return f"OptimizerGroup({', '.join(map(repr, self.optimizers))})"
@@ -586,12 +589,12 @@ def _check_nesterov(optimizer: Optimizer, nesterov: bool, momentum: float) -> No
 
 def _checked(b1: Any, b2: float, betas: Betas | None) -> Betas:
     if isinstance(b1, (tuple, list)):
-        raise TypeError(f"b1={b1}: expected a number; a pair is given as betas={b1}")
+        raise TypeError(f"b1={b1}: expected a number; write betas={b1} for a pair")
     if betas is not None and not (isinstance(betas, (tuple, list)) and len(betas) == 2):
         raise TypeError(f"betas={betas}: expected two numbers, as (0.9, 0.999)")
     first, second = (b1, b2) if betas is None else betas
     if not all(isinstance(beta, Real) and 0 <= float(beta) < 1 for beta in (first, second)):
-        raise ValueError(f"betas ({first}, {second}): expected each in 0 … 1, without 1")
+        raise ValueError(f"betas=({first}, {second}): expected 0 ≤ beta < 1 for both")
     return first, second
 
 

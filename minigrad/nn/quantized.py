@@ -157,7 +157,7 @@ class Quantized:
         """x·Wᵀ: (…, columns) → (…, rows), float32."""
         rows, columns = self.shape
         if x.shape[-1] != columns:
-            raise misfit(f"product with a matrix {self.shape}", f"(…, {columns})", x)
+            raise misfit(f"product with a quantized matrix {self.shape}", f"(…, {columns})", x)
         count = math.prod(x._known_shape()) // columns
         result = _product(x.float().reshape(count, columns), self.kind, self.digits, *self.parts())
         return result[:, :rows].reshape(*x.shape[:-1], rows)
@@ -265,7 +265,7 @@ def _digits_on(device: str) -> int:
     """Bytes per number of a vector on a device; ValueError for an invalid MINIGRAD_INT8."""
     digits = flag("INT8")
     if not -1 <= digits <= 2:
-        raise ValueError(f"MINIGRAD_INT8={digits}: expected 0, 1 or 2, or -1 for the fastest exact")
+        raise ValueError(f"MINIGRAD_INT8={digits}: expected 0, 1, 2, or -1 (the fastest exact one)")
     return digits if digits >= 0 else 2 if Device[device].byte_dots else 0
 
 

@@ -23,8 +23,9 @@ def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tup
     are_tensors = all(isinstance(part, Tensor) for part in parts)
     if len(parts) != len(kept) or not are_tensors:
         raise (ShapeError if are_tensors else TypeError)(
-            f"{type(layer).__name__} with a state of {', '.join(type(p).__name__ for p in parts)}: "
-            f"expected {' and '.join(kept)}, a Tensor{' each, in a tuple' * (len(kept) > 1)}"
+            f"{type(layer).__name__}: expected a state of {' and '.join(kept)}, a Tensor"
+            f"{' each, in a tuple' * (len(kept) > 1)}, got "
+            f"{', '.join(type(p).__name__ for p in parts)}"
         )
     return parts
 
@@ -64,7 +65,7 @@ class _Cell(Layer):
         wanted = (*x.shape[:-1], self.hidden_size)
         for part in (hidden, *more):
             if part.shape != wanted:
-                raise misfit(f"{name} with a state", str(wanted), part)
+                raise misfit(f"{name}: state", str(wanted), part)
         by_x = x.linear(self.weight_ih.T, self.bias_ih)
         return by_x, hidden.linear(self.weight_hh.T, self.bias_hh)
 
@@ -160,7 +161,7 @@ class _Recurrent(Layer):
         check_share(type(self).__name__, dropout=dropout)
         expect(min(input_size, hidden_size, num_layers) >= 1,
                f"{type(self).__name__}({input_size}, {hidden_size}, num_layers={num_layers})",
-               "sizes and layers ≥ 1", error=ValueError)  # fmt: skip
+               "sizes and num_layers ≥ 1", error=ValueError)  # fmt: skip
         for layer in range(num_layers):
             width = hidden_size * (1 + bidirectional) if layer else input_size
             for end in self._ends(layer):
@@ -181,8 +182,8 @@ class _Recurrent(Layer):
 
     def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
         wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
-        expect(all(part.shape == wanted for part in state), f"{type(self).__name__} with a state",
-               f"{' and '.join(self.cell.kept)} of {wanted}", *state)  # fmt: skip
+        expect(all(part.shape == wanted for part in state), f"{type(self).__name__}: state",
+               f"{' and '.join(self.cell.kept)} of shape {wanted}", *state)  # fmt: skip
 
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.

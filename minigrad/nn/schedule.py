@@ -20,7 +20,7 @@ def constant(lr: float) -> Rate:
 
 def linear_warmup(lr: float, warmup: int, then: Rate | None = None) -> Rate:
     """lr·1/warmup, lr·2/warmup, …, lr in the first `warmup` steps; then lr, or `then(step)`."""
-    expect(warmup >= 0, "linear_warmup", "a number of steps ≥ 0", error=ValueError, warmup=warmup)
+    expect(warmup >= 0, "linear_warmup", "an int ≥ 0", error=ValueError, warmup=warmup)
     after = then or constant(lr)
     return lambda step: lr * (step + 1) / warmup if step < warmup else after(step)
 

@@ -37,7 +37,8 @@ def _package(caller: str) -> Any:
         import_module("safetensors.numpy")
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{caller}: the package safetensors is not installed: run pip install safetensors"
+            f"{caller} needs the package safetensors, which is not installed; run pip install "
+            "safetensors"
         ) from None
     return import_module("safetensors")
 
@@ -51,11 +52,11 @@ def safe_save(
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            what, nested = f"{name!r} is a {type(tensor).__name__}", isinstance(tensor, Mapping)
-            how = "get_state_dict(…) gives its tensors names" if nested else "Tensor(…) makes one"
-            raise TypeError(f"safe_save: {what}, expected a tensor; {how}")
+            what, nested = f"{name!r} is {type(tensor).__name__}", isinstance(tensor, Mapping)
+            how = "use get_state_dict(…)" if nested else "write Tensor(…)"
+            raise TypeError(f"safe_save: expected tensors, but {what}; {how}")
     if "__metadata__" in tensors:
-        raise ValueError("safe_save: the format has text under __metadata__: rename the tensor")
+        raise ValueError("safe_save: the format reserves the name '__metadata__'; rename it")
     realization.realize(tensors.values())
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     whole = save(arrays, dict(metadata) if metadata else None)
@@ -135,7 +136,7 @@ def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iter
     try:
         yield
     except package.SafetensorError as error:
-        said = f"{caller}: {path} is damaged, or no safetensors file: {error}"
+        said = f"{caller}: {path} is damaged, or not a safetensors file: {error}"
         raise ValueError(said) from None
 
 
@@ -149,7 +150,7 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
             found = safe_load(part, device)
             missing = [name for name in names if name not in found]
             if missing:
-                raise KeyError(f"safe_load: {path} says that {part.name} has {missing[:8]}")
+                raise KeyError(f"safe_load: {path} lists {missing[:8]}, but {part.name} lacks it")
             result.update((name, found[name]) for name in names)
         return result
     where = Device.canonical(device)
@@ -158,7 +159,10 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
     for name, entry in entries:
         dtype = _NAMES.get(entry["dtype"])
         if dtype is None:
-            raise DTypeError(f"safe_load: {name} is {entry['dtype']}; known: {', '.join(_NAMES)}")
+            raise DTypeError(
+                f"safe_load: {name} has the unsupported dtype {entry['dtype']}: expected one of "
+                f"{', '.join(_NAMES)}"
+            )
         result[name] = Tensor.from_bytes(entry["data"], entry["shape"], dtype, where)
     return result
 
@@ -171,14 +175,14 @@ def parts_of_index(path: Path) -> dict[Path, list[str]]:
     try:
         content = json.loads(path.read_text())
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"safe_load: {path} is no index: {error}") from None
+        raise ValueError(f"safe_load: {path} is not a safetensors index: {error}") from None
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict):
-        raise ValueError(f"safe_load: {path} has no weight_map, which says where each tensor is")
+        raise ValueError(f"safe_load: {path} is not a safetensors index: no weight_map")
     parts: dict[Path, list[str]] = {}
     for name, file in places.items():
         if not isinstance(file, str) or not file or Path(file).name != file:
-            raise ValueError(f"safe_load: {path} names {file!r}, expected a file beside it")
+            raise ValueError(f"safe_load: {path} names {file!r}: expected a file in its folder")
         parts.setdefault(path.parent / file, []).append(name)
     return parts
 

@@ -88,10 +88,10 @@ class _Reader(pickle._Unpickler):
         names = archive.namelist()
         root = next((n[: -len("data.pkl")] for n in names if n.endswith("data.pkl")), None)
         if root is None:
-            raise TorchFileError("it has no data.pkl")
+            raise TorchFileError("it contains no data.pkl")
         self.root = root
         if f"{root}byteorder" in names and self._entry("byteorder") != b"little":
-            raise TorchFileError("its numbers are big-endian, expected little-endian")
+            raise TorchFileError("expected little-endian numbers, got big-endian")
         data = self._entry("data.pkl")
         super().__init__(io.BytesIO(data), encoding="utf-8", errors="surrogatepass")
         self.size = len(data)
@@ -101,12 +101,12 @@ class _Reader(pickle._Unpickler):
         """The bytes of an entry. torch.save never compresses, so none is larger than the file."""
         info = self.archive.getinfo(self.root + name)
         expect(info.compress_type == zipfile.ZIP_STORED and info.file_size == info.compress_size,
-               f"its entry {name} has {info.file_size} bytes made of {info.compress_size}",
-               "one that is not compressed, as torch.save writes",
+               f"entry {name}", "uncompressed data, as torch.save writes",
+               f"{info.file_size} bytes compressed to {info.compress_size}",
                error=TorchFileError)  # fmt: skip
         self.unread -= info.file_size
         if self.unread < 0:
-            raise TorchFileError(f"its entries up to {name} say that they are larger than the file")
+            raise TorchFileError(f"its entries up to {name} would be larger than the whole file")
         return self.archive.read(info)
 
     def find_class(self, module: str, name: str) -> Any:
@@ -117,23 +117,23 @@ class _Reader(pickle._Unpickler):
         if found in _CALLS or found in _STORAGES:
             return found
         raise TorchFileError(
-            f"the file asks for {found}, which is not loaded here; expected tensors, "
-            "dicts, lists and plain values, as in torch.save(model.state_dict(), path)"
+            f"the file refers to {found}; expected tensors, dicts, lists and plain values, as in "
+            "torch.save(model.state_dict(), path)"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         """The storage that a tensor refers to: ("storage", dtype, key, location, elements)."""
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise TorchFileError("a reference to something that is no storage")
+            raise TorchFileError("a persistent reference does not refer to a storage")
         _, kind, key, _, count = pid
         if type(kind) is not _Name or type(key) is not str or type(count) is not int:
-            raise TorchFileError("a reference to a storage without dtype, key or size")
+            raise TorchFileError("a storage has no valid dtype, key or size")
         dtype = _STORAGES.get(kind)  # None for bytes whose dtype is in the tensor
         if key not in self.storages:
             data = self._entry(f"data/{key}")
             size = count * (dtype.itemsize if dtype else 1)
             if not 0 <= size <= len(data):
-                raise TorchFileError(f"storage {key:.40} has {len(data)} bytes, expected {size}")
+                raise TorchFileError(f"storage {key:.40}: expected {size} bytes, got {len(data)}")
             self.storages[key] = _Storage(data, dtype)
         return self.storages[key]
 
@@ -152,25 +152,25 @@ class _Reader(pickle._Unpickler):
         data, dtype = storage if type(storage) is _Storage else (b"", None)
         dtype = dtype or (more[2] if len(more) > 2 else None)
         if not isinstance(dtype, DType) or type(storage) is not _Storage:
-            raise TorchFileError("a tensor without a storage of known dtype")
+            raise TorchFileError("a tensor has no storage of known dtype")
         shape, strides = _size(self, shape), _size(self, strides)
         numbers = (offset, *shape, *strides)
         plain = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
         if not plain or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
             raise TorchFileError(
-                f"a tensor of {len(shape)} dimensions whose extents, strides or place in its "
-                "storage are no numbers from 0 on"
+                f"the sizes, strides or offset of a tensor with {len(shape)} dimensions are not "
+                "ints ≥ 0"
             )
         what = f"a tensor of shape {shape} with strides {strides}"
         size, available = prod(shape), len(data) // dtype.itemsize
         reach = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
         if size and offset + reach >= available:
-            raise TorchFileError(f"{what} from element {offset} on, of a storage of {available}")
+            raise TorchFileError(f"{what} at offset {offset} exceeds its storage of {available}")
         self.room -= size * dtype.itemsize
         if self.room < 0:
             raise TorchFileError(
-                f"{what}, of a storage of {available} elements: with it the tensors are more than "
-                "twice as large as the file"
+                f"{what} shares or repeats too much of its storage of {available} elements: all "
+                "tensors together would be more than twice as large as the file"
             )
         import numpy as np
 
@@ -185,7 +185,7 @@ class _Reader(pickle._Unpickler):
         """
         value = self.stack[-1]
         if type(value) not in kinds:
-            raise TorchFileError(f"it changes a {type(value).__name__}")
+            raise TorchFileError(f"it modifies an object of type {type(value).__name__}")
         return value
 
     def _number(self: Any, size: int) -> int:
@@ -224,15 +224,15 @@ class _Reader(pickle._Unpickler):
         """Call a named function with a tuple of arguments."""
         arguments, name = self.stack.pop(), self.stack.pop()
         if type(arguments) is not tuple or type(name) is not _Name:
-            raise TorchFileError(f"it calls a {type(name).__name__}")
+            raise TorchFileError(f"it calls an object of type {type(name).__name__}")
         if name not in _CALLS:
-            raise TorchFileError(f"the file calls {name}")
+            raise TorchFileError(f"it calls {name}, which is not allowed")
         self.append(_CALLS[name](self, *arguments))
 
     def _long4(self: Any) -> None:
         length = self._number(4)
         if length > LONGEST:
-            raise TorchFileError(f"an integer of {length} bytes: expected at most {LONGEST}")
+            raise TorchFileError(f"it has an integer of {length} bytes: expected at most {LONGEST}")
         self.append(int.from_bytes(self.read(length), "little", signed=True))
 
     def _bytearray8(self: Any) -> None:
@@ -242,7 +242,7 @@ class _Reader(pickle._Unpickler):
         """Store the last value in the memo; writers of pickles count from 0."""
         number = self._number(4)
         if number > self.size:
-            raise TorchFileError(f"a memo number of {number} in {self.size} bytes")
+            raise TorchFileError(f"its memo number {number} is too large for {self.size} bytes")
         self.memo[number] = self.stack[-1]
 
     _newobj = _reduce
@@ -258,7 +258,7 @@ _Reader.dispatch = {
 
 def _value(value: Any) -> Any:
     if type(value) is _Name:
-        raise TorchFileError(f"it holds {value} itself")
+        raise TorchFileError(f"it contains {value} as a value")
     return value
 
 
@@ -268,7 +268,7 @@ def _key(value: Any) -> Any:
         return value
     if type(value) is tuple and all(type(part) in _PLAIN for part in value):
         return value
-    raise TorchFileError(f"a {type(value).__name__} is a key; expected a text or a number")
+    raise TorchFileError(f"expected strings or numbers as dict keys, got {type(value).__name__}")
 
 
 def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
@@ -279,14 +279,14 @@ def pairs(items: Iterable[Any]) -> list[tuple[Any, Any]]:
 def _data(_: _Reader, data: Any, *more: Any) -> Tensor:
     """A parameter, as its tensor."""
     if not isinstance(data, Tensor):
-        raise TorchFileError("a parameter that is no tensor")
+        raise TorchFileError("a parameter is not a tensor")
     return data
 
 
 def _size(_: _Reader, extents: Any) -> tuple[Any, ...]:
     """A torch.Size, as a tuple."""
     if type(extents) not in (tuple, list):
-        raise TorchFileError("extents or strides that are no tuple")
+        raise TorchFileError("the sizes or strides of a tensor are not a tuple")
     return tuple(extents)
 
 
@@ -295,7 +295,7 @@ def _ordered(_: _Reader, items: Any = ()) -> OrderedDict[Any, Any]:
     if type(items) not in (tuple, list) or any(
         type(item) not in (tuple, list) or len(item) != 2 for item in items
     ):
-        raise TorchFileError("an OrderedDict of something else than pairs")
+        raise TorchFileError("the items of an OrderedDict are not pairs")
     return OrderedDict(pairs(items))
 
 
@@ -322,8 +322,8 @@ def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
         try:
             if not zipfile.is_zipfile(file):
                 raise TorchFileError(
-                    "not a ZIP archive; a file of PyTorch before 1.6, or with "
-                    "_use_new_zipfile_serialization=False, must be saved again"
+                    "it is not a ZIP archive; save it again with PyTorch 1.6 or newer, without "
+                    "_use_new_zipfile_serialization=False"
                 )
             with zipfile.ZipFile(file) as archive:
                 return _Reader(archive, os.fstat(file.fileno()).st_size, where).load()
@@ -331,7 +331,7 @@ def torch_load(path: str | os.PathLike[str], device: str | None = None) -> Any:
             raise TorchFileError(f"torch_load({name!r}): {error}") from None
         except _DAMAGE as error:
             said = f"{type(error).__name__} {error}"[:200]
-            raise TorchFileError(f"torch_load({name!r}): it is damaged: {said}") from None
+            raise TorchFileError(f"torch_load({name!r}): the file is damaged: {said}") from None
 
 
 check_functions(globals())

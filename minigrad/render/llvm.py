@@ -117,7 +117,7 @@ class _Emitter(MemoryEmitter):
         elif isinstance(statement, Fold):
             self._fold(statement)
         else:
-            raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups; it is for a GPU")
+            raise CompileError(f"LLVM renderer: {self.nest.name} has work-groups, as for a GPU")
 
     def loop(self, loop: Loop, parallel: bool = False) -> None:
         """Emit a loop of any kind."""
@@ -289,7 +289,7 @@ class _Emitter(MemoryEmitter):
         held = self.held(self._slot(array, index))
         if held is None:
             raise CompileError(
-                f"LLVM renderer: {self.nest.name} reads {array}[{index}], which nothing has set"
+                f"LLVM renderer: {self.nest.name} reads {array}[{index}], which was never written"
             )
         return held
 

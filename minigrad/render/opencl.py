@@ -244,8 +244,8 @@ class Emitter(scopes.Levels[Scope, str]):
     def unexpected(self, what: str) -> CompileError:
         """The error for constructs that only processors have."""
         return CompileError(
-            f"OpenCL renderer: {self.nest.name} has {what}; lower the kernel for a target of "
-            "vector_bytes 0"
+            f"OpenCL renderer: {self.nest.name} has {what}; lower the kernel for a target with "
+            "vector_bytes=0"
         )
 
     def register(self, array: Array, index: Integer) -> str:
@@ -255,8 +255,8 @@ class Emitter(scopes.Levels[Scope, str]):
         number = parse(self.index(index))
         if number is None:
             raise CompileError(
-                f"OpenCL renderer: {self.nest.name} reads number {index} of the registers "
-                f"{array.name}; expected a number, as in an unrolled loop"
+                f"OpenCL renderer: {self.nest.name} reads element {index} of the registers "
+                f"{array.name}; expected a constant, as in an unrolled loop"
             )
         key = (array, number)
         if key not in self.registers:

@@ -181,7 +181,7 @@ class GroupsEmitter(Emitter):
         vector = Vector(loop.variable, loop.lane, Words(self.language, loop.step), loop.start)
         is_one = loop.step in WIDTHS and not others and stop - loop.start == loop.step
         if not is_one or not all(_takes(vector, inner) for inner in loop.body):
-            raise self.unexpected(f"a lanes loop of step {loop.step} that is no vector's")
+            raise self.unexpected(f"a lanes loop of step {loop.step}, which is not a vector width")
         self.vector = vector
         self._iteration(loop)
         self.vector = None

@@ -129,8 +129,8 @@ class Language:
         if dtype is dtypes.float64:
             if not self.fp64:
                 raise DTypeError(
-                    f"float64 on {self.device}: the device has no double precision; cast to "
-                    f"float32, or compute on the CPU device"
+                    f"{self.device} does not support float64; cast to float32, or compute on the "
+                    "CPU device"
                 )
             self.doubles = True
         return register_type(dtype)

@@ -39,7 +39,7 @@ def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
     integers = "f" not in op.facts.kinds
     if not (dtype is dtypes.uint32 if integers else dtype.is_float):
         expected = "uint32" if integers else "a float dtype"
-        raise DTypeError(f"{op.value} of {dtype.name}: expected {expected}; cast the operand")
+        raise DTypeError(f"{op.value}: expected {expected}, got {dtype.name}; cast the operand")
     computed = dtypes.float32 if dtype in (dtypes.float16, dtypes.bfloat16) else dtype
     formula: Any = op.facts.formula
     result: Expr = formula(*(arg.cast(computed) for arg in args))

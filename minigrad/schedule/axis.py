@@ -31,7 +31,7 @@ class Axis:
         """The extent, which must be a number; CompileError if it varies."""
         if isinstance(self.extent, int):
             return self.extent
-        raise CompileError(f"{self.variable!r} is one of {self.extent}, expected a known number")
+        raise CompileError(f"{self.variable!r} has size {self.extent}: expected a known number")
 
     @property
     def most(self) -> int:

@@ -201,7 +201,7 @@ def cluster(
             near = sorted(producers, key=ready.__getitem__, reverse=True)
             for candidate in dict.fromkeys([*near, *siblings]):
                 if candidate.stages[0].array in alone:
-                    _no(candidate, "that one has a kernel of its own: it writes a part in place")
+                    _no(candidate, "that one has its own kernel, because it writes a part in place")
                     continue
                 if sink is None:
                     way = _by_rows(candidate, own, stage, candidate in producers)
@@ -233,11 +233,11 @@ def _may_join(
     """Whether a stage, which shares rows with a cluster, can be in its kernel."""
     whole = stage.array.whole
     if whole and sum(a.whole == whole for a in candidate.made) >= MOST_PARTS:
-        _no(candidate, f"it has {MOST_PARTS} pieces of that array already")
+        _no(candidate, f"it already has {MOST_PARTS} pieces of that array")
     elif candidate not in producers and _delays(candidate, producers, stage, waits):
-        _no(candidate, "it would wait for more than it needs")
+        _no(candidate, "it would have to wait for values that it does not need")
     elif waits.reaches(producers - {candidate}, candidate):
-        _no(candidate, "something between the two needs the first, and is needed here")
+        _no(candidate, "a kernel between the two needs the first, and is needed here")
     else:
         return True
     return False
@@ -295,41 +295,41 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
     sums = home.kind == "dots" and len(home.stages) == 1 and in_blocks(home.stages[0], stage)
     if own.kind != "rows" and not sums:
         kind = "matrix product" if own.kind in ("contraction", "dots") else own.kind
-        return _no(home, f"a {kind} begins a kernel of its own")
+        return _no(home, f"a {kind} begins its own kernel")
     if home.kind not in ("rows", "contraction", "dots", "block_rows"):
-        return _no(home, f"nothing joins a {home.kind}")
+        return _no(home, f"nothing can join a {home.kind} kernel")
     if home.kind == "block_rows":
         fits = produces and stage.op is None and _follows_blocks(home, own, stage)
-        return home.rows if fits else _no(home, "it does not go along with those blocks of rows")
+        return home.rows if fits else _no(home, "it does not fit those blocks of rows")
     if home.kind in ("contraction", "dots"):
         if produces and (sums or stage.op is None and _same_elements(home.stages, stage)):
             return frozenset((stage.size,))
-        return _no(home, "it does not take each result of that product just once, at its own place")
+        return _no(home, "it does not read each result of that product once, at its own position")
     if len(home.arrays) >= MOST_ARRAYS:
-        return _no(home, f"that kernel has {MOST_ARRAYS} arrays already")
+        return _no(home, f"that kernel already has {MOST_ARRAYS} arrays")
     rows = home.rows & own.rows
     for array in stage.reads:
         if array in home.made:
             rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
     if not rows:
-        return _no(home, "a row of it needs more than the same row there: all rows must be done")
+        return _no(home, "a row of it needs more than the same row there: all must be done first")
     best = max(rows, key=high)
     count, most = high(best), (high(home.most_rows), high(own.most_rows))
     work = home.work + stage.iterations
     parallel = count >= min(*most, ENOUGH_ROWS)
     if not produces and count < max(most):
-        return _no(home, "both only read the same, and together they would have fewer rows")
+        return _no(home, "they only read the same values, and together they would have fewer rows")
     if not produces and not any(_reads_alike(member, stage, best) for member in home.stages):
-        return _no(home, "both read the same, but in another order")
+        return _no(home, "they read the same values in different orders")
     if not (parallel or work <= TINY):
-        return _no(home, f"together they have {count} rows: too few for all threads")
+        return _no(home, f"together they have {count} rows, too few for all threads")
     for part, done in ((home, work), (own, stage.iterations)):  # what would not be parallel then
         if count < min(high(part.most_rows), LEAST_PARALLEL) and done > SMALL:
-            return _no(home, f"together they have {count} rows: too few for all threads")
+            return _no(home, f"together they have {count} rows, too few for all threads")
     if max(home.largest, stage.size) > home.target.row_values * count:
-        return _no(home, "a row is too large to be passed on in the cache")
+        return _no(home, "a row is too large for the cache")
     if work > TINY and not _agrees(home, stage, best):
-        return _no(home, "one is fast along the rows, the other across them")
+        return _no(home, "one is fast along rows, the other across them")
     return rows
 
 
@@ -367,13 +367,13 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: s
     summed = chains.sums.get(sink.stage.array) if home.target.group is None else None
     for way in (sink, summed):
         if way is None or way.count not in home.rows or way.extent != home.extent:
-            _no(home, "it has other blocks of rows")
+            _no(home, "it has different blocks of rows")
         elif way.sums and high(way.count) < FEW_TASKS * way.extent:
-            _no(home, "its blocks would all be one thread's")
+            _no(home, "one thread would have all its blocks")
         else:
             parts, known = chains.pull(way, home.pulled, mark)
             if len(parts) > most:
-                _no(home, "they have nothing in common that is computed once then")
+                _no(home, "they share no value that would then be computed once")
             elif not all(_goes_along(home, part, way, set(known.values())) for part in parts):
                 _no(home, "a row of it needs more than the same row there")
             else:

@@ -36,7 +36,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
     writer = _Writer()
     for stage in kernel.stages:
         if stage.exchange is not None:
-            raise CompileError(f"{stage.exchange} is no kernel: nothing is compiled for it")
+            raise CompileError(f"cannot compile {stage.exchange}: an exchange is not a kernel")
         writer.add("stage", *(getattr(stage, name) for name in _OF_A_STAGE))
     stored, sums = (_items(sorted(map(writer.text, x))) for x in (kernel.stored, kernel.sums))
     writer.add(kernel.kind, kernel.rows, stored, sums)

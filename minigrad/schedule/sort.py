@@ -203,7 +203,7 @@ def _first(keys: Node, axis: int, count: int) -> Node:
     return part_along(build.sort(keys, axis), axis, 0, count) if order is None else order
 
 
-# --- running reductions --------------------------------------------------------------------------
+# --- cumulative operations -----------------------------------------------------------------------
 
 
 def _blocks(node: Node) -> Node:

@@ -56,7 +56,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (Real, Affine, Core))
 
 
-_TENSOR = Kind(frozenset(), lambda value: isinstance(value, Core), "a tensor; Tensor(…) makes one")
+_TENSOR = Kind(frozenset(), lambda value: isinstance(value, Core), "a tensor; write Tensor(…)")
 _NUMBER = Kind(frozenset({float, int, bool}), _is_number, "a number")
 _INT = Kind(frozenset({int}), _is_int, "an int")
 _AXES = Kind(frozenset({int}), _are_ints, "an int or several")
@@ -70,7 +70,7 @@ KINDS = {
     "str | os.PathLike[str]": Kind(
         frozenset({str}), lambda value: isinstance(value, (str, os.PathLike)), "a path"
     ),
-    "Mapping[str, str]": Kind(frozenset(), _is_texts, "a dict of texts"),
+    "Mapping[str, str]": Kind(frozenset(), _is_texts, "a dict of strings"),
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[Integer]": _AXES,
     "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),
@@ -95,16 +95,15 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
         raise TypeError(f"{title}: {value.instead()}")
     home, what = type(value).__module__, type(value).__name__
     shown = repr(value) if home == "builtins" else ""
-    if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:
-        what = what if home == "builtins" else f"{home}.{what}"
-        said = f"{title}: the {'input' if name == 'self' else name} is a {what}, "
-    else:
-        said = f"{title}({name}={shown}): "
     wrong: type[Exception] = TypeError
     if isinstance(value, Real) and not isinstance(value, bool):
         wrong = ShapeError if kind is _SIZE and _is_int(value) else wrong
         wrong = ValueError if kind is _EPS else wrong
-    raise wrong(f"{said}expected {kind.words}")
+    if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:
+        what = what if home == "builtins" else f"{home}.{what}"
+        title = title if name == "self" else f"{title}({name}=…)"
+        raise misfit(title, kind.words, what, error=wrong)
+    raise misfit(f"{title}({name}={shown})", kind.words, error=wrong)
 
 
 def fit(title: str, kinds: Mapping[str, Kind | None], given: dict[str, Any]) -> None:
@@ -189,7 +188,7 @@ def checked(
         for word in kwargs.keys() & words.keys():
             value, meant = kwargs.pop(word), words[word]
             if kwargs.get(meant) is not None:
-                raise misfit(function.__qualname__, "one of them: the two are one argument",
+                raise misfit(function.__qualname__, "only one of them, as they mean the same",
                              error=TypeError, **{meant: kwargs[meant], word: value})  # fmt: skip
             if meant == "*":
                 args = (*args, value)

@@ -54,7 +54,7 @@ class Arithmetic(Composed):
         """
         return self.add(self._wider(tensor1, tensor2) / tensor2, alpha=value)
 
-    # --- choices and limits -----------------------------------------------------------------------
+    # --- selection and limits ---------------------------------------------------------------------
 
     def fmax(self, other: Any) -> Self:
         """The larger of the two; if one is NaN, the other one.
@@ -210,7 +210,7 @@ class Arithmetic(Composed):
         >>> Tensor([2.0, 0.0]).glu().tolist()
         [1.0]
         """
-        expect(not self.size(dim) % 2, f"glu along {dim}", "an even extent", self)
+        expect(not self.size(dim) % 2, "glu", f"an even size along dimension {dim}", self)
         first, second = self.chunk(2, dim)
         return first * second.sigmoid()
 
@@ -222,7 +222,7 @@ class Arithmetic(Composed):
         """
         shape = () if weight.numel() == 1 else (-1, *(1 for _ in self.shape[2:]))
         if weight.numel() not in (1, *self.shape[1:2]):
-            raise misfit("prelu", "one slope, or one for each channel", self, weight)
+            raise misfit("prelu", "a weight of 1 element, or one per channel", self, weight)
         slopes = self._new(weight.node).reshape(shape)
         # clipped, because an infinity above 0 would add 0·∞ to the slopes' gradient
         return (self > 0).where(self, self.clip(max=0) * slopes)
@@ -265,7 +265,7 @@ class Arithmetic(Composed):
         """`matmul`; an error unless self has `mine` dimensions and other `its`."""
         if self.ndim != mine or other.ndim != its:
             kinds = ("numbers", "a vector", "a matrix", "a batch of matrices")
-            expected = f"{kinds[mine]} and {kinds[its]}; matmul takes others"
+            expected = f"{kinds[mine]} and {kinds[its]}; use matmul for other shapes"
             raise misfit(name, expected, self, other)
         return self.matmul(other)
 
@@ -313,15 +313,15 @@ class Arithmetic(Composed):
         if not isinstance(dims, Sequence):
             check_ints("tensordot", dims=dims)
             if not 0 <= dims <= min(self.ndim, other.ndim):
-                raise misfit(f"tensordot over {dims} dimensions", "fewer", self, other)
+                raise misfit(f"tensordot(dims={dims})", "at most as many as both have", self, other)
             dims = ([*range(self.ndim - dims, self.ndim)], [*range(dims)])
-        expect(len(dims) == 2, "tensordot", "a number of them, or two lists", dims=dims)
+        expect(len(dims) == 2, "tensordot", "an int or two lists", dims=dims)
         mine = axes_of("tensordot", dims[0], self.ndim)
         its = axes_of("tensordot", dims[1], other.ndim)
         rows = [d for d in range(self.ndim) if d not in mine]
         columns = [d for d in range(other.ndim) if d not in its]
         if [self.shape[d] for d in mine] != [other.shape[d] for d in its]:
-            raise misfit(f"tensordot over {dims}", "equal extents", self, other)
+            raise misfit(f"tensordot(dims={dims})", "equal sizes along them", self, other)
         count = product([self.shape[d] for d in mine])
         left, right = [self.shape[d] for d in rows], [other.shape[d] for d in columns]
         x = self.permute(*rows, *mine).reshape((product(left), count))
@@ -351,7 +351,7 @@ class Arithmetic(Composed):
         axis = axis_of("cross", dim, x.ndim, 0)
         fits = (each.shape[axis - x.ndim :] for each in (self, other))
         if any(len(shape) != x.ndim - axis or shape[0] != 3 for shape in fits):
-            raise misfit(f"cross along dimension {dim}", "extent 3 of both", self, other)
+            raise misfit(f"cross along dimension {dim}", "size 3 there", self, other)
         return x.roll(-1, axis) * y.roll(-2, axis) - x.roll(-2, axis) * y.roll(-1, axis)
 
     def matrix_power(self, n: int) -> Self:
@@ -361,7 +361,7 @@ class Arithmetic(Composed):
         [[1, 5], [0, 1]]
         """
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
-            raise misfit(f"matrix_power({n})", "n ≥ 0, squares", self)
+            raise misfit(f"matrix_power({n})", "n ≥ 0 and square matrices", self)
         one = self.arange(self.shape[-1], device=self.raw.device)
         result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
         while n:

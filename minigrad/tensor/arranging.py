@@ -67,7 +67,7 @@ class Arranging(Composed):
         axis, given = axis_of("tensor_split", dim, self.ndim, 0), indices_or_sections
         extent = self._known_shape()[axis]
         if not isinstance(given, Sequence):
-            expect(given >= 1, f"tensor_split({given})", "a number of parts ≥ 1")
+            expect(given >= 1, f"tensor_split({given})", "an int ≥ 1")
             size, larger = divmod(extent, given)
             cuts = [part * size + min(part, larger) for part in range(1, given)]
         else:
@@ -93,7 +93,7 @@ class Arranging(Composed):
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:
         extent = self._known_shape()[axis_of(name, axis, self.ndim, 0)]
         if isinstance(given, int) and (given < 1 or extent % given):
-            raise misfit(f"{name}({given})", f"a part of {extent}", self)
+            raise misfit(f"{name}({given})", f"a divisor of {extent}")
         return self.tensor_split(given, axis)
 
     # --- order and shape --------------------------------------------------------------------------
@@ -233,7 +233,7 @@ class Arranging(Composed):
         if self.ndim == 2:
             return self.diagonal(diagonal)
         if self.ndim != 1 or isinstance(self.shape[0], Affine):
-            raise misfit("diag", "one or two dimensions", self)
+            raise misfit("diag", "a vector or a matrix", self)
         return self.diag_embed(diagonal)
 
     def trace(self) -> Self:
@@ -291,7 +291,7 @@ class Arranging(Composed):
         """
         r = upscale_factor
         if r < 1 or self.ndim < 3 or self.shape[-3] % (r * r):
-            expected = f"r ≥ 1, (…, channels, height, width), channels a multiple of {r * r}"
+            expected = f"r ≥ 1 and (…, channels, height, width), channels divisible by {r * r}"
             raise misfit(f"pixel_shuffle({r})", expected, self)
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
@@ -303,7 +303,7 @@ class Arranging(Composed):
         """
         r = downscale_factor
         if r < 1 or self.ndim < 3 or self.shape[-2] % r or self.shape[-1] % r:
-            expected = f"r ≥ 1, (…, channels, height, width), both multiples of {r}"
+            expected = f"r ≥ 1 and (…, channels, height, width), both divisible by {r}"
             raise misfit(f"pixel_unshuffle({r})", expected, self)
         return self.rearrange("... c (h p) (w q) -> ... (c p q) h w", p=r, q=r)
 
@@ -322,7 +322,7 @@ class Arranging(Composed):
         check_ints("pad_to", **{f"shape[{d}]": n for d, n in enumerate(wanted) if n is not None})
         behind = [0 if want is None else want - have for have, want in pairs]
         if any(low(more) < 0 for more in behind):
-            raise misfit(f"pad_to{wanted}", "no smaller extents; shrink_to cuts", self)
+            raise misfit(f"pad_to{wanted}", f"sizes ≥ {self.shape}; use shrink_to to cut")
         return self.pad([(0, more) for more in behind])
 
     def shrink_to(self, *shape: Any) -> Self:
@@ -341,8 +341,8 @@ class Arranging(Composed):
         """
         result: Any = self
         for place, layer in enumerate(layers):
-            expect(callable(layer), f"sequential: layers[{place}] is a {type(layer).__name__}",
-                   "a function", error=TypeError)  # fmt: skip
+            expect(callable(layer), f"sequential: layers[{place}]", "a function",
+                   type(layer).__name__, error=TypeError)  # fmt: skip
             result = layer(result)
         return result
 
@@ -351,13 +351,13 @@ class Arranging(Composed):
     def _lines(self, name: str, dim: int, index: Core, source: Any) -> tuple[int, Self, Self]:
         """Axis, index and values for `scatter`, expanded to the shape that is written."""
         axis = axis_of(name, dim, self.ndim)
-        expect(index.ndim <= 1, f"{name} with an index", "a vector", index)
+        expect(index.ndim <= 1, name, "a vector as index", index)
         count = index.numel()
         shape = (*self.shape[:axis], count, *self.shape[axis + 1 :])
         places = self._new(index.node).reshape((count, *(1 for _ in self.shape[axis + 1 :])))
         values = self._operand(source) if isinstance(source, Core) else self._filling(source, name)
         if values.shape != shape and (values.ndim or isinstance(source, Core)):
-            raise ShapeError(f"{name} of {values.shape}: expected {shape}")
+            raise ShapeError(f"{name}: expected values of shape {shape}, got {values.shape}")
         return axis, places.expand(shape), values.expand(shape)
 
     def index_select(self, dim: int, index: Core) -> Self:
@@ -400,8 +400,8 @@ class Arranging(Composed):
         >>> Tensor([1, 1]).index_put((Tensor([1, 1]),), Tensor([2, 3]), accumulate=True).tolist()
         [1, 6]
         """
-        expect(isinstance(indices, (tuple, list)), f"index_put({type(indices).__name__}, …)",
-               "a tuple of indices, as (i,)", error=TypeError)  # fmt: skip
+        expect(isinstance(indices, (tuple, list)), "index_put", "a tuple of indices, as (i,)",
+               type(indices).__name__, error=TypeError)  # fmt: skip
         copy = self._new(self.node)
         if not accumulate:
             copy[tuple(indices)] = values
@@ -429,7 +429,7 @@ class Arranging(Composed):
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
         """`take_along_dim`; `name` is for messages."""
         if indices.ndim != self.ndim:
-            raise misfit(name, "indices of as many dimensions", f"{self.shape} at {indices.shape}")
+            raise misfit(name, f"indices with {self.ndim} dimensions", indices)
         shapes = [(*x.shape[:axis], 1, *x.shape[axis + 1 :]) for x in (self, indices)]
         common = broadcast_shape(name, *shapes)
         x, places = (
@@ -445,10 +445,10 @@ class Arranging(Composed):
         [8, 2, 9]
         """
         if not mask.dtype.is_bool:
-            raise DTypeError(f"masked_scatter with a mask of {mask.dtype.name}: expected bool")
+            raise DTypeError(f"masked_scatter: expected a bool mask, got {mask.dtype.name}")
         wide = self._new(mask.node)._broadcast_to(self.shape)
         number = wide.flatten().cumsum(0, dtype=dtypes.int32) - 1
         flat = self._new(source.node).cast(self.dtype).flatten()
-        given = (flat.shape[0], "masked_scatter", "elements of its source")
+        given = (flat.shape[0], "masked_scatter", "elements of source")
         values = flat._at(0, wide.flatten().where(number, -1)._checked(*given, ignored=-1))
         return wide.where(values.reshape(self.shape), self)

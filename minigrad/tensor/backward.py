@@ -48,7 +48,7 @@ class Backward(Composed):
         """
         for name in unknown:
             given = {"create_graph": "True", "inputs": "[x]"}.get(name, "True")
-            how = table().get(f"loss.backward({name}={given})", "expected gradient=, or nothing")
+            how = table().get(f"loss.backward({name}={given})", "expected only gradient=")
             raise TypeError(f"backward({name}=…): {how}")
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
@@ -63,11 +63,10 @@ class Backward(Composed):
                 break
         else:
             raise GradientError(
-                f"backward of a tensor of shape {self.shape}: it depends on no float leaf "
-                "that takes a gradient (was it detached, or computed inside no_grad? did somebody "
-                "look at it before, while no leaf was marked requires_grad=True? does nobody "
-                "hold the leaf any more, as after w = w - lr * w.grad? Write "
-                "`with Tensor.no_grad(): w -= lr * w.grad`)"
+                f"backward: the tensor of shape {self.shape} does not depend on a float leaf that "
+                "takes a gradient. Was it detached, or computed inside no_grad? Was it read "
+                "before, while no leaf had requires_grad=True? Is the leaf gone, as after w = w - "
+                "lr * w.grad? Then write `with Tensor.no_grad(): w -= lr * w.grad`"
             )
         with no_grad():
             for leaf, node in zip(found, replaced(list(found.values()), back), strict=True):
@@ -85,7 +84,7 @@ class Backward(Composed):
         6.0
         """
         targets = tensors_in("gradient", targets)
-        expect(targets, "gradient()", "the tensors by which to differentiate", error=TypeError)
+        expect(targets, "gradient()", "at least one tensor to differentiate by", error=TypeError)
         seed = self._seed(gradient)
         roots = [self.node, *(target.node for target in targets)]
         order = topological(roots)
@@ -112,13 +111,13 @@ class Backward(Composed):
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:
-            raise GradientError(f"gradient of {self.dtype.name}: only floats have gradients")
+            raise GradientError(f"no gradient for {self.dtype.name}: only floats have gradients")
         if gradient is None:
             expect(self.numel() == 1, "backward", "one element; reduce it, e.g. with .sum(), or "
                    "pass gradient= of its shape", self, error=GradientError)  # fmt: skip
             return build.const(1.0, self.dtype, self.shape, self.raw.device)
         if gradient.shape != self.shape:
-            raise misfit("gradient=", f"{self.shape}, as what is differentiated", gradient)
+            raise misfit("gradient=", f"{self.shape}, the shape of the tensor", gradient)
         return build.cast(gradient.node, self.dtype)
 
     def _settle_unmarked(self) -> tuple[Node, Sequence[Node]]:

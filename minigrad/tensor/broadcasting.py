@@ -46,9 +46,9 @@ def broadcast_shape(name: str, *shapes: Shape) -> Shape:
         wide = next((extent for extent in extents if extent != 1), 1)
         if any(extent != wide and extent != 1 for extent in extents):
             raise ShapeError(
-                f"{name}: shapes {' and '.join(show(shape) for shape in shapes)} do not broadcast; "
-                f"dimension {-position} has {' and '.join(str(extent) for extent in extents)}, "
-                "expected equal extents or 1"
+                f"{name}: shapes {' and '.join(show(shape) for shape in shapes)} do not broadcast: "
+                f"dimension {-position} has sizes "
+                f"{' and '.join(str(extent) for extent in extents)}, expected equal sizes or 1"
             )
         result.append(wide)
     return tuple(reversed(result))
@@ -108,7 +108,7 @@ def check_share(name: str, **given: object) -> None:
         if not isinstance(value, (int, float)):
             raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
         if not 0 <= value <= 1:
-            raise ValueError(f"{name}({what}={value}): expected a probability, or share, in 0 … 1")
+            raise ValueError(f"{name}({what}={value}): expected a number in 0 … 1")
 
 
 def whole(value: Any) -> Any:
@@ -125,12 +125,13 @@ def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
     """
     axis = whole(axis)
     if not isinstance(axis, int) or isinstance(axis, bool):
-        raise TypeError(f"{name}: axis {axis!r} is a {type(axis).__name__}; expected an int")
+        raise TypeError(f"{name}: expected an int as axis, got {axis!r}")
     count = max(ndim, least)
     if not -count <= axis < count:
-        expected = f"{-count} … {count - 1}" if count else "a tensor with at least one, as x[None]"
+        expected = f"{-count} … {count - 1}" if count else "at least one dimension, as in x[None]"
         raise AxisError(
-            f"{name}: axis {axis} of a tensor of {ndim} dimensions; expected {expected}"
+            f"{name}: axis {axis} is out of range for a tensor with {ndim} dimensions; expected "
+            f"{expected}"
         )
     return axis % ndim if ndim else 0
 
@@ -144,7 +145,7 @@ def axes_of(
     given = tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
     found = tuple(axis_of(name, axis, ndim, least) for axis in given)
     if len(set(found)) != len(found):
-        raise ShapeError(f"{name}: axes {given} name an axis twice")
+        raise ShapeError(f"{name}: axes {given} contain an axis twice")
     return found if ndim else ()
 
 
@@ -189,7 +190,7 @@ def _undo(step: Node, source: Node, x: Node) -> Node:
         return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
     many = step.op in (Op.EXPAND, Op.WINDOW)
     raise ShapeError(
-        f"in-place write to a view of shape {show(step.shape)} that was made by {step.op.value}: "
-        + ("several of its elements are one element" if many else "its elements are no elements")
+        f"cannot write in place to a view of shape {show(step.shape)} made by {step.op.value}: "
+        + ("several of its elements share one element" if many else "its elements are no elements")
         + " of its base; write to a .clone() or to the base"
     )

@@ -88,7 +88,7 @@ class Contraction(Methods):
         [[11.0]]
         """
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
-            raise misfit("linear", "(…, in) and (in, out)", self, f"a weight {weight.shape}")
+            raise misfit("linear", "(…, in) and a weight (in, out)", self, weight)
         factor = self._new(weight.node)
         result = self * factor if weight.ndim == 1 else self.matmul(factor)
         return result if bias is None else result + bias
@@ -114,7 +114,7 @@ class Contraction(Methods):
                         extents[name] = extent
                     elif extent != 1:
                         what = f"einsum {equation!r}: dimension {name!r}"
-                        raise misfit(what, "equal extents", extents[name], extent)
+                        raise misfit(what, "equal sizes", extents[name], extent)
             aligned.append((names, tensor))
         missing = [name for name in output if name not in extents]
         if missing:
@@ -158,7 +158,7 @@ class Contraction(Methods):
         (1, 1)
         """
         if is_causal and attn_mask is not None:
-            raise ValueError("scaled_dot_product_attention: expected is_causal or attn_mask")
+            raise ValueError("scaled_dot_product_attention: pass is_causal or attn_mask, not both")
         if min(self.ndim, key.ndim, value.ndim) < 2 + enable_gqa:
             raise misfit("attention", f"at least {2 + enable_gqa} dimensions", self, key, value)
         if enable_gqa:
@@ -177,7 +177,7 @@ class Contraction(Methods):
         """See `scaled_dot_product_attention`."""
         size: Any = self.shape[-1]
         if scale is None and not isinstance(size, int):
-            raise ShapeError(f"attention over a head of symbolic dimension {size}; pass scale=")
+            raise ShapeError(f"attention: the head dimension {size} is symbolic; pass scale=")
         factor = 1 / math.sqrt(max(size, 1)) if scale is None else scale
         result_dtype = promote(self.dtype, value.dtype)
         wide = accumulator(result_dtype)
@@ -208,9 +208,9 @@ class Contraction(Methods):
         mask = self._new(attn_mask.node)
         if mask.dtype.is_bool:
             return mask, None
-        expect(mask.dtype.is_float, f"attention with a mask of {mask.dtype.name}",
-               "bool, True where a key is seen, as in (mask != 0), or floats that are added",
-               error=DTypeError)  # fmt: skip
+        expect(mask.dtype.is_float, "attention",
+               "a bool mask (True where a key is seen, as in mask != 0), or floats that are added",
+               mask.dtype.name, error=DTypeError)  # fmt: skip
         return mask > float("-inf"), mask
 
     # --- normalization ----------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def _product_of_bytes(x: Any, y: Any) -> Any:
 
 def _ratio(many: Any, few: Any) -> int:
     if not isinstance(many, int) or not isinstance(few, int) or few == 0 or many % few:
-        raise misfit("attention", "a multiple", f"{many} query heads", f"{few} key heads")
+        raise misfit("attention", "query heads in a multiple of the key heads", many, few)
     return many // few
 
 
@@ -372,7 +372,7 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
     left, arrow, right = text.partition("->")
     parts = left.split(",")
     if len(parts) != len(ndims):
-        raise ShapeError(f"einsum {equation!r}: {len(ndims)} operands for {len(parts)} terms")
+        raise ShapeError(f"einsum {equation!r}: expected {len(parts)} operands, got {len(ndims)}")
     batch = max((n - len(p) + 1 for p, n in zip(parts, ndims, strict=True) if "…" in p), default=0)
     dots = [f".{i}" for i in range(batch)]
     inputs: list[list[str]] = []
@@ -381,13 +381,13 @@ def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]],
         names = [name for c in part for name in (dots[spare:] if c == "…" else c)]
         expect(re.fullmatch("[a-zA-Z]*…?[a-zA-Z]*", part) and len(names) == ndim,
                f"einsum {equation!r}: term {part.replace('…', '...')!r}",
-               f"letters for the dimensions of an operand with {ndim}")  # fmt: skip
+               f"a letter for each of the operand's {ndim} dimensions")  # fmt: skip
         inputs.append(names)
     if not arrow:
         return inputs, dots + sorted(c for c in set(left) - {",", "…"} if left.count(c) == 1)
     output = [name for c in right for name in (dots if c == "…" else c)]
     if len(set(output)) != len(output):
-        raise ShapeError(f"einsum {equation!r}: the output names a dimension twice")
+        raise ShapeError(f"einsum {equation!r}: expected each name once in the output")
     return inputs, output
 
 
@@ -408,7 +408,7 @@ def _without_repeats(names: list[str], tensor: Any) -> tuple[list[str], Any]:
         second = names.index(name, first + 1)
         rows, columns = tensor.shape[first], f"{tensor.shape[second]} of one operand"
         if tensor.shape[first] != tensor.shape[second]:
-            raise misfit(f"einsum: dimension {name!r}", "equal extents", rows, columns)
+            raise misfit(f"einsum: dimension {name!r}", "equal sizes", rows, columns)
         tensor = tensor.diagonal(0, first, second)
         names = [n for i, n in enumerate(names) if i not in (first, second)] + [name]
     return names, tensor

@@ -91,10 +91,10 @@ class Convolution(Composed):
         if groups < 1 or out % groups or channels != inner * groups:
             are_last = self.shape[-1] == inner * groups
             raise ShapeError(
-                f"conv2d of {self.shape} with a weight {weight.shape} in {groups} "
-                f"groups: expected (…, {inner * max(groups, 1)}, …), the weight's channels times "
-                "groups, and a number of outputs that the groups divide"
-                + are_last * f"; x.movedim(-1, {-spatial - 1}) has the last dimension there"
+                f"conv2d: expected (…, {inner * max(groups, 1)}, …), the weight's channels times "
+                f"groups, and outputs in a multiple of groups, got shape {self.shape}, a weight "
+                f"{weight.shape} and groups={groups}"
+                + are_last * f"; write x.movedim(-1, {-spatial - 1}) for channels that are last"
             )
         steps, gaps, pairs = geometry("conv2d", kernel, stride, padding, dilation)
         sizes = list(zip(space, pairs, kernel, gaps, strict=True))
@@ -167,8 +167,8 @@ class Convolution(Composed):
         inner, outer, *kernel = _plain(name, weight.shape)
         batch, channels, *space = (x.shape[0], *_plain(name, x.shape[1:]))
         expect(groups >= 1 and channels == inner and not channels % groups,
-               f"{name} of {self.shape} with a weight {weight.shape} in {groups} groups",
-               f"(…, {inner}, …), and channels that the groups divide")  # fmt: skip
+               name, f"(…, {inner}, …) and channels in a multiple of groups",
+               f"shape {self.shape}, a weight {weight.shape} and groups={groups}")  # fmt: skip
         steps, gaps, pairs = geometry(name, kernel, stride, padding, dilation)
         more = per_dimension(name, "output_padding", output_padding, spatial, least=0)
         check_output_padding(name, more, steps, gaps)
@@ -177,7 +177,7 @@ class Convolution(Composed):
             for n, s, d, k, m in zip(space, steps, gaps, kernel, more, strict=True)
         ]
         if any(before + after >= n for (before, after), n in zip(pairs, full, strict=True)):
-            raise ShapeError(f"{name}: padding {pairs} leaves nothing of {tuple(full)}")
+            raise ShapeError(f"{name}: padding {pairs} removes all of {tuple(full)}")
         dtype = promote(self.dtype, weight.dtype)
         last = x.cast(accumulator(dtype))._channels_last(groups)  # (b, *space, g, c)
         last = last.reshape(*last.shape[:-1], 1, *(1 for _ in kernel), channels // groups)
@@ -193,8 +193,8 @@ class Convolution(Composed):
     def _batched(self, name: str, weight: Core) -> tuple[Self, bool]:
         device_of(name, (self.raw, weight.raw))
         if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
-            expected = "(batch, channels, *space) and as many dimensions, (…, …, *kernel)"
-            raise misfit(name, expected, self, f"a weight {weight.shape}")
+            expected = "(batch, channels, *space) and a weight (…, …, *kernel) with equal ndim"
+            raise misfit(name, expected, self, weight)
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
 
     def _channels_last(self, groups: int, apart: bool = False) -> Self:
@@ -218,7 +218,7 @@ class Convolution(Composed):
         result = self.flatten(-2)
         if bias is not None:
             out = result.shape[-1:]
-            expect(bias.shape == out, f"conv2d: bias has shape {bias.shape}", f"{out}")
+            expect(bias.shape == out, "conv2d: bias", f"{out}", bias)
             device_of("conv2d", (self.raw, bias.raw))
             result = result + self._new(bias.node).cast(self.dtype)
             dtype = promote(dtype, bias.dtype)
@@ -300,15 +300,15 @@ class Convolution(Composed):
     ) -> tuple[list[int], list[float | None]]:
         """New extents, and the distance of their elements in self where a factor was given."""
         if (size is None) == (scale_factor is None):
-            raise ValueError("interpolate: expected either size or scale_factor")
+            raise ValueError("interpolate: expected one of size and scale_factor")
         given = size if scale_factor is None else scale_factor
         numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
         space = [extent for extent in self.shape[2:] if isinstance(extent, int)]
         kind, word = ((int, float), "number") if size is None else (int, "int")
         fits = len(numbers) == len(space) == spatial
         expect(fits and all(isinstance(n, kind) and n > 0 for n in numbers), "interpolate",
-               f"one {word} > 0, or {spatial} of them, and plain extents",
-               f"{self.shape} to {given!r}")  # fmt: skip
+               f"one {word} > 0, or {spatial} of them, and known sizes",
+               f"{given!r} for shape {self.shape}")  # fmt: skip
         if scale_factor is None:
             return numbers, [None] * spatial
         extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
@@ -321,7 +321,7 @@ class Convolution(Composed):
         extent = self.shape[axis]
         assert isinstance(extent, int)
         if count < 1 or extent < 1:
-            raise ShapeError(f"interpolate of {self.shape}: no elements along {axis}")
+            raise ShapeError(f"interpolate: dimension {axis} of shape {self.shape} has no elements")
         apart = extent / count if scale is None else scale
         if mode == "area":
             return self._adaptive(axis, count)
@@ -410,7 +410,7 @@ class Convolution(Composed):
 def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
     found = [extent for extent in shape if isinstance(extent, int)]
     if len(found) != len(shape):
-        raise ShapeError(f"{name}: symbolic extents in {shape}; only the batch may be one")
+        raise ShapeError(f"{name}: symbolic sizes in {shape}: only the batch size may be symbolic")
     return found
 
 
@@ -437,7 +437,7 @@ def _too_small(
     name: str, x: Core, pairs: Pairs, kernel: Sequence[int], gaps: Sequence[int]
 ) -> ShapeError:
     what = f"smaller than the kernel {tuple(kernel)} with dilation {tuple(gaps)}"
-    return ShapeError(f"{name} of {x.shape} padded by {pairs}: {what}")
+    return ShapeError(f"{name}: shape {x.shape} padded by {pairs} is {what}")
 
 
 def windows_of(
@@ -455,7 +455,7 @@ def check_output_padding(
     """
     expect(all(m < max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)),
            f"{name}(output_padding={tuple(more)})",
-           f"less than stride {tuple(steps)} or dilation {tuple(gaps)}")  # fmt: skip
+           f"less than the stride {tuple(steps)} or the dilation {tuple(gaps)}")  # fmt: skip
 
 
 def padding_pairs(
@@ -468,7 +468,7 @@ def padding_pairs(
             return [(0, 0)] * spatial
         expect(padding == "same" and name == "conv2d" and all(step == 1 for step in steps),
                f"{name}(padding={padding!r}, stride={tuple(steps)})",
-               "numbers, 'valid', or for convolutions with stride 1 'same'")  # fmt: skip
+               "numbers, 'valid', or 'same' (for convolutions with stride 1)")  # fmt: skip
         both = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in both]
     given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
@@ -493,10 +493,10 @@ class _Plan:
         padding: Padding, dilation: Numbers, ceil_mode: bool,
     ) -> None:  # fmt: skip
         if x.dtype.is_bool:
-            raise DTypeError(f"{name} of a bool tensor; expected numbers, e.g. x.float()")
+            raise DTypeError(f"{name}: expected numbers, got bool; use x.float()")
         self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
-        expect(1 <= self.spatial <= x.ndim, name, "as many dimensions as the kernel has, or more",
-               f"{x.shape} with kernel_size {kernel_size}")  # fmt: skip
+        expect(1 <= self.spatial <= x.ndim, name, "at least as many dimensions as the kernel",
+               f"shape {x.shape} and kernel_size {kernel_size}")  # fmt: skip
         self.kernel = per_dimension(name, "kernel_size", kernel_size, self.spatial)
         stride = self.kernel if stride is None else stride
         self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
@@ -508,7 +508,7 @@ class _Plan:
         ):
             reach = d * (k - 1) + 1
             expect(2 * max(before, after) <= reach, f"{name}(padding={self.pairs})",
-                   f"at most half the kernel {tuple(self.kernel)}")  # fmt: skip
+                   f"at most half the kernel size {tuple(self.kernel)}")  # fmt: skip
             free = n + before + after - reach
             count = (ceildiv(free, s) if ceil_mode else free // s) + 1
             if (count - 1) * s >= n + before:

@@ -95,8 +95,8 @@ class Core(Holder, metaclass=_TensorType):
             if type(data) in (list, tuple) and data and isinstance(data[0], Core):
                 if modes.gradients and data[0]._descends_from_leaves():
                     warnings.warn(
-                        "Tensor(a list of tensors) takes their values, without gradients; "
-                        "Tensor.stack(them) keeps these", stacklevel=2
+                        "Tensor(a list of tensors) copies their values without gradients; use "
+                        "Tensor.stack(them) to keep the gradients", stacklevel=2
                     )  # fmt: skip
             raw, shape, found = hostdata.read(data, wanted)
             node = stored(raw, found, shape, Device.canonical(device))
@@ -118,8 +118,8 @@ class Core(Holder, metaclass=_TensorType):
         """
         dtype = resolve(dtype)
         if len(data) != numel(shape) * dtype.itemsize:
-            said = f"from_bytes: {len(data)} bytes for {show(shape)} of {dtype.name}"
-            raise misfit(said, f"{numel(shape) * dtype.itemsize}")
+            said = f"from_bytes of {show(shape)} {dtype.name}"
+            raise misfit(said, f"{numel(shape) * dtype.itemsize} bytes", len(data))
         where = Device.canonical(device)
         result = cls._of(stored(data, dtype, shape, where))
         result.made = True
@@ -137,7 +137,7 @@ class Core(Holder, metaclass=_TensorType):
         raw, shape, found = hostdata.read(data, self.dtype)
         if shape != self.shape or found is not self.dtype:
             new, own = f"{found.name} {show(shape)}", f"{self.dtype.name} {show(self.shape)}"
-            raise misfit(f"set_data of {new} on {own}", "the same shape and dtype")
+            raise misfit("set_data", f"the tensor's dtype and shape, {own}", new)
         self._fill(raw)
         return self
 
@@ -189,7 +189,7 @@ class Core(Holder, metaclass=_TensorType):
             result.stopped = origin.stops or self.stopped
         return result
 
-    # --- what it is -------------------------------------------------------------------------------
+    # --- properties -------------------------------------------------------------------------------
 
     @property
     def node(self) -> Node:
@@ -244,11 +244,11 @@ class Core(Holder, metaclass=_TensorType):
     def grad(self, given: Core | None) -> None:
         if given is not None:
             if not isinstance(given, Core):
-                raise TypeError(f"x.grad = a {type(given).__name__}: expected a tensor, or None")
+                raise TypeError(f"x.grad: expected a tensor or None, got {type(given).__name__}")
             device_of("x.grad =", (self.raw, given.raw))
             if given.shape != self.shape or given.dtype is not self.dtype:
                 new, own = (f"{x.dtype.name} {show(x.shape)}" for x in (given, self))
-                raise misfit(f"x.grad = {new} of a tensor", "the same shape and dtype", own)
+                raise misfit("x.grad = …", f"the tensor's dtype and shape, {own}", new)
         grades(self, anew=True)
         self._grad = given
 
@@ -268,8 +268,8 @@ class Core(Holder, metaclass=_TensorType):
             check_flag("requires_grad", "wanted", wanted)
         if wanted and not self.dtype.is_float:
             raise GradientError(
-                f"requires_grad of a {self.dtype.name} tensor: only floats have gradients; "
-                "cast it first, e.g. .float()"
+                f"cannot set requires_grad of {self.dtype.name}: only floats have "
+                "gradients; cast it first, e.g. with .float()"
             )
         if wanted and not self._requires_grad:
             self._become_leaf()
@@ -371,7 +371,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("len() of a 0-d tensor; it has no first dimension")
+            raise TypeError("len() of a 0-d tensor: expected at least one dimension")
         return evaluate(self.shape[0], {})
 
     # --- engine -----------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ class Core(Holder, metaclass=_TensorType):
         """
         for other in others:
             if not isinstance(other, Core):
-                raise TypeError(f"realize of a {type(other).__name__}: expected tensors")
+                raise TypeError(f"realize: expected tensors, got {type(other).__name__}")
         realization.realize((self, *others))
         return self
 
@@ -473,8 +473,8 @@ class Core(Holder, metaclass=_TensorType):
             base._check_no_leaf()
         if self._requires_grad and modes.gradients:
             raise GradientError(
-                f"in-place write to a leaf of shape {show(self.shape)} that requires a gradient; "
-                "write inside `with Tensor.no_grad():`, or to a .clone()"
+                f"cannot write in place to a leaf of shape {show(self.shape)} that requires a "
+                "gradient; write inside `with Tensor.no_grad():`, or to a .clone()"
             )
 
     def _write(self, node: Node) -> None:
@@ -503,8 +503,8 @@ class Core(Holder, metaclass=_TensorType):
         start = modes.describing
         if start is not None and getattr(self._link, "filed", self.raw.age) < start:
             raise ScanError(
-                "Tensor.scan: a step writes in place to a tensor from outside, which would be done "
-                "once, and not in each step; let its values be a part of the carry"
+                "Tensor.scan: the step writes in place to a tensor from outside, which would "
+                "happen only once, not in each step; make its values part of the carry"
             )
 
     def _value_node(self, value: Any) -> Node:

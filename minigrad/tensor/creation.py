@@ -21,17 +21,17 @@ def _numeric(name: str, given: DTypeLike, default: DType) -> DType:
     """The dtype of `arange` or `linspace`; DTypeError for bool."""
     dtype = dtype_or(given, default)
     if dtype.is_bool:
-        raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool()")
+        raise DTypeError(f"{name}(dtype=bool): expected a number dtype; use .bool() afterwards")
     return dtype
 
 
 def _check_numbers(name: str, *values: Any) -> None:
     for value in values:
         if not isinstance(value, (bool, int, float, Affine)):
-            raise misfit(f"{name} with {value!r}, a {type(value).__name__}", "a Python number",
+            raise misfit(name, "Python numbers", f"{value!r}, of type {type(value).__name__}",
                          error=TypeError)  # fmt: skip
         if name == "arange" and isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"arange with {value}: expected finite numbers")
+            raise ValueError(f"arange: expected finite numbers, got {value}")
 
 
 def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
@@ -40,8 +40,8 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     for extent in shape:
         if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
             raise ShapeError(
-                f"{name}({', '.join(map(str, shape))}): expected extents that are ints ≥ 0, as "
-                f"{name}(2, 3) or {name}((2, 3)); all else goes by name, as low=0, high=9"
+                f"{name}({', '.join(map(str, shape))}): expected sizes that are ints ≥ 0, as "
+                f"{name}(2, 3) or {name}((2, 3)); pass other arguments by name, as low=0, high=9"
             )
     return shape
 
@@ -162,7 +162,7 @@ class Creation(Methods):
         step = whole(step)
         _check_numbers("arange", begin, end, step)
         where = Device.canonical(device)
-        expect(step != 0, "arange with step 0", "a step that is not 0", error=ValueError)
+        expect(step != 0, "arange(step=0)", "a step that is not 0", error=ValueError)
         if isinstance(begin, Affine) or isinstance(end, Affine):
             if step != 1 or not isinstance(begin, (int, Affine)):
                 raise ShapeError(f"arange({begin}, {end}, {step}): symbolic bounds need step 1")
@@ -264,8 +264,8 @@ class Creation(Methods):
         if num_classes == -1 and not self.dtype.is_float:
             num_classes = int(self.max().item()) + 1
         expect(not self.dtype.is_float and low(num_classes) >= 0,
-               f"one_hot({num_classes}) of a {self.dtype.name} tensor",
-               "integers and a number of classes ≥ 0", error=DTypeError)  # fmt: skip
+               f"one_hot({num_classes})", "integers and num_classes ≥ 0",
+               self.dtype.name, error=DTypeError)  # fmt: skip
         classes = self.arange(num_classes, device=self.raw.device)
         chosen = self if self.dtype.is_bool else self._checked(num_classes, "one_hot", "classes")
         return chosen.unsqueeze(-1).eq(classes).cast(dtypes.default_int)

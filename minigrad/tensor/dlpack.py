@@ -59,16 +59,16 @@ class DLPack(Composed):
         to shared memory see `from_dlpack`.
         """
         if stream is not None:
-            raise BufferError(f"__dlpack__(stream={stream!r}): the host has no streams; pass None")
+            raise BufferError(f"__dlpack__(stream={stream!r}): expected None; there are no streams")
         expect(dl_device is None or tuple(dl_device) == self.__dlpack_device__(), "__dlpack__",
                "the host's memory, (1, 0)", error=BufferError, dl_device=dl_device)  # fmt: skip
         view = views.base_of(self) is not None  # its memory is a copy of the base's
         memory = (self.clone() if copy or view else self)._shared_memory()
         copied = bool(copy) or view or memory is None
         if copied and copy is False:
-            given = f"a tensor on {self.device}: its memory is not the host's"
-            given = "a view: only a whole tensor's memory can be given" if view else given
-            raise BufferError(f"__dlpack__(copy=False) of {given}; pass copy=None")
+            given = f"a tensor on {self.device}, which is not the host"
+            given = "a view" if view else given
+            raise BufferError(f"__dlpack__(copy=False): cannot share {given}; pass copy=None")
         if memory is None:
             source = type(self).from_bytes(self._bytes(), self._known_shape(), self.dtype, "CPU")
             memory = source._shared_memory()
@@ -122,8 +122,8 @@ class DLPack(Composed):
                 return result
         if copy is False and array.size:
             raise BufferError(
-                f"from_dlpack(copy=False) of an array of shape {array.shape} and strides of "
-                f"{tuple(array.strides)} bytes on {name}: it cannot be shared; pass copy=None"
+                f"from_dlpack(copy=False): cannot share an array of shape {array.shape} with "
+                f"strides of {tuple(array.strides)} bytes on {name}; pass copy=None"
             )
         return cls.from_bytes(array.tobytes(), array.shape, dtype, name)
 
@@ -165,7 +165,7 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
     capsule = _capsule_of(data)
     name = _name_of(capsule)
     if not name:
-        raise BufferError(f"from_dlpack of {type(data).__name__}: its capsule was used already")
+        raise BufferError(f"from_dlpack: the capsule of {type(data).__name__} was already used")
     code = ctypes.c_uint8.from_address(_pointer(capsule, name) + _CODE[name])
     halves = code.value == _BFLOAT
     code.value = _UNSIGNED if halves else code.value
@@ -173,14 +173,14 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
         array = np.from_dlpack(_Capsule(capsule))
     except (BufferError, RuntimeError) as error:
         raise DTypeError(
-            f"from_dlpack of {type(data).__name__}: {error} expected bool, integers or real floats "
-            "in the host's memory"
+            f"from_dlpack of {type(data).__name__}: expected bool, integers or real floats in the "
+            f"host's memory ({error})"
         ) from None
     dtype = dtypes.bfloat16 if halves else hostdata.known(array.dtype)
     if dtype is None:
         raise DTypeError(
-            f"from_dlpack of {type(data).__name__}: elements of dtype {array.dtype.name} are "
-            "unknown; expected bool, integers or real floats"
+            f"from_dlpack of {type(data).__name__}: expected bool, integers or real floats, got "
+            f"{array.dtype.name}"
         )
     # capsules without a version cannot mark memory as read-only
     return array, dtype, array.flags.writeable or b"versioned" not in name
@@ -191,13 +191,14 @@ def _capsule_of(data: Any) -> Any:
 
     if type(data).__name__ == "PyCapsule":
         return data
-    expect(hasattr(data, "__dlpack__"), f"from_dlpack({type(data).__name__})",
-           "something that has __dlpack__; Tensor(data) copies", error=TypeError)  # fmt: skip
+    expect(hasattr(data, "__dlpack__"), "from_dlpack",
+           "an object with __dlpack__; use Tensor(data) to copy", type(data).__name__,
+           error=TypeError)  # fmt: skip
     if hasattr(data, "__dlpack_device__"):
         kind = int(data.__dlpack_device__()[0])
-        expect(kind in HOST_MEMORY, f"from_dlpack of an array on DLPack's device {kind}",
-               f"the host's memory, {CPU_MEMORY}; move it to the CPU first",
-               error=DeviceError)  # fmt: skip
+        expect(kind in HOST_MEMORY, "from_dlpack",
+               f"an array in the host's memory, {CPU_MEMORY}; move it to the CPU first",
+               f"DLPack's device {kind}", error=DeviceError)  # fmt: skip
     if np.lib.NumpyVersion(np.__version__) < "2.1.0":
         return data.__dlpack__()
     try:

@@ -28,7 +28,7 @@ def condition(name: str, x: Core) -> Node:
     """The node of a bool condition; DTypeError for numbers, as in PyTorch's x.where(mask, y)."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
-        raise misfit(f"{name} with a condition", "bool, as in (x != 0).where(a, b)", given,
+        raise misfit(name, "a bool condition, as in (x != 0).where(a, b)", given,
                      error=DTypeError)  # fmt: skip
     return x.node
 
@@ -74,7 +74,7 @@ class Elementwise(Methods):
         mine = self.node
         if isinstance(other, (bool, int, float)):
             if not (other or reverse or mine.dtype.is_float) and name in _DIVISIONS:
-                expected = "another number (where a tensor divides, its zeros give 0)"
+                expected = "a divisor that is not 0 (zeros in a tensor give 0)"
                 what = f"{mine.dtype.name} by {other}"
                 raise misfit(name, expected, what, error=ZeroDivisionError)
             dtype = scalar_dtype(name, other, mine.dtype)
@@ -370,7 +370,7 @@ class Elementwise(Methods):
             return self._new(build.const(value, self.dtype, (), self.raw.device))
         return self._operand(self._data(value)).cast(self.dtype)
 
-    # --- choices ----------------------------------------------------------------------------------
+    # --- selection --------------------------------------------------------------------------------
 
     def where(self, x: Any = None, y: Any = None) -> Self:
         """x where self (bool) is true, y elsewhere; x and y broadcast and promote.
@@ -383,7 +383,7 @@ class Elementwise(Methods):
         if x is None and y is None:
             return self.nonzero(as_tuple=True)
         if x is None or y is None:
-            raise TypeError("where: expected values for both, where(x, y), or none")
+            raise TypeError("where: expected two values, as in where(x, y), or none, got one")
         nodes = [condition("where", self), *choices(self, x, y)]
         return self._chosen(nodes, broadcast_shape("where", *[n.shape for n in nodes]))
 

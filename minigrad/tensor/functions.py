@@ -187,7 +187,7 @@ class Functions(Methods):
         """
         if not self.dtype.is_float:
             if decimals < 0:
-                raise DTypeError(f"round({decimals}) of {self.dtype.name}: use .float() first")
+                raise DTypeError(f"round({decimals}): expected decimals ≥ 0; use .float() first")
             return self.clone()
         if decimals:
             power = 10.0 ** abs(decimals)  # exact, unlike its reciprocal
@@ -380,8 +380,8 @@ class Functions(Methods):
         """
         if isinstance(other, (bool, int, float)) and not reverse:
             if isinstance(other, int) and other < 0 and not self.dtype.is_float:
-                expected = f"an exponent ≥ 0, or floats, x.float() ** {other}"
-                what = f"{self.dtype.name} by {other}"
+                expected = f"an exponent ≥ 0; write x.float() ** {other}"
+                what = f"{self.dtype.name} ** {other}"
                 raise misfit("pow", expected, what, error=ValueError)
             simple = self._pow_number(other)
             if simple is not None:
@@ -741,8 +741,8 @@ class Functions(Methods):
             return self.assign(result)
         instead = f"x = x.{name[:-1]}(…)" if name.endswith("_") else f"x = x {name} …"
         raise (DTypeError if fits else ShapeError)(
-            f"in-place {name}: the result is {result.dtype.name} {result.shape}, the tensor "
-            f"{self.dtype.name} {self.shape}; write {instead} instead"
+            f"in-place {name}: the result is {result.dtype.name} {result.shape}, but the tensor is "
+            f"{self.dtype.name} {self.shape}; write {instead}"
         )
 
     if not TYPE_CHECKING:  # to type checkers x += y is x = x + y

@@ -59,13 +59,13 @@ def _read_array(data: Any) -> HostArray:
         return halves.tobytes(), wide.shape, dtypes.bfloat16
     array = np.asarray(data)
     if hasattr(data, "filled") and np.any(data.mask):
-        raise DTypeError("Tensor(masked array): expected numbers everywhere, as x.filled(0) has")
+        raise DTypeError("Tensor(masked array): expected numbers everywhere; write x.filled(0)")
     dtype = known(array.dtype)
     if dtype is None:
-        how = ", as array.astype(np.float32) has" if array.dtype.kind == "O" else ""
+        how = "; use array.astype(np.float32)" if array.dtype.kind == "O" else ""
         raise DTypeError(
-            f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype{how} "
-            f"({', '.join(BY_NAME)})"
+            f"Tensor(array of {array.dtype}): expected bool, an integer or a float dtype "
+            f"({', '.join(BY_NAME)}){how}"
         )
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("="))
@@ -75,7 +75,7 @@ def _read_array(data: Any) -> HostArray:
 def _read_buffer(view: memoryview) -> HostArray:
     dtype = _BY_FORMAT.get(view.format)
     if dtype is None:
-        raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected a plain number type")
+        raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected plain numbers")
     return view.tobytes(), tuple(view.shape or ()), dtype
 
 
@@ -91,8 +91,8 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
             found = sorted(n for n in lengths if n >= 0)
             what = "a number" if -1 in lengths else f"lists of {found[1]}"
             raise ShapeError(
-                f"Tensor(nested list): at depth {len(shape)} it has lists of {found[0]} and "
-                f"{what}; expected lists of equal lengths"
+                f"Tensor(nested list): expected lists of equal lengths at depth {len(shape)}, got "
+                f"lists of {found[0]} and {what}"
             )
         shape.append(lengths.pop())
         level = [value for part in level for value in part]
@@ -101,7 +101,7 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
         if not isinstance(value, (bool, int, float)):
             raise DTypeError(
                 f"Tensor({type(value).__name__}): expected a number, nested lists of numbers, an "
-                f"array, or a buffer{'; x is None asks for None' if value is None else ''}"
+                f"array or a buffer{'; write x is None to test for None' if value is None else ''}"
             )
     if dtype is None:
         dtype = dtype_of("Tensor(…)", level)

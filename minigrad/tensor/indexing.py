@@ -97,8 +97,8 @@ class Indexing(Methods):
         code, place = frame.f_code.co_code, frame.f_lasti
         if code[place] == UNPACKS and code[place + 1] != len(self):
             raise ValueError(
-                f"{code[place + 1]} names for the {len(self)} parts of a tensor of shape "
-                f"{self.shape}; {hint('v, i, j = x.max(1)')}"
+                f"cannot unpack {len(self)} parts of a tensor of shape {self.shape} into "
+                f"{code[place + 1]} names; {hint('v, i, j = x.max(1)')}"
             )
         return (self[place] for place in range(len(self)))
 
@@ -166,14 +166,15 @@ class Indexing(Methods):
                 listed |= set() if isinstance(given, Core) else {id(item)}
             elif item is Ellipsis:
                 if place is not None:
-                    raise BoundsError("an index with more than one … (Ellipsis)")
+                    raise BoundsError("an index may contain only one … (Ellipsis)")
                 place = len(items)
             else:
                 used += item is not None
             items.append(item)
         if used > self.ndim:
             raise BoundsError(
-                f"{used} indices for a tensor of {self.ndim} dimensions, shape {self.shape}"
+                f"too many indices: {used} for a tensor with {self.ndim} dimensions, shape "
+                f"{self.shape}"
             )
         place = len(items) if place is None else place
         items[place : place + 1] = rest[used:] or items[place : place + 1]
@@ -185,7 +186,7 @@ class Indexing(Methods):
         if item.dtype.is_bool:  # the host reads how many are true, and all of a small mask
             self._check_mask(item, axis)
             if not item.ndim:
-                raise BoundsError("a 0-d mask: use where() or masked_fill()")
+                raise BoundsError("cannot index with a 0-d mask; use where() or masked_fill()")
             return item._unravelled(item._places())  # type: ignore[no-any-return]
         if known:
             _check_known(item, axis, self.shape)
@@ -197,7 +198,7 @@ class Indexing(Methods):
         if item is None or item is Ellipsis or type(item) in (int, slice, Affine):
             return item
         if isinstance(item, bool):
-            raise DTypeError("an index of True or False; use a bool tensor, or None for a new axis")
+            raise DTypeError("cannot index with a bool; use a bool tensor, or None for a new axis")
         if isinstance(item, str):
             raise TypeError(f"x[{item!r}]: " + hint('x["a"]'))
         if not isinstance(item, Core):
@@ -207,15 +208,15 @@ class Indexing(Methods):
             dtype = dtypes.default_int if empty else None
             item = type(self)(item, device=self.raw.device, dtype=dtype)
         if item.dtype.is_float:
-            what, expected = f"dtype {item.dtype.name}", "integers or bool; use .int()"
-            raise misfit("an index", expected, what, error=DTypeError)
+            what, expected = item.dtype.name, "integers or bool; use .int()"
+            raise misfit("index", expected, what, error=DTypeError)
         return item if item.dtype.is_bool else item.detach()
 
     def _check_mask(self, mask: Core, axis: int) -> None:
         wanted = self.shape[axis : axis + mask.ndim]
         if mask.shape != wanted:
-            said = f"mask of shape {mask.shape} at dimension {axis} of a tensor"
-            raise misfit(said, f"{wanted}", self, error=BoundsError)
+            said = f"mask at dimension {axis} of shape {self.shape}"
+            raise misfit(said, f"shape {wanted}", mask, error=BoundsError)
 
     def _places(self) -> Self:
         """The positions where the flattened mask is true, an int32 vector."""
@@ -247,7 +248,7 @@ class Indexing(Methods):
             flat = flat * extent + index
         if len(axes) > 1:  # an index out of range must not become another in range
             if is_symbolic(tuple(extents)):
-                raise ShapeError("several index arrays on a symbolic dimension")
+                raise ShapeError("cannot use several index arrays on a symbolic dimension")
             fits = ((i >= 0) & (i < extent) for i, extent in zip(indices, extents, strict=True))
             flat = reduce(and_, fits).where(flat, -1)
         rest = (self.shape[axis] for axis in order[len(axes) :])
@@ -291,7 +292,7 @@ class Indexing(Methods):
         inverse = sorted(range(self.ndim), key=order.__getitem__)
         return new.reshape(tuple(self.shape[axis] for axis in order)).permute(*inverse)
 
-    # --- what is made of it ----------------------------------------------------------------------
+    # --- methods built on indexing ---------------------------------------------------------------
 
     def take(self, index: Core) -> Self:
         """Elements of the flattened tensor; negative indices count from the end, as in `x[…]`.
@@ -353,8 +354,8 @@ class Indexing(Methods):
     def _rows_of(self, weight: Core, name: str) -> Self:
         """`embedding`; `name` is for messages."""
         if not self.dtype.is_int or weight.ndim != 2:
-            what = f"{self.dtype.name} {self.shape} in a table of shape {weight.shape}"
-            raise misfit("embedding", "integers and a table (classes, width)", what)
+            what = f"{self.dtype.name} {self.shape} and a weight {weight.shape}"
+            raise misfit("embedding", "integers and a weight (classes, width)", what)
         index = self._checked(weight.shape[0], name, "rows")
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 
@@ -395,15 +396,14 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
         return 0, extent, 1
     step = 1 if item.step is None else _int(item.step)
     if step == 0:
-        raise ShapeError("a slice with step 0; expected a step that is not 0")
+        raise ShapeError("slice: expected a step that is not 0")
     if any(isinstance(x, Affine) for x in (item.start, item.stop, extent)):
         if step != 1:
-            raise ShapeError(f"a slice of step {step} with symbolic bounds; expected step 1")
+            raise ShapeError(f"slice: expected step 1 with symbolic bounds, got {step}")
         start = _bound(item.start, 0, extent)
         stop = _bound(item.stop, extent, extent)
         if evaluate(stop, {}) > (count := evaluate(extent, {})):
-            raise ShapeError(f"a slice to {stop} of a dimension of {extent}, which is {count}: "
-                             "expected it to end there or before")  # fmt: skip
+            raise ShapeError(f"slice: expected a stop up to {extent} = {count}, got {stop}")
         return start, stop, 1
     assert isinstance(extent, int)
     first, last = (None if end is None else _int(end) for end in (item.start, item.stop))
@@ -417,7 +417,7 @@ def _slice(item: slice, extent: Integer) -> tuple[Integer, Integer, int]:
 def _int(x: Any) -> int:
     if hasattr(x, "__index__"):
         return int(x.__index__())
-    raise TypeError(f"a slice with {x!r}: expected an int")
+    raise TypeError(f"slice: expected ints or None, got {x!r}")
 
 
 def _bound(given: Any, default: Integer, extent: Integer) -> Integer:

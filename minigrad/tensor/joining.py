@@ -38,7 +38,7 @@ class Joining(Methods):
                 for d, (a, b) in enumerate(zip(tensor.shape, first.shape, strict=True))
                 if d != place
             ):
-                expected = "equal extents but for that dimension"
+                expected = "equal sizes except along that dimension"
                 raise misfit(f"cat along dimension {place}", expected, first, tensor)
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)
         return first._new((build.cat if many else joined)([each.node for each in tensors], place))
@@ -61,8 +61,8 @@ class Joining(Methods):
         """
         times = sequence(counts)
         check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
-        expect(len(times) >= self.ndim, f"repeat{times}", "a count for each",
-               f"a tensor of {self.ndim} dimensions")  # fmt: skip
+        expect(len(times) >= self.ndim, f"repeat{times}",
+               f"a count for each dimension of {self.shape}")  # fmt: skip
         shape = (1,) * (len(times) - self.ndim) + self.shape
         between = [e for extent in shape for e in (1, extent)]
         wide = [e for count, extent in zip(times, shape, strict=True) for e in (count, extent)]
@@ -89,12 +89,14 @@ class Joining(Methods):
         shift = shifts if isinstance(shifts, Sequence) else [shifts]
         axes = axes_of("roll", dims, self.ndim)
         if len(shift) != len(axes):
-            raise ShapeError(f"roll: {len(shift)} shifts for {len(axes)} dimensions")
+            raise ShapeError(
+                f"roll: expected a shift per dimension, got {len(shift)} for {len(axes)}"
+            )
         result = self
         for amount, axis in zip(shift, axes, strict=True):
             extent = result.shape[axis]
             if isinstance(extent, Affine):
-                raise ShapeError(f"roll along a symbolic dimension of {self.shape}")
+                raise ShapeError(f"roll: cannot roll along a symbolic dimension of {self.shape}")
             cut = -amount % max(extent, 1)
             head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
             result = tail.cat(head, dim=axis)
@@ -105,13 +107,13 @@ class Joining(Methods):
         axis = axis_of("split", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine):
-            raise ShapeError(f"split along a symbolic dimension of {self.shape}")
+            raise ShapeError(f"split: cannot split a symbolic dimension of {self.shape}")
         if not isinstance(sizes, Sequence):
             expect(sizes > 0, f"split({sizes})", "a size > 0")
             sizes = [min(sizes, extent - start) for start in range(0, max(extent, 1), sizes)]
         if sum(sizes) != extent:
-            said = f"split into {list(sizes)}, which add up to {sum(sizes)}, along dimension {axis}"
-            raise misfit(said, f"{extent}", self)
+            said = f"split into {list(sizes)} along dimension {axis}"
+            raise misfit(said, f"sizes that add up to {extent}", sum(sizes))
         ends = zip(sizes, accumulate(sizes), strict=True)
         return tuple(self._part(axis, end - size, end) for size, end in ends)
 
@@ -120,8 +122,8 @@ class Joining(Methods):
         axis = axis_of("chunk", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:
-            expected = "a number of chunks ≥ 1 and a dimension of known extent"
-            raise misfit(f"chunk({chunks}) along dimension {axis}", expected, self)
+            expected = "chunks ≥ 1 and a dimension of known size"
+            raise misfit(f"chunk({chunks}) along dimension {axis}", expected)
         return self.split(ceildiv(extent, chunks) if extent else [0] * chunks, axis)
 
     # --- by names of dimensions -------------------------------------------------------------
@@ -144,13 +146,13 @@ class Joining(Methods):
             left, right = (side.replace("...", f" {dots} ") for side in (left, right))
         before, after = _groups(pattern, left), _groups(pattern, right)
         named = len(before)
-        expect(named == self.ndim, f"rearrange {pattern!r}", f"the {named} dimensions of it", self)
+        expect(named == self.ndim, f"rearrange {pattern!r}", f"{named} dimensions", self)
         names = [name for group in before for name in group]
         wanted = [name for group in after for name in group]
         unknown = sorted(set(sizes) - set(names))
         expect(len(set(names)) >= len(names) and sorted(names) == sorted(wanted) and not unknown,
                f"rearrange {pattern!r} with {sizes}",
-               "the same names on both sides, each once, and sizes of these names")  # fmt: skip
+               "the same names on both sides, each once, and sizes only for these")  # fmt: skip
         check_ints("rearrange", **sizes)
         extents: dict[str, Any] = dict(sizes)
         for group, extent in zip(before, self.shape, strict=True):
@@ -161,8 +163,8 @@ class Joining(Methods):
                 extents[open_[0]] = extent // known
             elif open_ or known != extent:
                 raise ShapeError(
-                    f"rearrange {pattern!r} of {self.shape}: a dimension of {extent} is "
-                    f"({' '.join(group)}) with {extents}; expected extents whose product it is"
+                    f"rearrange {pattern!r} of {self.shape}: cannot split a dimension of {extent} "
+                    f"into ({' '.join(group)}) with {extents}; expected sizes whose product it is"
                 )
         split = self.reshape(tuple(extents[name] for name in names))
         moved = split.permute(*(names.index(name) for name in wanted))
@@ -177,7 +179,7 @@ def _groups(pattern: str, side: str) -> list[list[str]]:
         names = re.findall(r"\w+|\.\.\.|\S", part[1:-1]) if bracketed else [part]
         for name in names:
             if name in "()":
-                raise ShapeError(f"rearrange {pattern!r}: brackets do not match")
+                raise ShapeError(f"rearrange {pattern!r}: unbalanced brackets")
             if name != "1" and not name.isidentifier():
                 raise ShapeError(f"rearrange {pattern!r}: unexpected {name!r}")
         groups.append([name for name in names if name != "1"])
@@ -196,14 +198,14 @@ def _joined_along(
         given.append(others[-1])
         others = others[:-1]
     if len(given) > 1:
-        raise TypeError(f"{name}: dimensions {given}; expected one, e.g. {name}((a, b), 1)")
+        raise TypeError(f"{name}: expected one dimension, as in {name}((a, b), 1), got {given}")
     listed = first if isinstance(first, (list, tuple)) else (first, *sequence(others))
     if listed is first and (others or not first):
-        said = f"{name} of a list of {len(listed)} and {len(others)} more arguments"
+        said = f"{name} of a list of {len(listed)} and {len(others)} other arguments"
         raise misfit(said, f"{name}([a, b, …], dim)", error=TypeError)
     kind = type(listed[0])
     if not isinstance(listed[0], Core):
-        raise TypeError(f"{name} of a {kind.__name__}: expected tensors")
+        raise TypeError(f"{name}: expected tensors, got {kind.__name__}")
     tensors = [tensor if isinstance(tensor, kind) else kind(tensor) for tensor in listed]
     device_of("cat", [tensor.raw for tensor in tensors])
     dtype = promote(*(tensor.dtype for tensor in tensors))

@@ -64,10 +64,10 @@ class Loss(Composed):
             options = (ignore_index, reduction, total, label_smoothing)
             result = shifted._of_classes("cross_entropy", target, weight, *options)
             return result.cast(self._float_dtype())
-        expect(ignore_index == -100, f"cross_entropy(ignore_index={ignore_index}) of probabilities",
-               "integer targets", error=DTypeError)  # fmt: skip
+        expect(ignore_index == -100, f"cross_entropy(ignore_index={ignore_index})",
+               "integer targets", target.dtype.name, error=DTypeError)  # fmt: skip
         if target.shape != self.shape:
-            expected = "probabilities of the logits' shape, or classes as integers: target.int()"
+            expected = "probabilities of the logits' shape, or integers; write target.int()"
             given = f"targets {target.dtype.name} {target.shape}"
             raise misfit("cross_entropy", expected, self, given)
         wanted = self._new(target.node).movedim(place, -1) * (1 - label_smoothing)
@@ -88,7 +88,7 @@ class Loss(Composed):
             last = target.shape == self.shape[:-1]
             second = target.shape == self.shape[:1] + self.shape[2:]
         if self.ndim > 2 and last and second:
-            expected = "axis=1 (PyTorch's) or axis=-1, as the classes may be either"
+            expected = "axis=1 (as in PyTorch) or axis=-1, as both fit"
             raise misfit(name, expected, self, f"targets {target.shape}")
         return 1 if self.ndim > 2 and second else -1
 
@@ -133,16 +133,16 @@ class Loss(Composed):
     def _of_each_class(self, weight: Core) -> Self:
         """`weight`, checked to have one element for each class (the last dimension of self)."""
         if weight.shape != self.shape[-1:]:
-            raise misfit("a weight for each class", str(self.shape[-1:]), weight)
+            raise misfit("weight for each class", str(self.shape[-1:]), weight)
         return self._new(weight.node)._wide()
 
     def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
         """For self (…, classes): the targets as one-hot bools, and which of them (…) count."""
         if not self.ndim or target.shape != self.shape[:-1]:
-            expected = "(…, classes) and integers of shape (…)"
+            expected = "(…, classes) and integer targets (…)"
             raise misfit(name, expected, self, f"targets {target.shape}")
         if not target.dtype.is_int:
-            raise DTypeError(f"{name}: targets are {target.dtype.name}, expected integers")
+            raise DTypeError(f"{name}: expected integer targets, got {target.dtype.name}")
         known = self._new(target.node)
         classes = known._checked(self.shape[-1], name, "classes", ignored=ignore_index)
         ramp = self.arange(self.shape[-1], device=self.raw.device)
@@ -194,8 +194,8 @@ class Loss(Composed):
         0.6931
         """
         self._check_same_shape("binary_crossentropy", target)
-        p, t = (value._wide()._within("binary_crossentropy", "no probability", said)
-                for value, said in ((self, "0 … 1; binary_crossentropy_logits takes logits"),
+        p, t = (value._wide()._within("binary_crossentropy", "not a probability", said)
+                for value, said in ((self, "0 … 1; use binary_crossentropy_logits for logits"),
                                     (self._new(target.node), "targets in 0 … 1")))  # fmt: skip
         yes, no = p.log().maximum(-100), (-p).log1p().maximum(-100)
         losses = -(t * yes + (1 - t) * no)

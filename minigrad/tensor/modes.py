@@ -71,8 +71,8 @@ class _Mode(ContextDecorator):
         if not self.used and not ending():
             name = type(self).__name__
             warnings.warn(
-                f"Tensor.{name}() alone changes nothing; expected a block, with Tensor.{name}():, "
-                f"or a decorator, @Tensor.{name}()", stacklevel=2
+                f"Tensor.{name}() alone changes nothing; write `with Tensor.{name}():`, or the "
+                f"decorator @Tensor.{name}()", stacklevel=2
             )  # fmt: skip
 
 

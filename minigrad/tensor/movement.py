@@ -31,20 +31,20 @@ def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:
     found = sequence(given)
     for each in found or (given,):
         if not isinstance(each, Core):
-            raise TypeError(f"{name} of a {type(each).__name__}: expected tensors")
+            raise TypeError(f"{name}: expected tensors, got {type(each).__name__}")
     return found
 
 
 def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
     """`shape` with −1 and None replaced, for the elements of a tensor of shape `have`."""
     if None in shape[len(have) :]:
-        raise ShapeError(f"reshape from {have} to {shape}: None keeps an extent that is there")
+        raise ShapeError(f"cannot reshape {have} to {shape}: None keeps an existing dimension")
     if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
         text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
         raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
     kept = [have[i] if e is None else e for i, e in enumerate(shape)]
     if kept.count(-1) > 1 or any(isinstance(e, int) and e < -1 for e in kept):
-        raise ShapeError(f"reshape to {tuple(kept)}: expected extents ≥ 0 and at most one −1")
+        raise ShapeError(f"reshape to {tuple(kept)}: expected sizes ≥ 0 and at most one −1")
     if -1 not in kept:
         return tuple(kept)
     place = kept.index(-1)
@@ -55,7 +55,7 @@ def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
             mine.remove(extent)
     count, known = product(rest), product(mine)
     if not isinstance(known, int) or known == 0 or (count // known * known != count):
-        raise ShapeError(f"reshape from {have} to {tuple(kept)}: no extent fits at the −1")
+        raise ShapeError(f"cannot reshape {have} to {tuple(kept)}: no size fits at the −1")
     kept[place] = count // known
     return tuple(kept)
 
@@ -90,7 +90,7 @@ class Movement(Methods):
         end = axis_of("flatten", end_dim, self.ndim)
         if start > end:
             what = f"flatten({start_dim}, {end_dim})"
-            raise misfit(what, "the first dimension before the last", self)
+            raise misfit(what, "start_dim ≤ end_dim")
         merged = product(self.shape[start : end + 1])
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 
@@ -103,7 +103,7 @@ class Movement(Methods):
         axis = axis_of("unflatten", dim, self.ndim, 0)
         parts = _completed((self.shape[axis],), sequence((sizes,)))
         if product(parts) != self.shape[axis]:  # a reshape of no elements would not fail
-            raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}", self)
+            raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}")
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
     def squeeze(self, dim: int | None = None) -> Self:
@@ -138,7 +138,7 @@ class Movement(Methods):
         )
         check_ints("expand", **{f"shape[{i}]": extent for i, extent in enumerate(kept)})
         if any(low(extent) < 0 for extent in kept):
-            raise misfit(f"expand{kept}", "extents ≥ 0, −1 where one is", self)
+            raise misfit(f"expand{kept}", "sizes ≥ 0, or −1 to keep one")
         return self._broadcast_to(kept)
 
     def _broadcast_to(self, shape: Shape) -> Self:
@@ -156,7 +156,7 @@ class Movement(Methods):
         axes = axes_of("permute", given, self.ndim)
         if len(axes) != self.ndim:
             what = f"permute({', '.join(map(str, given))})"
-            raise misfit(what, "each dimension once", f"a tensor of {self.ndim} dimensions")
+            raise misfit(what, f"each of {self.ndim} dimensions once")
         return self._view(lambda node: build.permute(node, axes))
 
     def transpose(self, dim0: int = 1, dim1: int | None = None) -> Self:
@@ -166,7 +166,7 @@ class Movement(Methods):
         [[1], [2]]
         """
         if dim1 is None and dim0 == 0:
-            raise TypeError("transpose(0): expected two dimensions, e.g. x.transpose(0, 1)")
+            raise TypeError("transpose(0): expected two dimensions; write x.transpose(0, 1)")
         first, second = (axis_of("transpose", axis, self.ndim) for axis in (dim0, dim1 or 0))
         order = list(range(self.ndim))
         if order:
@@ -181,7 +181,7 @@ class Movement(Methods):
         """
         given, wanted = (axes_of("movedim", axes, self.ndim) for axes in (source, destination))
         if len(given) != len(wanted):
-            raise ShapeError(f"movedim({source}, {destination}): expected as many of both")
+            raise ShapeError(f"movedim({source}, {destination}): expected equally many of both")
         rest = iter(axis for axis in range(self.ndim) if axis not in given)
         places = dict(zip(wanted, given, strict=True))
         return self.permute(*(places[d] if d in places else next(rest) for d in range(self.ndim)))
@@ -210,7 +210,7 @@ class Movement(Methods):
         >>> Tensor([1, 2]).flip(0).tolist()
         [2, 1]
         """
-        expect(axes, "flip()", "axes, e.g. x.flip(0)", error=TypeError)
+        expect(axes, "flip()", "at least one axis, as in x.flip(0)", error=TypeError)
         found = axes_of("flip", sequence(axes), self.ndim)
         return self._view(lambda node: build.flip(node, found))
 
@@ -233,7 +233,7 @@ class Movement(Methods):
     def _too_few(self, name: str, given: Sequence[Any]) -> Exception:
         one = "(start, stop)" if name == "shrink" else "one"
         said = f"{name}({', '.join(map(str, given))})"
-        return misfit(said, f"{one}, or None, for each dimension", self)
+        return misfit(said, f"{one} or None for each dimension of {self.shape}")
 
     def pad(
         self, padding: Sequence[Any], mode: str = "constant", value: int | float | bool = 0
@@ -276,8 +276,8 @@ class Movement(Methods):
             flat = [(given[i], given[i + 1]) for i in range(0, len(given), 2)]
             return [(0, 0)] * (self.ndim - len(flat)) + flat[::-1]
         raise ShapeError(
-            f"pad({padding}) of a tensor of {self.ndim} dimensions; expected one pair or None per "
-            "dimension, or a flat list of pairs from the last dimension backwards"
+            f"pad({padding}): expected one pair or None for each of {self.ndim} dimensions, or a "
+            "flat list of pairs from the last dimension backwards"
         )
 
     def _pad_copying(self, pairs: Sequence[Pair], mode: str) -> Self:
@@ -286,7 +286,7 @@ class Movement(Methods):
                "constant, reflect, replicate or circular", error=ValueError, mode=mode)  # fmt: skip
         known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
         if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
-            raise misfit(f"pad(mode={mode!r})", "plain ints", self)
+            raise misfit(f"pad(mode={mode!r})", "plain ints and known sizes", self)
         amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
         result = self
         if mode == "circular":  # what is cut off does not come back at the other end
@@ -296,8 +296,8 @@ class Movement(Methods):
             n: int = result.shape[axis]  # type: ignore[assignment]
             limit = n - 1 if mode == "reflect" else n if mode == "circular" or not n else max(b, a)
             expect(max(b, a) <= max(limit, 0),
-                   f"pad(mode={mode!r}) by {max(b, a)} of dimension {axis} with extent {n}",
-                   f"at most {max(limit, 0)}")  # fmt: skip
+                   f"pad(mode={mode!r}) of dimension {axis} of size {n}",
+                   f"at most {max(limit, 0)}", max(b, a))  # fmt: skip
             ends = {"reflect": ((1, b + 1), (n - 1 - a, n - 1)), "circular": ((n - b, n), (0, a)),
                     "replicate": ((0, 1), (n - 1, n))}[mode]  # fmt: skip
             parts = [result._part(axis, max(-b, 0), n + min(a, 0))]
@@ -328,7 +328,7 @@ class Movement(Methods):
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             what = f"unfold(dim={dim}, size={size}, step={step})"
-            raise misfit(what, "0 < size <= extent and step > 0", self)
+            raise misfit(what, f"0 < size ≤ {extent} and step > 0")
         return self._windows([(axis, size, step, 1)])
 
     def _windows(self, windows: Sequence[build.Window]) -> Self:
@@ -347,7 +347,7 @@ class Movement(Methods):
         x = self.permute(*rest, first, second)
         rows, columns = x.shape[-2:]
         if isinstance(rows, Affine) or isinstance(columns, Affine):
-            raise ShapeError(f"diagonal of symbolic dimensions of {self.shape}")
+            raise ShapeError(f"diagonal: cannot take symbolic dimensions of {self.shape}")
         top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
         length = min(rows - top, columns - left)
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)

@@ -115,8 +115,8 @@ def _state_of(device: str) -> _State:
 def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, Node]:
     if modes.describing is not None:
         raise ScanError(
-            f"{name} in the function that Tensor.scan was given: it is called once, and each step "
-            "would have the same numbers; draw them outside, for all steps, and pass them in xs"
+            f"Tensor.scan: {name} inside the step function is called only once, so each step would "
+            "have the same numbers; draw them outside, for all steps, and pass them in xs"
         )
     extents = checked_shape(name, shape)
     if not all(isinstance(extent, int) for extent in extents):
@@ -134,7 +134,7 @@ def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
         low = (words[1] >> 6).cast(dtype)  # 26 bits
         return (high * 2.0**26 + low) * 2.0**-53
     if not dtype.is_float:
-        raise DTypeError(f"random {dtype.name} numbers in 0 … 1: expected a float dtype")
+        raise DTypeError(f"random numbers in 0 … 1: expected a float dtype, got {dtype.name}")
     bits = dtype.fraction + 1
     whole = (words[0] >> 32 - bits).cast(dtypes.int32)
     return (whole.cast(dtypes.float32) * 2.0**-bits).cast(dtype)
@@ -231,7 +231,7 @@ class Random(Methods):
         >>> Tensor.normal(2, mean=5.0, std=0.0).tolist()
         [5.0, 5.0]
         """
-        expect(std >= 0, "normal", "a standard deviation ≥ 0", error=ValueError, std=std)
+        expect(std >= 0, "normal", "std ≥ 0", error=ValueError, std=std)
         drawn = (cls.randn(checked_shape("normal", shape), **options) * std + mean).node
         return cls._made(drawn, requires_grad, drawn=True)
 
@@ -333,7 +333,7 @@ class Random(Methods):
         [0.0, 1.0]
         """
         chance = (self if p is None else self._operand(p))._wide()
-        chance = chance._within("bernoulli", "no probability", "0 … 1")
+        chance = chance._within("bernoulli", "not a probability", "0 … 1")
         return (self.rand(self.shape, device=self.raw.device) < chance).cast(self.dtype).detach()
 
     def dropout(self, p: Scalar = 0.5) -> Self:

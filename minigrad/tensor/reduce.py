@@ -94,7 +94,7 @@ class Reduce(Methods):
 
     def _check_not_empty(self, name: str, axis: Axes) -> None:
         if any(self.shape[a] == 0 for a in axes_of(name, axis, self.ndim)):
-            raise misfit(f"{name} over no elements", "at least one", self)
+            raise misfit(name, "at least one element", self)
 
     def any(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """Whether any element is not 0; False over no elements.
@@ -155,7 +155,7 @@ class Reduce(Methods):
         """
         correction = correction if unbiased is None else int(unbiased)
         if isinstance(correction, bool):
-            raise TypeError(f"var(correction={correction}): expected a number, 1 or 0")
+            raise TypeError(f"var(correction={correction}): expected a number, as 1 or 0")
         axes_of("var", axis, self.ndim)
         x = self._wide()
         count = x._count(axis, x.dtype)
@@ -301,7 +301,7 @@ class Reduce(Methods):
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         """The p-norm of floats of at least 32 bits; powers of smaller ones over- or underflow."""
-        expect(isinstance(p, (int, float)), f"a norm of p={p!r}", "a number", error=TypeError)
+        expect(isinstance(p, (int, float)), f"norm(p={p!r})", "a number", error=TypeError)
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)
         if p == 2:
@@ -391,14 +391,14 @@ class Reduce(Methods):
         place = axis_of("topk", axis, self.ndim)
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not 0 <= k <= extent:
-            raise misfit(f"topk({k}) along dimension {place}", f"an int of 0 … {extent}", self)
+            raise misfit(f"topk({k}) along dimension {place}", f"an int in 0 … {extent}")
         if not self.ndim:
             found = Found(self.clone(), self._order("topk", 0, largest)[1])
             return found if k else Found(*(part.reshape(1)[:0] for part in found))
         order = self._order("topk", axis, largest)[1]._part(place, 0, k)
         return Found(self._at(place, order), order)
 
-    # --- running sums and extremes ----------------------------------------------------------
+    # --- cumulative sums and extremes -------------------------------------------------------
 
     def _scanned(self, op: Op, name: str, node: Node, axis: int) -> Self:
         place = axis_of(name, axis, self.ndim)

@@ -59,7 +59,7 @@ class SlogdetResult(NamedTuple, Generic[T]):
 
 def _missing(result: Any, name: str) -> NoReturn:
     parts = " or ".join(f".{part}" for part in result._fields)
-    raise AttributeError(f"a result of several tensors has no {name!r}: take {parts}", name=name)
+    raise AttributeError(f"a result of several tensors has no {name!r}; use {parts}", name=name)
 
 
 for _kind in (Found, QRResult, SVDResult, EighResult, SlogdetResult):

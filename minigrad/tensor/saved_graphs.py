@@ -209,13 +209,14 @@ def expand(
         own = _histories.get(source)
         if own is not None and own.replayed:
             raise GradientError(
-                f"a tensor of shape {show(source.shape)} is the result of a replay of @jit: it "
-                "has no way back; call backward() inside the step, or .detach() what that returns"
+                f"cannot differentiate through a tensor of shape {show(source.shape)}, which a "
+                "replay of @jit returned; call backward() inside the step, or use .detach()"
             )
         raise GradientError(
             f"the gradient of a realized tensor of shape {show(node.shape)} needs a tensor of "
-            f"shape {show(source.shape)} that was overwritten in place since (by an optimizer's "
-            "step or assign); call backward() before the update, or .detach() what is kept after it"
+            f"shape {show(source.shape)} that has since been overwritten in place (by an "
+            "optimizer's step or assign); call backward() before the update, or .detach() what you "
+            "keep"
         )
     return expanded, {history.node: buffer for buffer, history in found.items()}
 

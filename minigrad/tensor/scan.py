@@ -45,7 +45,7 @@ class Scanning(Methods):
         [0, 2, 9]
         """
         if not callable(f):
-            raise TypeError(f"Tensor.scan of {f!r}: expected a function f(carry, x) first")
+            raise TypeError(f"Tensor.scan: expected a function f(carry, x) first, got {f!r}")
         (structure, starts), (_, arrays) = _parts(init), _parts(xs)
         count = _count(arrays, length)
         state = [tensor.node for tensor in starts]
@@ -63,8 +63,8 @@ class Scanning(Methods):
         (found, new), (_, outs) = _parts(after), _parts(out)
         if found != structure:
             raise ScanError(
-                f"Tensor.scan: the carry is {show(structure)} before a step, and the "
-                f"function returned {show(found)}; expected the same"
+                f"Tensor.scan: the carry is {show(structure)} before a step, but the function "
+                f"returned {show(found)}; return the same structure"
             )
         for old, tensor in zip(carries, new, strict=True):
             _check_same(old, tensor)
@@ -88,30 +88,30 @@ def _parts(value: Any) -> tuple[Any, list[Any]]:
 def _count(arrays: Sequence[Core], length: int | None) -> int:
     """The number of steps."""
     if not arrays and length is None:
-        raise TypeError("Tensor.scan: without xs, expected length=, the number of steps")
+        raise TypeError("Tensor.scan: expected xs, or length=, the number of steps")
     for array in arrays:
-        expect(array.shape, "Tensor.scan: xs has a 0-d tensor", "a dimension of steps")
+        expect(array.shape, "Tensor.scan: xs", "a dimension of steps", array)
     lengths = {array.shape[0] for array in arrays} | ({length} - {None})
     shown = [*(str(array.shape) for array in arrays), *[f"length={length}"][: length is not None]]
-    expect(len(lengths) == 1, f"Tensor.scan: xs of {' and '.join(shown)}",
-           "one first extent, the number of steps")  # fmt: skip
+    expect(len(lengths) == 1, "Tensor.scan: xs", "the same first size, the number of steps",
+           " and ".join(shown))  # fmt: skip
     (count,) = lengths
     if not isinstance(count, int) or count < 0:
-        raise ShapeError(f"Tensor.scan over {count} steps: expected a known number")
+        raise ShapeError(f"Tensor.scan: expected a known number of steps, got {count}")
     return count
 
 
 def _check_known(nodes: Sequence[Node]) -> None:
     for node in nodes:
-        expect(not is_symbolic(node.shape), "Tensor.scan", "known extents", node)
+        expect(not is_symbolic(node.shape), "Tensor.scan", "known sizes", node)
 
 
 def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
     """The carry and y of a step; ScanError for another kind of result."""
     result = f(carry, x)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise misfit(f"Tensor.scan: the function returned a {type(result).__name__}", "a pair: the "
-                     "carry, and what to keep of this step (or None)", error=ScanError)  # fmt: skip
+        raise misfit("Tensor.scan", "the function to return a pair: the carry, and a result of "
+                     "this step (or None)", type(result).__name__, error=ScanError)  # fmt: skip
     return result
 
 
@@ -119,8 +119,8 @@ def _check_same(old: Node, tensor: Core) -> None:
     before, after = (f"{one.dtype.name} {one.shape}" for one in (old, tensor))
     if before != after:
         raise (ShapeError if tensor.shape != old.shape else DTypeError)(
-            f"Tensor.scan: a carry of {before} comes out of a step as {after}; give it to scan as "
-            "that, or cast it in the step"
+            f"Tensor.scan: the carry is {before} before a step, but {after} after it; pass it to "
+            "scan as that, or cast it in the step"
         )
 
 

@@ -50,14 +50,14 @@ class Scattering(Methods):
         axis = axis_of(name, dim, self.ndim, 0)
         shape = index.shape
         if not index.dtype.is_int:
-            raise DTypeError(f"{name}: the index is {index.dtype.name}, expected an integer dtype")
+            raise DTypeError(f"{name}: expected an integer index, got {index.dtype.name}")
         fits = len(shape) == self.ndim and all(
             low(have - want) >= 0
             for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))
             if d != axis
         )
-        expect(fits, f"{name} along dimension {axis}", "an index of as many dimensions, and no "
-               "larger extents but along that one", self, index)  # fmt: skip
+        expect(fits, f"{name} along dimension {axis}", "an index with equal ndim, and no "
+               "larger sizes except along that dimension", self, index)  # fmt: skip
         ranges = [None if d == axis else (0, e) for d, e in enumerate(shape)]
         unit = f"elements of dimension {axis}"
         places = self._new(index.raw)._checked(self.shape[axis], name, unit, wraps=wraps)
@@ -147,7 +147,7 @@ class Scattering(Methods):
         if values.ndim != index.ndim or any(
             low(have - want) < 0 for have, want in zip(values.shape, index.shape, strict=True)
         ):
-            expected = "a src of as many dimensions with at least these extents"
+            expected = "a src with equal ndim and sizes at least as large"
             raise misfit(name, expected, f"index {index.shape}", f"src {values.shape}")
         return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
 

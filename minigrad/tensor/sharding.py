@@ -55,7 +55,7 @@ class Sharding(Methods):
         if stored is not None:
             sizes = meshes[where]
             expect(stored in sizes and stored not in axes_of(dims), "shard_",
-                   f"another axis of {where} than {spec!r} has", stored=stored)  # fmt: skip
+                   f"an axis of {where} that is not in {spec!r}", stored=stored)  # fmt: skip
             dims = stored_dims(self.shape, dims, stored, sizes)
         return self._move(where, Layout(dims, stored=axes_of(dims) & {stored}))
 
@@ -117,7 +117,7 @@ class Sharding(Methods):
         found = mesh_of(mesh)
         if axis is not None:
             if spec is not None or len(found.sizes) != 1:
-                raise DeviceError(f"{name}(axis={axis}) on {found}: expected P(…) to name its axes")
+                raise DeviceError(f"{name}(axis={axis}) on {found}: expected P(…) to name the axes")
             place = axis_of(name, axis, self.ndim)
             spec = P(*(next(iter(found.sizes)) if at == place else None for at in range(place + 1)))
         return found.name, (spec or P()).dims(self.shape, found.sizes, found.name)

@@ -49,7 +49,7 @@ class Spellings(Composed):
 
     __slots__ = ()
 
-    # --- second names -----------------------------------------------------------------------------
+    # --- aliases ----------------------------------------------------------------------------------
 
     subtract, multiply, negative, divide, true_divide = same("sub mul neg div div")
     fix, absolute, sgn, arccos, arcsin, arctan = same("trunc abs sign acos asin atan")
@@ -78,8 +78,10 @@ class Spellings(Composed):
         [3, 4]
         """
         if other.shape != self.shape or other.dtype is not self.dtype:
-            raise ShapeError(f"replace {self.dtype.name} {self.shape} by {other.dtype.name} "
-                             f"{other.shape}: expected equal shapes and dtypes")  # fmt: skip
+            raise ShapeError(
+                f"replace: expected equal shapes and dtypes, got {self.dtype.name} {self.shape} "
+                f"and {other.dtype.name} {other.shape}"
+            )
         return self.assign(other)
 
     def zero_(self) -> Self:
@@ -115,7 +117,7 @@ class Spellings(Composed):
         """
         return self.assign(self.bernoulli(p))
 
-    # --- what it is, and others like it ----------------------------------------------------------
+    # --- properties and comparisons --------------------------------------------------------------
 
     def dim(self) -> int:
         """Number of dimensions.
@@ -181,7 +183,7 @@ class Spellings(Composed):
         """
         return self.cast(other.dtype)
 
-    # --- others like it ---------------------------------------------------------------------------
+    # --- new tensors with the same dtype and device -----------------------------------------------
 
     def new_zeros(self, *size: Any, **options: Any) -> Self:
         """Zeros; dtype and device of self unless given.

@@ -86,7 +86,7 @@ class Statistics(Composed):
         """
         axis = axis_of("kthvalue", dim, self.ndim)
         extent = self._known_shape()[axis] if self.ndim else 1
-        expect(1 <= k <= extent, f"kthvalue({k})", f"1 … {extent}", self)
+        expect(1 <= k <= extent, f"kthvalue({k})", f"an int in 1 … {extent}")
         order = self.argsort(axis)
         place = order._part(axis, k - 1, k) if self.ndim else order
         return self._picked("kthvalue", dim, keepdim, place)
@@ -128,7 +128,7 @@ class Statistics(Composed):
         3.0
         """
         if not self.dtype.is_float:
-            raise DTypeError(f"quantile of {self.dtype.name}: expected floats; use .float()")
+            raise DTypeError(f"quantile: expected floats, got {self.dtype.name}; use .float()")
         check_choice("quantile", INTERPOLATIONS, interpolation=interpolation)
         for share in q if isinstance(q, (list, tuple)) else [q]:
             if not hasattr(share, "shape"):
@@ -140,8 +140,8 @@ class Statistics(Composed):
         lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
         dtype = None if isinstance(q, Core) else lines.dtype  # half floats are too coarse for ranks
         share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
-        expect(share.ndim <= 1, "quantile", "q to be a number or a vector", share)
-        share = share._within("quantile", "no share", "0 … 1") if isinstance(q, Core) else share
+        expect(share.ndim <= 1, "quantile", "a number or vector as q", share)
+        share = share._within("quantile", "not a share", "0 … 1") if isinstance(q, Core) else share
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)
         turn = INTERPOLATIONS[interpolation]
         rank = getattr(rank, turn)() if turn else rank
@@ -220,11 +220,11 @@ class Statistics(Composed):
         >>> Tensor([0, 2, 2]).bincount().tolist()
         [1, 0, 2]
         """
-        expect(self.ndim == 1 and self.dtype.is_int, f"bincount of {self.dtype.name} {self.shape}",
-               "a vector of integers", error=DTypeError)  # fmt: skip
+        expect(self.ndim == 1 and self.dtype.is_int, "bincount", "a vector of integers",
+               f"{self.dtype.name} {self.shape}", error=DTypeError)  # fmt: skip
         if weights is not None and weights.shape != self.shape:
-            raise misfit("bincount", "a weight for each", self, f"weights {weights.shape}")
-        expect(minlength >= 0, "bincount", "0 or more", error=ValueError, minlength=minlength)
+            raise misfit("bincount", "one weight per element", self, weights)
+        expect(minlength >= 0, "bincount", "an int ≥ 0", error=ValueError, minlength=minlength)
         length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
         dtype = dtypes.int64 if weights is None else sum_dtype(weights.dtype)
         given = self.ones_like(dtype=dtype) if weights is None else weights
@@ -248,7 +248,7 @@ class Statistics(Composed):
             most = sys.float_info.max
             ends = (end.cast(dtypes.float64) for end in (x.min(), x.max()))
             low, high = (
-                end._within("histc", "no bound", "finite elements", -most, most).cast(x.dtype)
+                end._within("histc", "not finite", "finite elements", -most, most).cast(x.dtype)
                 for end in ends
             )
         alike = low.eq(high)
@@ -275,7 +275,7 @@ class Statistics(Composed):
         wanted = self._operand(values)
         if not self.ndim or (self.ndim > 1 and self.shape[:-1] != wanted.shape[:-1]):
             expected = "a sorted vector, or equal leading dimensions"
-            raise misfit("searchsorted", expected, f"{wanted.shape} in {self.shape}")
+            raise misfit("searchsorted", expected, f"values {wanted.shape} in {self.shape}")
         line = self if sorter is None else self.gather(-1, sorter)
         extent = self._known_shape()[-1]
         flat = wanted.flatten() if self.ndim == 1 else wanted
@@ -332,7 +332,7 @@ class Statistics(Composed):
         [3, 5]
         """
         axis = axis_of("diff", dim, self.ndim, 0)
-        expect(n >= 0, "diff", "a number of differences from 0 on", error=ValueError, n=n)
+        expect(n >= 0, "diff", "an int ≥ 0", error=ValueError, n=n)
         if not n:
             return self.clone()
         result, *more = [part for part in (prepend, self, append) if part is not None]
@@ -356,13 +356,13 @@ class Statistics(Composed):
         5.0
         """
         expect(p == "fro" or not isinstance(p, str), "norm", "a number or 'fro'; "
-               "linalg.matrix_norm has 'nuc'", error=ValueError, p=p)  # fmt: skip
+               "use linalg.matrix_norm for 'nuc'", error=ValueError, p=p)  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self if dtype is None else self.cast(dtype)
         found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
         return found.cast(x._float_dtype())
 
-    # --- draws from given weights -----------------------------------------------------------
+    # --- random draws from weights ----------------------------------------------------------
 
     @classmethod
     def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:
@@ -419,7 +419,7 @@ class Statistics(Composed):
         rows = self.detach().cast(dtypes.float64)
         rows = rows.unsqueeze(0) if self.ndim == 1 else rows
         limits = sys.float_info
-        rows = rows._within("multinomial", "no weight", "finite numbers ≥ 0", 0.0, limits.max)
+        rows = rows._within("multinomial", "not a weight", "finite numbers ≥ 0", 0.0, limits.max)
         largest = rows.max(1, keepdim=True)._within(
             "multinomial", "the largest weight of a row", "one > 0", limits.min, limits.max
         )
@@ -429,7 +429,7 @@ class Statistics(Composed):
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):
             raise misfit("multinomial", "weights (categories,) or (rows, categories)", self)
         if self.dtype.is_bool:
-            raise DTypeError("multinomial of bool weights: expected numbers; use .float()")
+            raise DTypeError("multinomial: expected numbers as weights, got bool; use .float()")
         if count < 1 or (not replacement and count > self.shape[-1]):  # type: ignore[operator]
             limit = "1 or more" if replacement else f"1 … {self.shape[-1]} without replacement"
             raise ValueError(f"multinomial(num_samples={count}): expected {limit}")

@@ -95,7 +95,7 @@ class Values(Methods):
 
     def _memoryview(self) -> memoryview:
         if not self.dtype.code:
-            raise DTypeError(f"data() of a {self.dtype.name} tensor: cast it first, e.g. .float()")
+            raise DTypeError(f"no memoryview of {self.dtype.name}; cast it first, e.g. .float()")
         return memoryview(self.numpy())
 
     def tolist(self) -> Any:
@@ -124,7 +124,8 @@ class Values(Methods):
     def __bool__(self) -> bool:
         if numel(self._known_shape()) != 1:
             raise ShapeError(
-                f"the truth of a tensor of shape {self.shape} is ambiguous; use .any() or .all()"
+                f"the truth value of a tensor of shape {self.shape} is ambiguous; use .any() or "
+                ".all()"
             )
         return bool(self.item())
 
@@ -136,7 +137,7 @@ class Values(Methods):
 
     def __index__(self) -> int:
         if self.dtype.is_float:
-            raise TypeError(f"a {self.dtype.name} tensor is no index; cast it, e.g. .int()")
+            raise TypeError(f"cannot index with {self.dtype.name}; cast it, e.g. with .int()")
         return int(self.item())
 
     def __format__(self, specification: str) -> str:
@@ -148,7 +149,8 @@ class Values(Methods):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if copy is False:
             raise ValueError(
-                "__array__(copy=False): the values of a tensor are copied; np.from_dlpack shares"
+                "__array__(copy=False): the values of a tensor must be copied; use np.from_dlpack "
+                "to share them"
             )
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)

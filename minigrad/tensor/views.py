@@ -120,9 +120,9 @@ def writable(view: Holder) -> Holder | None:
     while origin is not None and base is None:
         for other in _sharers(view, origin):
             raise ShapeError(
-                f"in-place write to a view of shape {view.raw.shape} of a tensor that "
-                f"is gone, while another view of it, of shape {other.raw.shape}, lives: "
-                "write to a .clone(), or keep the tensor of which both are views"
+                f"cannot write in place to a view of shape {view.raw.shape}: its base no longer "
+                f"exists, but another view of it, of shape {other.raw.shape}, does; write to a "
+                ".clone(), or keep the base"
             )
         origin = origin.family.origin
     return base

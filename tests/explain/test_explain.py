@@ -174,7 +174,7 @@ def test_what_a_step_gives_is_part_of_it(cpu: str, tmp_path: Path) -> None:
 def test_a_step_that_computes_nothing(cpu: str, tmp_path: Path, step: Any) -> None:
     x = Tensor.rand(4, device=cpu).realize()
     page = tmp_path / "page.html"
-    with pytest.raises(MinigradError, match="explain: the step ran no kernel; expected one that"):
+    with pytest.raises(MinigradError, match="explain: the step ran no kernel; return tensors"):
         explain(x, out=page) if step == "tensor" else explain(step, x, out=page)
     assert not page.exists()
 
@@ -264,7 +264,7 @@ def test_models_are_found_wherever_a_step_has_them() -> None:
 
 def test_wrong_use(cpu: str, tmp_path: Path) -> None:
     x = Tensor.rand(4, device=REFERENCE)
-    with pytest.raises(DeviceError, match=f"the step runs on {REFERENCE}; expected a CPU"):
+    with pytest.raises(DeviceError, match=f"expected a step on a CPU device, got {REFERENCE}"):
         explain(lambda: x.exp().realize(), out=tmp_path / "page.html")
     calls: list[int] = []
     y = Tensor.rand(4, device=cpu).realize()
@@ -273,7 +273,7 @@ def test_wrong_use(cpu: str, tmp_path: Path) -> None:
         calls.append(1)
         (y * len(calls)).realize()
 
-    with pytest.raises(MinigradError, match="other programs when it was called again"):
+    with pytest.raises(MinigradError, match="different programs in its second call"):
         explain(changing, out=tmp_path / "page.html")
 
 
@@ -571,7 +571,7 @@ def test_page(width: str, page: Path, driver: Any) -> None:
     click(f'svg rect[data-kernel="{one}"]')
     rows, several = " ".join(driver.execute_script(ROWS)), bool(data_of(page)["ranks"])
     assert ("rank 0" in rows and "rank 1" in rows and "exchanges" in rows) is several
-    assert "is finite" in driver.execute_script(FIRSTS)
+    assert "are finite" in driver.execute_script(FIRSTS)
     click('[data-tab="values"]')
     shown = driver.execute_script(PANEL)
     for value in kernels[one]["values"]:

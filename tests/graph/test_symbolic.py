@@ -398,20 +398,20 @@ def test_rebind():
 def test_errors():
     pos = Variable("pos", 1, 9)
     for value in (0, 10):
-        with pytest.raises(ValueError, match=r"expected a value in 1 … 9"):
+        with pytest.raises(ValueError, match=r"expected an int in 1 … 9"):
             pos.bind(value)
-    with pytest.raises(TypeError, match=r"bind\(2\.5\): expected a whole number"):
+    with pytest.raises(TypeError, match=r"bind\(2\.5\): expected an int"):
         pos.bind(2.5)
     assert pos.bind(np.int64(3)) == pos.bind(3)
     for name in ("a b", "", "1n", "_n", "λ"):  # LLVM does not accept the last name
-        with pytest.raises(ValueError, match=r"plain identifier .* letters a … z"):
+        with pytest.raises(ValueError, match=r"a name of letters a … z"):
             Variable(name, 0, 1)
     with pytest.raises(ValueError, match="minimum"):
         Variable("a", 3, 2)
-    with pytest.raises(ValueError, match="product of two symbolic"):
+    with pytest.raises(ValueError, match="cannot multiply two symbolic"):
         M * J
     for function in (operator.floordiv, operator.mod):
-        with pytest.raises(ValueError, match="positive"):
+        with pytest.raises(ValueError, match=r"by 0|modulo 0"):
             function(M, 0)
 
 

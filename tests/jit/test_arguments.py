@@ -269,7 +269,7 @@ def test_threads(on_device):
 def test_a_leaf_given_twice():
     w = Tensor([1.0, 2.0], requires_grad=True)
     step = jit(lambda a, b: a * b)
-    with pytest.raises(JitError, match=r"gradient twice \(input 1\): pass it once"):
+    with pytest.raises(JitError, match=r"passed twice \(again as input 1\); pass it once"):
         for _ in range(3):
             step(w, w)
 

@@ -344,7 +344,7 @@ def test_memory_that_the_step_writes_as_an_input(on_device):
     step = captured(function, Tensor(np.zeros(4, np.float32)))
     step(Tensor(np.ones(4, np.float32)))
     for _ in range(2):
-        with pytest.raises(JitError, match="input 0 and that it also uses"):
+        with pytest.raises(JitError, match="input 0, which the step also uses"):
             step(total)
     assert total.tolist() == [1.0, 2.0, 3.0, 4.0]
     step(total.clone())
@@ -360,7 +360,7 @@ def test_memory_that_the_step_reads_as_an_input_that_it_writes(on_device, part):
         return total[part] * 10
 
     step = captured(function, one(0)[part])
-    with pytest.raises(JitError, match="input 0 and that it also uses"):
+    with pytest.raises(JitError, match="input 0, which the step also uses"):
         step(total[part])
     assert total.tolist() == [1.0] * 3
     assert step(one(0)[part]).tolist() == [10.0] * len(total[part])
@@ -451,7 +451,7 @@ def test_what_is_marked_after_a_capture_that_reads_it(on_device, make, moves):
     with Tensor.no_grad():
         read.assign(7)
     if moves:
-        with pytest.raises(JitError, match="gone since it was captured"):
+        with pytest.raises(JitError, match="no longer exists"):
             step(one(1))
     else:
         assert step(one(1)).tolist() == [8.0] * len(read)

@@ -220,7 +220,7 @@ def test_a_gradient_from_elsewhere_that_a_step_forgets(on_device, begins, ends, 
             if number > 2 and (captured or begins):
                 (w * w * other).sum().backward()
             if number > 2 and captured and not begins:
-                with pytest.raises(JitError, match="had no gradient, and now they have"):
+                with pytest.raises(JitError, match="had no gradient, but they have one now"):
                     _ = run(x) if given == "by position" else run(x=x)
                 optimizer.zero_grad()
             _ = run(x) if given == "by position" else run(x=x)
@@ -335,7 +335,7 @@ def test_no_gradient_flows_through_a_replay(on_device):
         step(Tensor([3.0, 4.0])).backward()
         assert w.grad.tolist() == [3, 4]
     loss = step(Tensor([3.0, 4.0]))
-    with pytest.raises(GradientError, match="result of a replay"):
+    with pytest.raises(GradientError, match="which a replay of @jit returned"):
         loss.backward()
 
 
@@ -351,7 +351,7 @@ def test_a_gradient_that_should_flow_through_a_replay_is_refused(on_device, writ
         assert (found * 2).tolist() == [6, 16]
         for result in (found, found[:1] + 1, mean):
             if number > 1:
-                with pytest.raises(GradientError, match=r"result of a replay .* \.detach"):
+                with pytest.raises(GradientError, match=r"which a replay .* returned.*\.detach"):
                     (result * w).sum().backward()
         if number < 2:
             (found * w).sum().backward()
@@ -390,7 +390,7 @@ def test_a_gradient_through_what_a_step_writes_or_gives(on_device, given, throug
         found = result["a"] if found is None else found
         w.grad = None
         if number >= others + 2:
-            with pytest.raises(GradientError, match="result of a replay"):
+            with pytest.raises(GradientError, match="which a replay of @jit returned"):
                 (found * w).sum().backward()
         else:
             (found * w).sum().backward()
@@ -422,7 +422,7 @@ def test_arguments_that_were_computed_from_leaves(on_device, lazy):
     given = [Tensor([float(number)]).realize() for number in range(8)]
     features = (lambda x: inner * x) if lazy else jit(lambda x: inner * x)
     step(features(given[0]))
-    with pytest.raises(JitError, match=r"computed from leaves: .* pass \.detach\(\)"):
+    with pytest.raises(JitError, match=r"computed from leaves, .* pass \.detach\(\)"):
         step(features(given[1]))
     step.reset()
     for x in given:

@@ -129,7 +129,7 @@ def test_a_leaf_that_a_replay_would_write_to(on_device):
     x, w = Tensor([1.0]).realize(), Tensor([1.0], requires_grad=True).realize()
     for _ in range(3):
         double(x)
-    with pytest.raises(GradientError, match="in-place write to a leaf of shape"):
+    with pytest.raises(GradientError, match="cannot write in place to a leaf of shape"):
         double(w)
     with Tensor.no_grad():
         double(w)
@@ -144,7 +144,7 @@ def test_a_part_of_a_leaf_that_a_step_would_write_to(on_device, show, calls):
     for _ in range(calls):
         step(Tensor([1.0]).realize())
     w = Tensor([1.0, 1.0], requires_grad=True).realize()
-    with pytest.raises(GradientError, match="in-place write to a leaf of shape"):
+    with pytest.raises(GradientError, match="cannot write in place to a leaf of shape"):
         step(show(w))
     assert w.tolist() == [1.0, 1.0]
     step(show(w.detach()))

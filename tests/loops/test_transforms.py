@@ -641,7 +641,7 @@ def test_a_loop_is_part_of_the_next_rows() -> None:
 def test_an_order_that_loops_cannot_have() -> None:
     schedule = product()
     tiles = schedule.split(m, 4, "t")
-    with pytest.raises(ValueError, match="the bounds of m0 are known too late"):
+    with pytest.raises(ValueError, match="the bounds of m0 depend on later loops"):
         schedule.reorder(m, tiles)
     with pytest.raises(ValueError, match="expected loops directly inside one another"):
         schedule.reorder(k, m)
@@ -683,8 +683,8 @@ def test_who_watches_sees_what_its_own_thread_does(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(("given", "code", "words"), [
     ("columns 100 200", 0, "s0[c0 + 200·k0]"),
-    ("columns 100", 2, "columns: expected 2 numbers from 1 on, got [100]"),
-    ("gemm 4 0 3", 2, "gemm: expected 3 numbers from 1 on, got [4, 0, 3]"),
+    ("columns 100", 2, "columns: expected 2 ints ≥ 1, got [100]"),
+    ("gemm 4 0 3", 2, "gemm: expected 3 ints ≥ 1, got [4, 0, 3]"),
 ])  # fmt: skip
 def test_explain_sums_of_columns_and_wrong_numbers(
     given: str, code: int, words: str, monkeypatch: pytest.MonkeyPatch,

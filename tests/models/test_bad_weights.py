@@ -72,8 +72,8 @@ DEEP = struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(99)
 GGUFS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "the magic should have 4 bytes, but the file ends after 0"),
     "another file": (b"GGML" + bytes(50), "does not begin with GGUF"),
-    "old": (header(b"", version=1), "its version is 1"),
-    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "its version is"),
+    "old": (header(b"", version=1), "version: expected 2 or 3, got 1"),
+    "big-endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version: expected 2 or 3"),
     "many tensors": (header(b"", tensors=HUGE), "more than fit"),
     "many pairs": (header(b"", pairs=2**40), "more than fit"),
     "a long key": (header(struct.pack("<Q", HUGE) + bytes(40), pairs=1), "a key should have"),
@@ -89,16 +89,16 @@ GGUFS: dict[str, tuple[bytes, str]] = {
     "larger than the file": (one((2**20, 2**20), 0, 0), "should begin at byte"),
     "overflow": (one((2**63, 2**63, 2**63, 2), 0, 0), "should begin at byte"),
     "a product that overflows to 4": (one((2**62, 4), 0, 0), "should begin at byte"),
-    "an unknown type": (one((32,), 23, 0), "is of type IQ4_XS; known: F32"),
-    "no whole blocks of 256": (one((288,), 12, 0), "of whole blocks of 256, which Q4_K has"),
+    "an unknown type": (one((32,), 23, 0), "type IQ4_XS, expected one of F32"),
+    "no whole blocks of 256": (one((288,), 12, 0), "of whole blocks of 256 elements, as Q4_K"),
     "no whole blocks": (header(entry((30, 2), 8, 0) + bytes(99), 1), "whole blocks"),
-    "twice": (header((entry((1,), 0, 0) + entry((1,), 0, 0)) + bytes(64), 2), "is there twice"),
+    "twice": (header((entry((1,), 0, 0) + entry((1,), 0, 0)) + bytes(64), 2), "two tensors named"),
     "the same bytes": (
-        header((entry((16,), 0, 0) + entry((16,), 0, 0, "y")) + bytes(99), 2), "have already"
+        header((entry((16,), 0, 0) + entry((16,), 0, 0, "y")) + bytes(99), 2), "overlaps"
     ),
     "alignment": (
         header(gguf_string("general.alignment") + struct.pack("<II", 4, 0), pairs=1),
-        "its alignment is 0",
+        "general.alignment=0",
     ),
 }  # fmt: skip
 
@@ -205,8 +205,8 @@ def test_folders(tmp_path: Path) -> None:
         ({"config.json": "[1]"}, "is not a JSON object"),
         ({"config.json": "[" * 10**5}, "is not valid JSON"),
         ({"config.json": "{}"}, "has no model.safetensors, pytorch_model.bin, or index"),
-        ({INDEX: '{"weight_map": {"a": "../x"}}'}, "expected a file beside it"),
-        ({INDEX: '{"weight_map": {"a": ""}}'}, "names '', expected a file beside it"),
+        ({INDEX: '{"weight_map": {"a": "../x"}}'}, "expected a file in its folder"),
+        ({INDEX: '{"weight_map": {"a": ""}}'}, "names '': expected a file in its folder"),
         ({INDEX: '{"weight_map": {"a": "x"}}'}, "cannot read"),
     ):  # fmt: skip
         for name, text in files.items():
@@ -216,7 +216,7 @@ def test_folders(tmp_path: Path) -> None:
         assert message in str(raised.value) and "\n" not in str(raised.value)
         assert message != "cannot read" or "JSON" not in str(raised.value)
     (tmp_path / INDEX).write_text('{"weight_map": {"a": 3}}')
-    with pytest.raises(InputError, match="names 3, expected a file beside it"):
+    with pytest.raises(InputError, match="names 3: expected a file in its folder"):
         GPT.from_pretrained(tmp_path)
     path = small_folder(tmp_path / "alone")
     (tmp_path / "alone" / "config.json").unlink()

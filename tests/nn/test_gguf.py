@@ -79,7 +79,7 @@ def test_values_that_no_scale_reaches(value: float) -> None:
 
 
 def test_rows_that_are_no_whole_blocks() -> None:
-    with pytest.raises(ShapeError, match="Q4_K: rows of 288 are no whole blocks of 256"):
+    with pytest.raises(ShapeError, match="Q4_K: expected rows in multiples of 256, got 288"):
         quantize("Q4_K", Tensor.zeros(2, 288))
 
 
@@ -118,7 +118,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         matrix = tensors[name]
         assert isinstance(matrix, Quantized)
         np.testing.assert_array_equal(matrix.dequantized().numpy(), dequantized(name, raw, 256))
-    with pytest.raises(GGUFError, match=r"'x' has 4 bytes: expected 8"):
+    with pytest.raises(GGUFError, match=r"'x': expected 8 bytes, got 4"):
         gguf_save(path, {}, [Entry("x", (2,), 0, lambda: bytes(4))])
     assert path.stat().st_size == size  # the earlier file stays
 
@@ -159,23 +159,23 @@ def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
     files[1].write_bytes(third)
-    refused(r"00002-of-00003\.gguf says that it is part 2: expected 1")
+    refused(r"00002-of-00003\.gguf: expected part number 1 in its metadata, got 2")
     place = third.index(number) + len(number)
     files[1].write_bytes(first[: first.index(number) + len(number)] + b"\1"
                          + first[first.index(number) + len(number) + 1 :])  # fmt: skip
-    refused("the tensor 't0' is in .* and in a part before it")
+    refused("the tensor 't0' is in .* and in an earlier part")
     files[1].write_bytes(second)
     files[2].write_bytes(third[: place + 40])
-    refused(r"00003-of-00003\.gguf is no GGUF file that can be read")
+    refused(r"00003-of-00003\.gguf: cannot read this GGUF file")
     files[2].unlink()
-    refused(r"needs m-00003-of-00003\.gguf beside it")
+    refused(r"m-00003-of-00003\.gguf is missing")
     alone = tmp_path / "alone.gguf"
     alone.write_bytes(first)
-    refused("is one of 1 files by its name, but says that they are 3", alone)
+    refused("is one of 1 files by its name, but its metadata say 3", alone)
     outside = tmp_path / "m-00004-of-00003.gguf"
     outside.write_bytes(first)
-    refused("is part 4 of 3 by its name", outside)
+    refused("the name says part 4 of 3", outside)
     two = [tmp_path / f"n-{n:05}-of-00002.gguf" for n in (1, 2)]
     for path, raw in zip(two, (first, second), strict=True):
         path.write_bytes(raw)
-    refused("is one of 2 files by its name, but says that they are 3", two[0])
+    refused("is one of 2 files by its name, but its metadata say 3", two[0])

@@ -77,7 +77,7 @@ def test_sequential_and_dropout(on_device):
     with Tensor.train():
         assert model(x).tolist() != model(x).tolist()
     assert list(nn.state.get_state_dict(model)) == ["0.weight", "0.bias", "3.weight", "3.bias"]
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(ValueError, match="expected a number in 0 … 1"):
         nn.Dropout(2)
 
 

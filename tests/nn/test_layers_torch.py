@@ -194,7 +194,7 @@ def test_cells(text, on_device):
     gradients_are_close(ours, theirs)
     with pytest.raises(ShapeError, match="expected"):
         ours(Tensor.ones(6, 3))
-    with pytest.raises(ShapeError, match=r"state of \(6, 3\)"):
+    with pytest.raises(ShapeError, match=r"state: .* got shape \(6, 3\)"):
         ours(Tensor.ones(6, 5), Tensor.ones(6, 3) if text[0] != "L" else [Tensor.ones(6, 3)] * 2)
 
 
@@ -256,17 +256,17 @@ def test_weights_of_a_query_that_sees_nothing(on_device):
 
 
 def test_attention_that_is_asked_wrongly():
-    with pytest.raises(ShapeError, match="heads that divide"):
+    with pytest.raises(ShapeError, match="multiple of num_heads"):
         nn.MultiheadAttention(8, 3)
-    with pytest.raises(ShapeError, match="the last 8"):
+    with pytest.raises(ShapeError, match=r"\(…, 8\) with 3 dimensions"):
         nn.MultiheadAttention(8, 2)(*[Tensor.ones(4, 3, 7)] * 3)
     with pytest.raises(ValueError, match="'relu', 'gelu' or a function"):
         nn.TransformerEncoderLayer(8, 2, activation="tanh")
-    with pytest.raises(ShapeError, match="multiple of 4"):
+    with pytest.raises(ShapeError, match="divisible by 4"):
         nn.PixelShuffle(2)(Tensor.ones(1, 6, 2, 2))
     with pytest.raises(ValueError, match="'tanh' or 'relu'"):
         nn.RNNCell(2, 2, nonlinearity="gelu")
-    with pytest.raises(ValueError, match="one of the rows"):
+    with pytest.raises(ValueError, match="padding_idx to be a row"):
         nn.Embedding(3, 2, padding_idx=3)
 
 
@@ -439,7 +439,7 @@ def test_layers_that_are_made_wrongly():
     hidden = Tensor.zeros(1, 2, 4)
     for layer, x in ((nn.LSTM(3, 4), Tensor.zeros(5, 2, 3)), (nn.LSTMCell(3, 4), hidden[0, :, :3])):
         for given in (hidden, (hidden,), 5, (1, 2), np.zeros((1, 2, 4))):
-            with pytest.raises((ShapeError, TypeError), match=r"a state of .* hidden and cell"):
+            with pytest.raises((ShapeError, TypeError), match=r"a state of hidden and cell"):
                 layer(x, given)
     outs, (last, _) = nn.LSTM(3, 4)(Tensor.zeros(0, 2, 3), [hidden + 1, hidden])  # no steps
     assert outs.shape == (0, 2, 4) and last.tolist() == [[[1.0] * 4] * 2]
@@ -528,6 +528,6 @@ def test_training_with_running_statistics(captured, on_device):
 
 
 def test_one_element_per_channel(on_device):
-    with Tensor.train(), pytest.raises(ShapeError, match="two"):
+    with Tensor.train(), pytest.raises(ShapeError, match="at least 2 elements"):
         nn.BatchNorm(3)(Tensor.ones(1, 3))
     assert nn.BatchNorm(3)(Tensor.ones(1, 3)).shape == (1, 3)

@@ -119,5 +119,5 @@ def test_vectors_are_bytes_where_these_are_fast(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(Device[Tensor(0).device], "byte_dots", fast)
         with Context(INT8=setting):
             assert packed("Q8_0", 16, 64)[0].digits == digits
-    with Context(INT8=3), pytest.raises(ValueError, match="MINIGRAD_INT8=3: expected 0, 1 or 2"):
+    with Context(INT8=3), pytest.raises(ValueError, match="MINIGRAD_INT8=3: expected 0, 1, 2"):
         packed("Q8_0", 16, 64)

@@ -74,7 +74,7 @@ def test_never_calls_what_a_file_names(tmp_path, monkeypatch):
         state.torch_load(archive(tmp_path / "evil", {"a": Evil()}))
     assert not (tmp_path / "should_not_exist").exists()
     for bad in (b"cbuiltins\neval\n.", b"ctorch\nload\n.", b"ctorch._utils\n_rebuild_qtensor\n."):
-        with pytest.raises(TorchFileError, match="asks for"):
+        with pytest.raises(TorchFileError, match="refers to"):
             state.torch_load(archive(tmp_path / "evil", bad))
 
 
@@ -113,7 +113,7 @@ def test_tensors_that_leave_their_storage(shape, strides, offset, size, tmp_path
         + number(offset) + numbers(shape) + numbers(strides) + b"\x89NtR."
     )  # fmt: skip
     path = archive(tmp_path / "f", code, {"0": bytes(size)})
-    with pytest.raises(TorchFileError, match="storage"):
+    with pytest.raises(TorchFileError, match=r"storage|offset"):
         state.torch_load(path)
 
 
@@ -141,7 +141,7 @@ def test_parts_with_an_index(on_device, tmp_path):
         with pytest.raises(ValueError, match="safe_load"):
             state.safe_load(index)
     index.write_text('{"weight_map":')
-    with pytest.raises(ValueError, match=r"safe_load: .*json is no index: Expecting value"):
+    with pytest.raises(ValueError, match=r"json is not a safetensors index: Expecting value"):
         state.safe_load(index)
     (tmp_path / "1.safetensors").write_bytes(b"1234567")
     with pytest.raises(ValueError, match=r"safe_load: .*1\.safetensors is damaged"):
@@ -244,7 +244,7 @@ def packed(path, claim, size):
 
 @pytest.mark.parametrize("claim", [16, 400 * MEBI])
 def test_an_entry_that_unpacks_to_more_than_the_file(claim, tmp_path):
-    refused(packed(tmp_path / "f", claim, 400 * MEBI), "not compressed")
+    refused(packed(tmp_path / "f", claim, 400 * MEBI), "expected uncompressed data")
 
 
 def test_many_entries_that_share_their_bytes(tmp_path):

@@ -36,7 +36,7 @@ def runtime(first):
 
 
 def test_a_number_beyond_the_last_device(first):
-    with pytest.raises(DeviceError, match=r"CL:77 does not exist: this machine has \d+ OpenCL"):
+    with pytest.raises(DeviceError, match=r"unknown device CL:77: this machine has \d+ OpenCL"):
         Device[f"{first}:77"]
 
 
@@ -45,7 +45,7 @@ def test_the_platform_is_chosen_by_a_part_of_its_name_or_version():
     name = everything[0].platform.name
     with Context(CL_PLATFORM=name[2:9].upper()):
         assert everything[0] in opencl_devices.devices()
-    message = "fits none of the OpenCL platforms here.*" + name
+    message = "matches no OpenCL platform.*" + name
     with Context(CL_PLATFORM="no such thing"), pytest.raises(DeviceError, match=message):
         opencl_devices.devices()
 
@@ -108,7 +108,7 @@ def test_pocl_has_no_room_where_it_builds(pocl, runtime, monkeypatch):
     """PoCL itself would end the process."""
     monkeypatch.setattr(opencl_pocl, "ROOM", 1 << 80)
     sources = [source("no_room", "")]
-    with pytest.raises(DeviceError, match=r"in the folder .*where less than .* MiB are free"):
+    with pytest.raises(DeviceError, match=r"in the folder .*has less than .* MiB of free space"):
         opencl_build.build(runtime.context, runtime.device, runtime.label, sources, [])
 
 
@@ -117,8 +117,8 @@ def test_what_pocl_keeps_is_damaged(pocl, tmp_path):
     for file in tmp_path.rglob("*.bc"):
         file.write_bytes(b"")
     error, after = run_in(POCL_CACHE_DIR=str(tmp_path))
-    assert "looking for the kernel 'rows' in what it has built" in error
-    assert f"{str(tmp_path)!r}: if it is damaged, remove the folder" in error and after == "[2.0]"
+    assert "looking up the kernel 'rows' in its program" in error
+    assert f"{str(tmp_path)!r}; if it is damaged, delete it" in error and after == "[2.0]"
 
 
 def test_pyopencl_is_missing(monkeypatch):
@@ -176,7 +176,7 @@ class Newer:
 
 
 def test_a_buffer_larger_than_any(runtime):
-    message = r"cannot make a buffer of [\d,]+ bytes: its largest is [\d,]+ bytes, and [\d,]+ of"
+    message = r"cannot allocate [\d,]+ bytes: the largest .* has [\d,]+ bytes, and [\d,]+ of"
     with pytest.raises(DeviceError, match=message):
         runtime.allocate(runtime.pool.most + 1)
     memory = runtime.allocate(100)  # it still works
@@ -198,7 +198,7 @@ def test_a_full_device_goes_on_when_something_is_freed(first, monkeypatch):
     pool._trim()
     monkeypatch.setattr(pool, "total", pool.held + (10 << 20))
     held = []
-    message = r"no memory for a buffer of 4,194,304 bytes: [\d,]+ of [\d,]+ bytes are held already"
+    message = r"out of memory for a buffer of 4,194,304 bytes: [\d,]+ of [\d,]+ bytes are in use"
     with pytest.raises(DeviceError, match=message):
         while len(held) < 10:
             held.append((Tensor.zeros(1 << 20, device=first) + len(held)).contiguous().realize())
@@ -224,7 +224,7 @@ def test_the_driver_has_no_memory_left(runtime, monkeypatch):
 
     first = runtime.allocate(1000)
     monkeypatch.setattr(cl, "Buffer", refuse)
-    with pytest.raises(DeviceError, match=r"no memory for a buffer of 5,000 bytes .* 1,024 of"):
+    with pytest.raises(DeviceError, match=r"out of memory for a buffer of 5,000 bytes .* 1,024 of"):
         runtime.allocate(5000)
     runtime.free(first, 1000)
 

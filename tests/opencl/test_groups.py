@@ -256,7 +256,7 @@ def test_a_last_dimension_that_varies(first):
 def test_what_is_no_vector_is_refused(monkeypatch):
     (nest,) = nests(product(9, 16, 9))
     monkeypatch.setattr("minigrad.render.opencl_kernel._takes", lambda *given: False)
-    with pytest.raises(CompileError, match="a lanes loop of step 4 that is no vector's"):
+    with pytest.raises(CompileError, match="a lanes loop of step 4, which is not a vector width"):
         render(nest)
 
 

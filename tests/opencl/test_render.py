@@ -115,7 +115,7 @@ def test_large_indices_are_long():
 def test_double_precision_is_asked_for_or_refused():
     (nest,) = nests(centred(40, 9, dtypes.float64))
     assert render(nest).text.startswith("#pragma OPENCL EXTENSION cl_khr_fp64 : enable")
-    with pytest.raises(DTypeError, match=r"float64 on CL:1 \(X\).* cast to float32"):
+    with pytest.raises(DTypeError, match=r"CL:1 \(X\) does not support float64; cast to float32"):
         render(nest, fp64=False, device="CL:1 (X)")
     (nest,) = nests(product(20, 30, 40))
     assert "double" not in render(nest, fp64=False).text
@@ -124,7 +124,7 @@ def test_double_precision_is_asked_for_or_refused():
 @pytest.mark.parametrize("root", [centred(40, 64), product(64, 64, 64)], ids=["rows", "product"])
 def test_vector_loops_are_refused(root):
     (nest,) = nests(root, target=VECTORS)
-    with pytest.raises(CompileError, match="lower the kernel for a target of vector_bytes 0"):
+    with pytest.raises(CompileError, match="lower the kernel for a target with vector_bytes=0"):
         render(nest)
 
 

@@ -223,9 +223,9 @@ def test_wrong_use(mesh_of: Made) -> None:
     x = Tensor.ones(6, 4, device=mesh.devices[0])
     with pytest.raises(ShapeError, match="has no axis 'sp': expected one of 'dp', 'tp'"):
         x.shard(mesh, P("sp"))
-    with pytest.raises(ShapeError, match="has the axis 'dp' twice"):
+    with pytest.raises(ShapeError, match="expected each axis once, got 'dp' twice"):
         x.shard(mesh, P("dp", "dp"))
-    with pytest.raises(ShapeError, match="3 entries for 2 dimensions"):
+    with pytest.raises(ShapeError, match="expected at most 2 entries"):
         x.shard(mesh, P(None, None, "dp"))
     with pytest.raises(ShapeError, match="expected a multiple"):
         x.shard(mesh, P(Blocks("dp", 2)))
@@ -233,15 +233,15 @@ def test_wrong_use(mesh_of: Made) -> None:
         x.shard(mesh, ("dp",))
     with pytest.raises(DeviceError, match=r"expected a Mesh, as Mesh\(dp=2\)"):
         x.shard("dp")
-    with pytest.raises(DeviceError, match="to name its axes"):
+    with pytest.raises(DeviceError, match="to name the axes"):
         x.shard(mesh, axis=0)
     with pytest.raises(DeviceError, match=r"move one with .*, or with \.shard\(mesh, P\(…\)\)"):
         x.shard(mesh) + x
-    with pytest.raises(DeviceError, match="no axes"):
+    with pytest.raises(DeviceError, match="expected axes with their sizes"):
         Mesh()
     with pytest.raises(DeviceError, match="at least 1"):
         Mesh(dp=0)
-    with pytest.raises(ShapeError, match="expected another axis"):
+    with pytest.raises(ShapeError, match="expected an axis of"):
         x.shard_(mesh, P("dp"), stored="dp")
 
 

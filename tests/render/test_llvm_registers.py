@@ -139,7 +139,7 @@ def test_lanes_outside_a_mask_keep_theirs(n: int) -> None:
 
 def test_what_nothing_was_put_into_is_no_value() -> None:
     """Not even if a loop, which may have no iterations, sets it."""
-    with pytest.raises(CompileError, match=r"by hand.*reads sum\[0\], which nothing has set"):
+    with pytest.raises(CompileError, match=r"by hand.*reads sum\[0\], which was never written"):
         render(replace(nest(loop(X, N, put(SUM, ONE)), stored()), name="by hand"))
     render(nest(loop(X, 3, put(SUM, ONE)), stored()))
 

@@ -310,7 +310,7 @@ def test_a_full_disk_is_no_failure(filled, folder):
     results, counters, errors = run(folder, before=limit)
     assert results == filled[1]
     assert counters == filled[2]
-    assert errors.count("\n") == 1 and "could not write" in errors
+    assert errors.count("\n") == 1 and "cannot write" in errors
     assert names_in(folder) == set()
 
 

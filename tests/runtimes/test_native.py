@@ -104,7 +104,7 @@ def test_calls_by_address() -> None:
 
 @pytest.mark.parametrize("text", ["for i in x:\n        f(i)", "x.y = 1", "return x < 1", "x = ''"])
 def test_what_it_does_not_know_is_refused(text: str) -> None:
-    with pytest.raises(SyntaxError, match="native code has no"):
+    with pytest.raises(SyntaxError, match=r"unsupported .* in native code"):
         translate(f"def f(x):\n    {text}", {})
 
 

@@ -51,4 +51,4 @@ def test_devices_of_all_systems(system: str, device: str) -> None:
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_the_cpu_device_names_its_systems(system: str) -> None:
     done = ran(system, CPU)
-    assert f"DeviceError: the device CPU on {system}" in done.stderr.splitlines()[-1]
+    assert f"DeviceError: the device CPU does not support {system}" in done.stderr.splitlines()[-1]

@@ -48,7 +48,7 @@ def test_what_was_looked_at_has_no_way_back_where_no_leaf_is_marked(on_device):
     x = Tensor([1.0, 2.0])
     loss = x.square().sum()
     loss.item()
-    with pytest.raises(GradientError, match="look at it before, while no leaf was marked"):
+    with pytest.raises(GradientError, match="read before, while no leaf had requires_grad"):
         loss.backward()
     assert loss.grad is None
     loss.square().backward()  # it is a leaf now
@@ -189,7 +189,7 @@ def test_what_a_part_of_a_result_was_written_over_is_told(on_device):
     a[1:] = b[:1]
     b.realize()
     a.realize()
-    with pytest.raises(GradientError, match="overwritten in place since"):
+    with pytest.raises(GradientError, match="since been overwritten in place"):
         b.sum().backward()
 
 
@@ -221,7 +221,7 @@ def test_who_shares_memory_with_a_leaf_that_is_written(on_device, write):
     with Tensor.no_grad():
         OVERWRITES[write](w)
     assert y.tolist() == [1, 2]
-    with pytest.raises(GradientError, match="overwritten in place since"):
+    with pytest.raises(GradientError, match="since been overwritten in place"):
         y.sum().backward()
     assert w.grad is None
 
@@ -322,7 +322,7 @@ def test_detach_and_no_grad(on_device):
         factor = x * 3
     (x * factor).sum().backward()
     assert x.grad.tolist() == [3, 6]
-    with pytest.raises(GradientError, match="no float leaf"):
+    with pytest.raises(GradientError, match="does not depend on a float leaf"):
         (factor * 2).sum().backward()
     (x * x).sum().backward()
     x = x - 0.1 * x.grad

@@ -184,14 +184,14 @@ def test_no_indices_and_no_elements() -> None:
     none = Tensor([], dtype="int32").realize()
     assert _table()[none].shape == (0, 2) and _table()[none].tolist() == []
     for empty in (Tensor.zeros(0, 2).realize(), Tensor.zeros(0, 2).realize().cumsum(0)):
-        with pytest.raises(BoundsError, match="no index at all"):
+        with pytest.raises(BoundsError, match="expected no index"):
             empty[Tensor([0]).realize()].tolist()
 
 
 def test_a_mask_takes_no_more_than_there_is() -> None:
     x, none = _table(), Tensor([]).realize()
     assert x.masked_scatter(x < 0, none).tolist() == x.tolist()
-    with pytest.raises(BoundsError, match=r"masked_scatter: index 0 at .* no index at all"):
+    with pytest.raises(BoundsError, match=r"masked_scatter: index 0 at .* expected no index"):
         x.masked_scatter(x > 4, none).tolist()
     with pytest.raises(BoundsError, match=r"masked_scatter: index 1 at .* 1 elements"):
         x.masked_scatter(x > 3, Tensor([7.0]).realize()).tolist()

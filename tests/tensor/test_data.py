@@ -88,7 +88,7 @@ def test_numpy_views_and_byte_order(on_device):
 def test_a_list_of_tensors_that_want_gradients(on_device):
     w = Tensor(2.0, requires_grad=True)
     for value in (w, w * 3):
-        with pytest.warns(UserWarning, match=r"without gradients; Tensor\.stack") as seen:
+        with pytest.warns(UserWarning, match=r"without gradients; use Tensor\.stack") as seen:
             Tensor([value, Tensor(1.0)])
         assert seen[0].filename == __file__
     with warnings.catch_warnings():
@@ -345,5 +345,5 @@ def test_whole_numbers_become_bytes_together(monkeypatch):
         1, 2, 0, 2**15 - 1, -(2**15)]  # fmt: skip
     assert Tensor([-1, 2**40], dtype="int64").tolist() == [-1, 2**40]
     assert len(asked) == 5
-    with pytest.raises(RangeError, match="300 is beyond uint8; expected 0 … 255, or another dtype"):
+    with pytest.raises(RangeError, match="300 is out of range for uint8, which holds 0 … 255; use"):
         Tensor([1, 300], dtype="uint8")

@@ -106,7 +106,7 @@ def test_what_cannot_be_shared_is_copied_or_refused(device):
     views = (base.transpose(2, 0, 1), base[::-1], base[:, :, ::-1].T, base[:, 1:])
     for given in (gaps, fixed, raw, wide, *views):
         np.testing.assert_array_equal(Tensor.from_dlpack(given, device=device).numpy(), given)
-        with pytest.raises(BufferError, match="cannot be shared"):
+        with pytest.raises(BufferError, match="cannot share an array"):
             Tensor.from_dlpack(given, device=device, copy=False)
     given = np.ones(3)
     copied = Tensor.from_dlpack(given, device=device, copy=True)
@@ -119,9 +119,9 @@ def test_without_a_copy_memory_is_shared_or_nothing_is_given(device):
         tensor = Tensor.from_dlpack(given, device=device, copy=False)
         assert address(np.from_dlpack(tensor, copy=False)) == address(given)
         return
-    with pytest.raises(BufferError, match=f"on {device}: it cannot be shared"):
+    with pytest.raises(BufferError, match=f"cannot share .* on {device}"):
         Tensor.from_dlpack(given, device=device, copy=False)
-    with pytest.raises(BufferError, match=f"a tensor on {device}: its memory is not the host's"):
+    with pytest.raises(BufferError, match=f"a tensor on {device}, which is not the host"):
         Tensor(given, device=device).__dlpack__(copy=False)
 
 
@@ -147,7 +147,7 @@ def test_capsules_that_nobody_consumes_and_capsules_used_twice(on_device):
         assert (memory() is not None) == shares_memory(on_device) and gone() is None
     for capsule in capsules:
         assert Tensor.from_dlpack(capsule).tolist() == [1, 2]
-        with pytest.raises(BufferError, match="used already"):
+        with pytest.raises(BufferError, match="already used"):
             Tensor.from_dlpack(capsule)
 
 
@@ -157,7 +157,7 @@ def test_views_empty_tensors_and_numbers(on_device):
     row = base[0]
     np.from_dlpack(row)[0] = 9  # writes to a copy: neither the base nor the view changes
     assert row.tolist() == base[0].tolist() == [1, 2]
-    with pytest.raises(BufferError, match="of a view"):
+    with pytest.raises(BufferError, match="cannot share a view"):
         np.from_dlpack(row, copy=False)
     assert np.from_dlpack(Tensor.zeros(0, 3)).shape == (0, 3)
     assert np.from_dlpack(Tensor(2.5)).item() == 2.5
@@ -172,9 +172,9 @@ def test_any_device_can_be_lent(device):
 
 
 def test_errors(on_device):
-    with pytest.raises(DTypeError, match="unknown"):
+    with pytest.raises(DTypeError, match="got complex64"):
         Tensor.from_dlpack(np.zeros(2, np.complex64))
-    with pytest.raises(TypeError, match="something that has __dlpack__"):
+    with pytest.raises(TypeError, match="an object with __dlpack__"):
         Tensor.from_dlpack([1, 2])
     with pytest.raises(BufferError, match="stream"):
         Tensor([1.0]).__dlpack__(stream=1)

@@ -104,7 +104,7 @@ def test_out_of_range(on_device):
     for key in (4, -5, (0, 5), ([0, 9],), np.array([-7])):
         with pytest.raises(BoundsError, match="out of range"):
             x[key]
-    with pytest.raises(BoundsError, match="4 indices"):
+    with pytest.raises(BoundsError, match="too many indices: 4"):
         x[0, 0, 0, 0]
     with pytest.raises(BoundsError, match="mask"):
         x[Tensor([True, False])]
@@ -154,7 +154,7 @@ def test_large_masks(on_device, shape, share):
     assert (y.numpy()[m] == 3).all()
     with pytest.raises(ShapeError, match="shape"):
         y[mask] = Tensor.zeros(a[m].shape[0] + 7, *shape[2:])
-    with pytest.raises(BoundsError, match="mask of shape"):
+    with pytest.raises(BoundsError, match="mask at dimension"):
         y[mask.pad([(0, 1)] + [None] * (mask.ndim - 1)).bool()] = v
 
 
@@ -210,5 +210,5 @@ def test_positions_beyond_int32(compiled):
         assert Tensor.arange(2**33, dtype="float64")[-2:].tolist() == [2**33 - 2, 2**33 - 1]
         assert x.argmax().dtype.name == "int64" and x.argmax(0).dtype.name == "int32"
         for ordered in (lambda: x.flatten().argsort(0), lambda: x.flatten().topk(2)):
-            with pytest.raises(ShapeError, match="positions 0 … 4294967295"):
+            with pytest.raises(ShapeError, match="4294967296 positions"):
                 ordered()

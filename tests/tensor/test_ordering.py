@@ -243,7 +243,7 @@ def test_what_cannot_be_sorted() -> None:
         build.sort(node, 0)
     with pytest.raises(ShapeError, match="axis 1"):
         build.scan(Op.CUMSUM, node, 1)
-    with pytest.raises(ValueError, match="not a running reduction"):
+    with pytest.raises(ValueError, match="not a cumulative operation"):
         build.scan(Op.SUM, node, 0)
 
 

@@ -342,18 +342,18 @@ def test_refusals() -> None:
         with pytest.raises(kind, match=words):
             Tensor.scan(f, init, xs)
 
-    refuse(TypeError, "expected length=", lambda c, e: (c, None), xs=None)
-    refuse(ShapeError, "one first extent", lambda c, e: (c, None), xs=[x, zero])
-    refuse(ShapeError, "0-d", lambda c, e: (c, None), xs=Tensor(1.0))
-    refuse(ShapeError, "comes out of a step as", lambda c, e: (c.sum(), c))
+    refuse(TypeError, "expected xs, or length=", lambda c, e: (c, None), xs=None)
+    refuse(ShapeError, "the same first size", lambda c, e: (c, None), xs=[x, zero])
+    refuse(ShapeError, "a dimension of steps", lambda c, e: (c, None), xs=Tensor(1.0))
+    refuse(ShapeError, "before a step, but", lambda c, e: (c.sum(), c))
     refuse(DTypeError, "cast it in the step", lambda c, e: (c.int(), c))
-    refuse(ScanError, "expected a pair", lambda c, e: c)
-    refuse(ScanError, "expected the same", lambda c, e: ((c, c), c))
+    refuse(ScanError, "to return a pair", lambda c, e: c)
+    refuse(ScanError, "return the same structure", lambda c, e: ((c, c), c))
     refuse(ScanError, "draw them outside", lambda c, e: (c + Tensor.rand(2), c))
     refuse(ScanError, "writes in place", writes)
     refuse(ScanError, "return it from the function", lambda c, e: (c * c.sum().item(), c))
     Tensor.scan(keeps, zero, x)
-    with pytest.raises(ScanError, match="kept from there"):
+    with pytest.raises(ScanError, match="a value from inside the step function"):
         kept[0].realize()
     kept.clear()
 
@@ -377,7 +377,7 @@ def test_what_is_kept_from_inside_is_nobodys_business(captured: bool, device: st
     for number in range(4):
         assert run().tolist() == [3.0 * 2**number] * 2
         assert w.tolist() == [2.0 ** (number + 1)] * 2
-    with pytest.raises(ScanError, match="kept from there"):
+    with pytest.raises(ScanError, match="a value from inside the step function"):
         kept["last"].realize()
 
 

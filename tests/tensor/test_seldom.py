@@ -181,7 +181,7 @@ def test_a_mean_over_more_targets_than_a_half_float_counts() -> None:
 def test_of_no_elements_none_is_the_largest(p: float) -> None:
     """As in PyTorch and numpy: extremes raise, though a sum of nothing is 0."""
     assert Tensor.zeros(0).norm(1).item() == Tensor.zeros(0).norm().item() == 0
-    with pytest.raises(ShapeError, match=r"norm\(.*\) over no elements"):
+    with pytest.raises(ShapeError, match=r"norm\(.*\): expected at least one element"):
         Tensor.zeros(2, 0).norm(p, 1)
     assert Tensor.zeros(2, 0).norm(p, 0).shape == (0,)
 
@@ -208,7 +208,7 @@ def test_a_histogram_between_bounds_that_are_none(value: float) -> None:
     for dtype in ("float16", "float32", "float64"):
         x = Tensor([1.0, value], dtype=dtype)
         assert x.histc(2, 0, 2).tolist() == [0, 1]
-        with pytest.raises(DomainError, match=r"histc: .* no bound"):
+        with pytest.raises(DomainError, match=r"histc: .* is not finite"):
             x.histc(2).tolist()
 
 
@@ -232,11 +232,11 @@ def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ShapeError, match=r"bincount.*\(2,\) and weights \(3,\).*a weight for each"):
+    with pytest.raises(ShapeError, match=r"one weight per element, got shapes \(2,\) and \(3,\)"):
         Tensor([1, 1]).bincount(Tensor([1.0, 2.0, 3.0]))
-    with pytest.raises(ShapeError, match=r"pad_to\(2,\) of \(3,\).*shrink_to"):
+    with pytest.raises(ShapeError, match=r"pad_to\(2,\): expected sizes ≥ \(3,\); use shrink_to"):
         Tensor([1, 2, 3]).pad_to(2)
-    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\) of \(2, 0\).*a product of 2"):
+    with pytest.raises(ShapeError, match=r"unflatten\(0, \(2, 5\)\): expected a product of 2"):
         Tensor.zeros(2, 0).unflatten(0, (2, 5))
 
 

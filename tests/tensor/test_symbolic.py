@@ -127,7 +127,7 @@ def test_what_is_behind_the_bound_value_is_not_there(on_device):
     for item in (3, 7, Variable("i", 0, 7).bind(3)):
         with pytest.raises(BoundsError, match=r"out of range .*; expected -3 … 2"):
             x[item]
-    with pytest.raises(ShapeError, match="a slice to 5 of a dimension of n, which is 3"):
+    with pytest.raises(ShapeError, match="expected a stop up to n = 3, got 5"):
         x[1:5]
     assert (x[2].item(), x[-1].item(), x[1:3].tolist()) == (2, 2, [1, 2])
 
@@ -136,7 +136,7 @@ def test_what_symbolic_dimensions_cannot_do(on_device):
     n = Variable("n", 1, 16).bind(4)
     x = Tensor(K)[0, 0, :n]
     place, image = Tensor([0]), Tensor.ones(1, 2, 16, 16)[:, :, :n]
-    with pytest.raises(ShapeError, match="can move past 1s only"):
+    with pytest.raises(ShapeError, match="can only move past 1s"):
         x.reshape(-1, x.shape[0])
     for operation in (
         lambda: x.T.flatten(),

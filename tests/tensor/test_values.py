@@ -25,13 +25,13 @@ def on_each(request: pytest.FixtureRequest) -> Iterator[None]:
 ONES = [1.0, 1.0]
 # an operation on a tensor, a value that is invalid for it, and the error message
 WRONG: list[tuple[Callable[[Tensor], Tensor], list[float], str]] = [
-    (lambda x: x.multinomial(), [1.0, -1.0], "value -1.0 at position (0, 1) is no weight"),
-    (lambda x: x.multinomial(3, True), [-1.0, 1.0], "at position (0, 0) is no weight"),
+    (lambda x: x.multinomial(), [1.0, -1.0], "value -1.0 at position (0, 1) is not a weight"),
+    (lambda x: x.multinomial(3, True), [-1.0, 1.0], "at position (0, 0) is not a weight"),
     (lambda x: x.multinomial(), [float("nan"), 1.0], "value nan at position (0, 0)"),
     (lambda x: x.multinomial(), [1.0, float("inf")], "value inf at position (0, 1)"),
     (lambda x: x.multinomial(), [0.0, 0.0], "the largest weight of a row"),
     (lambda x: x.stack(x + 1).multinomial(2, True), [0.0, 0.0], "at position (0, 0)"),
-    (lambda x: x.bernoulli(), [0.5, 1.5], "value 1.5 at position (1,) is no probability"),
+    (lambda x: x.bernoulli(), [0.5, 1.5], "value 1.5 at position (1,) is not a probability"),
     (lambda x: x.bernoulli(x), [-0.5, 0.5], "value -0.5 at position (0,)"),
     (lambda x: x.binary_crossentropy(Tensor(ONES)), [0.5, 2.0], "binary_crossentropy_logits"),
     (lambda x: x.binary_crossentropy(Tensor(ONES)), [-0.5, 0.5], "value -0.5 at position (0,)"),
@@ -71,7 +71,7 @@ def test_each_interval_of_one_tensor_counts() -> None:
 
 
 def test_constants_raise_at_once() -> None:
-    with pytest.raises(DomainError, match=r"value 2\.0 is no probability"):
+    with pytest.raises(DomainError, match=r"value 2\.0 is not a probability"):
         Tensor.full((3,), 2.0).binary_crossentropy(Tensor.ones(3))
 
 

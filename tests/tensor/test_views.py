@@ -129,7 +129,7 @@ def test_views_that_only_show(on_device, name):
         if realize:
             view.realize()
         same(view, v)
-        with pytest.raises(ShapeError, match=r"in-place write to a view .*clone"):
+        with pytest.raises(ShapeError, match=r"cannot write in place to a view .*clone"):
             view += 1
         same(x, a)
 
@@ -317,7 +317,7 @@ def test_views_of_views_of_a_lazy_base_that_is_gone(on_device, realized):
     part = first.reshape(1)
     if realized:
         Tensor.realize(first, whole, part)
-        with pytest.raises(ShapeError, match="is gone"):
+        with pytest.raises(ShapeError, match="its base no longer exists"):
             part.assign(0)
     else:
         part.assign(0)
