@@ -49,6 +49,7 @@ CALLS = {
     "IMAGE.pixel_unshuffle(3)": "(…, channels, height, width), both multiples of 3",
     "Tensor.from_bytes(bytes(4), 1, 'float32')": "from_bytes(shape=1): expected several ints",
     "Tensor.from_bytes(bytes(4), (1,), 3)": "3 is no dtype",
+    "Tensor(2, 3)": "the data as one argument, as [1, 2]; Tensor.empty(2, 3) has a shape",
     "Tensor(OWN)": "Tensor(nested list): expected at most 64 levels",
     "X[OWN]": "Tensor(nested list): expected at most 64 levels",
     "X.new_full((2,), 1.0, device=0)": "device 0 is a int; expected a name, as CPU",
