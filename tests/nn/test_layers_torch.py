@@ -8,6 +8,7 @@ import pytest
 from minigrad import Tensor, jit, nn
 from minigrad.errors import ShapeError
 from minigrad.nn import state
+from minigrad.program import GlobalCounters
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 tnn = torch.nn
@@ -219,6 +220,25 @@ def test_batch_norms(text, training, on_device):
         compare(ours, theirs, BATCH_NORMS[text], generator)
     for name, value in theirs.named_buffers():
         close(ours.state_dict()[name], value, name)
+
+
+def test_a_batch_norm_that_is_called_several_times(on_device):
+    """Statistics of several lazy calls are right, and a step of two calls is still one program."""
+    generator = np.random.default_rng(8)
+    ours, theirs = made("BatchNorm1d(4)", nn), made("BatchNorm1d(4)", tnn)
+    filled(theirs, ours, generator, True)
+    for _ in range(19):
+        batch = generator.standard_normal((6, 4)).astype(np.float32)
+        theirs(torch.tensor(batch))
+        ours(Tensor(batch))
+    for name, value in theirs.named_buffers():
+        close(ours.state_dict()[name], value, name)
+    x = Tensor(batch)
+    before = GlobalCounters.program_calls
+    both = ours(x) + ours(x * 2)
+    assert GlobalCounters.program_calls == before
+    Tensor.realize(both, *ours.state_dict().values())
+    assert GlobalCounters.program_calls == before + 1
 
 
 SAME_REPR = [
