@@ -124,7 +124,7 @@ PyTorch's own state
 rarely used: nobody has asked for it
     histogramdd segment_reduce conv_tbc CrossMapLRN2d FractionalMaxPool.* fractional_.*
     AdaptiveLogSoftmaxWithLoss LinearCrossEntropy.* linear_cross_entropy grouped_mm scaled_.*mm
-    .*with_indices affine_grid grid_sample F?e?a?t?u?r?e?AlphaDropout .*alpha_dropout
+    .*with_indices F?e?a?t?u?r?e?AlphaDropout .*alpha_dropout
 rarely written in place: `x.copy_(x.erf())`
     .*_
 layers are made with their sizes
@@ -134,7 +134,7 @@ layers are made with their sizes
 minigrad has no CTC loss; its recursion is a `Tensor.scan`
     CTCLoss ctc_loss
 composed of others
-    Transformer.* ParameterDict EmbeddingBag embedding_bag
+    ParameterDict EmbeddingBag embedding_bag
 tinygrad's engine
     alu call callify invalids threefry random_bits keccak hash custom_kernel image_.* ufix
     schedule_linear linear_with_vars newton_schulz decode_.* shard.* contiguous_backward

@@ -49,6 +49,7 @@ CALLS = {
     "IMAGE.pixel_unshuffle(3)": "pixel_unshuffle(3): expected r ≥ 1 and (…, channels, height",
     "Tensor.from_bytes(bytes(4), 1, 'float32')": "from_bytes(shape=1): expected several ints",
     "Tensor.from_bytes(bytes(4), (1,), 3)": "expected a dtype, as minigrad.dtypes.float32, or its",
+    "Tensor(2, 3)": "the data as one argument, as [1, 2]; Tensor.empty(2, 3) has a shape",
     "Tensor(OWN)": "Tensor(nested list): expected at most 64 levels",
     "X[OWN]": "Tensor(nested list): expected at most 64 levels",
     "X.new_full((2,), 1.0, device=0)": "device: expected a name such as 'CPU', got 0",

@@ -1,16 +1,18 @@
-"""Attention and the transformer's layer; names and shapes of parameters are PyTorch's."""
+"""Attention and transformers; names and shapes of parameters are PyTorch's."""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Callable
+from typing import ClassVar
 
 from minigrad.errors import DTypeError, expect, misfit
 from minigrad.nn import functional as F
 from minigrad.nn.containers import ModuleList
+from minigrad.nn.init import xavier_uniform_
 from minigrad.nn.layers import Dropout, Linear, uniform
-from minigrad.nn.module import Layer, Parameter
+from minigrad.nn.module import Layer, Parameter, get_parameters
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import checked
@@ -145,6 +147,13 @@ class TransformerEncoderLayer(Layer):
     after.
     """
 
+    attentions: ClassVar[tuple[str, ...]] = ("self_attn",)
+    self_attn: MultiheadAttention
+    norm1: LayerNorm
+    norm2: LayerNorm
+    dropout1: Dropout
+    dropout2: Dropout
+
     def __init__(
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
         activation: str | Callable[[Tensor], Tensor] = "relu", layer_norm_eps: float = 1e-5,
@@ -155,13 +164,17 @@ class TransformerEncoderLayer(Layer):
         if not callable(chosen):
             raise misfit("TransformerEncoderLayer", "'relu', 'gelu' or a function of a tensor",
                          error=ValueError, activation=activation)  # fmt: skip
-        self.self_attn = MultiheadAttention(d_model, nhead, dropout, bias, batch_first=batch_first)
+        for name in self.attentions:
+            options = d_model, nhead, dropout, bias
+            setattr(self, name, MultiheadAttention(*options, batch_first=batch_first))
         self.linear1 = Linear(d_model, dim_feedforward, bias)
         self.dropout = Dropout(dropout)
         self.linear2 = Linear(dim_feedforward, d_model, bias)
-        self.norm1 = LayerNorm(d_model, layer_norm_eps, bias=bias)
-        self.norm2 = LayerNorm(d_model, layer_norm_eps, bias=bias)
-        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
+        numbers = range(1, len(self.attentions) + 2)
+        for number in numbers:
+            setattr(self, f"norm{number}", LayerNorm(d_model, layer_norm_eps, bias=bias))
+        for number in numbers:
+            setattr(self, f"dropout{number}", Dropout(dropout))
         self.activation = chosen
         self.norm_first = norm_first
 
@@ -173,19 +186,54 @@ class TransformerEncoderLayer(Layer):
         """Same shape as src; masks as for `MultiheadAttention`."""
 
         def attend(x: Tensor) -> Tensor:
-            mixed, _ = self.self_attn(
-                x, x, x, src_key_padding_mask, False, src_mask, is_causal=is_causal
-            )
-            return self.dropout1(mixed)
+            masks = src_key_padding_mask, False, src_mask
+            return self.dropout1(self.self_attn(x, x, x, *masks, is_causal=is_causal)[0])
 
-        def feed(x: Tensor) -> Tensor:
-            return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
+        x = self._added(src, attend, self.norm1)
+        return self._added(x, lambda x: self.dropout2(self._feed(x)), self.norm2)
 
-        if self.norm_first:
-            x = src + attend(self.norm1(src))
-            return x + feed(self.norm2(x))
-        x = self.norm1(src + attend(src))
-        return self.norm2(x + feed(x))
+    def _added(
+        self, x: Tensor, block: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """A residual block, with its norm before or after."""
+        return x + block(norm(x)) if self.norm_first else norm(x + block(x))
+
+    def _feed(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class TransformerDecoderLayer(TransformerEncoderLayer):
+    """An encoder layer with attention to an encoder's results in between (Vaswani et al. 2017).
+
+    Arguments as for `TransformerEncoderLayer`.
+    """
+
+    attentions = ("self_attn", "multihead_attn")
+    multihead_attn: MultiheadAttention
+    norm3: LayerNorm
+    dropout3: Dropout
+
+    @checked
+    def __call__(  # type: ignore[override]
+        self, tgt: Tensor, memory: Tensor, tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None, tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None, tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Same shape as tgt. memory: the encoder's results; masks as for `MultiheadAttention`."""
+
+        def attend(x: Tensor) -> Tensor:
+            masks = tgt_key_padding_mask, False, tgt_mask
+            return self.dropout1(self.self_attn(x, x, x, *masks, is_causal=tgt_is_causal)[0])
+
+        def remember(x: Tensor) -> Tensor:
+            masks = memory_key_padding_mask, False, memory_mask
+            mixed, _ = self.multihead_attn(x, memory, memory, *masks, is_causal=memory_is_causal)
+            return self.dropout2(mixed)
+
+        x = self._added(tgt, attend, self.norm1)
+        x = self._added(x, remember, self.norm2)
+        return self._added(x, lambda x: self.dropout3(self._feed(x)), self.norm3)
 
 
 class TransformerEncoder(Layer):
@@ -208,3 +256,73 @@ class TransformerEncoder(Layer):
         for layer in self.layers:
             x = layer(x, mask, src_key_padding_mask, is_causal)
         return x if self.norm is None else self.norm(x)
+
+
+class TransformerDecoder(Layer):
+    """Copies of a decoder layer (initially equal), applied one after the other; then a norm."""
+
+    def __init__(
+        self, decoder_layer: TransformerDecoderLayer, num_layers: int,
+        norm: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(num_layers))
+        self.num_layers, self.norm = num_layers, norm
+
+    @checked
+    def __call__(
+        self, tgt: Tensor, memory: Tensor, tgt_mask: Tensor | None = None,
+        memory_mask: Tensor | None = None, tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None, tgt_is_causal: bool = False,
+        memory_is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Same shape as tgt. memory: the encoder's results; masks as for `MultiheadAttention`."""
+        masks = tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask
+        for layer in self.layers:
+            tgt = layer(tgt, memory, *masks, tgt_is_causal, memory_is_causal)
+        return tgt if self.norm is None else self.norm(tgt)
+
+
+class Transformer(Layer):
+    """An encoder and a decoder, each with a final norm (Vaswani et al. 2017).
+
+    Arguments as for `TransformerEncoderLayer`.
+    """
+
+    def __init__(
+        self, d_model: int = 512, nhead: int = 8, num_encoder_layers: int = 6,
+        num_decoder_layers: int = 6, dim_feedforward: int = 2048, dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = "relu", *, layer_norm_eps: float = 1e-5,
+        batch_first: bool = False, norm_first: bool = False, bias: bool = True,
+    ) -> None:  # fmt: skip
+        options = (
+            d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps, batch_first,
+            norm_first, bias,
+        )  # fmt: skip
+        encoder, decoder = TransformerEncoderLayer(*options), TransformerDecoderLayer(*options)
+        norms = [LayerNorm(d_model, layer_norm_eps, bias=bias) for _ in range(2)]
+        self.encoder = TransformerEncoder(encoder, num_encoder_layers, norms[0])
+        self.decoder = TransformerDecoder(decoder, num_decoder_layers, norms[1])
+        self.d_model, self.nhead, self.batch_first = d_model, nhead, batch_first
+        for weight in get_parameters(self):  # layers are copies: draw each one's weights
+            if weight.ndim > 1:
+                xavier_uniform_(weight)
+
+    @checked
+    def __call__(
+        self, src: Tensor, tgt: Tensor, src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None, memory_mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None, tgt_key_padding_mask: Tensor | None = None,
+        memory_key_padding_mask: Tensor | None = None, src_is_causal: bool = False,
+        tgt_is_causal: bool = False, memory_is_causal: bool = False,
+    ) -> Tensor:  # fmt: skip
+        """Same shape as tgt; src and tgt are embedded; masks as for `MultiheadAttention`."""
+        memory = self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
+        return self.decoder(
+            tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask,
+            tgt_is_causal, memory_is_causal,
+        )  # fmt: skip
+
+    @staticmethod
+    def generate_square_subsequent_mask(sz: int) -> Tensor:
+        """A causal mask (sz, sz): 0 where a key is seen, and −inf where not."""
+        return Tensor.full((sz, sz), float("-inf")).triu(1)

@@ -16,6 +16,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
@@ -270,6 +271,67 @@ def _move_statistics(
             number = count.detach() if isinstance(count, Tensor) else count
             mean.assign(mean + (new.detach() - mean) * share)
             var.assign(var + (spread.detach() * (number / (number - 1)) - var) * share)
+
+
+def affine_grid(theta: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
+    """Places for `grid_sample`: an even grid of this size, moved by affine maps.
+
+    theta: (batch, n, n + 1) for n spatial dimensions. size: (batch, channels, *space), the shape
+    that `grid_sample` is to return. Result: (batch, *space, n).
+    """
+    space = size[2:]
+    n = len(space)
+    expect(theta.shape == (size[0], n, n + 1), f"affine_grid of size {tuple(size)}",
+           f"maps of shape {(size[0], n, n + 1)}", theta)  # fmt: skip
+    ramps = []
+    for extent in space:
+        numbers = Tensor.arange(extent, dtype=theta.dtype, device=theta.device) * 2 - (extent - 1)
+        ramps.append(numbers / (max(extent - 1, 1) if align_corners else extent))
+    coordinates = ramps[0].meshgrid(*ramps[1:])
+    points = Tensor.stack([*reversed(coordinates), coordinates[0].ones_like()], dim=-1)
+    return (points.reshape(-1, n + 1) @ theta.mT).unflatten(1, space)
+
+
+def grid_sample(
+    x: Tensor, grid: Tensor, mode: str = "bilinear", padding_mode: str = "zeros",
+    align_corners: bool = False,
+) -> Tensor:  # fmt: skip
+    """Values of x (batch, channels, *space) at any places, by interpolation.
+
+    grid: (batch, *out, n) for n spatial dimensions, coordinates from -1 to 1, those of the last
+    dimension first. Result: (batch, channels, *out). mode: bilinear (means of 2ⁿ neighbours) or
+    nearest. padding_mode: outside of x is 0, or the nearest element of its border. align_corners:
+    ±1 are the centres of the outermost elements, instead of their outer edges.
+    """
+    check_choice("grid_sample", ("bilinear", "nearest"), mode=mode)
+    check_choice("grid_sample", ("zeros", "border"), padding_mode=padding_mode)
+    n = x.ndim - 2
+    expect(n >= 1 and grid.ndim == x.ndim and (grid.shape[0], grid.shape[-1]) == (x.shape[0], n),
+           "grid_sample", "x (batch, channels, *space) and a grid (batch, *out, number of spatial "
+           "dimensions)", x, grid)  # fmt: skip
+    corners: list[tuple[Any, Any, Any]] = [(0, 1, True)]  # position in x, weight, is it inside x?
+    for extent, place in zip(x._known_shape()[2:], reversed(grid.unbind(-1)), strict=True):
+        place = (place + 1) * ((extent - 1) / 2 if align_corners else extent / 2)
+        place = place if align_corners else place - 0.5
+        if padding_mode == "border":
+            place = place.clip(0, extent - 1)
+        place = place.round() if mode == "nearest" else place
+        low = place.floor()
+        share = place - low
+        both = [(low, 1 - share), (low + 1, share)]
+        ends = both[:1] if mode == "nearest" else both
+        corners = [
+            (index * extent + at.clip(0, extent - 1).int(), weight * part,
+             (at >= 0) & (at < extent) & inside)
+            for index, weight, inside in corners for at, part in ends
+        ]  # fmt: skip
+    flat = x.flatten(2)
+    values = []
+    for corner in corners:
+        index, weight, inside = (each.flatten(1).unsqueeze(1) for each in corner)
+        picked = flat.gather(2, index.expand(-1, flat.shape[1], -1))
+        values.append(inside.where(picked * weight, 0))
+    return sum(values[1:], values[0]).unflatten(2, grid.shape[1:-1])
 
 
 def instance_norm(

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Any
 from minigrad.dtype import convert, dtypes
 from minigrad.errors import StateError, expect
 from minigrad.hints import names_of
+from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_choice
 
+_EXPECTED = "expected the result of a scheduler's state_dict()"
 _NOTHING = 1e-12  # a smaller factor counts as 0: base rates cannot be computed by dividing by it
 
 
@@ -98,16 +101,15 @@ class _Factors:
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        expected = "expected the result of a scheduler's state_dict()"
         if not isinstance(state, Mapping):
-            raise TypeError(f"load_state_dict: {expected}, got {type(state).__name__}")
+            raise TypeError(f"load_state_dict: {_EXPECTED}, got {type(state).__name__}")
         if missing := [name for name in self.state_dict() if name not in state]:
-            raise StateError(f"load_state_dict: {expected}, missing {missing}")
+            raise StateError(f"load_state_dict: {_EXPECTED}, missing {missing}")
         rates, steps = state["base_lrs"], state["last_epoch"]
         several = isinstance(rates, Sequence) and len(rates) == len(self.base_lrs)
         if not (several and isinstance(steps, int) and all(isinstance(r, Real) for r in rates)):
             raise StateError(
-                f"load_state_dict: {expected} with {len(self.base_lrs)} groups, got base_lrs "
+                f"load_state_dict: {_EXPECTED} with {len(self.base_lrs)} groups, got base_lrs "
                 f"{rates!r} and last_epoch {steps!r}"
             )
         self.base_lrs, self.last_epoch = list(rates), steps - 1
@@ -193,6 +195,124 @@ class CosineAnnealingLR(_Factors):
             optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), last_epoch,
             eta_min,
         )
+
+
+class CosineAnnealingWarmRestarts(_Factors):
+    """Half a cosine down to eta_min in T_0 steps, then again from the initial learning rate.
+
+    Each period is T_mult times as long as the one before (Loshchilov and Hutter 2017).
+    """
+
+    def __init__(
+        self, optimizer: Any, T_0: int, T_mult: int = 1, eta_min: float = 0.0, last_epoch: int = -1
+    ) -> None:
+        expect(T_0 >= 1 and T_mult >= 1, f"CosineAnnealingWarmRestarts({T_0}, {T_mult})",
+               "T_0 ≥ 1 and T_mult ≥ 1", error=ValueError)  # fmt: skip
+
+        def factor(step: int) -> float:
+            period = T_0
+            while step >= period:
+                step, period = step - period, period * T_mult
+            return 0.5 * (1 + math.cos(math.pi * step / period))
+
+        super().__init__(optimizer, factor, last_epoch, eta_min)
+
+
+class PolynomialLR(_Factors):
+    """A factor of (1 − steps/total_iters)^power, and 0 from total_iters steps on."""
+
+    def __init__(
+        self, optimizer: Any, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1
+    ) -> None:
+        expect(total_iters >= 1, "PolynomialLR", "steps ≥ 1", error=ValueError,
+               total_iters=total_iters)  # fmt: skip
+        super().__init__(
+            optimizer, lambda step: max(1 - step / total_iters, 0.0) ** power, last_epoch
+        )
+
+
+class SequentialLR(LambdaLR):
+    """Several schedulers of an optimizer, one after the other, each from the initial learning rate.
+
+    milestones: after how many steps the second begins, the third, …
+    """
+
+    def __init__(
+        self, optimizer: Any, schedulers: Sequence[Any], milestones: Sequence[int],
+        last_epoch: int = -1,
+    ) -> None:  # fmt: skip
+        expect(len(schedulers) == len(milestones) + 1 >= 1 and [*milestones] == sorted(milestones),
+               f"SequentialLR of {len(schedulers)} schedulers and milestones {[*milestones]}",
+               "one scheduler more than milestones, and these in order",
+               error=ValueError)  # fmt: skip
+        for one in schedulers:
+            expect(isinstance(one, _Factors) and one.optimizer is optimizer,
+                   f"SequentialLR of a {type(one).__name__}", "schedulers of this optimizer that "
+                   "step without a metric", error=ValueError)  # fmt: skip
+        self.schedulers, self.milestones = list(schedulers), list(milestones)
+        super().__init__(optimizer, lambda step: 1.0, last_epoch)
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rates of the next step."""
+        place = bisect_right(self.milestones, self.last_epoch)
+        now, step = self.schedulers[place], self.last_epoch - [0, *self.milestones][place]
+        pairs = zip(self.base_lrs, now.factors, strict=True)
+        return [now.least + (base - now.least) * factor(step) for base, factor in pairs]
+
+
+class ReduceLROnPlateau:
+    """Multiplies all learning rates by `factor` when a metric stops improving.
+
+    It does so after more than `patience` steps without one that is better than the best so far by
+    the threshold (relative, or absolute for threshold_mode "abs"); mode: whether "min" or "max" is
+    better. Then `cooldown` steps do not count. Changes of less than eps are not made.
+    """
+
+    def __init__(
+        self, optimizer: Any, mode: str = "min", factor: float = 0.1, patience: int = 10,
+        threshold: float = 1e-4, threshold_mode: str = "rel", cooldown: int = 0,
+        min_lr: float = 0.0, eps: float = 1e-8,
+    ) -> None:  # fmt: skip
+        check_choice("ReduceLROnPlateau", ("min", "max"), mode=mode)
+        check_choice("ReduceLROnPlateau", ("rel", "abs"), threshold_mode=threshold_mode)
+        expect(factor < 1, "ReduceLROnPlateau", "below 1", error=ValueError, factor=factor)
+        self.optimizer, self.factor, self.min_lr, self.eps = optimizer, factor, min_lr, eps
+        self.patience, self.cooldown = patience, cooldown
+        self.sign = 1 if mode == "min" else -1
+        self.threshold, self.relative = threshold, threshold_mode == "rel"
+        self.best, self.num_bad_epochs, self.cooldown_counter = self.sign * math.inf, 0, 0
+
+    def step(self, metrics: float | Tensor) -> None:
+        """Call it after each epoch, or each step, with its loss or another metric."""
+        current, away = float(metrics), self.sign * self.threshold
+        limit = self.best * (1 - away) if self.relative else self.best - away
+        better = self.sign * (limit - current) > 0
+        self.best = current if better else self.best
+        rests = self.cooldown_counter > 0
+        self.cooldown_counter -= rests
+        self.num_bad_epochs = 0 if better or rests else self.num_bad_epochs + 1
+        if self.num_bad_epochs <= self.patience:
+            return
+        self.cooldown_counter, self.num_bad_epochs = self.cooldown, 0
+        for group in self.optimizer.param_groups:
+            lr = max(group["lr"] * self.factor, self.min_lr)
+            if group["lr"] - lr > self.eps:
+                group["lr"] = lr
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rates of the next step."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state for a checkpoint: the best metric, and steps since then."""
+        names = ("best", "num_bad_epochs", "cooldown_counter")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state_dict` returned; the optimizer has its learning rates."""
+        if missing := [name for name in self.state_dict() if name not in state]:
+            raise StateError(f"load_state_dict: {_EXPECTED}, missing {missing}")
+        vars(self).update({name: state[name] for name in self.state_dict()})
 
 
 check_functions(globals())

@@ -109,6 +109,9 @@ class InstanceNorm(GroupNorm):
         super().__init__(num_features, num_features, eps, affine)
 
 
+MOST_WAITING = 8  # calls of a BatchNorm whose statistics are lazy together
+
+
 class BatchNorm(_Norm):
     """Normalization of channels over batch and space (Ioffe and Szegedy 2015).
 
@@ -119,6 +122,7 @@ class BatchNorm(_Norm):
 
     _sizes = ("num_features",)
     _named = ("eps", "momentum", "affine", "track_running_stats")
+    _waiting = 0  # calls in a row that found the statistics of the one before still lazy
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
@@ -155,10 +159,15 @@ class BatchNorm(_Norm):
         share: Any = self.momentum
         running, batches = self.running_mean, self.num_batches_tracked
         if running is not None and self.running_var is not None and batches is not None:
-            # compute an earlier call's statistics if still lazy, so that they do not form a growing
-            # chain
-            Tensor.realize(running, self.running_var, batches)
-            realization.accompany(running.raw, batches)
+            # compute earlier calls' statistics if still lazy, so that they do not form a growing
+            # chain; not at once, because a step may call the layer for several batches
+            waiting = 0 if running.is_realized() else self._waiting + 1
+            if waiting == MOST_WAITING:
+                Tensor.realize(running, self.running_var, batches)
+                waiting = 0
+            if not waiting:
+                realization.accompany(running.raw, batches)
+            object.__setattr__(self, "_waiting", waiting)
         if share is None and batches is not None:
             share = 1 / (batches.float() + 1)
         F._move_statistics(running, self.running_var, found, share)

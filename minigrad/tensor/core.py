@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Never, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import BY_NAME, DType, check_holds, resolve
@@ -74,7 +74,7 @@ class Core(Holder, metaclass=_TensorType):
     def __init__(
         self,
         data: Any,
-        *,
+        *more: Never,
         dtype: DType | str | None = None,
         device: str | None = None,
         requires_grad: bool | None = None,
@@ -85,6 +85,10 @@ class Core(Holder, metaclass=_TensorType):
         integer dtype if they need it, and floats float32; arrays keep their dtype. `dtype`
         overrides this.
         """
+        if more:
+            given = ", ".join(map(repr, (data, *more)))
+            raise TypeError(f"Tensor({given}): expected the data as one argument, as [1, 2]; "
+                            f"Tensor.empty({given}) has a shape")  # fmt: skip
         wanted = None if dtype is None else resolve(dtype)
         is_new = False
         if isinstance(data, Core):

@@ -8,6 +8,7 @@ import pytest
 from minigrad import Tensor, jit, nn
 from minigrad.errors import ShapeError
 from minigrad.nn import state
+from minigrad.program import GlobalCounters
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 tnn = torch.nn
@@ -121,6 +122,93 @@ def test_layers(text, on_device):
     compare(ours, theirs, LAYERS[text], generator)
 
 
+DECODERS = [
+    "TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True)",
+    "TransformerDecoderLayer(8, 2, 16, 0.0, 'gelu', norm_first=True, bias=False, batch_first=True)",
+    "TransformerDecoder(TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True), 2, LayerNorm(8))",
+    "Transformer(8, 2, 2, 1, 16, 0.0, batch_first=True)",
+]
+
+
+@pytest.mark.parametrize("text", DECODERS)
+def test_decoders(text, on_device):
+    """With all masks; results and the gradients of both inputs and all parameters."""
+    generator = np.random.default_rng(12)
+    ours, theirs = made(text, nn), made(text, tnn)
+    filled(theirs, ours, generator)
+    arrays = [generator.standard_normal((3, n, 8)).astype(np.float32) for n in (4, 5)]
+    arrays = arrays[::-1] if text.startswith("Transformer(") else arrays  # src, tgt
+    causal, unseen, padding = np.triu(np.ones((4, 4), bool), 1), np.eye(4, 5) > 0, np.eye(3, 5) > 0
+    masks = {"tgt_mask": causal, "memory_mask": unseen, "memory_key_padding_mask": padding,
+             "tgt_key_padding_mask": np.eye(3, 4, 2) > 0}  # fmt: skip
+    if text.startswith("Transformer("):
+        masks |= {"src_mask": np.eye(5) > 0, "src_key_padding_mask": padding}
+    found = []
+    for module, tensor in ((theirs, torch.tensor), (ours, Tensor)):
+        inputs = [tensor(a, requires_grad=True) for a in arrays]
+        out = module(*inputs, **{name: tensor(mask) for name, mask in masks.items()})
+        (out * out).sum().backward()
+        found.append([out, *(x.grad for x in inputs)])
+    for theirs_one, ours_one in zip(*found, strict=True):
+        close(ours_one, theirs_one)
+    gradients_are_close(ours, theirs)
+
+
+def test_transformer():
+    """Copied layers differ; a causal mask as floats; a wrong mask is named."""
+    model = nn.Transformer(8, 2, 2, 2, 16)
+    first, second = (layer.linear1.weight for layer in model.decoder.layers)
+    assert not first.allclose(second)
+    mask = nn.Transformer.generate_square_subsequent_mask(3)
+    assert mask.tolist() == tnn.Transformer.generate_square_subsequent_mask(3).tolist()
+    with pytest.raises(ShapeError, match=r"attn_mask.*expected \(4, 5\)"):
+        model(Tensor.ones(5, 1, 8), Tensor.ones(4, 1, 8), memory_mask=mask)
+
+
+GRIDS = {  # spatial dimensions, and options
+    "bilinear": (2, {}), "corners": (2, {"align_corners": True}),
+    "border": (2, {"padding_mode": "border"}), "nearest": (2, {"mode": "nearest"}),
+    "border corners": (2, {"padding_mode": "border", "align_corners": True}),
+    "space": (3, {}), "space nearest": (3, {"mode": "nearest", "padding_mode": "border"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_grid_sample(name, on_device):
+    """Results and gradients at places inside, outside and beside an image."""
+    n, options = GRIDS[name]
+    generator = np.random.default_rng(3)
+    arrays = [generator.standard_normal((2, 3, *(5, 4, 6)[:n])),
+              generator.uniform(-1.4, 1.4, (2, *(3, 7, 2)[:n], n))]  # fmt: skip
+    found = []
+    for function, tensor in ((tnn.functional.grid_sample, torch.tensor), (F.grid_sample, Tensor)):
+        leaves = [tensor(a.astype(np.float32), requires_grad=True) for a in arrays]
+        out = function(*leaves, **{"align_corners": False, **options})
+        (out * out * out).sum().backward()
+        smooth = leaves if options.get("mode") != "nearest" else leaves[:1]
+        found.append([out, *(x.grad for x in smooth)])
+    for theirs, ours in zip(*found, strict=True):
+        close(ours, theirs)
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("size", [(2, 1, 3, 4), (2, 1, 1, 2), (2, 1, 2, 1, 3)])
+def test_affine_grid(size, align, on_device):
+    theta = np.random.default_rng(4).standard_normal((2, len(size) - 2, len(size) - 1))
+    theta = theta.astype(np.float32)
+    wanted = tnn.functional.affine_grid(torch.tensor(theta), size, align_corners=align)
+    close(F.affine_grid(Tensor(theta), size, align_corners=align), wanted)
+
+
+def test_grids_that_are_wrong():
+    with pytest.raises(ShapeError, match=r"maps of shape \(1, 2, 3\)"):
+        F.affine_grid(Tensor.ones(1, 3, 2), (1, 1, 4, 4))
+    with pytest.raises(ShapeError, match="a grid"):
+        F.grid_sample(Tensor.ones(1, 1, 4, 4), Tensor.ones(1, 4, 4, 3))
+    with pytest.raises(ValueError, match="expected 'zeros' or 'border'"):
+        F.grid_sample(Tensor.ones(1, 1, 4, 4), Tensor.ones(1, 4, 4, 2), padding_mode="reflection")
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("text", BATCH_NORMS)
 def test_batch_norms(text, training, on_device):
@@ -132,6 +220,25 @@ def test_batch_norms(text, training, on_device):
         compare(ours, theirs, BATCH_NORMS[text], generator)
     for name, value in theirs.named_buffers():
         close(ours.state_dict()[name], value, name)
+
+
+def test_a_batch_norm_that_is_called_several_times(on_device):
+    """Statistics of several lazy calls are right, and a step of two calls is still one program."""
+    generator = np.random.default_rng(8)
+    ours, theirs = made("BatchNorm1d(4)", nn), made("BatchNorm1d(4)", tnn)
+    filled(theirs, ours, generator, True)
+    for _ in range(19):
+        batch = generator.standard_normal((6, 4)).astype(np.float32)
+        theirs(torch.tensor(batch))
+        ours(Tensor(batch))
+    for name, value in theirs.named_buffers():
+        close(ours.state_dict()[name], value, name)
+    x = Tensor(batch)
+    before = GlobalCounters.program_calls
+    both = ours(x) + ours(x * 2)
+    assert GlobalCounters.program_calls == before
+    Tensor.realize(both, *ours.state_dict().values())
+    assert GlobalCounters.program_calls == before + 1
 
 
 SAME_REPR = [

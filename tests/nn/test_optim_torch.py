@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, jit, nn
+from minigrad.errors import StateError
 from minigrad.nn import optim
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 SCHEDULERS = {
     "StepLR": (3, 0.5), "MultiStepLR": ([2, 5, 5], 0.5), "ExponentialLR": (0.9,),
     "CosineAnnealingLR": (6, 0.01), "LinearLR": (0.25, 0.75, 4),
-    "LambdaLR": (lambda step: 1 / (1 + step),),
+    "LambdaLR": (lambda step: 1 / (1 + step),), "PolynomialLR": (8, 0.9),
 }  # fmt: skip
 
 
@@ -123,6 +124,70 @@ def test_schedulers(name):
             scheduler.step()
         rates.append(found)
     np.testing.assert_allclose(rates[0], rates[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["warm", "warm twice", "polynomial", "sequence"])
+def test_schedulers_of_parts(case):
+    """Warm restarts; a polynomial beyond its end; a warm-up, then a cosine, then steps."""
+    found = []
+    for library, tensor in ((optim, Tensor([1.0])), (torch.optim, torch.ones(1))):
+        make = library.lr_scheduler
+        optimizer = library.SGD([{"params": [tensor], "lr": 0.4}], lr=0.2)
+        if case == "sequence":
+            warm = make.LinearLR(optimizer, 0.25, 1.0, 3)
+            parts = [make.CosineAnnealingLR(optimizer, 4, 0.1), make.StepLR(optimizer, 2, 0.5)]
+            scheduler = make.SequentialLR(optimizer, [warm, *parts], [3, 7])
+        elif case == "polynomial":
+            scheduler = make.PolynomialLR(optimizer, 4, 2.0)
+        else:
+            times = {"warm": 1, "warm twice": 2}[case]
+            scheduler = make.CosineAnnealingWarmRestarts(optimizer, 2, times, 0.01)
+        rates = []
+        for _ in range(12):
+            rates.append(optimizer.param_groups[0]["lr"])
+            np.testing.assert_allclose(scheduler.get_last_lr(), rates[-1:], rtol=1e-6)
+            optimizer.step() if library is torch.optim else None
+            scheduler.step()
+        found.append(rates)
+    np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
+
+
+PLATEAUS = [
+    {}, {"mode": "max", "patience": 1}, {"threshold_mode": "abs", "threshold": 0.2, "patience": 0},
+    {"cooldown": 2, "patience": 0, "min_lr": 0.01, "factor": 0.5}, {"patience": 1, "eps": 0.05},
+    {"mode": "max", "threshold": 0.1, "threshold_mode": "abs", "patience": 0, "factor": 0.7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", PLATEAUS)
+def test_plateaus(options):
+    metrics = [3.0, 2.0, 2.1, 1.9999, float("nan"), 1.5, -1.0, -1.0, -1.05, 4.0, 4.3, 4.3, 4.2] * 2
+    found = []
+    for library, tensor in ((optim, Tensor([1.0])), (torch.optim, torch.ones(1))):
+        optimizer = library.SGD([tensor], lr=0.2)
+        scheduler = library.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+        rates = []
+        for metric in metrics:
+            scheduler.step(metric)
+            if library is optim:  # a copy goes on from its state
+                state = scheduler.state_dict()
+                scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+                scheduler.load_state_dict(state)
+            rates.append(scheduler.get_last_lr()[0])
+        found.append(rates)
+    np.testing.assert_allclose(*found, rtol=1e-6)
+
+
+def test_schedulers_that_are_wrong():
+    make, optimizer = optim.lr_scheduler, optim.SGD([Tensor([1.0])], lr=0.2)
+    with pytest.raises(ValueError, match="one scheduler more than milestones"):
+        make.SequentialLR(optimizer, [make.StepLR(optimizer, 2)], [3])
+    with pytest.raises(ValueError, match="schedulers of this optimizer"):
+        make.SequentialLR(optimizer, [make.ReduceLROnPlateau(optimizer)], [])
+    with pytest.raises(ValueError, match=r"factor=1\.5\): expected below 1"):
+        make.ReduceLROnPlateau(optimizer, factor=1.5)
+    with pytest.raises(StateError, match="missing"):
+        make.ReduceLROnPlateau(optimizer).load_state_dict({"best": 1.0})
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

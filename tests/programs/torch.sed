@@ -5,6 +5,7 @@ s/^(import torch\.nn\.functional as F|from torch\.nn import functional as F)$/fr
 s/^from torch import nn, optim$/from minigrad import nn\nfrom minigrad.nn import optim/
 s/^import torch\.optim as optim$/from minigrad.nn import optim/
 s/^import torch$/import torch\nfrom minigrad import Tensor, dtypes, jit, nn/
+s/^from torch\.nn\.parameter import Parameter$/from minigrad.nn import Parameter/
 s/^(from|import) torch\./\1 TORCH./
 s/torch\.nn\./nn./g
 s/torch\.optim\./nn.optim./g
