@@ -10,17 +10,18 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.graph.node import Op
 from minigrad.jit.jitted import Jitted
-from minigrad.jit.outside import Walk
 from minigrad.nn.module import walk
 from minigrad.nn.optim import Optimizer
 from minigrad.tensor import Tensor
 
+DEEPEST = 3  # depth of functions called by name in which models are searched
+
 
 def models_of(step: Any) -> dict[str, Any]:
-    """Objects with tensors that a step reads, by their names in it; a method's own object first."""
+    """Objects with tensors that a step's function reads, by their names in it."""
     found: dict[str, Any] = {}
     known: set[int] = set()
-    for name, value in _read(step):
+    for name, value in _read(step, 0, set()):
         plain = isinstance(value, Tensor | type | FunctionType) or inspect.ismodule(value)
         if plain or not hasattr(value, "__dict__"):
             continue
@@ -31,16 +32,35 @@ def models_of(step: Any) -> dict[str, Any]:
     return found
 
 
-def _read(step: Any) -> Iterator[tuple[str, Any]]:
-    """(name, value) of a step's own object, and of what its code reads (see jit/outside.py)."""
-    function, instance, own = step, None, getattr(step, "__self__", step)
+def _read(step: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """(name, value) of the cells and globals of a function, and of functions among them."""
     if isinstance(step, Jitted):
-        function, instance = step.function, step.instance
-        own = getattr(function, "__self__", function) if step.owner is None else step.owner
-    if not isinstance(own, FunctionType):
-        yield type(own).__name__.lower(), own
-    for read in Walk(function, instance, {}, {}).read.values():
-        yield read.label, read.value
+        if step.owner is not None:
+            yield type(step.owner).__name__.lower(), step.owner
+        step = step.function
+    step = inspect.unwrap(step) if callable(step) else step
+    if inspect.ismethod(step):
+        yield type(step.__self__).__name__.lower(), step.__self__
+        step = step.__func__
+    if not isinstance(step, FunctionType):
+        if callable(step) and not isinstance(step, type | Tensor):
+            yield type(step).__name__.lower(), step
+        return
+    if id(step) in seen or depth > DEEPEST:
+        return
+    seen.add(id(step))
+    cells = zip(step.__code__.co_freevars, step.__closure__ or (), strict=False)
+    values = {name: step.__globals__[name] for name in step.__code__.co_names
+              if name in step.__globals__}  # fmt: skip
+    for name, cell in cells:
+        try:
+            values[name] = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    for name, value in values.items():
+        yield name, value
+        if isinstance(value, FunctionType | Jitted):
+            yield from _read(value, depth + 1, seen)
 
 
 class Tree:

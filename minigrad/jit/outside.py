@@ -91,7 +91,7 @@ class Outside:
             if link is not None and link() is not None
         ]
         modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
-        walk = Walk(function, instance, given, modules)
+        walk = _Walk(function, instance, given, modules)
         self.names, self.read = walk.names, walk.read
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
@@ -300,7 +300,7 @@ def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
 _CALLED = _Use("", "__call__", called=True)
 
 
-class Walk:
+class _Walk:
     """Finds what a step reads. instance: returns its `self`; given: its arguments that are objects.
 
     modules: those that it called → their attributes that are checked elsewhere. names: the names
