@@ -25,7 +25,7 @@ def places() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def names_of(place: Any) -> list[str]:
+def public_names(place: Any) -> list[str]:
     """A place's public names: `__all__`, or those defined there that do not begin with "_"."""
     if hasattr(place, "__all__"):
         return sorted(place.__all__)
@@ -49,7 +49,7 @@ def page() -> Iterator[str]:
     yield f"# minigrad {minigrad.__version__}\n"
     for title, place in places().items():
         yield f"## {title}\n\n{inspect.getdoc(place) or ''}\n"
-        for name in names_of(place):
+        for name in public_names(place):
             value = inspect.getattr_static(place, name) if place is Tensor else getattr(place, name)
             value = getattr(value, "__func__", value)
             if not inspect.ismodule(value):

@@ -39,7 +39,7 @@ def test_the_page_from_docstrings(tmp_path: Path) -> None:
     docs.main([str(made)])
     text = made.read_text("utf-8")
     for title, place in docs.places().items():
-        for name in docs.names_of(place):
+        for name in docs.public_names(place):
             value = getattr(place, name)
             if not inspect.ismodule(value) and not name.startswith("__"):
                 assert f"### `{title}.{name}" in text, name
@@ -51,7 +51,7 @@ def test_public_names_are_documented() -> None:
     """help() has a text for each."""
     silent = [
         f"{title}.{name}"
-        for title, place in docs.places().items() for name in docs.names_of(place)
+        for title, place in docs.places().items() for name in docs.public_names(place)
         if not inspect.getdoc(getattr(place, name)) and not name.startswith("__")
     ]  # fmt: skip
     assert set(silent) <= {"Tensor.raw", "Tensor.stopped"}  # used by the engine

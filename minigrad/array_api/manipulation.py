@@ -142,7 +142,7 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
         raise ValueError(f"repeat: expected counts ≥ 0, got {int(counts.min().item())}")
     ends = counts.cumsum(0)  # element i of the result comes from the first part that ends after i
     total = int(ends[-1].item())
-    places = (Tensor.arange(total, device=x.device).unsqueeze(1) >= ends).sum(1, dtype="int32")
+    places = ends.searchsorted(Tensor.arange(total, device=x.device), right=True)
     return Array._of(_take(x._tensor, places, axis))
 
 

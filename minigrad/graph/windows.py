@@ -204,10 +204,8 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
         parts = [extent for extent, name in zip(total.shape, order, strict=True) if name[1] == axis]
         merged.append(numel(parts) if len(parts) > 1 else parts[0])
     made = [axis for axis, *_ in overlapping]  # these begin at the wanted start
-    starts = [0 if axis in made else start for axis, (start, _) in enumerate(wanted)]
-    stops = [b - a if axis in made else b for axis, (a, b) in enumerate(wanted)]
-    total = build.reshape(total, tuple(merged))
-    return build.shrink(_fitted(total, tuple(stops)), list(zip(starts, stops, strict=True)))
+    ranges = [(0, b - a) if axis in made else (a, b) for axis, (a, b) in enumerate(wanted)]
+    return _between(build.reshape(total, tuple(merged)), ranges)
 
 
 def cropped(g: Node, ranges: Ranges) -> Node:
@@ -442,10 +440,10 @@ def diagonal(x: Node, axis: int) -> Node:
     return row_of(lines, 0, axis + 1)
 
 
-def _fitted(x: Node, shape: Shape) -> Node:
-    """x cut off at the end of each dimension, or padded with zeros."""
-    for axis, (have, want) in enumerate(zip(x.shape, shape, strict=True)):
-        if have != want:
-            assert isinstance(have, int) and isinstance(want, int)
-            x = pad_along(part_along(x, axis, 0, min(have, want)), axis, 0, max(want - have, 0))
-    return x
+def _between(x: Node, ranges: Ranges) -> Node:
+    """Elements start … stop − 1 of each dimension; those beyond its end are zeros."""
+    for axis, (extent, (_, stop)) in enumerate(zip(x.shape, ranges, strict=True)):
+        if extent != stop:
+            assert isinstance(extent, int) and isinstance(stop, int)
+            x = pad_along(x, axis, 0, max(stop - extent, 0))
+    return build.shrink(x, ranges)

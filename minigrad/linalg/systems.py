@@ -101,7 +101,6 @@ def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor
 
     In the end, the panel is the matrix to multiply the pivots' rows by. order: where rows came
     from.
-    rows came from.
     """
     batch, n, width = panel.shape
     rows, here = panel._numbered(1), panel._numbered(2).eq(j)

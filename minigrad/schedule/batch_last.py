@@ -23,7 +23,7 @@ from minigrad.target import LINE
 
 FULL = LINE // 4  # float32 in a vector of 512 bits
 _SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
-OFTEN = 8  # reads per element that pay for a copy in another order
+PAYS = 8  # reads per element that pay for a copy in another order
 
 
 def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
@@ -53,7 +53,7 @@ def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
             return _batch_first(node, factors, aside, order)
         copied = [not is_so for is_so in aside]
     pairs = [*zip(factors, copied, strict=True)]
-    if not any(copied) or any(c and OFTEN * numel(f.shape) > numel(x.shape) for f, c in pairs):
+    if not any(copied) or any(c and PAYS * numel(f.shape) > numel(x.shape) for f, c in pairs):
         return as_it_is
     terms = (build.expand(stored_last(f, last) if c else f, x.shape) for f, c in pairs)
     return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg), range(node.ndim)

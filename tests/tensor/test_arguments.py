@@ -37,7 +37,7 @@ ALLOWED["float"], ALLOWED["Integer"] = ALLOWED["Scalar"], ALLOWED["int"]
 def functions() -> Iterator[tuple[str, Any]]:
     """All public functions, methods and layers, by the names that users write."""
     for title, place in docs.places().items():
-        for name in docs.names_of(place) if title != "minigrad" else ():
+        for name in docs.public_names(place) if title != "minigrad" else ():
             value = getattr(place, name)
             if inspect.isclass(value) and title != "nn":
                 continue
