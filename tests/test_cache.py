@@ -277,7 +277,7 @@ def test_a_folder_that_cannot_be_written_is_not_used(folder, fresh, capsys, monk
     folder.mkdir(mode=0o500)
     if os.geteuid() == 0:  # root may write anywhere except on a read-only file system
         monkeypatch.setattr(os, "access", lambda name, mode: not mode & os.W_OK)
-    assert "cannot be written" in refusal(folder, capsys)
+    assert "is not writable" in refusal(folder, capsys)
 
 
 def test_a_folder_that_cannot_be_made_is_not_used(folder, fresh, capsys):
