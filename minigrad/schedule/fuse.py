@@ -281,10 +281,10 @@ def _by_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> Fit |
     """
     if shared := _shared_rows(home, own, stage, produces):
         return Fit(shared, [stage])
-    rows, cut = home.most_rows, None
-    if produces and home.kind == "rows" and isinstance(rows, int):
-        cut = stage.with_rows(rows)
-    if cut is None:
+    rows = home.most_rows
+    if not produces or home.kind != "rows" or not isinstance(rows, int):
+        return None
+    if (cut := stage.with_rows(rows)) is None:
         return None
     shared = _shared_rows(home, _alone(cut, home.target), cut, produces)
     return Fit(shared, [cut]) if shared else None
