@@ -188,9 +188,7 @@ def from_shown(
         try:
             rules.append((ids[left], ids[right], ids[left + right]))
         except KeyError as error:
-            raise InputError(
-                f"the merge {merge!r} needs the token {error}, which is missing"
-            ) from None
+            raise InputError(f"the merge {merge!r} needs the missing token {error}") from None
     own = {tokens[number]: number for number in always}
     told = {tokens[number]: number for number in names.difference(always)}
     return BytePairTokenizer(table, rules, split, told, whole, own)

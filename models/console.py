@@ -136,10 +136,8 @@ class Parser(argparse.ArgumentParser):
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """Add --seed, --device and --debug, which every script has."""
     parser.add_argument("--seed", type=natural_int, default=0, help="seed of all random numbers")
-    parser.add_argument(
-        "--device",
-        help="where to compute: CPU, CPU:1, CL, REF … (default: MINIGRAD_DEVICE or CPU)",
-    )
+    parser.add_argument("--device",
+                        help="device, such as CL, REF or CPU:1 (default: MINIGRAD_DEVICE or CPU)")
     parser.add_argument("--debug", type=natural_int, choices=range(6), metavar="0…5",
                         help="what the compiler prints: 1 summaries … 5 machine code")  # fmt: skip
 
@@ -169,9 +167,7 @@ def check_apart(
             continue
         place = Path(path).resolve()
         if place in known and name in written:
-            raise InputError(
-                f"{name} and {known[place]} are both {path}: give them different names"
-            )
+            raise InputError(f"{name} and {known[place]} are both {path}: use different names")
         known[place] = name
 
 
@@ -287,9 +283,7 @@ def add_explain(add: Callable[..., Any]) -> None:
 def check_explain(flags: argparse.Namespace) -> None:
     """InputError if values are requested without a page."""
     if flags.explain_values and flags.explain is None:
-        raise InputError(
-            "--explain-values has no effect without --explain: also give --explain F.html"
-        )
+        raise InputError("--explain-values has no effect without --explain: also give --explain")
 
 
 def explain_step(

@@ -102,9 +102,7 @@ def training_of(
                 optimizer, _unpack_history(history),
             )  # fmt: skip
     except KeyError as error:
-        raise InputError(
-            f"{path} is not a checkpoint of models/gpt.py: it has no {error}"
-        ) from None
+        raise InputError(f"{path} is not a checkpoint of models/gpt.py: no {error}") from None
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a checkpoint of models/gpt.py: {error}") from None
     _check_sizes(path, config, tokenizer, tensors)

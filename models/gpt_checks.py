@@ -35,9 +35,7 @@ def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
     if flags.resume is not None or flags.weights is not None:
         return  # see `check_model`
     if "active" in given and not flags.experts:
-        raise InputError(
-            f"--active {flags.active} has no effect without --experts: also give --experts 8"
-        )
+        raise InputError(f"--active {flags.active} has no effect without --experts: add --experts")
     if "vocabulary" in given and flags.tokenizer != "bpe":
         raise InputError(
             f"--vocabulary {flags.vocabulary} has no effect with --tokenizer {flags.tokenizer}: "
@@ -81,9 +79,7 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
             f"--batch {flags.batch} is not a multiple of --accumulate {flags.accumulate}"
         )
     if flags.recompute and config.dropout:
-        raise InputError(
-            "--recompute with --dropout would drop different values: leave one of them out"
-        )
+        raise InputError("--recompute with --dropout would drop different values: leave one out")
     if flags.zero and flags.dp == 1:
         raise InputError(f"--zero {flags.zero} has no effect without --dp: also give --dp 2")
     if layouts.is_divided(flags):
@@ -111,9 +107,7 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
             f"{ways} devices"
         )
     if flags.batch < flags.dp:
-        raise InputError(
-            f"--batch {flags.batch} is too small for --dp {flags.dp}: give at least {flags.dp}"
-        )
+        raise InputError(f"--batch {flags.batch} is too small for --dp {flags.dp}: give more")
 
 
 def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:

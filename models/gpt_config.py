@@ -109,13 +109,9 @@ class GPTConfig:
             if not 0 < factor < math.inf:
                 raise InputError(f"{name}: expected a number above 0, got {factor}")
         if self.experts and self.activation not in ("gelu", "swiglu"):
-            raise InputError(
-                f"activation of experts: expected gelu or swiglu, got {self.activation!r}"
-            )
+            raise InputError(f"experts: expected gelu or swiglu, got {self.activation!r}")
         if self.experts and self.active > self.experts:
-            raise InputError(
-                f"active: expected at most {self.experts}, the experts, got {self.active}"
-            )
+            raise InputError(f"active: expected at most {self.experts} experts, got {self.active}")
 
     @property
     def hidden(self) -> int:

@@ -75,9 +75,7 @@ def _cut(path: Path, losses: Mapping[int, float]) -> None:
         kept = [line for line, step in zip(lines, steps, strict=True) if step["step"] in losses]
         same = all(losses[step["step"]] == step["loss"] for step in steps if step["step"] in losses)
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise InputError(
-            f"--metrics {path} is not a record of a training run: not changed"
-        ) from None
+        raise InputError(f"--metrics {path} is not a record of training: not changed") from None
     if not same:
         raise InputError(
             f"--metrics {path} is the record of another training: not changed; give another file"

@@ -283,10 +283,7 @@ def train(
     import numpy as np
 
     if len(training) < batch:
-        raise InputError(
-            f"--batch is {batch}, but there are only {len(training)} training digits: give a "
-            "smaller one"
-        )
+        raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
     steps = Steps(model, training, lr, mesh)
     per_epoch = len(training) // batch
     start, number, accuracy = time.perf_counter(), 0, 0.0
@@ -374,17 +371,13 @@ def main(arguments: Sequence[str]) -> None:
     if flags.neuron:
         idle = console.given_flags(parser(), arguments) - OF_A_NEURON
         if idle:
-            raise InputError(
-                f"--{min(idle)} has no effect with --neuron, which trains nothing: leave it out"
-            )
+            raise InputError(f"--{min(idle)} has no effect with --neuron, which trains nothing")
         show_neuron(flags.picture)
         return
     if flags.norm and flags.activation == "none":
         raise InputError("--norm with --activation none: leave one of them out")
     if flags.norm and flags.batch == 1:
-        raise InputError(
-            "--norm with --batch 1: one digit has no statistics; give a larger --batch"
-        )
+        raise InputError("--norm with --batch 1: one digit has no statistics; give a larger one")
     if flags.batch < flags.dp:
         raise InputError(f"--batch {flags.batch} is too small for --dp {flags.dp}: give at least "
                          "one digit per device")  # fmt: skip

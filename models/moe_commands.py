@@ -140,9 +140,7 @@ def compare(flags: argparse.Namespace) -> None:
     if not is_first():
         return
     if not seconds:
-        print(
-            f"no step was timed, because the first {COMPILING} include compiling: give more --steps"
-        )
+        print(f"no step was timed, as the first {COMPILING} also compile: give more --steps")
         return
     dense = replace(config, experts=0, feed_forward=config.hidden * config.active)
     Tensor.manual_seed(flags.seed)

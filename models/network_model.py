@@ -118,9 +118,7 @@ class Layout:
         if self.ep > 1 and (not config.experts or config.experts % self.ep):
             raise InputError(f"{config.experts} experts cannot be split over ep {self.ep}")
         if config.layers < self.pp * self.pieces:
-            raise InputError(
-                f"{config.layers} layers cannot be split into {self.pp * self.pieces} pieces"
-            )
+            raise InputError(f"{config.layers} layers cannot be split into {self.pp * self.pieces}")
         if config.heads % self.tp:
             raise InputError(f"{config.heads} heads cannot be split over tp {self.tp}")
         if self.tokens and self.tp == 1:

@@ -69,9 +69,7 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
     source = read_source(path)
     try:
         if source.kind == "own":
-            raise InputError(
-                "is a checkpoint of models/gpt.py: expected GGUF, or safetensors with config.json"
-            )
+            raise InputError("is a checkpoint of models/gpt.py: expected GGUF or HuggingFace files")
         config = config_of(source)
         if config.experts:
             raise InputError("has experts: quantizing these is not supported")

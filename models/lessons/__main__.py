@@ -86,9 +86,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("no folder for the site: give --out DIR, or --serve")
     known = len(numbered())
     if flags.only and max(flags.only) > known:
-        raise InputError(
-            f"--only: expected at most {known}, the number of lessons, got {max(flags.only)}"
-        )
+        raise InputError(f"--only: expected at most {known}, got {max(flags.only)}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(flags.out or temporary)
         with failing_as(f"cannot write {folder}"):

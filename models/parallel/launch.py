@@ -40,9 +40,7 @@ class Mesh:
 
     def __post_init__(self) -> None:
         if self.dp < 1 or self.sp < 1:
-            raise ValueError(
-                f"Mesh: expected at least 1 for each axis, got dp={self.dp}, sp={self.sp}"
-            )
+            raise ValueError(f"Mesh: expected at least 1 each, got dp={self.dp}, sp={self.sp}")
 
     @property
     def size(self) -> int:

@@ -73,9 +73,7 @@ def check(config: Any, sizes: Any) -> None:
     if config.heads % tp:
         raise InputError(f"--tp {tp} with {config.heads} heads: give --tp a divisor of that")
     if config.hidden % tp:
-        raise InputError(
-            f"--tp {tp} with a feed-forward width of {config.hidden}: give --tp a divisor of that"
-        )
+        raise InputError(f"--tp {tp} with feed-forward width {config.hidden}: give a divisor")
 
 
 def divide(

@@ -78,7 +78,7 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--text", "text.txt", "--batch", "1", "--dp", "2"], 1, "--batch 1 is too small for --dp 2"),
     (["--text", "text.txt", "--tp", "2", "--key-heads", "1"], 1, "leave --key-heads out"),
     (["--text", "text.txt", "--tp", "3", "--heads", "3", "--dim", "96", "--architecture", "llama"],
-     1, "--tp 3 with a feed-forward width of 256"),
+     1, "--tp 3 with feed-forward width 256"),
     (["--text", "text.txt", "--sp", "2", "--dropout", "0.5"], 1, "leave --dropout at 0"),
     (["--text", "text.txt", "--explain-values"], 1, "has no effect without --explain"),
     (["--text", "text.txt", "--pp", "2", "--explain", "e.html"], 1, "leave out --pp"),
@@ -202,7 +202,7 @@ FACTS = {"step": 3, "elapsed": 1.0, "random": [0, None]}
 TRAININGS: dict[str, tuple[Any, str]] = {
     "nothing": (None, "is not a checkpoint of"),
     "a list": ([], "is not a checkpoint of"),
-    "no facts": ({"flags": {}, "digest": ""}, "it has no 'facts'"),
+    "no facts": ({"flags": {}, "digest": ""}, "no 'facts'"),
     "flags": ({"flags": {"steps": 1.5}, "digest": "", "facts": {}}, "its --steps is 1.5"),
     "step": ({"flags": SHAPE, "digest": DIGEST, "facts": {**FACTS, "step": "x"}}, "is damaged"),
     "no step": ({"flags": SHAPE, "digest": DIGEST, "facts": {}}, "is damaged: 'step'"),

@@ -342,7 +342,8 @@ def test_invalid_metadata(metadata: dict[str, Any]) -> None:
     prefix = "tokenizer.ggml."
     for key, value, message in (
         ("model", "llama", "its tokenizer 'llama'"), ("pre", "odd", "word splitting 'odd'"),
-        ("merges", ["Ġ t", "x y z"], "which is missing"), ("tokens", 3, "lacks a list of tokens"),
+        ("merges", ["Ġ t", "x y z"], "needs the missing token"),
+        ("tokens", 3, "lacks a list of tokens"),
         ("merges", None, "lacks a list of tokens or of merges"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=message):

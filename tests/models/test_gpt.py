@@ -161,8 +161,8 @@ def test_too_long_an_input(model: GPT) -> None:
      ({"positions": "rotary", "rotary_factors": (1.0,)}, "rotary_factors: expected 16, one for"),
      ({"layer_kinds": "fs"}, "expected 4 letters f, s or n"), ({"layer_kinds": "fffs"}, "sliding"),
      ({"epsilon": 0.0}, "epsilon: expected a number above 0, got 0.0"),
-     ({"experts": 2, "activation": "geglu"}, "activation of experts: expected gelu or swiglu, got"),
-     ({"experts": 2, "active": 3}, "active: expected at most 2, the experts, got 3")],
+     ({"experts": 2, "activation": "geglu"}, "experts: expected gelu or swiglu, got"),
+     ({"experts": 2, "active": 3}, "active: expected at most 2 experts, got 3")],
 )  # fmt: skip
 def test_inconsistent_configs(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -181,12 +181,12 @@ def test_a_gpt_of_experts() -> None:
 def test_invalid_active_experts() -> None:
     with pytest.raises(ValueError, match="active: expected 1 … 4, the number of experts, got 5"):
         MoE(8, 8, 4, 5)
-    with pytest.raises(ValueError, match="active: expected at most 2, the experts, got 3"):
+    with pytest.raises(ValueError, match="active: expected at most 2 experts, got 3"):
         GPTConfig(experts=2, active=3)
 
 
 @pytest.mark.parametrize(("steps", "end"), [
-    (4, "same active size"), (3, "no step was timed, because the first 3 include compiling")
+    (4, "same active size"), (3, "no step was timed, as the first 3 also compile")
 ])  # fmt: skip
 def test_the_script(
     steps: int, end: str, capsys: pytest.CaptureFixture[str], tmp_path: Path

@@ -166,7 +166,7 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
      (["--dim", "32"], "--dim is 32, but the model"),
      (["--text", "other.txt"], "trained on a different text than other.txt"),
      ([], "has finished all its 3 steps: give a larger --steps"),
-     (["--steps", "5", "--metrics", "other.txt"], "is not a record of a training run")],
+     (["--steps", "5", "--metrics", "other.txt"], "is not a record of training")],
 )  # fmt: skip
 def test_trainings_that_cannot_be_resumed(
     unfinished: Path, flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch,
