@@ -214,7 +214,7 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
     dropout3: Dropout
 
     @checked
-    def __call__(  # type: ignore[override]
+    def __call__(
         self, tgt: Tensor, memory: Tensor, tgt_mask: Tensor | None = None,
         memory_mask: Tensor | None = None, tgt_key_padding_mask: Tensor | None = None,
         memory_key_padding_mask: Tensor | None = None, tgt_is_causal: bool = False,
@@ -317,10 +317,11 @@ class Transformer(Layer):
     ) -> Tensor:  # fmt: skip
         """Same shape as tgt; src and tgt are embedded; masks as for `MultiheadAttention`."""
         memory = self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
-        return self.decoder(
+        out: Tensor = self.decoder(
             tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask,
             tgt_is_causal, memory_is_causal,
         )  # fmt: skip
+        return out
 
     @staticmethod
     def generate_square_subsequent_mask(sz: int) -> Tensor:

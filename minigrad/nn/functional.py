@@ -326,12 +326,13 @@ def grid_sample(
             for index, weight, inside in corners for at, part in ends
         ]  # fmt: skip
     flat = x.flatten(2)
-    values = []
+    values: list[Tensor] = []
     for corner in corners:
         index, weight, inside = (each.flatten(1).unsqueeze(1) for each in corner)
         picked = flat.gather(2, index.expand(-1, flat.shape[1], -1))
         values.append(inside.where(picked * weight, 0))
-    return sum(values[1:], values[0]).unflatten(2, grid.shape[1:-1])
+    result: Tensor = sum(values[1:], values[0])
+    return result.unflatten(2, grid.shape[1:-1])
 
 
 def instance_norm(
