@@ -65,8 +65,9 @@ def _expanded(node: Node, src: Sequence[Node], taken: Mapping[Node, Integer]) ->
     known = build.rebuild(node, src)
     if known.op is Op.SORT:
         keys, axis, count = known.src[0], known.arg, taken.get(node)
-        few = isinstance(count, int) and 0 < count < high(keys.shape[axis])
-        order = _selected(keys, axis, count) if few else None
+        order = None
+        if isinstance(count, int) and 0 < count < high(keys.shape[axis]):
+            order = _selected(keys, axis, count)
         (known,) = expand_sorts([_sorted(keys, axis) if order is None else order])
     return _blocks(known) if known.op in SCANS else known
 
@@ -123,7 +124,7 @@ def _passes(keys: Node, order: Node, bits: int) -> Node:
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
     if shape[1] != length:  # the padding of the last chunk sorts after all keys
         filled = pad_along(packed, 1, 0, shape[1] - length)
-        packed = along(filled, 1).less(length).where(filled, 2**64 - 1)
+        packed = along(filled, 1).less(high(length)).where(filled, 2**64 - 1)
     for low in range(0, bits, 8):
         packed = _pass(build.reshape(packed, (rows * chunks, chunk)), rows, chunks, 32 + low)
         packed = build.reshape(packed, (rows, chunks * high(chunk)))
