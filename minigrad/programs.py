@@ -15,7 +15,7 @@ from minigrad.gc_pause import young_gc_only
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
-from minigrad.graph.pieces import FEWEST_NODES, LEAST_NODES
+from minigrad.graph.pieces import LEAST_NODES
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
@@ -25,9 +25,7 @@ from minigrad.settings import report, thread
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
 MOST_SPECIAL = 64  # programs of one structure
 # After MOST_ALIKE structures of one kind, a new one is run in pieces if the LATEST of them had at
-# most SELDOM uses each, on average: then it will hardly come again either. The pieces of the first
-# one take longer to compile than it would as a whole; a small graph, which compiles fast, is run in
-# pieces only after LATEST structures.
+# most SELDOM uses each, on average: then it will hardly come again either.
 MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
 # A program in pieces counts as so many, because its key is large (the structure of a whole graph)
 # and may never come again.
@@ -182,15 +180,14 @@ class Programs:
     ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
-        if len(family) or len(call.order) < FEWEST_NODES or call.values or root.device in meshes:
+        if len(family) or len(call.order) < LEAST_NODES or call.values or root.device in meshes:
             return False
         if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
             return False
         kind = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         latest = self._alike.setdefault(kind, deque(maxlen=LATEST))
         uses = [one.uses for one in (link() for link in latest) if one is not None]
-        most = MOST_ALIKE if len(call.order) >= LEAST_NODES else LATEST
-        rare = len(uses) >= most and sum(uses) <= SELDOM * len(uses)
+        rare = len(uses) >= MOST_ALIKE and sum(uses) <= SELDOM * len(uses)
         latest.append(weakref.ref(family))
         if not rare:
             return False

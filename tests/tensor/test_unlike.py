@@ -13,7 +13,7 @@ from minigrad import Context, GlobalCounters, Tensor, jit, nn
 from minigrad.errors import BoundsError
 from minigrad.pieced import Pieced
 from minigrad.program import programs
-from minigrad.programs import FREQUENT, LATEST, MOST_ALIKE
+from minigrad.programs import FREQUENT, MOST_ALIKE
 
 STEPS = MOST_ALIKE + 8
 KNOWN = MOST_ALIKE + 4  # steps after which nearly all pieces are known
@@ -29,7 +29,6 @@ def on_compiled(compiled: str) -> Iterator[None]:
 
 @pytest.fixture
 def all_in_pieces(on_compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minigrad.programs, "FEWEST_NODES", 1)
     monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1)
     monkeypatch.setattr(minigrad.programs, "MOST_ALIKE", 0)
 
@@ -115,31 +114,11 @@ def test_pieces_are_known(on_compiled, kind):
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
 
 
-class OfImages(Learner):
-    """Each image is turned at random: fewer than LEAST_NODES nodes."""
-
-    def made(self) -> list[nn.Linear]:
-        return [nn.Linear(36, 4)]
-
-    def loss(self) -> Tensor:
-        images, turned = numbers(1, 6, 6, 6), []
-        for image in images:
-            for _ in range(self.coins.randrange(3)):
-                image = self.coins.choice([image.T, image.flip(1), image * 0.9, image + 0.1])
-            turned.append(image)
-        return self.module[0](Tensor.stack(turned).reshape(6, 36)).square().mean()
-
-
-def test_small_graphs_are_cut_only_if_many_of_them_did_not_come_again(on_compiled):
-    found = counts(OfImages().step, LATEST + 2)
-    assert found[:LATEST] == [1] * LATEST and found[LATEST] > 4, found  # one for each piece
-
-
-@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords, OfImages])
+@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords])
 def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
     learner = kind()
     found = [learner.step() for _ in range(STEPS)]
-    monkeypatch.setattr(minigrad.programs, "FEWEST_NODES", 1 << 30)
+    monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1 << 30)
     programs.forget()
     learner = kind()
     np.testing.assert_allclose(found, [learner.step() for _ in range(STEPS)], rtol=2e-4)
