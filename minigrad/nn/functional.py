@@ -332,7 +332,7 @@ def grid_sample(
         picked = flat.gather(2, index.expand(-1, flat.shape[1], -1))
         values.append(inside.where(picked * weight, 0))
     result: Tensor = sum(values[1:], values[0])
-    return result.unflatten(2, grid.shape[1:-1])
+    return result.unflatten(2, grid._known_shape()[1:-1])
 
 
 def instance_norm(
