@@ -254,7 +254,7 @@ class Random(Methods):
         if not (low <= high and all(map(math.isfinite, held))):
             raise ValueError(
                 f"uniform(low={low}, high={high}): expected low ≤ high, finite in {wanted.name}, "
-                f"and high − low finite in {wide.name}; scale numbers of a smaller interval"
+                f"and high − low finite in {wide.name}; draw from a smaller interval and scale"
             )
         first = math.floor(low)
         check_holds("uniform", wanted, first, max(first, math.ceil(high) - 1))
