@@ -24,9 +24,9 @@ from minigrad.device import (
 from minigrad.dtype import dtypes, number_bytes
 from minigrad.errors import BoundsError, MinigradError
 from minigrad.failure import failure_of
+from minigrad.graph.autobatch import MANY, MOST_BYTES, nbytes
 from minigrad.graph.build import buffer, cast
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
-from minigrad.graph.copies import MANY, MOST_BYTES, nbytes
 from minigrad.graph.loop import StepsInMemory
 from minigrad.graph.node import (
     BUFFER,

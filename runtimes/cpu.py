@@ -28,7 +28,7 @@ from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_CONCURRENT, FLAG_INTERLEAVED, check_host
 from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, Plan
+from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, LaunchPlan
 from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
@@ -150,7 +150,7 @@ class CpuProgram:
 
     guarded = False
 
-    def __init__(self, device: str, plan: Plan) -> None:
+    def __init__(self, device: str, plan: LaunchPlan) -> None:
         self.kernels = plan.kernels
         self.pool: Pool = pool_for(f"{device} guarded" if self.guarded else device)
         self._lock = new_rlock()

@@ -94,7 +94,7 @@ class _MachineCode:
 
 
 @dataclass(frozen=True)
-class Plan:
+class LaunchPlan:
     """A program: its kernels in order, the sources of their arguments, the memory between them.
 
     beside: how each kernel follows the one before (see `schedule/groups.py`).
@@ -147,7 +147,7 @@ class Kernels:
         # All that code depends on, besides what it computes.
         self._circumstances = digest(compiler.key, repr(target), source)
 
-    def plan(self, graph: Graph) -> Plan:
+    def plan(self, graph: Graph) -> LaunchPlan:
         """The program of a graph, with all of its kernels in memory."""
         settings = f"FUSE={flag('FUSE')} GUARD={flag('GUARD')} TUNE={flag('TUNE')}"
         key = digest(self._circumstances, "program", settings, graph_key(graph))
@@ -171,7 +171,7 @@ class Kernels:
 
     # ---- programs ----
 
-    def _stored_plan(self, key: str) -> Plan:
+    def _stored_plan(self, key: str) -> LaunchPlan:
         """A plan from the disk; raises one of MISSES if it or one of its kernels is incomplete."""
         about, _ = self._entry(key)
         held = tuple(
@@ -190,9 +190,9 @@ class Kernels:
         if {len(sources), len(joined)} != {len(kernels)}:
             raise ValueError("not of one program")
         GlobalCounters.cache_hits += 1
-        return Plan(kernels, sources, held, joined)
+        return LaunchPlan(kernels, sources, held, joined)
 
-    def _new_plan(self, key: str, graph: Graph) -> Plan:
+    def _new_plan(self, key: str, graph: Graph) -> LaunchPlan:
         """Schedule a graph, find or compile its kernels, and cache the result."""
         from minigrad.compile import code_of, schedule_of
 
@@ -214,7 +214,7 @@ class Kernels:
         ]
         joined = beside(made.kernels, places, list(map(self._work, kernels)), chunks)
         held = in_groups(made.held, joined)
-        result = Plan(tuple(kernels), tuple(sources), held, tuple(joined))
+        result = LaunchPlan(tuple(kernels), tuple(sources), held, tuple(joined))
         cache = self._cache()
         if cache is not None:
             about = {

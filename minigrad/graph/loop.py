@@ -26,13 +26,13 @@ from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, part_along, row_of
-from minigrad.graph.batched import batched, stand_in, sum_of_rows
 from minigrad.graph.gradient import gradient
 from minigrad.graph.interned import kept
 from minigrad.graph.node import Node, Op, depending, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.vmap import batched, stand_in, sum_of_rows
 
 MOST_STEPS = (1 << 31) - 1  # so that a row's number fits an int32
 _IMPOSSIBLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.MARK)

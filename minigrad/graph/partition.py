@@ -1,7 +1,7 @@
 """From one graph of whole arrays to the graph that each device of a mesh runs on its parts.
 
 Each class of operations has a rule (`partition_rules.py`); operations without one need whole
-operands. Three walks over the graph decide the layouts (`Plan`):
+operands. Three walks over the graph decide the layouts (`LayoutPlan`):
 
     forward     the layout of each result if nothing is exchanged; a sum over a divided dimension
                 is *partial*
@@ -32,7 +32,8 @@ from minigrad.settings import flag, say
 LEAVES = MADE_ANYWHERE | {Op.BUFFER}
 # A conversion of these is made on their source instead, which may be smaller.
 PULLED = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.MARK})
-HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})  # these pass on `Plan.stored`
+# These pass on `LayoutPlan.stored`.
+HANDED_ON = frozenset({Op.EXPAND, Op.RESHAPE, Op.PERMUTE, Op.CAST})
 CHEAP = ELEMENTWISE | MADE_ANYWHERE | MOVEMENT | {Op.MARK, Op.GATHER, Op.CONTIGUOUS}
 
 
@@ -48,7 +49,7 @@ class Partitioned:
 # --- the plan -------------------------------------------------------------------------------------
 
 
-class Plan:
+class LayoutPlan:
     """The layouts in which each node of a graph is computed, and kept for its readers.
 
     layout_of: by a BUFFER's `arg`; wanted: of the roots, None if any will do.
@@ -215,7 +216,7 @@ GATHERED_PART = 1 / 16
 class Emitter(Converter):
     """Makes the local nodes of one device; `value` gives a node in a layout."""
 
-    def __init__(self, plan: Plan, mesh: str, device: str) -> None:
+    def __init__(self, plan: LayoutPlan, mesh: str, device: str) -> None:
         super().__init__(mesh, device)
         self.plan = plan
         self.made: dict[Request, Node] = {}
@@ -330,7 +331,7 @@ class Emitter(Converter):
 # --- the pass -------------------------------------------------------------------------------------
 
 
-def partition(plan: Plan, mesh: str, device: str) -> Partitioned:
+def partition(plan: LayoutPlan, mesh: str, device: str) -> Partitioned:
     """The graph of one device. MINIGRAD_DEBUG=3 prints the exchanges."""
     emitter = Emitter(plan, mesh, device)
     pairs = zip(plan.roots, plan.wanted, strict=True)

@@ -34,7 +34,7 @@ from minigrad.graph.sharding import (
 )
 
 if TYPE_CHECKING:
-    from minigrad.graph.partition import Plan
+    from minigrad.graph.partition import LayoutPlan
 
 MADE_ANYWHERE = frozenset({Op.CONST, Op.IOTA, Op.VARIABLE})  # by each device for itself
 
@@ -60,7 +60,7 @@ def _along(dims: Dims, axes: Collection[int], others: Dims) -> Dims:
 class Rule:
     """Whole operands, a whole result: for operations without a rule of their own."""
 
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
+    def forward(self, plan: LayoutPlan, node: Node, given: Sequence[Layout]) -> Choice:
         """How the node is computed, given the layouts of its operands."""
         return Choice(whole(node.ndim), (NONE,) * len(given))
 
@@ -134,7 +134,7 @@ class Aligned(Rule):
         pairs = enumerate(dims)
         return tuple(d if d and self.fits(node, axis, d) else () for axis, d in pairs)
 
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
+    def forward(self, plan: LayoutPlan, node: Node, given: Sequence[Layout]) -> Choice:
         """See the class."""
         nothing: Dims = ((),) * node.ndim
         parts = [
@@ -197,7 +197,7 @@ def _linear(node: Node, sums: list[frozenset[str]]) -> tuple[frozenset[str], lis
 class Marked(Aligned):
     """MARK: the layout that it names."""
 
-    def forward(self, plan: Plan, node: Node, given: Sequence[Layout]) -> Choice:
+    def forward(self, plan: LayoutPlan, node: Node, given: Sequence[Layout]) -> Choice:
         """An open MARK sets only the axes that it names."""
         dims = node.arg.dims
         if not node.arg.open:

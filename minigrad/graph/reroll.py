@@ -15,9 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
-from minigrad.graph.axes import row_of
-from minigrad.graph.batched import stand_in
-from minigrad.graph.copies import (
+from minigrad.graph.autobatch import (
     LEAVES,
     MANY,
     computed,
@@ -27,10 +25,12 @@ from minigrad.graph.copies import (
     rows_of,
     together,
 )
+from minigrad.graph.axes import row_of
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
+from minigrad.graph.vmap import stand_in
 
 LEAST_NODES = 256  # of a loop: fewer are faster as they are, in one program
 MOST_NODES = 1024  # of a step

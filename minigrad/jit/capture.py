@@ -22,7 +22,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.program import recording
-from minigrad.tensor import Tensor, realization, saved_graphs
+from minigrad.tensor import Tensor, history, realization
 from minigrad.tensor.live_tensors import (
     REPLAYED,
     Holder,
@@ -265,7 +265,7 @@ def sort(
         number for number in capture.written_inputs if tensors[number].requires_grad
     )
     capture.derived_inputs = {
-        number for number in capture.written_inputs if saved_graphs.has_history(given[number].raw)
+        number for number in capture.written_inputs if history.has_history(given[number].raw)
     }
     capture.check_memory(tensors)
     copy_back(calls, tensors, given)
@@ -290,7 +290,7 @@ def sort(
                 outputs.add(memory)
                 fresh[node] = len(capture.outputs)
                 known, stopped = signature(tensor, dict(values)), tensor.stopped
-                if saved_graphs.has_history(node):
+                if history.has_history(node):
                     stopped = stopped or REPLAYED
                 capture.outputs.append(Output(known, known.form, stopped))
             source = Source("fresh", fresh[node])
@@ -329,10 +329,10 @@ def _note_owners(capture: Capture) -> None:
             if id(holder.raw) not in capture.owners:
                 capture.written_nodes.append(holder.raw)
                 holder.raw.form = None  # as an input it takes the general path
-                if saved_graphs.has_history(holder.raw):
+                if history.has_history(holder.raw):
                     capture.derived.append(holder.raw)
             capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
-    graphs = [history.node for history in [*saved_graphs.recorded.values()]]
+    graphs = [one.node for one in [*history.recorded.values()]]
     order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
     reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)
     capture.shown = reads or bool(capture.owners)
@@ -344,7 +344,7 @@ def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[
     changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
                and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
     for number in changed:
-        with contextlib.nullcontext() if saved_graphs.has_history(given[number].raw) else no_grad():
+        with contextlib.nullcontext() if history.has_history(given[number].raw) else no_grad():
             tensors[number].assign(given[number])
     realization.realize([tensors[number] for number in changed])
 

@@ -81,7 +81,7 @@ from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
 from minigrad.settings import having, thread
-from minigrad.tensor import Tensor, realization, saved_graphs, views
+from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import all_holders, of_this_thread
 from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
@@ -227,7 +227,7 @@ class Jitted(Generic[P, R]):
         structure = flatten((args, kwargs), tensors, values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
-        led_back = [saved_graphs.leads_back(tensor) for tensor in tensors]
+        led_back = [history.leads_back(tensor) for tensor in tensors]
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))

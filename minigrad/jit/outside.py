@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
 from minigrad.graph.node import Node
-from minigrad.tensor import Tensor, saved_graphs
+from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.observed import Observed, changes, readers
@@ -214,7 +214,7 @@ class Outside:
 
         Also if the tensor was computed from leaves, because these would get no gradient.
         """
-        if saved_graphs.leads_back(tensor):
+        if history.leads_back(tensor):
             raise JitError(
                 f"{self.name} computes gradients, and an argument, of shape "
                 f"{shape_of(tensor.raw.shape)}, was computed from leaves, which a replay would "

@@ -17,7 +17,7 @@ from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, access, no_grad, realization, saved_graphs, views
+from minigrad.tensor import Tensor, access, history, no_grad, realization, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
 from minigrad.tensor.modes import modes
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
@@ -118,7 +118,7 @@ class Capture:
             raise
         self._renew(tensors, nodes)
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
-            saved_graphs.lose(node)
+            history.lose(node)
         results = self.results(tensors, nodes)
         for number in self.written_inputs:
             tensor = tensors[number]
@@ -133,7 +133,7 @@ class Capture:
         """Run the replay on the device, and record what it has changed."""
         memories = [node.arg for node in (*given, *nodes)]
         self.replay.put(*(memory.memory for memory in memories))
-        asked = poisoned or undecided or saved_graphs.recorded
+        asked = poisoned or undecided or history.recorded
         written, read = self.touched(given) if asked else (frozenset(), frozenset())
         if poisoned:
             refuse(read)
@@ -149,8 +149,8 @@ class Capture:
         try:
             self.replay.run(values)
         finally:  # also where an index is out of range, or Ctrl-C comes: what it writes is written
-            if saved_graphs.recorded:
-                saved_graphs.replayed(written)
+            if history.recorded:
+                history.replayed(written)
 
     def touched(self, given: Sequence[Node]) -> access.Touched:
         """Memory that a replay with these inputs writes and reads."""
@@ -273,7 +273,7 @@ class Capture:
                 self.outside.check_mark(tensor, mark)
         elif self.marks:
             marks = map(bool, (tensor._requires_grad for tensor in tensors))
-            now = [*marks, *map(saved_graphs.leads_back, tensors)]
+            now = [*marks, *map(history.leads_back, tensors)]
             if now != [*map(bool, self.marks), *self.led_back]:
                 raise OtherInputs((*self.inputs, *now))
 

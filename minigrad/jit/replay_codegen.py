@@ -25,7 +25,7 @@ from minigrad.failure import CheckedReplay
 from minigrad.graph.symbolic import Affine
 from minigrad.graph.variable import unbind
 from minigrad.program import GlobalCounters
-from minigrad.tensor import Tensor, access, live_tensors, saved_graphs
+from minigrad.tensor import Tensor, access, history, live_tensors
 from minigrad.tensor.pytree import TENSOR, rebuild
 
 if TYPE_CHECKING:
@@ -125,8 +125,8 @@ def straight(capture: Capture) -> Serve | None:
         "counters": GlobalCounters, "get_ident": get_ident, "touched": capture.touched,
         "under_way": access.under_way, "waiting": access.waiting, "wait": access.wait,
         "tell": access.tell,
-        "histories": saved_graphs.recorded, "replayed": saved_graphs.replayed,
-        "has_history": saved_graphs.has_history, "replayed_result": live_tensors.REPLAYED,
+        "histories": history.recorded, "replayed": history.replayed,
+        "has_history": history.has_history, "replayed_result": live_tensors.REPLAYED,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,
         "stale": capture.stale,
         "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,

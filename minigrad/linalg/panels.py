@@ -18,8 +18,8 @@ from minigrad.graph.symbolic import ceildiv
 from minigrad.jit import jit
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import broadcast_shape
+from minigrad.tensor.history import has_history
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.saved_graphs import has_history
 from minigrad.tensor.sharding import layout_of
 
 PANEL = 16  # columns: float32 numbers in a vector of 512 bits

@@ -208,7 +208,7 @@ def _add(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Tiling:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
     packs_left, packs_right: operands that are copied, in the order in which tiles read them.
@@ -225,16 +225,16 @@ class Plan:
     squares: bool = False
 
 
-def plan_of(problem: Problem, target: Target) -> Plan:
+def tiling_of(problem: Problem, target: Target) -> Tiling:
     """Sizes of tiles and tasks; they depend on shapes, layouts and the target only."""
     best = _cut_up(problem, target)
-    *_, plan = best, *islice(others(best, problem), target.choice)
+    *_, tiling = best, *islice(others(best, problem), target.choice)
     if isinstance(problem.row.extent, int):
-        return plan
-    return replace(plan, mc=ceildiv(plan.mc, plan.mr) * plan.mr)
+        return tiling
+    return replace(tiling, mc=ceildiv(tiling.mc, tiling.mr) * tiling.mr)
 
 
-def others(best: Plan, problem: Problem) -> Iterator[Plan]:
+def others(best: Tiling, problem: Problem) -> Iterator[Tiling]:
     """Plans near the best one, which may be better where the model is wrong; likely ones first.
 
     Half and twice as many columns and rows for a task, one row less for a tile, other depths.
@@ -255,8 +255,8 @@ def others(best: Plan, problem: Problem) -> Iterator[Plan]:
         yield replace(best, kc=3 * best.kc // 2)
 
 
-def _cut_up(problem: Problem, target: Target) -> Plan:
-    """The model's best plan, for the typical number of rows."""
+def _cut_up(problem: Problem, target: Target) -> Tiling:
+    """The model's best tiling, for the typical number of rows."""
     column, rows = problem.column, problem.row.typical
     nr = tile_columns(problem, target)
     awkward = left_is_awkward(problem, target)
@@ -275,7 +275,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
         blocks, column_blocks = blocks_of(problem, most_rows, most_columns)
         mc = rows if blocks == 1 else ceildiv(ceildiv(rows, blocks), mr) * mr
         packs = kc > 0 or needs_packing(problem, nr, mc)
-        return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
+        return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
     mc = rows  # of the left operand as it lies
     staying = target.l2 // 2 // (depth * size)  # rows that stay in half of L2
     if pays and staying >= MANY_ROWS:
@@ -289,7 +289,7 @@ def _cut_up(problem: Problem, target: Target) -> Plan:
     spare = tasks // ENOUGH_TASKS if packs else 1  # panels that a task can have
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
-    return Plan(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
+    return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis, int]]:
@@ -314,13 +314,13 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis
     return found
 
 
-def shared_rows(problem: Problem, plan: Plan) -> list[tuple[Axis, int]]:
+def shared_rows(problem: Problem, tiling: Tiling) -> list[tuple[Axis, int]]:
     """Axes of rows over which a task loops to make its packing of panels pay, how much of each."""
     loaded = problem.ends or problem.needed is not None  # bounds of loops
-    if plan.kc or not plan.packs_right or plan.packs_left or loaded:
+    if tiling.kc or not tiling.packs_right or tiling.packs_left or loaded:
         return []
-    blocks = ceildiv(problem.column.count, plan.nc) * ceildiv(problem.row.typical, plan.mc)
-    return rows_of_panel(problem.m, plan.mc, problem.batches * blocks)
+    blocks = ceildiv(problem.column.count, tiling.nc) * ceildiv(problem.row.typical, tiling.mc)
+    return rows_of_panel(problem.m, tiling.mc, problem.batches * blocks)
 
 
 def packing_pays(problem: Problem, target: Target) -> bool:
@@ -499,7 +499,7 @@ def row_stride(depth: int, itemsize: int) -> int:
     return (ceildiv(depth, line) | 1) * line
 
 
-def plan_amx(problem: Problem, target: Target) -> Plan | None:
+def amx_tiling(problem: Problem, target: Target) -> Tiling | None:
     """Tasks of whole squares, or None if packing does not pay; problem: in whole registers.
 
     For bytes it nearly always pays: vectors multiply integers one by one.
@@ -517,7 +517,7 @@ def plan_amx(problem: Problem, target: Target) -> Plan | None:
         ceildiv(ceildiv(extent, SQUARE), count) * SQUARE
         for extent, count in ((rows, blocks), (columns, column_blocks))
     )
-    return Plan(SQUARE, SQUARE, mc, nc, not direct, True, squares=True)
+    return Tiling(SQUARE, SQUARE, mc, nc, not direct, True, squares=True)
 
 
 def lies_in_words(problem: Problem) -> bool:

@@ -40,7 +40,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
-from minigrad.loops.cost import Plan, row_stride
+from minigrad.loops.cost import Tiling, row_stride
 from minigrad.loops.images import hints_below, within_image
 from minigrad.loops.nest import (
     Fold,
@@ -76,84 +76,84 @@ ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 def gemm(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a product and its elementwise epilogue."""
     problem = with_dynamic_bounds(prepare(kernel))
-    problem, plan = planned(problem, target)
-    return Lowered(tiled(problem, plan, target), products=True)
+    problem, tiling = planned(problem, target)
+    return Lowered(tiled(problem, tiling, target), products=True)
 
 
-def planned(problem: Problem, target: Target) -> tuple[Problem, Plan]:
-    """A product in the form in which it is computed, of words if that pays, and its plan."""
+def planned(problem: Problem, target: Target) -> tuple[Problem, Tiling]:
+    """A product in the form in which it is computed, of words if that pays, and its tiling."""
     plain = not problem.ends and problem.terms is None
     if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
-        if squares := cost.plan_amx(words, target):
+        if squares := cost.amx_tiling(words, target):
             return words, squares
     dots = target.bfloat16_dots and problem.total.dtype.is_float
     if dots and plain and (pairs := in_words(problem)):
         problem = pairs if cost.packing_pays(pairs, target) else problem
-    return problem, cost.plan_of(problem, target)
+    return problem, cost.tiling_of(problem, target)
 
 
-def tiled(problem: Problem, plan: Plan, target: Target) -> Loop:
+def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     """A product in tiles, with copies of operands that they cannot read in place."""
     part: Part | None = None
-    if plan.packs_right and not (plan.kc or plan.squares):
+    if tiling.packs_right and not (tiling.kc or tiling.squares):
         bounded, part = part_of_image(problem)
-        problem = replace(bounded, left=problem.left) if plan.packs_left else bounded
+        problem = replace(bounded, left=problem.left) if tiling.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = Schedule(problem.naive(), left=problem.left, right=problem.right)
-    s.vectorize(n, plan.nr, LANE)
-    if tiles_overlap(problem, plan):
+    s.vectorize(n, tiling.nr, LANE)
+    if tiles_overlap(problem, tiling):
         s.overlap(n)
-    columns, task = s.split(n, plan.nc, "p"), s.split(m, plan.mc, "c")
-    parts = cost.shared_rows(problem, plan)
+    columns, task = s.split(n, tiling.nc, "p"), s.split(m, tiling.mc, "c")
+    parts = cost.shared_rows(problem, tiling)
     shared = [axis.variable for axis, _ in parts]
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
     outer += [s.split(axis.variable, size, "g") for axis, size in parts if size < axis.most]
     s.reorder(*outer, columns, task, *shared, m, n)
     inside = task
-    if plan.kc:
-        place, length = cost.cut_depth(problem, plan.kc)
+    if tiling.kc:
+        place, length = cost.cut_depth(problem, tiling.kc)
         inside, ks = s.split(ks[place], length, "kb"), ks[place:]
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
-        tile = s.split(m, plan.mr, "t")
+        tile = s.split(m, tiling.mr, "t")
         s.reorder(n, *shared, tile, m)
-        if plan.packs_left:
-            stage_left(s, problem, plan, tile, ks, target)
-        if plan.packs_right:
-            stage_right(s, problem, plan, ks, target)
-        if plan.squares:
+        if tiling.packs_left:
+            stage_left(s, problem, tiling, tile, ks, target)
+        if tiling.packs_right:
+            stage_right(s, problem, tiling, ks, target)
+        if tiling.squares:
             m = problem.row.variable
             s.sink(m)
-            hints = TilePrefetches(problem, plan, s.operands, tile, s.trips(ks[-1]), shared)
+            hints = TilePrefetches(problem, tiling, s.operands, tile, s.trips(ks[-1]), shared)
             if hints.behind:
                 s.insert(tile, hints.all_behind)
             of, by = (words.args[0].dtype for words in (problem.left, problem.right))
             s.tensorize(tile, m, ks, "left", "right", of, by)
         else:
             if part is not None:
-                within_image(s, problem, plan, part)
-            in_registers(s, problem, plan, tile, ks, shared, target)
+                within_image(s, problem, tiling, part)
+            in_registers(s, problem, tiling, tile, ks, shared, target)
             s.simplify()
     return s.parallelize(*outer, columns, task)
 
 
 def in_registers(
-    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: list[Atom], shared: Sequence[Atom],
-    target: Target,
+    s: Schedule, problem: Problem, tiling: Tiling, tile: Atom, ks: list[Atom],
+    shared: Sequence[Atom], target: Target,
 ) -> None:  # fmt: skip
     """Keep the sums of each tile in registers, with its rows unrolled."""
     m, n = problem.row.variable, problem.column.variable
     costs = sum(expr.operations(store.value) for store in problem.stores)
-    long = costs >= LONG_EPILOGUE and plan.nr > 1 and not plan.kc
+    long = costs >= LONG_EPILOGUE and tiling.nr > 1 and not tiling.kc
     if long:
         s.distribute(m)
     s.peel(tile, m)
     s.tails(m, cost.SMALL_TILES[target.brief:])
     s.sink(m)
-    if plan.nr > 1 and isinstance(problem.k[-1].extent, int):
+    if tiling.nr > 1 and isinstance(problem.k[-1].extent, int):
         trips = s.trips(ks[-1])
-        image = hints_below(s, problem, plan, shared, trips >= LEAST_FETCHED)
-        hints = TilePrefetches(problem, plan, s.operands, tile, trips, shared, image)
+        image = hints_below(s, problem, tiling, shared, trips >= LEAST_FETCHED)
+        hints = TilePrefetches(problem, tiling, s.operands, tile, trips, shared, image)
         if hints.pay:
             lines = s.split(ks[-1], hints.line, "ko", computing=True)
             s.insert(lines, hints.seldom)
@@ -162,9 +162,9 @@ def in_registers(
             ks = [*ks[:-1], lines, ks[-1]]
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
-    if plan.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
+    if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
         ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
-    if plan.nr > 1:
+    if tiling.nr > 1:
         across = any(coefficient(one.index, n) != 1 for one in problem.stores)
         if across and not target.brief:
             s.transpose(m, target.lanes(problem.total.dtype))
@@ -174,7 +174,7 @@ def in_registers(
         s.unroll(m, "u")
 
 
-def tiles_overlap(problem: Problem, plan: Plan) -> bool:
+def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
     """Whether the last tile of columns is a whole one that overlaps the previous tile.
 
     Then all tiles share their code, and it takes half as long to compile. Not if results are stored
@@ -182,26 +182,26 @@ def tiles_overlap(problem: Problem, plan: Plan) -> bool:
     """
     column = problem.column
     plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    whole = not plan.kc and not plan.squares
-    return plain and whole and plan.nr > 1 and low(column.extent) > plan.nr
+    whole = not tiling.kc and not tiling.squares
+    return plain and whole and tiling.nr > 1 and low(column.extent) > tiling.nr
 
 
 def stage_left(
-    s: Schedule, problem: Problem, plan: Plan, tile: Atom, ks: Sequence[Atom], target: Target
+    s: Schedule, problem: Problem, tiling: Tiling, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy the block of `left`: tile after tile if rows are near each other, else row after row."""
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
     depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
-    if not plan.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
-        wide = enough_lanes(lanes, plan.mr)  # 16 for 8 rows would make the copy twice as large
-        pitch = ceildiv(plan.mr, wide) * wide
+    if not tiling.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
+        wide = enough_lanes(lanes, tiling.mr)  # 16 for 8 rows would make the copy twice as large
+        pitch = ceildiv(tiling.mr, wide) * wide
         # an odd depth: tiles at distances of kilobytes compete for lines of the first-level cache
         layout = [((tile,), None), (ks, depth | 1), ((m,), pitch)]
         s.stage("left", None, [*ks, tile, m], layout, "left", {m: pitch})
         return
     layout = [((tile, m), None), (ks, row_stride(depth, operand.dtype.itemsize))]
     along, wide, turn = ks[-1], lanes, 0
-    if plan.squares:  # words, copied in whole registers
+    if tiling.squares:  # words, copied in whole registers
         along, turn = (m, lanes) if 1 in apart else (along, 0)
     elif s.trips(along) >= 2 * lanes:
         wide = 2 * lanes
@@ -209,13 +209,13 @@ def stage_left(
 
 
 def stage_right(
-    s: Schedule, problem: Problem, plan: Plan, ks: Sequence[Atom], target: Target
+    s: Schedule, problem: Problem, tiling: Tiling, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
-    lanes = plan.nr if plan.squares else 0 if target.brief else lanes
+    lanes = tiling.nr if tiling.squares else 0 if target.brief else lanes
     order = sorted(ks, key=lambda k: -distance(operand, k))
-    s.stage("right", n, order, [(ks, None), ((n,), plan.nr)], "panel", transpose=lanes)
+    s.stage("right", n, order, [(ks, None), ((n,), tiling.nr)], "panel", transpose=lanes)
 
 
 def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
@@ -263,16 +263,16 @@ class TilePrefetches:
     """
 
     def __init__(
-        self, problem: Problem, plan: Plan, operands: Mapping[str, Expr], tile: Atom, terms: int,
-        shared: Sequence[Atom], image: bool = False,
+        self, problem: Problem, tiling: Tiling, operands: Mapping[str, Expr], tile: Atom,
+        terms: int, shared: Sequence[Atom], image: bool = False,
     ) -> None:  # fmt: skip
         self.left, self.right, self.image = operands["left"], operands["right"], image
-        self.plan, right = plan, problem.right
+        self.tiling, right = tiling, problem.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.WORD) else ()
         # the number of tiles that read a panel, and the number of one (a loop over one tile has no
         # variable: see `Schedule.simplify`)
         around = [axis for axis in problem.m if axis.variable in shared]
-        extents = [*(axis.extent for axis in around), max(plan.mc // plan.mr, 1)]
+        extents = [*(axis.extent for axis in around), max(tiling.mc // tiling.mr, 1)]
         places = [*(axis.index for axis in around), tile.index if tile.high else 0]
         self.tiles, self.number = numel(extents), flatten(places, extents)
         self.m, self.n = problem.row.variable, problem.column.variable
@@ -280,10 +280,10 @@ class TilePrefetches:
         self.line = LINE // max(self.left.dtype.itemsize, 4)
         self.deep = terms >= LEAST_FETCHED
         # the next panel is packed after this one: each of a block's tiles fetches its share of it
-        packs = bool(self.sources) and plan.packs_right and not plan.kc
-        self.following = packs and plan.nc > plan.nr and self.deep
+        packs = bool(self.sources) and tiling.packs_right and not tiling.kc
+        self.following = packs and tiling.nc > tiling.nr and self.deep
         # the epilogue's loads, row by row: hardware cannot predict them
-        self.behind = [] if plan.kc else [
+        self.behind = [] if tiling.kc else [
             load for load in expr.loads(*(store.value for store in problem.stores))
             if coefficient_of(load, self.n) == 1 and coefficient_of(load, self.m)
             and load.array.space == "buffer" and not expr.values_in(load.index)
@@ -321,7 +321,7 @@ class TilePrefetches:
         if self.following:
             hints.append(self._next_panel(loop))
         if self.behind:  # some of the tile's rows
-            each = ceildiv(self.plan.mr, ceildiv(self.k.high + 1, self.line))
+            each = ceildiv(self.tiling.mr, ceildiv(self.k.high + 1, self.line))
             one = make_axis("f", 1, each)
             row = loop_over(self.m, loop.body).start + (loop.index * each + one.index)
             rows = [hint for load in self.behind for hint in self._columns(load, {self.m: row})]
@@ -343,12 +343,12 @@ class TilePrefetches:
         array, index = operand.array, operand.index
         first, line = substitute(index, at), LINE // operand.dtype.itemsize
         aligned = (coefficient(index, self.k) or 0) % line == 0
-        count = ceildiv(self.plan.nr, line) + (not aligned)
+        count = ceildiv(self.tiling.nr, line) + (not aligned)
         return tuple(Prefetch(array, first + line * n) for n in range(count))
 
     def _next_panel(self, loop: Loop) -> Loop:
         """Prefetches of a tile's share of the next panel, at a line of k."""
-        tile, piece, nr = self.number, loop.index, self.plan.nr
+        tile, piece, nr = self.number, loop.index, self.tiling.nr
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         source = self.sources[0]

@@ -10,7 +10,7 @@ from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.axes import NEIGHBOURS
 from minigrad.loops.build import loops_over, put
-from minigrad.loops.cost import Plan
+from minigrad.loops.cost import Tiling
 from minigrad.loops.nest import Loop, Prefetch, Statement, loop_over, written
 from minigrad.loops.product import LANE, Part, Problem
 from minigrad.loops.transforms import Around, Schedule
@@ -21,7 +21,7 @@ from minigrad.schedule.stage import identity
 from minigrad.target import LINE
 
 
-def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
+def within_image(s: Schedule, problem: Problem, tiling: Tiling, part: Part) -> None:
     """Skip products with the zeros around images: x + 0·w is x if w is finite.
 
     If it is not, a NaN is added instead: for each column and position along the axis a NaN or 0 is
@@ -33,8 +33,8 @@ def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
     axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
     at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
     outer = axes.pop(problem.k.index(axis))
-    sums = expr.load(Array("zero", dtype, 1, "registers", lanes=n, width=plan.nr))
-    sizes, places = (outer.count, plan.nr), (outer.index, LANE.index)
+    sums = expr.load(Array("zero", dtype, 1, "registers", lanes=n, width=tiling.nr))
+    sizes, places = (outer.count, tiling.nr), (outer.index, LANE.index)
     zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
     times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
     clear = put(sums, identity(Op.SUM, dtype), everywhere=True)
@@ -55,7 +55,7 @@ def within_image(s: Schedule, problem: Problem, plan: Plan, part: Part) -> None:
 
 
 def hints_below(
-    s: Schedule, problem: Problem, plan: Plan, shared: Sequence[Atom], deep: bool
+    s: Schedule, problem: Problem, tiling: Tiling, shared: Sequence[Atom], deep: bool
 ) -> bool:
     """Prefetch what is below the pixels that are read; returns whether `left` is such an image.
 
@@ -65,7 +65,7 @@ def hints_below(
     pixel. (If there are many, `deep`, they may be no image.)
     """
     left, m, k, above = problem.left, problem.row.variable, problem.k[-1], problem.k[-2:-1]
-    if left.op is not Leaf.LOAD or plan.packs_left:
+    if left.op is not Leaf.LOAD or tiling.packs_left:
         return False
     around = [axis.variable for axis in above]
     across, step, far, row = (

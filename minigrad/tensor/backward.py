@@ -18,7 +18,7 @@ from minigrad.graph.reroll import with_loops
 from minigrad.graph.rewrite import replaced
 from minigrad.hints import table
 from minigrad.settings import thread
-from minigrad.tensor import realization, saved_graphs
+from minigrad.tensor import history, realization
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
@@ -53,7 +53,7 @@ class Backward(Composed):
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
         older = rewritten(order)
-        (output,), back = saved_graphs.expand([node], order, older)
+        (output,), back = history.expand([node], order, older)
         if output is not node:
             order = topological([output])
             older = rewritten(order)
@@ -89,7 +89,7 @@ class Backward(Composed):
         roots = [self.node, *(target.node for target in targets)]
         order = topological(roots)
         older = rewritten(order)
-        nodes, back = saved_graphs.expand(roots, order, older)
+        nodes, back = history.expand(roots, order, older)
         output, known = with_loops(nodes[:1], kept=set(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
         for node, leaves in older.items():
@@ -129,7 +129,7 @@ class Backward(Composed):
         order = topological([node])
         tensors = [holder for node in held_among(order) for holder in holders(node)]
         if not any(t._requires_grad for t in tensors) and not any(
-            saved_graphs.has_history(node) for node in order
+            history.has_history(node) for node in order
         ):
             waiting = [t for t in tensors if t.raw.op is Op.ASSIGN and t is not self]
             if waiting:
@@ -142,7 +142,7 @@ class Backward(Composed):
         """Whether it was computed from tensors with requires_grad=True."""
         try:
             order = topological([self.node])
-            roots, _ = saved_graphs.expand([self.node], order, rewritten(order))
+            roots, _ = history.expand([self.node], order, rewritten(order))
         except GradientError:  # they were overwritten since
             return True
         nodes = reached(roots, topological(roots))

@@ -19,7 +19,7 @@ from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import present
 from minigrad.mesh import mesh_of
-from minigrad.tensor import hostdata, realization, saved_graphs, views
+from minigrad.tensor import history, hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
@@ -201,7 +201,7 @@ class Core(Holder, metaclass=_TensorType):
         if not (self.stopped and modes.gradients):
             return self.raw
         if self.stopped == REPLAYED:  # from now on a gradient may be requested
-            saved_graphs.lose(self.raw)
+            history.lose(self.raw)
             self.stopped = False
             return self.raw
         return stop(self.raw)
@@ -296,7 +296,7 @@ class Core(Holder, metaclass=_TensorType):
         if self.raw.op is Op.ASSIGN and not self.made:
             realization.realize([self])
         node = self.raw
-        if node.op is Op.BUFFER and not saved_graphs.has_history(node) and not self._borrows(node):
+        if node.op is Op.BUFFER and not history.has_history(node) and not self._borrows(node):
             realization.separate(node, {id(self._link)})
         elif not self.made or self._shares_node():
             self._own_memory()
@@ -496,7 +496,7 @@ class Core(Holder, metaclass=_TensorType):
             self._own_memory()
         if not self._requires_grad:
             now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
-            flows = now.op is not Op.BUFFER or saved_graphs.has_history(now) or wants_gradient(now)
+            flows = now.op is not Op.BUFFER or history.has_history(now) or wants_gradient(now)
             self.stopped = flows and not modes.gradients
         views.written(self)
         if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:

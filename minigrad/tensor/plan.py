@@ -9,8 +9,7 @@ from threading import get_ident
 from typing import NamedTuple
 
 from minigrad.device import poisoned
-from minigrad.graph.batched import Given
-from minigrad.graph.copies import MANY, as_rows, made_as_rows, unstacked
+from minigrad.graph.autobatch import MANY, as_rows, made_as_rows, unstacked
 from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
@@ -29,9 +28,11 @@ from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.reroll import made_without_copies, with_loops
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
+from minigrad.graph.vmap import Given
 from minigrad.program import recording, timeline
-from minigrad.tensor import saved_graphs, views
+from minigrad.tensor import history, views
 from minigrad.tensor.access import Touched, under_way
+from minigrad.tensor.history import has_history, see_through
 from minigrad.tensor.live_tensors import (
     Holder,
     held_among,
@@ -45,7 +46,6 @@ from minigrad.tensor.live_tensors import (
 )
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
-from minigrad.tensor.saved_graphs import has_history, see_through
 
 _MEMORY = frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
@@ -196,7 +196,7 @@ class Plan:
             size = len(self.roots)
             self._extend()
             leaves = self.marked or self.older
-            may_flow = self.targets or leaves or saved_graphs.recorded or self.unasked
+            may_flow = self.targets or leaves or history.recorded or self.unasked
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
         values = list(self.roots)
@@ -375,15 +375,15 @@ class Plan:
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
         leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
-        if not (leaves or self.marked or self.older or saved_graphs.recorded or self.unasked):
+        if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if saved_graphs.recorded else ()
+        order = self.order if history.recorded else ()
         known = [node for node in order if node.op is BUFFER and has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
         gone = {node: node.src[0] for node in self.older if node.op is ASSIGN}
         gone.update((target, target) for target in self.targets if target in leaves)
         lost = set(gone) if start != gone.keys() else set[Node]()
-        self.wanting = wanting = saved_graphs.tracked(self.order, self.marked, start, lost)
+        self.wanting = wanting = history.tracked(self.order, self.marked, start, lost)
         lost = lost if start != gone.keys() else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
         flowing = [
@@ -412,14 +412,14 @@ class Plan:
 
     def _with_free(self) -> set[Node]:
         """Nodes that depend on any leaf, also on unmarked ones."""
-        known = saved_graphs.valid(self.order)
+        known = history.valid(self.order)
         free = {
             node for node in self.held
             if node.dtype.is_float and node not in self.targets and node not in known
             and any(holder._requires_grad is None for holder in holders(node))
         }  # fmt: skip
         leaves = {*self.wanting, *known}
-        tracked = saved_graphs.tracked(self.order, self.marked, leaves, set(), free)
+        tracked = history.tracked(self.order, self.marked, leaves, set(), free)
         flows = {node for node in free if node.op is not Op.BITCAST and tracked & {*node.src}}
         self.free = free - flows  # a node that depends on others is not a leaf
         return tracked
@@ -502,6 +502,6 @@ class Plan:
         graphs = {made[root]: root for root in self.kept}
         free = {made[root] for root in self.kept if root not in self.wanting}
         leaves = [holder._link for leaf in self.free for holder in holders(leaf)]
-        saved_graphs.record(graphs, saved, known, written, free, leaves)
+        history.record(graphs, saved, known, written, free, leaves)
         for buffer, leaf in {whole_of(made[root]): leaf for root, leaf in self.lost}.items():
-            saved_graphs.lose(buffer, leaf)
+            history.lose(buffer, leaf)

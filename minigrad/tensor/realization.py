@@ -27,7 +27,7 @@ from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, topological
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
 from minigrad.settings import having
-from minigrad.tensor import access, saved_graphs, views
+from minigrad.tensor import access, history, views
 from minigrad.tensor.access import under_way, waiting
 from minigrad.tensor.live_tensors import (
     Holder,
@@ -112,7 +112,7 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     written = {buffer.arg}
     access.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
     with lock:
-        saved_graphs.overwritten(buffer)
+        history.overwritten(buffer)
         pending.pop(id(buffer), None)
         holder._point(buffer)
 

@@ -8,9 +8,9 @@ from typing import Any
 from minigrad.device import Device
 from minigrad.errors import DTypeError, ScanError, ShapeError, expect, misfit
 from minigrad.graph import build
-from minigrad.graph.batched import given
 from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import Node, ages, is_symbolic
+from minigrad.graph.vmap import given
 from minigrad.settings import having
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods

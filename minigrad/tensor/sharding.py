@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from minigrad.errors import DeviceError, expect
 from minigrad.graph.node import Node, Op
-from minigrad.graph.partition import Plan, without_barriers
+from minigrad.graph.partition import LayoutPlan, without_barriers
 from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
@@ -136,4 +136,4 @@ def layout_of(node: Node) -> Layout | None:
         return getattr(buffer.memory, "layout", None)
 
     (root,) = without_barriers([node])
-    return Plan([root], known, [None]).choices[root].made
+    return LayoutPlan([root], known, [None]).choices[root].made

@@ -25,7 +25,7 @@ from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.conversions import group_name, place_name
 from minigrad.graph.node import Shape
-from minigrad.graph.partition import Partitioned, Plan, partition, without_barriers
+from minigrad.graph.partition import LayoutPlan, Partitioned, partition, without_barriers
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
 from minigrad.locks import new_lock
@@ -287,7 +287,7 @@ class MeshRuntime:
             for root, slot in zip(graph.roots, graph.outputs, strict=True)
         ]
         roots = without_barriers(graph.roots)
-        plan = Plan(roots, lambda slot: graph.layouts[slot], wanted)
+        plan = LayoutPlan(roots, lambda slot: graph.layouts[slot], wanted)
         names = tuple(sorted({*graph.variables, *self.local[0].places}))
 
         def of(one: MeshDevice) -> tuple[Partitioned, Graph]:

@@ -12,7 +12,7 @@ import pytest
 from minigrad.dtype import dtypes
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, topological
-from minigrad.graph.partition import Partitioned, Plan, partition
+from minigrad.graph.partition import LayoutPlan, Partitioned, partition
 from minigrad.graph.sharding import (
     Digit,
     Dims,
@@ -48,7 +48,7 @@ def divided(
     root: Node, layouts: dict[int, Layout], wanted: Layout | None = None
 ) -> Partitioned:
     """The partitioned graph: that of one device."""
-    return partition(Plan([root], layouts.get, [wanted]), MESH, MESH + ":0")
+    return partition(LayoutPlan([root], layouts.get, [wanted]), MESH, MESH + ":0")
 
 
 def kinds(found: Partitioned) -> list[str]:

@@ -8,7 +8,7 @@ from jit.arrays import data, same
 
 from minigrad import GlobalCounters, Tensor, jit, nn
 from minigrad.errors import GradientError, JitError
-from minigrad.tensor import saved_graphs
+from minigrad.tensor import history
 
 # ---- training ------------------------------------------------------------------------------------
 
@@ -586,9 +586,9 @@ def test_a_way_back_that_nobody_marked_ends_where_memory_is_written(on_device):
     step(a)
     y = x * 2
     step(a)
-    known = len(saved_graphs.recorded)
+    known = len(history.recorded)
     later = (y * 3).realize()
-    assert len(saved_graphs.recorded) == known
+    assert len(history.recorded) == known
     x.assign(Tensor([7.0, 7.0])).realize()
     (y * w + later).sum().backward()
     assert w.grad.tolist() == [2, 4] and x.grad is None

@@ -30,7 +30,7 @@ from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer, ceildiv, var
 from minigrad.loops import cost
-from minigrad.loops.cost import plan_of
+from minigrad.loops.cost import tiling_of
 from minigrad.loops.nest import show, written
 from minigrad.loops.product import in_words, prepare
 from minigrad.loops.recipes import lower
@@ -603,7 +603,7 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     dots = target_of("avx512bf16")
     (kernel,) = schedule_of(graph_of(build)[0], dots).kernels
     problem = prepare(kernel)
-    plan = plan_of(in_words(problem) or problem, dots)
+    plan = tiling_of(in_words(problem) or problem, dots)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 
@@ -614,7 +614,7 @@ def test_tiles_divide_the_rows(rows: int, tile: int) -> None:
     """If tiles of at least eight rows do; so not with half as many registers."""
     graph = graph_of(lambda inputs: [product(inputs(rows, 40), inputs(40, 64))])[0]
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
-    found = [plan_of(problem, target_of(name)).mr for name in ("avx512", "avx2")]
+    found = [tiling_of(problem, target_of(name)).mr for name in ("avx512", "avx2")]
     assert found == [tile, ceildiv(rows, ceildiv(rows, 6))]
 
 
@@ -626,7 +626,7 @@ def test_wide_tiles(rows: int, depth: int, columns: int, tile: tuple[int, int]) 
     """Not for large panels, for few rows, or if many columns would be computed for nothing."""
     graph = graph_of(lambda inputs: [product(inputs(rows, depth), inputs(depth, columns))])[0]
     problem = prepare(schedule_of(graph, GOLDEN).kernels[0])
-    plan = plan_of(problem, target_of("wide tiles"))
+    plan = tiling_of(problem, target_of("wide tiles"))
     assert (plan.mr, plan.nr) == tile
 
 
@@ -637,7 +637,7 @@ def test_rows_that_are_not_equally_far_apart_are_packed() -> None:
         (rows_in_pieces, True), (lambda i: [product(i(640, 64), i(64, 200))], False)
     ):  # fmt: skip
         (kernel,) = schedule_of(graph_of(build)[0], target).kernels
-        assert plan_of(prepare(kernel), target).packs_left == packed
+        assert tiling_of(prepare(kernel), target).packs_left == packed
 
 @pytest.mark.parametrize("depth, twice", [(512, True), (130, True), (131, False), (64, False)])
 def test_long_sums_take_two_steps_at_once(depth: int, twice: bool) -> None:
@@ -651,7 +651,7 @@ def test_a_copy_of_a_tile_is_hardly_larger_than_the_tile() -> None:
     """(Contiguous rows were copied in vectors of 16; half of each belonged to another tile.)"""
     graph = graph_of(lambda i: [product(transpose(i(1024, 1024)), i(1024, 1024))])[0]
     (kernel,) = schedule_of(graph, GOLDEN).kernels
-    plan = plan_of(prepare(kernel), target_of("avx512"))
+    plan = tiling_of(prepare(kernel), target_of("avx512"))
     nest = lower(kernel, target_of("avx512"))
     (left,) = (array for array, _ in nest.scratch if array.name == "left")
     assert plan.mr == 8 and left.size <= 1.01 * plan.mc * 1024
@@ -694,7 +694,7 @@ def test_a_target_without_vectors_has_tiles_of_one_column() -> None:
         return [product(inputs(64, 48), inputs(48, 32))]
 
     (kernel,) = schedule_of(graph_of(build)[0], GOLDEN).kernels
-    assert plan_of(prepare(kernel), replace(GOLDEN, vector_bytes=0)).nr == 1
+    assert tiling_of(prepare(kernel), replace(GOLDEN, vector_bytes=0)).nr == 1
 
 
 def test_a_wrong_value_is_seen() -> None:

@@ -11,7 +11,7 @@ from devices import OTHER
 from minigrad import Tensor
 from minigrad.schedule.schedule import place
 from minigrad.target import LINE
-from minigrad.tensor import saved_graphs
+from minigrad.tensor import history
 
 
 def first_fit(held: Iterable[tuple[int, int, int]]) -> list[int]:
@@ -47,13 +47,13 @@ def test_places_are_those_of_first_fit(seed):
 def test_histories_that_are_kept_together_walk_the_graph_once(monkeypatch):
     """Recording many values of a graph, realized together, takes as many walks as recording two."""
     walks: list[int] = []
-    topological = saved_graphs.topological
+    topological = history.topological
 
     def counted(*given):
         walks.append(1)
         return topological(*given)
 
-    monkeypatch.setattr(saved_graphs, "topological", counted)
+    monkeypatch.setattr(history, "topological", counted)
     counts = []
     for number in (2, 60):
         x = Tensor([1.0, 2.0], requires_grad=True)
@@ -81,7 +81,7 @@ def test_each_history_is_void_for_itself(on_device):
     Tensor.realize(c, d)
     assert d.sum().gradient(y)[0].tolist() == pytest.approx([8.154845, 22.167168], rel=1e-5)
     for void in (a, c):
-        with pytest.raises(saved_graphs.GradientError, match="overwritten in place"):
+        with pytest.raises(history.GradientError, match="overwritten in place"):
             void.sum().backward()
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
-from minigrad.tensor import saved_graphs
+from minigrad.tensor import history
 
 
 def leaf(values):
@@ -167,20 +167,20 @@ def test_writes_to_what_no_history_reads_are_not_numbered(on_device):
     x, other, later = leaf([1, 2]), Tensor([3.0, 4.0]).realize(), leaf([5, 6])
     loss = (x * x).sum()
     loss.realize()
-    before = saved_graphs._latest
+    before = history._latest
     other.assign(other * 2).realize()
-    saved_graphs.replayed([other.node.arg])
-    assert saved_graphs._latest == before
+    history.replayed([other.node.arg])
+    assert history._latest == before
     result = (other * later).sum()  # from here on a history reads it
     result.realize()
     other.assign(other * 2).realize()
-    assert saved_graphs._latest > before
+    assert history._latest > before
     with pytest.raises(GradientError, match="overwritten in place"):
         result.backward()
     loss.backward()
     assert x.grad.tolist() == [2, 4]
-    saved_graphs.replayed([loss.node.arg])  # it has no history then
-    assert not saved_graphs.has_history(loss.node)
+    history.replayed([loss.node.arg])  # it has no history then
+    assert not history.has_history(loss.node)
 
 
 def test_what_a_part_of_a_result_was_written_over_is_told(on_device):
@@ -270,20 +270,20 @@ def test_lazy_loss_of_the_old_value(on_device):
 
 
 def test_history_is_dropped_with_the_tensor(on_device):
-    from minigrad.tensor import saved_graphs
+    from minigrad.tensor import history
 
     gc.collect()
-    count = len(saved_graphs._histories)
+    count = len(history._histories)
     x = leaf([1, 2])
     y = (x * 2).exp().realize()
-    assert len(saved_graphs._histories) == count + 1
+    assert len(history._histories) == count + 1
     with Tensor.no_grad():
         (x * 3).realize()
     (x.detach() * 3).realize()
-    assert len(saved_graphs._histories) == count + 1
+    assert len(history._histories) == count + 1
     del y
     gc.collect()
-    assert len(saved_graphs._histories) == count
+    assert len(history._histories) == count
 
 
 @pytest.mark.parametrize("how", ["backward", "gradient"])

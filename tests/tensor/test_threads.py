@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Tensor, jit, program
 from minigrad.graph.node import topological
-from minigrad.tensor import backward, saved_graphs
+from minigrad.tensor import backward, history
 
 THREADS = 6
 
@@ -301,16 +301,16 @@ def test_histories_that_come_while_a_replay_ends_others(on_device):
 
     def record():
         for _ in range(20_000):
-            saved_graphs.lose(node, node)
-            saved_graphs.overwritten(node)
+            history.lose(node, node)
+            history.overwritten(node)
 
     thread = threading.Thread(target=record)
     sys.setswitchinterval(1e-6)
     try:
         thread.start()
         while thread.is_alive():
-            saved_graphs.replayed([])
+            history.replayed([])
     finally:
         sys.setswitchinterval(interval)
         thread.join()
-    assert all(saved_graphs.has_history(one.raw) for one in kept[1:])
+    assert all(history.has_history(one.raw) for one in kept[1:])

@@ -8,7 +8,7 @@ from devices import OTHER
 
 from minigrad import GlobalCounters, Tensor, linalg, nn
 from minigrad.errors import BoundsError, GradientError
-from minigrad.graph.copies import MANY, as_rows, is_leaf, together
+from minigrad.graph.autobatch import MANY, as_rows, is_leaf, together
 from minigrad.graph.node import Node, topological
 from minigrad.programs import programs
 

@@ -21,7 +21,6 @@ from weakref import WeakKeyDictionary
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
-from minigrad.graph.batched import batch, rows, sum_of_rows
 from minigrad.graph.node import (
     BUFFER,
     CONST,
@@ -38,6 +37,7 @@ from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
+from minigrad.graph.vmap import batch, rows, sum_of_rows
 
 MANY = 8  # up to so many copies share a kernel as they are; more are computed together
 # Bytes of an array that a copy reads, and of each of its reductions, at most: larger ones take
