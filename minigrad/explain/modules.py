@@ -11,7 +11,7 @@ from minigrad.device import Buffer
 from minigrad.graph.node import Op
 from minigrad.jit.jitted import Jitted
 from minigrad.nn.module import walk
-from minigrad.nn.optim import Optimizer
+from minigrad.nn.optimizer import Optimizer
 from minigrad.tensor import Tensor
 
 DEEPEST = 3  # depth of functions called by name in which models are searched

@@ -22,7 +22,7 @@ from minigrad.graph import buckets, canonical, gradient, node, partition, rewrit
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import Node
 from minigrad.locks import new_lock
-from minigrad.nn import optim
+from minigrad.nn import optimizer
 from minigrad.runtimes import cpu
 from minigrad.schedule import schedule
 
@@ -166,7 +166,7 @@ class Origins:
                     if isinstance(other, Node) and other.age != made.age:
                         made_for = other.age
                     phase = "backward" if code is _BACKWARD else phase
-            elif code.co_filename == optim.__file__:
+            elif code.co_filename == optimizer.__file__:
                 phase = "update" if made_for < 0 else phase
             elif self._is_users(code):
                 stack.append((code.co_filename, frame.f_lineno, code.co_name))

@@ -4,329 +4,21 @@ from __future__ import annotations
 
 import math
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from minigrad.dtype import DType, convert, dtypes
-from minigrad.errors import GradientError, expect
-from minigrad.graph.build import cast
-from minigrad.hints import hint, names_of, put_hints
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import expect
+from minigrad.hints import names_of
 from minigrad.nn import lr_scheduler
-from minigrad.nn.module import (
-    _forget_gradients,
-    _Training,
-    check_names_and_tensors,
-    load_state_dict,
-    tensors_of,
-)
+from minigrad.nn.optimizer import Optimizer, OptimizerGroup, ParamGroup, Rule, clip_grad_norm
 from minigrad.tensor import Tensor
-from minigrad.tensor.arguments import check_functions, check_names
-from minigrad.tensor.broadcasting import check_choice, check_flag
-from minigrad.tensor.modes import modes
-from minigrad.tensor.observed import observe
+from minigrad.tensor.arguments import check_functions
+from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.templates import templated
 
-Rule = Callable[..., tuple[Tensor, ...]]
 Betas = tuple[float, float]
-_NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that must be ≥ 0
-
-
-class ParamGroup(Mapping[str, Any]):
-    """PyTorch's view of an optimizer in `param_groups`: its params and options by name.
-
-    ["lr"] is a number here; setting it compiles nothing. Other options cannot be set.
-    """
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self.optimizer = optimizer
-        self.names = ["lr", "params", *optimizer.options]
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.names:
-            raise KeyError(f"param_groups has no {name!r}: expected one of {', '.join(self.names)}")
-        return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        expect(name == "lr", f"cannot set param_groups[…][{name!r}]", "'lr'; pass other options to "
-               f"{type(self.optimizer).__name__}(…)", error=KeyError)  # fmt: skip
-        self.optimizer.set_lr(value)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class Steps(_Training):
-    """What single optimizers and groups of them have in common: steps, gradients, state.
-
-    _parts: the optimizers, by the prefix of their names in a state.
-    """
-
-    params: list[Tensor]
-    _parts: Callable[[], Mapping[str, Optimizer]]
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Set all gradients to None, or to 0: the next step then still applies decay and momentum.
-        """
-        _forget_gradients(self.params, set_to_none)
-
-    def step(self, forget: bool = False) -> None:
-        """Update the parameters that have a gradient; everything is computed in one program.
-
-        forget: as if `zero_grad` were called right afterwards. Lazy gradients are then never
-        stored, which saves their memory, and the time to write it.
-        """
-        name = type(self).__name__
-        if callable(forget):
-            raise TypeError(f"{name}.step: expected no closure; {hint('optimizer.step(print)')}")
-        check_flag(f"{name}.step", "forget", forget)
-        layer = modes.unsaid and modes.unsaid()
-        modes.unsaid = None
-        if layer is not None and layer._training is None and not modes.training:
-            warnings.warn(
-                f"{type(layer).__name__} was in evaluation mode during this training step; choose "
-                "a mode with model.train() or `with Tensor.train():`, or model.eval()", stacklevel=2
-            )  # fmt: skip
-        with Tensor.no_grad():
-            written = [one for part in self._parts().values() for one in part._write()]
-            if forget:
-                self.zero_grad()
-            if not written:
-                raise GradientError(
-                    f"{name}.step(): no parameter has a gradient; call loss.backward() first"
-                )
-            # also gradients: a clipped one that is still lazy would be computed again later
-            Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
-
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """One for each optimizer: `for group in optimizer.param_groups: group["lr"] = …`."""
-        return [ParamGroup(part) for part in self._parts().values()]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The state for a checkpoint: learning rate, step count, moments.
-
-        In a group, names begin with the optimizer's number. "step.0" is the count of a parameter
-        that took a different number of steps than most.
-        """
-        return self._named([part.counts for part in self._parts().values()])
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` returned; errors as for `nn.state.load_state_dict`."""
-        check_names_and_tensors("load_state_dict", state)
-        parts = self._parts()
-        counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
-        load_state_dict(self._named(counts), state)
-        for part, own in zip(parts.values(), counts, strict=True):
-            part._share(own)
-
-    def _named(self, counts: Iterable[list[Tensor]]) -> dict[str, Tensor]:
-        """The whole state, with these counts for each optimizer's parameters."""
-        parts = zip(self._parts().items(), counts, strict=True)
-        return {f"{prefix}{name}": tensor for (prefix, part), own in parts
-                for name, tensor in part._state(own).items()}  # fmt: skip
-
-
-class Optimizer(Steps):
-    """Base class of optimizers. params: tensors, each taken once; they become leaves.
-
-    Parameters with requires_grad=False are not updated until they are set to True. A list of dicts
-    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each dict.
-    lr: a number, or a float32 tensor of one element, which is read in every step.
-
-    rule(param, gradient, lr, t, moments …, option=…) returns the new values of a parameter and its
-    moments, in at least float32; t: the number of steps, this one included. moments: their names;
-    they start at 0. options: keyword arguments of the rule; they are attributes of the optimizer.
-    """
-
-    rule: Rule
-
-    def __new__(cls, params: Any = (), *args: Any, **options: Any) -> Any:
-        """An optimizer, or a group of them for a list of dicts. (Copies pass no arguments.)"""
-        check_names(cls.__name__, cls.__init__, options)
-        if not isinstance(params, (list, tuple)) or not any(isinstance(p, dict) for p in params):
-            return super().__new__(cls)
-        for group in params:
-            expect(isinstance(group, dict) and "params" in group,
-                   cls.__name__, 'parameter groups as {"params": tensors, "lr": 0.1}',
-                   type(group).__name__, error=TypeError)  # fmt: skip
-        made = []
-        for group in params:
-            own = dict(group)
-            tensors = own.pop("params")
-            tensors = [tensors] if isinstance(tensors, Tensor) else tensors
-            made.append(cls(tensors, *(() if "lr" in own else args), **{**options, **own}))
-        return OptimizerGroup(*made)
-
-    def __init__(
-        self, params: Iterable[Tensor], lr: float | Tensor, moments: Iterable[str] = (),
-        **options: Any,
-    ) -> None:  # fmt: skip
-        _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
-        if isinstance(params, Tensor):
-            raise TypeError(
-                f"{type(self).__name__}(params): expected a list of tensors, got a single Tensor; "
-                f"write {type(self).__name__}([x])"
-            )
-        given = tensors_of(type(self).__name__, params)
-        self.params = list({id(tensor): tensor for tensor in given}.values())
-        if not self.params:
-            raise ValueError(f"{type(self).__name__}: expected at least one parameter, got none")
-        for tensor in self.params:
-            if tensor.requires_grad is None and tensor._descends_from_leaves():
-                raise GradientError(
-                    f"{type(self).__name__}: expected leaves, got a tensor of shape {tensor.shape} "
-                    "computed from tensors that require a gradient; pass those, or x.detach() to "
-                    "train it instead"
-                )
-        for tensor in self.params:  # checked first: no tensor is marked if one is invalid
-            if tensor.requires_grad is not False:  # False means frozen
-                tensor.requires_grad = True
-        # in one program, and now, so that the first step is the same program as all others
-        Tensor.realize(*self.params)
-        self.device = self.params[0].device
-        if isinstance(lr, Tensor):
-            expect(lr.numel() == 1 and lr.dtype is dtypes.float32 and lr.device == self.device,
-                   f"{type(self).__name__}: lr", f"one float32 on {self.device}",
-                   f"{lr.dtype.name} {lr.shape} on {lr.device}")  # fmt: skip
-            self._lr = lr.realize()
-        else:
-            self._lr = self._number(lr)
-        # for a scheduler that begins later
-        self.lr_at_first = _short(self._lr.item())
-        # Steps taken by each parameter; parameters with the same number share one tensor.
-        self.t = self._number(0.0)
-        self.counts = [self.t] * len(self.params)
-        self._divided = 0  # how often parameters with a shared count were separated
-        self.moments = {name: [_zeros(param) for param in self.params] for name in moments}
-        self.options = list(options)
-        vars(self).update(options)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in vars(self).get("options", ()):
-            _check_numbers(self, **{name: value} if name in _NUMBERS else {})
-            observe(self, name, written=True)
-        super().__setattr__(name, value)
-
-    def __repr__(self) -> str:
-        options = [f"{n}={v}" for n, v in ParamGroup(self).items() if n not in ("params", "lr")]
-        return f"{type(self).__name__}({', '.join([f'lr={self.lr.item():g}', *options])})"
-
-    def _number(self, value: float) -> Tensor:
-        return Tensor(value, dtype=dtypes.float32, device=self.device, requires_grad=False)
-
-    @property
-    def lr(self) -> Tensor:
-        """The learning rate, a tensor of one element; assigning a number or tensor writes to it."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, lr: float | Tensor) -> None:
-        if lr is not self._lr:
-            self.set_lr(lr)
-
-    def set_lr(self, lr: float | Tensor) -> None:
-        """Set the learning rate of later steps, captured ones too; compiles nothing."""
-        number = lr.item() if isinstance(lr, Tensor) else lr
-        _check_numbers(self, lr=number)
-        data: Any = float(number)
-        for _ in self._lr.shape:
-            data = [data]
-        self._lr.set_data(data)
-
-    def _write(self) -> list[Tensor]:
-        """Assign the new values of a step; returns the tensors that must be realized."""
-        places = [i for i, param in enumerate(self.params) if param.grad is not None]
-        if not places:
-            return []
-        counts = self._counted(places)
-        for place in places:
-            param = self.params[place]
-            wide = param.cast(_wide(param.dtype))
-            moments = [tensors[place] for tensors in self.moments.values()]
-            new, *moved = self.rule(
-                wide, param.grad.cast(wide.dtype), self.lr, self.counts[place], *moments,
-                **self._options_of(param),
-            )
-            for moment, value in zip(moments, moved, strict=True):
-                moment._write(cast(value.node, moment.dtype))
-            param._write(cast(new.node, param.dtype))
-        moments = [tensors[i] for tensors in self.moments.values() for i in places]
-        return [*counts, *(self.params[i] for i in places), *moments]
-
-    def _counted(self, places: Sequence[int]) -> list[Tensor]:
-        """Count a step of these parameters; others that shared their count get a separate one.
-        """
-        for name in ("_divided", *self.options):
-            observe(self, name)
-        moving = {id(count): count for count in map(self.counts.__getitem__, places)}
-        counts, staying = self.counts[:], dict[int, Tensor]()
-        for place in {*range(len(counts))}.difference(places):
-            key = id(counts[place])
-            if key in moving and key not in staying:
-                staying[key] = self._number(moving[key].item())
-            counts[place] = staying.get(key, counts[place])
-        self._share(counts)
-        for count in moving.values():
-            count.assign(count + 1)
-        return [*moving.values()]
-
-    def _counts_in(self, state: Mapping[str, Any], prefix: str) -> list[Tensor]:
-        """The count of each parameter; one tensor for parameters with equal numbers in a state."""
-        made: dict[float, Tensor] = {}
-        counts = []
-        for place, own in enumerate(self.counts):
-            number = state.get(f"{prefix}step.{place}")
-            used = own is self.t or any(own is other for other in made.values())
-            if number is not None:
-                made.setdefault(float(number), self._number(0.0) if used else own)
-            counts.append(self.t if number is None else made[float(number)])
-        return counts
-
-    def _share(self, counts: list[Tensor]) -> None:
-        """Use these counts for the parameters."""
-        if any(one is not other for one, other in zip(counts, self.counts, strict=True)):
-            observe(self, "_divided", written=True)
-            self.counts, self._divided = counts, self._divided + 1
-
-    def _options_of(self, param: Tensor) -> dict[str, Any]:
-        """The rule's options for a parameter."""
-        return {name: getattr(self, name) for name in self.options}
-
-    def _parts(self) -> Mapping[str, Optimizer]:
-        return {"": self}
-
-    def _state(self, counts: list[Tensor]) -> dict[str, Tensor]:
-        apart = {f"step.{i}": t for i, t in enumerate(counts) if t is not self.t}
-        named = {
-            f"{name}.{i}": tensor
-            for name, tensors in self.moments.items()
-            for i, tensor in enumerate(tensors)
-        }
-        return {"lr": self.lr, "step": self.t, **apart, **named}
-
-
-put_hints("Optimizer", Optimizer)
-
-
-def _short(value: float) -> float:
-    """The shortest decimal number that is this float32: 0.1 for 0.10000000149011612."""
-    near = (float(f"{value:.{digits}g}") for digits in range(6, 10))
-    return next((one for one in near if convert(one, dtypes.float32) == value), value)
-
-
-def _wide(dtype: DType) -> DType:
-    return dtypes.float32 if dtype.itemsize < 4 else dtype
-
-
-def _zeros(param: Tensor) -> Tensor:
-    """A moment: zeros in the parameter's shape and sharding, in at least float32."""
-    zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
-    return zeros._own_memory().requires_grad_(False).shard_like_(param)
 
 
 @templated
@@ -412,6 +104,53 @@ class Adam(AdamW):
         betas: Betas | None = None,
     ) -> None:  # fmt: skip
         super().__init__(params, lr, b1, b2, eps, weight_decay, betas, decoupled=False)
+
+
+@templated
+def _rmsprop(
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, square: Tensor, *more: Tensor,
+    alpha: float, eps: float, weight_decay: float, momentum: float, centered: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    if weight_decay:
+        grad = grad + param * weight_decay
+    spread = square = square * alpha + grad * grad * (1 - alpha)
+    mean: tuple[Tensor, ...] = ()
+    if centered:
+        mean = (more[-1] * alpha + grad * (1 - alpha),)
+        spread = (square - mean[0] * mean[0]).maximum(0)
+    step = grad / (spread.sqrt() + eps)
+    if len(more) == len(mean):
+        return param - step * lr, square, *mean
+    step = more[0] * momentum + step
+    return param - step * lr, square, step, *mean
+
+
+class RMSprop(Optimizer):
+    """Steps divided by a running root mean square of the gradient (Hinton 2012).
+
+    v ← alpha·v + (1 − alpha)·g², p ← p − lr·g/(√v + eps), as in PyTorch. centered: v less the
+    square of a running mean of g, which is g's variance. momentum: steps add up, b ← momentum·b +
+    g/(√v + eps), p ← p − lr·b.
+    """
+
+    rule: Rule = staticmethod(_rmsprop)
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float | Tensor = 1e-2, alpha: float = 0.99,
+        eps: float = 1e-8, weight_decay: float = 0.0, momentum: float = 0.0,
+        centered: bool = False,
+    ) -> None:  # fmt: skip
+        expect(0 <= alpha < 1, "RMSprop", "0 ≤ alpha < 1", error=ValueError, alpha=alpha)
+        moments = ["square_avg", *["momentum_buffer"] * (momentum > 0), *["grad_avg"] * centered]
+        super().__init__(
+            params, lr, moments, alpha=alpha, eps=eps, weight_decay=weight_decay,
+            momentum=momentum, centered=centered,
+        )  # fmt: skip
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        expect(name != "centered" or name not in vars(self), "RMSprop", "centered= when it is made",
+               error=AttributeError, **{name: value})  # fmt: skip
+        super().__setattr__(name, value)
 
 
 def _trust(param: Tensor, update: Tensor, decay: float = 0.0, part: float = 1.0) -> Tensor:
@@ -550,38 +289,6 @@ class Muon(Optimizer):
                    "parameters, and OptimizerGroup to step both", param)  # fmt: skip
 
 
-class OptimizerGroup(Steps):
-    """Several optimizers, for different kinds of parameters, that step in one program."""
-
-    def __init__(self, *optimizers: Optimizer) -> None:
-        if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
-            kinds = ", ".join(type(one).__name__ for one in optimizers)
-            raise TypeError(f"OptimizerGroup({kinds}): expected optimizers, one after the other")
-        self.optimizers = list(optimizers)
-        self.params = [param for optimizer in optimizers for param in optimizer.params]
-        if len({id(param) for param in self.params}) < len(self.params):
-            raise ValueError("OptimizerGroup: expected each parameter in only one optimizer")
-
-    def __repr__(self) -> str:
-        return f"OptimizerGroup({', '.join(map(repr, self.optimizers))})"
-
-    def __getitem__(self, place: int) -> Optimizer:
-        return self.optimizers[place]
-
-    def __len__(self) -> int:
-        return len(self.optimizers)
-
-    def _parts(self) -> Mapping[str, Optimizer]:
-        return {f"{i}.": optimizer for i, optimizer in enumerate(self.optimizers)}
-
-
-def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
-    """ValueError for a number below 0 or NaN; tensors are not checked."""
-    for name, value in given.items():
-        if not isinstance(value, Tensor) and not (isinstance(value, Real) and value >= 0):
-            raise ValueError(f"{type(optimizer).__name__}({name}={value!r}): expected a number ≥ 0")
-
-
 def _check_nesterov(optimizer: Optimizer, nesterov: bool, momentum: float) -> None:
     expect(not nesterov or momentum > 0, type(optimizer).__name__, "momentum > 0",
            error=ValueError, nesterov=nesterov, momentum=momentum)  # fmt: skip
@@ -603,29 +310,9 @@ def _one_minus_power(base: float, t: Tensor) -> Tensor:
     return -(t * (math.log(base) if base else -math.inf)).expm1()
 
 
-def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint 2-norm is at most max_norm; returns the norm before.
-
-    Lazy: this becomes part of the program of the next step.
-    """
-    expect(max_norm >= 0, "clip_grad_norm", "a number ≥ 0", error=ValueError, max_norm=max_norm)
-    params = [params] if isinstance(params, Tensor) else tensors_of("clip_grad_norm", params)
-    with Tensor.no_grad():
-        grads = [(param, param.grad) for param in params if param.grad is not None]
-        if not grads:
-            raise GradientError("clip_grad_norm: no parameter has a gradient")
-        wide = [grad.cast(_wide(grad.dtype)) for _, grad in grads]
-        first, *others = [(one * one).sum() for one in wide]
-        norm: Tensor = sum(others, first).sqrt()
-        factor = (max_norm / (norm + 1e-6)).minimum(1)
-        for param, grad in grads:
-            param.grad = (grad * factor).cast(grad.dtype).requires_grad_(False)
-        return norm
-
-
 __all__ = [
-    "LAMB", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
-    "clip_grad_norm", "lr_scheduler",
+    "LAMB", "LARS", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
+    "RMSprop", "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip
 
 check_functions(globals())

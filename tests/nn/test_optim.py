@@ -32,6 +32,14 @@ OPTIMIZERS = {
               {"lr": 0.02, "betas": (0.9, 0.99), "weight_decay": 0.1}),
     "adamw, its rate a tensor": (lambda p: optim.AdamW(p, lr=Tensor(0.02)), "AdamW", {"lr": 0.02}),
     "adamw defaults": (lambda p: optim.AdamW(p), "AdamW", {}),
+    "rmsprop": (lambda p: optim.RMSprop(p, lr=0.02, weight_decay=0.1), "RMSprop",
+                {"lr": 0.02, "weight_decay": 0.1}),
+    "rmsprop momentum": (lambda p: optim.RMSprop(p, 0.01, 0.9, momentum=0.8), "RMSprop",
+                         {"lr": 0.01, "alpha": 0.9, "momentum": 0.8}),
+    "rmsprop centered": (lambda p: optim.RMSprop(p, 0.01, 0.95, 0.01, centered=True), "RMSprop",
+                         {"lr": 0.01, "alpha": 0.95, "eps": 0.01, "centered": True}),
+    "rmsprop, all of it": (lambda p: optim.RMSprop(p, 0.01, momentum=0.5, centered=True), "RMSprop",
+                           {"lr": 0.01, "momentum": 0.5, "centered": True}),
 }  # fmt: skip
 
 
@@ -449,6 +457,8 @@ def test_mistakes(on_device):
         optim.SGD([])
     with pytest.raises(TypeError, match="int"):
         optim.SGD([3])
+    with pytest.raises(AttributeError, match=r"RMSprop\(centered=True\): expected"):
+        optim.RMSprop([Tensor(B)]).centered = True
     with pytest.raises(ValueError, match="momentum"):
         optim.SGD([Tensor(W)], nesterov=True)
     with pytest.raises(ValueError, match="betas"):

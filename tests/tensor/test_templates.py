@@ -159,7 +159,9 @@ def test_forms_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(runs) == 10
 
 
-@pytest.mark.parametrize("kind", [optim.SGD, optim.Adam, optim.AdamW, optim.LAMB, optim.Muon])
+@pytest.mark.parametrize(
+    "kind", [optim.SGD, optim.Adam, optim.AdamW, optim.LAMB, optim.Muon, optim.RMSprop]
+)
 def test_updates_of_equal_parameters_are_equal(kind: Any) -> None:
     first, second = (Tensor([[1.0, 2.0], [3.0, 5.0]]) for _ in range(2))
     optimizer = kind([first, second], lr=0.1)
