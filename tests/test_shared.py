@@ -18,9 +18,9 @@ def test_a_dtype_cannot_be_changed(dtype: DType) -> None:
     before = [getattr(dtype, name) for name in DType.__slots__]
     assert not hasattr(dtype, "__dict__") and not hasattr(dtype, "__setstate__")
     for name in (*DType.__slots__, "another", "__class__"):
-        with pytest.raises(AttributeError, match="cannot be changed"):
+        with pytest.raises(AttributeError, match=r"^cannot change "):
             setattr(dtype, name, 1)
-        with pytest.raises(AttributeError, match="cannot be changed"):
+        with pytest.raises(AttributeError, match=r"^cannot change "):
             delattr(dtype, name)
     dtype.__init__()  # calling it again does nothing
     assert [getattr(dtype, name) for name in DType.__slots__] == before
@@ -34,15 +34,15 @@ def test_a_copy_of_a_dtype_is_the_dtype(dtype: DType) -> None:
 
 def test_the_table_of_dtypes_cannot_be_changed() -> None:
     for name in ("float32", "default_float", "another"):
-        with pytest.raises(AttributeError, match=f"dtypes.{name} cannot be set"):
+        with pytest.raises(AttributeError, match=rf"^cannot set dtypes\.{name}"):
             setattr(dtypes, name, dtypes.int8)
-    with pytest.raises(AttributeError, match="cannot be set"):
+    with pytest.raises(AttributeError, match=r"^cannot set "):
         del dtypes.float32
 
 
 def test_operations_and_settings_cannot_be_changed() -> None:
     for name in ("_value_", "_name_", "another"):
-        with pytest.raises(AttributeError, match="cannot be changed"):
+        with pytest.raises(AttributeError, match=r"^cannot change "):
             setattr(Op.ADD, name, "mul")
     assert Op.ADD.value == "add" and Op("add") is Op.ADD
     with pytest.raises(TypeError):

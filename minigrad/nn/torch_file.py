@@ -158,8 +158,8 @@ class _Reader(pickle._Unpickler):
         plain = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
         if not plain or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
             raise TorchFileError(
-                f"the sizes, strides or offset of a tensor with {len(shape)} dimensions are not "
-                "ints ≥ 0"
+                f"a tensor of {len(shape)} dimensions has invalid sizes, strides or offset: "
+                f"expected at most {_MOST_DIMENSIONS} dimensions, and ints from 0 to {_LARGEST - 1}"
             )
         what = f"a tensor of shape {shape} with strides {strides}"
         size, available = prod(shape), len(data) // dtype.itemsize

@@ -61,7 +61,7 @@ def test_a_closure_number_that_is_rebound(on_device):
         nonlocal scale
         scale = -0.0
 
-    raises_after(step, change, r"'scale', which was 0\.0 when it was captured and is -0\.0")
+    raises_after(step, change, r"'scale', which was 0\.0 in the capture and is -0\.0 now")
 
 
 def test_equal_numbers_are_no_change(on_device):

@@ -360,8 +360,8 @@ def test_help_explains_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "a share of a layer": (lambda: GPTConfig(layers=1.5), "GPTConfig(layers=1.5): expected an int"),  # type: ignore[arg-type]
     "a bias of text": (lambda: GPTConfig(bias="no"), "GPTConfig(bias='no'): expected True or"),  # type: ignore[arg-type]
-    "no tokens": (lambda: GPT(TINY)(Tensor([1, 2])), "GPT of (2,): expected a tensor of integers"),
-    "a text": (lambda: GPT(TINY)("hello"), "GPT of hello: expected a tensor"),  # type: ignore[arg-type]
+    "no tokens": (lambda: GPT(TINY)(Tensor([1, 2])), "expected a tensor of integers (batch, "),
+    "a text": (lambda: GPT(TINY)("hello"), "GPT: expected a tensor of integers (batch"),  # type: ignore[arg-type]
     "half a token": (lambda: _drawn(max_new_tokens=2.5), "generate(max_new_tokens=2.5): expected"),
     "fewer than none": (lambda: _drawn(max_new_tokens=-1), "(max_new_tokens=-1): expected at"),
     "a seed of text": (lambda: _drawn(seed="a"), "generate(seed='a'): expected an int"),

@@ -66,7 +66,8 @@ def arguments(function: Any) -> dict[str, Any]:
     for one in inspect.signature(function).parameters.values():
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD:
             kind = str(one.annotation)
-            usual: Any = {"int": 1, "Integer": 1, "Scalar": 1.0, "float": 0.5, "str": "mean"}.get(
+            usual: Any = {"int": 1, "Integer": 1, "Scalar": 1.0, "float": 0.5, "str": "mean",
+                          "Sequence[int]": (2, 2)}.get(
                 kind, 0 if kind.startswith("int |") else X
             )
             given[one.name] = usual if kind in ALLOWED or "int" in kind else RIGHT.get(one.name, X)
