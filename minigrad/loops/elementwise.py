@@ -302,16 +302,16 @@ def _parts_to_fill(stage: Stage, target: Target) -> int:
 # Terms of a running sum that are added one after the other. Each waits for the one before, and the
 # end of a block for both: longer blocks cost less, and shorter ones round less.
 BLOCK_TERMS = 128
-# Rows that take turns, the first of these that divides their number. (Cached lines of more rows,
-# read and written, may evict each other.)
-TURNS = (4, 3, 2)
+# Rows that are interleaved: the first of these that divides their number. (Cached lines of more
+# rows, read and written, may evict each other.)
+INTERLEAVED = (4, 3, 2)
 
 
 def scan(kernel: Kernel, target: Target) -> Lowered:
     """A running reduction; vectors run along the last kept axis if that is contiguous.
 
-    If not, a few rows take turns, unless they are sums: each product or maximum waits for the one
-    before, for longer than memory takes.
+    If not, a few rows are interleaved, unless they are sums: each product or maximum waits for the
+    one before, for longer than memory takes.
     """
     (stage,) = kernel.stages
     (along,) = stage.reduced
@@ -324,7 +324,7 @@ def scan(kernel: Kernel, target: Target) -> Lowered:
         xs = xs[: len(xs) - (width > 1)]
     elif target.group is None and size_of(stage.axes) >= FEW and stage.op is not Op.CUMSUM:
         x, extent = xs[-1], stage.axes[-1].extent
-        rows = next((n for n in TURNS if isinstance(extent, int) and extent % n == 0), 1)
+        rows = next((n for n in INTERLEAVED if isinstance(extent, int) and not extent % n), 1)
         if rows > 1:
             xs[-1] = s.split(x, rows, "t")
             s.sink(x)

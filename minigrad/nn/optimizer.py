@@ -204,6 +204,9 @@ class Optimizer(Steps):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in vars(self).get("options", ()):
             _check_numbers(self, **{name: value} if name in _NUMBERS else {})
+            late = name == "momentum" and value and "momentum_buffer" not in self.moments
+            expect(not late, type(self).__name__, "momentum > 0 when the optimizer is made, which "
+                   "creates its buffers", error=ValueError, momentum=value)  # fmt: skip
             observe(self, name, written=True)
         super().__setattr__(name, value)
 

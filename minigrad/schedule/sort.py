@@ -40,7 +40,7 @@ SCAN_BLOCK = 1 << 12  # elements of a running reduction that are serial: 16 KiB 
 # every one that is taken: 1.2 to 85 times as fast as sorting all (1 and 64 rows of 130 … 16,384, on
 # two cores).
 SELECTION, EACH = 129, 16
-TURNS = 16  # up to this many keys are selected one by one, each by a pass over its row
+MOST_PASSES = 16  # up to so many keys are selected one by one, each by a pass over its row
 
 
 def expand_sorts(roots: Sequence[Node]) -> list[Node]:
@@ -163,7 +163,7 @@ def _selected(keys: Node, axis: int, count: int) -> Node | None:
 
 def _one_by_one(keys: Node, axis: int, count: int) -> Node | None:
     """The positions of a few smallest keys along an axis, by a pass over its row for each."""
-    if count > TURNS or keys.dtype.itemsize > 4:
+    if count > MOST_PASSES or keys.dtype.itemsize > 4:
         return None
     place = along(keys, axis).cast(dtypes.uint64)
     words = (~keys.cast(dtypes.uint32)).cast(dtypes.uint64) << 32 | (place ^ (1 << 32) - 1)

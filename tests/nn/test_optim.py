@@ -459,6 +459,10 @@ def test_mistakes(on_device):
         optim.SGD([3])
     with pytest.raises(AttributeError, match=r"RMSprop\(centered=True\): expected"):
         optim.RMSprop([Tensor(B)]).centered = True
+    for plain in (optim.SGD([Tensor(B)]), optim.RMSprop([Tensor(B)])):  # it did nothing
+        plain.momentum = 0.0
+        with pytest.raises(ValueError, match=r"momentum=0.9\): expected momentum > 0 when"):
+            plain.momentum = 0.9
     with pytest.raises(ValueError, match="momentum"):
         optim.SGD([Tensor(W)], nesterov=True)
     with pytest.raises(ValueError, match="betas"):
