@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
@@ -20,7 +20,7 @@ from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, divides, expressions
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
-from minigrad.render.llvm_values import Builder, Value, broadcast, join, shuffled
+from minigrad.render.llvm_values import Builder, Value, broadcast, cast, join, shuffled
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.layout import is_near
@@ -51,7 +51,6 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
         if (loop.kind == "unroll" or _in_whole_blocks(emitter, loop))
         and isinstance(one, Store)
         and not one.guard
-        and not one.array.dtype.is_bool
         and one.array not in read
         and emitter.lane_stride(one.index) not in (None, 0, 1)
         and is_near(coefficient(one.index, loop.variable))
@@ -69,7 +68,6 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         step = len(e.args) if e.op is Leaf.WORD else 1
         if (
             array not in changed
-            and not e.dtype.is_bool
             and emitter.lane_stride(index) not in (None, 0, step)
             and coefficient(index, loop.variable) == step
             and not any(expr.values_in(x) for x in (index, *guard))
@@ -188,13 +186,15 @@ def _transposed(
             number = _lane_that_counts(emitter, lane)
             with _along(emitter, loop.variable, number, block, mask) as places:
                 changed = expr.substitute_in(load, places)
-                rows.append(broadcast(emitter.builder(), emitter.value(changed), length))
+                value = _as_bytes(emitter.builder(), emitter.value(changed))
+                rows.append(broadcast(emitter.builder(), value, length))
     here, size = emitter.builder(), _register_bytes(load.dtype)
     step = 2 * length
     if step > min(loop.transpose, width) or length * size != HALF:
         step = length
     groups = [transpose(here, rows[i : i + step], size) for i in range(0, width, step)]
-    return [join(here, list(parts)) for parts in zip(*groups, strict=True)]
+    columns = [join(here, list(parts)) for parts in zip(*groups, strict=True)]
+    return [cast(here, column, load.dtype) for column in columns]
 
 
 def _store_transposed(
@@ -203,7 +203,8 @@ def _store_transposed(
     """Store the values of a block's iterations, which are vectors along the lanes in scope."""
     here, length, width = emitter.builder(), block.width, emitter.width()
     counting, size = emitter.counting() or str(width), _register_bytes(store.array.dtype)
-    rows = [*rows, *rows[-1:] * (length - len(rows))]
+    rows = [_as_bytes(here, row) for row in rows]
+    rows += rows[-1:] * (length - len(rows))
     for first in range(0, width, length):
         order = range(first, first + length)
         parts = rows if length == width else [shuffled(here, row, order) for row in rows]
@@ -235,6 +236,14 @@ def _along(
     emitter.levels[-1].mask = mask
     yield {**places, variable: along.index}
     emitter.look_along(lanes)
+
+
+def _as_bytes(here: Builder, x: Value) -> Value:
+    """Flags as bytes of 0 and 1, which is how memory holds them; other values unchanged.
+
+    Shuffles of flags would take several instructions each.
+    """
+    return cast(here, x, dtypes.uint8) if x.dtype.is_bool else x
 
 
 def _register_bytes(dtype: DType) -> int:
