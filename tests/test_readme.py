@@ -265,7 +265,7 @@ def report() -> dict[str, str]:
             Kernels(AVX512, compiler).plan(graph)
     found = re.fullmatch(
         r"(?P<schedule>schedule: .*?\n)(?P<naive>naive loops\n.*?\n)(?P<steps>\w+\(.*?\n)"
-        r"(?P<nest>kernel \w+\(.*?\n)(?P<ir>define .*?\n)(?P<assembly>\t.*)",
+        r"(?P<nest>kernel \w+\(.*?\n)(?P<ir>(?:declare|define) .*?\n)(?P<assembly>\t.*)",
         output.getvalue(), re.DOTALL,
     )  # fmt: skip
     assert found is not None, output.getvalue()
