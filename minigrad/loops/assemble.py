@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
@@ -197,14 +197,15 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
             values |= dict.fromkeys(new)
             arrays |= dict.fromkeys([*(load.array for load in expr.loads(*new)), *beside])
         places += own
+    return list(arrays), sorted(_symbols(indices([*values], places), bound))
 
-    def symbols(x: Integer) -> set[str]:
-        names = {atom.name for atom in variables(x) if atom not in bound} - {"never"}
-        bounds = (atom.payload for atom in variables(x) if isinstance(atom.payload, Affine))
-        return names.union(*map(symbols, bounds))
 
-    used = dict.fromkeys(indices([*values], places))
-    return list(arrays), sorted(set().union(*map(symbols, used)))
+def _symbols(places: Iterable[Integer], bound: Container[Atom]) -> set[str]:
+    """The names of variables in indices, and in the bounds of these variables."""
+    atoms = set[Atom]().union(*map(variables, dict.fromkeys(places)))
+    names = {atom.name for atom in atoms if atom not in bound} - {"never"}
+    bounds = [atom.payload for atom in atoms if isinstance(atom.payload, Affine)]
+    return names | _symbols(bounds, bound) if bounds else names
 
 
 # ---- long sums in levels ----
@@ -308,25 +309,34 @@ def _long_sums(loop: Loop, around: Loops, target: Target) -> dict[Array, int]:
     nested.
     """
     added: dict[tuple[Array, Integer], float] = defaultdict(float)  # terms to an element
-    others: set[Array] = set()  # places that are used otherwise
-    for one, inside in nest.walk_with_loops((loop,)):
-        if isinstance(one, Prefetch):
-            continue
-        values, indices, reads, writes = one.parts()
-        if more := _added(one):
-            added[writes[0], indices[0]] += _times(more, variables(indices[0]), inside)
-        else:
-            others.update(writes)
-        others.update(reads)
-        read = expr.loads(*(more or values), *(e for x in indices for e in expr.values_in(x)))
-        others.update(load.array for load in read)
+    statements = nest.walk_with_loops((loop,))
+    for one, inside in statements:
+        if isinstance(one, Store) and (more := _added(one)):
+            added[one.array, one.index] += _times(more, variables(one.index), inside)
     alone = all(one.kind != "lanes" for one in around)
     blocks: dict[Array, int] = {}
     for (place, _), terms in added.items():
         number = math.ceil(terms / most_terms(place, target))
-        if number > 1 and place not in others and (alone or place.in_registers):
+        if number > 1 and (alone or place.in_registers):
             blocks[place] = max(number, blocks.get(place, 0))
+    if blocks:  # which few loops have
+        others = _used_otherwise([one for one, _ in statements])
+        blocks = {place: number for place, number in blocks.items() if place not in others}
     return blocks
+
+
+def _used_otherwise(statements: Iterable[Statement]) -> set[Array]:
+    """The places that statements do not only add to."""
+    others: set[Array] = set()
+    for one in statements:
+        if isinstance(one, Prefetch):
+            continue
+        values, indices, reads, writes = one.parts()
+        more = _added(one)
+        others.update(reads if more else (*reads, *writes))
+        read = expr.loads(*(more or values), *(e for x in indices for e in expr.values_in(x)))
+        others.update(load.array for load in read)
+    return others
 
 
 def _times(terms: Sequence[Expr], numbers: frozenset[Atom], inside: Loops) -> float:
