@@ -292,6 +292,7 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
             for start in range(0, len(rows), 2 * run) for i in range(run) for order in orders
         ]  # fmt: skip
         run *= 2
+    if count > segment:
         rows = _hidden(here, rows, size)
     columns = list(rows)
     for place in range(segment):
@@ -302,13 +303,10 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
 def _hidden(here: Builder, rows: list[Value], size: int) -> list[Value]:
     """The same vectors, whose computation LLVM does not see.
 
-    It would look for fewer shuffles across all steps. It finds none, but that takes a third of the
-    time to compile a kernel.
+    It would look for fewer shuffles across all steps. It finds none (but a few if rows repeat), and
+    that takes a third of the time to compile a kernel.
     """
-    nbytes = rows[0].lanes * size
-    if nbytes < SEGMENT:
-        return rows
-    result = []
+    nbytes, result = rows[0].lanes * size, []
     for row in rows:
         kind, text = row.type, row.text
         if row.dtype.is_float:
