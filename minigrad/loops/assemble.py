@@ -200,7 +200,7 @@ def _used(loop: Loop) -> tuple[list[Array], list[str]]:
     return list(arrays), sorted(_symbols(indices([*values], places), bound))
 
 
-def _symbols(places: Iterable[Integer], bound: Container[Atom]) -> set[str]:
+def _symbols(places: Iterable[Integer], bound: Container[Atom | None]) -> set[str]:
     """The names of variables in indices, and in the bounds of these variables."""
     atoms = set[Atom]().union(*map(variables, dict.fromkeys(places)))
     names = {atom.name for atom in atoms if atom not in bound} - {"never"}
