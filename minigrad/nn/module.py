@@ -258,7 +258,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves")
+_OWN = ("_kinds", "_training", "_moves", "_hooks")
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
@@ -298,13 +298,48 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
         observe(self, "_training")
         observe(self, "_moves")
         observe(self, "_settings")
+        observe(self, "_hooks")
         mode = self._training
+        run = _hooked(function) if self._hooks else function
         if mode is None or mode is Tensor.training:
-            return function(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
         with Tensor.train(mode):
-            return function(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
 
     return call
+
+
+def _hooked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's function with its hooks before and after."""
+
+    def run(self: Module, *args: Any, **kwargs: Any) -> Any:
+        hooks = self._hooks
+        for hook in [one for one in hooks if one.before]:
+            new = hook.function(self, args)
+            args = args if new is None else new if isinstance(new, tuple) else (new,)
+        result = function(self, *args, **kwargs)
+        for hook in [one for one in hooks if not one.before]:
+            new = hook.function(self, args, result)
+            result = result if new is None else new
+        return result
+
+    return run
+
+
+class Hook:
+    """A function that a module calls before or after its own, until `remove` is called."""
+
+    def __init__(self, module: Module, function: Callable[..., Any], before: bool) -> None:
+        self.module, self.function, self.before = module, function, before
+        self._put([*module._hooks, self])
+
+    def _put(self, hooks: list[Hook]) -> None:
+        observe(self.module, "_hooks", written=True)
+        object.__setattr__(self.module, "_hooks", tuple(hooks))
+
+    def remove(self) -> None:
+        """Do not call it any more."""
+        self._put([hook for hook in self.module._hooks if hook is not self])
 
 
 def names_in(function: Any) -> frozenset[str]:
@@ -339,6 +374,7 @@ class Module:
 
     _training: bool | None = True  # None: as Tensor.training
     _moves: int = 0  # how often `to` may have moved its tensors to other memory
+    _hooks: tuple[Hook, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Make `forward` and `__call__` the same function; calling it sets the module's mode."""
@@ -481,9 +517,18 @@ class Module:
         """The buffers, saved or not."""
         return (tensor for _, tensor in self.named_buffers("", recurse))
 
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Hook:
+        """Call hook(module, inputs, output) after each call; a result replaces the output."""
+        return Hook(self, hook, before=False)
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Hook:
+        """Call hook(module, inputs) before each call; a result replaces the inputs, a tuple."""
+        return Hook(self, hook, before=True)
+
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and saved buffers by PyTorch's names: the model's own tensors, not copies."""
-        return get_state_dict(self, prefix)
+        """Parameters and saved buffers by PyTorch's names, detached: they share the model's memory.
+        """
+        return {name: own.detach() for name, own in get_state_dict(self, prefix).items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Names:
         """Copy values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""

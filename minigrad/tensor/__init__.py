@@ -43,6 +43,21 @@ class Tensor(
 
     __slots__ = ()
 
+    @property
+    def data(self) -> Any:
+        """`detach()`, as in PyTorch; called, `x.data()`, a memoryview of the values, as in tinygrad.
+
+        Assigning a tensor y writes y's values; tensors that shared memory with x keep theirs. Later
+        writes to y do not change x, as they would in PyTorch: y may not be a view of a parameter.
+        """
+        result = self.detach()
+        object.__setattr__(result, "__class__", _Data)
+        return result
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self._replace(value)
+
     if TYPE_CHECKING:  # methods that take self alone or first in a list
 
         def cat(
@@ -67,6 +82,15 @@ class Tensor(
 
         def svd(self, full_matrices: bool = True) -> SVDResult[Tensor]:
             """See `minigrad.linalg.svd`."""
+
+
+class _Data(Tensor):
+    """`x.data`: a tensor that can be called."""
+
+    __slots__ = ()
+    __class__ = Tensor  # results of its methods are plain tensors
+    _of = Tensor._of
+    __call__ = Tensor._memoryview
 
 
 # Python's messages name a method as users know it: "Tensor.sum() got an unexpected …".

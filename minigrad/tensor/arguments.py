@@ -91,8 +91,6 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
     """The value, with other integer types as ints; TypeError if it does not fit its kind."""
     if kind.fits(value):
         return tuple(map(whole, value)) if isinstance(value, (tuple, list, range)) else whole(value)
-    if hasattr(type(value), "instead"):
-        raise TypeError(f"{title}: {value.instead()}")
     home, what = type(value).__module__, type(value).__name__
     shown = repr(value) if home == "builtins" else ""
     wrong: type[Exception] = TypeError

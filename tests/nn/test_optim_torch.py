@@ -152,6 +152,62 @@ def test_schedulers_of_parts(case):
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
 
 
+CYCLES = [
+    {"total_steps": 20}, {"epochs": 3, "steps_per_epoch": 4, "anneal_strategy": "linear"},
+    {"total_steps": 12, "three_phase": True, "pct_start": 0.4, "div_factor": 10.0},
+    {"total_steps": 12, "cycle_momentum": False, "final_div_factor": 10.0},
+    {"total_steps": 16, "base_momentum": 0.5, "max_momentum": 0.8},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("options", CYCLES)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_one_cycle(name, options, captured):
+    """Learning rates and momentum, also of a captured step, and from a saved state on."""
+    found = []
+    for library, (a, b) in zip((optim, torch.optim), pairs([(3,), (2,)]), strict=True):
+        more = {"momentum": 0.9} if name == "SGD" else {}
+        groups = [{"params": [a]}, {"params": [b]}]
+        optimizer = getattr(library, name)(groups, lr=7.0, weight_decay=0.01, **more)
+        make, top = library.lr_scheduler.OneCycleLR, [0.1, 0.3]
+        scheduler, values = make(optimizer, top, **options), []
+
+        def step(a=a, b=b, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (a * a).sum() + (b**3).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = jit(step) if captured and library is optim else step
+        for count in range(10):
+            values.append([run().item(), *scheduler.get_last_lr(), *a.tolist(), *b.tolist()])
+            if library is optim and count == 5:
+                state = scheduler.state_dict()
+                if not captured:  # a new scheduler has a new tensor for the momentum
+                    scheduler = make(optimizer, top, **options)
+                scheduler.load_state_dict(state)
+            scheduler.step()
+        found.append(values)
+    np.testing.assert_allclose(*found, rtol=2e-5, atol=1e-6)
+
+
+def test_one_cycle_that_is_wrong():
+    make, plain = optim.lr_scheduler.OneCycleLR, optim.SGD([Tensor([1.0])], lr=0.2)
+    with pytest.raises(ValueError, match="with momentum or betas, got SGD; or pass cycle_momentum=False"):
+        make(plain, 0.1, 10)
+    with pytest.raises(ValueError, match="total_steps ≥ 1, or epochs and steps_per_epoch"):
+        make(plain, 0.1, epochs=3)
+    with pytest.raises(ValueError, match="a number for each group"):
+        make(plain, [0.1, 0.2], 10, cycle_momentum=False)
+    scheduler = make(plain, 0.1, 2, cycle_momentum=False)
+    scheduler.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="total_steps=2"):
+        scheduler.step()
+
+
 PLATEAUS = [
     {}, {"mode": "max", "patience": 1}, {"threshold_mode": "abs", "threshold": 0.2, "patience": 0},
     {"cooldown": 2, "patience": 0, "min_lr": 0.01, "factor": 0.5}, {"patience": 1, "eps": 0.05},
