@@ -12,6 +12,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import expect
 from minigrad.hints import names_of
 from minigrad.nn import lr_scheduler
+from minigrad.nn.lbfgs import LBFGS
 from minigrad.nn.optimizer import Optimizer, OptimizerGroup, ParamGroup, Rule, clip_grad_norm
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
@@ -311,8 +312,8 @@ def _one_minus_power(base: Beta, t: Tensor) -> Tensor:
 
 
 __all__ = [
-    "LAMB", "LARS", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
-    "RMSprop", "clip_grad_norm", "lr_scheduler",
+    "LAMB", "LARS", "LBFGS", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup",
+    "ParamGroup", "RMSprop", "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip
 
 check_functions(globals())

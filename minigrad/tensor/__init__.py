@@ -45,10 +45,13 @@ class Tensor(
 
     @property
     def data(self) -> Any:
-        """`detach()`, as in PyTorch; called, `x.data()`, a memoryview of the values, as in tinygrad.
+        """`detach()`, as in PyTorch. Called, `x.data()`, it is a memoryview, as in tinygrad.
 
-        Assigning a tensor y writes y's values; tensors that shared memory with x keep theirs. Later
-        writes to y do not change x, as they would in PyTorch: y may not be a view of a parameter.
+        The memoryview has x's shape and a copy of its values; there is none of bfloat16.
+
+        Assigning a tensor y writes y's values; tensors that shared memory with x keep theirs. In
+        PyTorch x and y would share memory from then on. Therefore y may not be a view of a tensor
+        that requires a gradient (GradientError). ShapeError for another shape or dtype.
         """
         result = self.detach()
         object.__setattr__(result, "__class__", _Data)

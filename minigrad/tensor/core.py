@@ -450,6 +450,14 @@ class Core(Holder, metaclass=_TensorType):
         name = Device.canonical(device)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
 
+    def cpu(self) -> Self:
+        """`to("CPU")`: a copy on the CPU, or the tensor itself where it is there already.
+
+        >>> Tensor([1]).cpu().device
+        'CPU'
+        """
+        return self.to("CPU")
+
     def _placed(self, mesh: str, dims: Dims) -> Self:
         """The same values on a mesh, sharded along its axes as `dims` says."""
         node = self.node if mesh == self.raw.device else build.copy(self.node, mesh)

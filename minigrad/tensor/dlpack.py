@@ -70,7 +70,7 @@ class DLPack(Composed):
             given = "a view" if view else given
             raise BufferError(f"__dlpack__(copy=False): cannot share {given}; pass copy=None")
         if memory is None:
-            source = self.__class__.from_bytes(self._bytes(), self._known_shape(), self.dtype, "CPU")
+            source = type(self).from_bytes(self._bytes(), self._known_shape(), self.dtype, "CPU")
             memory = source._shared_memory()
             assert memory is not None
         return _lend(memory, self._known_shape(), self.dtype, max_version, copied)

@@ -80,7 +80,7 @@ class Elementwise(Methods):
             dtype = scalar_dtype(name, other, mine.dtype)
             pair = [build.cast(mine, dtype), build.const(other, dtype, mine.shape, mine.device)]
         else:
-            tensor = other if isinstance(other, Core) else self.__class__(other, device=self.raw.device)
+            tensor = other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
             pair = [mine, tensor.node]
             if mine.dtype is not pair[1].dtype or mine.shape != pair[1].shape:
                 pair = _common(name, *pair)
@@ -356,7 +356,7 @@ class Elementwise(Methods):
         if isinstance(other, (bool, int, float)):
             dtype = scalar_dtype(name, other, self.dtype)
             return self._new(build.const(other, dtype, (), self.raw.device))
-        return other if isinstance(other, self.__class__) else self.__class__(other, device=self.raw.device)
+        return other if isinstance(other, Core) else type(self)(other, device=self.raw.device)
 
     def _wider(self, *others: Any) -> Self:
         """The first of others, cast to the common dtype of self and all of them."""

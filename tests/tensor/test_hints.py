@@ -72,7 +72,7 @@ def test_where_takes_two_values_or_none() -> None:
 
 
 def test_a_pair_that_is_none() -> None:
-    """PyTorch's x.max(1)[0] and v, i = x.max(1) warn; expressions that ask for a row of the values do not."""
+    """PyTorch's x.max(1)[0] and v, i = x.max(1) warn; other expressions with rows do not."""
     x = Tensor([[1.0, 5.0, 2.0], [7.0, 2.0, 3.0]])
     for call in (
         lambda: x.max(1)[0], lambda: x.max(dim=1, keepdim=True)[1], lambda: Tensor.max(x, 1)[1],
