@@ -38,7 +38,6 @@ class Kind(IntEnum):
 
 
 _SAVED = (Kind.PARAMETER, Kind.BUFFER, Kind.LOOSE)
-_BY_MARK = {True: Kind.PARAMETER, False: Kind.BUFFER, None: Kind.LOOSE}  # by requires_grad
 Member = tuple[str, Any, Kind]
 
 
@@ -61,19 +60,28 @@ def members(value: Any) -> Iterator[Member]:
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         found = vars(value).items()
     for key, item in found:
-        marked = item.requires_grad if isinstance(item, Tensor) else None
-        yield str(key), item, _BY_MARK[marked]
+        yield str(key), item, _kind(item)
+
+
+def _kind(value: Any) -> Kind:
+    """What a tensor's mark says; detached views, such as a kept state, are no buffers."""
+    if isinstance(value, Tensor) and value.requires_grad is not None:
+        if value.requires_grad:
+            return Kind.PARAMETER
+        if value._origin is None:
+            return Kind.BUFFER
+    return Kind.LOOSE
 
 
 def walk(model: Any, prefix: str = "") -> Iterator[Member]:
     """A model and everything in it, with dotted names, in the order of definition.
 
     An object with several names is yielded under each; one that contains itself is visited once
-    along a path. Lists in a Module count as its own attributes. Optimizers in a Module are skipped.
+    along a path. Lists and plain objects in a Module count as its own attributes. Optimizers in a
+    Module are skipped.
     """
-    kind = _BY_MARK[model.requires_grad] if isinstance(model, Tensor) else Kind.LOOSE
     stack: list[tuple[str, Any, Kind, frozenset[int], tuple[type, ...]]] = [
-        (prefix.rstrip("."), model, kind, frozenset(), _OPAQUE)
+        (prefix.rstrip("."), model, _kind(model), frozenset(), _OPAQUE)
     ]
     while stack:
         name, value, kind, above, opaque = stack.pop()
@@ -83,10 +91,9 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
             yield name, value, kind
             path = above | {id(value)}
             opaque = (*_OPAQUE, _Training) if isinstance(value, Module) else opaque
-            listed = kind is Kind.PLAIN and isinstance(value, (Mapping, list, tuple))
             inner = []
             for key, item, own in members(value):
-                own = Kind.PLAIN if listed and own is Kind.LOOSE else own
+                own = Kind.PLAIN if kind is Kind.PLAIN and own is Kind.LOOSE else own
                 inner.append((f"{name}.{key}" if name else key, item, own, path, opaque))
             stack.extend(reversed(inner))
 
@@ -399,10 +406,10 @@ class Module:
     # --- registration -----------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and value.requires_grad:
-            self._registered()[name] = Kind.PARAMETER
-        elif isinstance(value, Tensor) and value.requires_grad is False:
-            self._registered().setdefault(name, Kind.BUFFER)
+        if (kind := _kind(value)) is Kind.PARAMETER:
+            self._registered()[name] = kind
+        elif kind is Kind.BUFFER:
+            self._registered().setdefault(name, kind)
         self._adopt(value)
         before = vars(self).get(name)
         object.__setattr__(self, name, value)

@@ -528,7 +528,8 @@ def test_state_dicts_share_memory():
     for name in mean:  # federated averaging
         mean[name] += other.state_dict()[name]
         mean[name] = mean[name].div(2)
-    assert model.bias.tolist() == [3] and mean["bias"].item() == (3 + other.bias.item()) / 2
+    assert model.bias.tolist() == [3]
+    assert mean["bias"].item() == pytest.approx((3 + other.bias.item()) / 2)
     model.load_state_dict(mean)
     assert model.bias.item() == mean["bias"].item() and model.weight.requires_grad
 
@@ -570,3 +571,37 @@ def test_hooks_of_a_captured_module():
     hook.remove()
     with pytest.raises(JitError, match="hooks"):
         step(Tensor([[1.0, 2.0]]))
+
+
+def test_what_a_module_keeps_is_no_state():
+    """A hidden state, a list of features, a trainer with copies of weights: as in PyTorch."""
+
+    class Trainer:
+        def __init__(self, model):
+            self.model, self.backup = model, {n: p.data for n, p in model.named_parameters()}
+            self.best = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.hidden, self.seen = None, []
+            self.register_buffer("last", Tensor.zeros(1, 2))
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.hidden, self.kept, self.last = y.detach(), y.data[0], y.detach() + 1
+            self.seen.append(y.detach())
+            return y
+
+    model = Model()
+    names = ["last", "layer.weight", "layer.bias"]
+    model(Tensor.ones(1, 2))
+    model.trainer = Trainer(model)
+    assert [*model.state_dict()] == names
+    assert [name for name, _ in model.named_buffers()] == ["last"]
+    assert "trainer" not in " ".join(name for name, _ in model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nn.optim.SGD(model.parameters(), lr=0.1)
+    model.load_state_dict(model.state_dict())
