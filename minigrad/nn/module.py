@@ -68,7 +68,7 @@ def _kind(value: Any) -> Kind:
     if isinstance(value, Tensor) and value.requires_grad is not None:
         if value.requires_grad:
             return Kind.PARAMETER
-        if value._origin is None:
+        if value._origin is None or not value._origin.stops:
             return Kind.BUFFER
     return Kind.LOOSE
 

@@ -587,6 +587,7 @@ def test_what_a_module_keeps_is_no_state():
             self.layer = nn.Linear(2, 2)
             self.hidden, self.seen = None, []
             self.register_buffer("last", Tensor.zeros(1, 2))
+            self.row = Tensor([1.0, 2.0]).reshape(1, 2).requires_grad_(False)
 
         def forward(self, x):
             y = self.layer(x)
@@ -595,11 +596,11 @@ def test_what_a_module_keeps_is_no_state():
             return y
 
     model = Model()
-    names = ["last", "layer.weight", "layer.bias"]
+    names = ["last", "row", "layer.weight", "layer.bias"]
     model(Tensor.ones(1, 2))
     model.trainer = Trainer(model)
     assert [*model.state_dict()] == names
-    assert [name for name, _ in model.named_buffers()] == ["last"]
+    assert [name for name, _ in model.named_buffers()] == ["last", "row"]
     assert "trainer" not in " ".join(name for name, _ in model.named_parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
