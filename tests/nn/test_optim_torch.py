@@ -108,6 +108,21 @@ def test_clipping(on_device):
         np.testing.assert_allclose(tensor.grad.numpy(), wanted.grad.numpy(), rtol=1e-5)
 
 
+def test_clipping_values(on_device):
+    ours, theirs = pairs([(3, 2), (2,), (4,)])
+    for library, params in ((nn, ours), (torch.nn, theirs)):
+        ((params[0] ** 3).sum() + (params[1] * 5).sum()).backward()  # the third has no gradient
+        library.utils.clip_grad_value_(iter(params), clip_value=1.5)
+        library.utils.clip_grad_value_(params[1], 0.5)
+    for tensor, wanted in zip(ours[:2], theirs, strict=False):
+        np.testing.assert_allclose(tensor.grad.numpy(), wanted.grad.numpy(), rtol=1e-5)
+    assert ours[2].grad is None and ours[1].grad.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"clip_value=-1\): expected ≥ 0"):
+        nn.utils.clip_grad_value_(ours, -1)
+    with pytest.raises(TypeError, match="expected tensors, got Linear"):
+        nn.utils.clip_grad_value_(nn.Linear(2, 2), 1.0)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name):
     ours, theirs = pairs([(2,), (2,)])
