@@ -373,10 +373,11 @@ class Module:
     Attributes register themselves, also in lists and plain objects of modules: a tensor marked by
     `Parameter` or requires_grad=True is a parameter, one marked by `buffer` or requires_grad=False
     is a buffer. They keep their role when another value replaces them or they are frozen. Other
-    tensors, also in lists and plain objects, and results of `detach` are neither, as in PyTorch. A new module is in training mode. During a
-    call, `Tensor.training` is the module's mode, so functions and plain classes called in it
-    follow. A module without a mode yet (the layers of this package) takes the mode of the module
-    that it is assigned to.
+    tensors, also in lists and plain objects, and results of `detach` are neither, as in PyTorch.
+
+    A new module is in training mode. During a call, `Tensor.training` is the module's mode, so
+    functions and plain classes called in it follow. A module without a mode yet (the layers of this
+    package) takes the mode of the module that it is assigned to.
     """
 
     _training: bool | None = True  # None: as Tensor.training
