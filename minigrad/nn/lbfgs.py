@@ -28,6 +28,12 @@ class LBFGS(Optimizer):
     line_search_fn "strong_wolfe", the first one that is tried.
     """
 
+    max_iter: int
+    max_eval: int
+    tolerance_grad: float
+    tolerance_change: float
+    line_search_fn: str | None
+
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1.0, max_iter: int = 20,
         max_eval: int | None = None, tolerance_grad: float = 1e-7, tolerance_change: float = 1e-9,
@@ -115,7 +121,7 @@ class LBFGS(Optimizer):
         """Set the parameters to start + length·direction."""
         with Tensor.no_grad():
             step = (direction * Tensor(length, dtype=direction.dtype, device=self.device)).split(
-                [param.numel() for param in start]
+                [math.prod(param._known_shape()) for param in start]
             )
             for param, held, part in zip(self.params, start, step, strict=True):
                 param.assign(held + part.reshape(held.shape))

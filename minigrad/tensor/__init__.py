@@ -91,8 +91,8 @@ class _Data(Tensor):
     """`x.data`: a tensor that can be called."""
 
     __slots__ = ()
-    __class__ = Tensor  # results of its methods are plain tensors
-    _of = Tensor._of
+    __class__ = Tensor  # type: ignore[assignment]  # results of its methods are plain tensors
+    _of = Tensor._of  # type: ignore[assignment]
     __call__ = Tensor._memoryview
 
 

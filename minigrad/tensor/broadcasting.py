@@ -107,7 +107,7 @@ def check_share(name: str, **given: object) -> None:
     for what, value in given.items():
         if not isinstance(value, Real):
             raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
-        if not 0 <= value <= 1:
+        if not 0 <= float(value) <= 1:
             raise ValueError(f"{name}({what}={value}): expected a number in 0 … 1")
 
 
