@@ -641,3 +641,10 @@ def test_one_element_per_channel(on_device):
     with Tensor.train(), pytest.raises(ShapeError, match="at least 2 elements"):
         nn.BatchNorm(3)(Tensor.ones(1, 3))
     assert nn.BatchNorm(3)(Tensor.ones(1, 3)).shape == (1, 3)
+
+
+def test_pad_has_the_names_of_pytorch():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for options in ({"pad": (1, 2), "value": 1.5}, {"pad": (0, 1, 2, 0), "mode": "constant"}):
+        ours = nn.functional.pad(Tensor(x), **options)
+        assert ours.tolist() == torch.nn.functional.pad(torch.tensor(x), **options).tolist()
