@@ -37,7 +37,7 @@ DIFFERENT = {
     "median": "of a dim: values alone",
     "randint": "`Tensor.randint(*shape, low=0, high=10)`",
     "normal": "`Tensor.normal(*shape, mean=0, std=1)`",
-    "data": "`x.detach()`; `x.data()` is a memoryview",
+    "data": "assigning to it writes; `x.data()` is a memoryview",
     "numpy": "a copy", "to": "a device or a dtype", "size": "a tuple",
     "unique": "without `dim`",
     "frexp": "`x.abs().log2().floor() + 1` is the exponent",

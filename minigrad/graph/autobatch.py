@@ -92,9 +92,10 @@ def made_as_rows(
     by_age = {node.age: node for node in nodes}
     apart = {node.age for node in kept}
     for first in list(by_age.values()):
-        known = _known.get(first)
-        if known is not None and by_age.keys() >= {*known[0]} and known[1].isdisjoint(apart):
-            yield [by_age.pop(age) for age in known[0]], known[2]
+        ages, inside, whole = _known.get(first, ([], frozenset(), first))
+        alone = len({*ages}) == len(ages) > 0  # several copies may have read one of the nodes
+        if alone and by_age.keys() >= {*ages} and inside.isdisjoint(apart):
+            yield [by_age.pop(age) for age in ages], whole
 
 
 def stacked(nodes: Sequence[Node]) -> Node:

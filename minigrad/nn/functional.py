@@ -106,11 +106,16 @@ hardtanh, hardswish, hardsigmoid = Tensor.hardtanh, Tensor.hardswish, Tensor.har
 sigmoid, logsigmoid, tanh = Tensor.sigmoid, Tensor.logsigmoid, Tensor.tanh
 softmax, log_softmax = Tensor.softmax, Tensor.log_softmax
 interpolate = upsample = Tensor.interpolate
-pad, one_hot, embedding, mse_loss = Tensor.pad, Tensor.one_hot, Tensor.embedding, Tensor.mse_loss
+one_hot, embedding, mse_loss = Tensor.one_hot, Tensor.embedding, Tensor.mse_loss
 pixel_shuffle, pixel_unshuffle = Tensor.pixel_shuffle, Tensor.pixel_unshuffle
 cosine_similarity, pairwise_distance = Tensor.cosine_similarity, Tensor.pairwise_distance
 # drops in training only, unlike PyTorch's
 scaled_dot_product_attention = Tensor.scaled_dot_product_attention
+
+
+def pad(x: Tensor, pad: Sequence[Any], mode: str = "constant", value: float = 0) -> Tensor:
+    """Elements added before and after dimensions: `Tensor.pad`, whose argument is `padding`."""
+    return x.pad(pad, mode, value)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

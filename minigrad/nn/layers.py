@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
@@ -237,6 +237,19 @@ def _unflatten(x: Tensor, dim: int, unflattened_size: Any) -> Tensor:
     return x.unflatten(dim, unflattened_size)
 
 
+def _padded(dimensions: int, mode: str) -> Callable[..., Tensor]:
+    """The function of a padding layer."""
+
+    def pad(x: Tensor, padding: int | Sequence[int]) -> Tensor:
+        """Pad the last dimensions. padding: one width, or (left, right, top, bottom, …)."""
+        widths = [padding] * 2 * dimensions if isinstance(padding, int) else [*padding]
+        expect(len(widths) == 2 * dimensions, "padding", f"an int or {2 * dimensions} of them",
+               widths)  # fmt: skip
+        return x.pad(widths, mode=mode)
+
+    return pad
+
+
 ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh = _layers(
     F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, inplace=True
 )
@@ -267,6 +280,14 @@ AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(*F.adaptive_ma
 Upsample, PixelShuffle, PixelUnshuffle = _layers(
     F.interpolate, F.pixel_shuffle, F.pixel_unshuffle
 )
+ReflectionPad1d, ReflectionPad2d, ReflectionPad3d = _layers(
+    *(_padded(n, "reflect") for n in (1, 2, 3))
+)
+ReplicationPad1d, ReplicationPad2d, ReplicationPad3d = _layers(
+    *(_padded(n, "replicate") for n in (1, 2, 3))
+)
+CircularPad1d, CircularPad2d, CircularPad3d = _layers(*(_padded(n, "circular") for n in (1, 2, 3)))
+ZeroPad1d, ZeroPad2d, ZeroPad3d = _layers(*(_padded(n, "constant") for n in (1, 2, 3)))
 for _name, _kind in [*globals().items()]:
     if isinstance(_kind, type) and _kind.__name__ == "layer":
         _kind.__name__ = _kind.__qualname__ = _name

@@ -260,6 +260,77 @@ class SequentialLR(LambdaLR):
         return [now.least + (base - now.least) * factor(step) for base, factor in pairs]
 
 
+class OneCycleLR(LambdaLR):
+    """Learning rates that rise to max_lr and fall again, while the momentum does the opposite.
+
+    From max_lr/div_factor to max_lr (a number, or one for each group) in pct_start of all steps,
+    then to max_lr/div_factor/final_div_factor (Smith and Topin 2017); with three_phase first back
+    to max_lr/div_factor in as many steps. The steps are total_steps, or epochs·steps_per_epoch.
+    cycle_momentum: SGD's momentum, or Adam's b1, goes from max_momentum to base_momentum and back;
+    it becomes a tensor. ValueError for more steps than that.
+    """
+
+    def __init__(
+        self, optimizer: Any, max_lr: float | Sequence[float], total_steps: int | None = None,
+        epochs: int | None = None, steps_per_epoch: int | None = None, pct_start: float = 0.3,
+        anneal_strategy: str = "cos", cycle_momentum: bool = True, base_momentum: float = 0.85,
+        max_momentum: float = 0.95, div_factor: float = 25.0, final_div_factor: float = 1e4,
+        three_phase: bool = False, last_epoch: int = -1,
+    ) -> None:  # fmt: skip
+        check_choice("OneCycleLR", ("cos", "linear"), anneal_strategy=anneal_strategy)
+        self.total_steps = total = total_steps or (epochs or 0) * (steps_per_epoch or 0)
+        expect(total >= 1, "OneCycleLR", "total_steps ≥ 1, or epochs and steps_per_epoch ≥ 1",
+               error=ValueError, total_steps=total_steps, epochs=epochs,
+               steps_per_epoch=steps_per_epoch)  # fmt: skip
+        expect(0 <= pct_start <= 1, "OneCycleLR", "0 … 1", error=ValueError, pct_start=pct_start)
+        first, top = 1 / div_factor, pct_start * total - 1
+        self.linear = anneal_strategy == "linear"
+        # steps, the learning rate's factor, momentum
+        self.corners = [(0.0, first, max_momentum), (top, 1.0, base_momentum)]
+        if three_phase:
+            self.corners.append((2 * top, first, max_momentum))
+        self.corners.append((total - 1.0, first / final_div_factor, max_momentum))
+        self.momenta: list[Tensor] = []
+        for group in optimizer.param_groups if cycle_momentum else ():
+            self.momenta.append(self._momentum_of(group.optimizer, max_momentum))
+        several = max_lr if isinstance(max_lr, Sequence) else [max_lr] * len(optimizer.param_groups)
+        expect(len(several) == len(optimizer.param_groups), "OneCycleLR", "a number for each group",
+               f"{len(several)} for {len(optimizer.param_groups)}", error=ValueError)  # fmt: skip
+        for group, lr in zip(optimizer.param_groups, several, strict=True):
+            vars(group.optimizer)["initial_lr"] = lr
+        super().__init__(optimizer, lambda step: self._at(step)[0], last_epoch)
+
+    @staticmethod
+    def _momentum_of(optimizer: Any, value: float) -> Tensor:
+        """Make the optimizer's momentum, or b1, a tensor, and return it."""
+        momentum: Tensor = optimizer._number(value)
+        if "betas" in optimizer.options:
+            optimizer.betas = (momentum, optimizer.betas[1])
+        else:
+            expect("momentum_buffer" in optimizer.moments, "OneCycleLR", "an optimizer with "
+                   "momentum or betas; or pass cycle_momentum=False", type(optimizer).__name__,
+                   error=ValueError)  # fmt: skip
+            optimizer.momentum = momentum
+        return momentum
+
+    def _at(self, step: int) -> tuple[float, float]:
+        """The learning rate's factor, and the momentum."""
+        place = next((n for n, (end, *_) in enumerate(self.corners[1:-1], 1) if step <= end), -1)
+        (start, *before), (end, *after) = self.corners[place - 1], self.corners[place]
+        share = (step - start) / (end - start) if end > start else 1.0
+        share = share if self.linear else (1 - math.cos(math.pi * share)) / 2
+        lr, momentum = (a + (b - a) * share for a, b in zip(before, after, strict=True))
+        return lr, momentum
+
+    def step(self) -> None:
+        """Set the learning rates and momenta of the next step."""
+        expect(self.last_epoch < self.total_steps, "OneCycleLR.step", "at most total_steps of them",
+               error=ValueError, total_steps=self.total_steps)  # fmt: skip
+        super().step()
+        for momentum in self.momenta:
+            momentum.set_data(self._at(self.last_epoch)[1])
+
+
 class ReduceLROnPlateau:
     """Multiplies all learning rates by `factor` when a metric stops improving.
 

@@ -38,7 +38,6 @@ class Kind(IntEnum):
 
 
 _SAVED = (Kind.PARAMETER, Kind.BUFFER, Kind.LOOSE)
-_BY_MARK = {True: Kind.PARAMETER, False: Kind.BUFFER, None: Kind.LOOSE}  # by requires_grad
 Member = tuple[str, Any, Kind]
 
 
@@ -61,19 +60,28 @@ def members(value: Any) -> Iterator[Member]:
     elif hasattr(value, "__dict__") and not isinstance(value, type):
         found = vars(value).items()
     for key, item in found:
-        marked = item.requires_grad if isinstance(item, Tensor) else None
-        yield str(key), item, _BY_MARK[marked]
+        yield str(key), item, _kind(item)
+
+
+def _kind(value: Any) -> Kind:
+    """What a tensor's mark says; detached views, such as a kept state, are no buffers."""
+    if isinstance(value, Tensor) and value.requires_grad is not None:
+        if value.requires_grad:
+            return Kind.PARAMETER
+        if value._origin is None or not value._origin.stops:
+            return Kind.BUFFER
+    return Kind.LOOSE
 
 
 def walk(model: Any, prefix: str = "") -> Iterator[Member]:
     """A model and everything in it, with dotted names, in the order of definition.
 
     An object with several names is yielded under each; one that contains itself is visited once
-    along a path. Lists in a Module count as its own attributes. Optimizers in a Module are skipped.
+    along a path. Lists and plain objects in a Module count as its own attributes. Optimizers in a
+    Module are skipped.
     """
-    kind = _BY_MARK[model.requires_grad] if isinstance(model, Tensor) else Kind.LOOSE
     stack: list[tuple[str, Any, Kind, frozenset[int], tuple[type, ...]]] = [
-        (prefix.rstrip("."), model, kind, frozenset(), _OPAQUE)
+        (prefix.rstrip("."), model, _kind(model), frozenset(), _OPAQUE)
     ]
     while stack:
         name, value, kind, above, opaque = stack.pop()
@@ -83,10 +91,9 @@ def walk(model: Any, prefix: str = "") -> Iterator[Member]:
             yield name, value, kind
             path = above | {id(value)}
             opaque = (*_OPAQUE, _Training) if isinstance(value, Module) else opaque
-            listed = kind is Kind.PLAIN and isinstance(value, (Mapping, list, tuple))
             inner = []
             for key, item, own in members(value):
-                own = Kind.PLAIN if listed and own is Kind.LOOSE else own
+                own = Kind.PLAIN if kind is Kind.PLAIN and own is Kind.LOOSE else own
                 inner.append((f"{name}.{key}" if name else key, item, own, path, opaque))
             stack.extend(reversed(inner))
 
@@ -258,7 +265,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves")
+_OWN = ("_kinds", "_training", "_moves", "_hooks")
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
@@ -298,13 +305,48 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
         observe(self, "_training")
         observe(self, "_moves")
         observe(self, "_settings")
+        observe(self, "_hooks")
         mode = self._training
+        run = _hooked(function) if self._hooks else function
         if mode is None or mode is Tensor.training:
-            return function(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
         with Tensor.train(mode):
-            return function(self, *args, **kwargs)
+            return run(self, *args, **kwargs)
 
     return call
+
+
+def _hooked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A module's function with its hooks before and after."""
+
+    def run(self: Module, *args: Any, **kwargs: Any) -> Any:
+        hooks = self._hooks
+        for hook in [one for one in hooks if one.before]:
+            new = hook.function(self, args)
+            args = args if new is None else new if isinstance(new, tuple) else (new,)
+        result = function(self, *args, **kwargs)
+        for hook in [one for one in hooks if not one.before]:
+            new = hook.function(self, args, result)
+            result = result if new is None else new
+        return result
+
+    return run
+
+
+class Hook:
+    """A function that a module calls before or after its own, until `remove` is called."""
+
+    def __init__(self, module: Module, function: Callable[..., Any], before: bool) -> None:
+        self.module, self.function, self.before = module, function, before
+        self._put([*module._hooks, self])
+
+    def _put(self, hooks: list[Hook]) -> None:
+        observe(self.module, "_hooks", written=True)
+        object.__setattr__(self.module, "_hooks", tuple(hooks))
+
+    def remove(self) -> None:
+        """Do not call it any more."""
+        self._put([hook for hook in self.module._hooks if hook is not self])
 
 
 def names_in(function: Any) -> frozenset[str]:
@@ -331,14 +373,16 @@ class Module:
     Attributes register themselves, also in lists and plain objects of modules: a tensor marked by
     `Parameter` or requires_grad=True is a parameter, one marked by `buffer` or requires_grad=False
     is a buffer. They keep their role when another value replaces them or they are frozen. Other
-    tensors, also in lists, are neither, as in PyTorch. A new module is in training mode. During a
-    call, `Tensor.training` is the module's mode, so functions and plain classes called in it
-    follow. A module without a mode yet (the layers of this package) takes the mode of the module
-    that it is assigned to.
+    tensors, also in lists and plain objects, and results of `detach` are neither, as in PyTorch.
+
+    A new module is in training mode. During a call, `Tensor.training` is the module's mode, so
+    functions and plain classes called in it follow. A module without a mode yet (the layers of this
+    package) takes the mode of the module that it is assigned to.
     """
 
     _training: bool | None = True  # None: as Tensor.training
     _moves: int = 0  # how often `to` may have moved its tensors to other memory
+    _hooks: tuple[Hook, ...] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Make `forward` and `__call__` the same function; calling it sets the module's mode."""
@@ -363,10 +407,10 @@ class Module:
     # --- registration -----------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and value.requires_grad:
-            self._registered()[name] = Kind.PARAMETER
-        elif isinstance(value, Tensor) and value.requires_grad is False:
-            self._registered().setdefault(name, Kind.BUFFER)
+        if (kind := _kind(value)) is Kind.PARAMETER:
+            self._registered()[name] = kind
+        elif kind is Kind.BUFFER:
+            self._registered().setdefault(name, kind)
         self._adopt(value)
         before = vars(self).get(name)
         object.__setattr__(self, name, value)
@@ -481,9 +525,18 @@ class Module:
         """The buffers, saved or not."""
         return (tensor for _, tensor in self.named_buffers("", recurse))
 
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Hook:
+        """Call hook(module, inputs, output) after each call; a result replaces the output."""
+        return Hook(self, hook, before=False)
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any]) -> Hook:
+        """Call hook(module, inputs) before each call; a result replaces the inputs, a tuple."""
+        return Hook(self, hook, before=True)
+
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
-        """Parameters and saved buffers by PyTorch's names: the model's own tensors, not copies."""
-        return get_state_dict(self, prefix)
+        """Parameters and saved buffers by PyTorch's names, detached: they share the model's memory.
+        """
+        return {name: own.detach() for name, own in get_state_dict(self, prefix).items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Names:
         """Copy values by name, cast to the model's dtypes; see `nn.state.load_state_dict`."""

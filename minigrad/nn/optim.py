@@ -12,12 +12,14 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import expect
 from minigrad.hints import names_of
 from minigrad.nn import lr_scheduler
+from minigrad.nn.lbfgs import LBFGS
 from minigrad.nn.optimizer import Optimizer, OptimizerGroup, ParamGroup, Rule, clip_grad_norm
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.templates import templated
 
+Beta = float | Tensor
 Betas = tuple[float, float]
 
 
@@ -53,21 +55,19 @@ class SGD(Optimizer):
         )  # fmt: skip
 
 
-def _moved(grad: Tensor, m: Tensor, v: Tensor, betas: Betas) -> tuple[Tensor, Tensor]:
+def _moved(grad: Tensor, m: Tensor, v: Tensor, b1: Beta, b2: Beta) -> tuple[Tensor, Tensor]:
     """Adam's moments: running means of the gradient and its square."""
-    b1, b2 = betas
     return m * b1 + grad * (1 - b1), v * b2 + grad * grad * (1 - b2)
 
 
 @templated
 def _adam(
-    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, betas: Betas,
-    eps: float, weight_decay: float, decoupled: bool,
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: Beta,
+    b2: Beta, eps: float, weight_decay: float, decoupled: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    b1, b2 = betas
     if weight_decay and not decoupled:
         grad = grad + param * weight_decay
-    m, v = _moved(grad, m, v, betas)
+    m, v = _moved(grad, m, v, b1, b2)
     size = lr / _one_minus_power(b1, t)
     root = _one_minus_power(b2, t).sqrt()
     if weight_decay and decoupled:
@@ -193,11 +193,10 @@ class LARS(Optimizer):
 
 @templated
 def _lamb(
-    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, betas: Betas,
-    eps: float, weight_decay: float,
+    param: Tensor, grad: Tensor, lr: Tensor, t: Tensor, m: Tensor, v: Tensor, *, b1: Beta,
+    b2: Beta, eps: float, weight_decay: float,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    b1, b2 = betas
-    m, v = _moved(grad, m, v, betas)
+    m, v = _moved(grad, m, v, b1, b2)
     root = (v / _one_minus_power(b2, t)).sqrt()
     update = m / _one_minus_power(b1, t) / (root + eps) + param * weight_decay
     return param - update * (_trust(param, update) * lr), m, v
@@ -305,14 +304,16 @@ def _checked(b1: Any, b2: float, betas: Betas | None) -> Betas:
     return first, second
 
 
-def _one_minus_power(base: float, t: Tensor) -> Tensor:
+def _one_minus_power(base: Beta, t: Tensor) -> Tensor:
     """1 − baseᵗ, accurate where base is near 1: −expm1(t·ln base)."""
+    if isinstance(base, Tensor):
+        return -(t * base.log()).expm1()
     return -(t * (math.log(base) if base else -math.inf)).expm1()
 
 
 __all__ = [
-    "LAMB", "LARS", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup", "ParamGroup",
-    "RMSprop", "clip_grad_norm", "lr_scheduler",
+    "LAMB", "LARS", "LBFGS", "SGD", "Adam", "AdamW", "Muon", "Optimizer", "OptimizerGroup",
+    "ParamGroup", "RMSprop", "clip_grad_norm", "lr_scheduler",
 ]  # fmt: skip
 
 check_functions(globals())

@@ -1,11 +1,30 @@
 """PyTorch's torch.nn.utils: gradients made smaller."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from minigrad.errors import expect
 from minigrad.hints import names_of
+from minigrad.nn.module import tensors_of
 from minigrad.nn.optim import clip_grad_norm as clip_grad_norm_
+from minigrad.tensor import Tensor
+from minigrad.tensor.arguments import check_functions
 
-__all__ = ["clip_grad_norm_"]
+__all__ = ["clip_grad_norm_", "clip_grad_value_"]
+
+
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Clip each element of the gradients to −clip_value … clip_value; lazy."""
+    expect(clip_value >= 0, "clip_grad_value_", "≥ 0", error=ValueError, clip_value=clip_value)
+    several = [parameters] if isinstance(parameters, Tensor) else parameters
+    with Tensor.no_grad():
+        for parameter in tensors_of("clip_grad_value_", several):
+            if parameter.grad is not None:
+                clipped = parameter.grad.clip(-clip_value, clip_value)
+                parameter.grad = clipped.requires_grad_(False)
+
+
+check_functions(globals())
 
 if not TYPE_CHECKING:
     __getattr__ = names_of(__name__, __all__)

@@ -43,6 +43,24 @@ class Tensor(
 
     __slots__ = ()
 
+    @property
+    def data(self) -> Any:
+        """`detach()`, as in PyTorch. Called, `x.data()`, it is a memoryview, as in tinygrad.
+
+        The memoryview has x's shape and a copy of its values; there is none of bfloat16.
+
+        Assigning a tensor y writes y's values; tensors that shared memory with x keep theirs. In
+        PyTorch x and y would share memory from then on. Therefore y may not be a view of a tensor
+        that requires a gradient (GradientError). ShapeError for another shape or dtype.
+        """
+        result = self.detach()
+        object.__setattr__(result, "__class__", _Data)
+        return result
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        self._replace(value)
+
     if TYPE_CHECKING:  # methods that take self alone or first in a list
 
         def cat(
@@ -67,6 +85,15 @@ class Tensor(
 
         def svd(self, full_matrices: bool = True) -> SVDResult[Tensor]:
             """See `minigrad.linalg.svd`."""
+
+
+class _Data(Tensor):
+    """`x.data`: a tensor that can be called."""
+
+    __slots__ = ()
+    __class__ = Tensor  # type: ignore[assignment]  # results of its methods are plain tensors
+    _of = Tensor._of  # type: ignore[assignment]
+    __call__ = Tensor._memoryview
 
 
 # Python's messages name a method as users know it: "Tensor.sum() got an unexpected …".

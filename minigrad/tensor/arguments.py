@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from minigrad.errors import ShapeError, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.hints import of_argument
-from minigrad.tensor.broadcasting import whole
+from minigrad.tensor.broadcasting import as_python
 from minigrad.tensor.core import Core
 
 # Other names of arguments: here those that are given one by one, and of which methods; in ALSO the
@@ -88,11 +88,10 @@ def kind_of(annotation: Any) -> Kind | None:
 
 
 def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
-    """The value, with other integer types as ints; TypeError if it does not fit its kind."""
+    """The value, with numbers of other types as Python's; TypeError if it does not fit its kind."""
     if kind.fits(value):
-        return tuple(map(whole, value)) if isinstance(value, (tuple, list, range)) else whole(value)
-    if hasattr(type(value), "instead"):
-        raise TypeError(f"{title}: {value.instead()}")
+        several = isinstance(value, (tuple, list, range))
+        return tuple(map(as_python, value)) if several else as_python(value)
     home, what = type(value).__module__, type(value).__name__
     shown = repr(value) if home == "builtins" else ""
     wrong: type[Exception] = TypeError

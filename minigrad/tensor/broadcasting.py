@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Collection, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
@@ -99,23 +99,23 @@ def check_ints(name: str, **given: object) -> tuple[Any, ...]:
     for what, value in given.items():
         if not isinstance(value, (Integral, Affine)) or isinstance(value, bool):
             raise TypeError(f"{name}({what}={value!r}): expected an int")
-    return tuple(map(whole, given.values()))
+    return tuple(map(as_python, given.values()))
 
 
 def check_share(name: str, **given: object) -> None:
     """ValueError for a number outside 0 … 1, as for probabilities; TypeError for other values."""
     for what, value in given.items():
-        if not isinstance(value, (int, float)):
+        if not isinstance(value, Real):
             raise TypeError(f"{name}({what}={value!r}): expected a number in 0 … 1")
-        if not 0 <= value <= 1:
+        if not 0 <= float(value) <= 1:
             raise ValueError(f"{name}({what}={value}): expected a number in 0 … 1")
 
 
-def whole(value: Any) -> Any:
-    """An integer of another type, such as numpy's, as an int; other values unchanged."""
-    if isinstance(value, int) or not isinstance(value, Integral):
+def as_python(value: Any) -> Any:
+    """A number of another type, such as numpy's, as an int or float; other values unchanged."""
+    if isinstance(value, (int, float)) or not isinstance(value, Real):
         return value
-    return int(value)
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
@@ -123,7 +123,7 @@ def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
 
     least: 1 lets a tensor without dimensions have an axis of extent 1; 0 does not.
     """
-    axis = whole(axis)
+    axis = as_python(axis)
     if not isinstance(axis, int) or isinstance(axis, bool):
         raise TypeError(f"{name}: expected an int as axis, got {axis!r}")
     count = max(ndim, least)

@@ -38,7 +38,7 @@ class Contraction(Methods):
         [[11]]
         """
         where = self.raw.device
-        right = other if isinstance(other, type(self)) else type(self)(other, device=where)
+        right = other if isinstance(other, self.__class__) else self.__class__(other, device=where)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
         device_of("matmul", (self.raw, right.raw))
@@ -74,7 +74,7 @@ class Contraction(Methods):
     __matmul__ = matmul
 
     def __rmatmul__(self, other: Any) -> Self:
-        return type(self)(other, device=self.raw.device).matmul(self)
+        return self.__class__(other, device=self.raw.device).matmul(self)
 
     def __imatmul__(self, other: Any) -> Self:  # type: ignore[misc]
         return self._in_place("@", self.matmul(other))

@@ -26,7 +26,7 @@ from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import check_choice, whole
+from minigrad.tensor.broadcasting import as_python, check_choice
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -416,7 +416,7 @@ def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from a single number or a sequence."""
-    numbers = [whole(n) for n in (given if isinstance(given, Sequence) else (given,))]
+    numbers = [as_python(n) for n in (given if isinstance(given, Sequence) else (given,))]
     if len(numbers) == 1:
         numbers *= spatial
     if len(numbers) != spatial or any(type(n) is not int or n < least for n in numbers):
@@ -472,7 +472,7 @@ def padding_pairs(
         both = [d * (k - 1) for k, d in zip(kernel, gaps, strict=True)]
         return [(n // 2, n - n // 2) for n in both]
     given: list[Any] = list(padding) if isinstance(padding, Sequence) else [padding] * spatial
-    given = [tuple(map(whole, n)) if isinstance(n, Sequence) else whole(n) for n in given]
+    given = [tuple(map(as_python, n)) if isinstance(n, Sequence) else as_python(n) for n in given]
     if len(given) == 1 and isinstance(given[0], int):
         given *= spatial
     if len(given) == 2 * spatial:

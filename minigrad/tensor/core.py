@@ -185,7 +185,7 @@ class Core(Holder, metaclass=_TensorType):
 
     def _view(self, step: Callable[[Node], Node], stops: bool = False) -> Self:
         """A view of this tensor: writing to it writes here. stops: no gradient flows through it."""
-        result = type(self).__new__(type(self))
+        result = self.__class__.__new__(self.__class__)
         origin = views.Origin(self, step, stops or not modes.gradients)
         result._start(step(self.raw if stops else self.node), origin=origin)
         origin.family.add(result)
@@ -450,6 +450,14 @@ class Core(Holder, metaclass=_TensorType):
         name = Device.canonical(device)
         return self if name == self.raw.device else self._new(build.copy(self.node, name))
 
+    def cpu(self) -> Self:
+        """`to("CPU")`: a copy on the CPU, or the tensor itself where it is there already.
+
+        >>> Tensor([1]).cpu().device
+        'CPU'
+        """
+        return self.to("CPU")
+
     def _placed(self, mesh: str, dims: Dims) -> Self:
         """The same values on a mesh, sharded along its axes as `dims` says."""
         node = self.node if mesh == self.raw.device else build.copy(self.node, mesh)
@@ -469,6 +477,31 @@ class Core(Holder, metaclass=_TensorType):
         self._check_no_leaf()
         self._write(self._value_node(value))
         return self
+
+    def _replace(self, value: Core) -> None:
+        """Take a tensor's values; those that shared memory with self keep theirs."""
+        if not isinstance(value, Core):
+            raise TypeError(f"x.data = …: expected a tensor, got {type(value).__name__}")
+        if value.shape != self.shape or value.dtype is not self.dtype:
+            new, own = (f"{x.dtype.name} {show(x.shape)}" for x in (value, self))
+            raise misfit("x.data = …", f"the tensor's dtype and shape, {own}", new)
+        base = views.base_of(value)
+        if base is self and value.raw is self.raw:  # x.data -= … has written already
+            return
+        leaf: Any = value if base is None else base
+        if leaf._requires_grad and leaf is not self:
+            raise GradientError(
+                "x.data = y: y shares memory with a tensor that requires a gradient, but x will "
+                "not; write x.data = y.clone(), or use that tensor itself in both places"
+            )
+        node = self._value_node(value)
+        if self._origin is None:
+            views.hand_over(self, self._of(self.raw))
+        else:
+            self._leave_memory()
+            views.leave(self)
+        with no_grad():
+            self._write(node)
 
     def _check_no_leaf(self) -> None:
         """GradientError if an in-place write would change a leaf that requires a gradient."""
@@ -525,7 +558,7 @@ class Core(Holder, metaclass=_TensorType):
         """`value` itself if a tensor, else data in self's dtype, which must hold its ints."""
         if isinstance(value, Core):
             return value
-        return type(self)(value, dtype=self.dtype, device=self.raw.device)
+        return self.__class__(value, dtype=self.dtype, device=self.raw.device)
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

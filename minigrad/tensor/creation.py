@@ -12,7 +12,7 @@ from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph import bounds, build
 from minigrad.graph.node import Node, Shape
 from minigrad.graph.symbolic import Affine, Integer, low
-from minigrad.tensor.broadcasting import Scalar, check_choice, whole
+from minigrad.tensor.broadcasting import Scalar, as_python, check_choice
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence, tensors_in
 
@@ -158,8 +158,8 @@ class Creation(Methods):
         >>> Tensor.arange(1, 7, 2).tolist()
         [1, 3, 5]
         """
-        begin, end = (0, whole(start)) if stop is None else (whole(start), whole(stop))
-        step = whole(step)
+        begin, end = (0, as_python(start)) if stop is None else (as_python(start), as_python(stop))
+        step = as_python(step)
         _check_numbers("arange", begin, end, step)
         where = Device.canonical(device)
         expect(step != 0, "arange(step=0)", "a step that is not 0", error=ValueError)

@@ -356,7 +356,9 @@ class Elementwise(Methods):
         if isinstance(other, (bool, int, float)):
             dtype = scalar_dtype(name, other, self.dtype)
             return self._new(build.const(other, dtype, (), self.raw.device))
-        return other if isinstance(other, type(self)) else type(self)(other, device=self.raw.device)
+        if isinstance(other, self.__class__):
+            return other
+        return self.__class__(other, device=self.raw.device)
 
     def _wider(self, *others: Any) -> Self:
         """The first of others, cast to the common dtype of self and all of them."""

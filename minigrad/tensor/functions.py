@@ -134,7 +134,7 @@ class Functions(Methods):
         if not modes.gradients:
             return value
         sources = [x.node for x in (self, *others)]
-        return self._new(build.custom(value.node, sources, rule_of_nodes(type(self), rule)))
+        return self._new(build.custom(value.node, sources, rule_of_nodes(self.__class__, rule)))
 
     def _odd(self, size: Self) -> Self:
         """±size with the sign of self; a zero stays as it is."""

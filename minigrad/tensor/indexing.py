@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dis
 import sys
 from collections.abc import Iterator
 from functools import reduce
@@ -27,9 +26,9 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.elementwise import condition
 from minigrad.tensor.hostdata import unpack
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.results import UNPACKS
 
 SMALL = 4096  # masks of up to so many elements are read by the host
-UNPACKS = dis.opmap["UNPACK_SEQUENCE"]  # v, i = x
 
 
 class Indexing(Methods):
@@ -63,7 +62,7 @@ class Indexing(Methods):
             view, arrays, _ = self._basic(key, "x[…] = v")
             if not arrays and views.same(view, value):
                 return  # x[key] += y: the view has already written it
-        if isinstance(key, type(self)) and key.dtype.is_bool:
+        if isinstance(key, self.__class__) and key.dtype.is_bool:
             one = _is_one(value)
             if one or _is_large(key.shape):
                 wide = self._leading(key)
@@ -206,7 +205,7 @@ class Indexing(Methods):
                 return item.__index__()
             empty = isinstance(item, (list, tuple)) and not item
             dtype = dtypes.default_int if empty else None
-            item = type(self)(item, device=self.raw.device, dtype=dtype)
+            item = self.__class__(item, device=self.raw.device, dtype=dtype)
         if item.dtype.is_float:
             what, expected = item.dtype.name, "integers or bool; use .int()"
             raise misfit("index", expected, what, error=DTypeError)
@@ -222,9 +221,9 @@ class Indexing(Methods):
         """The positions where the flattened mask is true, an int32 vector."""
         if not _is_large(self.shape):  # for small ones, a program per size would not pay off
             places = list(compress(count(), self._bytes()))
-            return type(self)(places, dtype=dtypes.default_int, device=self.raw.device)
+            return self.__class__(places, dtype=dtypes.default_int, device=self.raw.device)
         found, number = map(self._new, selected(self.detach().flatten().node))
-        type(self).realize(found, number)
+        self.__class__.realize(found, number)
         return found._part(0, 0, int(number.item()))
 
     # --- integer arrays ---------------------------------------------------------------------------

@@ -12,7 +12,14 @@ from minigrad.graph.axes import within
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
-from minigrad.tensor.broadcasting import axes_of, axis_of, broadcast_to, check_ints, product, whole
+from minigrad.tensor.broadcasting import (
+    as_python,
+    axes_of,
+    axis_of,
+    broadcast_to,
+    check_ints,
+    product,
+)
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 
@@ -23,7 +30,7 @@ def sequence(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of a method that can be called as f(1, 2) and f((1, 2))."""
     if len(given) == 1 and isinstance(given[0], (tuple, list)):
         given = tuple(given[0])
-    return tuple(map(whole, given))
+    return tuple(map(as_python, given))
 
 
 def tensors_in(name: str, given: tuple[Any, ...]) -> tuple[Any, ...]:

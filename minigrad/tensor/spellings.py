@@ -210,4 +210,4 @@ class Spellings(Composed):
         [2.0]
         """
         kind = self.dtype if dtype is None else dtype
-        return type(self)(data, dtype=kind, device=self.raw.device)
+        return self.__class__(data, dtype=kind, device=self.raw.device)

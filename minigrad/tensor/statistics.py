@@ -139,7 +139,7 @@ class Statistics(Composed):
         axis = axis_of("quantile", dim, self.ndim)
         lines = (self if self.ndim else self.flatten()).movedim(axis, -1).sort(-1)[0]._wide()
         dtype = None if isinstance(q, Core) else lines.dtype  # half floats are too coarse for ranks
-        share = type(self)(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
+        share = self.__class__(q, dtype=dtype, device=self.raw.device).cast(lines.dtype)
         expect(share.ndim <= 1, "quantile", "a number or vector as q", share)
         share = share._within("quantile", "not a share", "0 … 1") if isinstance(q, Core) else share
         rank = share.flatten() * max(lines._known_shape()[-1] - 1, 0)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.device import Device
 from minigrad.dtype import named
@@ -11,7 +10,6 @@ from minigrad.errors import DeviceError, DTypeError, MinigradError, ShapeError, 
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
-from minigrad.hints import hint
 from minigrad.program import recording
 from minigrad.tensor import access, hostdata
 from minigrad.tensor.broadcasting import Scalar
@@ -20,38 +18,6 @@ from minigrad.tensor.methods import Methods
 from minigrad.tensor.sharding import layout_of
 
 MANY, EDGE = 1000, 3  # from so many elements on, repr shows so many at each end; numpy's defaults
-
-
-class Data:
-    """The value of `x.data`, to be called. It tells users who expect PyTorch's tensor what to type.
-    """
-
-    def __init__(self, read: Callable[[], memoryview]) -> None:
-        self.__call = read
-
-    def __call__(self) -> memoryview:
-        """The values as a memoryview."""
-        return self.__call()
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            shapes = name in ("shape", "dtype", "device", "ndim", "size", "numel")
-            raise AttributeError(hint("x.data.shape" if shapes else "x.data.mul_(2)"))
-
-    @staticmethod
-    def instead() -> str:
-        """The message for users of PyTorch: see `arguments.fitted`."""
-        return hint("x.data.mul_(2)")
-
-    def _computed(self, *given: Any) -> Any:
-        raise TypeError(self.instead())
-
-    def __repr__(self) -> str:
-        return f"<data: {hint('x.data.shape')}>"
-
-    __getitem__ = __setitem__ = __neg__ = __add__ = __radd__ = __sub__ = __rsub__ = _computed
-    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __pow__ = _computed
 
 
 def _read(node: Node) -> access.Touched:
@@ -81,19 +47,8 @@ class Values(Methods):
         """
         return hostdata.to_numpy(self._bytes(), self._known_shape(), self.dtype)
 
-    @property
-    def data(self) -> Data:
-        """`x.data()` is a memoryview, in x's shape, of a copy of its values; not for bfloat16.
-
-        PyTorch's `x.data`, a tensor without gradient, is `x.detach()`.
-        """
-        return Data(self._memoryview)
-
-    @data.setter
-    def data(self, value: Any) -> None:
-        raise AttributeError(hint("x.data = x"))
-
     def _memoryview(self) -> memoryview:
+        """A memoryview, in this shape, of a copy of the values; not for bfloat16."""
         if not self.dtype.code:
             raise DTypeError(f"no memoryview of {self.dtype.name}; cast it first, e.g. .float()")
         return memoryview(self.numpy())
@@ -204,7 +159,7 @@ class Values(Methods):
     def __reduce__(self) -> Any:
         data, where = bytes(self._bytes()), (self.raw.device, layout_of(self.raw))
         state = (data, self._known_shape(), self.dtype.name, *where)
-        return _restore, (type(self), state, self._requires_grad, self.grad)
+        return _restore, (self.__class__, state, self._requires_grad, self.grad)
 
 
 def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Any:

@@ -116,7 +116,7 @@ def writable(view: Holder) -> Holder | None:
     if base is not None or view._origin is None:
         return base
     origin: Origin | None = view._origin
-    base = view._origin.family.renewed(type(view))
+    base = view._origin.family.renewed(view.__class__)
     while origin is not None and base is None:
         for other in _sharers(view, origin):
             raise ShapeError(
@@ -152,6 +152,19 @@ def leave(view: Holder) -> None:
         view._origin.family.views.pop(id(view._link), None)
         view._origin = None
         view._point(view.raw)
+
+
+def hand_over(base: Holder, heir: Holder) -> None:
+    """Make the views of a tensor views of another one that shows the same values."""
+    family: Family | None = base._family
+    if family is None:
+        return
+    base._family, heir._family, family.base = None, family, heir._link
+    for view in family.living():
+        origin: Origin | None = view._origin
+        while origin is not None:
+            origin.base = heir if origin.base is base else origin.base
+            origin = origin.before
 
 
 def same(view: Holder, other: Holder) -> bool:

@@ -293,3 +293,21 @@ def test_what_is_large_stays_apart(on_device):
     small, large = (sum((x @ w).tanh().sum() for x in rows(10, n, 4)) for n in (2, 100))
     assert size(merged(small)) < size(small.node)
     assert merged(large) is large.node  # 10 arrays of 100 × 400 would be computed at once
+
+
+def test_copies_that_read_one_node_twice(on_device):
+    """A buffer of samples, drawn with repetition: the step raised a KeyError while samples lived.
+    """
+    w = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    optimizer = nn.optim.SGD([w], lr=0.1)
+    held = [(w * scale).tanh() for scale in rows(2 * MANY, 3)]
+    drawn = np.random.default_rng(1).integers(0, len(held), 3 * MANY)
+    xs = rows(len(drawn), 3)
+    loss = sum((held[place] * x).sin().sum() for place, x in zip(drawn, xs, strict=True))
+    loss.backward()
+    optimizer.step()
+    scales = np.stack([scale.numpy() for scale in rows(2 * MANY, 3)])
+    expected = np.tanh(scales * np.array([1.0, 2.0, 3.0], np.float32))
+    np.testing.assert_allclose([one.tolist() for one in held], expected, rtol=1e-5)
+    found = np.sin(expected[drawn] * np.stack([x.numpy() for x in xs])).sum()
+    assert loss.item() == pytest.approx(found, rel=1e-5)

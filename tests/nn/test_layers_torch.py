@@ -27,6 +27,9 @@ LAYERS = {
     "AvgPool2d(3, 2, 1, count_include_pad=False)": (2, 3, 6, 7), "AvgPool2d(2)": (3, 4, 6),
     "AdaptiveAvgPool2d(1)": (2, 3, 5, 7), "AdaptiveAvgPool2d((3, None))": (3, 5, 7),
     "AdaptiveAvgPool2d((4, 3))": (2, 3, 6, 7), "PixelShuffle(2)": (2, 8, 3, 2),
+    "ReflectionPad2d(2)": (2, 3, 4, 5), "ReflectionPad1d((1, 3))": (2, 4),
+    "ReplicationPad2d((1, 0, 2, 3))": (2, 3, 4, 5), "ReplicationPad3d(1)": (1, 2, 3, 4, 5),
+    "CircularPad2d((1, 2, 0, 1))": (2, 3, 4, 5), "ZeroPad2d((-1, 2, 1, 0))": (2, 3, 4, 5),
     "Upsample(scale_factor=2)": (2, 3, 4, 5),
     "Upsample((7, 9), mode='bilinear', align_corners=True)": (2, 3, 4, 5),
     "Linear(4, 3)": (2, 4), "LayerNorm(4, elementwise_affine=False)": (2, 4),
@@ -638,3 +641,10 @@ def test_one_element_per_channel(on_device):
     with Tensor.train(), pytest.raises(ShapeError, match="at least 2 elements"):
         nn.BatchNorm(3)(Tensor.ones(1, 3))
     assert nn.BatchNorm(3)(Tensor.ones(1, 3)).shape == (1, 3)
+
+
+def test_pad_has_the_names_of_pytorch():
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for options in ({"pad": (1, 2), "value": 1.5}, {"pad": (0, 1, 2, 0), "mode": "constant"}):
+        ours = nn.functional.pad(Tensor(x), **options)
+        assert ours.tolist() == torch.nn.functional.pad(torch.tensor(x), **options).tolist()

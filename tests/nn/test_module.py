@@ -510,3 +510,99 @@ def test_a_name_of_which_none_can_be_made(method, name):
         with pytest.raises(error, match=rf"{method}\(.*\): expected a (non-empty|string)"):
             getattr(module, method)(name, part)
         assert list(vars(module)) == before
+
+
+def test_state_dicts_share_memory():
+    """As in PyTorch: values show training steps, and can be written and averaged as they are."""
+    model, other = nn.Linear(2, 1), nn.Linear(2, 1)
+    state, best = model.state_dict(), {n: t.clone() for n, t in model.state_dict().items()}
+    before = model.weight.tolist()
+    assert not state["weight"].requires_grad and model.weight.requires_grad
+    with Tensor.no_grad():
+        model.weight += 1
+    assert state["weight"].tolist() == model.weight.tolist() != before
+    assert best["weight"].tolist() == before
+    state["bias"].fill_(3)
+    assert model.bias.tolist() == [3]
+    mean = copy.deepcopy(model.state_dict())
+    for name in mean:  # federated averaging
+        mean[name] += other.state_dict()[name]
+        mean[name] = mean[name].div(2)
+    assert model.bias.tolist() == [3]
+    assert mean["bias"].item() == pytest.approx((3 + other.bias.item()) / 2)
+    model.load_state_dict(mean)
+    assert model.bias.item() == mean["bias"].item() and model.weight.requires_grad
+
+
+def test_hooks(on_device):
+    """They see inputs and outputs and replace them, in order, until they are removed."""
+    model, seen = nn.Sequential(nn.Linear(2, 3), nn.ReLU()).eval(), {}
+    x = Tensor([[1.0, 2.0]])
+    plain = model(x).tolist()
+
+    def keep(module, inputs, output):
+        seen["layer"] = module, inputs, output
+
+    first = model[0].register_forward_hook(keep)
+    assert model(x).tolist() == plain
+    module, inputs, output = seen["layer"]
+    assert module is model[0] and inputs[0] is x and output.relu().tolist() == plain
+    (gradient,) = model(x).sum().gradient(seen["layer"][2])
+    assert gradient.tolist() == [[float(value > 0) for value in plain[0]]]
+    doubled = model[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    model[1].register_forward_pre_hook(lambda module, inputs: -inputs[0].abs())
+    after = model[1].register_forward_hook(lambda module, inputs, output: (output, inputs))
+    output, inputs = model(x)
+    assert output.tolist() == [[0, 0, 0]]
+    np.testing.assert_allclose(inputs[0].numpy(), -2 * abs(seen["layer"][2].numpy()), rtol=1e-6)
+    assert [*model.state_dict()] == ["0.weight", "0.bias"]
+    for hook in (first, first, doubled, after):
+        hook.remove()
+    assert model(x).tolist() == [[0, 0, 0]] and not model[0]._hooks
+
+
+def test_hooks_of_a_captured_module():
+    """A replay updates what a hook has kept; a hook that was added or removed is noticed."""
+    model, seen = nn.Linear(2, 2).eval(), {}
+    hook = model.register_forward_hook(lambda module, inputs, output: seen.update(kept=output))
+    step = jit(model)
+    for number in range(4):
+        assert step(Tensor([[1.0, number]])).tolist() == seen["kept"].tolist()
+    hook.remove()
+    with pytest.raises(JitError, match="hooks"):
+        step(Tensor([[1.0, 2.0]]))
+
+
+def test_what_a_module_keeps_is_no_state():
+    """A hidden state, a list of features, a trainer with copies of weights: as in PyTorch."""
+
+    class Trainer:
+        def __init__(self, model):
+            self.model, self.backup = model, {n: p.data for n, p in model.named_parameters()}
+            self.best = {name: value.clone() for name, value in model.state_dict().items()}
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.hidden, self.seen = None, []
+            self.register_buffer("last", Tensor.zeros(1, 2))
+            self.row = Tensor([1.0, 2.0]).reshape(1, 2).requires_grad_(False)
+
+        def forward(self, x):
+            y = self.layer(x)
+            self.hidden, self.kept, self.last = y.detach(), y.data[0], y.detach() + 1
+            self.seen.append(y.detach())
+            return y
+
+    model = Model()
+    names = ["last", "row", "layer.weight", "layer.bias"]
+    model(Tensor.ones(1, 2))
+    model.trainer = Trainer(model)
+    assert [*model.state_dict()] == names
+    assert [name for name, _ in model.named_buffers()] == ["last", "row"]
+    assert "trainer" not in " ".join(name for name, _ in model.named_parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        nn.optim.SGD(model.parameters(), lr=0.1)
+    model.load_state_dict(model.state_dict())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, jit, nn
-from minigrad.errors import StateError
+from minigrad.errors import GradientError, StateError
 from minigrad.nn import optim
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
@@ -108,6 +108,21 @@ def test_clipping(on_device):
         np.testing.assert_allclose(tensor.grad.numpy(), wanted.grad.numpy(), rtol=1e-5)
 
 
+def test_clipping_values(on_device):
+    ours, theirs = pairs([(3, 2), (2,), (4,)])
+    for library, params in ((nn, ours), (torch.nn, theirs)):
+        ((params[0] ** 3).sum() + (params[1] * 5).sum()).backward()  # the third has no gradient
+        library.utils.clip_grad_value_(iter(params), clip_value=1.5)
+        library.utils.clip_grad_value_(params[1], 0.5)
+    for tensor, wanted in zip(ours[:2], theirs, strict=False):
+        np.testing.assert_allclose(tensor.grad.numpy(), wanted.grad.numpy(), rtol=1e-5)
+    assert ours[2].grad is None and ours[1].grad.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"clip_value=-1\): expected ≥ 0"):
+        nn.utils.clip_grad_value_(ours, -1)
+    with pytest.raises(TypeError, match="expected tensors, got Linear"):
+        nn.utils.clip_grad_value_(nn.Linear(2, 2), 1.0)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers(name):
     ours, theirs = pairs([(2,), (2,)])
@@ -150,6 +165,62 @@ def test_schedulers_of_parts(case):
             scheduler.step()
         found.append(rates)
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
+
+
+CYCLES = [
+    {"total_steps": 20}, {"epochs": 3, "steps_per_epoch": 4, "anneal_strategy": "linear"},
+    {"total_steps": 12, "three_phase": True, "pct_start": 0.4, "div_factor": 10.0},
+    {"total_steps": 12, "cycle_momentum": False, "final_div_factor": 10.0},
+    {"total_steps": 16, "base_momentum": 0.5, "max_momentum": 0.8},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("options", CYCLES)
+@pytest.mark.parametrize("name", ["SGD", "AdamW"])
+def test_one_cycle(name, options, captured):
+    """Learning rates and momentum, also of a captured step, and from a saved state on."""
+    found = []
+    for library, (a, b) in zip((optim, torch.optim), pairs([(3,), (2,)]), strict=True):
+        more = {"momentum": 0.9} if name == "SGD" else {}
+        groups = [{"params": [a]}, {"params": [b]}]
+        optimizer = getattr(library, name)(groups, lr=7.0, weight_decay=0.01, **more)
+        make, top = library.lr_scheduler.OneCycleLR, [0.1, 0.3]
+        scheduler, values = make(optimizer, top, **options), []
+
+        def step(a=a, b=b, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = (a * a).sum() + (b**3).sum()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        run = jit(step) if captured and library is optim else step
+        for count in range(10):
+            values.append([run().item(), *scheduler.get_last_lr(), *a.tolist(), *b.tolist()])
+            if library is optim and count == 5:
+                state = scheduler.state_dict()
+                if not captured:  # a new scheduler has a new tensor for the momentum
+                    scheduler = make(optimizer, top, **options)
+                scheduler.load_state_dict(state)
+            scheduler.step()
+        found.append(values)
+    np.testing.assert_allclose(*found, rtol=2e-5, atol=1e-6)
+
+
+def test_one_cycle_that_is_wrong():
+    make, plain = optim.lr_scheduler.OneCycleLR, optim.SGD([Tensor([1.0])], lr=0.2)
+    with pytest.raises(ValueError, match="momentum or betas, got SGD; or pass cycle_momentum"):
+        make(plain, 0.1, 10)
+    with pytest.raises(ValueError, match="total_steps ≥ 1, or epochs and steps_per_epoch"):
+        make(plain, 0.1, epochs=3)
+    with pytest.raises(ValueError, match="a number for each group"):
+        make(plain, [0.1, 0.2], 10, cycle_momentum=False)
+    scheduler = make(plain, 0.1, 2, cycle_momentum=False)
+    scheduler.step()
+    scheduler.step()
+    with pytest.raises(ValueError, match="total_steps=2"):
+        scheduler.step()
 
 
 PLATEAUS = [
@@ -281,3 +352,64 @@ def test_a_scheduler_goes_on(on_device):
     np.testing.assert_allclose(other.optimizer.lr.item(), 0.0005, rtol=1e-5)
     with pytest.raises(ValueError, match="expected a function for each group, got 2 for 1"):
         optim.lr_scheduler.LambdaLR(optimizer, [abs, abs])
+
+
+def valley(x):
+    return (100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2).sum()
+
+
+@pytest.mark.parametrize("options", [
+    {"lr": 0.1, "max_iter": 8}, {"lr": 0.3, "max_iter": 5, "history_size": 3},
+    {"lr": 0.1, "max_iter": 8, "max_eval": 4}, {"lr": 0.1, "tolerance_change": 0.02},
+])  # fmt: skip
+def test_lbfgs(options, on_device):
+    """The same steps as PyTorch's, with two parameters, also after a checkpoint."""
+    runs = []
+    for library, (a, b) in zip((optim, torch.optim), pairs([(2, 2), (3,)]), strict=True):
+        optimizer = library.LBFGS([a, b], **options)
+        join = Tensor.cat if library is optim else torch.cat
+        found = []
+
+        def closure(a=a, b=b, join=join, found=found, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = valley(join([a.flatten(), b * 2]))
+            loss.backward()
+            found.append(loss.item())
+            return loss
+
+        for count in range(3):
+            assert optimizer.step(closure).item() in found
+            if library is optim and count == 1:
+                state = {n: Tensor(t.numpy()) for n, t in optimizer.state_dict().items()}
+                optimizer = library.LBFGS([a, b], **options)
+                optimizer.load_state_dict(state)
+        runs.append([*found, *a.flatten().tolist(), *b.tolist()])
+    np.testing.assert_allclose(*runs, rtol=1e-3, atol=1e-5)
+
+
+def test_lbfgs_with_a_line_search(on_device):
+    """It reaches the minimum, and no step makes the loss worse, even if the first try is long."""
+    x = Tensor([-1.2, 1.0], requires_grad=True)
+    optimizer = optim.LBFGS([x], lr=30.0, max_iter=12, line_search_fn="strong_wolfe")
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = valley(x)
+        loss.backward()
+        return loss
+
+    for _ in range(8):
+        losses.append(optimizer.step(closure).item())
+    assert losses == sorted(losses, reverse=True) and losses[-1] < 1e-8
+    np.testing.assert_allclose(x.tolist(), [1, 1], atol=1e-3)
+
+
+def test_lbfgs_that_is_wrong():
+    x = Tensor([1.0], requires_grad=True)
+    with pytest.raises(ValueError, match="line_search_fn='wolfe'"):
+        optim.LBFGS([x], line_search_fn="wolfe")
+    with pytest.raises(TypeError, match="calls backward and returns the loss, got Tensor"):
+        optim.LBFGS([x]).step(x)
+    with pytest.raises(GradientError, match="the closure gave no parameter a gradient"):
+        optim.LBFGS([x]).step(lambda: x.sum())

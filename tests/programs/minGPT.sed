@@ -4,7 +4,6 @@
 /^def set_seed/,/^def /s/torch\./TORCH./g
 s/torch\.tensor\((\[\[10.*\]\])\)\.to\(trainer\.device\)/Tensor(\1)/
 s/x = x\.to\(trainer\.device\)/x = Tensor(x.numpy())/
-s/\(d3i_pred == d3i_gt\)\.cpu\(\)/(d3i_pred == d3i_gt)/
 s/torch\.tensor\(results, dtype=torch\.float\)/Tensor(results, dtype="float32")/
 s/batch = \[t\.to\(self\.device\) for t in batch\]/batch = [Tensor(t.numpy()) for t in batch]/
 /^        model\.train\(\)$/a\

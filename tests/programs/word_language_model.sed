@@ -14,7 +14,7 @@ def learn(data, targets, hidden):\
     loss.backward()\
     nn.utils.clip_grad_norm_(model.parameters(), args.clip)\
     for p in model.parameters():\
-        p.detach().add_(p.grad, alpha=-lr)\
+        p.data.add_(p.grad, alpha=-lr)\
     return loss, hidden\
 \
 

@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
-from minigrad import Tensor, docs
+from minigrad import Tensor, docs, nn
 
 WRONG: tuple[Any, ...] = ("wrong", 1.5, 7, [None], {}, None, object())
 X = Tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -99,3 +100,16 @@ def test_another_kind_is_refused(case: str) -> None:
 
 def test_the_walk_is_long() -> None:
     assert len(CASES) > 700
+
+
+def test_numbers_of_numpy() -> None:
+    """np.float32 is no float, nor np.int64 an int: some functions refused what others took."""
+    half, two = np.float32(0.5), np.int64(2)
+    assert Tensor.full((two,), half).tolist() == [0.5, 0.5]
+    lowest = np.finfo(np.float32).min
+    assert Tensor.full((1,), lowest).item() == X.masked_fill(X > 1, lowest)[0, 1].item() == lowest
+    assert Tensor.linspace(half, np.float16(1), two).tolist() == [0.5, 1]
+    assert X.new_full((1,), half).item() == 0.5 and nn.Dropout(half).p == 0.5
+    assert nn.functional.dropout(X, np.float32(0), training=True).tolist() == X.tolist()
+    loss = nn.functional.cross_entropy(X, Tensor([0, 1]), label_smoothing=half).item()
+    assert loss == nn.functional.cross_entropy(X, Tensor([0, 1]), label_smoothing=0.5).item()

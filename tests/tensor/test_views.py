@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import numpy as np
@@ -568,3 +570,87 @@ def test_two_tensors_that_write_to_what_they_shared(on_device):
         p.assign(p + x)
         p.realize()
     assert (x.tolist(), y.tolist(), p.tolist()) == ([0.5], [6.0], [1.0])
+
+
+# ---- PyTorch's x.data ----------------------------------------------------------------------------
+
+
+def test_data_is_a_view_without_history(on_device):
+    w = Tensor([[1.0, 2], [3, 4]], requires_grad=True)
+    (w * w).sum().backward()
+    w.data.sub_(0.5 * w.grad.data)
+    assert w.tolist() == [[0, 0], [0, 0]] and w.requires_grad and not w.data.requires_grad
+    w.data[1] = 5
+    w.data[:, 0].fill_(2)
+    w.data += 1
+    nn.init.ones_(w.grad.data)
+    assert w.tolist() == [[3, 1], [3, 6]] and w.grad.tolist() == [[1, 1], [1, 1]]
+    x, mask = w.data, w.data > 2
+    for result in (
+        x + 1, x[0], x[mask], x @ x, Tensor.ones(2, 2) @ x, 2 * x, x.clone(), x.new_ones(2),
+        x.new_tensor([1.0]), x.max_with_indices(1)[0], x.sort()[1], x.nonzero(),
+    ):  # fmt: skip
+        assert type(result) is Tensor
+    assert x[mask].tolist() == [3, 3, 6] and (x @ Tensor.ones(2)).tolist() == [4, 9]
+    assert x().tolist() == w.tolist() and isinstance(x, Tensor)
+    assert type(copy.deepcopy(x)) is type(pickle.loads(pickle.dumps(x))) is Tensor
+
+
+@pytest.mark.parametrize("realized", [False, True])
+def test_assigning_to_data(on_device, realized):
+    """An average of weights is put in, evaluated, and taken out again, as in PyTorch's programs."""
+    w = Tensor([1.0, 2, 3], requires_grad=True)
+    optimizer = nn.optim.SGD([w], lr=1.0)
+    backup, part, result = w.data, w.detach()[1:], w * 2
+    if realized:
+        Tensor.realize(backup, part, result)
+    w.data = Tensor([7.0, 8, 9])
+    assert w.tolist() == [7, 8, 9] and w.requires_grad and optimizer.params == [w]
+    assert backup.tolist() == [1, 2, 3] and part.tolist() == [2, 3] and result.tolist() == [2, 4, 6]
+    part += 10
+    assert backup.tolist() == [1, 12, 13] and w.tolist() == [7, 8, 9]
+    w.data = backup
+    (w * w).sum().backward()
+    optimizer.step()
+    assert w.tolist() == [-1, -12, -13] and w.data.tolist() == [-1, -12, -13]
+    w.data -= 1
+    w.data = w.data * 2
+    w.data = w.data.flip(0)
+    assert w.tolist() == [-28, -26, -4]
+    base = Tensor([1.0, 2])
+    view = base[:1]
+    view.data = Tensor([5.0])
+    view += 1
+    assert base.tolist() == [1, 2] and view.tolist() == [6]
+
+
+def test_assigning_to_data_in_a_captured_step(on_device):
+    w = Tensor([1.0, 2], requires_grad=True)
+    seen = w.detach()
+
+    @jit
+    def step(x):
+        loss = (w * x).sum()
+        w.data = 0.5 * w.data + x
+        return loss.realize()
+
+    expected = np.array([1.0, 2], np.float32)
+    for number in range(6):
+        x = np.array([1.0, number], np.float32)
+        assert step(Tensor(x)).item() == (expected * x).sum()
+        expected = expected / 2 + x
+        assert w.tolist() == expected.tolist()
+    assert seen.tolist() == [1, 2]
+
+
+def test_assigning_to_data_what_does_not_fit():
+    w, other = Tensor([1.0, 2], requires_grad=True), Tensor([3.0, 4], requires_grad=True)
+    for wrong in (other, other.data, other.detach()[:]):
+        with pytest.raises(GradientError, match=r"write x\.data = y\.clone\(\)"):
+            w.data = wrong
+    for wrong in (Tensor([1.0]), Tensor([1, 2]), w.data.half()):
+        with pytest.raises(ShapeError, match=r"x\.data = ….*dtype and shape, float32 \(2,\)"):
+            w.data = wrong
+    with pytest.raises(TypeError, match="expected a tensor, got list"):
+        w.data = [1.0, 2.0]
+    assert w.tolist() == [1, 2]
