@@ -133,11 +133,12 @@ def _operands_of(body: Expr) -> tuple[Expr, ...]:
         one = todo.pop()
         if _is_operand(one):
             found[one] = None
-        elif not one.args and one.variables:
+            continue
+        if not one.args and one.variables:
             return ()
-        new = () if one in found else (arg for arg in one.args if arg not in seen)
-        todo += dict.fromkeys(new)
-        seen.update(todo)
+        new = [arg for arg in one.args if arg not in seen]
+        todo += new
+        seen.update(new)
     return tuple(found)
 
 
