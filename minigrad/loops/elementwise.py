@@ -20,12 +20,7 @@ from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.axes import (
-    NEIGHBOURS,
-    merge,
-    unit_stride_axis,
-    vector_width,
-)
+from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_width
 from minigrad.loops.build import (
     Bounds,
     combine,

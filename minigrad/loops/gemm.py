@@ -42,15 +42,7 @@ from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
 from minigrad.loops.cost import Tiling, row_stride
 from minigrad.loops.images import hints_below, within_image
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    Lowered,
-    Prefetch,
-    Statement,
-    loop_over,
-    written,
-)
+from minigrad.loops.nest import Fold, Loop, Lowered, Prefetch, Statement, loop_over, written
 from minigrad.loops.product import (
     LANE,
     Part,
