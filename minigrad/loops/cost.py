@@ -92,7 +92,7 @@ def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
     """
     total = 0.0
     for stage in kernel.stages:
-        if kernel.kind == "contraction" and stage.product is not None:
+        if kernel.kind == "contraction" and (found := stage.product) and found.added is None:
             each = 1 / target.lanes(stage.body.dtype) / at_once
         else:
             each = vectors_each(stage, target)

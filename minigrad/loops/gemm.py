@@ -42,15 +42,7 @@ from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, put
 from minigrad.loops.cost import Tiling, row_stride
 from minigrad.loops.images import hints_below, within_image
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    Lowered,
-    Prefetch,
-    Statement,
-    loop_over,
-    written,
-)
+from minigrad.loops.nest import Fold, Loop, Lowered, Prefetch, Statement, loop_over, written
 from minigrad.loops.product import (
     LANE,
     Part,
@@ -82,7 +74,7 @@ def gemm(kernel: Kernel, target: Target) -> Lowered:
 
 def planned(problem: Problem, target: Target) -> tuple[Problem, Tiling]:
     """A product in the form in which it is computed, of words if that pays, and its tiling."""
-    plain = not problem.ends and problem.terms is None
+    plain = not problem.ends and problem.terms is None and problem.added is None
     if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
         if squares := cost.amx_tiling(words, target):
             return words, squares

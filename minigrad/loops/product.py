@@ -90,14 +90,16 @@ class Problem(Contraction):
         return size_of(self.k)
 
     def naive(self) -> tuple[Statement, ...]:
-        """For each result: total = 0; for all k: total += left · right; the stores."""
+        """For each result: total = 0; for all k: total += left · right, or `added`; the stores."""
         total, row, first = self.total, self.row, self.k[0]
         stops = (first.extent, *self.ends)
         if self.needed is not None:  # no iterations over k for a row that is not needed
             stops = (*stops, (self.needed - row.index) * first.most)
-        step = put(total, multiply_add(total, self.left, self.right))
+        more = multiply_add(total, self.left, self.right)
+        if self.added is not None:
+            more = combine(Op.SUM, total, self.added)
         clear = put(total, identity(Op.SUM, total.dtype))
-        sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [step]))
+        sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [put(total, more)]))
         return loops_over([*self.outer, row, self.column], [clear, sums, Stores(self.stores)])
 
 
@@ -120,7 +122,11 @@ def prepare(kernel: Kernel) -> Problem:
     )
     if found.shared:
         batch, m, n = batch[:-1], (*m, *n), batch[-1:]
-    left, right, terms = as_loaded(found.left), as_loaded(found.right), None
+    left, right, added, terms = found.left, found.right, found.added, None
+    if added is None:
+        left, right = as_loaded(left), as_loaded(right)
+    else:
+        added = expr.substitute_in(added, values)
     if found.mask is not None:
         terms = expr.substitute_in(stage.body, values)
         if found.mask.variables <= left.variables:
@@ -128,7 +134,9 @@ def prepare(kernel: Kernel) -> Problem:
         else:
             right = found.mask.where(right, 0.0)
     left, right = (expr.substitute_in(operand, values) for operand in (left, right))
-    return Problem(left, right, batch, m, n, k, stores=stores, total=total, terms=terms)
+    return Problem(
+        left, right, batch, m, n, k, added=added, stores=stores, total=total, terms=terms,
+    )  # fmt: skip
 
 
 def in_few_axes(
@@ -222,7 +230,8 @@ def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
     another one, of a single iteration.
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
-    if left.op is not Leaf.LOAD or problem.ends or problem.needed is not None:
+    bounded = problem.ends or problem.needed is not None
+    if left.op is not Leaf.LOAD or bounded or problem.added is not None:
         return problem, None
     ends = [(start, stop) for _, start, stop in left.array.image]
     places = unflatten(left.index, [extent for extent, _, _ in left.array.image])
@@ -266,7 +275,7 @@ def with_dynamic_bounds(problem: Problem) -> Problem:
 def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     """The problem without masks of the operands that bound k, which starts at the segment now."""
     axis = problem.k[0]
-    if len(problem.k) > 1 or not isinstance(axis.extent, int):
+    if len(problem.k) > 1 or not isinstance(axis.extent, int) or problem.added is not None:
         return problem
     operands, firsts, stops = (problem.left, problem.right), list[Integer](), list[Integer]()
     while (found := _common_mask(*operands)) is not None:

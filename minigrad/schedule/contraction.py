@@ -5,6 +5,9 @@ paddings and windows of a convolution pass.
 
 Terms may be masked: Σ over k of where(mask, left(m, k) · right(k, n), 0). What the mask excludes
 takes no part, whatever it is: an infinity times 0 would.
+
+Instead of a product, something else may be added that is computed from left(m, k) and right(k, n)
+alone, such as the square of their difference. Tiles of such sums in registers pay, too.
 """
 
 from __future__ import annotations
@@ -16,10 +19,13 @@ from minigrad.graph.node import Op
 from minigrad.graph.simplify import holds
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom
-from minigrad.schedule.axis import Axis
+from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.expr import Expr, Leaf, loads
 
 BYTES = (dtypes.int8, dtypes.uint8)
+# Rows, columns and terms from which on sums of something else than products are tiled. With fewer
+# terms, storing the results would cost as much as computing them where they are read.
+LEAST_TILED = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class Contraction:
 
     mask: which terms take part, depending on variables of one of the factors; None: all. shared:
     the last kept axis is in the batch instead, and neighbours along it are adjacent in memory.
+    added: what is added for each left and right instead of their product; None: the product.
     """
 
     left: Expr
@@ -38,6 +45,7 @@ class Contraction:
     k: tuple[Axis, ...]
     mask: Expr | None = None
     shared: bool = False
+    added: Expr | None = None
 
     @property
     def of_bytes(self) -> bool:
@@ -61,9 +69,11 @@ def contraction_of(
     mask, product = terms_of(body)
     if product.op is Op.CAST and body.dtype.is_float:
         product = product.args[0]
-    if product.op is not Op.MUL:
+    multiplied = product.op is Op.MUL and all(map(_is_operand, product.args))
+    operands = product.args if multiplied else _operands_of(body)
+    if len(operands) != 2:
         return None
-    left, right = product.args
+    left, right = operands
     last = axes[-1].variable
     shared = last in left.variables and last in right.variables
     of_bytes = body.dtype in (dtypes.int32, dtypes.uint32) and not shared and mask is None
@@ -72,8 +82,6 @@ def contraction_of(
     if last in left.variables:
         left, right = right, left
     if last not in right.variables:
-        return None
-    if not (_is_operand(left) and _is_operand(right)):
         return None
     reduced = {axis.variable for axis in summed}
     if not reduced <= left.variables or not reduced <= right.variables:
@@ -94,7 +102,11 @@ def contraction_of(
         return None
     if shared and any(not isinstance(a.extent, int) for a in (*m[-2:], *n[-1:], batch[-1])):
         return None
-    return Contraction(left, right, batch, m, n, summed, mask, shared)
+    if multiplied:
+        return Contraction(left, right, batch, m, n, summed, mask, shared)
+    if shared or not body.dtype.is_float or min(map(size_of, (m, n, summed))) < LEAST_TILED:
+        return None
+    return Contraction(left, right, batch, m, n, summed, added=body)
 
 
 def as_byte(operand: Expr) -> Expr | None:
@@ -111,6 +123,23 @@ def _neighbours(axis: Atom, *operands: Expr) -> bool:
 
 def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if axis.variable in names)
+
+
+def _operands_of(body: Expr) -> tuple[Expr, ...]:
+    """The operands from which everything else in a body is computed; () if there are others."""
+    found: dict[Expr, None] = {}
+    seen, todo = {body}, [body]
+    while todo:
+        one = todo.pop()
+        if _is_operand(one):
+            found[one] = None
+            continue
+        if not one.args and one.variables:
+            return ()
+        new = [arg for arg in one.args if arg not in seen]
+        todo += new
+        seen.update(new)
+    return tuple(found)
 
 
 def _is_operand(expr: Expr) -> bool:

@@ -263,7 +263,8 @@ def _alone(stage: Stage, target: Target) -> Cluster:
     if target.byte_dots and has_tiles(stage, in_words(stage)):
         kind = "dots"
     elif product is not None and (
-        target.matrices if product.of_bytes else target.vector_bytes or not product.shared
+        target.matrices if product.of_bytes
+        else target.vector_bytes or not product.shared and product.added is None
     ):
         return Cluster(target, frozenset(), "contraction")
     counts: list[Integer] = [1]

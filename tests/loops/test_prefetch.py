@@ -211,3 +211,15 @@ def test_a_product_asks_for_what_is_read_behind_its_sums() -> None:
         text = show(nest_of(scaled, (96, depth), (depth, 512), (96, 512)))
         assert ("prefetch s2[" in text) == asks
         assert "prefetch s2[" not in show(nest_of(product, (96, depth), (depth, 512)))
+
+
+def test_a_pass_of_a_sort_asks_for_the_next_line_of_each_bin() -> None:
+    """Every store goes to one of 256 places, which no processor follows."""
+    plan = plan_of(lambda new: [g.sort(new(MANY, dtype=dtypes.uint32, low=0, high=9), 0)])
+    passes = [kernel for kernel in plan.kernels if kernel.kind == "distribute"]
+    assert len(passes) == 4
+    for kernel in passes:
+        lines = show(lower(kernel, GOLDEN)).splitlines()
+        (stored,) = [n for n, line in enumerate(lines) if "[[place[0]]] = " in line]
+        assert lines[stored + 1].strip().endswith("[[place[0]] + 16]")
+        assert lines[stored + 1].strip().startswith("prefetch ")

@@ -671,6 +671,18 @@ def diagonal(inputs: Inputs) -> list[Node]:
     return [below(inputs(71, 1)), below(inputs(71, 2))]
 
 
+@program
+def distances(inputs: Inputs) -> list[Node]:
+    """Σ |a − b| of all pairs of rows; zeros around `a` count, unlike those of a product."""
+    a, b, shape = g.pad(inputs(35, 18), [(3, 2), (1, 1)]), inputs(50, 20), (40, 50, 20)
+    left = g.expand(g.reshape(a, (40, 1, 20)), shape)
+    right = g.expand(g.reshape(b, (1, 50, 20)), shape)
+    apart = g.elementwise(Op.SUB, left, right)
+    positive = g.elementwise(Op.LE, number(0, apart), apart)
+    away = g.elementwise(Op.WHERE, positive, apart, mul(apart, -1))
+    return [g.reshape(total(away, 2), (40, 50))]
+
+
 # Programs whose schedules and loop nests are compared with the files in golden/.
 PRINTED = (
     "transposed_chain", "row_softmax", "layer_norm", "gelu_linear", "linear_transposed",

@@ -198,3 +198,33 @@ def test_a_last_axis_of_both_operands() -> None:
     assert stage.contraction is None and stage.product is not None and stage.product.shared
     assert extents(stage.product) == {"batch": [20], "m": [5], "n": [], "k": [7]}
     assert stage_of(total(mul(x, g.permute(other, (1, 0))), 1), inputs).product is None
+
+
+def pairs(i: Inputs, rows: int = 20, depth: int = 18, times: Node | None = None) -> Node:
+    """Σ over the last axis of (x − y)², perhaps times something, for all pairs of rows."""
+    shape = (rows, 24, depth)
+    x, y = g.reshape(i(rows, depth), (rows, 1, depth)), g.reshape(i(24, depth), (1, 24, depth))
+    apart = g.elementwise(Op.SUB, g.expand(x, shape), g.expand(y, shape))
+    squares = mul(apart, apart)
+    return total(squares if times is None else mul(squares, times), 2)
+
+
+def test_a_sum_of_something_else_than_products() -> None:
+    """It is tiled as a product, but whatever needs a product must not take it for one."""
+    inputs = Inputs()
+    stage = stage_of(pairs(inputs), inputs)
+    assert stage.contraction is None and stage.product is not None
+    assert stage.product.added is stage.body and operands(stage.product) == ("s0", "s1")
+    assert extents(stage.product) == {"batch": [], "m": [20], "n": [24], "k": [18]}
+
+
+@pytest.mark.parametrize("sizes", [(5, 18), (20, 7)])
+def test_few_rows_or_terms_of_something_else_are_not_tiled(sizes: tuple[int, int]) -> None:
+    inputs = Inputs()
+    assert stage_of(pairs(inputs, *sizes), inputs).product is None
+
+
+def test_a_third_operand_of_something_else_is_not_tiled() -> None:
+    inputs = Inputs()
+    weights = g.expand(g.reshape(inputs(18), (1, 1, 18)), (20, 24, 18))
+    assert stage_of(pairs(inputs, times=weights), inputs).product is None
