@@ -42,7 +42,8 @@ or the value is fixed:
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor read elsewhere that no longer exists (`layer.weight = other`) | `JitError` |
 | numbers that `random` or numpy's global generator draws | `JitError` in call 2 |
-| numbers from elsewhere (files, the clock) | `JitError` in call 3 if new in each; fixed |
+| numbers from elsewhere (files, the environment) | `JitError` in call 3 if new in each; fixed |
+| an attribute or global whose name it computes (`getattr(x, f"w{i}")`) | fixed |
 
 Fixed: as in the captured call. That is the third call if the first two computed with other numbers
 for the same arguments. Contents of lists longer than 256 are not checked; up to a length of 2,048

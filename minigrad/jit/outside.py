@@ -3,32 +3,32 @@
 A replay runs no Python, so it must check that everything the function's code reads is unchanged.
 The starting points are known: cells of its closure, globals, `self`, and arguments that are
 objects. From there objects are walked: the items of containers, and attributes that the code reads
-directly from such a value (`model.scale`, `self.rate`, `Config.rate`), or from an unknown object
-(`layer.scale` in a loop over layers). Python functions found on the way are walked, too: methods,
-properties, functions behind calls, loops and operators (`__call__`, `__iter__`, `__add__`,
-`__init__` of objects that are created), functions that decorators wrap, contents of defaults, and
-the code of modules that were called. What a library reads is not seen, unless it reports it by
-`observe`.
+directly from such a value (`model.scale`, `self.rate`, `Config.rate`), or, in any of the functions,
+from an unknown object (`layer.scale` in a loop over layers, or of an argument). Python functions
+found on the way are walked, too: methods, properties, functions behind calls, loops and operators
+(`__call__`, `__iter__`, `__add__`, `__init__` of objects that are created), functions that
+decorators wrap, contents of defaults, and the code of modules that were called. What a library
+reads is not seen, unless it reports it by `observe`.
 """
 
 from __future__ import annotations
 
-import dis
 import functools
 import inspect
 import os
 import sys
 import weakref
+from array import array
 from collections import UserDict, UserList, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from io import IOBase
-from itertools import pairwise
 from operator import methodcaller
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
 from minigrad.graph.node import Node
+from minigrad.jit.uses import Use, uses_of
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
@@ -41,18 +41,6 @@ _LARGEST = 1 << 16  # bytes of an array whose contents are compared in every cal
 _LONGEST = 256  # items of a container that are checked one by one
 _MOST_IDS = 1 << 11  # items of a longer one whose identities are compared (0.2 ms)
 _MOST = 1 << 12  # values that are compared
-_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
-_VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
-_ADDING = ("append", "extend", "add", "update", "insert")
-_IMPLIED = {  # instruction → the methods that it calls on objects of Python classes
-    "CALL": "__call__", "CALL_KW": "__call__", "CALL_FUNCTION_EX": "__call__",
-    "GET_ITER": "__iter__", "BINARY_SUBSCR": "__getitem__", "BEFORE_WITH": "__enter__",
-    "CONTAINS_OP": "__contains__", "UNARY_NEGATIVE": "__neg__",
-}  # fmt: skip
-_OPERATORS = {
-    "+": "add__", "-": "sub__", "*": "mul__", "/": "truediv__", "//": "floordiv__", "%": "mod__",
-    "**": "pow__", "@": "matmul__", "&": "and__", "|": "or__", "^": "xor__",
-}  # fmt: skip
 _LIBRARIES = {"minigrad", "numpy", "torch"}  # their names are not rebound
 _STANDARD = os.path.dirname(os.__file__)  # the folder of Python's standard library
 _MISSING = (AttributeError, LookupError, ValueError)  # raised by an expression whose name is gone
@@ -253,51 +241,7 @@ class Outside:
 _GONE = object()
 
 
-class _Use(NamedTuple):
-    """A name that code reads.
-
-    of: the name of the object whose attribute it is, "" if unknown, None for a variable. called: as
-    a method. adds: its value is only appended to.
-    """
-
-    of: str | None
-    name: str
-    called: bool = False
-    adds: bool = False
-
-
-def _uses(code: CodeType, known: Collection[str]) -> Iterator[_Use]:
-    """The names that code, and functions in it, read. known: its cells, and arguments to check."""
-    of = ""
-    for step, after in pairwise(dis.get_instructions(code)):
-        kind, name = step.opname, step.argval
-        name = name[-1] if isinstance(name, tuple) and name else name
-        adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
-        if kind in _ATTRIBUTE:
-            # since Python 3.12 a bit tells whether it is called
-            bit = sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
-            called = kind == "LOAD_METHOD" or bit
-            yield _Use(of, name, called, adds)
-        elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
-            yield _Use(None, name, adds=adds)
-        else:
-            if kind in _IMPLIED:
-                yield _Use("", _IMPLIED[kind], called=True)
-            word = _OPERATORS.get(step.argrepr.rstrip("=")) if kind == "BINARY_OP" else None
-            for way in ("__", "__r", "__i") if word else ():
-                yield _Use("", f"{way}{word}", called=True)
-            name = ""
-        of = name
-    if "super" in code.co_names:  # it takes the first argument implicitly
-        yield _Use(None, code.co_varnames[0])
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _uses(constant, {*known}.intersection(constant.co_freevars))
-        elif isinstance(constant, str) and "getattr" in code.co_names:
-            yield _Use("", constant)
-
-
-_CALLED = _Use("", "__call__", called=True)
+_CALLED = Use("", "__call__", called=True)
 
 
 class _Walk:
@@ -314,8 +258,12 @@ class _Walk:
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
         self.seen = set[tuple[Any, ...]]()
-        self.uses: dict[tuple[CodeType, frozenset[str]], tuple[_Use, ...]] = {}
+        self.uses: dict[tuple[CodeType, frozenset[str]], tuple[Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
+        # attributes that functions read from objects unknown to them, such as arguments; by name,
+        # with all uses of that function; and the objects that were found, with their expressions
+        self.unknown: dict[str, dict[tuple[Use, tuple[Use, ...]], None]] = {}
+        self.objects: list[tuple[Any, str, str]] = []
         self.called = set[int]()  # ids of objects whose `__call__` was walked
         self.elsewhere = {id(link()): names for link, names in modules.items()}
         is_function = isinstance(step, FunctionType | MethodType | functools.partial)
@@ -328,16 +276,34 @@ class _Walk:
             kind = type(link())
             if id(link()) not in self.called:
                 self._function(kind.__call__, {}, f"{self._named(link)}()", kind.__name__)
-            for name, layer in settings.items() if _is_library(kind) else ():
-                if isinstance(layer, Same) and not isinstance(layer.value, weakref.ref):
+            for name in () if _is_library(kind) else ("__call__", "forward"):
+                method = _Read(getattr(kind, name), f"{kind.__name__}.{name}")
+                self.read.setdefault(f"{self._named(kind)}.{name}", method)
+            for name, layer in settings.items():
+                if isinstance(layer, Same) and not isinstance(layer.value, weakref.ref | type):
                     place, label = self._named(layer.value), f"{kind.__name__}.{name}"
                     self._value(place, label, _CALLED, (_CALLED,), known=True)
             self._finish()
+        self._across()
+        while self.todo:
+            self._finish()
+            self._across()
 
     def _finish(self) -> None:
         for one in self.todo:  # the list grows meanwhile
             one()
         self.todo.clear()  # breaks a reference cycle
+
+    def _across(self) -> None:
+        """Walk what one function reads from objects that another one gives it or gets from it."""
+        for value, place, label in self.objects:
+            kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+            names = {*vars(value)}.union(*(vars(kind) for kind in kinds if not _is_library(kind)))
+            for name in names & self.unknown.keys():
+                for use, uses in self.unknown[name]:
+                    if (id(value), use, uses) not in self.seen:
+                        self.seen.add((id(value), use, uses))
+                        self._attribute(value, place, label, use, uses)
 
     def _named(self, value: Any) -> str:
         name = f"at{id(value)}"
@@ -392,7 +358,7 @@ class _Walk:
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         found = code, frozenset((*own, *cells))  # a method of many objects is analysed once
         if found not in self.uses:
-            self.uses[found] = tuple(dict.fromkeys(_uses(*found)))
+            self.uses[found] = tuple(dict.fromkeys(uses_of(*found)))
         uses = self.uses[found]
         for use in uses:
             name = use.name
@@ -403,6 +369,10 @@ class _Walk:
                 self._value(f"{self._named(cells[name])}.cell_contents", name, use, uses)
             elif use.of is None and name in globals_:
                 self._value(f"{self._named(globals_)}[{name!r}]", name, use, uses)
+            elif use.of is None and name in sys.modules:  # imported by the function
+                self._value(self._named(sys.modules[name]), name, use, uses)
+            elif use.of == "":
+                self.unknown.setdefault(name, {})[use, uses] = None
         if "super" in code.co_names and "__class__" in cells:
             bases = cells["__class__"].cell_contents.__mro__[1:]
             for name in (use.name for use in uses if use.of is not None):
@@ -410,7 +380,7 @@ class _Walk:
                 self._function(method, {}, first, label)
 
     def _value(
-        self, place: str, label: str, use: _Use, uses: tuple[_Use, ...], part: bool = False,
+        self, place: str, label: str, use: Use, uses: tuple[Use, ...], part: bool = False,
         known: bool = False, near: str = "", value: Any = _GONE,
     ) -> None:  # fmt: skip
         """Walk the value of an expression.
@@ -433,7 +403,7 @@ class _Walk:
             self.todo.append(lambda: self._inside(value, place, label, use, uses))
 
     def _inside(
-        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+        self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]
     ) -> None:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
@@ -445,14 +415,17 @@ class _Walk:
         elif isinstance(value, bytearray):
             self.read.setdefault(f"bytes({place})", _Read(bytes(value), label, True, "!="))
         elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
-            if getattr(value, "nbytes", _LARGEST + 1) <= _LARGEST:
+            whole = memoryview(value) if isinstance(value, array) else value
+            if getattr(whole, "nbytes", _LARGEST + 1) <= _LARGEST:
                 contents = _Read(value.tobytes(), label, True, "!=")
                 self.read.setdefault(f"array_bytes({place})", contents)
+        if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+            self.objects.append((value, place, label))
         for other in uses:
             if other.of in (use.name, ""):
                 self._attribute(value, place, label, other, uses)
 
-    def _items(self, value: Any, place: str, label: str, uses: tuple[_Use, ...]) -> None:
+    def _items(self, value: Any, place: str, label: str, uses: tuple[Use, ...]) -> None:
         """Walk a container."""
         long = len(value) > _LONGEST
         if isinstance(value, list | tuple | deque) and not long:
@@ -461,17 +434,18 @@ class _Walk:
         else:
             items = [(self._named(key), key, item) for key, item in
                      (value.items() if isinstance(value, dict) and not long else ())]  # fmt: skip
-            ids = _Read([*map(id, value)], label, True, "!=")
-            self.read.setdefault(f"[*map(id, {place})]", ids)
+            whole = f"{place}.values()" if isinstance(value, dict) and long else place
+            ids = _Read([*map(id, eval(whole, self.names))], label, True, "!=")
+            self.read.setdefault(f"[*map(id, {whole})]", ids)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
             self._value(
-                f"{place}[{name}]", inner, _Use(None, ""), uses, part=True, near=near, value=item
+                f"{place}[{name}]", inner, Use(None, ""), uses, part=True, near=near, value=item
             )
 
     def _attribute(
-        self, value: Any, place: str, label: str, use: _Use, uses: tuple[_Use, ...]
+        self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]
     ) -> None:
         """Walk an attribute of an object or its class; for a property, the method that it calls."""
         name = use.name
@@ -489,6 +463,9 @@ class _Walk:
                 return
         if found is _GONE:
             found = inspect.getattr_static(value, "__getattr__", _GONE)
+            if found is _GONE and use.by_text and hasattr(value, "__dict__"):
+                missing = _Read(None, f"{label}.{name}")
+                self.read.setdefault(f"{place}.__dict__.get({name!r})", missing)
         found = found.fget if isinstance(found, property) else found
         takes_it = isinstance(found, classmethod) or not isinstance(value, type)
         first = place if takes_it and not isinstance(found, staticmethod) else ""

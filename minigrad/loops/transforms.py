@@ -443,7 +443,8 @@ class Schedule:
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
-            axes.append(Axis(x, loop.stops[0]))
+            # a varying extent, not the bound beside it: pieces of a loop start below its end
+            axes.append(Axis(x, min(loop.stops, key=lambda stop: isinstance(stop, int))))
             body = loop.body
         # of positions in an array only the first dimension may be symbolic
         symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]

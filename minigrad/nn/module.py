@@ -7,6 +7,7 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from enum import IntEnum
 from pathlib import PurePath
 from types import CodeType, FunctionType, ModuleType
@@ -291,8 +292,12 @@ def buffer(data: Any) -> Tensor:
     return tensor.requires_grad_(False)
 
 
-def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's `__call__`: the function, run with the module's mode as `Tensor.training`."""
+def _in_own_mode(function: Callable[..., Any], is_forward: bool) -> Callable[..., Any]:
+    """A module's `__call__`: the function, run with the module's mode as `Tensor.training`.
+
+    is_forward: the function is the class's `forward`, so another one that was put in its place, in
+    the class or the module, is called instead.
+    """
 
     @functools.wraps(function)
     def call(self: Module, *args: Any, **kwargs: Any) -> Any:
@@ -306,31 +311,27 @@ def _in_own_mode(function: Callable[..., Any]) -> Callable[..., Any]:
         observe(self, "_moves")
         observe(self, "_settings")
         observe(self, "_hooks")
+        # called by a subclass's method (super().__call__), it is this function all the same
+        first = type(self).__call__ is call
+        run = self.forward if first and is_forward else functools.partial(function, self)
         mode = self._training
-        run = _hooked(function) if self._hooks else function
-        if mode is None or mode is Tensor.training:
-            return run(self, *args, **kwargs)
-        with Tensor.train(mode):
-            return run(self, *args, **kwargs)
+        with nullcontext() if mode is None or mode is Tensor.training else Tensor.train(mode):
+            return _hooked(self, run, args, kwargs) if first and self._hooks else run(*args, **kwargs)
 
     return call
 
 
-def _hooked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's function with its hooks before and after."""
-
-    def run(self: Module, *args: Any, **kwargs: Any) -> Any:
-        hooks = self._hooks
-        for hook in [one for one in hooks if one.before]:
-            new = hook.function(self, args)
-            args = args if new is None else new if isinstance(new, tuple) else (new,)
-        result = function(self, *args, **kwargs)
-        for hook in [one for one in hooks if not one.before]:
-            new = hook.function(self, args, result)
-            result = result if new is None else new
-        return result
-
-    return run
+def _hooked(module: Module, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call a module's function, and its hooks before and after."""
+    hooks = module._hooks
+    for hook in [one for one in hooks if one.before]:
+        new = hook.function(module, args)
+        args = args if new is None else new if isinstance(new, tuple) else (new,)
+    result = run(*args, **kwargs)
+    for hook in [one for one in hooks if not one.before]:
+        new = hook.function(module, args, result)
+        result = result if new is None else new
+    return result
 
 
 class Hook:
@@ -353,6 +354,8 @@ def names_in(function: Any) -> frozenset[str]:
     """Names of attributes and globals in the code of a function, and of functions in it."""
     function = inspect.unwrap(getattr(function, "fget", function))  # of a property
     code = getattr(function, "__code__", function)
+    if isinstance(code, str):  # perhaps a name given to getattr
+        return frozenset([code])
     if not isinstance(code, CodeType):
         return frozenset()
     return frozenset(code.co_names).union(*map(names_in, code.co_consts))
@@ -393,7 +396,7 @@ class Module:
         function = own.get("__call__", own.get("forward"))
         if function is not None:
             cls.forward = own.get("forward", function)  # type: ignore[method-assign]
-            cls.__call__ = _in_own_mode(function)  # type: ignore[method-assign]
+            cls.__call__ = _in_own_mode(function, cls.forward is function)  # type: ignore[method-assign]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the result of a call; defined by subclasses."""
@@ -419,6 +422,11 @@ class Module:
         if isinstance(before, Tensor) and before is not value:
             replaces(before.raw)
 
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self._registered().pop(name, None)
+        observe(self, "_settings", written=True)
+
     def _decides(self, name: str) -> bool:
         """Whether an attribute that is a plain value may influence the result of a call."""
         kind: Any = type(self)
@@ -426,13 +434,17 @@ class Module:
 
     @property
     def _settings(self) -> dict[str, Any]:
-        """The plain values that may influence a call, and its modules, parameters and buffers."""
-        return {name: shown for name, value in vars(self).items()
+        """The plain values that may influence a call, its modules, parameters and buffers, and what
+        stands in place of methods of its class.
+        """
+        return {name: shown for name, value in {**vars(self), "__class__": type(self)}.items()
                 if (shown := self._setting(name, value)) is not None}  # fmt: skip
 
     def _setting(self, name: str, value: Any) -> Any:
         if isinstance(value, Module):
             return Same(weakref.ref(value))
+        if isinstance(value, type) or (callable(value) and hasattr(type(self), name)):
+            return Same(value)
         if isinstance(value, Tensor):
             return Same(value._link) if name in self.__dict__.get("_kinds", ()) else None
         return value if isinstance(value, _NUMBERS) and self._decides(name) else None
@@ -449,6 +461,7 @@ class Module:
 
     def _members(self) -> Iterator[Member]:
         """Its members: parameters, buffers, the rest, each in the order of definition."""
+        observe(self, "_settings")
         kinds = self.__dict__.get("_kinds", {})
         found = [
             (name, value, kinds.get(name, Kind.PLAIN))

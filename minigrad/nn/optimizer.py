@@ -87,7 +87,12 @@ class Steps(_Training):
                 "a mode with model.train() or `with Tensor.train():`, or model.eval()", stacklevel=2
             )  # fmt: skip
         with Tensor.no_grad():
-            written = [one for part in self._parts().values() for one in part._write()]
+            parts = [*self._parts().values()]
+            # all of them before the first write, because this raises if a captured step would
+            # have to read a count
+            places = [part._separate_counts() for part in parts]
+            written = [one for part, own in zip(parts, places, strict=True)
+                       for one in part._write(own)]  # fmt: skip
             if forget:
                 self.zero_grad()
             if not written:
@@ -236,12 +241,12 @@ class Optimizer(Steps):
             data = [data]
         self._lr.set_data(data)
 
-    def _write(self) -> list[Tensor]:
-        """Assign the new values of a step; returns the tensors that must be realized."""
-        places = [i for i, param in enumerate(self.params) if param.grad is not None]
-        if not places:
-            return []
-        counts = self._counted(places)
+    def _write(self, places: Sequence[int]) -> list[Tensor]:
+        """Assign the new values of these parameters, their moments and counts; returns all of them.
+        """
+        counts = [*{id(count): count for count in map(self.counts.__getitem__, places)}.values()]
+        for count in counts:
+            count.assign(count + 1)
         for place in places:
             param = self.params[place]
             held = param.cast(_wide(param.dtype))
@@ -256,9 +261,11 @@ class Optimizer(Steps):
         moments = [tensors[i] for tensors in self.moments.values() for i in places]
         return [*counts, *(self.params[i] for i in places), *moments]
 
-    def _counted(self, places: Sequence[int]) -> list[Tensor]:
-        """Count a step of these parameters; others that shared their count get a separate one.
-        """
+    def _separate_counts(self) -> list[int]:
+        """The places of parameters with a gradient; others that share their counts get new ones."""
+        places = [i for i, param in enumerate(self.params) if param.grad is not None]
+        if not places:
+            return []
         for name in ("_divided", *self.options):
             observe(self, name)
         moving = {id(count): count for count in map(self.counts.__getitem__, places)}
@@ -269,9 +276,7 @@ class Optimizer(Steps):
                 staying[key] = self._number(moving[key].item())
             counts[place] = staying.get(key, counts[place])
         self._share(counts)
-        for count in moving.values():
-            count.assign(count + 1)
-        return [*moving.values()]
+        return places
 
     def _counts_in(self, state: Mapping[str, Any], prefix: str) -> list[Tensor]:
         """The count of each parameter; one tensor for parameters with equal numbers in a state."""

@@ -7,6 +7,7 @@ import functools
 import itertools
 import os
 import sys
+from array import array
 from collections import OrderedDict, UserDict, UserList, deque
 from types import ModuleType, SimpleNamespace
 
@@ -121,12 +122,13 @@ CONTAINERS = {
     "tensors": ([1.5], Tensor), "long list": ([2.0] * 300, 9.0),
     "bytes": (bytearray([2]), 9),
     "UserDict": (UserDict({0: 2.0}), 9.0), "UserList": (UserList([2.0]), 9.0),
+    "Python's array": (array("d", [2.0]), 9.0), "long dict": (dict.fromkeys(range(300), 2.0), 9.0),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CONTAINERS)
 def test_contents_that_change(on_device, kind):
-    values, other = CONTAINERS[kind][0].copy(), CONTAINERS[kind][1]
+    values, other = copy.copy(CONTAINERS[kind][0]), CONTAINERS[kind][1]
     if other is Tensor:
         values, other = [Tensor([2.0])], Tensor([9.0])
 
@@ -385,6 +387,10 @@ SURGERY = {
     "parameter": lambda model, other: setattr(model, "scale", other.scale),
     "in a list": lambda model, other: model.rest.__setitem__(0, other.rest[0]),
     "in a Sequential": lambda model, other: model.last.append(nn.ReLU()),
+    "its forward": lambda model, other: setattr(model.first, "forward", other.first.forward),
+    "its method": lambda model, other: setattr(model, "scaled", lambda x: x),
+    "its class": lambda model, other: setattr(model.last, "__class__", nn.ModuleList),
+    "forward of its class": lambda model, other: setattr(type(model), "forward", lambda self, x: x),
 }
 
 
@@ -398,8 +404,11 @@ def test_layers_that_are_replaced(on_device, kind):
             self.first, self.scale = nn.Linear(2, 2), nn.Parameter(Tensor([1.0, 2.0]))
             self.rest, self.last = nn.ModuleList([nn.Linear(2, 2)]), nn.Sequential(nn.Linear(2, 2))
 
+        def scaled(self, x):
+            return x * self.scale
+
         def forward(self, x):
-            return self.last(self.rest[0](self.first(x) * self.scale))
+            return self.last(self.rest[0](self.scaled(self.first(x))))
 
     model, other = Model(), Model()
     kept = [model.first, model.scale, model.rest[0]]
@@ -407,9 +416,44 @@ def test_layers_that_are_replaced(on_device, kind):
     for _ in range(4):
         step(Tensor([1.0, 2.0]))
     SURGERY[kind](model, other)
-    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was|reads 'model\."):
+    with pytest.raises(JitError, match=r"calls a \w+ whose \w+ was|reads '[mM]odel\."):
         step(Tensor([1.0, 2.0]))
     assert kept
+
+
+CONTENTS = {
+    "parameters": lambda model, x: x * sum(p.square().sum() for p in model.parameters()),
+    "children": lambda model, x: sum(child(x).sum() for child in model.children()),
+    "hasattr": lambda model, x: x if hasattr(model, "last") else x * 2,
+    "getattr": lambda model, x: x if getattr(model, "last", None) else x * 2,
+    "a plain object": lambda model, x: x * getattr(model.plain, "rate", 1.0),
+}
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("kind", CONTENTS)
+def test_what_a_module_has_more_or_less(on_device, kind, adds):
+    class Model(nn.Module):
+        def __init__(self):
+            self.first, self.plain = nn.Linear(2, 2), SimpleNamespace()
+            if not adds:
+                self.last, self.plain.rate = nn.Linear(2, 2), 2.0
+
+        def forward(self, x):
+            return CONTENTS[kind](self, x)
+
+    model = Model()
+    kept = getattr(model, "last", None)
+
+    def change():
+        whole, name = (model.plain, "rate") if kind == "a plain object" else (model, "last")
+        if adds:
+            setattr(whole, name, 2.0 if name == "rate" else nn.Linear(2, 2))
+        else:
+            delattr(whole, name)
+
+    raises_after(jit(lambda x: model(x)), change, r"whose last was|'model\.(last|plain\.rate)'")
+    assert adds or kept
 
 
 def test_a_state_that_a_module_replaces(on_device):
@@ -480,6 +524,18 @@ class Scaled:
     def __contains__(self, x):
         return self.scale == 2.0
 
+    def __bool__(self):
+        return self.scale == 2.0
+
+    def __len__(self):
+        return int(self.scale)
+
+    def __float__(self):
+        return self.scale
+
+    def __gt__(self, other):
+        return self.scale > other
+
     kept = [2.0]  # noqa: RUF012
 
     @staticmethod
@@ -534,6 +590,14 @@ def decreased(given, x):
     return given
 
 
+def scale_of(other):
+    return other.scale
+
+
+def called(other, x):
+    return other(x)
+
+
 IMPLIED = {
     "an operator": lambda given: lambda x: x.tanh() + 3.0 * given,
     "an operator in place": lambda given: lambda x: decreased(given, x),
@@ -554,6 +618,17 @@ IMPLIED = {
     "by a decorator": lambda given: lambda x: decorated(given, x),
     "a default": lambda given: lambda x, other=given: x * other.scale,
     "given before": lambda given: functools.partial(lambda other, x: x * other.scale, given),
+    "by a function": lambda given: lambda x: x * scale_of(given),
+    "called by a function": lambda given: lambda x: called(given, x),
+    "of a result": lambda given: (lambda get: lambda x: x * get().scale)(lambda: given),
+    "its truth": lambda given: lambda x: x * 2 if given else x,
+    "not": lambda given: lambda x: x * (not given),
+    "its length": lambda given: lambda x: x * len(given),
+    "as a number": lambda given: lambda x: x * float(given),
+    "compared": lambda given: lambda x: x * (given > 2.0),
+    "summed": lambda given: lambda x: x * sum(given),
+    "unpacked": lambda given: lambda x: (lambda one: x * one)(*given),
+    "as a dict": lambda given: lambda x: x * vars(given)["scale"],
     "in a deque": lambda given: (lambda some: lambda x: x * some[0].scale)(deque([given])),
 }
 
@@ -617,6 +692,27 @@ def test_classes_of_what_is_made_inside(on_device, monkeypatch):
     step, made = jit(lambda x: made.more(x)), Made()
     other = functools.partial(monkeypatch.setattr, Made, "more", staticmethod(lambda x: x * 5))
     raises_after(step, other, r"'Made\.more', which was")
+
+
+def test_what_a_function_imports(on_device, monkeypatch):
+    module = ModuleType("module_of_a_test")
+    module.rate = 2.0
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    @jit
+    def names(x):
+        import module_of_a_test
+
+        return x * module_of_a_test.rate
+
+    @jit
+    def takes(x):
+        from module_of_a_test import rate
+
+        return x * rate
+
+    for step, rate in ((names, 3.0), (takes, 4.0)):
+        raises_after(step, lambda rate=rate: setattr(module, "rate", rate), r"rate', which was")
 
 
 class Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -221,6 +222,43 @@ def test_forward_and_call_are_one(on_device):
     assert nn.Linear(2, 2).forward(Tensor.ones(1, 2)).shape == (1, 2)
     with pytest.raises(NotImplementedError, match="define forward"):
         nn.Module()(x)
+
+
+def test_another_forward(on_device):
+    """One that is put into a module, or into its class, is what a call runs."""
+
+    class Twice(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    class More(Twice):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    class Calls(Twice):
+        def __call__(self, x):
+            return super().__call__(x) + Tensor.training
+
+        forward = Twice.forward
+
+    x = Tensor([1.0])
+    model = nn.Sequential(Twice(), nn.ReLU())
+    model[1].forward = lambda x: x * 5
+    assert model(x).item() == 10
+    model[1].forward = SimpleNamespace(f=lambda x: x * 7).f
+    assert model(x).item() == 14
+    del model[1].forward
+    assert model(x).item() == 2
+    more, calls = More(), Calls()
+    Twice.forward = lambda self, x: x * 3
+    assert [m(x).item() for m in (model, more, calls)] == [3, 4, 3]
+
+
+def test_what_is_deleted_is_forgotten(on_device):
+    layer = nn.Linear(2, 2)
+    del layer.bias
+    layer.bias = Tensor([1.0, 2.0])  # neither a parameter nor a buffer
+    assert [*layer.state_dict()] == ["weight"]
 
 
 def test_saving_and_loading(on_device, tmp_path):

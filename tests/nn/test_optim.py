@@ -327,6 +327,29 @@ def test_a_captured_step_counts_the_steps_of_each_parameter(on_device):
         step(Tensor([6.0]).realize())
 
 
+def test_a_group_whose_step_fails_writes_nothing(on_device):
+    """The second optimizer of a captured step would have to read its count."""
+    x, y, z = (Tensor([1.0], requires_grad=True) for _ in range(3))
+    group = optim.OptimizerGroup(optim.Adam([x], lr=0.1), optim.Adam([y, z], lr=0.1))
+
+    @jit
+    def step(rate):
+        group.zero_grad()
+        ((x + y + z) * rate).sum().backward()
+        group.step()
+
+    step(Tensor([1.0]))
+    before = [tensor.item() for tensor in (x, y, z)]
+    z.requires_grad = False
+    with pytest.raises(JitError):
+        step(Tensor([1.0]))
+    assert [tensor.item() for tensor in (x, y, z)] == before
+    assert [one.t.item() for one in group.optimizers] == [1, 1]
+    step.reset()
+    step(Tensor([1.0]))
+    assert [one.t.item() for one in group.optimizers] == [2, 2]
+
+
 def test_what_an_optimizer_is_shows():
     """Its current options; those of a group one after another."""
     w, b = Tensor(W, requires_grad=True), Tensor(B, requires_grad=True)
