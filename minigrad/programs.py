@@ -221,9 +221,9 @@ class Programs:
         root = call.roots[0]
         if len(call.order) < LEAST_NODES or call.values or root.device in meshes:
             return False
-        # A structure that comes again gets general programs, and pieces if these do not cover it.
+        # A structure that comes again gets a general program, and pieces if that does not cover it.
         # Numbers that were run in pieces FREQUENT times get a program of their own.
-        if 0 < len(family.samples) < MOST_ALIKE or call.cells in family.special:
+        if len(family.samples) == 1 or call.cells in family.special:
             return False
         if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
             return False
