@@ -154,11 +154,14 @@ class _Kind:
         if self._whole:
             self._whole -= 1
             return False
-        known = [(one, *rest) for link, *rest in self.latest if (one := link()) is not None]
+        known = [
+            (family, before, nodes) for link, before, nodes in self.latest
+            if (family := link()) is not None
+        ]  # fmt: skip
         first = {family: before for family, before, _ in reversed(known)}
         uses = sum(family.uses - before for family, before in first.items())
         rare = len(known) >= MOST_ALIKE and uses <= SELDOM * len(known)
-        return rare and sum(nodes for *_, nodes in known) >= WORTH
+        return rare and sum(nodes for _, _, nodes in known) >= WORTH
 
     def cut(self, dear: bool) -> None:
         """Note a graph in pieces; dear: their programs took longer than that of the whole graph.
