@@ -15,7 +15,6 @@ from minigrad.gc_pause import young_gc_only
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
-from minigrad.graph.pieces import LEAST_NODES
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
@@ -24,9 +23,14 @@ from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
 MOST_SPECIAL = 64  # programs of one structure
-# After MOST_ALIKE structures of one kind, a new one is run in pieces if the LATEST of them had at
-# most SELDOM uses each, on average: then it will hardly come again either.
+# A graph is run in pieces if at least MOST_ALIKE of the LATEST programs for graphs of its kind had
+# at most SELDOM uses each, on average, and WORTH nodes together: then it will hardly come again
+# either, and as much time went into such programs as the pieces' will take. The programs are of
+# different structures, or of one whose numbers vary in ways that no general program covers.
 MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
+LEAST_NODES = 64  # of such graphs: fewer compile in no time, and pieces are not cut again
+OF_PROGRAM = 12  # nodes that compile, within a whole graph, in the time of a piece's program
+WORTH = 64 * OF_PROGRAM
 # A program in pieces counts as so many, because its key is large (the structure of a whole graph)
 # and may never come again.
 OF_PIECED = 16
@@ -90,11 +94,14 @@ class Family:
         if some and Device[call.roots[0].device].generalizes:
             general = self._generalized(call, may_pad)
         self.samples = [*self.samples[-MOST_SAMPLES:], call.cells]
-        if general is not None and self._add(general, compile):
-            return
+        if general is None or not self._add(general, compile):
+            self.keep(call.cells, compile(call.graph()))
+
+    def keep(self, cells: tuple[Cell, ...], program: Program) -> None:
+        """Keep a program for these numbers only."""
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
-        self.special[call.cells] = compile(call.graph())
+        self.special[cells] = program
 
     def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
         """Compile and keep a general program. If no recipe accepts it, give up on general ones."""
@@ -131,14 +138,49 @@ class Family:
 NO_VALUES: Mapping[str, int] = MappingProxyType({})
 
 
+class _Kind:
+    """Graphs with results of one kind, and whether it pays to run them in pieces.
+
+    latest: the families of the latest programs, each with its uses before and the graph's nodes.
+    """
+
+    def __init__(self) -> None:
+        self.latest: deque[tuple[weakref.ref[Family], int, int]] = deque(maxlen=LATEST)
+        self._dear = 0  # the latest cuts in succession that were dear
+        self._whole = 0  # how many of the next graphs are not cut
+
+    def seldom_recurs(self) -> bool:
+        """Whether enough programs were compiled for graphs that hardly came again."""
+        if self._whole:
+            self._whole -= 1
+            return False
+        known = [
+            (family, before, nodes) for link, before, nodes in self.latest
+            if (family := link()) is not None
+        ]  # fmt: skip
+        first = {family: before for family, before, _ in reversed(known)}
+        uses = sum(family.uses - before for family, before in first.items())
+        rare = len(known) >= MOST_ALIKE and uses <= SELDOM * len(known)
+        return rare and sum(nodes for _, _, nodes in known) >= WORTH
+
+    def cut(self, dear: bool) -> None:
+        """Note a graph in pieces; dear: their programs took longer than that of the whole graph.
+
+        The first pieces are always new. If those of the next graph are, too, they do not repeat,
+        and the next attempt comes later and later.
+        """
+        self._dear = self._dear + 1 if dear else 0
+        if self._dear > 1:
+            self._whole = MOST_ALIKE << self._dear
+
+
 class Programs:
     """The programs of this process: about `most`. Families that were unused longest are dropped."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
-        # By kind (dtypes, dimensions, in place or not, of the results): the latest structures.
-        self._alike: dict[Any, deque[weakref.ref[Family]]] = {}
+        self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
         self._clock = itertools.count()
         self._lock = new_rlock()
 
@@ -180,34 +222,44 @@ class Programs:
     ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
-        if len(family) or len(call.order) < LEAST_NODES or call.values or root.device in meshes:
+        if len(call.order) < LEAST_NODES or call.values or root.device in meshes:
+            return False
+        # A structure that comes again gets a general program, and pieces if that does not cover it.
+        # Numbers that were run in pieces FREQUENT times get a program of their own.
+        if len(family.samples) == 1 or call.cells in family.special:
             return False
         if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
             return False
-        kind = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
-        latest = self._alike.setdefault(kind, deque(maxlen=LATEST))
-        uses = [one.uses for one in (link() for link in latest) if one is not None]
-        rare = len(uses) >= MOST_ALIKE and sum(uses) <= SELDOM * len(uses)
-        latest.append(weakref.ref(family))
+        key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
+        kind = self._kinds.setdefault(key, _Kind())
+        rare = kind.seldom_recurs()
+        kind.latest.append((weakref.ref(family), family.uses, len(call.order)))
         if not rare:
             return False
-        program = in_pieces(call, lambda piece: self.find(piece, compile))
+        new: list[Graph] = []
+
+        def counted(graph: Graph) -> Program:
+            new.append(graph)
+            return compile(graph)
+
+        program = in_pieces(call, lambda piece: self.find(piece, counted))
+        kind.cut(len(new) * OF_PROGRAM > len(call.order))
         if program is not None:
-            family.samples.append(call.cells)
-            family.special[call.cells] = program
+            family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
+            family.keep(call.cells, program)
         return program is not None
 
     def forget(self) -> None:
         """Forget all programs: the next graph of each structure counts as its first."""
         with self._lock:
             self._families.clear()
-            self._alike.clear()
+            self._kinds.clear()
 
     def _make_room(self, wanted: Family) -> None:
         """Forget an eighth of the programs at once, so that the search for the oldest is rare."""
         left = len(self)
-        if len(self._alike) > self.most:
-            self._alike.clear()
+        if len(self._kinds) > self.most:
+            self._kinds.clear()
         if left >= self.most:
             oldest = sorted(self._families.items(), key=lambda item: item[1].used)
             for key, family in oldest:

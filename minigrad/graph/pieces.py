@@ -25,7 +25,6 @@ from minigrad.graph.node import (
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
 from minigrad.graph.shapes import numel
 
-LEAST_NODES = 256  # of a graph: fewer compile in some 50 ms
 # Operations in a chain within a piece, at most: with more, there are more kinds of pieces. And of a
 # piece that writes: an optimizer's update should store nothing else.
 DEEPEST, OF_WRITES = 6, 32

@@ -109,10 +109,10 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
     Also returns the stops of the loop over pieces.
     """
     start = loop.start + number.index * size
-    counts = (ceildiv(stop - loop.start, size) for stop in loop.stops)
+    counts = [ceildiv(stop - loop.start, size) for stop in loop.stops]
     within = [stop for stop in loop.stops if (stop - loop.start) % size]
     piece = replace(loop, start=start, stops=least(start + size, *within))
-    return piece, least(number.extent, *counts)
+    return piece, least(*counts)
 
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:

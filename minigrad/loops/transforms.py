@@ -31,6 +31,7 @@ from itertools import takewhile
 from typing import ParamSpec, TypeVar
 
 from minigrad.dtype import DType
+from minigrad.errors import CompileError
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
@@ -443,8 +444,9 @@ class Schedule:
         for x in xs:
             (loop,) = body
             assert isinstance(loop, Loop) and loop.variable == x and loop.start == 0
-            # a varying extent, not the bound beside it: pieces of a loop start below its end
-            axes.append(Axis(x, min(loop.stops, key=lambda stop: isinstance(stop, int))))
+            if len(loop.stops) > 1:
+                raise CompileError(f"a parallel loop ends at the least of {loop.stops}")
+            axes.append(Axis(x, loop.stops[0]))
             body = loop.body
         # of positions in an array only the first dimension may be symbolic
         symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]

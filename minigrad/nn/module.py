@@ -316,7 +316,9 @@ def _in_own_mode(function: Callable[..., Any], is_forward: bool) -> Callable[...
         run = self.forward if first and is_forward else functools.partial(function, self)
         mode = self._training
         with nullcontext() if mode is None or mode is Tensor.training else Tensor.train(mode):
-            return _hooked(self, run, args, kwargs) if first and self._hooks else run(*args, **kwargs)
+            if first and self._hooks:
+                return _hooked(self, run, args, kwargs)
+            return run(*args, **kwargs)
 
     return call
 

@@ -254,20 +254,33 @@ class Plan:
         """Add tensors whose values would be computed again, or that depend on such values.
 
         Otherwise a Python loop that looks at a value in each iteration would recompute all earlier
-        ones. But many such tensors were probably left for later by a loop, and are computed
-        together.
+        ones. Many such tensors were probably left for later by a loop, and are computed together;
+        then only those are added through which the others depend on such values.
         """
-        if not 0 < len(self.again) <= MANY:
+        if not self.again:
             return
         found = depending(self.order, self.again)
         read = sum(numel(node.shape) for node in picked(self.order, {BUFFER}))
-        again = [
-            holder for holder in self._inside([node for node in self.held if node in found])
+        again = {
+            holder.raw: None for holder in self._inside([n for n in self.held if n in found])
             if numel(holder.raw.shape) <= max(read, MOST_KEPT)
-        ]
+        }  # fmt: skip
+        if len(again) > MANY:
+            again = self._first(again)
         if 0 < len(again) <= MANY:
-            self.roots.update(dict.fromkeys(holder.raw for holder in again))
+            self.roots.update(again)
             self.unasked = True
+
+    def _first(self, nodes: dict[Node, None]) -> dict[Node, None]:
+        """The nodes that depend on what is computed again, but not through others of them."""
+        first = {node: None for node in self.again if node in nodes}
+        reached = {node for node in self.again if node not in nodes}
+        for node in reading(self.order, reached):
+            if node in nodes:
+                first[node] = None
+            else:
+                reached.add(node)
+        return first
 
     def _inside(self, nodes: Iterable[Node]) -> list[Holder]:
         """Tensors, except views, that stand for nodes whose values are computed but not kept."""

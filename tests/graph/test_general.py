@@ -248,6 +248,32 @@ def test_an_extent_that_falls_while_another_grows(compiled: str, reference: str)
         np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)
 
 
+def test_a_part_that_shrinks_while_another_grows(compiled: str, reference: str) -> None:
+    """A size 24 - n of a part is followed exactly: no kernel runs beyond its rows.
+
+    The last of 24 - n rows, if their number is odd, would be computed again, from its own result.
+    """
+    def gradients(n: int, device: str) -> list[np.ndarray]:
+        rng = np.random.default_rng(3)
+
+        def given(*shape: int) -> Tensor:
+            return Tensor(rng.standard_normal(shape).astype(np.float32), device=device)
+
+        x, last, scale = given(24, 16), given(32, 4), given(24, 4)
+        weights = [given(16, 32).requires_grad_() for _ in range(2)]
+        parts = zip(x.split([n, 24 - n]), weights, strict=True)
+        results = Tensor.cat(*[(part @ weight).relu() @ last for part, weight in parts])
+        (results * scale).sum().backward()
+        found = [weight.grad for weight in weights if weight.grad is not None]
+        Tensor.realize(*found)
+        return [one.numpy() for one in found]
+
+    programs.forget()
+    for n in (11, 13, 12, 17, 9, 4):
+        for found, expected in zip(gradients(n, compiled), gradients(n, reference), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-5, err_msg=f"{n}")
+
+
 # In-place writes to a (64, 6) array that depend on a number; numpy runs them, too.
 WRITES = {
     "a row": lambda x, n: x.__setitem__(n, n / 4),

@@ -48,6 +48,21 @@ class Written(Chain):
         return (self.h * 2).sum().item()
 
 
+class Collected(Chain):
+    """An array that collects what each step looks at, and of which elements are used then."""
+
+    def __init__(self) -> None:
+        self.h, self.x = Tensor.zeros(12, 5), numbers(12, 5)
+
+    def turn(self) -> float:
+        for place in range(12):
+            scores = (self.x[place] * 2).log_softmax(0)
+            scores.max().item()
+            self.h[place] = scores
+        parts = [self.h[place] * place for place in range(12)]
+        return Tensor.stack(*parts).sum().item()
+
+
 class Means:
     """k-means, written in the obvious way."""
 
@@ -64,7 +79,7 @@ class Means:
         return shift
 
 
-@pytest.mark.parametrize("loop", [Chain, OfLeaf, Drawn, Written, Means])
+@pytest.mark.parametrize("loop", [Chain, OfLeaf, Drawn, Written, Collected, Means])
 def test_a_turn_takes_what_the_first_ones_take(on_device, loop):
     state, nodes, programs = loop(), [], []
     for _ in range(TURNS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ def on_compiled(compiled: str) -> Iterator[None]:
 
 @pytest.fixture
 def all_in_pieces(on_compiled: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minigrad.programs, "WORTH", 0)
     monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1)
     monkeypatch.setattr(minigrad.programs, "MOST_ALIKE", 0)
 
@@ -99,6 +101,35 @@ class OfWords(Learner):
         return total
 
 
+class OfExperts(Learner):
+    """Each expert gets as many rows as are given to it; sizes vary, and some are equal by chance.
+    """
+
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(4, 4) for _ in range(4)]
+
+    def loss(self) -> Tensor:
+        cuts = sorted(self.coins.sample(range(3, 40, 3), 3))
+        sizes = [stop - start for start, stop in pairwise((0, *cuts, 42))]
+        parts = numbers(1, 42, 4).split(sizes)
+        made = [layer(part).tanh() for layer, part in zip(self.module, parts, strict=True)]
+        return Tensor.cat(*made).square().mean()
+
+
+class OfFew(Learner):
+    """A few layers, of which some are used: graphs of 70 … 200 nodes."""
+
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(12, 12, bias=False) for _ in range(10)]
+
+    def loss(self) -> Tensor:
+        some = self.coins.sample(self.module, self.coins.randrange(2, 5))
+        x = numbers(1, 4, 12)
+        for layer in some:
+            x = self.coins.choice([Tensor.tanh, Tensor.relu])(layer(x))
+        return x.square().mean()
+
+
 def counts(step, times: int) -> list[int]:
     found = []
     for _ in range(times):
@@ -114,11 +145,39 @@ def test_pieces_are_known(on_compiled, kind):
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
 
 
-@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords])
+@pytest.mark.parametrize("kind", [OfExperts, OfFew])
+def test_small_graphs_and_sizes_that_vary_independently(on_compiled, kind):
+    found = counts(kind().step, 3 * STEPS)
+    assert sum(found[-STEPS:]) <= STEPS // 3, found
+
+
+def test_graphs_that_all_differ_are_seldom_cut(on_compiled):
+    """Each is another network, whose pieces do not come again either."""
+    coins = random.Random(5)
+    between = [
+        Tensor.tanh, Tensor.sigmoid, Tensor.softmax, Tensor.layernorm, Tensor.log_softmax,
+        lambda x: (x * x + 1).log(), lambda x: x / (1 + x.abs()).sum(1, keepdim=True),
+    ]  # fmt: skip
+
+    def step() -> None:
+        width = coins.choice([8, 16, 24])
+        x, layers = numbers(0, 8, width), []
+        for _ in range(coins.randrange(2, 5)):
+            layers.append(nn.Linear(width, width := coins.choice([8, 12, 20, 24])))
+            x = coins.choice(between)(layers[-1](x))
+        parameters = nn.state.get_parameters(layers)
+        x.square().mean().backward()
+        nn.optim.SGD(parameters, lr=0.1).step()
+
+    found = counts(step, 20)
+    assert 1 <= sum(one > 8 for one in found) <= 4, found
+
+
+@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords, OfExperts, OfFew])
 def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
     learner = kind()
     found = [learner.step() for _ in range(STEPS)]
-    monkeypatch.setattr(minigrad.programs, "LEAST_NODES", 1 << 30)
+    monkeypatch.setattr(minigrad.programs, "WORTH", 1 << 30)
     programs.forget()
     learner = kind()
     np.testing.assert_allclose(found, [learner.step() for _ in range(STEPS)], rtol=2e-4)
