@@ -21,7 +21,6 @@ from minigrad.graph.node import (
     make,
     needed_among,
     picked,
-    reading,
     topological,
 )
 from minigrad.graph.operations import MOVEMENT
@@ -81,6 +80,12 @@ class Companion(NamedTuple):
 companions: weakref.WeakKeyDictionary[Node, Companion] = weakref.WeakKeyDictionary()
 # the same BUFFER → an age: older lazy tensors read copies of its value at that time
 copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+
+
+def companion_of(buffer: Node) -> Companion | None:
+    """The companion of a BUFFER, if it has one."""
+    is_steady = getattr(buffer.arg, "steady", False)  # a source of a loop has no memory
+    return companions.get(buffer) if is_steady else None
 
 
 def copy_of(node: Node) -> Node:
@@ -227,8 +232,7 @@ class Plan:
         for node in new:
             op = node.op
             if op is BUFFER:
-                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
-                companion = companions.get(node) if steady else None
+                companion = companion_of(node)
                 owner = companion.ours() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
@@ -278,8 +282,9 @@ class Plan:
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
-        states = [target for target in self.targets if target in companions]
-        others = self.targets.keys() - set(states)
+        ages_of = {target: copied_until.get(target, 0) for target in self.targets
+                   if companion_of(target) is not None}  # fmt: skip
+        others = self.targets.keys() - ages_of.keys()
         readers = self._readers(lazy_holders(), others) if others else {}
         for node, served in readers.items():
             if node not in self.roots:
@@ -287,22 +292,24 @@ class Plan:
                 self.readers.add(node)
             if served != [node]:
                 self.serves[node] = served
-        for state in states:
-            if self._readers(lazy_since(copied_until.get(state, 0)), {state}):
-                self._copy(state)
+        if ages_of and self._readers(lazy_since(min(ages_of.values())), ages_of.keys()):
+            for state, age in ages_of.items():
+                if self._readers(lazy_since(age), {state}):
+                    self._copy(state)
         for target in self.targets:
             if any(holder is not self.owner for holder in holders(target)):
                 self._copy(target)
 
     def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
         """The entries of `_lazy` for these tensors that read a target other than through a root."""
-        lazy = self._lazy([holder for holder in readable(tensors) if holder is not self.owner])
-        reads = set(targets)
-        order = topological(lazy, self.order)
-        for node in reading((*self.order, *order), reads):
-            if node not in self.roots:
-                reads.add(node)
-        reads -= described(order)
+        lazy = self._lazy([
+            holder for holder in readable(tensors)
+            if holder.raw not in self.roots and holder is not self.owner
+        ])  # fmt: skip
+        if not lazy:  # as in most training steps
+            return lazy
+        order = topological(lazy, self.roots)
+        reads = depending(order, targets) - described(order)
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
@@ -323,7 +330,7 @@ class Plan:
                 del nodes[node]
         for node in nodes:
             if node not in found:
-                less = node if node in self.roots else made_without_copies(node, kept)
+                less = made_without_copies(node, kept)
                 found[node if less in found else less] = [node]
         return found
 
@@ -470,7 +477,8 @@ class Plan:
             if lazy:
                 replace_in(lazy, made)
         for target in self.targets:
-            if target in companions and companions[target].ours() is not None:
+            companion = companion_of(target)
+            if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
             computed[id(holder.raw)] = holder.raw
