@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import unwrap
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
-from minigrad.graph.build import cast
 from minigrad.hints import hint, put_hints
 from minigrad.nn.module import (
     _forget_gradients,
@@ -23,6 +24,7 @@ from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import observe
+from minigrad.tensor.templates import is_template, templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
 _NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that must be ≥ 0
@@ -242,19 +244,26 @@ class Optimizer(Steps):
         if not places:
             return []
         counts = self._counted(places)
-        for place in places:
-            param = self.params[place]
-            held = param.cast(_wide(param.dtype))
-            moments = [tensors[place] for tensors in self.moments.values()]
-            new, *moved = self.rule(
-                held, param.grad.cast(held.dtype), self.lr, self.counts[place], *moments,
-                **self._options_of(param),
-            )
-            for moment, value in zip(moments, moved, strict=True):
-                moment._write(cast(value.node, moment.dtype))
-            param._write(cast(new.node, param.dtype))
-        moments = [tensors[i] for tensors in self.moments.values() for i in places]
-        return [*counts, *(self.params[i] for i in places), *moments]
+        number = {id(count): at for at, count in enumerate(counts)}
+        params = [self.params[place] for place in places]
+        moments = [[tensors[place] for place in places] for tensors in self.moments.values()]
+        kinds: list[dict[str, Any]] = []
+        forms = []
+        for place, param in zip(places, params, strict=True):
+            options = self._options_of(param)
+            if options not in kinds:
+                kinds.append(options)
+            forms.append((number[id(self.counts[place])], kinds.index(options)))
+        given = zip(params, [param.grad for param in params], *moments, strict=True)
+        made = _new_values if is_template(self.rule) else unwrap(_new_values)
+        values = iter(made(
+            self.lr, *counts, *chain.from_iterable(given), rule=self.rule, forms=tuple(forms),
+            kinds=tuple([tuple(kind.items()) for kind in kinds]),
+        ))  # fmt: skip
+        for tensors in zip(*moments, params, strict=True):
+            for tensor in tensors:
+                tensor._write(next(values).node)
+        return [*counts, *params, *chain(*moments)]
 
     def _counted(self, places: Sequence[int]) -> list[Tensor]:
         """Count a step of these parameters; others that shared their count get a separate one.
@@ -343,6 +352,40 @@ def _wide(dtype: DType) -> DType:
     return dtypes.float32 if dtype.itemsize < 4 else dtype
 
 
+@templated
+def _new_values(
+    lr: Tensor, *tensors: Tensor, rule: Rule, forms: tuple[tuple[int, int], ...],
+    kinds: tuple[tuple[tuple[str, Any], ...], ...],
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """What a step writes: for each parameter the new moments, then its own new values.
+
+    tensors: counts of steps; then, for each parameter, itself, its gradient, its moments. forms:
+    for each parameter the places of its count and, in `kinds`, of its options.
+    """
+    first = 1 + max(count for count, _ in forms)
+    size = (len(tensors) - first) // len(forms)
+    made: list[Tensor] = []
+    for at, (count, kind) in enumerate(forms):
+        param, grad, *moments = tensors[first + at * size :][:size]
+        wide = _wide(param.dtype)
+        new, *moved = rule(
+            param.cast(wide), grad.cast(wide), lr, tensors[count], *moments, **dict(kinds[kind])
+        )
+        values = zip([*moved, new], [*moments, param], strict=True)
+        made += [value.cast(old.dtype) for value, old in values]
+    return tuple(made)
+
+
+@templated
+def _clipped(max_norm: float, *grads: Tensor) -> tuple[Tensor, ...]:
+    """The joint 2-norm of gradients, and these scaled so that it is at most max_norm."""
+    held = [grad.cast(_wide(grad.dtype)) for grad in grads]
+    first, *others = [(one * one).sum() for one in held]
+    norm: Tensor = sum(others, first).sqrt()
+    factor = (max_norm / (norm + 1e-6)).minimum(1)
+    return norm, *[(grad * factor).cast(grad.dtype) for grad in grads]
+
+
 def _zeros(param: Tensor) -> Tensor:
     """A moment: zeros in the parameter's shape and sharding, in at least float32."""
     zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
@@ -367,12 +410,9 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
             raise GradientError("clip_grad_norm: no parameter has a gradient")
-        held = [grad.cast(_wide(grad.dtype)) for _, grad in grads]
-        first, *others = [(one * one).sum() for one in held]
-        norm: Tensor = sum(others, first).sqrt()
-        factor = (max_norm / (norm + 1e-6)).minimum(1)
-        for param, grad in grads:
-            param.grad = (grad * factor).cast(grad.dtype).requires_grad_(False)
+        norm, *clipped = _clipped(max_norm, *[grad for _, grad in grads])
+        for (param, _), grad in zip(grads, clipped, strict=True):
+            param.grad = grad.requires_grad_(False)
         return norm
 
 
