@@ -244,26 +244,30 @@ class Optimizer(Steps):
         if not places:
             return []
         counts = self._counted(places)
-        number = {id(count): at for at, count in enumerate(counts)}
-        params = [self.params[place] for place in places]
-        moments = [[tensors[place] for place in places] for tensors in self.moments.values()]
-        kinds: list[dict[str, Any]] = []
-        forms = []
-        for place, param in zip(places, params, strict=True):
-            options = self._options_of(param)
-            if options not in kinds:
-                kinds.append(options)
-            forms.append((number[id(self.counts[place])], kinds.index(options)))
-        given = zip(params, [param.grad for param in params], *moments, strict=True)
-        made = _new_values if is_template(self.rule) else unwrap(_new_values)
-        values = iter(made(
-            self.lr, *counts, *chain.from_iterable(given), rule=self.rule, forms=tuple(forms),
-            kinds=tuple([tuple(kind.items()) for kind in kinds]),
-        ))  # fmt: skip
-        for tensors in zip(*moments, params, strict=True):
-            for tensor in tensors:
-                tensor._write(next(values).node)
-        return [*counts, *params, *chain(*moments)]
+        update = _updated if is_template(self.rule) else unwrap(_updated)
+        moments = [*self.moments.values()]
+        for count, options, some in self._alike(places):
+            written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
+            grads = [self.params[place].grad for place in some]
+            given = chain(grads, chain.from_iterable(written))
+            made = update(self.rule, len(moments), self.lr, count, *given, **options)
+            for tensor, value in zip(chain.from_iterable(written), made, strict=True):
+                tensor._write(value.node)
+        kept = [tensors[place] for tensors in (self.params, *moments) for place in places]
+        return [*counts, *kept]
+
+    def _alike(self, places: Sequence[int]) -> list[tuple[Tensor, dict[str, Any], list[int]]]:
+        """The parameters that share their count of steps and their options, with these."""
+        groups: list[tuple[Tensor, dict[str, Any], list[int]]] = []
+        for place in places:
+            count, options = self.counts[place], self._options_of(self.params[place])
+            for known, same, some in groups:
+                if known is count and same == options:
+                    some.append(place)
+                    break
+            else:
+                groups.append((count, options, [place]))
+        return groups
 
     def _counted(self, places: Sequence[int]) -> list[Tensor]:
         """Count a step of these parameters; others that shared their count get a separate one.
@@ -353,27 +357,21 @@ def _wide(dtype: DType) -> DType:
 
 
 @templated
-def _new_values(
-    lr: Tensor, *tensors: Tensor, rule: Rule, forms: tuple[tuple[int, int], ...],
-    kinds: tuple[tuple[tuple[str, Any], ...], ...],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """What a step writes: for each parameter the new moments, then its own new values.
+def _updated(
+    rule: Rule, moments: int, lr: Tensor, t: Tensor, /, *tensors: Tensor, **options: Any
+) -> list[Tensor]:
+    """What a step writes: of each parameter its new moments, then its new values.
 
-    tensors: counts of steps; then, for each parameter, itself, its gradient, its moments. forms:
-    for each parameter the places of its count and, in `kinds`, of its options.
+    tensors: all gradients; then, of each parameter, so many moments and itself.
     """
-    first = 1 + max(count for count, _ in forms)
-    size = (len(tensors) - first) // len(forms)
+    count = len(tensors) // (moments + 2)
     made: list[Tensor] = []
-    for at, (count, kind) in enumerate(forms):
-        param, grad, *moments = tensors[first + at * size :][:size]
+    for at, grad in enumerate(tensors[:count]):
+        *own, param = old = tensors[count:][at * (moments + 1) :][: moments + 1]
         wide = _wide(param.dtype)
-        new, *moved = rule(
-            param.cast(wide), grad.cast(wide), lr, tensors[count], *moments, **dict(kinds[kind])
-        )
-        values = zip([*moved, new], [*moments, param], strict=True)
-        made += [value.cast(old.dtype) for value, old in values]
-    return tuple(made)
+        new, *moved = rule(param.cast(wide), grad.cast(wide), lr, t, *own, **options)
+        made += [value.cast(one.dtype) for value, one in zip([*moved, new], old, strict=True)]
+    return made
 
 
 @templated

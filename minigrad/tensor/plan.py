@@ -46,7 +46,7 @@ from minigrad.tensor.live_tensors import (
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
-_MEMORY = frozenset({BUFFER, ASSIGN})
+_BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 FEW = 4  # nodes of a single operation, between which nothing is computed
@@ -59,6 +59,7 @@ computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _computed = vars(computed)["data"]  # for lookups without a call of Python code
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+_pending = vars(pending)["data"]
 
 
 class Companion(NamedTuple):
@@ -112,7 +113,8 @@ def described(order: Sequence[Node]) -> set[Node]:
     """
     if modes.describing is not None:
         return set()
-    return depending(order, [n for n in picked(order, {BUFFER}) if isinstance(n.arg, Given)])
+    arguments = [n for n in picked(order, _BUFFERS) if isinstance(n.arg, Given)]
+    return depending(order, arguments) if arguments else set()
 
 
 def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
@@ -127,14 +129,16 @@ def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
 
 def is_waiting(node: Node) -> bool:
     """Whether it is a write that was not carried out yet, and the newest to its memory."""
-    return node.op is ASSIGN and pending.get(id(node.src[0])) is node
+    link = _pending.get(id(node.src[0])) if node.op is ASSIGN else None
+    return link is not None and link() is node
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
-    for node in picked(order, _MEMORY) if pending else ():
-        write = pending.get(id(node if node.op is BUFFER else node.src[0]))
+    for node in picked(order, _MEMORY) if _pending else ():
+        link = _pending.get(id(node if node.op is BUFFER else node.src[0]))
+        write = None if link is None else link()
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
@@ -264,7 +268,7 @@ class Plan:
         if not 0 < len(self.again) <= MANY:
             return
         found = depending(self.order, self.again)
-        read = sum(numel(node.shape) for node in picked(self.order, {BUFFER}))
+        read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
         again = [
             holder for holder in self._inside([node for node in self.held if node in found])
             if numel(holder.raw.shape) <= max(read, MOST_KEPT)
@@ -297,7 +301,7 @@ class Plan:
                 if self._readers(lazy_since(age), {state}):
                     self._copy(state)
         for target in self.targets:
-            if any(holder is not self.owner for holder in holders(target)):
+            if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
 
     def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
@@ -348,7 +352,8 @@ class Plan:
         kept = {*self.kept, *self.marked}
         many = len(self.readers) > MANY and recording.calls is None
         readers = self.readers - kept - self.serves.keys() if many else set()
-        alike = [root for root, value in self.alone.items() if root in readers and value is root]
+        alike = [root for root, value in self.alone.items()
+                 if root in readers and value is root and root.op is not ASSIGN]  # fmt: skip
         for copies, whole in as_rows(alike, kept):
             for root in copies:
                 del self.alone[root]
@@ -375,33 +380,27 @@ class Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten, or on a value of one that
         was never in memory; no history is possible.
-        had in memory; no history is possible.
         """
         self.tracked, self.kept, self.lost = set(), [], []
+        if not (candidates := [root for root in self.roots if self._may_flow(root)]):
+            return
         waits = self.waits
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
         leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if history.recorded else ()
-        known = [node for node in order if node.op is BUFFER and has_history(node)]
+        order = self.order if self.unasked else topological(candidates)
+        memory = picked(order, _BUFFERS) if history.recorded else ()
+        known = [node for node in memory if has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
         gone = {node: node.src[0] for node in self.older if node.op is ASSIGN}
         gone.update((target, target) for target in self.targets if target in leaves)
         lost = set(gone) if start != gone.keys() else set[Node]()
-        self.wanting = wanting = history.tracked(self.order, self.marked, start, lost)
+        self.wanting = wanting = history.tracked(order, self.marked, start, lost)
         lost = lost if start != gone.keys() else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
-        flowing = [
-            root
-            for root in self.roots
-            if root in tracked
-            and root not in self.marked
-            and root not in self.free
-            and any(not h.stopped for one in self._standing(root) for h in holders(one)
-                    if h is not self.owner)
-        ]
+        flowing = [root for root in candidates if root in tracked and root not in self.free]
         self.kept = [root for root in flowing if root not in lost]
         self.lost = [(root, next(iter(gone.values()))) for root in flowing if root in lost]
         for root in self.kept if self.serves else ():  # each of these has its own history
@@ -416,6 +415,13 @@ class Plan:
                             self._copy(source)
                         else:
                             self.roots.setdefault(source)
+
+    def _may_flow(self, root: Node) -> bool:
+        """Whether a gradient may be requested through a root."""
+        return root not in self.marked and any(
+            not holder.stopped for one in self._standing(root) for holder in holders(one)
+            if holder is not self.owner
+        )
 
     def _with_free(self) -> set[Node]:
         """Nodes that depend on any leaf, also on unmarked ones."""
