@@ -246,7 +246,14 @@ class Optimizer(Steps):
         counts = self._counted(places)
         update = _updated if is_template(self.rule) else unwrap(_updated)
         moments = [*self.moments.values()]
-        for count, options, some in self._alike(places):
+        # parameters with the same count of steps and options
+        groups: dict[tuple[int, ...], tuple[dict[str, Any], list[int]]] = {}
+        for place in places:
+            options = self._options_of(self.params[place])
+            form = (id(self.counts[place]), *map(id, options.values()))
+            groups.setdefault(form, (options, []))[1].append(place)
+        for options, some in groups.values():
+            count = self.counts[some[0]]
             written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
             grads = [self.params[place].grad for place in some]
             given = chain(grads, chain.from_iterable(written))
@@ -255,19 +262,6 @@ class Optimizer(Steps):
                 tensor._write(value.node)
         kept = [tensors[place] for tensors in (self.params, *moments) for place in places]
         return [*counts, *kept]
-
-    def _alike(self, places: Sequence[int]) -> list[tuple[Tensor, dict[str, Any], list[int]]]:
-        """The parameters that share their count of steps and their options, with these."""
-        groups: list[tuple[Tensor, dict[str, Any], list[int]]] = []
-        for place in places:
-            count, options = self.counts[place], self._options_of(self.params[place])
-            for known, same, some in groups:
-                if known is count and same == options:
-                    some.append(place)
-                    break
-            else:
-                groups.append((count, options, [place]))
-        return groups
 
     def _counted(self, places: Sequence[int]) -> list[Tensor]:
         """Count a step of these parameters; others that shared their count get a separate one.
