@@ -43,7 +43,7 @@ MANY = 8  # up to so many copies share a kernel as they are; more are computed t
 # Bytes of an array that a copy reads, and of each of its reductions, at most: larger ones take
 # longer than what is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
-LEAVES = (BUFFER, CONST)
+LEAVES = frozenset({BUFFER, CONST})
 _JOINS = (Op.RESHAPE, Op.CAT)
 _CAST = frozenset({Op.CAST, Op.RESHAPE})  # of which alone there is one pattern (`program.realize`)
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
@@ -158,7 +158,8 @@ def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node,
     add = Op.ADD
     for node in picked(order, _OF_MANY):
         if node.op is add:
-            depth[node] = 1 + max([depth.get(source, 0) for source in node.src])
+            left, right = node.src
+            depth[node] = 1 + max(depth.get(left, 0), depth.get(right, 0))
         elif len(node.src) > MANY and not all(is_leaf(beneath(x, _CAST)) for x in node.src):
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:

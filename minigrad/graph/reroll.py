@@ -27,13 +27,14 @@ from minigrad.graph.autobatch import (
 )
 from minigrad.graph.axes import row_of
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import DEVICES, OPS, Node, Op, topological
+from minigrad.graph.node import DEVICES, OPS, Node, Op, picked, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 from minigrad.graph.vmap import stand_in
 
 LEAST_NODES = 256  # of a loop: fewer are faster as they are, in one program
 MOST_NODES = 1024  # of a step
+_NOT_LEAVES = frozenset(Op) - LEAVES
 MOST_BYTES = (1 << 14) - 1  # of an array that differs between steps: larger are layers' weights
 
 
@@ -86,8 +87,10 @@ def reroll(
     It is searched for on the device with most nodes. order: `topological(roots)`. kept: nodes that
     something else depends on, which stay apart.
     """
-    ((device, _),) = Counter(map(DEVICES, order)).most_common(1)
-    nodes = [node for node in order if node.op not in LEAVES and node.device == device]
+    nodes = [*picked(order, _NOT_LEAVES)]
+    if len({*map(DEVICES, nodes)}) > 1:
+        ((device, _),) = Counter(map(DEVICES, nodes)).most_common(1)
+        nodes = [node for node in nodes if node.device == device]
     nodes.sort(key=attrgetter("age"))
     if not any(_periods(list(map(OPS, nodes)))):  # most graphs end here
         return list(roots)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from inspect import unwrap
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
-from minigrad.graph.build import cast
 from minigrad.hints import hint, put_hints
 from minigrad.nn.module import (
     _forget_gradients,
@@ -23,6 +24,7 @@ from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import observe
+from minigrad.tensor.templates import is_template, templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
 _NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that must be ≥ 0
@@ -247,19 +249,24 @@ class Optimizer(Steps):
         counts = [*{id(count): count for count in map(self.counts.__getitem__, places)}.values()]
         for count in counts:
             count.assign(count + 1)
+        update = _updated if is_template(self.rule) else unwrap(_updated)
+        moments = [*self.moments.values()]
+        # parameters with the same count of steps and options
+        groups: dict[tuple[int, ...], tuple[dict[str, Any], list[int]]] = {}
         for place in places:
-            param = self.params[place]
-            held = param.cast(_wide(param.dtype))
-            moments = [tensors[place] for tensors in self.moments.values()]
-            new, *moved = self.rule(
-                held, param.grad.cast(held.dtype), self.lr, self.counts[place], *moments,
-                **self._options_of(param),
-            )
-            for moment, value in zip(moments, moved, strict=True):
-                moment._write(cast(value.node, moment.dtype))
-            param._write(cast(new.node, param.dtype))
-        moments = [tensors[i] for tensors in self.moments.values() for i in places]
-        return [*counts, *(self.params[i] for i in places), *moments]
+            options = self._options_of(self.params[place])
+            form = (id(self.counts[place]), *map(id, options.values()))
+            groups.setdefault(form, (options, []))[1].append(place)
+        for options, some in groups.values():
+            count = self.counts[some[0]]
+            written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
+            grads = [self.params[place].grad for place in some]
+            given = chain(grads, chain.from_iterable(written))
+            made = update(self.rule, len(moments), self.lr, count, *given, **options)
+            for tensor, value in zip(chain.from_iterable(written), made, strict=True):
+                tensor._write(value.node)
+        kept = [tensors[place] for tensors in (self.params, *moments) for place in places]
+        return [*counts, *kept]
 
     def _separate_counts(self) -> list[int]:
         """The places of parameters with a gradient; others that share their counts get new ones."""
@@ -351,6 +358,34 @@ def _wide(dtype: DType) -> DType:
     return dtypes.float32 if dtype.itemsize < 4 else dtype
 
 
+@templated
+def _updated(
+    rule: Rule, moments: int, lr: Tensor, t: Tensor, /, *tensors: Tensor, **options: Any
+) -> list[Tensor]:
+    """What a step writes: of each parameter its new moments, then its new values.
+
+    tensors: all gradients; then, of each parameter, so many moments and itself.
+    """
+    count = len(tensors) // (moments + 2)
+    made: list[Tensor] = []
+    for at, grad in enumerate(tensors[:count]):
+        *own, param = old = tensors[count:][at * (moments + 1) :][: moments + 1]
+        wide = _wide(param.dtype)
+        new, *moved = rule(param.cast(wide), grad.cast(wide), lr, t, *own, **options)
+        made += [value.cast(one.dtype) for value, one in zip([*moved, new], old, strict=True)]
+    return made
+
+
+@templated
+def _clipped(max_norm: float, *grads: Tensor) -> tuple[Tensor, ...]:
+    """The joint 2-norm of gradients, and these scaled so that it is at most max_norm."""
+    held = [grad.cast(_wide(grad.dtype)) for grad in grads]
+    first, *others = [(one * one).sum() for one in held]
+    norm: Tensor = sum(others, first).sqrt()
+    factor = (max_norm / (norm + 1e-6)).minimum(1)
+    return norm, *[(grad * factor).cast(grad.dtype) for grad in grads]
+
+
 def _zeros(param: Tensor) -> Tensor:
     """A moment: zeros in the parameter's shape and sharding, in at least float32."""
     zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
@@ -375,12 +410,9 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
         grads = [(param, param.grad) for param in params if param.grad is not None]
         if not grads:
             raise GradientError("clip_grad_norm: no parameter has a gradient")
-        held = [grad.cast(_wide(grad.dtype)) for _, grad in grads]
-        first, *others = [(one * one).sum() for one in held]
-        norm: Tensor = sum(others, first).sqrt()
-        factor = (max_norm / (norm + 1e-6)).minimum(1)
-        for param, grad in grads:
-            param.grad = (grad * factor).cast(grad.dtype).requires_grad_(False)
+        norm, *clipped = _clipped(max_norm, *[grad for _, grad in grads])
+        for (param, _), grad in zip(grads, clipped, strict=True):
+            param.grad = grad.requires_grad_(False)
         return norm
 
 

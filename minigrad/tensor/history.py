@@ -204,7 +204,7 @@ def expand(
     A write to a tensor that is not a leaf is replaced by its value: gradients flow through it.
     GradientError if a history needs values that were overwritten since.
     """
-    expanded, found = _with_histories(roots, order, older)
+    expanded, found = _with_histories(roots, order, older, only_flowing=True)
     for node, source in _overwritten(found):
         own = _histories.get(source)
         if own is not None and own.replayed:
@@ -240,26 +240,44 @@ def _overwritten(found: Mapping[Node, _History]) -> Iterator[tuple[Node, Node]]:
             )  # fmt: skip
 
 
+def _flowing(
+    roots: Iterable[Node], order: Sequence[Node], through: Container[Node] = ()
+) -> set[Node]:
+    """The nodes of an order to which gradients of the roots may flow.
+
+    through: the writes that pass gradients on to the written value.
+    """
+    flowing, untracked = set(roots), Op.BITCAST
+    for node in reversed(order):
+        if node in flowing and node.op is not untracked:
+            if node.op is not ASSIGN:
+                flowing.update([source for source in node.src if source.dtype.is_float])
+            elif node in through:
+                flowing.add(node.src[1])
+    return flowing
+
+
 def _with_histories(
-    roots: Sequence[Node], order: Sequence[Node] | None = None, older: Container[Node] = ()
-) -> tuple[list[Node], dict[Node, _History]]:
+    roots: Sequence[Node], order: Sequence[Node] | None = None, older: Container[Node] = (),
+    only_flowing: bool = False,
+) -> tuple[list[Node], dict[Node, _History]]:  # fmt: skip
     """The roots with each BUFFER that has a history replaced by it, and those histories.
 
     Only where gradients flow: detached values, and values written to a leaf, may have a void one.
+    only_flowing: do not replace other writes by their values, as a history needs it.
     """
     if order is None:
         order = topological(roots)
     writes = {n for n in picked(order, _WRITES) if n not in older and not wants_gradient(n)}
+    if writes and only_flowing:
+        writes &= _flowing(roots, order, writes)
     if writes:  # leaves stay as they are, also if a write to them waits
         kept = {*leaves_among(order), *(node for node in order if node in older)}
         roots = see_through(roots, writes, kept)
         order = topological(roots)
     found = _known(order)
     if found:
-        flowing = set(roots)
-        for node in reversed(order):
-            if node in flowing and node.op not in (Op.BITCAST, ASSIGN):
-                flowing.update(source for source in node.src if source.dtype.is_float)
+        flowing = _flowing(roots, order)
         found = {node: history for node, history in found.items() if node in flowing}
         free = {node: history for node, history in found.items() if not history.marked}
         for node, _ in list(_overwritten(free)):

@@ -47,7 +47,7 @@ from minigrad.tensor.live_tensors import (
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
-_MEMORY = frozenset({BUFFER, ASSIGN})
+_BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 FEW = 4  # nodes of a single operation, between which nothing is computed
@@ -60,6 +60,7 @@ computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
 _computed = vars(computed)["data"]  # for lookups without a call of Python code
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
 pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
+_pending = vars(pending)["data"]
 
 
 class Companion(NamedTuple):
@@ -81,6 +82,12 @@ class Companion(NamedTuple):
 companions: weakref.WeakKeyDictionary[Node, Companion] = weakref.WeakKeyDictionary()
 # the same BUFFER → an age: older lazy tensors read copies of its value at that time
 copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+
+
+def companion_of(buffer: Node) -> Companion | None:
+    """The companion of a BUFFER, if it has one."""
+    is_steady = getattr(buffer.arg, "steady", False)  # a source of a loop has no memory
+    return companions.get(buffer) if is_steady else None
 
 
 def copy_of(node: Node) -> Node:
@@ -107,7 +114,8 @@ def described(order: Sequence[Node]) -> set[Node]:
     """
     if modes.describing is not None:
         return set()
-    return depending(order, [n for n in picked(order, {BUFFER}) if isinstance(n.arg, Given)])
+    arguments = [n for n in picked(order, _BUFFERS) if isinstance(n.arg, Given)]
+    return depending(order, arguments) if arguments else set()
 
 
 def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
@@ -122,14 +130,16 @@ def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
 
 def is_waiting(node: Node) -> bool:
     """Whether it is a write that was not carried out yet, and the newest to its memory."""
-    return node.op is ASSIGN and pending.get(id(node.src[0])) is node
+    link = _pending.get(id(node.src[0])) if node.op is ASSIGN else None
+    return link is not None and link() is node
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
-    for node in picked(order, _MEMORY) if pending else ():
-        write = pending.get(id(node if node.op is BUFFER else node.src[0]))
+    for node in picked(order, _MEMORY) if _pending else ():
+        link = _pending.get(id(node if node.op is BUFFER else node.src[0]))
+        write = None if link is None else link()
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
@@ -227,8 +237,7 @@ class Plan:
         for node in new:
             op = node.op
             if op is BUFFER:
-                steady = getattr(node.arg, "steady", False)  # a source of a loop has no memory
-                companion = companions.get(node) if steady else None
+                companion = companion_of(node)
                 owner = companion.ours() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
@@ -260,7 +269,7 @@ class Plan:
         if not self.again:
             return
         found = depending(self.order, self.again)
-        read = sum(numel(node.shape) for node in picked(self.order, {BUFFER}))
+        read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
         again = {
             holder.raw: None for holder in self._inside([n for n in self.held if n in found])
             if numel(holder.raw.shape) <= max(read, MOST_KEPT)
@@ -291,8 +300,9 @@ class Plan:
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
-        states = [target for target in self.targets if target in companions]
-        others = self.targets.keys() - set(states)
+        ages_of = {target: copied_until.get(target, 0) for target in self.targets
+                   if companion_of(target) is not None}  # fmt: skip
+        others = self.targets.keys() - ages_of.keys()
         readers = self._readers(lazy_holders(), others) if others else {}
         for node, served in readers.items():
             if node not in self.roots:
@@ -300,22 +310,24 @@ class Plan:
                 self.readers.add(node)
             if served != [node]:
                 self.serves[node] = served
-        for state in states:
-            if self._readers(lazy_since(copied_until.get(state, 0)), {state}):
-                self._copy(state)
+        if ages_of and self._readers(lazy_since(min(ages_of.values())), ages_of.keys()):
+            for state, age in ages_of.items():
+                if self._readers(lazy_since(age), {state}):
+                    self._copy(state)
         for target in self.targets:
-            if any(holder is not self.owner for holder in holders(target)):
+            if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
 
     def _readers(self, tensors: Sequence[Holder], targets: Set[Node]) -> dict[Node, list[Node]]:
         """The entries of `_lazy` for these tensors that read a target other than through a root."""
-        lazy = self._lazy([holder for holder in readable(tensors) if holder is not self.owner])
-        reads = set(targets)
-        order = topological(lazy, self.order)
-        for node in reading((*self.order, *order), reads):
-            if node not in self.roots:
-                reads.add(node)
-        reads -= described(order)
+        lazy = self._lazy([
+            holder for holder in readable(tensors)
+            if holder.raw not in self.roots and holder is not self.owner
+        ])  # fmt: skip
+        if not lazy:  # as in most training steps
+            return lazy
+        order = topological(lazy, self.roots)
+        reads = depending(order, targets) - described(order)
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
@@ -336,7 +348,7 @@ class Plan:
                 del nodes[node]
         for node in nodes:
             if node not in found:
-                less = node if node in self.roots else made_without_copies(node, kept)
+                less = made_without_copies(node, kept)
                 found[node if less in found else less] = [node]
         return found
 
@@ -354,7 +366,8 @@ class Plan:
         kept = {*self.kept, *self.marked}
         many = len(self.readers) > MANY and recording.calls is None
         readers = self.readers - kept - self.serves.keys() if many else set()
-        alike = [root for root, value in self.alone.items() if root in readers and value is root]
+        alike = [root for root, value in self.alone.items()
+                 if root in readers and value is root and root.op is not ASSIGN]  # fmt: skip
         for copies, whole in as_rows(alike, kept):
             for root in copies:
                 del self.alone[root]
@@ -381,33 +394,27 @@ class Plan:
         tracked: depends on a marked leaf. stale: depends on memory that is about to be overwritten.
         lost: depends on a marked leaf that is about to be overwritten, or on a value of one that
         was never in memory; no history is possible.
-        had in memory; no history is possible.
         """
         self.tracked, self.kept, self.lost = set(), [], []
+        if not (candidates := [root for root in self.roots if self._may_flow(root)]):
+            return
         waits = self.waits
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
         leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if history.recorded else ()
-        known = [node for node in order if node.op is BUFFER and has_history(node)]
+        order = self.order if self.unasked else topological(candidates)
+        memory = picked(order, _BUFFERS) if history.recorded else ()
+        known = [node for node in memory if has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
         gone = {node: node.src[0] for node in self.older if node.op is ASSIGN}
         gone.update((target, target) for target in self.targets if target in leaves)
         lost = set(gone) if start != gone.keys() else set[Node]()
-        self.wanting = wanting = history.tracked(self.order, self.marked, start, lost)
+        self.wanting = wanting = history.tracked(order, self.marked, start, lost)
         lost = lost if start != gone.keys() else wanting
         self.tracked = tracked = self._with_free() if self.unasked else wanting
-        flowing = [
-            root
-            for root in self.roots
-            if root in tracked
-            and root not in self.marked
-            and root not in self.free
-            and any(not h.stopped for one in self._standing(root) for h in holders(one)
-                    if h is not self.owner)
-        ]
+        flowing = [root for root in candidates if root in tracked and root not in self.free]
         self.kept = [root for root in flowing if root not in lost]
         self.lost = [(root, next(iter(gone.values()))) for root in flowing if root in lost]
         for root in self.kept if self.serves else ():  # each of these has its own history
@@ -422,6 +429,13 @@ class Plan:
                             self._copy(source)
                         else:
                             self.roots.setdefault(source)
+
+    def _may_flow(self, root: Node) -> bool:
+        """Whether a gradient may be requested through a root."""
+        return root not in self.marked and any(
+            not holder.stopped for one in self._standing(root) for holder in holders(one)
+            if holder is not self.owner
+        )
 
     def _with_free(self) -> set[Node]:
         """Nodes that depend on any leaf, also on unmarked ones."""
@@ -483,7 +497,8 @@ class Plan:
             if lazy:
                 replace_in(lazy, made)
         for target in self.targets:
-            if target in companions and companions[target].ours() is not None:
+            companion = companion_of(target)
+            if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
             computed[id(holder.raw)] = holder.raw

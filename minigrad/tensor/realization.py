@@ -75,8 +75,11 @@ def write(holder: Holder, value: Node) -> None:
             pending.pop(id(target), None)
             holder._point(target)
         return
-    written = build.assign(target, value)
     with lock:
+        # x.mul_(…), then x.add_(…): one write. Unless a program may be carrying out the first now.
+        if node in value.src and node is not target and node.arg is None and not under_way:
+            value = build.rebuild(value, [node.src[1] if x is node else x for x in value.src])
+        written = build.assign(target, value)
         pending[id(target)] = written
         holder._point(written)
 

@@ -9,6 +9,7 @@ sources (numbers, masks) are shared.
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from operator import itemgetter
@@ -101,6 +102,14 @@ def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
     return lambda values: (values[place],)
 
 
+_calls: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def is_template(function: Any) -> bool:
+    """Whether a function is `templated`."""
+    return function in _calls
+
+
 def templated(function: F) -> F:
     """Let templates build the results of a function of tensors and hashable values.
 
@@ -153,6 +162,7 @@ def templated(function: F) -> F:
         found = tuple([None if node is None else kind(node) for node in made])
         return found if several else found[0]
 
+    _calls.add(call)
     return call  # type: ignore[return-value]
 
 

@@ -424,6 +424,37 @@ def test_clip_grad_norm(on_device):
     assert abs(optim.clip_grad_norm(b, 0.4).item() - 0.8) < 1e-6 and b.grad.item() < 0.4
 
 
+class _Own(optim.Optimizer):
+    """A rule that reads what is not among its arguments, and an option of each parameter's own."""
+
+    factor = 1.0
+
+    @staticmethod
+    def rule(param, grad, lr, t, moment, *, decay):
+        moment = moment + grad * _Own.factor
+        return param - moment * lr - decay, moment
+
+    def __init__(self, params):
+        super().__init__(params, 0.5, ["moment"], decay=0.0)
+
+    def _options_of(self, param):
+        return {"decay": float(param.ndim)}
+
+
+def test_a_rule_of_ones_own_runs_in_every_step(on_device):
+    x, y, z = (Tensor(values) for values in ([8.0, 9.0], 8.0, [7.0]))
+    optimizer = _Own([x, y, z])
+    for factor in (1.0, 2.0, 4.0):
+        _Own.factor = factor
+        optimizer.zero_grad()
+        (x.sum() + y * 2 + z.sum()).backward()
+        optimizer.step()
+    assert x.tolist() == [8 - 5.5 - 3, 9 - 5.5 - 3]  # moments 1, 3, 7
+    assert y.item() == 8 - 11
+    assert z.tolist() == [7 - 5.5 - 3]
+    assert [moment.tolist() for moment in optimizer.moments["moment"]] == [[7, 7], 14, [7]]
+
+
 def test_tied_parameters_count_once(on_device):
     w = Tensor(W, requires_grad=True)
     assert len(optim.SGD([w, w]).params) == 1

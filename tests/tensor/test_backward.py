@@ -650,3 +650,25 @@ def test_what_a_leaf_is_given_is_a_constant(name, on_device):
     given = q.numpy()
     np.testing.assert_allclose(p.grad.numpy(), given * given, rtol=1e-6)
     np.testing.assert_allclose(q.grad.numpy(), 2 * p.numpy() * given, rtol=1e-6)
+
+
+@pytest.mark.parametrize("then", ["nothing", "realized", "written", "realized, written"])
+def test_a_waiting_write_that_no_gradient_passes(on_device, then):
+    """Gradients read a target network's new weights, as the loss does, whatever comes later."""
+    w, target, other = leaf([1, 2]), Tensor([4.0, 8.0]).realize(), Tensor([0.0, 0.0]).realize()
+    with Tensor.no_grad():
+        target.assign(target * 0.5 + w)  # 3, 6
+        goal = target * 2
+    other.assign(w * 3)  # through which a gradient passes
+    ((w - goal).square() + other * goal).sum().backward()
+    expected = 2 * (np.array([1, 2]) - [6, 12]) + 3 * np.array([6, 12])
+    if "realized" in then:
+        target.realize()
+    if "written" in then:
+        with Tensor.no_grad():
+            target.assign(target + 100)
+            target.mul_(2)
+        target.realize()
+    assert w.grad.tolist() == expected.tolist()
+    assert target.tolist() == ([206, 212] if "written" in then else [3, 6])
+    assert other.tolist() == [3, 6]

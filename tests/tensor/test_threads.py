@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, jit, program
-from minigrad.graph.node import topological
-from minigrad.tensor import backward, history
+from minigrad.graph.node import Op, topological
+from minigrad.tensor import access, backward, history
 
 THREADS = 6
 
@@ -314,3 +314,18 @@ def test_histories_that_come_while_a_replay_ends_others(on_device):
         sys.setswitchinterval(interval)
         thread.join()
     assert all(history.has_history(one.raw) for one in kept[1:])
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_two_writes_in_a_row_are_one(on_device, monkeypatch, busy):
+    """Unless another thread may be carrying out the first, after which it must not be repeated."""
+    x = Tensor([1.0, 2.0]).realize()
+    x.mul_(2)
+    between = x * 10
+    if busy:
+        monkeypatch.setitem(access.under_way, -1, (lambda _: (set(), frozenset()), None))
+    x.add_(x)
+    writes = [node.op for node in topological([x.raw])].count(Op.ASSIGN)
+    assert writes == (2 if busy else 1)
+    assert between.tolist() == [20, 40]
+    assert x.tolist() == [4, 8]
