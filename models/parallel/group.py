@@ -197,7 +197,7 @@ class RankGroup:
         kind, size = what.kind, dtype.itemsize
         target, nbytes = result.address, result.count * size
         if kind in ("all_reduce", "reduce"):
-            ring.all_reduce(members, sent, target, dtype, what.how, self)
+            ring.all_reduce(members, sent, target, dtype, what.how, self.kernels)
             if kind == "reduce" and members.rank != what.place:
                 ctypes.memset(target, 0, nbytes)
         elif kind == "broadcast":
@@ -216,28 +216,18 @@ class RankGroup:
                 ring.join([piece], place + members.rank * piece.count * size, size)
                 place += members.size * piece.count * size
             counts = [members.size * piece.count for piece in sent]
-            ring.ring_all_gather(members, target, counts, dtype, self)
+            ring.ring_all_gather(members, target, counts, dtype, self.kernels)
         elif kind == "reduce_scatter":
             ranks, count = members.size, result.count * members.size
             parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
                      for rank in range(ranks) for one in sent]  # fmt: skip
             with ring.Scratch(count * size) as copy:
                 ring.join(parts, copy, size)
-                start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
+                start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how,
+                                                    self.kernels)  # fmt: skip
                 ctypes.memmove(target, copy + start * size, nbytes)
         else:
             ring.all_to_all(members, sent[0].address, target, nbytes // members.size)
-
-    def combine(
-        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
-    ) -> None:
-        """See `ring.Arithmetic`."""
-        with self.timeline.span("add", how, count * dtype.itemsize):
-            self.kernels.combine(how, dtype, target, source, count, factor)
-
-    def addition(self, how: str, dtype: DType) -> Addition:
-        """See `ring.Arithmetic`."""
-        return self.kernels.addition(how, dtype)
 
 
 class Seat:
@@ -252,7 +242,7 @@ class Seat:
     ) -> None:  # fmt: skip
         self.device, self.timeline = device, timeline
         self.progress = Progress(activity, [transport])
-        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
+        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU", timeline)
         self.groups = {
             name: RankGroup(name, Members(transport, ranks, tag, timeline), self.progress, kernels,
                             timeline)
