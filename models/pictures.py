@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
@@ -13,22 +13,11 @@ from minigrad.models.digits import DIGITS, Digits
 from minigrad.models.errors import InputError, failing_as
 from minigrad.models.metrics import Metrics
 
+if TYPE_CHECKING:
+    from minigrad.models.mlp import MLP
+
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
 MOST_LABELS = 60  # more labels at an axis overlap
-
-
-class Perceptron(Protocol):
-    """A network that can be drawn: `minigrad.models.mlp.MLP`."""
-
-    layers: list[nn.Linear]
-
-    def hidden(self, x: Tensor) -> list[Tensor]:
-        """The activations of each hidden layer."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits."""
-        ...
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -98,7 +87,7 @@ def save_curves(metrics: Metrics, path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
-def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
+def draw_mlp(model: MLP, digits: Digits, metrics: Metrics, path: Path) -> None:
     """Write a PNG: weights of the first 16 neurons as images, one digit's activations, the losses.
 
     The first layer must take images of 28 × 28; InputError if the file cannot be written.
@@ -112,7 +101,7 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
     save_figure(figure, path)
 
 
-def silent(model: Perceptron, digits: Digits) -> list[bool]:
+def silent(model: MLP, digits: Digits) -> list[bool]:
     """For each neuron of the first layer, whether no digit activates it."""
     with Tensor.no_grad():
         highest = model.layers[0](Tensor(digits.images[:1000])).max(0)
@@ -130,7 +119,7 @@ def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
         axes.set_axis_off()
 
 
-def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
+def draw_way(figure: Any, model: MLP, digits: Digits) -> None:
     """Draw the first digit, each layer's activations for it, and the probabilities."""
     with Tensor.no_grad():
         image = Tensor(digits.images[:1])
