@@ -268,16 +268,12 @@ def refuse_trace(path: str | None, flags: str) -> None:
         raise InputError(f"--trace needs several devices: also give {flags}")
 
 
-EXPLAIN = "train nothing; write a page that explains a step, from source lines to machine code"
-
-
-EXPLAIN_VALUES = "with --explain: also show what kernels wrote, and where a NaN first appeared"
-
-
 def add_explain(add: Callable[..., Any]) -> None:
     """Add the flags of `explain_step`."""
-    add("--explain", metavar="F.html", help=EXPLAIN)
-    add("--explain-values", action="store_true", help=EXPLAIN_VALUES)
+    add("--explain", metavar="F.html",
+        help="train nothing; write a page that explains a step, from source lines to machine code")
+    add("--explain-values", action="store_true",
+        help="with --explain: also show what kernels wrote, and where a NaN first appeared")
 
 
 def check_explain(flags: argparse.Namespace) -> None:

@@ -349,5 +349,6 @@ def main(arguments: Sequence[str]) -> None:
         for name, value in remembered.items():
             if not isinstance(value, REMEMBERED[name]):
                 raise InputError(f"{flags.resume} is damaged: its --{name} is {value!r}")
-        again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
-        launch(again, said, earlier)
+        known = {"checkpoint": flags.resume, **remembered}
+        vars(flags).update((name, known[name]) for name in known.keys() - said)
+        launch(flags, said, earlier)
