@@ -251,12 +251,14 @@ def check_files(flags: argparse.Namespace) -> None:
     """InputError if an output cannot be written, or would replace an input."""
     path = Path(flags.checkpoint)
     console.require("safetensors")
-    console.check_writable(path)
     picture = path.with_suffix(".png")
+    for written in (path, picture):
+        console.check_writable(written)
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
-    written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
-               "--trace": flags.trace, "--explain": flags.explain}  # fmt: skip
-    console.check_apart(read, written)
+    console.check_apart(read, {
+        "--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
+        "--trace": flags.trace, "--explain": flags.explain,
+    })  # fmt: skip
 
 
 def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:
