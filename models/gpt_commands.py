@@ -267,7 +267,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     given: the flags on the command line; the others are defaults, or remembered.
     """
     check_given(flags, given)
-    console.check_explain(flags)
+    console.check_explain(flags, given)
     flags.given = given
     if earlier is not None and earlier[2] is not None:
         check_unchanged(flags, earlier[2], given)

@@ -38,7 +38,7 @@ from minigrad.models.protocol import (
     wanted,
 )
 from minigrad.models.sizing import cache_bytes
-from minigrad.models.speculation import check_most
+from minigrad.models.speculation import MOST
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -447,7 +447,8 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """The engine; InputError for invalid flags, or if the caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots: expected a power of two, at most 64, got {flags.slots}")
-    check_most(flags.speculate)
+    if flags.speculate > MOST:
+        raise InputError(f"--speculate: expected at most {MOST}, got {flags.speculate}")
     if model.config.context < LEAST:
         raise InputError(f"a context of {model.config.context} has no room for a prompt and an "
                          f"answer: expected at least {LEAST} (see --context)")  # fmt: skip
