@@ -13,7 +13,7 @@ from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
-from minigrad.models.parallel.agreement import Agreement, Headers
+from minigrad.models.parallel.agreement import Agreement
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
@@ -21,7 +21,10 @@ from minigrad.settings import DEFAULTS, getenv, put
 
 
 class Members:
-    """The Transport among some ranks of another one, with its own tag; counts data only."""
+    """The Transport among some ranks of another one, with its own tag; counts data only.
+
+    Data are received only after their sender has described the same exchange (`agreement.py`).
+    """
 
     def __init__(
         self, transport: Transport, ranks: Sequence[int], tag: int, timeline: Timeline
@@ -30,6 +33,7 @@ class Members:
         self.rank, self.size = self.ranks.index(transport.rank), len(self.ranks)
         self.bytes_sent = self.messages_sent = 0
         self.pressing = False
+        self.agreement = Agreement(self)
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to send to a member."""
@@ -38,6 +42,7 @@ class Members:
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to receive from a member."""
+        self.agreement.agree(source)
         return self.transport.irecv(self.ranks[source], address, nbytes, self.tag)
 
     def wait(self, requests: Sequence[Any]) -> None:
@@ -47,6 +52,7 @@ class Members:
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """Add a member's array."""
+        self.agreement.agree(other)
         nbytes = count * addition.itemsize
         with self.timeline.span("add", "shared", nbytes):
             if not self.transport.add(self.ranks[other], source, target, count, addition):
@@ -155,7 +161,6 @@ class Progress:
 class RankGroup:
     """Ranks that exchange data: see `minigrad.collective.Group`.
 
-    Each exchange is compared with the other ranks' (`agreement.py`) before its data are used.
     members: their Transport; `members.bytes_sent` counts what this rank has sent.
     """
 
@@ -165,7 +170,6 @@ class RankGroup:
         self.name, self.members, self.progress = name, members, progress
         self.kernels, self.timeline = kernels, timeline
         self.rank, self.size = members.rank, members.size
-        self._headers = Headers(members.size)
 
     def __repr__(self) -> str:
         return f"<group {self.name!r}: rank {self.rank} of {self.size}>"
@@ -175,9 +179,9 @@ class RankGroup:
 
         def action() -> None:
             with self.timeline.span(what.kind, self.name, result.count * dtype.itemsize):
-                agreed = Agreement(self.members, self._headers, what)
-                self._exchange(agreed, what, dtype, sent, result)
-                agreed.close()
+                self.members.agreement.begin(what)
+                self._exchange(what, dtype, sent, result)
+                self.members.agreement.close()
 
         job = Job(action)
         self.progress.submit(job)
@@ -191,10 +195,9 @@ class RankGroup:
     # --- the kinds --------------------------------------------------------------------------------
 
     def _exchange(
-        self, members: Transport, what: Collective, dtype: DType, sent: Sequence[Piece],
-        result: Piece,
-    ) -> None:  # fmt: skip
-        kind, size = what.kind, dtype.itemsize
+        self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece
+    ) -> None:
+        members, kind, size = self.members, what.kind, dtype.itemsize
         target, nbytes = result.address, result.count * size
         if kind in ("all_reduce", "reduce"):
             ring.all_reduce(members, sent, target, dtype, what.how, self.kernels)
