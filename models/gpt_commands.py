@@ -251,9 +251,9 @@ def check_files(flags: argparse.Namespace) -> None:
     """InputError if an output cannot be written, or would replace an input."""
     path = Path(flags.checkpoint)
     console.require("safetensors")
+    console.check_writable(path)
     picture = path.with_suffix(".png")
-    for written in (path, picture):
-        console.check_writable(written)
+    console.check_writable(picture)
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
     console.check_apart(read, {
         "--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minigrad.models.console import check_writable
 from minigrad.models.parallel import timeline
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.mpi import world
 
 
 @contextmanager
