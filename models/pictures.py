@@ -45,31 +45,20 @@ def whole_steps(axis: Any) -> None:
     axis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
 
 
-def centred_mean(values: list[float], width: int) -> list[float]:
-    """The mean of the `width` values around each (fewer at both ends, equally many on both sides).
-
-    A mean of previous values only would lie above a falling curve.
-    """
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    result = []
-    for place in range(len(values)):
-        reach = min(width // 2, place, len(values) - 1 - place)
-        result.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
-    return result
-
-
 def draw_losses(axes: Any, metrics: Metrics) -> None:
     """Draw the training loss, its running mean for long runs, and the validation loss."""
+    import numpy as np
+
     steps, losses = metrics.curve("loss")
     reach = len(losses) // 80
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
               label="training, each batch")  # fmt: skip
     if reach:
-        width, whole = 2 * reach + 1, slice(reach, -reach)  # the ends have fewer values
+        # centred: a mean of previous values only would lie above a falling curve
+        width = 2 * reach + 1
+        means = np.convolve(losses, np.full(width, 1 / width), "valid")
         label = f"mean of {width} batches, centred"
-        axes.plot(steps[whole], centred_mean(losses, width)[whole], color=BLUE, label=label)
+        axes.plot(steps[reach:-reach], means, color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats")
