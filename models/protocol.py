@@ -186,7 +186,8 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
                                   code="unsupported_value")  # fmt: skip
                 _text(f"{where}.content", part.get("text"))
             content = "".join(part["text"] for part in content)
-        _text(f"{where}.content", content)
+        if not isinstance(content, str):
+            raise _unexpected(f"{where}.content", "a string", content, "invalid_type")
         role = "system" if message["role"] == "developer" else message["role"]
         found.append({"role": role, "content": content})
     return found
