@@ -202,7 +202,7 @@ def train_command(
         save_curves(metrics, picture, f"GPT: {config.layers} layers, {config.dim} dims")
         prompt = "\n" if "\n" in begun.text else begun.text[0]
         tokens = begun.tokenizer.encode(prompt)
-        trained, _ = load_checkpoint(path)  # the whole model, however it was divided
+        trained, _ = load_checkpoint(GPT, path)  # the whole model, however it was divided
         write(trained, begun.tokenizer, tokens, SHOWN, Sampling(0.8), flags.seed)
         print(f"\nsaved checkpoint {path}\nsaved loss curves {picture}")
 
@@ -291,7 +291,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
 
     def train(rank: Rank) -> None:
         # a checkpoint is read again: its tensors belong on this rank's device
-        own = None if earlier is None else load_training(Path(flags.resume))
+        own = None if earlier is None else load_training(GPT, Path(flags.resume))
         train_command(flags, own, rank)
 
     run_ranks(train, mesh, trace=flags.trace)
@@ -345,7 +345,7 @@ def main(arguments: Sequence[str]) -> None:
     elif flags.resume is None:
         launch(flags, said)
     else:
-        earlier = load_training(Path(flags.resume))
+        earlier = load_training(GPT, Path(flags.resume))
         told = {} if earlier[2] is None else earlier[2].flags
         remembered = {name: told[name] for name in REMEMBERED if name in told}
         for name, value in remembered.items():

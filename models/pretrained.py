@@ -39,7 +39,7 @@ def load_model(
     """
     source = read_source(path)
     if source.kind == "own":
-        return training_of(path, source.tensors, source.facts)[:2]
+        return training_of(GPT, path, source.tensors, source.facts)[:2]
     model = model_of(GPT, source, path, dtype=dtype, context=context)
     if source.kind == "gguf":
         try:

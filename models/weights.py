@@ -81,7 +81,7 @@ def load_pretrained(
         given = {"config": config, "dtype": dtype, "context": context}
         if names := [name for name, value in given.items() if value is not None]:
             raise InputError(f"{path} was saved by models/gpt.py: expected no {', '.join(names)}")
-        return training_of(Path(path), source.tensors, source.facts, kind)[0]
+        return training_of(kind, Path(path), source.tensors, source.facts)[0]
     return model_of(kind, source, path, config, dtype, context)
 
 

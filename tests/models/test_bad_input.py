@@ -256,7 +256,7 @@ def test_a_full_disk(
     assert (tmp_path / "gpt.safetensors").read_bytes() == good
     left = {path.name for path in tmp_path.iterdir()} - {"m.jsonl"}
     assert left == {"text.txt", "gpt.safetensors"}  # no temporary file is left
-    load_checkpoint(tmp_path / "gpt.safetensors")
+    load_checkpoint(GPT, tmp_path / "gpt.safetensors")
 
 
 @pytest.mark.parametrize("script", [["sizing.py", "gpt3"], ["mlp.py", "--neuron"]])

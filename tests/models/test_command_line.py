@@ -18,6 +18,7 @@ from devices import OPENCL, OTHER
 
 from minigrad.models import (
     console,
+    gpt,
     gpt_commands,
     metrics,
     mlp,
@@ -197,7 +198,7 @@ def test_a_checkpoint_of_any_name_is_read(
 
 def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resuming = ["--resume", "gpt.safetensors", "--steps"]
-    stored = load_training(folder / "gpt.safetensors")[2]
+    stored = load_training(gpt.GPT, folder / "gpt.safetensors")[2]
     assert stored is not None
     record = Path(stored.flags["metrics"])  # in the folder of the training
     before = record.read_bytes()

@@ -115,7 +115,7 @@ def test_a_signal_in_the_last_validation_loses_nothing(
     text.write_text("to be, or not to be: that is the question.\n" * 20)
     with pytest.raises(Stopped, match=r"all steps are done, and .*gpt\.safetensors is saved"):
         gpt_commands.main(["--text", str(text), "--checkpoint", str(path), *SMALL, "--steps", "2"])
-    _, _, resumable = load_training(path)
+    _, _, resumable = load_training(GPT, path)
     assert resumable is not None and len(resumable.history) == resumable.facts["step"] == 2
 
 

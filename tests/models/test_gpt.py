@@ -310,7 +310,7 @@ def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
     tokenizer = CharacterTokenizer("abcdefghijk")
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, model, tokenizer)
-    again, same_tokenizer = load_checkpoint(path)
+    again, same_tokenizer = load_checkpoint(GPT, path)
     assert again.config == TINY and same_tokenizer.vocabulary == tokenizer.vocabulary
     ids = Tensor(some_ids(2, 8))
     assert (again(ids).numpy() == model(ids).numpy()).all()

@@ -76,7 +76,7 @@ def test_bitwise_the_losses_of_an_uninterrupted_run(
 
     Tensor.manual_seed(99)
     Tensor.rand(7).realize()  # numbers drawn meanwhile must not matter
-    model, _, resumable = load_training(path)
+    model, _, resumable = load_training(GPT, path)
     assert resumable is not None and curves(first) == [
         (m["step"], m["loss"], m["val_loss"], m["lr"]) for m in resumable.history
     ]
