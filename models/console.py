@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
@@ -268,22 +268,24 @@ def refuse_trace(path: str | None, flags: str) -> None:
         raise InputError(f"--trace needs several devices: also give {flags}")
 
 
-EXPLAIN = "train nothing; write a page that explains a step, from source lines to machine code"
-
-
-EXPLAIN_VALUES = "with --explain: also show what kernels wrote, and where a NaN first appeared"
-
-
 def add_explain(add: Callable[..., Any]) -> None:
     """Add the flags of `explain_step`."""
-    add("--explain", metavar="F.html", help=EXPLAIN)
-    add("--explain-values", action="store_true", help=EXPLAIN_VALUES)
+    add("--explain", metavar="F.html",
+        help="train nothing; write a page that explains a step, from source lines to machine code")
+    add("--explain-values", action="store_true",
+        help="with --explain: also show what kernels wrote, and where a NaN first appeared")
 
 
-def check_explain(flags: argparse.Namespace) -> None:
-    """InputError if values are requested without a page."""
+def check_explain(flags: argparse.Namespace, given: Set[str] = frozenset()) -> None:
+    """InputError for values without a page, or for files that only a training writes.
+
+    given: the flags on the command line.
+    """
     if flags.explain_values and flags.explain is None:
         raise InputError("--explain-values has no effect without --explain: also give --explain")
+    idle = given & {"metrics", "picture"}
+    if flags.explain is not None and idle:
+        raise InputError(f"--{min(idle)} has no effect with --explain, which trains nothing")
 
 
 def explain_step(

@@ -172,11 +172,8 @@ def newest_checkpoint() -> Path:
     """The newest checkpoint here with a default name."""
     first = Path(CHECKPOINT)
     found = [first, *first.parent.glob(f"{first.stem}-[0-9]*{first.suffix}")]
-    return max((path for path in found if path.is_file()), key=_written, default=first)
-
-
-def _written(path: Path) -> float:
-    return path.stat().st_mtime
+    here = [path for path in found if path.is_file()]
+    return max(here, key=lambda path: path.stat().st_mtime, default=first)
 
 
 def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:

@@ -253,19 +253,21 @@ def check_files(flags: argparse.Namespace) -> None:
     console.require("safetensors")
     console.check_writable(path)
     picture = path.with_suffix(".png")
+    console.check_writable(picture)
     read = {f"--{name}": getattr(flags, name) for name in ("text", "weights")}
-    written = {"--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
-               "--trace": flags.trace, "--explain": flags.explain}  # fmt: skip
-    console.check_apart(read, written)
+    console.check_apart(read, {
+        "--checkpoint": path, "its loss curves": picture, "--metrics": flags.metrics,
+        "--trace": flags.trace, "--explain": flags.explain,
+    })  # fmt: skip
 
 
 def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None = None) -> None:
-    """`train` on one device, or on as many as --dp and --sp (and MPI) say.
+    """`train` on one device, or on as many as the flags (and MPI) say.
 
     given: the flags on the command line; the others are defaults, or remembered.
     """
     check_given(flags, given)
-    console.check_explain(flags)
+    console.check_explain(flags, given)
     flags.given = given
     if earlier is not None and earlier[2] is not None:
         check_unchanged(flags, earlier[2], given)
@@ -349,5 +351,6 @@ def main(arguments: Sequence[str]) -> None:
         for name, value in remembered.items():
             if not isinstance(value, REMEMBERED[name]):
                 raise InputError(f"{flags.resume} is damaged: its --{name} is {value!r}")
-        again = parser({"checkpoint": flags.resume, **remembered}).parse_args(given)
-        launch(again, said, earlier)
+        known = {"checkpoint": flags.resume, **remembered}
+        vars(flags).update((name, known[name]) for name in known.keys() - said)
+        launch(flags, said, earlier)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 from minigrad.models import console
@@ -40,11 +40,8 @@ REMEMBERED: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentParser:
-    """The flags of all commands; without a command, `train` is meant.
-
-    `remembered` replaces defaults of `train` by the flags of an earlier run.
-    """
+def parser() -> argparse.ArgumentParser:
+    """The flags of all commands; without a command, `train` is meant."""
     top = console.Parser(
         description="Train a GPT, generate text with it, or look inside it.\n\n"
         "Without a command: train. `COMMAND --help` explains the flags of a command."
@@ -57,7 +54,6 @@ def parser(remembered: Mapping[str, Any] | None = None) -> argparse.ArgumentPars
         command = commands.add_parser(name, help=text, description=about, epilog=example)
         FLAGS[name](command)
         console.add_common_flags(command)
-    commands.choices["train"].set_defaults(**(remembered or {}))
     return top
 
 
@@ -79,6 +75,24 @@ def add_basics(
     add("--batch", type=whole, default=12, help="windows of text per step")
     add("--lr", type=console.positive_float, default=lr,
         help="peak learning rate; up to 100 warm-up steps, then cosine decay to a tenth" + more)
+
+
+def add_layout(add: Callable[..., Any]) -> None:
+    """Flags that say how devices share a step's work; `network.py` has them, too."""
+    for name, what in (
+        ("sp", "each window of text over N devices; with --tp, give the same N"),
+        ("tp", "each block's matrices over N devices"),
+        ("ep", "the experts, and each batch, over N devices"),
+        ("pp", "the layers over N pipeline stages"),
+    ):
+        add(f"--{name}", type=console.positive_int, default=1, help=f"split {what}")
+    add("--zero", type=int, choices=range(4), default=0,
+        help="store in parts on the --dp devices: 1 optimizer moments, 2 also gradients, 3 also "
+        "weights")  # fmt: skip
+    add("--schedule", choices=SCHEDULES, default="1f1b",
+        help="order of work in a --pp pipeline; zb: zero-bubble")  # fmt: skip
+    add("--pieces", type=console.positive_int, default=1,
+        help="pieces of layers per stage, for --schedule interleaved")  # fmt: skip
 
 
 def _train(command: argparse.ArgumentParser) -> None:
@@ -115,21 +129,9 @@ def _train(command: argparse.ArgumentParser) -> None:
     add("--metrics", metavar="FILE", help="write a line of JSON per step; --resume appends")
     share = command.add_argument_group("several devices").add_argument
     share("--dp", type=whole, default=1, help="split each batch over N devices")
-    share("--sp", type=whole, default=1,
-        help="split each window of text over N devices; with --tp, give the same N")
-    share("--tp", type=whole, default=1, help="split each block's matrices over N devices")
-    share("--ep", type=whole, default=1,
-        help="split the experts, and each batch, over N devices")  # fmt: skip
-    share("--zero", type=int, choices=range(4), default=0,
-        help="store in parts on the --dp devices: 1 optimizer moments, 2 also gradients, 3 also "
-        "weights")  # fmt: skip
-    share("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
+    add_layout(share)
     share("--micro", type=console.natural_int, default=0,
         help="micro-batches of a --pp pipeline; 0: at most 4 per stage")
-    share("--schedule", choices=SCHEDULES, default="1f1b",
-        help="order of work in a --pp pipeline; zb: zero-bubble")  # fmt: skip
-    share("--pieces", type=whole, default=1,
-        help="pieces of layers per stage, for --schedule interleaved")  # fmt: skip
     share("--trace", metavar="FILE", help="write a timeline of all devices, for ui.perfetto.dev")
     console.add_explain(add)
 

@@ -86,8 +86,6 @@ def shown(tokenizer: Tokenizer, token: int) -> str:
 
 def neighbours(model: GPT, ids: list[int]) -> list[list[tuple[int, float]]]:
     """For each token, those with the most similar embeddings, and the cosines."""
-    import numpy as np
-
     with Tensor.no_grad():
         table: Any = model.wte
         whole = (
@@ -97,14 +95,11 @@ def neighbours(model: GPT, ids: list[int]) -> list[list[tuple[int, float]]]:
         whole = whole.contiguous().realize()
         unit = whole * (whole.square().sum(1, keepdim=True) + 1e-12).rsqrt()
         chosen = unit[Tensor(ids)].contiguous()
-        cosines = chosen.matmul(unit.transpose()).numpy()  # (tokens, vocabulary)
-    result = []
-    for token, row in zip(ids, cosines, strict=True):
-        row[token] = -np.inf
-        best = np.argpartition(-row, min(NEIGHBOURS, len(row) - 1))[:NEIGHBOURS]
-        order = best[np.argsort(-row[best])]
-        result.append([(int(i), float(row[i])) for i in order if np.isfinite(row[i])])
-    return result
+        cosines = chosen.matmul(unit.transpose())  # (tokens, vocabulary)
+        best = cosines.topk(min(NEIGHBOURS + 1, len(whole)))  # the token itself is one of them
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [[(i, cosine) for i, cosine in zip(*row, strict=True) if i != token][:NEIGHBOURS]
+            for token, row in zip(ids, pairs, strict=True)]  # fmt: skip
 
 
 def attention(model: GPT, ids: list[int], layer: int, head: int) -> Any:

@@ -365,12 +365,12 @@ def main(arguments: Sequence[str]) -> None:
     """Train and report."""
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
-    console.check_explain(flags)
+    given = console.given_flags(parser(), arguments)
+    console.check_explain(flags, given)
     names = ("metrics", "picture", "trace", "explain")
     console.check_apart({}, {f"--{name}": getattr(flags, name) for name in names})
     if flags.neuron:
-        idle = console.given_flags(parser(), arguments) - OF_A_NEURON
-        if idle:
+        if idle := given - OF_A_NEURON:
             raise InputError(f"--{min(idle)} has no effect with --neuron, which trains nothing")
         show_neuron(flags.picture)
         return

@@ -21,6 +21,7 @@ from pathlib import Path
 from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
+from minigrad.models.gpt_flags import add_layout
 from minigrad.models.network_model import (
     Cluster,
     Layout,
@@ -262,16 +263,8 @@ def parser() -> argparse.ArgumentParser:
     add("--devices", type=whole,
         help="devices in all (default: the product of the axes, or without --dp about 1024)")
     add("--dp", type=whole, help="copies of the model (default: --devices / the other axes)")
-    add("--tp", type=whole, default=1, help="split each matrix over N devices")
-    add("--sp", type=whole, default=1,
-        help="split each text over N devices; with --tp, give the same N")
-    add("--pp", type=whole, default=1, help="split the layers over N pipeline stages")
-    add("--ep", type=whole, default=1, help="split the experts over N devices")
-    add("--zero", type=int, choices=range(4), default=0,
-        help="store in parts on the copies: 1 optimizer moments, 2 also gradients, 3 also weights")
+    add_layout(add)
     add("--micro", type=whole, default=32, help="micro-batches of a --pp pipeline")
-    add("--schedule", choices=SCHEDULES, default="1f1b", help="order of work in a pipeline")
-    add("--pieces", type=whole, default=1, help="pieces of layers per stage, for interleaved")
     add("--box", type=whole, default=8, help="devices connected by NVLink")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens per step, on all devices")
     add("--overlap", type=console.natural_float, default=1.0,

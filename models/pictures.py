@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
@@ -13,22 +13,11 @@ from minigrad.models.digits import DIGITS, Digits
 from minigrad.models.errors import InputError, failing_as
 from minigrad.models.metrics import Metrics
 
+if TYPE_CHECKING:
+    from minigrad.models.mlp import MLP
+
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
 MOST_LABELS = 60  # more labels at an axis overlap
-
-
-class Perceptron(Protocol):
-    """A network that can be drawn: `minigrad.models.mlp.MLP`."""
-
-    layers: list[nn.Linear]
-
-    def hidden(self, x: Tensor) -> list[Tensor]:
-        """The activations of each hidden layer."""
-        ...
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Logits."""
-        ...
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -56,31 +45,20 @@ def whole_steps(axis: Any) -> None:
     axis.set_major_locator(require("matplotlib.ticker").MaxNLocator(integer=True))
 
 
-def centred_mean(values: list[float], width: int) -> list[float]:
-    """The mean of the `width` values around each (fewer at both ends, equally many on both sides).
-
-    A mean of previous values only would lie above a falling curve.
-    """
-    sums = [0.0]
-    for value in values:
-        sums.append(sums[-1] + value)
-    result = []
-    for place in range(len(values)):
-        reach = min(width // 2, place, len(values) - 1 - place)
-        result.append((sums[place + reach + 1] - sums[place - reach]) / (2 * reach + 1))
-    return result
-
-
 def draw_losses(axes: Any, metrics: Metrics) -> None:
     """Draw the training loss, its running mean for long runs, and the validation loss."""
+    import numpy as np
+
     steps, losses = metrics.curve("loss")
     reach = len(losses) // 80
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
               label="training, each batch")  # fmt: skip
     if reach:
-        width, whole = 2 * reach + 1, slice(reach, -reach)  # the ends have fewer values
+        # centred: a mean of previous values only would lie above a falling curve
+        width = 2 * reach + 1
+        means = np.convolve(losses, np.full(width, 1 / width), "valid")
         label = f"mean of {width} batches, centred"
-        axes.plot(steps[whole], centred_mean(losses, width)[whole], color=BLUE, label=label)
+        axes.plot(steps[reach:-reach], means, color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats")
@@ -98,7 +76,7 @@ def save_curves(metrics: Metrics, path: Path, title: str) -> None:
     save_figure(figure, path)
 
 
-def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) -> None:
+def draw_mlp(model: MLP, digits: Digits, metrics: Metrics, path: Path) -> None:
     """Write a PNG: weights of the first 16 neurons as images, one digit's activations, the losses.
 
     The first layer must take images of 28 × 28; InputError if the file cannot be written.
@@ -112,7 +90,7 @@ def draw_mlp(model: Perceptron, digits: Digits, metrics: Metrics, path: Path) ->
     save_figure(figure, path)
 
 
-def silent(model: Perceptron, digits: Digits) -> list[bool]:
+def silent(model: MLP, digits: Digits) -> list[bool]:
     """For each neuron of the first layer, whether no digit activates it."""
     with Tensor.no_grad():
         highest = model.layers[0](Tensor(digits.images[:1000])).max(0)
@@ -130,7 +108,7 @@ def draw_weights(figure: Any, weights: Any, dead: list[bool]) -> None:
         axes.set_axis_off()
 
 
-def draw_way(figure: Any, model: Perceptron, digits: Digits) -> None:
+def draw_way(figure: Any, model: MLP, digits: Digits) -> None:
     """Draw the first digit, each layer's activations for it, and the probabilities."""
     with Tensor.no_grad():
         image = Tensor(digits.images[:1])

@@ -16,6 +16,8 @@ from minigrad.models.engine import Drawn
 from minigrad.models.sampling import Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
 
+Check = Callable[[str, Any], None]  # of a field, by name and value; raises Refused
+
 
 class Refused(Exception):
     """An error answer in the protocol's format."""
@@ -29,35 +31,36 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _number(low: float, high: float) -> Callable[[str, Any], None]:
+def _unexpected(name: str, expected: str, value: Any, code: str) -> Refused:
+    return Refused(f"{name}: expected {expected}, got {repr(value)[:60]}", name, code=code)
+
+
+def _within(low: float, high: float, kinds: Collection[type] = (int,)) -> Check:
+    whole = float not in kinds
+    what = f"a whole number in {low} … {high}" if whole else f"a number in {low:g} … {high:g}"
+
     def check(name: str, value: Any) -> None:
-        if type(value) not in (int, float) or not low <= value <= high:
-            raise Refused(f"{name}: expected a number in {low:g} … {high:g}, got {_short(value)}",
-                          name, code="invalid_value")  # fmt: skip
+        if type(value) not in kinds or not low <= value <= high:
+            raise _unexpected(name, what, value, "invalid_value")
 
     return check
 
 
-def _whole(low: int, high: int) -> Callable[[str, Any], None]:
+def _of(kind: type, what: str) -> Check:
     def check(name: str, value: Any) -> None:
-        if type(value) is not int or not low <= value <= high:
-            raise Refused(f"{name}: expected a whole number in {low} … {high}, got {_short(value)}",
-                          name, code="invalid_value")  # fmt: skip
+        if type(value) is not kind:
+            raise _unexpected(name, what, value, "invalid_type")
 
     return check
 
 
-def _flag(name: str, value: Any) -> None:
-    if type(value) is not bool:
-        raise Refused(f"{name}: expected true or false, got {_short(value)}", name,
-                      code="invalid_type")  # fmt: skip
+_flag, _text = _of(bool, "true or false"), _of(str, "a string")
 
 
 def _words(name: str, value: Any) -> None:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
-        raise Refused(f"{name}: expected a string or a list of strings, got {_short(value)}", name,
-                      code="invalid_type")  # fmt: skip
+        raise _unexpected(name, "a string or a list of strings", value, "invalid_type")
     if len(texts) > 4 or any(len(text) > 1000 for text in texts):
         raise Refused(f"{name}: expected at most 4 strings of 1,000 characters, got {len(texts)}",
                       name, code="invalid_value")  # fmt: skip
@@ -65,8 +68,7 @@ def _words(name: str, value: Any) -> None:
 
 def _options(name: str, value: Any) -> None:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise Refused(f"{name}: expected only include_usage, got {_short(value)}", name,
-                      code="unsupported_value")  # fmt: skip
+        raise _unexpected(name, "only include_usage", value, "unsupported_value")
     for inner in value.values():
         _flag(f"{name}.include_usage", inner)
 
@@ -75,22 +77,17 @@ def _anything(name: str, value: Any) -> None:
     """Accept any value: the field has no effect."""
 
 
-def _text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise Refused(f"{name}: expected a string, got {_short(value)}", name, code="invalid_type")
-
-
-LARGEST = 1 << 31
-COMMON: dict[str, Callable[[str, Any], None]] = {
-    "model": _text, "max_tokens": _whole(1, LARGEST), "temperature": _number(0, 2),
-    "top_p": _number(0, 1), "top_k": _whole(1, LARGEST), "seed": _whole(-(1 << 63), (1 << 63) - 1),
-    "stop": _words, "stream": _flag, "stream_options": _options, "user": _text,
-    "repetition_penalty": _number(0.01, 100),
+LARGEST, NUMBER = 1 << 31, (int, float)
+COMMON: dict[str, Check] = {
+    "model": _text, "max_tokens": _within(1, LARGEST), "temperature": _within(0, 2, NUMBER),
+    "top_p": _within(0, 1, NUMBER), "top_k": _within(1, LARGEST),
+    "seed": _within(-(1 << 63), (1 << 63) - 1), "stop": _words, "stream": _flag,
+    "stream_options": _options, "user": _text, "repetition_penalty": _within(0.01, 100, NUMBER),
 }  # fmt: skip
 FIELDS = {
-    "completion": {**COMMON, "prompt": _anything, "logprobs": _whole(0, 20)},
-    "chat": {**COMMON, "messages": _anything, "max_completion_tokens": _whole(1, LARGEST),
-             "logprobs": _flag, "top_logprobs": _whole(0, 20), "metadata": _anything,
+    "completion": {**COMMON, "prompt": _anything, "logprobs": _within(0, 20)},
+    "chat": {**COMMON, "messages": _anything, "max_completion_tokens": _within(1, LARGEST),
+             "logprobs": _flag, "top_logprobs": _within(0, 20), "metadata": _anything,
              "chat_template_kwargs": _anything},
 }  # fmt: skip
 # Accepted values of unsupported fields: those without effect.
@@ -138,7 +135,7 @@ def wanted(body: Mapping[str, Any], kind: str) -> Wanted:
         elif name in NEUTRAL:
             if not any(value == one and isinstance(value, bool) is isinstance(one, bool)
                        for one in NEUTRAL[name]):  # fmt: skip
-                raise Refused(f"{name} = {_short(value)} is not supported by this server", name,
+                raise Refused(f"{name} = {repr(value)[:60]} is not supported by this server", name,
                               code="unsupported_parameter")  # fmt: skip
         else:
             raise Refused(f"unknown parameter: {name}", name, code="unknown_parameter")
@@ -175,8 +172,8 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
         where = f"messages[{place}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, dict) else message
-            raise Refused(f"{where}.role: expected {', '.join(ROLES)}, got {_short(role)}", where,
-                          code="unsupported_value")  # fmt: skip
+            raise Refused(f"{where}.role: expected {', '.join(ROLES)}, got {repr(role)[:60]}",
+                          where, code="unsupported_value")  # fmt: skip
         more = {name for name, value in message.items() if value is not None}
         for name in sorted(more - {"role", "content", "name"}):
             raise Refused(f"{where}.{name} is not supported by this server", f"{where}.{name}",
@@ -190,15 +187,10 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
                 _text(f"{where}.content", part.get("text"))
             content = "".join(part["text"] for part in content)
         if not isinstance(content, str):
-            raise Refused(f"{where}.content: expected a string, got {_short(content)}",
-                          f"{where}.content", code="invalid_type")  # fmt: skip
+            raise _unexpected(f"{where}.content", "a string", content, "invalid_type")
         role = "system" if message["role"] == "developer" else message["role"]
         found.append({"role": role, "content": content})
     return found
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:60]
 
 
 class Text:

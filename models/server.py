@@ -38,7 +38,7 @@ from minigrad.models.protocol import (
     wanted,
 )
 from minigrad.models.sizing import cache_bytes
-from minigrad.models.speculation import check_most
+from minigrad.models.speculation import MOST
 from minigrad.models.tokenizer import Stream, Tokenizer
 
 _JSON = json.JSONEncoder(ensure_ascii=False)
@@ -256,10 +256,10 @@ class Server:
                 f"the context has {self.engine.most}", "messages" if chat else "prompt",
                 code="context_length_exceeded",
             )  # fmt: skip
-        events = Events()
+        events: Events = asyncio.Queue()
 
         def tell(event: Drawn | Ended) -> None:
-            self.posted.append(partial(events.put, event))
+            self.posted.append(partial(events.put_nowait, event))
 
         job = Request(ids, min(want.tokens or usual, room), want.settings, tell, want.seed,
                       self.ends, want.logprobs)  # fmt: skip
@@ -276,26 +276,15 @@ class Server:
         return self.responses.JSONResponse(await answer.whole(request))
 
 
-class Events:
-    """The events of a request; those that have arrived are taken together."""
+Events = asyncio.Queue[Drawn | Ended]
 
-    def __init__(self) -> None:
-        self._come = list[Drawn | Ended]()
-        self._waiter: asyncio.Future[None] | None = None
 
-    def put(self, event: Drawn | Ended) -> None:
-        """Add an event; called by the loop."""
-        self._come.append(event)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def take(self) -> list[Drawn | Ended]:
-        """Take at least one event."""
-        if not self._come:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        come, self._come = self._come, []
-        return come
+async def taken(events: Events) -> list[Drawn | Ended]:
+    """At least one event, and all others that have arrived."""
+    found = [await events.get()]
+    while not events.empty():
+        found.append(events.get_nowait())
+    return found
 
 
 class Answer:
@@ -315,7 +304,7 @@ class Answer:
     async def piece(self) -> tuple[str, list[Drawn], str | None]:
         """What has arrived: text, its tokens, and the reason if the answer has ended."""
         shown, drawn = "", list[Drawn]()
-        for event in await self.events.take():
+        for event in await taken(self.events):
             if isinstance(event, Drawn):
                 drawn.append(event)
                 self.said += 1
@@ -324,7 +313,7 @@ class Answer:
                     return shown, drawn, "stop"
             elif event.reason in ("error", "cancelled"):
                 if drawn:  # these come first
-                    self.events.put(event)
+                    self.events.put_nowait(event)
                     return shown, drawn, None
                 raise Refused(event.message or event.reason, status=503, kind="server_error")
             else:
@@ -458,7 +447,8 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
     """The engine; InputError for invalid flags, or if the caches do not fit in memory."""
     if flags.slots & (flags.slots - 1) or flags.slots > 64:
         raise InputError(f"--slots: expected a power of two, at most 64, got {flags.slots}")
-    check_most(flags.speculate)
+    if flags.speculate > MOST:
+        raise InputError(f"--speculate: expected at most {MOST}, got {flags.speculate}")
     if model.config.context < LEAST:
         raise InputError(f"a context of {model.config.context} has no room for a prompt and an "
                          f"answer: expected at least {LEAST} (see --context)")  # fmt: skip

@@ -247,72 +247,67 @@ def report(
     used = machine.count or devices(state + few, memory)
     seconds = seconds_of_training(c, tokens, used, machine.peak, machine.utilization)
     rest = 8 + training.masters
-    lines: list[Line] = []
-
-    def add(what: str, figure: str, formula: str = "") -> None:
-        lines.append(Line(what, figure, formula))
-
-    add(name, f"{c.layers} layers, {c.dim} dims, {c.heads} heads, feed-forward {c.hidden}, "
-        f"context {c.context}, vocabulary {c.vocabulary}")  # fmt: skip
-    add("parameters", f"{n:,}",
-        f"embedding {p.embedding:,} + attention {p.attention:,} + feed-forward "
-        f"{p.feed_forward:,} + router {p.router:,} + norms {p.norms:,} + output "
-        f"{p.output:,}")  # fmt: skip
-    if c.experts:
-        add("active per token", f"{p.active:,}", "without the experts that a token skips")
-    add("weights", bytes_text(weights), f"parameters · {itemsize} bytes")
-    add("KV cache", f"{bytes_text(cache)} = {cache / 2**30:.3g} GiB",
-        f"2 · {c.layers} layers · {c.key_value_heads} heads · {c.context} positions · "
-        f"{c.width} dims · {itemsize} bytes, for one request")  # fmt: skip
-    add("gradients", bytes_text(weights), f"parameters · {itemsize} bytes")
-    add("optimizer", bytes_text(n * rest),
-        f"parameters · {rest} bytes: AdamW's two moments, 4 each"
-        + (", and float32 masters, 4" if training.masters else ""))  # fmt: skip
-    add("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
-        f"what the backward pass needs, for {batch} × {c.context} tokens")  # fmt: skip
-    add("training, total", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
-        f"parameters · {training.per_parameter} bytes + activations")  # fmt: skip
     peaks = [peak_bytes(c, batch, itemsize, recompute) for recompute in (True, False)]
-    add("peak in minigrad", " … ".join(map(bytes_text, peaks)),
-        "the same with only the larger of gradients and activations: gradients reuse the memory of "
-        "activations")  # fmt: skip
-    add("devices to hold it", f"{devices(weights, memory):,}",
-        f"weights / {bytes_text(memory)}, rounded up")  # fmt: skip
-    add("devices to train it", f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
-        f"parameters · {training.per_parameter} bytes, + activations / memory")  # fmt: skip
-    add("flops per token", f"{flops_per_token(c):.3g}",
-        "6 · parameters that multiply + 6 · layers · context · dim")  # fmt: skip
-    add("training time", duration_text(seconds),
-        f"flops per token · {tokens:.3g} tokens / ({used:,} devices · {machine.peak:.3g} flop/s · "
-        f"{machine.utilization:.0%})")  # fmt: skip
-    return lines
+    return [
+        Line(name, f"{c.layers} layers, {c.dim} dims, {c.heads} heads, feed-forward {c.hidden}, "
+             f"context {c.context}, vocabulary {c.vocabulary}"),
+        Line("parameters", f"{n:,}",
+             f"embedding {p.embedding:,} + attention {p.attention:,} + feed-forward "
+             f"{p.feed_forward:,} + router {p.router:,} + norms {p.norms:,} + output "
+             f"{p.output:,}"),
+        *([Line("active per token", f"{p.active:,}", "without the experts that a token skips")]
+          if c.experts else []),
+        Line("weights", bytes_text(weights), f"parameters · {itemsize} bytes"),
+        Line("KV cache", f"{bytes_text(cache)} = {cache / 2**30:.3g} GiB",
+             f"2 · {c.layers} layers · {c.key_value_heads} heads · {c.context} positions · "
+             f"{c.width} dims · {itemsize} bytes, for one request"),
+        Line("gradients", bytes_text(weights), f"parameters · {itemsize} bytes"),
+        Line("optimizer", bytes_text(n * rest),
+             f"parameters · {rest} bytes: AdamW's two moments, 4 each"
+             + (", and float32 masters, 4" if training.masters else "")),
+        Line("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
+             f"what the backward pass needs, for {batch} × {c.context} tokens"),
+        Line("training, total", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
+             f"parameters · {training.per_parameter} bytes + activations"),
+        Line("peak in minigrad", " … ".join(map(bytes_text, peaks)),
+             "the same with only the larger of gradients and activations: gradients reuse the "
+             "memory of activations"),
+        Line("devices to hold it", f"{devices(weights, memory):,}",
+             f"weights / {bytes_text(memory)}, rounded up"),
+        Line("devices to train it",
+             f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
+             f"parameters · {training.per_parameter} bytes, + activations / memory"),
+        Line("flops per token", f"{flops_per_token(c):.3g}",
+             "6 · parameters that multiply + 6 · layers · context · dim"),
+        Line("training time", duration_text(seconds),
+             f"flops per token · {tokens:.3g} tokens / ({used:,} devices · {machine.peak:.3g} "
+             f"flop/s · {machine.utilization:.0%})"),
+    ]  # fmt: skip
 
 
 def article(config: GPTConfig) -> list[Line]:
     """The figures in the overview of GPT-3, and their meaning."""
     n, cache, large = parameters(config).total, cache_bytes(config), 1.8e12
-    lines: list[Line] = []
-
-    def add(what: str, figure: str, formula: str) -> None:
-        lines.append(Line(what, figure, formula))
-
-    add("175 B parameters", f"{n / 1e9:.1f} B", "12 · layers · dim² + (vocabulary + context) · dim")
-    add("350 GB of weights", bytes_text(2 * n), "parameters · 2 bytes")
-    add("5 H100s to hold it", f"{devices(2 * n, H100)}", "weights / 80 GB, rounded up")
-    add("40–50 H100s to train it", f"{devices(18 * n, H100)} … {devices(23 * n, H100)}",
-        "18 … 23 bytes per parameter: 16 for weights and gradients in 2 bytes, masters and "
-        "moments in 4, and 2 … 7 for activations and buffers")  # fmt: skip
-    add("3–6 TB in training", f"{bytes_text(16 * n)} … {bytes_text(34 * n)}",
-        "16 bytes per parameter without activations, 34 with those of a large batch")  # fmt: skip
-    add("9 GB of KV cache", f"{cache / 1e9:.2f} GB = {cache / 2**30:.1f} GiB",
-        "2 · 96 layers · 2,048 positions · 12,288 dims · 2 bytes")  # fmt: skip
-    add("100,000 iterations", duration_text(100_000 * 120.0), "100,000 · 2 minutes")
-    add("GPT-4's rumoured 1.8 T", f"{bytes_text(2 * large)}, {devices(2 * large, H100)} H100s to "
-        f"hold it, {devices(18 * large, H100)} … {devices(23 * large, H100)} to train it",
-        "the same formulas; with thousands of them, in reasonable time")  # fmt: skip
-    add("a B300 of 288 GB", f"holds {B300 / 2 / 1e9:.0f} B parameters, trains "
-        f"{B300 / 16 / 1e9:.0f} B", "288 GB / 2 bytes; / 16 bytes")  # fmt: skip
-    return lines
+    return [
+        Line("175 B parameters", f"{n / 1e9:.1f} B",
+             "12 · layers · dim² + (vocabulary + context) · dim"),
+        Line("350 GB of weights", bytes_text(2 * n), "parameters · 2 bytes"),
+        Line("5 H100s to hold it", f"{devices(2 * n, H100)}", "weights / 80 GB, rounded up"),
+        Line("40–50 H100s to train it", f"{devices(18 * n, H100)} … {devices(23 * n, H100)}",
+             "18 … 23 bytes per parameter: 16 for weights and gradients in 2 bytes, masters and "
+             "moments in 4, and 2 … 7 for activations and buffers"),
+        Line("3–6 TB in training", f"{bytes_text(16 * n)} … {bytes_text(34 * n)}",
+             "16 bytes per parameter without activations, 34 with those of a large batch"),
+        Line("9 GB of KV cache", f"{cache / 1e9:.2f} GB = {cache / 2**30:.1f} GiB",
+             "2 · 96 layers · 2,048 positions · 12,288 dims · 2 bytes"),
+        Line("100,000 iterations", duration_text(100_000 * 120.0), "100,000 · 2 minutes"),
+        Line("GPT-4's rumoured 1.8 T",
+             f"{bytes_text(2 * large)}, {devices(2 * large, H100)} H100s to hold it, "
+             f"{devices(18 * large, H100)} … {devices(23 * large, H100)} to train it",
+             "the same formulas; with thousands of them, in reasonable time"),
+        Line("a B300 of 288 GB", f"holds {B300 / 2 / 1e9:.0f} B parameters, trains "
+             f"{B300 / 16 / 1e9:.0f} B", "288 GB / 2 bytes; / 16 bytes"),
+    ]  # fmt: skip
 
 
 def add_machine_flags(command: argparse.ArgumentParser) -> None:

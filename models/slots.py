@@ -10,10 +10,10 @@ by bit.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigrad import Tensor, Variable, jit
 from minigrad.graph.symbolic import Integer
@@ -66,31 +66,21 @@ class RowCaches:
         self.cache.settle(x)
 
 
-class Results:
-    """The results of a step: logits (rows, vocabulary), copied to the host on demand."""
+class Row(NamedTuple):
+    """One row of a step's results.
 
-    def __init__(self, logits: Tensor) -> None:
-        self.tensor = logits
-        self._array: Any = None
+    copied: returns the logits of all rows, (rows, vocabulary), copied to the host by the first
+    call. likeliest: the first token with the largest logit.
+    """
 
-    @property
-    def logits(self) -> Any:
-        """The logits as a numpy array."""
-        if self._array is None:
-            self._array = self.tensor.numpy()
-        return self._array
-
-
-class Row:
-    """One row of a step's results. likeliest: the first token with the largest logit."""
-
-    def __init__(self, results: Results, number: int, likeliest: int) -> None:
-        self.results, self.number, self.likeliest = results, number, likeliest
+    copied: Callable[[], Any]
+    number: int
+    likeliest: int
 
     @property
     def logits(self) -> Any:
         """The logits (vocabulary,), a numpy array."""
-        return self.results.logits[self.number]
+        return self.copied()[self.number]
 
 
 class Slots:
@@ -237,8 +227,8 @@ class Slots:
                 [bound(f"slot{number}", slot, self.count) for number, slot in enumerate(slots)],
                 [bound(f"place{row}", place, self.context) for row, place in enumerate(places)],
             )  # fmt: skip
-            results = Results(logits)
-            return [Row(results, row, token) for row, token in enumerate(likeliest.tolist())]
+            copied = cache(logits.numpy)
+            return [Row(copied, row, token) for row, token in enumerate(likeliest.tolist())]
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` ≥ 1 positions of one slot to another."""

@@ -7,19 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from minigrad.models.errors import InputError
-
 SHORTEST = 3  # tokens at the end that must have occurred before
 LONGEST = 16  # up to so many matching tokens make a place more likely
 PLACES = 8  # latest places that are compared
 FADING = 0.25  # weight of the newest guess in `luck`
 MOST = 15  # tokens guessed at once
-
-
-def check_most(speculate: int) -> None:
-    """InputError if too many tokens are to be guessed."""
-    if speculate > MOST:
-        raise InputError(f"--speculate: expected at most {MOST}, got {speculate}")
 
 
 class Guesses:

@@ -351,7 +351,10 @@ def finish(
 
     with Progress(plan.steps, "tokens", not run.division.is_first) as progress:
         if plan.first_windows and not run.done:
-            _report_start(run, validation, progress, stop)
+            # fine-tuning that ends above it has done harm
+            before = _validated(run, validation, plan.first_windows, stop)
+            if before is not None:
+                progress.say(f"before the first step: validation {shown(before)}")
         while run.done < plan.steps:
             begin = time.perf_counter()
             loss, rate = run.advance(training)
@@ -364,15 +367,12 @@ def finish(
             if last:  # whatever ends the process during validation, the steps are not lost
                 _save_if_possible(save, progress)
             if validated:
-                val_loss = _report(run, validation, losses, watch, progress, stop)
-            metrics.record(
-                step=run.done,
-                loss=loss,
-                val_loss=val_loss,
-                lr=rate,
-                tokens_per_s=speed,
-                elapsed_s=run.elapsed,
-            )
+                most = plan.final_windows if last else plan.validation_windows
+                val_loss = _validated(run, validation, most, stop)
+                if val_loss is not None:
+                    _report(run, val_loss, losses, watch, progress)
+            metrics.record(step=run.done, loss=loss, val_loss=val_loss, lr=rate,
+                           tokens_per_s=speed, elapsed_s=run.elapsed)  # fmt: skip
             complete = last and val_loss is not None  # then a signal has nothing left to end
             if not complete and stop():
                 save()
@@ -390,31 +390,21 @@ def _save_if_possible(save: Callable[[], None], progress: Progress) -> None:
         progress.say(f"not saved: {error}")
 
 
-def _report_start(
-    run: TrainingRun, validation: Windows, progress: Progress, stop: Callable[[], bool]
-) -> None:
-    """Report the validation loss before training: fine-tuning that ends above it has done harm."""
-    plan = run.plan
+def _validated(
+    run: TrainingRun, validation: Windows, most: int, stop: Callable[[], bool]
+) -> float | None:
+    """The validation loss; None if `stop` ended the validation."""
     try:
-        loss = validate(
-            run.model, validation, plan.first_windows, 4 * plan.batch, run.division, stop
-        )
+        return validate(run.model, validation, most, 4 * run.plan.batch, run.division, stop)
     except GivenUp:
-        return  # the first step ends the run
-    progress.say(f"before the first step: validation {shown(loss)}")
+        return None
 
 
 def _report(
-    run: TrainingRun, validation: Windows, losses: Sequence[float], watch: OverfittingWatch,
-    progress: Progress, stop: Callable[[], bool],
-) -> float | None:  # fmt: skip
-    """Validate after a step and report the result; None if `stop` ended it."""
-    plan = run.plan
-    most = plan.final_windows if run.done == plan.steps else plan.validation_windows
-    try:
-        val_loss = validate(run.model, validation, most, 4 * plan.batch, run.division, stop)
-    except GivenUp:
-        return None
+    run: TrainingRun, val_loss: float, losses: Sequence[float], watch: OverfittingWatch,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Report a validation after a step."""
     mean, count = recent_mean(losses)
     progress.say(
         f"step {run.done}: validation {shown(val_loss)}, training {shown(mean)} (mean of the last "
@@ -422,4 +412,3 @@ def _report(
     )
     if warning := watch.look(run.done, mean, val_loss):
         progress.say(warning)
-    return val_loss

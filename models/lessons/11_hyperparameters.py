@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minigrad import Tensor
-from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.lessons.shared import plays
+from minigrad.models.lessons.shared import learn, plays
 from minigrad.models.sizing import parameters
-from minigrad.models.train import TrainingPlan, TrainingRun, parameter_count, validate
+from minigrad.models.train import TrainingPlan, parameter_count, validate
 
 TITLE = "Hyperparameters"
 SECTIONS = ("Hyperparameters",)
@@ -33,13 +31,8 @@ class Run:
 def train(config: GPTConfig, plan: TrainingPlan) -> Run:
     """Learn from Shakespeare's plays, and validate on what was held back."""
     texts = plays(config.context)
-    Tensor.manual_seed(plan.seed)
-    model = GPT(replace(config, vocabulary=len(texts.tokenizer)))
-    run, times = TrainingRun(model, plan), []
-    for _ in range(plan.steps):
-        start = time.perf_counter()
-        run.advance(texts.training)
-        times.append(1e3 * (time.perf_counter() - start))
+    whole = replace(config, vocabulary=len(texts.tokenizer))
+    model, times = learn(whole, plan, texts.training)
     loss = validate(model, texts.validation, 96, 48)
     return Run(loss, parameter_count(model), sorted(times)[len(times) // 10])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import inspect
 import math
-import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -47,9 +46,8 @@ class Page:
         """Prose: paragraphs with empty lines between, **strong**, `code`, lists with "- "."""
         text = inspect.cleandoc(text)
         self.parts.append(Part("say", {"text": text}))
-        for paragraph in text.split("\n\n"):
-            if self.talks:
-                print(_wrapped(paragraph) + "\n")
+        if self.talks:
+            _print_prose(text)
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], title: str = "") -> None:
         """Rows of words and numbers below a head."""
@@ -88,7 +86,7 @@ class Page:
         content = {"name": name, "task": task, "data": plain(data, pack=True), "plays": moves}
         self.parts.append(Part("widget", content))
         if self.talks:
-            print(_wrapped(f"(On the page: {task})") + "\n")
+            _print_prose(f"(On the page: {task})")
 
     def drawing(self, title: str, text: str) -> None:
         """Lines of characters that stand one below the other."""
@@ -117,12 +115,9 @@ class Page:
         print()
 
 
-def _wrapped(paragraph: str) -> str:
-    plain_text = re.sub(r"\*\*(.+?)\*\*", r"\1", paragraph, flags=re.S)
-    if paragraph.startswith("- "):
-        return "\n".join(textwrap.fill(item, WIDTH, subsequent_indent="  ")
-                         for item in re.split(r"\n(?=- )", plain_text))  # fmt: skip
-    return textwrap.fill(plain_text, WIDTH)
+def _print_prose(text: str) -> None:
+    terminal: Any = console.require("rich.console").Console(width=WIDTH, highlight=False)
+    terminal.print(console.require("rich.markdown").Markdown(text), "")
 
 
 def shown(value: Any) -> str:

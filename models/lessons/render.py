@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import ast
-import html
-import io
 import json
-import keyword
 import re
 import shutil
 import textwrap
 import time
-import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,51 +50,12 @@ class Lesson:
         return f"{self.name}.html"
 
 
-def prose(text: str) -> str:
-    """Paragraphs and lists with **strong** and `code`."""
-    result = []
-    for paragraph in text.split("\n\n"):
-        if paragraph.startswith("- "):
-            items = re.split(r"\n?(?:^|(?<=\n))- ", paragraph)[1:]
-            result.append("<ul>" + "".join(f"<li>{_inline(item)}</li>" for item in items) + "</ul>")
-        else:
-            result.append(f"<p>{_inline(paragraph)}</p>")
-    return "\n".join(result)
-
-
-def _inline(text: str) -> str:
-    text = html.escape(text, quote=False)
-    text = re.sub(r"`(.+?)`", r"<code>\1</code>", text, flags=re.S)
-    return re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text, flags=re.S)
-
-
 def code(source: str) -> str:
     """Python with its keywords, comments and texts marked."""
-    lines = source.splitlines(keepends=True)
-    result, row, column = [], 0, 0
-
-    def until(stop_row: int, stop_column: int) -> str:
-        nonlocal row, column
-        found = ""
-        while row < stop_row:
-            found += lines[row][column:]
-            row, column = row + 1, 0
-        if row < len(lines):
-            found += lines[row][column:stop_column]
-        column = stop_column
-        return html.escape(found, quote=False)
-
-    kinds = {tokenize.COMMENT: "c", tokenize.STRING: "s"}
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        kind = kinds.get(token.type, "")
-        if token.type == tokenize.NAME and keyword.iskeyword(token.string):
-            kind = "k"
-        if kind:
-            result.append(until(token.start[0] - 1, token.start[1]))
-            inner = until(token.end[0] - 1, token.end[1])
-            result.append(f'<span class="{kind}">{inner}</span>')
-    result.append(until(len(lines), 0))
-    return f'<pre tabindex="0"><code>{"".join(result)}</code></pre>'
+    lexer = require("pygments.lexers.python").PythonLexer(stripnl=False)
+    writer = require("pygments.formatters.html").HtmlFormatter(nowrap=True)
+    marked = require("pygments").highlight(source, lexer, writer)
+    return f'<pre tabindex="0"><code>{marked}</code></pre>'
 
 
 def pieces(source: str) -> list[str]:
@@ -178,7 +135,10 @@ def _filled(template: str, title: str, quick: bool, **values: Any) -> str:
     environment = jinja.Environment(
         loader=jinja.FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    for name, make in {"prose": prose, "inline": _inline, "code": code, "json": _json}.items():
+    # paragraphs, lists with "- ", **strong** and `code`; all else is text
+    prose: Any = require("markdown_it").MarkdownIt("zero").enable(["list", "emphasis", "backticks"])
+    filters = {"prose": prose.render, "inline": prose.renderInline, "code": code, "json": _json}
+    for name, make in filters.items():
         environment.filters[name] = lambda value, make=make: markup(make(value))
     environment.filters["points"] = _points
     environment.tests["figure"] = FIGURE.fullmatch

@@ -16,7 +16,6 @@ from collections.abc import Collection
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from minigrad.collective import Addition
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel.faults import ADVICE, RankError
 
@@ -36,57 +35,40 @@ def described(what: Collective) -> tuple[bytes, bytes, bytes]:
     return digest, verb.encode(), text.encode()
 
 
-class Headers:
-    """The memory of a group's headers; it stays, even if an exchange fails."""
-
-    def __init__(self, size: int) -> None:
-        self.count = 0  # exchanges so far
-        self.own = ctypes.create_string_buffer(HEADER.size)
-        self.others = [ctypes.create_string_buffer(HEADER.size) for _ in range(size)]
-        self.address = ctypes.addressof(self.own)
-        self.places = [ctypes.addressof(other) for other in self.others]
-
-
 class Agreement:
-    """The members of a group for one exchange, `what`, as a Transport.
+    """Compares the descriptions of a group's exchanges, which its `Members` ask for.
 
-    Nothing is received from a rank that has not described the same exchange.
+    Nothing is received from a rank that has not described the same exchange. The memory of the
+    headers stays, even if an exchange fails.
     """
 
     TAG = 1 << 10  # of headers, above those of groups: they never meet data
 
-    def __init__(self, members: Members, headers: Headers, what: Collective) -> None:
-        self.members, self.headers = members, headers
-        self.rank, self.size, self.pressing = members.rank, members.size, False
-        self.wait = members.wait
-        headers.count += 1
-        HEADER.pack_into(headers.own, 0, headers.count, *described(what))
+    def __init__(self, members: Members) -> None:
+        self.members = members
+        self._count = 0  # exchanges so far
+        self._own = ctypes.create_string_buffer(HEADER.size)
+        self._others = [ctypes.create_string_buffer(HEADER.size) for _ in range(members.size)]
         self._sent, self._expected = list[Any](), dict[int, Any]()
-        tag, ranks, transport = members.tag + self.TAG, members.ranks, members.transport
-        for shift in shifts(what, self.size):
-            to, source = (self.rank + shift) % self.size, (self.rank - shift) % self.size
-            self._sent.append(transport.isend(ranks[to], headers.address, HEADER.size, tag))
-            place = headers.places[source]
-            self._expected[source] = transport.irecv(ranks[source], place, HEADER.size, tag)
 
-    def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
-        """Begin to send; the receiver compares headers first."""
-        return self.members.isend(to, address, nbytes, tag)
+    def begin(self, what: Collective) -> None:
+        """Describe an exchange to the ranks that need this, and expect their descriptions."""
+        members, rank, size = self.members, self.members.rank, self.members.size
+        ranks, transport, tag = members.ranks, members.transport, members.tag + self.TAG
+        self._count += 1
+        HEADER.pack_into(self._own, 0, self._count, *described(what))
+        self._sent, self._expected = [], {}
+        for shift in shifts(what, size):
+            to, source = (rank + shift) % size, (rank - shift) % size
+            own, other = map(ctypes.addressof, (self._own, self._others[source]))
+            self._sent.append(transport.isend(ranks[to], own, HEADER.size, tag))
+            self._expected[source] = transport.irecv(ranks[source], other, HEADER.size, tag)
 
-    def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
-        """Begin to receive, once the source has described the same exchange."""
-        self._agree(source)
-        return self.members.irecv(source, address, nbytes, tag)
-
-    def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
-        """Add another rank's array, once that rank has described the same exchange."""
-        self._agree(other)
-        return self.members.add(other, source, target, count, addition)
-
-    def _agree(self, source: int) -> None:
+    def agree(self, source: int) -> None:
+        """Wait until a rank has described the same exchange; RankError if it is another one."""
         if self._expected:
             # the previous one first: it always sends its header, others might not
-            self._compare((self.rank - 1) % self.size)
+            self._compare((self.members.rank - 1) % self.members.size)
             self._compare(source)
 
     def close(self) -> None:
@@ -98,12 +80,12 @@ class Agreement:
         request = self._expected.pop(source, None)
         if request is None:
             return
-        self.wait([request] if self._expected else [request, *self._sent])
-        if self.headers.own.raw != self.headers.others[source].raw:
-            ranks, mine, theirs = self.members.ranks, self.headers.own, self.headers.others[source]
-            raise RankError(
-                -1, disagreement({ranks[self.rank]: mine.raw, ranks[source]: theirs.raw})
-            )
+        members = self.members
+        members.wait([request] if self._expected else [request, *self._sent])
+        mine, theirs = self._own.raw, self._others[source].raw
+        if mine != theirs:
+            told = {members.ranks[members.rank]: mine, members.ranks[source]: theirs}
+            raise RankError(-1, disagreement(told))
 
 
 def shifts(what: Collective, size: int) -> Collection[int]:

@@ -13,7 +13,7 @@ from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
-from minigrad.models.parallel.agreement import Agreement, Headers
+from minigrad.models.parallel.agreement import Agreement
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
@@ -21,7 +21,10 @@ from minigrad.settings import DEFAULTS, getenv, put
 
 
 class Members:
-    """The Transport among some ranks of another one, with its own tag; counts data only."""
+    """The Transport among some ranks of another one, with its own tag; counts data only.
+
+    Data are received only after their sender has described the same exchange (`agreement.py`).
+    """
 
     def __init__(
         self, transport: Transport, ranks: Sequence[int], tag: int, timeline: Timeline
@@ -30,6 +33,7 @@ class Members:
         self.rank, self.size = self.ranks.index(transport.rank), len(self.ranks)
         self.bytes_sent = self.messages_sent = 0
         self.pressing = False
+        self.agreement = Agreement(self)
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to send to a member."""
@@ -38,6 +42,7 @@ class Members:
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Any:
         """Begin to receive from a member."""
+        self.agreement.agree(source)
         return self.transport.irecv(self.ranks[source], address, nbytes, self.tag)
 
     def wait(self, requests: Sequence[Any]) -> None:
@@ -47,6 +52,7 @@ class Members:
 
     def add(self, other: int, source: int, target: int, count: int, addition: Addition) -> bool:
         """Add a member's array."""
+        self.agreement.agree(other)
         nbytes = count * addition.itemsize
         with self.timeline.span("add", "shared", nbytes):
             if not self.transport.add(self.ranks[other], source, target, count, addition):
@@ -155,7 +161,6 @@ class Progress:
 class RankGroup:
     """Ranks that exchange data: see `minigrad.collective.Group`.
 
-    Each exchange is compared with the other ranks' (`agreement.py`) before its data are used.
     members: their Transport; `members.bytes_sent` counts what this rank has sent.
     """
 
@@ -165,7 +170,6 @@ class RankGroup:
         self.name, self.members, self.progress = name, members, progress
         self.kernels, self.timeline = kernels, timeline
         self.rank, self.size = members.rank, members.size
-        self._headers = Headers(members.size)
 
     def __repr__(self) -> str:
         return f"<group {self.name!r}: rank {self.rank} of {self.size}>"
@@ -175,9 +179,9 @@ class RankGroup:
 
         def action() -> None:
             with self.timeline.span(what.kind, self.name, result.count * dtype.itemsize):
-                agreed = Agreement(self.members, self._headers, what)
-                self._exchange(agreed, what, dtype, sent, result)
-                agreed.close()
+                self.members.agreement.begin(what)
+                self._exchange(what, dtype, sent, result)
+                self.members.agreement.close()
 
         job = Job(action)
         self.progress.submit(job)
@@ -191,13 +195,12 @@ class RankGroup:
     # --- the kinds --------------------------------------------------------------------------------
 
     def _exchange(
-        self, members: Transport, what: Collective, dtype: DType, sent: Sequence[Piece],
-        result: Piece,
-    ) -> None:  # fmt: skip
-        kind, size = what.kind, dtype.itemsize
+        self, what: Collective, dtype: DType, sent: Sequence[Piece], result: Piece
+    ) -> None:
+        members, kind, size = self.members, what.kind, dtype.itemsize
         target, nbytes = result.address, result.count * size
         if kind in ("all_reduce", "reduce"):
-            ring.all_reduce(members, sent, target, dtype, what.how, self)
+            ring.all_reduce(members, sent, target, dtype, what.how, self.kernels)
             if kind == "reduce" and members.rank != what.place:
                 ctypes.memset(target, 0, nbytes)
         elif kind == "broadcast":
@@ -216,28 +219,18 @@ class RankGroup:
                 ring.join([piece], place + members.rank * piece.count * size, size)
                 place += members.size * piece.count * size
             counts = [members.size * piece.count for piece in sent]
-            ring.ring_all_gather(members, target, counts, dtype, self)
+            ring.ring_all_gather(members, target, counts, dtype, self.kernels)
         elif kind == "reduce_scatter":
             ranks, count = members.size, result.count * members.size
             parts = [Piece(one.address + one.count // ranks * rank * size, one.count // ranks)
                      for rank in range(ranks) for one in sent]  # fmt: skip
             with ring.Scratch(count * size) as copy:
                 ring.join(parts, copy, size)
-                start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how, self)
+                start, _ = ring.ring_reduce_scatter(members, copy, count, dtype, what.how,
+                                                    self.kernels)  # fmt: skip
                 ctypes.memmove(target, copy + start * size, nbytes)
         else:
             ring.all_to_all(members, sent[0].address, target, nbytes // members.size)
-
-    def combine(
-        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
-    ) -> None:
-        """See `ring.Arithmetic`."""
-        with self.timeline.span("add", how, count * dtype.itemsize):
-            self.kernels.combine(how, dtype, target, source, count, factor)
-
-    def addition(self, how: str, dtype: DType) -> Addition:
-        """See `ring.Arithmetic`."""
-        return self.kernels.addition(how, dtype)
 
 
 class Seat:
@@ -252,7 +245,7 @@ class Seat:
     ) -> None:  # fmt: skip
         self.device, self.timeline = device, timeline
         self.progress = Progress(activity, [transport])
-        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU")
+        kernels = Kernels("CPU" + device[device.find(":") :] if ":" in device else "CPU", timeline)
         self.groups = {
             name: RankGroup(name, Members(transport, ranks, tag, timeline), self.progress, kernels,
                             timeline)

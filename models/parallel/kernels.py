@@ -15,6 +15,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine
 from minigrad.graph.variable import unbind
 from minigrad.locks import new_lock
+from minigrad.models.parallel.timeline import Timeline
 from minigrad.settings import Context
 
 # Bytes of one call. A kernel for more than caches hold would store past them, but the sums are sent
@@ -28,8 +29,8 @@ ARGUMENTS = [("slot", 0), ("slot", 1), ("slot", 0), ("symbol", "count")]
 class Kernels:
     """Arithmetic on memory at addresses, computed by a CPU device's threads."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self, device: str, timeline: Timeline | None = None) -> None:
+        self.device, self.timeline = device, timeline or Timeline()
         self._replays: dict[tuple[bool, DType, float], Replay] = {}
         self._additions: dict[tuple[str, DType], tuple[Addition, Program]] = {}
         self._lock = new_lock()
@@ -44,10 +45,11 @@ class Kernels:
             if replay is None:
                 replay = self._replays[key] = self._compile(dtype, _rule(how, factor))
         most = LONGEST // dtype.itemsize
-        for start in range(0, count, most):
-            with self._lock:
-                replay.put(*(one + start * dtype.itemsize for one in (target, source)))
-                replay.run({"count": min(most, count - start)})
+        with self.timeline.span("add", how, count * dtype.itemsize):
+            for start in range(0, count, most):
+                with self._lock:
+                    replay.put(*(one + start * dtype.itemsize for one in (target, source)))
+                    replay.run({"count": min(most, count - start)})
 
     def addition(self, how: str, dtype: DType) -> Addition:
         """The sum, mean or maximum of two arrays, as a function for native code."""

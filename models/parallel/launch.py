@@ -19,7 +19,7 @@ from minigrad.models.parallel import mpi
 from minigrad.models.parallel.faults import Activity, Clock, RankError, culprit, told
 from minigrad.models.parallel.group import RankGroup, Seat
 from minigrad.models.parallel.local import Exchange, LocalTransport
-from minigrad.models.parallel.mesh_device import World, world
+from minigrad.models.parallel.mpi import World, world
 from minigrad.models.parallel.timeline import Timeline, of_rank, own
 from minigrad.models.parallel.tracing import traced
 from minigrad.runtimes.host import usable_threads

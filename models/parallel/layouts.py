@@ -26,7 +26,8 @@ from minigrad.graph.sharding import mark
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import EndedAtOnce, Stopped
 from minigrad.models.parallel import mpi
-from minigrad.models.parallel.mesh_device import runtime_of, world
+from minigrad.models.parallel.mesh_device import runtime_of
+from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.pieces import Piece
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.schedules import (

@@ -15,10 +15,10 @@ from minigrad.models.parallel.faults import RankError
 class Request:
     """One end of a message."""
 
-    __slots__ = ("address", "nbytes", "done", "peer")
+    __slots__ = ("address", "nbytes", "done")
 
-    def __init__(self, address: int, nbytes: int, peer: int) -> None:
-        self.address, self.nbytes, self.peer, self.done = address, nbytes, peer, False
+    def __init__(self, address: int, nbytes: int) -> None:
+        self.address, self.nbytes, self.done = address, nbytes, False
 
 
 class Exchange:
@@ -84,13 +84,13 @@ class LocalTransport:
 
     def isend(self, to: int, address: int, nbytes: int, tag: int) -> Request:
         """Begin to send; the receiver copies directly from this memory."""
-        request = Request(address, nbytes, to)
+        request = Request(address, nbytes)
         self.exchange.post((self.rank, to, tag), request, True)
         return request
 
     def irecv(self, source: int, address: int, nbytes: int, tag: int) -> Request:
         """Begin to receive."""
-        request = Request(address, nbytes, source)
+        request = Request(address, nbytes)
         self.exchange.post((source, self.rank, tag), request, False)
         return request
 

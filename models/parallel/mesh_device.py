@@ -6,15 +6,12 @@ that run the same script, and has one device. Devices exchange in groups, one fo
 
 from __future__ import annotations
 
-import atexit
 import os
 import queue
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import combinations
-from types import TracebackType
 from typing import Any
 
 from minigrad import collective
@@ -30,11 +27,10 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
 from minigrad.locks import new_lock
 from minigrad.mesh import Mesh
-from minigrad.models.parallel import mpi
-from minigrad.models.parallel.arrival import waiting_for_all
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Seat
 from minigrad.models.parallel.local import Exchange, LocalTransport
+from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.timeline import of_rank
 from minigrad.runtimes.host import usable_threads
 from minigrad.settings import Context, flag, put, thread
@@ -496,67 +492,3 @@ def _tried(
         fail(error if isinstance(error, RankError) else other)
         return error
     return None
-
-
-# --- ranks of MPI ---------------------------------------------------------------------------------
-
-
-class World:
-    """The ranks that MPI has started; this process is one of them."""
-
-    def __init__(self, library: Any, patience: float) -> None:
-        if library.Query_thread() < library.THREAD_MULTIPLE:
-            raise RankError(
-                -1, "this MPI does not support calls from several threads (MPI_THREAD_MULTIPLE)"
-            )
-        self.library = library
-        self.rank, self.size = library.COMM_WORLD.rank, library.COMM_WORLD.size
-        self.activity = Activity(Clock())
-        with waiting_for_all(patience):
-            mpi.announce(library)
-            share = max(usable_threads() // mpi.local_size(library, library.COMM_WORLD), 1)
-            self.watch = mpi.Watch(library, self.activity, patience)
-        self.threads = flag("THREADS") or share
-        put("THREADS", self.threads)
-        self._hook, sys.excepthook = sys.excepthook, self._raised
-        atexit.register(self._end)
-
-    def transport(self, ranks: Sequence[int]) -> mpi.MPITransport:
-        """A transport among some of the ranks, all of which must call this."""
-        everybody = self.library.COMM_WORLD
-        if len(ranks) == self.size:
-            return mpi.MPITransport(self.library, everybody.Dup())
-        members = everybody.Create_group(everybody.Get_group().Incl(list(ranks)))
-        return mpi.MPITransport(self.library, members)
-
-    def _raised(
-        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
-        """An uncaught exception ends all ranks."""
-        mpi.abort(self.library, error.with_traceback(trace))
-
-    def _end(self) -> None:
-        """Wait for the others; if one has ended abnormally, the watch ends this one."""
-        self.activity.enter("ended")
-        with suppress(Exception):
-            self.library.COMM_WORLD.Barrier()
-        mpi.dismiss_witness()
-        self.watch.close()
-
-
-_worlds: list[World | None] = []
-
-
-def world(patience: float | None = None) -> World | None:
-    """The ranks of MPI; None if this process was not started as one of several.
-
-    patience: seconds after which a rank counts as hung; by default the setting's.
-    """
-    if not _worlds:
-        limit = float(flag("PATIENCE")) if patience is None else patience
-        library = mpi.library(limit)
-        _worlds.append(None if library is None else World(library, limit))
-    ranks = _worlds[0]
-    if ranks is not None and patience is not None:
-        ranks.watch.patience = patience
-    return ranks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -13,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from types import TracebackType
 from typing import Any, NoReturn
 
 from minigrad.collective import Addition
@@ -20,8 +22,10 @@ from minigrad.errors import MinigradError
 from minigrad.models.interrupt import pass_on
 from minigrad.models.parallel import witness
 from minigrad.models.parallel.arrival import launcher, waiting_for_all
-from minigrad.models.parallel.faults import Activity, RankError, Sign, culprit, told
+from minigrad.models.parallel.faults import Activity, Clock, RankError, Sign, culprit, told
 from minigrad.models.parallel.shared_memory import Lane
+from minigrad.runtimes.host import usable_threads
+from minigrad.settings import flag, put
 
 SPINS = 50  # polls of a message before the first nap
 PATIENT, PRESSED = 20, 3000  # the same while a kernel waits: a few milliseconds
@@ -286,3 +290,64 @@ class Watch:
         if silence[0] > self.patience + 2 * BEAT and self.signs[0].state != "ended":
             return f"rank 0 hangs: no sign of life for {silence[0]:.0f} s"
         return None
+
+
+class World:
+    """The ranks that MPI has started; this process is one of them."""
+
+    def __init__(self, library: Any, patience: float) -> None:
+        if library.Query_thread() < library.THREAD_MULTIPLE:
+            raise RankError(
+                -1, "this MPI does not support calls from several threads (MPI_THREAD_MULTIPLE)"
+            )
+        self.library = library
+        self.rank, self.size = library.COMM_WORLD.rank, library.COMM_WORLD.size
+        self.activity = Activity(Clock())
+        with waiting_for_all(patience):
+            announce(library)
+            share = max(usable_threads() // local_size(library, library.COMM_WORLD), 1)
+            self.watch = Watch(library, self.activity, patience)
+        self.threads = flag("THREADS") or share
+        put("THREADS", self.threads)
+        self._hook, sys.excepthook = sys.excepthook, self._raised
+        atexit.register(self._end)
+
+    def transport(self, ranks: Sequence[int]) -> MPITransport:
+        """A transport among some of the ranks, all of which must call this."""
+        everybody = self.library.COMM_WORLD
+        if len(ranks) == self.size:
+            return MPITransport(self.library, everybody.Dup())
+        members = everybody.Create_group(everybody.Get_group().Incl(list(ranks)))
+        return MPITransport(self.library, members)
+
+    def _raised(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """An uncaught exception ends all ranks."""
+        abort(self.library, error.with_traceback(trace))
+
+    def _end(self) -> None:
+        """Wait for the others; if one has ended abnormally, the watch ends this one."""
+        self.activity.enter("ended")
+        with suppress(Exception):
+            self.library.COMM_WORLD.Barrier()
+        dismiss_witness()
+        self.watch.close()
+
+
+_worlds: list[World | None] = []
+
+
+def world(patience: float | None = None) -> World | None:
+    """The ranks of MPI; None if this process was not started as one of several.
+
+    patience: seconds after which a rank counts as hung; by default the setting's.
+    """
+    if not _worlds:
+        limit = float(flag("PATIENCE")) if patience is None else patience
+        found = library(limit)
+        _worlds.append(None if found is None else World(found, limit))
+    ranks = _worlds[0]
+    if ranks is not None and patience is not None:
+        ranks.watch.patience = patience
+    return ranks

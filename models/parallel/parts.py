@@ -19,7 +19,8 @@ from minigrad.graph.sharding import Layout, axes_of, local_shape, whole
 from minigrad.models import checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError, failing_as
-from minigrad.models.parallel.mesh_device import MeshMemory, World, runtime_of
+from minigrad.models.parallel.mesh_device import MeshMemory, runtime_of
+from minigrad.models.parallel.mpi import World
 
 Entry = dict[str, Any]
 

@@ -26,13 +26,8 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Job, Progress
 from minigrad.models.parallel.local import Exchange, LocalTransport
-from minigrad.models.parallel.mesh_device import (
-    MeshMemory,
-    MeshRuntime,
-    Team,
-    runtime_of,
-    world,
-)
+from minigrad.models.parallel.mesh_device import MeshMemory, MeshRuntime, Team, runtime_of
+from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.pieces import Piece, Programs
 from minigrad.models.parallel.schedules import (
     BACKWARD,

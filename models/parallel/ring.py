@@ -17,30 +17,17 @@ import ctypes
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
-from minigrad.collective import Addition, Piece, Transport
+from minigrad.collective import Piece, Transport
 from minigrad.dtype import DType
+from minigrad.models.parallel.kernels import Kernels
 from minigrad.runtimes import cpu_memory
 
 PIECE = 1 << 19  # bytes: adding it takes about as long as sending it, and it fits in L2
 AHEAD = 4  # receives that are posted before they are needed
 MESSAGE = 1 << 28  # bytes of a message, where no pipelining is needed
 SWAPPED = 1 << 17  # bytes of an array that two ranks exchange whole, instead of half each
-
-
-class Arithmetic(Protocol):
-    """Adds arrays in memory; see `kernels.Kernels`."""
-
-    def combine(
-        self, how: str, dtype: DType, target: int, source: int, count: int, factor: float = 1.0
-    ) -> None:
-        """target[i] = (target[i] + source[i])·factor, or their maximum."""
-        ...
-
-    def addition(self, how: str, dtype: DType) -> Addition:
-        """The sum, mean or maximum of two arrays."""
-        ...
 
 
 class Scratch:
@@ -74,7 +61,7 @@ def _pieces(chunk: Chunk, itemsize: int) -> list[tuple[int, int]]:
 
 def _walk(
     transport: Transport, address: int, dtype: DType, chunks: Sequence[Chunk],
-    arithmetic: Arithmetic, how: str, gathers: bool = True,
+    kernels: Kernels, how: str, gathers: bool = True,
 ) -> None:  # fmt: skip
     """Move chunks around the ring, in place in one array.
 
@@ -115,7 +102,7 @@ def _walk(
                 place = scratch + number % AHEAD * PIECE
                 factor = 1 / size if step == adding - 1 and how == "mean" else 1.0
                 target = address + offset
-                arithmetic.combine(how, dtype, target, place, count, factor)
+                kernels.combine(how, dtype, target, place, count, factor)
             if step < last_step:
                 send(offset, count)
             if number + AHEAD < len(incoming):
@@ -128,7 +115,7 @@ TAG = 0  # of all messages of an exchange: they arrive in order
 
 def all_reduce(
     transport: Transport, sent: Sequence[Piece], target: int, dtype: DType, how: str,
-    arithmetic: Arithmetic,
+    kernels: Kernels,
 ) -> None:  # fmt: skip
     """Write the sum, mean or maximum of all ranks' arrays, each joined from pieces, to target.
 
@@ -136,7 +123,7 @@ def all_reduce(
     """
     rank, size, itemsize = transport.rank, transport.size, dtype.itemsize
     if size == 2:
-        addition, place = arithmetic.addition(how, dtype), target
+        addition, place = kernels.addition(how, dtype), target
         for piece in sent:
             if not transport.add(1 - rank, piece.address, place, piece.count, addition):
                 break
@@ -145,7 +132,7 @@ def all_reduce(
             return
     join(sent, target, itemsize)
     count = sum(piece.count for piece in sent)
-    ring_all_reduce(transport, target, count, dtype, how, arithmetic)
+    ring_all_reduce(transport, target, count, dtype, how, kernels)
 
 
 def join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
@@ -157,19 +144,19 @@ def join(sent: Sequence[Piece], target: int, itemsize: int) -> None:
 
 
 def ring_all_reduce(
-    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+    transport: Transport, address: int, count: int, dtype: DType, how: str, kernels: Kernels
 ) -> None:
     """Replace an array by the sum, mean or maximum of all ranks' arrays."""
     size = transport.size
     if size == 2 and count * dtype.itemsize <= SWAPPED:
-        _swap(transport, address, count, dtype, how, arithmetic)
+        _swap(transport, address, count, dtype, how, kernels)
     elif size > 1:
         chunks = [[span] for span in spans(count, size)]
-        _walk(transport, address, dtype, chunks, arithmetic, how)
+        _walk(transport, address, dtype, chunks, kernels, how)
 
 
 def _swap(
-    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+    transport: Transport, address: int, count: int, dtype: DType, how: str, kernels: Kernels
 ) -> None:
     """Two ranks exchange their whole arrays: not more data, and one message each.
 
@@ -181,24 +168,24 @@ def _swap(
         coming = transport.irecv(other, scratch, nbytes, TAG)
         transport.wait([coming, transport.isend(other, address, nbytes, TAG)])
         first, second = (address, scratch) if other else (scratch, address)
-        arithmetic.combine(how, dtype, first, second, count, 1 / 2 if how == "mean" else 1.0)
+        kernels.combine(how, dtype, first, second, count, 1 / 2 if how == "mean" else 1.0)
         if first != address:
             ctypes.memmove(address, first, nbytes)
 
 
 def ring_reduce_scatter(
-    transport: Transport, address: int, count: int, dtype: DType, how: str, arithmetic: Arithmetic
+    transport: Transport, address: int, count: int, dtype: DType, how: str, kernels: Kernels
 ) -> tuple[int, int]:
     """Reduce this rank's chunk of an array in place; returns its span. Others are overwritten."""
     rank, size = transport.rank, transport.size
     chunks = [[span] for span in spans(count, size)]
     if size > 1:
-        _walk(transport, address, dtype, chunks, arithmetic, how, gathers=False)
+        _walk(transport, address, dtype, chunks, kernels, how, gathers=False)
     return chunks[rank][0]
 
 
 def ring_all_gather(
-    transport: Transport, address: int, counts: Sequence[int], dtype: DType, arithmetic: Arithmetic
+    transport: Transport, address: int, counts: Sequence[int], dtype: DType, kernels: Kernels
 ) -> None:
     """Give every rank all parts of arrays, one after the other; each rank has its part of each."""
     size = transport.size
@@ -207,7 +194,7 @@ def ring_all_gather(
         for start, count in zip(accumulate(counts, initial=0), counts, strict=False):
             for chunk, span in zip(chunks, spans(count, size), strict=True):
                 chunk.append((start + span[0], start + span[1]))
-        _walk(transport, address, dtype, chunks, arithmetic, "-")
+        _walk(transport, address, dtype, chunks, kernels, "-")
 
 
 def broadcast(transport: Transport, address: int, nbytes: int, root: int) -> None:

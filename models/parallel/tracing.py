@@ -6,20 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minigrad.models.console import check_writable
 from minigrad.models.parallel import timeline
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.mpi import world
 
 
 @contextmanager
 def traced(path: str | Path | None) -> Iterator[None]:
     """Record ranks and mesh devices in the block, and write the file; None: do nothing.
 
-    Under MPI all ranks call this, and rank 0 writes.
+    Under MPI all ranks call this, and rank 0 writes. InputError, before the block, if it could not.
     """
     if path is None:
         yield
         return
     ranks = world()
+    if ranks is None or ranks.rank == 0:
+        check_writable(Path(path))
     if ranks is not None:
         ranks.library.COMM_WORLD.Barrier()  # times count from here on
     timeline.collect()

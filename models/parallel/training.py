@@ -12,7 +12,7 @@ from minigrad.models.parallel import parts
 from minigrad.models.parallel.data_parallel import DataParallel
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.launch import Rank
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.sequence_parallel import SequenceParallel
 
 if TYPE_CHECKING:

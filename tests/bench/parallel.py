@@ -77,7 +77,8 @@ def rings(rank: Any, rounds: int) -> list[list[float]]:
             if number % 2:
                 MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, other)
             else:
-                ring.all_reduce(group.members, sent, mine.memory, dtypes.float32, "sum", group)
+                ring.all_reduce(group.members, sent, mine.memory, dtypes.float32, "sum",
+                                group.kernels)  # fmt: skip
             took = time.perf_counter() - start
             times[number % 2].append(MPI.COMM_WORLD.allreduce(took, MPI.MAX))
         rows.append([size, *(statistics.median(one[2:]) for one in times),

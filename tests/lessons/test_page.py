@@ -45,7 +45,7 @@ def test_the_terminal_is_told_what_the_page_shows(capsys: pytest.CaptureFixture[
     page.widget("name", "Do it.", {}, [])
     page.check("what", True, "found")
     out = capsys.readouterr().out
-    assert "One two `three`" in out and "1,000" in out and "✓ what: found" in out
+    assert "One two three" in out and "1,000" in out and "✓ what: found" in out
     assert out.count("line") < 13 and "(On the page: Do it.)" in out
     assert [part.kind for part in page.parts] == ["say", "table", "chart", "widget", "check"]
 
@@ -74,7 +74,7 @@ def test_a_page_has_prose_code_and_checks() -> None:
     space["lesson"](page)  # type: ignore[operator]
     text = made(SOURCE, page)
     assert "<p>Second, and <strong>last</strong>.</p>" in text and "It &lt; all" in text
-    assert '<span class="c"># one</span>' in text and "<strong>1 &lt; 2</strong>" in text
+    assert '<span class="c1"># one</span>' in text and "<strong>1 &lt; 2</strong>" in text
     assert text.index("First") < text.index("# one") < text.index("Second")
 
 

@@ -161,7 +161,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "huge": (config(dim=10**9, heads=1), "does not match its own config"),
     "more context": (config(context=10**12), "does not match its own config"),
     "more layers": (config(layers=10**9), "does not match its own config"),
-    "a word": (config(layers="one"), "its config has an invalid layers: 'one'"),
+    "a word": (config(layers="one"), "GPTConfig(layers='one')"),
     "negative": (config(dim=-16), "dim: expected at least 1, got -16"),
     "not finite": (config(dropout=float("nan")), "dropout: expected at least 0 and less tha"),
     "unknown": (config(colour=3), "colour"),

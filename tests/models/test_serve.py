@@ -34,7 +34,7 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.gpt_flags import parser
 from minigrad.models.protocol import Refused, Text, completion_logprobs, wanted
 from minigrad.models.sampling import Sampling
-from minigrad.models.server import Answer, Events, make_engine
+from minigrad.models.server import Answer, Events, make_engine, taken
 from minigrad.models.slots import Slots
 from minigrad.models.speculation import Guesses
 from minigrad.models.weights_quantize import quantize_file
@@ -319,7 +319,7 @@ def test_tokens_that_come_together_are_one_event(chat: bool) -> None:
         answer = Answer(server, job, wanted(body, "chat" if chat else "completion"), chat,
                         queue := Events())  # fmt: skip
         told = [*map(Drawn, 'a"\\\n\u00e9'.encode()), Ended(reason, "it failed")]
-        asyncio.get_running_loop().call_soon(lambda: [queue.put(one) for one in told])
+        asyncio.get_running_loop().call_soon(lambda: [queue.put_nowait(one) for one in told])
         return [event async for event in answer.stream()]
 
     failed = asyncio.run(events("error"))
@@ -361,7 +361,7 @@ def test_usage_is_of_the_tokens_up_to_a_stop_text() -> None:
     async def usage() -> Any:
         answer = Answer(server, job, wanted({"stop": "b"}, "completion"), False, queue := Events())
         for one in map(Drawn, b"abcd"):
-            queue.put(one)
+            queue.put_nowait(one)
         assert await answer.piece() == ("a", [Drawn(97), Drawn(98)], "stop")
         return answer.usage()
 
@@ -379,17 +379,17 @@ def test_the_engine_goes_on_when_clients_were_written_to(
 
     async def client() -> None:
         while not (written and isinstance(written[-1], Ended)):
-            written.extend(await queue.take())
+            written.extend(await taken(queue))
 
     thread = threading.Thread(target=loop.run_until_complete, args=(client(),))
     thread.start()
     for event in (Drawn(1), Drawn(2), Ended("length")):
-        server.posted.append(partial(queue.put, event))
+        server.posted.append(partial(queue.put_nowait, event))
         server._hand_on(loop)
         assert written[-1] == event and not server.posted
     thread.join()
     loop.close()
-    server.posted.append(partial(queue.put, Drawn(3)))
+    server.posted.append(partial(queue.put_nowait, Drawn(3)))
     server._hand_on(loop)
 
 

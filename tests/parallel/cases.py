@@ -82,7 +82,7 @@ def rings(rank: Rank) -> list[str]:
                 mine = given(rank.number, count, dtype)
                 buffer, before = in_memory(mine, dtype), group.members.bytes_sent
                 pieces = [Piece(buffer.memory, count)]
-                ring.all_reduce(group.members, pieces, buffer.memory, dtype, how, group)
+                ring.all_reduce(group.members, pieces, buffer.memory, dtype, how, group.kernels)
                 found = np.frombuffer(buffer.copy_out(), numpy_dtype(dtype))
                 want = expected(size, count, dtype, how)
                 if how == "mean":
@@ -117,7 +117,7 @@ def inexact(rank: Rank) -> list[str]:
         buffer = in_memory(numbers.astype(numpy_dtype(dtype)), dtype)
         group = rank.world
         sent = [Piece(buffer.memory, 10007)]
-        ring.all_reduce(group.members, sent, buffer.memory, dtype, "sum", group)
+        ring.all_reduce(group.members, sent, buffer.memory, dtype, "sum", group.kernels)
         digests.append(hashlib.sha256(bytes(buffer.copy_out())).hexdigest())
     return digests
 
@@ -366,7 +366,7 @@ def shared(rank: Rank, seed: int) -> list[Any]:
         target = in_memory(np.zeros(sum(counts), numpy_dtype(dtype)), dtype)
         for _ in range(own.choice((0, 0, 1, 30))):
             given(0, 10_000, dtype)  # the other rank waits
-        ring.all_reduce(members, sent, target.memory, dtype, how, group)
+        ring.all_reduce(members, sent, target.memory, dtype, how, group.kernels)
         found = np.frombuffer(target.copy_out(), numpy_dtype(dtype))
         pairs = [[given(one + number, count, dtype).astype(float) for one in range(2)]
                  for count in counts]  # fmt: skip
@@ -387,7 +387,7 @@ def odd(rank: Rank) -> list[str]:
         buffer = in_memory(mine, dtypes.float32)
         sent = [Piece(buffer.memory, mine.size)]
         group = rank.world
-        ring.all_reduce(group.members, sent, buffer.memory, dtypes.float32, how, group)
+        ring.all_reduce(group.members, sent, buffer.memory, dtypes.float32, how, group.kernels)
         found.append(bytes(buffer.copy_out()).hex())
     return found
 

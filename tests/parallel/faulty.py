@@ -11,7 +11,7 @@ from minigrad import Tensor
 from minigrad.models.interrupt import EndedAtOnce
 from minigrad.models.parallel import Rank, all_reduce, arrival, run
 from minigrad.models.parallel.layouts import ending_all
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.mpi import world
 
 
 def fail(way: str) -> None:

@@ -15,7 +15,7 @@ from minigrad import Device, Mesh, Tensor, jit, nn
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.parallel import layouts, parts
 from minigrad.models.parallel.layouts import Division
-from minigrad.models.parallel.mesh_device import world
+from minigrad.models.parallel.mpi import world
 
 CONFIG = GPTConfig(vocabulary=64, context=16, layers=2, heads=4, dim=32)
 MIXED = replace(CONFIG, experts=4, active=2)
