@@ -30,7 +30,8 @@ from minigrad.loops.recipes import lower
 from minigrad.schedule import expr
 
 
-@pytest.mark.parametrize("machine", MACHINES)
+# Without a second kind of AVX-512, whose stores bypass the caches: test_pipeline.py has those.
+@pytest.mark.parametrize("machine", [one for one in MACHINES if one != "avx512 streaming"])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_fused(name: str, machine: str) -> None:
     agree(PROGRAMS[name], machine, 5)
@@ -47,8 +48,9 @@ def test_asking_memory(name: str) -> None:
     agree(PROGRAMS[name], "tiny caches", 5)
 
 
-@pytest.mark.parametrize("brief", [False, True])
-@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 23, 24])
+@pytest.mark.parametrize(("n", "brief"), [
+    (1, False), (2, True), (15, False), (16, True), (17, False), (23, True), (24, False),
+])  # fmt: skip
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if name.startswith("symbolic")])
 def test_symbolic_lengths(
     name: str, n: int, brief: bool, monkeypatch: pytest.MonkeyPatch

@@ -23,7 +23,7 @@ from minigrad.target import Target
 # tokens, dim, hidden, experts, active, gated; two have blocks of one row each, and one has matrices
 # so large that products read them in place
 CASES = [
-    (50, 16, 24, 4, 2, False), (70, 8, 12, 8, 2, True), (2, 16, 24, 8, 2, True),
+    (70, 8, 12, 8, 2, True), (2, 16, 24, 8, 2, True),
     (1, 16, 24, 8, 1, False), (7, 8, 8, 1, 1, False), (9, 8, 8, 3, 3, True),
     (90, 64, 72, 4, 2, False),
 ]  # fmt: skip

@@ -22,7 +22,7 @@ from .ranks import LIMIT, on_ranks, start
 
 pytestmark = pytest.mark.usefixtures("brief")
 ROOT = Path(__file__).resolve().parent.parent.parent
-SMALL = "--steps 50 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
+SMALL = "--steps 12 --layers 2 --dim 32 --heads 2 --context 16 --batch 8 --seed 3"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
@@ -163,7 +163,7 @@ def test_resumed_ranks_lose_nothing(
 ) -> None:
     """Data parallel with dropout, stopped after 7 of 12 steps: bitwise the losses of a whole run.
     """
-    layout = "--dp 2 --steps 12 --dropout 0.1"
+    layout = "--dp 2 --dropout 0.1"
     (tmp_path / "whole").mkdir()
     whole = trained(text, tmp_path / "whole", layout)
     with monkeypatch.context() as patched:

@@ -20,7 +20,7 @@ COMMON: dict[str, Any] = {
         HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture,
     ],
 }  # fmt: skip
-settings.register_profile("ci", max_examples=5, database=None, **COMMON)
+settings.register_profile("ci", max_examples=3, database=None, **COMMON)
 settings.register_profile("long", max_examples=300, **COMMON)
 
 

@@ -11,13 +11,17 @@ import numpy as np
 from .compare import Tolerance
 from .inputs import ALL, FLOATS, INTS, NUMBERS, SIGNED
 from .operation import COMPOSED, ROUNDED, SELECTED, Operation, boolean, floating, same
-from .plans import FEW_SHAPES, elementwise, with_choices
+from .plans import FEW_SHAPES, Plans, elementwise, some_shapes, with_choices
 from .table_unary import method
 
-TWO = elementwise(2)
 FEW_TWO = elementwise(2, FEW_SHAPES)
 THREE = elementwise(3, ((), (0,), (1,), (7,), (16,), (33,), (65,), (2, 17, 3), (5, 33)))
 FEW = elementwise(1, FEW_SHAPES)
+
+
+def two(name: str) -> Plans:
+    """Two operands of some of the shapes."""
+    return elementwise(2, some_shapes(sum(name.encode())))
 
 
 def divide_integers(x: Any, y: Any) -> Any:
@@ -92,7 +96,8 @@ def binary(
     dunder: "add" for __add__, __radd__ and __iadd__; "" where there is no operator.
     """
     fields: dict[str, Any] = {
-        "reference": reference, "plans": TWO, "dtypes": NUMBERS, "differentiable": True,
+        "reference": reference, "plans": two("".join(names)), "dtypes": NUMBERS,
+        "differentiable": True,
     }  # fmt: skip
     fields.update(changes)
     few = {**fields, "plans": FEW_TWO}
@@ -123,7 +128,7 @@ def comparison(symbol: str, dunder: str) -> list[Operation]:
     """A comparison of two tensors, with values from a small exact set, so that equality occurs."""
     apply = getattr(operator, f"__{dunder}__")
     fields: dict[str, Any] = {
-        "domains": ("quarters",), "dtypes": ALL, "result": boolean, "plans": TWO,
+        "domains": ("quarters",), "dtypes": ALL, "result": boolean, "plans": two(dunder),
     }  # fmt: skip
     return [
         Operation(f"x {symbol} y", apply, apply, methods=(f"__{dunder}__",), **fields),
@@ -192,12 +197,13 @@ MORE = [
               domains=("quarters", "quarters"), dtypes=FLOATS, methods=("div",)),
     Operation("isclose", method("isclose"),
               lambda x, y, **k: np.isclose(x, y, **k),
-              with_choices(TWO, [{}, {"rtol": 0.5}, {"atol": 0.3, "equal_nan": True}]),
+              with_choices(two("isclose"), [{}, {"rtol": 0.5}, {"atol": 0.3, "equal_nan": True}]),
               domains=("quarters",), result=boolean, dtypes=("float32", "float64")),
     Operation("where", lambda m, x, y: m.where(x, y), np.where, THREE,
               domains=("mask", "wide", "wide"), dtypes=ALL, differentiable=True,
               gradient_domains=("mask", "any", "any")),
-    Operation("masked_fill", lambda x, m: x.masked_fill(m, 3), lambda x, m: np.where(m, 3, x), TWO,
+    Operation("masked_fill", lambda x, m: x.masked_fill(m, 3), lambda x, m: np.where(m, 3, x),
+              two("masked_fill"),
               domains=("wide", "mask"), dtypes=NUMBERS, differentiable=True,
               gradient_domains=("any", "mask")),
     Operation("lerp", method("lerp"), lambda x, y, w: x + (y - x) * w, THREE,

@@ -15,7 +15,7 @@ from minigrad.loops import cost
 from .general import failure, versions
 
 BATCHES = 10
-GRAPHS = 60 if settings().max_examples <= 20 else 2_000
+GRAPHS = 40 if settings().max_examples <= 20 else 2_000
 FIRST_SEED = random.SystemRandom().randrange(2**31)
 
 

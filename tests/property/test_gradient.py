@@ -213,46 +213,51 @@ def _plans(operation: Operation) -> list[Plan]:
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradient(name: str, device: str) -> None:
-    """Element by element for small operands; along a random direction for larger ones."""
+def test_gradient(name: str, compiled: str) -> None:
+    """Element by element for small operands; along a random direction for larger ones.
+
+    Not of the smallest plan where random views have others: their first example is as small.
+    """
     operation = DIFFERENTIABLE[name]
-    for seed, plan in enumerate(_plans(operation)):
-        _check(operation, make_case(operation, plan, "float64", seed, gradient=True), device, seed)
+    first = int(operation.plans.new and operation.layouts)
+    for seed, plan in list(enumerate(_plans(operation)))[first:]:
+        _check(operation, make_case(operation, plan, "float64", seed, gradient=True), compiled,
+               seed)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_gradient_of_no_elements(name: str, device: str) -> None:
+def test_gradient_of_no_elements(name: str, compiled: str) -> None:
     """Operands without elements have gradients without elements."""
     operation = DIFFERENTIABLE[name]
     plans = [p for p in operation.plans.edges if any(0 in shape for shape in p.shapes)]
     for seed, plan in enumerate(plans[:1]):
-        loss = Loss(operation, make_case(operation, plan, "float64", seed, gradient=True), device)
-        with Context(DEVICE=device):
+        loss = Loss(operation, make_case(operation, plan, "float64", seed, gradient=True), compiled)
+        with Context(DEVICE=compiled):
             for gradient in loss.gradient():
                 assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("name", [n for n, o in DIFFERENTIABLE.items() if o.layouts])
 @given(data=st.data())
-def test_gradient_through_views(name: str, device: str, data: Any) -> None:
+def test_gradient_through_views(name: str, compiled: str, data: Any) -> None:
     """Random shapes and layouts, along a random direction."""
     operation = DIFFERENTIABLE[name]
     plan = data.draw(operation.plans.random.filter(operation.smooth))
     layouts = data.draw(st.lists(st.sampled_from(tuple(LAYOUTS)), min_size=1, max_size=3))
     seed = data.draw(st.integers(0, 2**20))
-    _check(operation, make_case(operation, plan, "float64", seed, layouts, gradient=True), device,
+    _check(operation, make_case(operation, plan, "float64", seed, layouts, gradient=True), compiled,
            seed)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
-def test_second_derivative(name: str, device: str) -> None:
+def test_second_derivative(name: str, compiled: str) -> None:
     """The derivative of a directional derivative along another direction."""
     operation = DIFFERENTIABLE[name]
     plans = _plans(operation)
     for seed, plan in enumerate(plans[1:2] or plans):
         case = make_case(operation, plan, "float64", seed, gradient=True)
-        loss = Loss(operation, case, device)
-        with np.errstate(all="ignore"), Context(DEVICE=device):
+        loss = Loss(operation, case, compiled)
+        with np.errstate(all="ignore"), Context(DEVICE=compiled):
             got, wanted = loss.curvature(_directions(loss, seed), _directions(loss, seed + 1))
         assert _near(got, wanted, abs(wanted)), (
             f"{name}, {case}: second derivative {got!r}, by differences {wanted!r}"

@@ -73,13 +73,12 @@ def _theirs(changes: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _check(rows: list[tuple[str, str, bool]], changes: dict[str, np.ndarray], device: str) -> None:
     if HAS_TORCH:
-        comparison = Comparison(_ours(changes), _theirs(changes), list(LEAVES))
-        for number, row in enumerate(rows):
-            comparison.add(number, *row)
-        comparison.finish()
+        with Context(DEVICE=device):
+            comparison = Comparison(_ours(changes), _theirs(changes), list(LEAVES))
+            for number, row in enumerate(rows):
+                comparison.add(number, *row)
+            comparison.finish()
         return
-    if device == REFERENCE:
-        pytest.skip("PyTorch is not installed")
     found = []
     for name in (device, REFERENCE):
         with Context(DEVICE=name):
@@ -97,13 +96,13 @@ def _check(rows: list[tuple[str, str, bool]], changes: dict[str, np.ndarray], de
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_names(family: str, device: str, on_device: None) -> None:
+def test_names(family: str, compiled: str) -> None:
     """Values, dtypes, arguments and gradients."""
-    _check(list(cases(FAMILIES[family].replace("*x", "x"))), {}, device)
+    _check(list(cases(FAMILIES[family].replace("*x", "x"))), {}, compiled)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dtypes(dtype: str, device: str, on_device: None) -> None:
+def test_dtypes(dtype: str, compiled: str) -> None:
     """Rows that begin with *, with each dtype of DTYPES."""
     lines = "\n".join(
         "!" + line.strip()[1:]
@@ -112,14 +111,14 @@ def test_dtypes(dtype: str, device: str, on_device: None) -> None:
     changes = {name: (INPUTS[name] * 4).astype(dtype) for name in ("x", "y")}
     if dtype in ("uint8", "int8"):
         changes = {name: (np.abs(INPUTS[name] * 4) + 1).astype(dtype) for name in changes}
-    _check(list(cases(lines)), changes, device)
+    _check(list(cases(lines)), changes, compiled)
 
 
 @pytest.mark.parametrize("family", BESIDE)
-def test_beside_pytorch(family: str, device: str, on_device: None) -> None:
+def test_beside_pytorch(family: str, compiled: str) -> None:
     """Values, dtypes and gradients."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
-    _check(list(cases(BESIDE[family])), {}, device)
+    _check(list(cases(BESIDE[family])), {}, compiled)
 
 
 PROMOTIONS = (
