@@ -225,29 +225,6 @@ def test_other_numbers(compiled: str, what: str) -> None:
             assert GlobalCounters.programs_compiled == before, f"compiled for {n}"
 
 
-def test_an_extent_that_falls_while_another_grows(compiled: str, reference: str) -> None:
-    """In the second call the first has 140 − 5 · the second's rows: not more blocks than it needs.
-
-    A block beyond its end would compute the last row once more, from what has replaced its inputs.
-    """
-    programs.forget()
-    generator = np.random.default_rng(1)
-    first, second = generator.standard_normal((2, 3, 2)), generator.standard_normal((2, 4, 3))
-    for sizes in ([15, 25], [25, 23]):
-        rows, factors = (generator.standard_normal((sum(sizes), n)) for n in (2, 4))
-        found = []
-        for device in (reference, compiled):
-            layers = [[Tensor(w, device=device).realize() for w in (first[i], second[i])]
-                      for i in (0, 1)]  # fmt: skip
-            parts = Tensor(rows, device=device).split(sizes, dim=0)
-            a, b = ((part @ v.T).relu() @ w.T for part, (v, w) in zip(parts, layers, strict=True))
-            loss = (a.cat(b, dim=0) * Tensor(factors, device=device)).sum()
-            grads = loss.gradient(*(v for v, _ in layers))
-            Tensor.realize(*grads)
-            found.append([grad.numpy() for grad in grads])
-        np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-9)
-
-
 def test_a_part_that_shrinks_while_another_grows(compiled: str, reference: str) -> None:
     """A size 24 - n of a part is followed exactly: no kernel runs beyond its rows.
 
