@@ -16,7 +16,7 @@ NOT_OPERATIONS = {
     "shape", "ndim", "dtype", "device", "node", "raw", "numel", "size", "nbytes", "grad", "made",
     "requires_grad", "requires_grad_", "stopped", "training", "train", "no_grad", "manual_seed",
     "random_state", "set_random_state", "from_bytes", "set_data",
-    "realize", "is_realized", "to", "assign", "backward", "gradient",
+    "realize", "is_realized", "to", "cpu", "assign", "backward", "gradient",
     "numpy", "data", "tolist", "item", "from_dlpack", "mro",
     "shard", "shard_", "shard_like", "shard_like_", "sharding",
     "scan",  # tested in tests/tensor/test_scan.py: it takes a function
