@@ -92,9 +92,12 @@ def made_as_rows(
     by_age = {node.age: node for node in nodes}
     apart = {node.age for node in kept}
     for first in list(by_age.values()):
-        ages, inside, whole = _known.get(first, ([], frozenset(), first))
-        alone = len({*ages}) == len(ages) > 0  # several copies may have read one of the nodes
-        if alone and by_age.keys() >= {*ages} and inside.isdisjoint(apart):
+        known = _known.get(first)
+        if known is None:
+            continue
+        ages, inside, whole = known
+        distinct = {*ages}  # fewer, if several copies have read one of the nodes
+        if len(distinct) == len(ages) and by_age.keys() >= distinct and inside.isdisjoint(apart):
             yield [by_age.pop(age) for age in ages], whole
 
 

@@ -434,8 +434,10 @@ class _Walk:
         else:
             items = [(self._named(key), key, item) for key, item in
                      (value.items() if isinstance(value, dict) and not long else ())]  # fmt: skip
-            whole = f"{place}.values()" if isinstance(value, dict) and long else place
-            ids = _Read([*map(id, eval(whole, self.names))], label, True, "!=")
+            whole, compared = place, value
+            if isinstance(value, dict) and long:
+                whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
+            ids = _Read([*map(id, compared)], label, True, "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, _PLAIN) else '…'}]"

@@ -40,6 +40,8 @@ class LBFGS(Optimizer):
         history_size: int = 100, line_search_fn: str | None = None,
     ) -> None:  # fmt: skip
         check_choice("LBFGS", (None, "strong_wolfe"), line_search_fn=line_search_fn)
+        expect(max_iter >= 1 and history_size >= 1, "LBFGS", "both ≥ 1", error=ValueError,
+               max_iter=max_iter, history_size=history_size)  # fmt: skip
         super().__init__(
             params, lr, max_iter=max_iter, max_eval=max_eval or max_iter * 5 // 4,
             tolerance_grad=tolerance_grad, tolerance_change=tolerance_change,

@@ -283,6 +283,10 @@ class OneCycleLR(LambdaLR):
                error=ValueError, total_steps=total_steps, epochs=epochs,
                steps_per_epoch=steps_per_epoch)  # fmt: skip
         expect(0 <= pct_start <= 1, "OneCycleLR", "0 … 1", error=ValueError, pct_start=pct_start)
+        expect(min(div_factor, final_div_factor) > 0, "OneCycleLR", "both > 0", error=ValueError,
+               div_factor=div_factor, final_div_factor=final_div_factor)  # fmt: skip
+        expect(0 <= base_momentum < 1 and 0 <= max_momentum < 1, "OneCycleLR", "0 ≤ momentum < 1",
+               error=ValueError, base_momentum=base_momentum, max_momentum=max_momentum)
         first, top = 1 / div_factor, pct_start * total - 1
         self.linear = anneal_strategy == "linear"
         # steps, the learning rate's factor, momentum

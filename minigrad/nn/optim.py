@@ -55,6 +55,15 @@ class SGD(Optimizer):
         )  # fmt: skip
 
 
+class _WithBetas(Optimizer):
+    """An optimizer whose rule takes its option `betas` as b1 and b2, which may be tensors."""
+
+    def _options_of(self, param: Tensor) -> dict[str, Any]:
+        options = super()._options_of(param)
+        options["b1"], options["b2"] = options.pop("betas")
+        return options
+
+
 def _moved(grad: Tensor, m: Tensor, v: Tensor, b1: Beta, b2: Beta) -> tuple[Tensor, Tensor]:
     """Adam's moments: running means of the gradient and its square."""
     return m * b1 + grad * (1 - b1), v * b2 + grad * grad * (1 - b2)
@@ -75,7 +84,7 @@ def _adam(
     return param - m / (v.sqrt() / root + eps) * size, m, v
 
 
-class AdamW(Optimizer):
+class AdamW(_WithBetas):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 
     betas=(b1, b2) may be given instead of b1 and b2. decoupled=False adds weight_decay·p to the
@@ -202,7 +211,7 @@ def _lamb(
     return param - update * (_trust(param, update) * lr), m, v
 
 
-class LAMB(Optimizer):
+class LAMB(_WithBetas):
     """Adam with each tensor's step scaled by the norm of its values (You et al. 2020).
 
     p ← p − lr·‖p‖/‖u‖·u with u = m̂/(√v̂ + eps) + weight_decay·p. If a norm is 0, ‖p‖/‖u‖ counts as

@@ -305,10 +305,7 @@ class Optimizer(Steps):
 
     def _options_of(self, param: Tensor) -> dict[str, Any]:
         """The rule's options for a parameter."""
-        options = {name: getattr(self, name) for name in self.options}
-        if "betas" in options:  # apart, because a scheduler may have put a tensor in it
-            options["b1"], options["b2"] = options.pop("betas")
-        return options
+        return {name: getattr(self, name) for name in self.options}
 
     def _parts(self) -> Mapping[str, Optimizer]:
         return {"": self}

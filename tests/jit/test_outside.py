@@ -142,6 +142,16 @@ def test_contents_that_change(on_device, kind):
     raises_after(step, change, "'values', whose contents")
 
 
+def test_other_keys_of_a_long_dict(on_device):
+    values = dict.fromkeys(range(300), 2.0)
+    step = jit(lambda x: x * values.get(1000, 1.0))
+
+    def change():
+        values[1000] = values.pop(299)
+
+    raises_after(step, change, "'values', whose contents")
+
+
 def test_a_list_that_is_only_added_to(on_device):
     state = SimpleNamespace(seen=[])
     step = jit(lambda x: (state.seen.append(1), x + 1)[1])

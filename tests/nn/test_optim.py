@@ -455,6 +455,26 @@ def test_a_rule_of_ones_own_runs_in_every_step(on_device):
     assert [moment.tolist() for moment in optimizer.moments["moment"]] == [[7, 7], 14, [7]]
 
 
+class _OwnBetas(optim.Optimizer):
+    @staticmethod
+    def rule(param, grad, lr, t, moment, *, betas):
+        moment = moment * betas[0] + grad * betas[1]
+        return param - moment * lr, moment
+
+    def __init__(self, params):
+        super().__init__(params, 0.5, ["moment"], betas=(0.5, 2.0))
+
+
+def test_a_rule_of_ones_own_takes_its_options_as_they_are(on_device):
+    x = Tensor([8.0])
+    optimizer = _OwnBetas([x])
+    for _ in range(2):
+        optimizer.zero_grad()
+        x.sum().backward()
+        optimizer.step()
+    assert x.tolist() == [8 - 1 - 1.5]
+
+
 def test_tied_parameters_count_once(on_device):
     w = Tensor(W, requires_grad=True)
     assert len(optim.SGD([w, w]).params) == 1

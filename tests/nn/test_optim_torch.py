@@ -214,6 +214,10 @@ def test_one_cycle_that_is_wrong():
         make(plain, 0.1, 10)
     with pytest.raises(ValueError, match="total_steps ≥ 1, or epochs and steps_per_epoch"):
         make(plain, 0.1, epochs=3)
+    with pytest.raises(ValueError, match=r"div_factor=0, final_div_factor=.*: expected both > 0"):
+        make(plain, 0.1, 10, div_factor=0, cycle_momentum=False)
+    with pytest.raises(ValueError, match=r"max_momentum=1.5\): expected 0 ≤ momentum < 1"):
+        make(optim.Adam([Tensor([1.0])]), 0.1, 10, max_momentum=1.5)
     with pytest.raises(ValueError, match="a number for each group"):
         make(plain, [0.1, 0.2], 10, cycle_momentum=False)
     scheduler = make(plain, 0.1, 2, cycle_momentum=False)
@@ -409,6 +413,9 @@ def test_lbfgs_that_is_wrong():
     x = Tensor([1.0], requires_grad=True)
     with pytest.raises(ValueError, match="line_search_fn='wolfe'"):
         optim.LBFGS([x], line_search_fn="wolfe")
+    for wrong in ({"max_iter": 0}, {"history_size": 0}):
+        with pytest.raises(ValueError, match="expected both ≥ 1"):
+            optim.LBFGS([x], **wrong)
     with pytest.raises(TypeError, match="calls backward and returns the loss, got Tensor"):
         optim.LBFGS([x]).step(x)
     with pytest.raises(GradientError, match="the closure gave no parameter a gradient"):
