@@ -11,7 +11,7 @@ from minigrad.models.architectures import HUB
 from minigrad.models.gpt_config import GPTConfig, llama
 from minigrad.models.rotary import KNOWN, Scaling, scaled
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a string",
+WORDS = {int: "an int", float: "a number", bool: "true or false", str: "a string",
          list: "a list"}  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from minigrad.models.chat_template import ends_of, guarded, template_of, tokens_
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
-from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
+from minigrad.models.gpt_checks import CHECKPOINT, dashed, newest_checkpoint
 from minigrad.models.interrupt import Interruption
 from minigrad.models.pretrained import load_model, smollm, write
 from minigrad.models.sampling import Sampler, Sampling
@@ -23,6 +23,10 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     """The sampling settings of the flags; InputError if they are invalid."""
     if flags.top_p is not None and flags.top_p > 1:
         raise InputError(f"--top-p: expected above 0, at most 1, got {flags.top_p}")
+    for name in ("top_k", "top_p"):
+        if flags.temperature == 0 and getattr(flags, name) is not None:
+            raise InputError(f"{dashed(name)} has no effect with --temperature 0, which always "
+                             "takes the likeliest token: leave one of them out")  # fmt: skip
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 

@@ -29,12 +29,12 @@ MOST = 10**18  # limit of integers; its square of floats. Products of larger one
 
 
 def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
+    """An argparse type: an int of at least 1."""
     return _whole(text, 1)
 
 
 def natural_int(text: str) -> int:
-    """An argparse type: a whole number of at least 0."""
+    """An argparse type: an int of at least 0."""
     return _whole(text, 0)
 
 
@@ -69,8 +69,8 @@ def _not_absurd(text: str, number: float) -> float:
     return number
 
 
-# argparse uses these names: "invalid whole number value: 'x'".
-positive_int.__name__ = natural_int.__name__ = "whole number"
+# argparse uses these names: "invalid int value: 'x'".
+positive_int.__name__ = natural_int.__name__ = "int"
 positive_float.__name__ = natural_float.__name__ = "number"
 
 

@@ -26,11 +26,11 @@ def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
     """InputError if a given flag has no effect together with the others."""
     idle = [name for name in OF_A_PIPELINE if name in given]
     if flags.pp == 1 and idle:
-        raise InputError(f"{_dashed(idle[0])} has no effect without --pp: also give --pp 2")
+        raise InputError(f"{dashed(idle[0])} has no effect without --pp: also give --pp 2")
     idle = [name for name in OF_A_NEW_ONE if name in given]
     if flags.weights is not None and flags.resume is None and idle:
         raise InputError(
-            f"{_dashed(idle[0])} has no effect with --weights: its model has its own; leave it out"
+            f"{dashed(idle[0])} has no effect with --weights: its model has its own; leave it out"
         )
     if flags.resume is not None or flags.weights is not None:
         return  # see `check_model`
@@ -50,7 +50,7 @@ def check_model(
     for name in names:
         if wanted[name] != getattr(has, name):
             raise InputError(
-                f"{_dashed(name)} is {wanted[name]}, but the model in {path} has "
+                f"{dashed(name)} is {wanted[name]}, but the model in {path} has "
                 f"{getattr(has, name)}: leave the flag out"
             )
 
@@ -63,12 +63,13 @@ def check_unchanged(flags: argparse.Namespace, resumable: Resumable, given: Set[
             wanted = str(Path(wanted).resolve())
         if name in given and wanted != was:
             raise InputError(
-                f"{_dashed(name)} is {wanted}, but the training in {flags.resume} began with {was}:"
+                f"{dashed(name)} is {wanted}, but the training in {flags.resume} began with {was}:"
                 " leave the flag out"
             )
 
 
-def _dashed(name: str) -> str:
+def dashed(name: str) -> str:
+    """The flag on the command line that sets an attribute."""
     return f"--{name.replace('_', '-')}"
 
 

@@ -69,9 +69,8 @@ def inspect_command(flags: argparse.Namespace) -> None:
         print(f"  {temperature}: {words}")
 
     kept, anew = latency(model, ids, flags.tokens)
-    print(f"\nmilliseconds per token: {median(kept) * 1e3:.2f} with the KV cache "
-          f"(median of {len(kept)}), {median(anew) * 1e3:.2f} without "
-          f"(median of {len(anew)})")  # fmt: skip
+    print(f"\nmilliseconds per token: {told_of_times(kept)} with the KV cache, "
+          f"{told_of_times(anew)} without")  # fmt: skip
     print(f"KV cache: {decoder.nbytes():,} bytes = 2 · {config.layers} layers · "
           f"{config.key_value_heads} heads · {config.context} positions · {config.width} dims "
           "· 4 bytes")  # fmt: skip
@@ -172,9 +171,16 @@ def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[
     return kept, anew
 
 
+def told_of_times(seconds: list[float]) -> str:
+    """Milliseconds: the median of some times, and how many they are."""
+    if not seconds:
+        return "not measured (the text fills the context)"
+    return f"{median(seconds) * 1e3:.2f} (median of {len(seconds)})"
+
+
 def median(values: list[float]) -> float:
-    """The middle value; NaN if there are none."""
-    return sorted(values)[len(values) // 2] if values else float("nan")
+    """The middle value."""
+    return sorted(values)[len(values) // 2]
 
 
 def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> list[float]:

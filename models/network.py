@@ -194,14 +194,14 @@ def layouts(devices: int, config: GPTConfig, micro: int, batch: float) -> list[L
     few = min(8, devices // box)
     found = [Layout(dp=devices, zero=zero) for zero in range(4)]
     found += [Layout(dp=devices // 8, sp=8), Layout(dp=devices // box, tp=box)]
-    found += [Layout(dp=devices // box, tp=box, tokens=True, zero=1)]
+    found += [Layout(dp=devices // box, tp=box, tokens=True, zero=int(devices > box))]
     found += [Layout(dp=devices // box, ep=box)]
     if few > 1:
         for schedule in SCHEDULES:
             pieces = 2 if schedule == "interleaved" else 1
             found.append(Layout(dp=devices // (box * few), tp=box, pp=few, schedule=schedule,
                                 micro=micro, pieces=pieces))  # fmt: skip
-        found.append(replace(found[-1], tokens=True, zero=1))
+        found.append(replace(found[-1], tokens=True, zero=int(found[-1].dp > 1)))
     return [one for one in found if one.devices == devices and _goes(one, config, batch)]
 
 

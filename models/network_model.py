@@ -123,6 +123,8 @@ class Layout:
             raise InputError(f"{config.heads} heads cannot be split over tp {self.tp}")
         if self.tokens and self.tp == 1:
             raise InputError("splitting the tokens between matrices needs tp above 1, got 1")
+        if self.zero and self.dp == 1:
+            raise InputError(f"ZeRO-{self.zero} has no effect on one copy: it needs dp above 1")
         if self.pp > 1:
             make_table(self.schedule, self.pp, self.micro, self.pp * self.pieces)
 

@@ -37,7 +37,7 @@ def _unexpected(name: str, expected: str, value: Any, code: str) -> Refused:
 
 def _within(low: float, high: float, kinds: Collection[type] = (int,)) -> Check:
     whole = float not in kinds
-    what = f"a whole number in {low} … {high}" if whole else f"a number in {low:g} … {high:g}"
+    what = f"an int in {low} … {high}" if whole else f"a number in {low:g} … {high:g}"
 
     def check(name: str, value: Any) -> None:
         if type(value) not in kinds or not low <= value <= high:

@@ -478,15 +478,16 @@ def serve_command(flags: argparse.Namespace) -> None:
         server.app, host=flags.host, port=flags.port, log_level="warning", access_log=False,
         timeout_graceful_shutdown=flags.drain, timeout_keep_alive=30, limit_concurrency=1000,
     )  # fmt: skip
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host  # an IPv6 address
     try:
         socket = config.bind_socket()
     except (SystemExit, TypeError, UnicodeError):  # two of them: an invalid host name
         raise InputError(
-            f"cannot listen at {flags.host}:{flags.port}: is the port in use, or the host wrong?"
+            f"cannot listen at {host}:{flags.port}: is the port in use, or the host wrong?"
         ) from None
     print(f"compiling {name} for {flags.slots} requests at once …", flush=True)
     engine.start()
     socket.listen(1024)  # early clients wait until the server begins
-    print(f"serving {name} at http://{flags.host}:{socket.getsockname()[1]}", flush=True)
+    print(f"serving {name} at http://{host}:{socket.getsockname()[1]}", flush=True)
     uvicorn.Server(config).run(sockets=[socket])
     engine.close()

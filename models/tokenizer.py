@@ -81,7 +81,7 @@ class Tokenizer(ABC):
         try:
             number = operator.index(number)
         except TypeError:
-            raise TypeError(f"token: expected a whole number, got {number!r:.80}") from None
+            raise TypeError(f"token: expected an int, got {number!r:.80}") from None
         if number >= 0:
             with suppress(LookupError):
                 return self._bytes_of(number)

@@ -1,4 +1,4 @@
-"""A user's named whole number: bound to a value per call, unbound in what is compiled."""
+"""A user's named int: bound to a value per call, unbound in what is compiled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high, var, weighted
 
 
 class Variable:
-    """A named whole number in minimum … maximum whose value is given per call.
+    """A named int in minimum … maximum whose value is given per call.
 
     `Variable("pos", 0, 1023).bind(17)` is usable as a dimension or an offset; the compiled kernel
     serves every value, and its loops run only as far as the bound value.

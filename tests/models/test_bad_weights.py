@@ -132,8 +132,8 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"model_type": "bert"}, "'bert' is not supported; supported: gemma2, gemma3_text, gpt2, "),
     ({"model_type": None}, "its architecture None is not supported"),
-    ({"n_head": None}, "its n_head: expected a whole number, got nothing"),
-    ({"n_head": "2"}, "its n_head: expected a whole number, got '2'"),
+    ({"n_head": None}, "its n_head: expected an int, got nothing"),
+    ({"n_head": "2"}, "its n_head: expected an int, got '2'"),
     ({"n_head": 0}, "heads: expected at least 1, got 0"),
     ({"n_head": 5}, "dim 32 is not a multiple of heads 5"),
     ({"n_layer": 10**9}, "the tensor h.1.ln_1.weight is missing"),
@@ -143,7 +143,7 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"n_embd": 64}, "wte.weight has shape"),
     ({"activation_function": "relu"}, "its activation_function 'relu' is not supported"),
     ({"n_layer": 10**40}, "is missing"),
-    ({"n_layer": True}, "its n_layer: expected a whole number, got True"),
+    ({"n_layer": True}, "its n_layer: expected an int, got True"),
 ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def test_configs(values: dict[str, Any], message: str, tmp_path: Path) -> None:
 METADATA: list[tuple[dict[str, Any], str]] = [
     ({"general.architecture": "qwen9"}, "'qwen9' is not supported; supported: gemma2, gemma3, "),
     ({"llama.block_count": 2}, "the tensor blk.1.attn_norm.weight is missing"),
-    ({"llama.block_count": "1"}, "its llama.block_count: expected a whole number, got '1'"),
+    ({"llama.block_count": "1"}, "its llama.block_count: expected an int, got '1'"),
     ({"llama.attention.head_count": 3}, "dim 32 is not a multiple of heads 3"),
     ({"llama.attention.head_count_kv": 2}, "but the config says"),
     ({"llama.vocab_size": 8}, "token_embd.weight has shape (7, 32), but the config says (8, 32)"),

@@ -140,6 +140,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (network, ["--bandwidth", "50"], "50 means 50 B/s: add the unit, as in 50GB/s"),
     (network, ["--pp", "2", "--micro", "1000000000000"], "expected at most 131,072 forward"),
     (network, ["--pieces", "2"], "--pieces has no effect without --pp: also give --pp 2"),
+    (network, ["--tp", "8", "--devices", "8", "--zero", "1"], "ZeRO-1 has no effect on one copy"),
     (network, ["--latency", "1e-6"], "--latency has no effect without --bandwidth"),
 ]  # fmt: skip
 

@@ -623,9 +623,9 @@ def test_concurrent_requests_are_not_mixed_up(place: str) -> None:
 
 
 def test_a_port_in_use_is_reported_before_compiling(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
+    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
     save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
     monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -636,6 +636,11 @@ def test_a_port_in_use_is_reported_before_compiling(
                                          *place])  # fmt: skip
             with pytest.raises(InputError, match="cannot listen at"):
                 server_module.serve_command(flags)
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(Engine, "start", lambda _: None)
+    flags.host = "::1"
+    server_module.serve_command(flags)
+    assert "at http://[::1]:" in capsys.readouterr().out
 
 
 def test_sigterm_lets_running_requests_finish(tmp_path: Path) -> None:
