@@ -157,12 +157,13 @@ class Values(Methods):
         return hostdata.text(wide.numpy(), EDGE if many else MANY)
 
     def __reduce__(self) -> Any:
+        # without the gradient, as PyTorch pickles a tensor and copies a parameter
         data, where = bytes(self._bytes()), (self.raw.device, layout_of(self.raw))
         state = (data, self._known_shape(), self.dtype.name, *where)
-        return _restore, (self.__class__, state, self._requires_grad, self.grad)
+        return _restore, (self.__class__, state, self._requires_grad)
 
 
-def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core | None) -> Any:
+def _restore(cls: type[Core], state: Any, requires_grad: bool | None) -> Any:
     """Called by pickle and deepcopy; a device that is missing becomes the default one."""
     raw, shape, dtype, device, layout = state
     try:
@@ -172,7 +173,7 @@ def _restore(cls: type[Core], state: Any, requires_grad: bool | None, grad: Core
     result: Any = cls._of(node)
     if layout is not None:
         result._move(device, layout)
-    result.made, result._requires_grad, result.grad = True, requires_grad, grad
+    result.made, result._requires_grad = True, requires_grad
     return result
 
 

@@ -225,7 +225,8 @@ def test_pickle_and_deepcopy(on_device, clone):
     x = Tensor([[1.0, 2.0]], requires_grad=True)
     (x * x).sum().backward()
     y = clone(x)
-    assert y.tolist() == x.tolist() and y.requires_grad and y.grad.tolist() == [[2, 4]]
+    assert y.tolist() == x.tolist() and y.requires_grad
+    assert x.grad is not None and y.grad is None  # as PyTorch pickles tensors and copies parameters
     with Tensor.no_grad():
         y += 1
     assert x.tolist() == [[1, 2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ def test_each_line_says_something() -> None:
 
 @pytest.mark.parametrize(("code", "value"), GIVEN, ids=[code for code, _ in GIVEN])
 def test_difference(code: str, value: str) -> None:
-    scope = {"Tensor": Tensor, "minigrad": minigrad, "nn": nn, "np": np, "raises": raises}
+    scope = {"Tensor": Tensor, "minigrad": minigrad, "nn": nn, "np": np, "copy": copy,
+             "raises": raises}  # fmt: skip
     if "torch" in code or "F." in code:
         torch = pytest.importorskip("torch", reason="PyTorch is not installed")
         scope |= {"torch": torch, "F": torch.nn.functional}
