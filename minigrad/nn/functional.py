@@ -16,7 +16,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.hints import names_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
-from minigrad.tensor.broadcasting import check_choice
+from minigrad.tensor.broadcasting import as_python, check_choice
 from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
@@ -72,7 +72,8 @@ def _adaptive(spatial: int, kind: str) -> Pool:
     def pool(x: Tensor, output_size: int | Sequence[int | None] | None) -> Tensor:
         _check_space(name, x, spatial)
         several = isinstance(output_size, (tuple, list))
-        sizes: list[Any] = list(output_size) if several else [output_size] * spatial  # type: ignore[arg-type]
+        wanted: Any = output_size if several else [output_size] * spatial
+        sizes = [as_python(size) for size in wanted]
         given = [size for size in sizes if size is not None]
         expect(len(sizes) == spatial and all(type(size) is int and size >= 1 for size in given),
                f"{name}({output_size})", f"an int ≥ 1, or {spatial} of them or None")  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from minigrad.device import Device
@@ -73,7 +73,7 @@ class Creation(Methods):
         >>> Tensor.full((2,), 7).tolist()
         [7, 7]
         """
-        extents = checked_shape("full", (shape,) if isinstance(shape, (int, Affine)) else (*shape,))
+        extents = checked_shape("full", (*shape,) if isinstance(shape, Iterable) else (shape,))
         _check_numbers("full", fill_value)
         where = Device.canonical(device)
         if isinstance(fill_value, Affine):

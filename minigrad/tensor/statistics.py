@@ -10,7 +10,15 @@ from minigrad.dtype import DTypeLike, dtype_or, dtypes, sum_dtype
 from minigrad.errors import DTypeError, RangeError, expect, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
+from minigrad.tensor.broadcasting import (
+    Axes,
+    Scalar,
+    as_python,
+    axes_of,
+    axis_of,
+    check_choice,
+    check_share,
+)
 from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
 from minigrad.tensor.results import Found, warn_of_no_pair
@@ -355,11 +363,12 @@ class Statistics(Composed):
         >>> Tensor([3.0, 4.0]).norm().item()
         5.0
         """
-        expect(p == "fro" or not isinstance(p, str), "norm", "a number or 'fro'; "
+        expect(not isinstance(p, str) or p == "fro", "norm", "a number or 'fro'; "
                "use linalg.matrix_norm for 'nuc'", error=ValueError, p=p)  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self if dtype is None else self.cast(dtype)
-        found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
+        power = 2 if p is None or isinstance(p, str) else as_python(p)
+        found = x._wide()._norm(power, axes, keepdim)
         return found.cast(x._float_dtype())
 
     # --- random draws from weights ----------------------------------------------------------

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, docs, nn
+from minigrad.tensor.arguments import kind_of
 
 WRONG: tuple[Any, ...] = ("wrong", 1.5, 7, [None], {}, None, object())
 X = Tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -113,3 +114,44 @@ def test_numbers_of_numpy() -> None:
     assert nn.functional.dropout(X, np.float32(0), training=True).tolist() == X.tolist()
     loss = nn.functional.cross_entropy(X, Tensor([0, 1]), label_smoothing=half).item()
     assert loss == nn.functional.cross_entropy(X, Tensor([0, 1]), label_smoothing=0.5).item()
+
+
+NUMBERS = {2: np.int64, 0.5: np.float32, (1, 1): np.int32}
+
+
+def results(value: Any) -> Any:
+    """What can be compared of a result."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.tolist()
+    return [results(one) for one in value] if isinstance(value, tuple) else None
+
+
+def test_where_a_number_is_accepted_so_is_numpys() -> None:
+    """Of all arguments of all functions, whatever their annotation."""
+    tried = 0
+    for name, function in functions():
+        for parameter in inspect.signature(function).parameters.values():
+            kind = kind_of(str(parameter.annotation))
+            if kind is not None or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+                continue  # those of a known kind become Python's numbers in one place
+            if parameter.name == "data":
+                continue  # its dtype is kept
+            for number, to in NUMBERS.items():
+                given = tuple(map(to, number)) if isinstance(number, tuple) else to(number)
+                try:
+                    wanted = called(function, parameter.name, number)
+                except Exception:
+                    continue
+                tried += 1
+                assert called(function, parameter.name, given) == wanted, (name, parameter, given)
+    assert tried > 300
+
+
+def called(function: Any, parameter: str, value: Any) -> Any:
+    """The results with that argument, and other plausible ones."""
+    given = {**arguments(function), parameter: value}
+    Tensor.manual_seed(1)
+    with Tensor.no_grad():
+        X.assign([[1.0, 2.0], [3.0, 4.0]])
+        first = [given.pop("self")] if "self" in given else []
+        return results(function(*first, **given))
