@@ -1,7 +1,9 @@
 """PyTorch's torch.optim.lr_scheduler: factors of an optimizer's initial learning rates.
 
-Several schedulers of one optimizer multiply their factors, except `LambdaLR`, which starts from the
-first learning rate of all. `minigrad.nn.schedule` has the same as functions of the step.
+Several schedulers of one optimizer multiply their factors. `LambdaLR` and
+`CosineAnnealingWarmRestarts` start from the first learning rate of all, and so does a cosine that
+rises again from 0. A factor that stays 0 keeps the rate at 0, whatever others do (in PyTorch it is
+no longer applied). `minigrad.nn.schedule` has the same as functions of the step.
 """
 
 from __future__ import annotations
@@ -73,20 +75,23 @@ class _Factors:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""
         groups = self.optimizer.param_groups
         for place, (group, given) in enumerate(zip(groups, self._given, strict=True)):
-            now = group["lr"]
-            if _single(now) != given:
-                self.base_lrs[place] = self._rebased(place, now)
+            self.base_lrs[place] = self._rebased(place, group, given)
         self.last_epoch += 1
         for group, lr in zip(groups, rates := self.get_last_lr(), strict=True):
             group["lr"] = lr
         self._given = [*map(_single, rates)]
 
-    def _rebased(self, place: int, lr: float) -> float:
-        """The base rate for a learning rate that this scheduler did not set."""
-        factor = self.factors[place](self.last_epoch)
-        if factor < _NOTHING:
-            return self.base_lrs[place]
-        return self.least + (lr - self.least) / factor
+    def _rebased(self, place: int, group: Any, given: float) -> float:
+        """The base rate for a learning rate that another has set; after a factor of 0, the first.
+        """
+        lr, factor = group["lr"], self.factors[place]
+        before = factor(self.last_epoch) if self.last_epoch >= 0 else 1.0
+        if before >= _NOTHING:
+            changed = _single(lr) != given
+            return self.least + (lr - self.least) / before if changed else self.base_lrs[place]
+        first: float = vars(group.optimizer)["initial_lr"]
+        after = factor(self.last_epoch + 1)
+        return first + ((lr - self.least) / after if after >= _NOTHING else 0.0)
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
@@ -133,7 +138,7 @@ class LambdaLR(_Factors):
         first: float = vars(group.optimizer).setdefault("initial_lr", lr)
         return first
 
-    def _rebased(self, place: int, lr: float) -> float:
+    def _rebased(self, place: int, group: Any, given: float) -> float:
         return self.base_lrs[place]
 
 
@@ -197,7 +202,7 @@ class CosineAnnealingLR(_Factors):
         )
 
 
-class CosineAnnealingWarmRestarts(_Factors):
+class CosineAnnealingWarmRestarts(LambdaLR):
     """Half a cosine down to eta_min in T_0 steps, then again from the initial learning rate.
 
     Each period is T_mult times as long as the one before (Loshchilov and Hutter 2017).
@@ -215,7 +220,7 @@ class CosineAnnealingWarmRestarts(_Factors):
                 step, period = step - period, period * T_mult
             return 0.5 * (1 + math.cos(math.pi * step / period))
 
-        super().__init__(optimizer, factor, last_epoch, eta_min)
+        _Factors.__init__(self, optimizer, factor, last_epoch, eta_min)
 
 
 class PolynomialLR(_Factors):

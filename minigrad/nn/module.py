@@ -221,8 +221,8 @@ def load_state_dict(
 
     state: names of `get_state_dict` → Tensors, or anything that `Tensor` takes (arrays, PyTorch's
     tensors). Returns the names that only one side has. Raises StateError (a KeyError) if strict and
-    names differ, ShapeError if shapes differ, DTypeError if floats would become integers; after an
-    error the model is unchanged.
+    names differ, ShapeError if shapes differ, DTypeError if floats would become integers; after one
+    of these the model is unchanged.
     """
     check_names_and_tensors("load_state_dict", state)
     own = get_state_dict(model)

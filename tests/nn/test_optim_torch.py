@@ -167,6 +167,29 @@ def test_schedulers_of_parts(case):
     np.testing.assert_allclose(*found, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("second", [
+    ("CosineAnnealingLR", 3, 0.0), ("CosineAnnealingLR", 3, 0.01),
+    ("CosineAnnealingWarmRestarts", 2, 2, 0.01),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["ExponentialLR", "LambdaLR", "LinearLR", "MultiStepLR"])
+def test_several_schedulers(name, second):
+    """A cosine begins again from the first learning rate: another one's factor is gone then."""
+    found = []
+    for library, tensor in ((optim, Tensor([1.0])), (torch.optim, torch.ones(1))):
+        make = library.lr_scheduler
+        optimizer = library.SGD([{"params": [tensor], "lr": 0.4}], lr=0.2)
+        schedulers = [getattr(make, name)(optimizer, *SCHEDULERS[name]),
+                      getattr(make, second[0])(optimizer, *second[1:])]  # fmt: skip
+        rates = []
+        for _ in range(8):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step() if library is torch.optim else None
+            for scheduler in schedulers:
+                scheduler.step()
+        found.append(rates)
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-8)
+
+
 CYCLES = [
     {"total_steps": 20}, {"epochs": 3, "steps_per_epoch": 4, "anneal_strategy": "linear"},
     {"total_steps": 12, "three_phase": True, "pct_start": 0.4, "div_factor": 10.0},
@@ -416,6 +439,8 @@ def test_lbfgs_that_is_wrong():
     for wrong in ({"max_iter": 0}, {"history_size": 0}):
         with pytest.raises(ValueError, match="expected both ≥ 1"):
             optim.LBFGS([x], **wrong)
+    with pytest.raises(ValueError, match=r"expected optimizers without a step\(\) .* got LBFGS"):
+        optim.LBFGS([{"params": [x]}])  # its step() did not get the closure
     with pytest.raises(TypeError, match="calls backward and returns the loss, got Tensor"):
         optim.LBFGS([x]).step(x)
     with pytest.raises(GradientError, match="the closure gave no parameter a gradient"):
