@@ -268,7 +268,6 @@ def sort(
         number for number in capture.written_inputs if history.has_history(given[number].raw)
     }
     capture.check_memory(tensors)
-    copy_back(calls, tensors, given)
     fresh: dict[Node, int] = {}
     outputs: set[Buffer] = set()
     first: dict[int, int] = {}  # id of a tensor → its first position in the result

@@ -242,7 +242,6 @@ class Jitted(Generic[P, R]):
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         capturing[get_ident()] = noted = Observed()
-        failed = True
         try:
             with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
@@ -251,33 +250,35 @@ class Jitted(Generic[P, R]):
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
                 realization.settle_writes()
-            failed = False
         finally:
             del capturing[get_ident()]
             watching.watch = None
-            if failed:
-                copy_back(calls, tensors, given)
+            copy_back(calls, tensors, given)
         del args, kwargs
-        self._refuse_objects(others)
-        call = _Called(called_with, found, data, calls)
-        self._compare(self._called[key], call)
-        refuse_draws(self.name, drawn)
-        capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-        take_gradients(capture, before, noted.graded, tensors, given)
-        returned = sort(capture, calls, places, before, results, values, tensors, given)
-        refuse_added(capture, before, noted.graded)
-        capture.outside.refuse_changes(outside, capture.read)
-        capture.note_marks(tensors, led_back)
-        del outside  # and the tensors it read
-        capture.result = template(result)
-        links = _left_behind(capture, results, tensors, given)
-        del result, results[:], given[:]
-        capture.renewed = [(link, source) for link, source in links if link() is not None]
-        known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-        if not claim(capture, calls, known, before) or call.changed:  # perhaps once only
-            self._called[key] = call
-        else:
-            self._replays[key] = straight(capture) or capture.serve
+        try:
+            self._refuse_objects(others)
+            call = _Called(called_with, found, data, calls)
+            self._compare(self._called[key], call)
+            refuse_draws(self.name, drawn)
+            capture.outside = Outside(self.name, self.function, self.instance, named, noted)
+            take_gradients(capture, before, noted.graded, tensors, given)
+            returned = sort(capture, calls, places, before, results, values, tensors, given)
+            refuse_added(capture, before, noted.graded)
+            capture.outside.refuse_changes(outside, capture.read)
+            capture.note_marks(tensors, led_back)
+            del outside  # and the tensors it read
+            capture.result = template(result)
+            links = _left_behind(capture, results, tensors, given)
+            del result, results[:], given[:]
+            capture.renewed = [(link, source) for link, source in links if link() is not None]
+            known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
+            if not claim(capture, calls, known, before) or call.changed:  # perhaps once only
+                self._called[key] = call
+            else:
+                self._replays[key] = straight(capture) or capture.serve
+        except JitError as error:
+            error.args = (f"{error}. (This call did its work, as without @jit)",)
+            raise
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
 

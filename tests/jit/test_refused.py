@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jit.arrays import data
 
-from minigrad import Tensor, Variable, jit
+from minigrad import Tensor, Variable, jit, nn
 from minigrad.errors import JitError
 
 
@@ -326,3 +326,24 @@ def test_a_value_that_the_host_made_may_be_read(on_device):
     refused(Tensor([1.0, 2.0, 3.0]))
     with pytest.raises(JitError, match="reads a value during the step"):
         refused(Tensor([1.0, 2.0, 3.0]))
+
+
+def test_a_refused_call_did_all_of_its_work(on_device):
+    """The parameter was updated, but not the argument; and the text did not say that it was."""
+    weight = nn.Parameter(Tensor.ones(2))
+    optimizer, calls = nn.optim.SGD([weight], lr=0.5), [0]
+
+    @jit
+    def step(x):
+        calls[0] += 1
+        optimizer.zero_grad()
+        (weight * x).sum().backward()
+        optimizer.step()
+        x.assign(x + 1)
+        return calls[0]
+
+    x = Tensor([1.0, 2.0]).realize()
+    step(x)
+    with pytest.raises(JitError, match=r"returned 1 in .*\(This call did its work"):
+        step(x)
+    assert (x.tolist(), weight.tolist()) == ([3.0, 4.0], [-0.5, -1.5])

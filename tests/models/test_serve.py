@@ -625,7 +625,9 @@ def test_concurrent_requests_are_not_mixed_up(place: str) -> None:
 def test_a_port_in_use_is_reported_before_compiling(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    uvicorn = pytest.importorskip("uvicorn", reason="uvicorn is not installed: pip install '.[serve]'")
+    uvicorn = pytest.importorskip(
+        "uvicorn", reason="uvicorn is not installed: pip install '.[serve]'"
+    )
     save_checkpoint(tmp_path / "tiny.safetensors", strong_model(), tokenizer())
     monkeypatch.setattr(Engine, "start", lambda _: pytest.fail("it compiles"))
     with socket.create_server(("127.0.0.1", 0)) as taken:
