@@ -246,18 +246,13 @@ def take_gradients(
             gradient.raw.arg.owner = False
 
 
-def sort(
+def settle_inputs(
     capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
-    before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
     tensors: Sequence[Tensor], given: Sequence[Tensor],
-) -> list[Tensor]:  # fmt: skip
-    """Sort the buffers of a recording into inputs, outputs and kept ones; create the replay.
-
-    Returns the result's tensors for the caller of this call.
-    """
+) -> None:  # fmt: skip
+    """Note what memory the step reads and writes, and copy back the inputs that it has written."""
     made = {memory for call in calls for memory in call.made}
     written = {memory for call in calls for memory in call.written} - made
-    used = {memory for call in calls for memory in call.buffers}
     capture.read = frozenset(_read_first(calls) - set(places))
     capture.written = frozenset((made | written) - set(places))
     capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
@@ -268,6 +263,20 @@ def sort(
         number for number in capture.written_inputs if history.has_history(given[number].raw)
     }
     capture.check_memory(tensors)
+    copy_back(calls, tensors, given)
+
+
+def sort(
+    capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
+    before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
+    tensors: Sequence[Tensor], given: Sequence[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    """Sort the buffers of a recording into inputs, outputs and kept ones; create the replay.
+
+    Returns the result's tensors for the caller of this call.
+    """
+    made = {memory for call in calls for memory in call.made}
+    used = {memory for call in calls for memory in call.buffers}
     fresh: dict[Node, int] = {}
     outputs: set[Buffer] = set()
     first: dict[int, int] = {}  # id of a tensor → its first position in the result

@@ -72,6 +72,7 @@ from minigrad.jit.capture import (
     copies,
     copy_back,
     refuse_added,
+    settle_inputs,
     sort,
     take_gradients,
 )
@@ -242,6 +243,7 @@ class Jitted(Generic[P, R]):
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         capturing[get_ident()] = noted = Observed()
+        failed = True
         try:
             with recorded_calls() as calls, _logged() as data:
                 result = self.function(*args, **kwargs)
@@ -250,12 +252,15 @@ class Jitted(Generic[P, R]):
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
                 realization.settle_writes()
+            failed = False
         finally:
             del capturing[get_ident()]
             watching.watch = None
-            copy_back(calls, tensors, given)
+            if failed:
+                copy_back(calls, tensors, given)
         del args, kwargs
-        try:
+        settle_inputs(capture, calls, places, tensors, given)
+        with _after_the_work():
             self._refuse_objects(others)
             call = _Called(called_with, found, data, calls)
             self._compare(self._called[key], call)
@@ -276,9 +281,6 @@ class Jitted(Generic[P, R]):
                 self._called[key] = call
             else:
                 self._replays[key] = straight(capture) or capture.serve
-        except JitError as error:
-            error.args = (f"{error}. (This call did its work, as without @jit)",)
-            raise
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
 
@@ -395,6 +397,16 @@ def _left_behind(
         (clone._link, Source("input", number)) for number, clone in enumerate(given)
         if clone is not tensors[number]
     ]  # fmt: skip
+
+
+@contextmanager
+def _after_the_work() -> Iterator[None]:
+    """Let a JitError say that the call was not in vain: parameters, say, were updated."""
+    try:
+        yield
+    except JitError as error:
+        error.args = (f"{error}. (This call did its work, as without @jit)",)
+        raise
 
 
 @contextmanager
