@@ -349,7 +349,9 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
         put(own, combine(op, own, expr.substitute_in(stage.body, at))),
         Store(stage.array, substitute(stage.position, at), value),
     )
-    start = put(sums[-1], zero), Loop(along.variable, 0, least(1, along.extent), alone)
+    once = least(1, along.extent)
+    made = (sums[-1],) if once == (1,) else dict.fromkeys((sums[-1], first))  # perhaps no element
+    start = *(put(one, zero) for one in made), Loop(along.variable, 0, once, alone)
     loop = Loop(later.variable, 0, (later.extent,), body)
     for level, (inner, outer) in enumerate(pairwise(sums), 1):
         number = make_axis("b", level, ceildiv(loop.trips, BLOCK_TERMS))

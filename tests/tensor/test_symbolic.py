@@ -182,3 +182,11 @@ def test_products_of_a_part(on_device, name):
         along = [axis for axis, extent in enumerate(total.shape) if not isinstance(extent, int)]
         total, wanted = total.sum(along), wanted.sum(tuple(along))
         np.testing.assert_allclose(total.numpy(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_long_scan_that_may_be_empty(on_device):
+    """From 129 elements on, sums are in blocks; a register was read that an empty one never set."""
+    values, length = rng.normal(size=(300, 3)).astype(np.float32), Variable("n", 0, 300)
+    for n in (7, 0, 300):
+        ours = Tensor(values)[: length.bind(n)].cumsum(0).numpy()
+        np.testing.assert_allclose(ours, values[:n].cumsum(0), rtol=1e-4, atol=1e-4)
