@@ -153,9 +153,9 @@ class Schedule:
                 return (loop,)
             size = coefficient(inner.start, outer)
             stop, end = inner.stops
-            length, span = end - substitute(inner.start, {outer: 0}), stop - inner.start
-            assert size is not None and isinstance(span, int)
-            whole, rest = (length - span) // size + 1, length % size
+            length = end - substitute(inner.start, {outer: 0})
+            assert size is not None and stop - inner.start == size
+            whole, rest = length // size, length % size
 
             def of(count: int, *ends: Integer) -> Statements:
                 def fixed(one: Loop, around: Around) -> Statements:
@@ -165,9 +165,9 @@ class Schedule:
 
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
-            first = replace(loop, stops=least(*ends, whole), body=of(span))
-            if span > size or not isinstance(rest, int):  # the last pieces end where x ends
-                return first, replace(loop, start=whole, body=of(span, end))
+            first = replace(loop, stops=least(*ends, whole), body=of(size))
+            if not isinstance(rest, int):  # the last piece ends where x ends
+                return first, replace(loop, start=whole, body=of(size, end))
             stops = least(whole + 1, *ends)
             return first, replace(loop, start=whole, stops=stops, body=of(rest))
 
