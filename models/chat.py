@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from minigrad.models import console
 from minigrad.models.chat_template import ends_of, guarded, template_of, tokens_of
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
-from minigrad.models.gpt_checks import CHECKPOINT, dashed, newest_checkpoint
+from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
 from minigrad.models.interrupt import Interruption
-from minigrad.models.pretrained import load_model, smollm, write
+from minigrad.models.pretrained import load_model, load_to_read, smollm, write
 from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
 
@@ -23,10 +24,9 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     """The sampling settings of the flags; InputError if they are invalid."""
     if flags.top_p is not None and flags.top_p > 1:
         raise InputError(f"--top-p: expected above 0, at most 1, got {flags.top_p}")
-    for name in ("top_k", "top_p"):
-        if flags.temperature == 0 and getattr(flags, name) is not None:
-            raise InputError(f"{dashed(name)} has no effect with --temperature 0, which always "
-                             "takes the likeliest token: leave one of them out")  # fmt: skip
+    if flags.temperature == 0:
+        idle = [name for name in ("top_k", "top_p") if getattr(flags, name) is not None]
+        console.refuse_idle(idle, "with --temperature 0, which takes the likeliest token")
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 
@@ -134,7 +134,7 @@ def chat_command(flags: argparse.Namespace) -> None:
     """`chat`: lines of a terminal one by one, or standard input as a single message."""
     settings = sampling_of(flags)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
-    model, tokenizer = load_model(path, context=flags.context)
+    model, tokenizer = load_to_read(path, flags.context)
     check_keep(flags, model)
     talk = Conversation(
         model, tokenizer, flags.system, settings, flags.seed, flags.context_policy, flags.keep

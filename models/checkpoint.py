@@ -76,7 +76,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (MinigradError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a valid safetensors file: {error}") from None
+        raise InputError(str(error).removeprefix("safe_load: ")) from None
     stored = metadata.pop(CHECKSUM, None)  # other programs' files have none
     if stored is not None and stored != checksum(tensors, metadata):
         raise InputError(f"{path} is damaged: its content does not match its checksum")

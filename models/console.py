@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
@@ -64,7 +64,7 @@ def natural_float(text: str) -> float:
 
 
 def _not_absurd(text: str, number: float) -> float:
-    if number > MOST**2:
+    if number > float(MOST**2):
         raise argparse.ArgumentTypeError(f"expected at most {float(MOST**2):g}, got {text}")
     return number
 
@@ -155,6 +155,12 @@ def _forget_defaults(parser: argparse.ArgumentParser) -> None:
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
                 _forget_defaults(command)
+
+
+def refuse_idle(given: Iterable[str], why: str) -> None:
+    """InputError for the first of the given flags, which have no effect."""
+    for name in sorted(given):
+        raise InputError(f"--{name.replace('_', '-')} has no effect {why}")
 
 
 def check_apart(
@@ -282,10 +288,9 @@ def check_explain(flags: argparse.Namespace, given: Set[str] = frozenset()) -> N
     given: the flags on the command line.
     """
     if flags.explain_values and flags.explain is None:
-        raise InputError("--explain-values has no effect without --explain: also give --explain")
-    idle = given & {"metrics", "picture"}
-    if flags.explain is not None and idle:
-        raise InputError(f"--{min(idle)} has no effect with --explain, which trains nothing")
+        refuse_idle(["explain_values"], "without --explain: also give --explain")
+    if flags.explain is not None:
+        refuse_idle(given & {"metrics", "picture"}, "with --explain, which trains nothing")
 
 
 def explain_step(

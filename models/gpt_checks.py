@@ -17,21 +17,18 @@ from minigrad.models.sizing import ITEMSIZE, peak_bytes
 CHECKPOINT = "gpt.safetensors"  # default path of a model
 OF_A_MODEL = ("layers", "heads", "dim", "key_heads", "dropout", "experts", "active", "precision")
 OF_A_NEW_ONE = ("tokenizer", "vocabulary", "architecture")
-OF_A_BEGUN_ONE = ("tokenizer", "vocabulary", "architecture", "weights")
-OF_A_PIPELINE = ("micro", "schedule", "pieces")
+OF_A_BEGUN_ONE = (*OF_A_NEW_ONE, "weights")
+OF_A_PIPELINE = {"micro", "schedule", "pieces"}
 VOCABULARY, ACTIVE = 1024, 2
 
 
 def check_given(flags: argparse.Namespace, given: Set[str]) -> None:
     """InputError if a given flag has no effect together with the others."""
-    idle = [name for name in OF_A_PIPELINE if name in given]
-    if flags.pp == 1 and idle:
-        raise InputError(f"{dashed(idle[0])} has no effect without --pp: also give --pp 2")
-    idle = [name for name in OF_A_NEW_ONE if name in given]
-    if flags.weights is not None and flags.resume is None and idle:
-        raise InputError(
-            f"{dashed(idle[0])} has no effect with --weights: its model has its own; leave it out"
-        )
+    if flags.pp == 1:
+        console.refuse_idle(given & OF_A_PIPELINE, "without --pp: also give --pp 2")
+    if flags.weights is not None and flags.resume is None:
+        why = "with --weights: its model has its own; leave it out"
+        console.refuse_idle(given & {*OF_A_NEW_ONE}, why)
     if flags.resume is not None or flags.weights is not None:
         return  # see `check_model`
     if "active" in given and not flags.experts:
@@ -50,7 +47,7 @@ def check_model(
     for name in names:
         if wanted[name] != getattr(has, name):
             raise InputError(
-                f"{dashed(name)} is {wanted[name]}, but the model in {path} has "
+                f"{_dashed(name)} is {wanted[name]}, but the model in {path} has "
                 f"{getattr(has, name)}: leave the flag out"
             )
 
@@ -63,13 +60,12 @@ def check_unchanged(flags: argparse.Namespace, resumable: Resumable, given: Set[
             wanted = str(Path(wanted).resolve())
         if name in given and wanted != was:
             raise InputError(
-                f"{dashed(name)} is {wanted}, but the training in {flags.resume} began with {was}:"
+                f"{_dashed(name)} is {wanted}, but the training in {flags.resume} began with {was}:"
                 " leave the flag out"
             )
 
 
-def dashed(name: str) -> str:
-    """The flag on the command line that sets an attribute."""
+def _dashed(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 

@@ -15,7 +15,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, Block
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pictures import check_picture, draw_attention
-from minigrad.models.pretrained import load_model, smollm
+from minigrad.models.pretrained import load_to_read, smollm
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import Tokenizer
 from minigrad.models.train import TrainingPlan
@@ -32,7 +32,7 @@ def inspect_command(flags: argparse.Namespace) -> None:
     """`inspect`: everything that can be shown for a text."""
     check_picture(flags.picture)
     path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
-    model, tokenizer = load_model(path, context=flags.context)
+    model, tokenizer = load_to_read(path, flags.context)
     ids = tokenizer.encode(flags.text)
     config = model.config
     if not ids:
@@ -174,7 +174,7 @@ def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[
 def told_of_times(seconds: list[float]) -> str:
     """Milliseconds: the median of some times, and how many they are."""
     if not seconds:
-        return "not measured (the text fills the context)"
+        return "not measured (too little room in the context)"
     return f"{median(seconds) * 1e3:.2f} (median of {len(seconds)})"
 
 

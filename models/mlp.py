@@ -370,8 +370,7 @@ def main(arguments: Sequence[str]) -> None:
     names = ("metrics", "picture", "trace", "explain")
     console.check_apart({}, {f"--{name}": getattr(flags, name) for name in names})
     if flags.neuron:
-        if idle := given - OF_A_NEURON:
-            raise InputError(f"--{min(idle)} has no effect with --neuron, which trains nothing")
+        console.refuse_idle(given - OF_A_NEURON, "with --neuron, which trains nothing")
         show_neuron(flags.picture)
         return
     if flags.norm and flags.activation == "none":

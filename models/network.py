@@ -305,9 +305,9 @@ def main(arguments: Sequence[str]) -> None:
         if getattr(flags, name) > 1:
             raise InputError(f"--{name}: expected at most 1, got {getattr(flags, name)}")
     check_picture(flags.picture)
-    idle = console.given_flags(parser(), arguments) & {"schedule", "pieces"}
-    if flags.pp == 1 and idle:
-        raise InputError(f"--{min(idle)} has no effect without --pp: also give --pp 2")
+    if flags.pp == 1:
+        given = console.given_flags(parser(), arguments)
+        console.refuse_idle(given & {"schedule", "pieces"}, "without --pp: also give --pp 2")
     layout = layout_of(flags)
     config = GPTConfig.preset(flags.model)
     layout.check(config)
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str]) -> None:
     if flags.bandwidth is not None:
         networks.append(Network("yours", flags.bandwidth, flags.latency or 1e-5))
     elif flags.latency is not None:
-        raise InputError("--latency has no effect without --bandwidth: also give --bandwidth")
+        console.refuse_idle(["latency"], "without --bandwidth: also give --bandwidth")
     itemsize, steps = ITEMSIZE[flags.dtype], flags.tokens / flags.batch_tokens
     work = Work(flags.batch_tokens, config.context, itemsize)
     inner = NVLINK if flags.box > 1 else None

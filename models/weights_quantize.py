@@ -51,6 +51,7 @@ def quantize_command(flags: argparse.Namespace) -> None:
     """`quantize`: write the file, and print the types of its matrices."""
     path, target = Path(flags.weights), Path(flags.target)
     console.check_apart({"IN": path}, {"OUT": target})
+    console.check_writable(target)
     if target.exists() and not flags.overwrite:
         raise InputError(f"{target} already exists: --overwrite replaces it")
     said, size = quantize_file(path, target, flags.type.upper(), flags.pure)

@@ -335,7 +335,8 @@ class Movement(Methods):
         extent = self.shape[axis]
         if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
             what = f"unfold(dim={dim}, size={size}, step={step})"
-            raise misfit(what, f"0 < size ≤ {extent} and step > 0")
+            known = " (a number, not a Variable)" if isinstance(extent, Affine) else ""
+            raise misfit(what, f"0 < size ≤ {extent}{known} and step > 0")
         return self._windows([(axis, size, step, 1)])
 
     def _windows(self, windows: Sequence[build.Window]) -> Self:

@@ -11,7 +11,7 @@ from minigrad.errors import expect, misfit
 from minigrad.graph import build, scans
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, high
-from minigrad.tensor.broadcasting import Axes, Axis, Scalar, axes_of, axis_of
+from minigrad.tensor.broadcasting import Axes, Axis, Scalar, as_python, axes_of, axis_of
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.results import Found, warn_of_no_pair
@@ -301,6 +301,7 @@ class Reduce(Methods):
 
     def _norm(self, p: Scalar, axis: Axes, keepdim: bool) -> Self:
         """The p-norm of floats of at least 32 bits; powers of smaller ones over- or underflow."""
+        p = as_python(p)
         expect(isinstance(p, (int, float)), f"norm(p={p!r})", "a number", error=TypeError)
         if p == 0:
             return self.ne(0).sum(axis, keepdim, dtype=self.dtype)

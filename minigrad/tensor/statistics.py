@@ -10,15 +10,7 @@ from minigrad.dtype import DTypeLike, dtype_or, dtypes, sum_dtype
 from minigrad.errors import DTypeError, RangeError, expect, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import (
-    Axes,
-    Scalar,
-    as_python,
-    axes_of,
-    axis_of,
-    check_choice,
-    check_share,
-)
+from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
 from minigrad.tensor.core import Core
 from minigrad.tensor.random import _draw
 from minigrad.tensor.results import Found, warn_of_no_pair
@@ -367,8 +359,7 @@ class Statistics(Composed):
                "use linalg.matrix_norm for 'nuc'", error=ValueError, p=p)  # fmt: skip
         axes = axes_of("norm", dim, self.ndim)
         x = self if dtype is None else self.cast(dtype)
-        power = 2 if p is None or isinstance(p, str) else as_python(p)
-        found = x._wide()._norm(power, axes, keepdim)
+        found = x._wide()._norm(2 if p is None or isinstance(p, str) else p, axes, keepdim)
         return found.cast(x._float_dtype())
 
     # --- random draws from weights ----------------------------------------------------------

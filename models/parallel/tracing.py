@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minigrad.models.console import check_writable
+from minigrad.models.errors import failing_as
 from minigrad.models.parallel import timeline
 from minigrad.models.parallel.mpi import world
 
@@ -32,4 +33,5 @@ def traced(path: str | Path | None) -> Iterator[None]:
         own = timeline.collected()
     gathered = [own] if ranks is None else ranks.library.COMM_WORLD.gather(own)
     if gathered is not None:
-        timeline.write_trace(Path(path), sorted(pair for part in gathered for pair in part))
+        with failing_as(f"cannot write --trace {path}"):
+            timeline.write_trace(Path(path), sorted(pair for part in gathered for pair in part))

@@ -21,8 +21,10 @@ import pytest
 
 from minigrad import Tensor, nn
 from minigrad.models import gpt_commands
+from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import load_checkpoint, save_checkpoint
+from minigrad.models.parallel import tracing
 from minigrad.models.tokenizer import CharacterTokenizer
 from minigrad.models.train import TrainingPlan, TrainingRun
 
@@ -59,6 +61,9 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["sample", "--temperature", "nan"], 2, "expected a number of at least 0, got nan"),
     (["sample", "--top-k", "0"], 2, "argument --top-k: expected at least 1, got 0"),
     (["sample", "--top-p", "1.5"], 1, "--top-p: expected above 0, at most 1, got 1.5"),
+    (["sample", "--temperature", "1e36", "--checkpoint", "missing"], 1, "cannot read missing"),
+    (["quantize", "missing", "no/x.gguf"], 1, "cannot write no/x.gguf: there is no folder"),
+    (["quantize", "missing", "."], 1, "cannot write .: it is a folder"),
     (["sample", "--top-k", "5", "--temperature", "0"], 1, "--top-k has no effect with --tempera"),
     (["chat", "--top-p", "1", "--temperature", "0"], 1, "--top-p has no effect with --temperatu"),
     (["sample", "--tokens", "-3"], 2, "argument --tokens: expected at least 1, got -3"),
@@ -86,10 +91,10 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--text", "text.txt", "--pp", "2", "--explain", "e.html"], 1, "leave out --pp"),
     (["--device", "TPU"], 1, "unknown device 'TPU'"),
     (["sample", "--checkpoint", "missing"], 1, "cannot read missing: No such file"),
-    (["sample", "--checkpoint", "text.txt"], 1, "text.txt is not a valid safetensors file"),
+    (["sample", "--checkpoint", "text.txt"], 1, "text.txt is damaged, or not a safetensors file"),
     (["sample", "--checkpoint", "foreign"], 1, "foreign is not a checkpoint of models/gpt.py"),
     (["--resume", "missing"], 1, "cannot read missing: No such file"),
-    (["--resume", "text.txt"], 1, "text.txt is not a valid safetensors file"),
+    (["--resume", "text.txt"], 1, "text.txt is damaged, or not a safetensors file"),
     (["--resume", "foreign"], 1, "foreign is not a checkpoint of models/gpt.py"),
     (["--resume", "gpt.safetensors", "--text", "text.txt"], 1, "was trained on a different text"),
 ]
@@ -153,11 +158,11 @@ def texts(**values: str) -> Callable[[bytes], bytes]:
 
 
 DAMAGES: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "empty": (lambda raw: b"", "not a valid safetensors file"),
-    "half": (lambda raw: raw[: len(raw) // 2], "not a valid safetensors file"),
-    "a byte short": (lambda raw: raw[:-1], "not a valid safetensors file"),
-    "a byte long": (lambda raw: raw + b"\0", "not a valid safetensors file"),
-    "zeros": (lambda raw: bytes(len(raw)), "not a valid safetensors file"),
+    "empty": (lambda raw: b"", "or not a safetensors file"),
+    "half": (lambda raw: raw[: len(raw) // 2], "or not a safetensors file"),
+    "a byte short": (lambda raw: raw[:-1], "or not a safetensors file"),
+    "a byte long": (lambda raw: raw + b"\0", "or not a safetensors file"),
+    "zeros": (lambda raw: bytes(len(raw)), "or not a safetensors file"),
     "a flipped bit in the values": (flipped(0.9), "does not match its checksum"),
     "a flipped bit in the middle": (flipped(0.6), "does not match its checksum"),
     "huge": (config(dim=10**9, heads=1), "does not match its own config"),
@@ -236,6 +241,18 @@ def limited(size: int) -> Callable[[], None]:
 
 SMALL = ("--text", "text.txt", "--layers", "1", "--heads", "2", "--dim", "64", "--context", "8",
          "--batch", "2", "--steps", "2")  # fmt: skip
+
+
+def test_a_full_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error named no file."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nn.state, "write_atomically", full)
+    wanted = pytest.raises(InputError, match=r"cannot write --trace .*t.json: No space left")
+    with wanted, tracing.traced(tmp_path / "t.json"):
+        pass
 
 
 @pytest.mark.parametrize(
