@@ -34,6 +34,7 @@ TRUTH = (1.0, 2.0)  # k0, k1
 RATES = {"arrives": 0.3, "crawls": 0.01, "overshoots": 1.05}
 BATCHES = (1, 4, 16, 64, 256)
 MOST_DRAWN = 5000  # points; more make a picture slow and blurred
+MOST_NOISE = 1000.0  # with much more, float32 cannot tell the losses near the line apart
 
 
 @dataclass(frozen=True)
@@ -247,6 +248,8 @@ def main(arguments: Sequence[str]) -> None:
     pictures.check_picture(flags.picture)
     if flags.points < 2:
         raise InputError(f"--points: expected at least 2, got {flags.points}")
+    if flags.noise > MOST_NOISE:
+        raise InputError(f"--noise: expected at most {MOST_NOISE:g}, got {flags.noise:g}")
     # x and y as float64 and float32, their products, and arrays for the gradient
     console.check_fits(64 * flags.points, f"--points {flags.points}", "use fewer")
     data = points(flags.points, flags.noise, flags.seed)
