@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import math
 import operator
+import os
+import socket
 import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,21 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
                 old.unlink(missing_ok=True)
         if not kept:
             folder.rmdir()
+
+
+@contextmanager
+def alone_at(path: Path | None) -> Iterator[None]:
+    """InputError if another process of this machine is training into the same file.
+
+    It holds a socket with the path as its name, which is free again whenever the process ends.
+    """
+    with socket.socket(socket.AF_UNIX) as mark:
+        try:
+            if path is not None:
+                mark.bind(f"\0minigrad {sha256(os.fsencode(path.resolve())).hexdigest()}")
+        except OSError:
+            raise InputError(f"another process writes {path}: give another --checkpoint") from None
+        yield
 
 
 def folder_of_parts(path: Path) -> Path:

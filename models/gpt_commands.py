@@ -14,6 +14,7 @@ from typing import Any
 from minigrad import Tensor
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, chat, console, inspection, weights_quantize
+from minigrad.models.checkpoint import alone_at
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checkpoint import (
@@ -194,7 +195,8 @@ def train_command(
     record = flags.metrics if speaks else None
     if record is not None and run.done:
         say(f"appending metrics to {record}")
-    with Metrics(record, begun.history) as metrics:
+    own = alone_at(Path(flags.checkpoint) if speaks else None)
+    with own, Metrics(record, begun.history) as metrics:
         learn(flags, begun, metrics, speaks)
     if speaks:
         path, config = Path(flags.checkpoint), model.config

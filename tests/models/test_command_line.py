@@ -27,6 +27,7 @@ from minigrad.models import (
     regression,
     sizing,
 )
+from minigrad.models.checkpoint import alone_at
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
 from minigrad.models.sizing import H100
@@ -196,6 +197,20 @@ def test_a_checkpoint_of_any_name_is_read(
         gpt_commands, ["sample", "--checkpoint", name, "--tokens", "2"], capsys
     )
     assert (status, said) == (0, "")
+
+
+@pytest.mark.parametrize("given", [[*SMALL, "--checkpoint", "new.safetensors"],
+                                   ["--resume", "gpt.safetensors", "--steps", "9"]])  # fmt: skip
+def test_two_trainings_do_not_write_one_file(
+    given: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two that were started together, the later one replaced the other's model."""
+    path, before = Path(given[-1] if "--checkpoint" in given else given[1]), os.listdir()
+    with alone_at(path):
+        status, _, said = end_of(gpt_commands, given, capsys)
+    assert status == 1 and f"another process writes {path}: give" in said
+    assert os.listdir() == before
+    assert end_of(gpt_commands, given, capsys)[0] == 0
 
 
 def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
