@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from minigrad import Tensor, jit, nn
@@ -176,11 +177,6 @@ def told_of_times(seconds: list[float]) -> str:
     if not seconds:
         return "not measured (too little room in the context)"
     return f"{median(seconds) * 1e3:.2f} (median of {len(seconds)})"
-
-
-def median(values: list[float]) -> float:
-    """The middle value."""
-    return sorted(values)[len(values) // 2]
 
 
 def gradient_norms(config: GPTConfig, windows: Windows, plan: TrainingPlan) -> list[float]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 
 from minigrad import Tensor
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT, GPTConfig
-from minigrad.models.inspection import latency, median
+from minigrad.models.inspection import latency
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import language_model
 from minigrad.models.sizing import bytes_text, cache_bytes
