@@ -351,7 +351,8 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     )
     once = least(1, along.extent)
     made = (sums[-1],) if once == (1,) else dict.fromkeys((sums[-1], first))  # perhaps no element
-    start = *(put(one, zero) for one in made), Loop(along.variable, 0, once, alone)
+    start: list[Statement] = [put(one, zero) for one in made]
+    start.append(Loop(along.variable, 0, once, alone))
     loop = Loop(later.variable, 0, (later.extent,), body)
     for level, (inner, outer) in enumerate(pairwise(sums), 1):
         number = make_axis("b", level, ceildiv(loop.trips, BLOCK_TERMS))

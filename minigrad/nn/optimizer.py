@@ -327,9 +327,10 @@ class OptimizerGroup(Steps):
         if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):
             kinds = ", ".join(type(one).__name__ for one in optimizers)
             raise TypeError(f"OptimizerGroup({kinds}): expected optimizers, one after the other")
-        for kind in map(type, optimizers):
-            expect(kind.step is Steps.step, "OptimizerGroup", "optimizers without a step() of "
-                   f"their own; {kind.__name__}(tensors) takes all at once", kind.__name__,
+        for one in optimizers:
+            name = type(one).__name__
+            expect(type(one).step is Steps.step, "OptimizerGroup", "optimizers without a step() of "
+                   f"their own; {name}(tensors) takes all at once", name,
                    error=ValueError)  # fmt: skip
         self.optimizers = list(optimizers)
         self.params = [param for optimizer in optimizers for param in optimizer.params]
