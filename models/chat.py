@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from minigrad.models import console
 from minigrad.models.chat_template import ends_of, guarded, template_of, tokens_of
 from minigrad.models.decode import Decoder
 from minigrad.models.errors import InputError
@@ -24,9 +23,6 @@ def sampling_of(flags: argparse.Namespace) -> Sampling:
     """The sampling settings of the flags; InputError if they are invalid."""
     if flags.top_p is not None and flags.top_p > 1:
         raise InputError(f"--top-p: expected above 0, at most 1, got {flags.top_p}")
-    if flags.temperature == 0:
-        idle = [name for name in ("top_k", "top_p") if getattr(flags, name) is not None]
-        console.refuse_idle(idle, "with --temperature 0, which takes the likeliest token")
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 
