@@ -250,6 +250,7 @@ class Jitted(Generic[P, R]):
                 found = flatten(result, results, dict(values))
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
+                watch.part()
                 realization.settle_writes()
             failed = False
         finally:
