@@ -85,9 +85,11 @@ def test_powers_by_floats_are_floats() -> None:
         assert found.dtype.is_float and found.tolist() == [2.0**exponent, 3.0**exponent]
 
 
-def test_bits_of_the_same_dtype() -> None:
+def test_casts_to_the_same_dtype() -> None:
     x = Tensor([1, 2])
     assert x.bitcast("int32") is x
+    assert x.int() is x.cast("int32") is x.to("int32") is x.to(x.dtype) is x.to(x) is x
+    assert x.to(x.device, dtype="int32") is x.type_as(x) is x
 
 
 def test_numbers_of_bfloat16() -> None:
