@@ -233,6 +233,13 @@ def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
     assert Tensor([10], dtype="uint8").lerp(Tensor([5], dtype="uint8"), 0.5).tolist() == [7.5]
 
 
+@pytest.mark.parametrize("weight", [1.0, 1, Tensor([1.0])])
+def test_the_end_of_an_interpolation_is_exact(weight: object) -> None:
+    """Although the difference to a large start is rounded to a multiple of 8."""
+    assert Tensor([1e8]).lerp(Tensor([1.0]), weight).tolist() == [1.0]
+    assert Tensor([1.0]).lerp(Tensor([1e8]), 1 - weight).tolist() == [1.0]
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ShapeError, match=r"one weight per element, got shapes \(2,\) and \(3,\)"):
         Tensor([1, 1]).bincount(Tensor([1.0, 2.0, 3.0]))
