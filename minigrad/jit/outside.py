@@ -79,7 +79,8 @@ class Outside:
             if link is not None and link() is not None
         ]
         modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
-        walk = _Walk(function, instance, given, modules)
+        hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
+        walk = _Walk(function, instance, given, modules, [hook.function for hook in hooks])
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
@@ -256,13 +257,13 @@ _CALLED = Use("", "__call__", called=True)
 class _Walk:
     """Finds what a step reads. instance: returns its `self`; given: its arguments that are objects.
 
-    modules: those that it called → their attributes that are checked elsewhere. names: the names
-    that expressions use.
+    modules: those that it called → their attributes that are checked elsewhere; hooks: functions
+    that these called. names: the names that expressions use.
     """
 
     def __init__(
         self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
-        modules: Mapping[weakref.ref[Any], Mapping[str, Any]],
+        modules: Mapping[weakref.ref[Any], Mapping[str, Any]], hooks: Sequence[Any],
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
@@ -294,6 +295,9 @@ class _Walk:
                     place, label = self._named(layer.value), f"{kind.__name__}.{name}"
                     self._value(place, label, _CALLED, (_CALLED,), known=True)
             self._finish()
+        for hook in hooks:
+            self._value(self._named(hook), "a hook", _CALLED, (_CALLED,), known=True)
+        self._finish()
         self._across()
         while self.todo:
             self._finish()
