@@ -452,7 +452,8 @@ class Functions(Methods):
         near, far = x + (y - x) * weight, y - (y - x) * (1 - weight)  # exact at 0, and at 1
         if known:
             return near if abs(weight) < 0.5 else far
-        return (weight.abs() < 0.5).where(near, far)
+        result: Self = (weight.abs() < 0.5).where(near, far)
+        return result
 
     def sign(self) -> Self:
         """−1, 0 or 1; NaN for NaN.
