@@ -107,7 +107,7 @@ class HostWatch:
 
     def writes(self, buffer: Buffer) -> None:
         """New tensors made of constants are recorded; writing to an existing buffer is an error."""
-        if buffer.has_values and buffer not in self.fresh:
+        if buffer.has_values:
             raise JitError(
                 f"{self.name} writes host data into an existing tensor, but a replay would not "
                 "write it again; write it outside, or pass it as an argument"
@@ -126,10 +126,31 @@ class HostWatch:
                 "yet; call .realize() on it before the step is captured"
             )
 
+    def part(self) -> None:
+        """Copy tensors that are data of the host, and gradients that no program computes.
+
+        Code outside may have them, and write to them, but a replay would not fill them again.
+        """
+        new = [grad for _, grad in self.before.new_gradients() if not self.before.knows(grad)]
+        realization.realize(new)
+        made = {memory for call in recording.calls or () for memory in call.made}
+        lent = [grad for grad in new if grad.raw.arg not in made]
+        lent += [one for one in of_this_thread(all_holders()) if isinstance(one, Tensor)
+                 and one.raw.op is Op.BUFFER and one.raw.arg in self.fresh
+                 and not self.before.knows(one)]  # fmt: skip
+        for tensor in lent:
+            tensor._own_memory()
+
     def borrows(self, holder: Holder) -> bool:
-        """For a tensor that the step created: whether an older tensor has the same memory."""
-        known = self.before.knows
-        return not known(holder) and any(map(known, holders(holder.raw)))
+        """For a tensor that the step created: whether its memory may not be written.
+
+        An older tensor has the same memory, or it holds data of the host, which a replay reads
+        without filling it again.
+        """
+        known, node = self.before.knows, holder.raw
+        return not known(holder) and (
+            any(map(known, holders(node))) or (node.op is Op.BUFFER and node.arg in self.fresh)
+        )
 
 
 def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[Sequence[Holder]]:

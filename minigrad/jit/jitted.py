@@ -31,6 +31,7 @@ or the value is fixed:
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
 | a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
+| a list that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |
 | contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
@@ -251,6 +252,7 @@ class Jitted(Generic[P, R]):
                 found = flatten(result, results, dict(values))
                 others = objects(found)
                 realization.realize([*results, *before.left_behind()])
+                watch.part()
                 realization.settle_writes()
             failed = False
         finally:

@@ -33,7 +33,7 @@ from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.observed import Observed, changes, readers
-from minigrad.tensor.pytree import Same
+from minigrad.tensor.pytree import Same, flatten
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CLOSED = (*_PLAIN, Tensor, Node)  # nothing in these changes, or it is checked elsewhere
@@ -79,8 +79,9 @@ class Outside:
             if link is not None and link() is not None
         ]
         modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
-        walk = _Walk(function, instance, given, modules)
-        self.names, self.read = walk.names, walk.read
+        hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
+        walk = _Walk(function, instance, given, modules, [hook.function for hook in hooks])
+        self.names, self.read, self.grows = walk.names, walk.read, walk.grows
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
@@ -179,17 +180,26 @@ class Outside:
         """
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
-        for place, (was, label, _, test, _) in before.read.items():
+        for place, (was, label, *_) in before.read.items():
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
                     f"{self.name} reads the iterator {label!r}, but a replay would not advance it; "
                     "call next() outside, and pass the result"
                 )
             new = self.read.get(place, before.read[place]).value
-            if was is not new and test == "is not":
-                is_read = isinstance(was, Tensor) and was.raw.arg in memory
-                if is_read or isinstance(was, _PLAIN) and not _equal(was, new):
-                    self._refuse_replaced(repr(label))
+            is_read = isinstance(was, Tensor) and was.raw.arg in memory
+            if isinstance(was, list):  # of ids of keys, which a dict made anew has others of
+                was, new = len(was), len(new)
+            if is_read and was is not new or isinstance(was, _PLAIN) and not _equal(was, new):
+                self._refuse_replaced(repr(label))
+        for grown, size, label in before.grows:
+            added: list[Tensor] = []
+            flatten([*grown][size:], added, {})
+            if added:
+                raise JitError(
+                    f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
+                    "return the tensor, and add it outside"
+                )
 
     def _refuse_replaced(self, what: str) -> None:
         raise JitError(
@@ -247,16 +257,17 @@ _CALLED = Use("", "__call__", called=True)
 class _Walk:
     """Finds what a step reads. instance: returns its `self`; given: its arguments that are objects.
 
-    modules: those that it called → their attributes that are checked elsewhere. names: the names
-    that expressions use.
+    modules: those that it called → their attributes that are checked elsewhere; hooks: functions
+    that these called. names: the names that expressions use.
     """
 
     def __init__(
         self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
-        modules: Mapping[weakref.ref[Any], Mapping[str, Any]],
+        modules: Mapping[weakref.ref[Any], Mapping[str, Any]], hooks: Sequence[Any],
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
+        self.grows: list[tuple[Any, int, str]] = []  # (a list that code adds to, its length, label)
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
@@ -284,6 +295,9 @@ class _Walk:
                     place, label = self._named(layer.value), f"{kind.__name__}.{name}"
                     self._value(place, label, _CALLED, (_CALLED,), known=True)
             self._finish()
+        for hook in hooks:
+            self._value(self._named(hook), "a hook", _CALLED, (_CALLED,), known=True)
+        self._finish()
         self._across()
         while self.todo:
             self._finish()
@@ -408,7 +422,9 @@ class _Walk:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
         if isinstance(value, list | tuple | deque | dict | set):
-            if not use.adds and len(value) <= _MOST_IDS:
+            if use.adds and isinstance(value, list | deque):
+                self.grows.append((value, len(value), label))
+            elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
         elif isinstance(value, UserDict | UserList):
             self._value(f"{place}.data", label, use, uses, part=True)

@@ -61,8 +61,7 @@ class Casts(Methods):
         >>> Tensor([1.7]).cast("int32").tolist()
         [1]
         """
-        wanted = resolve(dtype)
-        return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
+        return self.to(resolve(dtype))
 
     def bitcast(self, dtype: DType | str) -> Self:
         """A view of the bits as another dtype; no gradient flows.

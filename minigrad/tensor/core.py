@@ -440,7 +440,8 @@ class Core(Holder, metaclass=_TensorType):
         'CPU'
         """
         if isinstance(device, DType) or (isinstance(device, str) and device in BY_NAME):
-            return self._new(build.cast(self.node, resolve(device)))
+            wanted = resolve(device)
+            return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
         if isinstance(device, Core):
             return self.to(device.device, dtype or device.dtype)
         if dtype is not None:

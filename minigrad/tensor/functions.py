@@ -441,13 +441,19 @@ class Functions(Methods):
         return close | (x.isnan() & y.isnan()) if equal_nan else close
 
     def lerp(self, end: Any, weight: Any) -> Self:
-        """self + weight·(end − self), in floats.
+        """self + weight·(end − self), in floats; exactly end for a weight of 1.
 
         >>> Tensor([1.0]).lerp(Tensor([3.0]), 0.5).tolist()
         [2.0]
         """
         x, y = self._two_floats("lerp", end)
-        return x + (y - x).mul(weight)
+        known = isinstance(weight, (int, float))
+        weight = weight if known else x._data(weight)
+        near, far = x + (y - x) * weight, y - (y - x) * (1 - weight)  # exact at 0, and at 1
+        if known:
+            return near if abs(weight) < 0.5 else far
+        result: Self = (weight.abs() < 0.5).where(near, far)
+        return result
 
     def sign(self) -> Self:
         """−1, 0 or 1; NaN for NaN.

@@ -161,6 +161,68 @@ def test_a_list_that_is_only_added_to(on_device):
             state.seen.clear()
 
 
+def _kept(kept):
+    kept.pairs.append((1, kept.x * 2))
+
+
+def _larger(kept):
+    kept.named[len(kept.named)] = kept.x * 2
+
+
+def _longer(kept):
+    kept.past = (*kept.past, kept.x * 2)
+
+
+def _moved(kept):
+    kept.last = [*kept.last[-1:], kept.x * 2]
+
+
+def _counted(kept):
+    kept.numbers[0] += 1
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (_kept, r"adds a tensor to 'kept\.pairs'"), (_larger, r"reads 'kept\.named' and replaces"),
+        (_longer, r"reads 'kept\.past' and replaces"), (_moved, r"reads 'kept\.last' and replaces"),
+        (_counted, r"reads 'kept\.numbers' and replaces"),
+    ],
+    ids=lambda given: getattr(given, "__name__", "")[1:],
+)  # fmt: skip
+def test_containers_that_the_step_changes(change, message, on_device):
+    """A replay would not change them again, so what they hold would be wrong without an error."""
+    kept = SimpleNamespace(x=Tensor([1.0]).realize(), pairs=[], named={}, past=(), last=[],
+                           numbers=np.zeros(2))  # fmt: skip
+
+    @jit
+    def step(x):
+        change(kept)
+        return kept.x + x
+
+    assert step(Tensor([1.0])).tolist() == [2]
+    with pytest.raises(JitError, match=message):
+        step(Tensor([1.0]))
+
+
+def test_containers_that_the_step_makes_anew(on_device):
+    """Each replay updates the tensors in them."""
+    kept = SimpleNamespace(layers=[], named={})
+
+    @jit
+    def step(x):
+        kept.layers = []
+        for number in range(3):
+            kept.layers.append(x * number)
+        kept.named = {f"x{number}": x + number for number in range(3)}
+        return kept.layers[1] + kept.named["x2"]
+
+    for number in range(5):
+        assert step(Tensor([float(number)])).tolist() == [2 * number + 2]
+        assert [x.item() for x in kept.layers] == [0, number, 2 * number]
+        assert [x.item() for x in kept.named.values()] == [number, number + 1, number + 2]
+
+
 def test_tensors_of_outside_that_are_written(on_device):
     weight = Tensor([1.0, 2.0])
     step = jit(lambda x: x * weight)

@@ -11,7 +11,7 @@ import pytest
 from jit.arrays import data, same
 
 from minigrad import GlobalCounters, Tensor, Variable, jit, linalg, nn
-from minigrad.errors import GradientError
+from minigrad.errors import GradientError, JitError
 from minigrad.jit import replay
 
 # ---- memory that the step updates ----------------------------------------------------------------
@@ -349,3 +349,116 @@ def test_a_step_that_fails_keeps_what_it_wrote(on_device, lazy):
         else:
             assert step(Tensor([1.0]), given).item() == 2 * number
         assert given.item() == weight.item() == number
+
+
+def _sum_in_a_loop(x):
+    total = Tensor(0.0)
+    for k in range(3):
+        total += x.sum() * k
+    return [total]
+
+
+def _rows_in_a_loop(x):
+    rows = Tensor([[0.0, 0.0], [1.0, 1.0]])
+    for k in range(2):
+        rows[k] += x * k
+    return [rows, rows[1]]
+
+
+def _second_names(x):
+    values, others = Tensor([1.0, 2.0]), x.new_tensor([3, 4])
+    before, part = Tensor(values), values.detach()[1:]
+    part.add_(x[:1])
+    return [values, before, others.sqrt_()]
+
+
+def _training_in_a_step(x):
+    weight, bias = Tensor([1.0, 2.0], requires_grad=True), Tensor.zeros(2, requires_grad=True)
+    optimizer = nn.optim.SGD([weight, bias], lr=0.1, momentum=0.5)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (weight * x + bias).square().sum().backward()
+        optimizer.step()
+    return [weight, bias]
+
+
+def _data_alone(x):
+    values = Tensor([1.0, 2.0])
+    return [values, values.reshape(2, 1), Tensor(2.5), Tensor.zeros(2), x + 1]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [_sum_in_a_loop, _rows_in_a_loop, _second_names, _training_in_a_step, _data_alone],
+    ids=lambda step: step.__name__[1:],
+)
+def test_data_of_the_host_is_new_in_each_call(on_device, step):
+    """Although the step, or its caller, writes to the tensors that it makes of Python numbers."""
+    captured = jit(step)
+    for k in range(5):
+        x = Tensor([k, 2.0])
+        for found, wanted in zip(captured(x), step(x), strict=True):
+            same(found, wanted.numpy())
+            with Tensor.no_grad():
+                found += 1
+
+
+def test_data_of_the_host_that_a_step_keeps(on_device):
+    """It is new in each call, although code outside writes to it."""
+    kept = SimpleNamespace()
+
+    @jit
+    def step(x):
+        kept.values = Tensor([1.0, 2.0])
+        return x + kept.values
+
+    for k in range(5):
+        assert step(Tensor([k, 0])).tolist() == [k + 1, 2]
+        assert kept.values.tolist() == [1, 2]
+        kept.values.mul_(2)
+
+
+CONSTANT = [3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    "graded",
+    [
+        lambda weight, held: weight.sum().backward(),
+        lambda weight, held: weight.backward(Tensor(CONSTANT)),
+        lambda weight, held: weight.backward(held),
+        lambda weight, held: (weight * Tensor.arange(2)).sum().backward(),
+        lambda weight, held: setattr(weight, "grad", Tensor(CONSTANT)),
+    ],
+    ids=["ones", "data", "a tensor outside", "positions", "set"],
+)
+def test_gradients_that_no_kernel_computes(on_device, graded):
+    """They are new in each call, although the caller writes to them."""
+    weight, held = Tensor([1.0, 2.0], requires_grad=True), Tensor(CONSTANT)
+    graded(weight, held)
+    wanted = weight.grad.numpy()
+
+    @jit
+    def step():
+        weight.grad = None
+        graded(weight, held)
+
+    for _ in range(5):
+        step()
+        same(weight.grad, wanted)
+        weight.grad.mul_(2)
+    assert held.tolist() == CONSTANT
+
+
+def test_data_that_a_step_replaces_by_other_data(on_device):
+    """A replay would read the later data in both places."""
+
+    @jit
+    def step(x):
+        values = Tensor([1.0, 2.0])
+        y = values + x
+        return y, values.set_data([3.0, 4.0]) + x
+
+    assert [y.tolist() for y in step(Tensor([0.0, 0.0]))] == [[1, 2], [3, 4]]
+    with pytest.raises(JitError, match="writes host data into an existing tensor"):
+        step(Tensor([0.0, 0.0]))

@@ -611,6 +611,19 @@ def test_hooks_of_a_captured_module():
         step(Tensor([[1.0, 2.0]]))
 
 
+def test_what_a_hook_of_a_captured_module_reads(on_device):
+    """A replay runs no hook, so a change of a value that one reads is noticed."""
+    state, model = SimpleNamespace(scale=2.0), nn.ReLU()
+    model.register_forward_hook(lambda module, inputs, output: output * state.scale)
+    step = jit(lambda x: model(x))
+    for _ in range(3):
+        assert step(Tensor([1.0])).item() == 2
+    state.scale = 3.0
+    with pytest.raises(JitError, match=r"reads 'state\.scale', which was 2\.0"):
+        step(Tensor([1.0]))
+
+
+
 def test_what_a_module_keeps_is_no_state():
     """A hidden state, a list of features, a trainer with copies of weights: as in PyTorch."""
 

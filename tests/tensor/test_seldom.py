@@ -85,9 +85,11 @@ def test_powers_by_floats_are_floats() -> None:
         assert found.dtype.is_float and found.tolist() == [2.0**exponent, 3.0**exponent]
 
 
-def test_bits_of_the_same_dtype() -> None:
+def test_casts_to_the_same_dtype() -> None:
     x = Tensor([1, 2])
     assert x.bitcast("int32") is x
+    assert x.int() is x.cast("int32") is x.to("int32") is x.to(x.dtype) is x.to(x) is x
+    assert x.to(x.device, dtype="int32") is x.type_as(x) is x
 
 
 def test_numbers_of_bfloat16() -> None:
@@ -229,6 +231,13 @@ def test_what_is_added_is_multiplied_in_the_dtype_of_the_sum() -> None:
     third = Tensor([3.0], dtype="bfloat16")
     assert x.addcdiv(x.bfloat16(), third).item() == pytest.approx(4 / 3, rel=1e-6)
     assert Tensor([10], dtype="uint8").lerp(Tensor([5], dtype="uint8"), 0.5).tolist() == [7.5]
+
+
+@pytest.mark.parametrize("weight", [1.0, 1, Tensor([1.0])])
+def test_the_end_of_an_interpolation_is_exact(weight: object) -> None:
+    """Although the difference to a large start is rounded to a multiple of 8."""
+    assert Tensor([1e8]).lerp(Tensor([1.0]), weight).tolist() == [1.0]
+    assert Tensor([1.0]).lerp(Tensor([1e8]), 1 - weight).tolist() == [1.0]
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:

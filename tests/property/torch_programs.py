@@ -1,0 +1,497 @@
+"""Random imperative programs that run unchanged in PyTorch and here.
+
+    python -m tests.property.torch_programs --seed 17 --device REF      one program, in full
+    python -m tests.property.torch_programs --count 500 --device REF    many, with statistics
+
+A program is a list of statements (see `torch_statements`): views and writes through them, dtypes,
+sorts, losses, gradients, loops, values read in the middle. PyTorch runs each statement when it is
+drawn. A statement that raises there is drawn again; a few are kept, and must raise here, too. The
+program then runs here in three modes: as it is; with all values computed after each statement; and
+as a step of `@jit`, called with other inputs each time, whose caller writes to what it returned.
+
+Inputs have few digits, so most values are exact; only exact ones are compared, sorted and rounded.
+A failure is shrunk: statements are dropped as long as it stays.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from minigrad import Context, Tensor, dtypes, jit, nn
+from minigrad.errors import JitError
+
+from .command import parser_of, run_command
+from .torch_statements import ERRORS, FINITE, GROUPS, HERE, READING, ROUGH, SHAPES
+
+Names = dict[str, Any]
+DTYPES = ("float32",) * 6 + ("int64", "int64", "int32", "bool", "float64", "float16", "uint8")
+MODES = ("lazy", "step", "jit")
+INPUTS, CALLS = 6, 4
+MOST, LARGEST = 300, {"float16": 200.0}  # elements of a value, and its largest number
+ATTEMPTS = 40  # at a statement that PyTorch accepts
+HOLE = re.compile(r"\{([a-zA-Z]+)(\d?)\}")
+NAME = re.compile(r"\b[iv]\d+\b")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "d": (0, 0, -1, -1, 1, 2, -2), "D": ("0", "-1", "(0, 1)", "(0, -1)", "1", "(1, 2)", "(-2,)"),
+    "c": (2, -3, 0.5, 1, -1.5, 0, 3, 0.25, -1), "C": (0.5, -0.5, 1.5, 2, -1, 0.25),
+    "k": (0, 1, 1, 2, 3, -1, -2), "K": (1, 2, 3), "B": (True, False), "q": ("mean", "sum", "none"),
+    "t": ("float32", "float64", "int64", "int32", "float16", "bool", "uint8", "int8", "int16"),
+    "p": ("-1", "2, -1", "-1, 3", "1, -1", "-1, 2, 3", "3, -1", "2, 2, -1", "-1, 1", "4, -1"),
+    "s": ("0", "-1", "1:", ":-1", "::2", "..., 0", "..., 1:", ":, 1", "None", ":, ::2", "1", ":1",
+          "..., None", ":, None", "0:0", "-2:", ":, -1:", "1::2", "..., ::3", "None, ..., 0"),
+}  # fmt: skip
+
+
+# ---- the names that programs use -----------------------------------------------------------------
+
+
+class Ours:
+    """`torch` as minigrad spells it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "tensor":
+            return Tensor
+        places = (dtypes, Tensor, nn.functional)
+        return next(getattr(place, name) for place in places if hasattr(place, name))
+
+
+def _common(T: Any) -> Names:
+    """Helpers, which run in either library."""
+
+    def fit(x: Any, *shape: int) -> Any:
+        """The elements of x, repeated, in another shape."""
+        if x.numel() == 0:
+            return T.ones(*shape, dtype=x.dtype)
+        size = int(np.prod(shape))
+        return x.flatten().repeat(size // x.numel() + 1)[:size].reshape(*shape).clone()
+
+    def idx(x: Any, n: int) -> Any:
+        """The elements of x as positions below n."""
+        return x.long() % max(n, 1)
+
+    return {"T": T, "fit": fit, "idx": idx, "inf": float("inf"), "nan": float("nan")}
+
+
+def _theirs() -> Names:
+    import torch
+
+    return {
+        **_common(torch), "F": torch.nn.functional,
+        "back": lambda loss: loss.backward(retain_graph=True),
+        "grad_of": lambda loss, *by: torch.autograd.grad(loss, by, retain_graph=True),
+        "pair": lambda x, dim, most: tuple(x.max(dim) if most else x.min(dim)),
+        "median": lambda x, dim: x.median(dim)[0],
+    }  # fmt: skip
+
+
+def _ours() -> Names:
+    return {
+        **_common(Ours()), "F": nn.functional,
+        "back": lambda loss: loss.backward(),
+        "grad_of": lambda loss, *by: [grad.detach() for grad in loss.gradient(*by)],
+        "pair": lambda x, dim, most: x.max_with_indices(dim) if most else x.min_with_indices(dim),
+        "median": lambda x, dim: x.median(dim),
+    }  # fmt: skip
+
+
+# ---- programs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Statement:
+    """text: one line or several. raises: in PyTorch. captured: whether `@jit` accepts it."""
+
+    text: str
+    template: str
+    captured: bool
+    raises: bool = False
+
+
+@dataclass(frozen=True)
+class Program:
+    """inputs: dtype and shape of each. graded: floats require gradients. odd: there are NaNs."""
+
+    seed: int
+    inputs: tuple[tuple[str, tuple[int, ...]], ...]
+    graded: bool
+    odd: bool
+    statements: tuple[Statement, ...] = ()
+
+    def arrays(self, variant: int) -> list[np.ndarray]:
+        """Values of the inputs, multiples of ⅛; without ties where there are gradients."""
+        draw = np.random.default_rng((self.seed, variant))
+        found = []
+        for dtype, shape in self.inputs:
+            size = int(np.prod(shape))
+            values = draw.integers(0 if dtype == "uint8" else -5, 6, size).astype(np.float64)
+            if dtype.startswith("float"):
+                values = draw.permutation(np.arange(-size, size) + 0.5)[:size] / 4
+                values = values if self.graded else np.round(values * 2) / 4
+                if self.odd and size:
+                    for value in (np.nan, np.inf, -np.inf, -0.0):
+                        values[draw.integers(0, size)] = value
+            found.append(values.astype(dtype).reshape(shape))
+        return found
+
+    def leaf(self, number: int) -> bool:
+        """Whether an input requires a gradient."""
+        return self.graded and self.inputs[number][0].startswith("float")
+
+    def theirs(self, variant: int = 0) -> Names:
+        """The inputs in PyTorch."""
+        import torch
+
+        return {f"i{n}": torch.from_numpy(a.copy()).requires_grad_(self.leaf(n))
+                for n, a in enumerate(self.arrays(variant))}  # fmt: skip
+
+    def ours(self, variant: int = 0) -> Names:
+        """The inputs here."""
+        return {f"i{n}": Tensor(a, requires_grad=True if self.leaf(n) else None)
+                for n, a in enumerate(self.arrays(variant))}  # fmt: skip
+
+    def __str__(self) -> str:
+        used = {name for s in self.statements for name in NAME.findall(s.text)}
+        lines = [
+            f"i{n} = T.tensor({a.tolist()}, dtype=T.{a.dtype}"
+            + (", requires_grad=True)" if self.leaf(n) else f").reshape{a.shape}")
+            for n, a in enumerate(self.arrays(0)) if f"i{n}" in used
+        ]  # fmt: skip
+        lines += [s.text + "  # raises" * s.raises for s in self.statements]
+        return "\n".join([f"# seed {self.seed}", *lines])
+
+
+def _values(names: Names) -> Names:
+    """A program's variables, and the gradients of its inputs."""
+    found = {name: value for name, value in names.items() if NAME.fullmatch(name)}
+    grads = {name: getattr(value, "grad", None) for name, value in found.items() if name[0] == "i"}
+    return found | {f"{name}.grad": grad for name, grad in grads.items() if grad is not None}
+
+
+class Maker:
+    """Draws one program, and runs it in PyTorch."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = draw = random.Random(seed)
+        kinds = ["float32", "int64", *(draw.choice(DTYPES) for _ in range(INPUTS - 2))]
+        inputs = tuple((kind, draw.choice(SHAPES)) for kind in kinds)
+        graded = draw.random() < 0.35
+        self.program = Program(seed, inputs, graded, not graded and draw.random() < 0.2)
+        self.names = {**_theirs(), **self.program.theirs()}
+        self.rough: set[int] = set()  # memory whose values are rounded
+        self.new = (f"v{n}" for n in count())
+
+    def used(self, text: str) -> list[Any]:
+        """The tensors in a statement."""
+        found = (self.names.get(name) for name in dict.fromkeys(NAME.findall(text)))
+        return [value for value in found if hasattr(value, "dim")]
+
+    def exact(self, value: Any) -> bool:
+        """Whether a value is the same in both libraries, so that comparisons of it are, too."""
+        if not value.is_floating_point():
+            return True
+        if value.untyped_storage().data_ptr() in self.rough:
+            return False
+        numbers = value.detach().double().numpy()
+        numbers = numbers[np.isfinite(numbers)]
+        step, most = (4, 64) if value.element_size() == 2 else (64, 4096)
+        return bool((numbers * step % 1 == 0).all() and (abs(numbers) < most).all())
+
+    def fits(self, kind: str, value: Any) -> bool:
+        """Whether a tensor may fill a hole: see `torch_statements`."""
+        floats, name = value.is_floating_point(), str(value.dtype)
+        if kind in "eh":
+            return self.exact(value) and (kind == "e" or floats)
+        return {
+            "x": True, "f": floats, "n": name not in ("torch.bool", "torch.uint8"),
+            "m": name == "torch.bool", "i": name in ("torch.int64", "torch.int32"),
+            "l": floats and value.requires_grad and not value._is_view() and value.is_leaf,
+        }[kind]  # fmt: skip
+
+    def fill(self, kind: str) -> str:
+        """Text for a hole."""
+        if kind in CHOICES:
+            return str(self.random.choice(CHOICES[kind]))
+        tensors = {n: v for n, v in _values(self.names).items() if hasattr(v, "dim")}
+        found = [n for n, v in tensors.items() if "." not in n and self.fits(kind, v)]
+        if not found:
+            return {"m": "(i1 > 0)", "h": "i1.float()"}.get(kind, "i1")
+        return self.random.choice(found[-8:] if self.random.random() < 0.5 else found)
+
+    def draw(self) -> Statement:
+        """A statement, which PyTorch may refuse."""
+        (group,) = self.random.choices(GROUPS, [group.weight for group in GROUPS])
+        template = self.random.choice(group.templates)
+        filled: dict[str, str] = {}
+
+        def hole(match: re.Match[str]) -> str:
+            if match[0] not in filled:
+                filled[match[0]] = next(self.new) if match[1] == "new" else self.fill(match[1])
+            return filled[match[0]]
+
+        text = HOLE.sub(hole, template)
+        text = f"{next(self.new)} = {text}" if group.makes_value else text
+        return Statement(text, template, group.captured and not re.search(READING, template))
+
+    def differs(self, statement: Statement) -> bool:
+        """Whether the libraries differ by design: see differences.md."""
+        used = self.used(statement.text)
+        kinds = {(v.is_floating_point(), v.dtype) for v in used}
+        floats = {kind for kind, _ in kinds}
+        points = any(v.dim() == 0 for v in used) and len(kinds) > len(floats)  # promotion
+        wraps = re.search(r"-\d", statement.text) and any(v.dtype.itemsize == 1 for v in used)
+        writes = not re.match(r"v\d+ = ", statement.text) and len(floats) > 1
+        odd = self.program.odd and (writes or re.search(FINITE, statement.template))
+        return bool(points or wraps or odd)
+
+    def step(self) -> None:
+        """Add a statement."""
+        for _ in range(ATTEMPTS):
+            statement = self.draw()
+            if self.differs(statement):
+                continue
+            try:
+                exec(statement.text, self.names)
+            except Exception as error:
+                if self.random.random() < 0.02 and not re.search(ERRORS, str(error)):
+                    statement = replace(statement, raises=True, captured=False)
+                    self.take(statement)
+                    return
+            else:
+                if self.keeps(statement):
+                    self.take(statement)
+                    return
+            self.restart()  # it may have written
+
+    def take(self, statement: Statement) -> None:
+        """Add a statement to the program."""
+        kept = (*self.program.statements, statement)
+        self.program = replace(self.program, statements=kept)
+
+    def restart(self) -> None:
+        """Run the program again from the start."""
+        self.names, self.rough = {**_theirs(), **self.program.theirs()}, set()
+        for statement in self.program.statements:
+            with suppress(Exception):
+                exec(statement.text, self.names)
+            self.keeps(statement)
+
+    def keeps(self, statement: Statement) -> bool:
+        """False for a statement whose values are too large; else note which are rounded."""
+        used = self.used(statement.text)
+        for value in used:
+            name, numbers = str(value.dtype)[6:], value.detach().numpy()
+            finite = numbers[np.isfinite(numbers)]
+            most = LARGEST.get(name, 1e4) if value.is_floating_point() else np.inf
+            if value.numel() > MOST or (finite.size and abs(finite).max() > most):
+                return False
+        memory = {v.untyped_storage().data_ptr() for v in used if v.is_floating_point()}
+        if statement.template in ROUGH or memory & self.rough:
+            self.rough |= memory - {0}  # 0: no elements
+        return True
+
+
+def make_program(seed: int) -> Program:
+    """The program of a seed."""
+    maker = Maker(seed)
+    for _ in range(maker.random.randint(8, 35)):
+        maker.step()
+    return maker.program
+
+
+# ---- running and comparing -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Finding:
+    """kind: it raises here, answers here, or differs. at: the statement, or −1."""
+
+    kind: str
+    mode: str
+    at: int
+    what: str
+
+
+def run(program: Program, names: Names, realized: bool = False) -> list[str]:
+    """Run all statements; the error of each, or ""."""
+    errors = []
+    for statement in program.statements:
+        error = ""
+        try:
+            exec(statement.text, names)
+            if realized:
+                Tensor.realize(*(v for v in _values(names).values() if isinstance(v, Tensor)))
+        except Exception as raised:
+            error = f"{type(raised).__name__}: {raised}"
+        errors.append(error)
+    return errors
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.detach().numpy() if hasattr(value, "detach") else value)
+
+
+def unlike(found: Any, wanted: Any) -> str | None:
+    """How our value differs from PyTorch's, or None."""
+    if isinstance(wanted, (tuple, list)) and len(found) == len(wanted):
+        return next((u for f, w in zip(found, wanted, strict=True) if (u := unlike(f, w))), None)
+    if isinstance(found, Tensor) is not hasattr(wanted, "detach"):
+        return f"{type(found)} instead of {type(wanted)}"
+    f, w = _array(found), _array(wanted)
+    if w.dtype.kind == "O":  # None
+        return None if found == wanted else f"{found} instead of {wanted}"
+    if (f.dtype, f.shape) != (w.dtype, w.shape):
+        return f"{f.dtype} {f.shape} instead of {w.dtype} {w.shape}"
+    bound = 0.0
+    if w.dtype.kind == "f":
+        largest = np.abs(w[np.isfinite(w)], dtype=np.float64).max(initial=1)
+        bound = (3e-2 if w.dtype.itemsize == 2 else 1e-3) * largest
+        f, w = f.astype(np.float64), w.astype(np.float64)
+    same = np.allclose(f, w, rtol=0, atol=bound, equal_nan=True)
+    return None if same else f"{f.tolist()} instead of {w.tolist()}"
+
+
+def _difference(found: Names, wanted: Names) -> str | None:
+    """The first variable that differs, and how."""
+    for name, value in wanted.items():
+        if name in found:
+            if different := unlike(found[name], value):
+                return f"{name}: {different}"
+        elif not name.endswith(".grad") or _array(value).any():  # None may stand for zeros
+            return f"{name} is missing"
+    return None
+
+
+def check(program: Program, mode: str, device: str) -> Finding | None:
+    """Run a program here; what differs from PyTorch."""
+    theirs = {**_theirs(), **program.theirs()}
+    wanted = run(program, theirs)
+    with Context(DEVICE=device):
+        try:
+            if mode == "jit":
+                different = captured(program, theirs)
+            else:
+                ours = {**_ours(), **program.ours()}
+                errors = run(program, ours, mode == "step")
+                for at, (mine, its) in enumerate(zip(errors, wanted, strict=True)):
+                    if bool(mine) is not bool(its):
+                        return Finding("raises" if mine else "answers", mode, at, mine or its)
+                different = _difference(_values(ours), _values(theirs))
+        except Exception as error:
+            return Finding("raises", mode, -1, f"{type(error).__name__}: {error}")
+    return None if different is None else Finding("differs", mode, -1, different)
+
+
+def captured(program: Program, theirs: Names) -> str | None:
+    """A difference of the program as a captured step, called with other inputs each time.
+
+    theirs: what it computes in PyTorch. A step that may not be captured must say so: JitError.
+    """
+    names, made = [f"i{n}" for n in range(len(program.inputs))], _ours()
+    lines = [f"{name}.grad = None" for n, name in enumerate(names) if program.leaf(n)]
+    lines += [line for s in program.statements for line in s.text.splitlines()]
+    results = [n for n, v in theirs.items() if re.fullmatch(r"v\d+", n) and hasattr(v, "dim")]
+    body = "\n    ".join([*lines, f"return {', '.join(results)}{',' * bool(results)}"])
+    exec(f"def step({', '.join(names)}):\n    {body}", made)
+    step, before = jit(made["step"]), None
+    for variant in range(CALLS):
+        inputs = program.theirs(variant)
+        theirs = {**_theirs(), **inputs}
+        if any(run(program, theirs)):
+            continue
+        wanted = _values({name: theirs[name] for name in results} | inputs)
+        given = program.ours(variant)
+        try:
+            found = dict(zip(results, step(*given.values()) or (), strict=True))
+        except JitError as error:
+            COUNTED[f"not captured: {str(error)[:40]}"] += 1
+            return None
+        different = _difference(_values(found | given), wanted)
+        if different is None and before is not None:
+            different = _difference(*before)
+        if different is not None:
+            return f"call {variant}: {different}"
+        before = found, {name: wanted[name] for name in results}
+        if variant == CALLS - 2:  # the caller's, and nobody else's
+            before = None
+            with Tensor.no_grad():
+                for value in found.values():
+                    value.zero_()
+    return None
+
+
+def without(program: Program, at: int) -> Program:
+    """The program without a statement, and without those that then end otherwise in PyTorch."""
+    kept = (*program.statements[:at], *program.statements[at + 1 :])
+    smaller = replace(program, statements=kept)
+    errors = run(smaller, {**_theirs(), **smaller.theirs()})
+    same = [s for s, error in zip(kept, errors, strict=True)
+            if bool(error) is s.raises and not error.startswith("NameError")]  # fmt: skip
+    return replace(smaller, statements=tuple(same))
+
+
+def shrink(program: Program, found: Finding, device: str) -> tuple[Program, Finding]:
+    """Drop statements as long as the same kind of finding stays."""
+    for at in reversed(range(len(program.statements))):
+        if at < len(program.statements):
+            smaller = without(program, at)
+            again = check(smaller, found.mode, device)
+            if again and (again.kind, again.what[:20]) == (found.kind, found.what[:20]):
+                program, found = smaller, again
+            elif again and again.kind == found.kind == "differs":
+                program, found = smaller, again
+    return program, found
+
+
+def findings(seed: int, device: str) -> Iterator[tuple[Program, Finding]]:
+    """What differs in the program of a seed, and the smallest program that shows it.
+
+    Statements with known errors are dropped, and the rest runs again.
+    """
+    program = make_program(seed)
+    for mode in MODES:
+        if mode == "jit":
+            program = replace(
+                program, statements=tuple(s for s in program.statements if s.captured)
+            )
+            program = without(program, len(program.statements))
+        while (found := check(program, mode, device)) is not None:
+            template = program.statements[found.at].template if found.at >= 0 else ""
+            known = re.search(HERE, f"{found.kind}: {template}: {found.what}")
+            COUNTED[f"known: {known[0]}" if known else found.kind] += 1
+            if not known:
+                yield shrink(program, found, device)
+            if found.at < 0:
+                break
+            program = without(program, found.at)
+
+
+COUNTED: Counter[str] = Counter()
+
+
+def failure_of(seed: int, device: str) -> str | None:
+    """The findings of a seed's program as text, or None."""
+    texts = [f"seed {seed}, {found.mode}: {found.kind} at {found.at}: {found.what}\n{program}\n"
+             for program, found in findings(seed, device)]  # fmt: skip
+    return "\n".join(texts) or None
+
+
+def main() -> None:
+    """The command."""
+    given = parser_of("torch_programs", __doc__).parse_args()
+    run_command(
+        given, "programs", lambda seed: str(make_program(seed)),
+        lambda seed: failure_of(seed, given.device), lambda: print(dict(COUNTED)),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
