@@ -161,7 +161,7 @@ def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) 
     add = command.add_argument
     add("--tokens", type=console.positive_int, default=tokens, help="generate at most N tokens")
     add("--temperature", type=console.natural_float, default=temperature,
-        help="0: always the likeliest token (filters let it pass); higher: more random")  # fmt: skip
+        help="0: always the likeliest token (with any filter); higher: more random")  # fmt: skip
     add("--top-k", type=console.positive_int, help="draw from the N likeliest tokens only")
     add("--top-p", type=console.positive_float,
         help="draw from the likeliest tokens whose probabilities sum to X")  # fmt: skip
