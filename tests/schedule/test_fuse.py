@@ -342,10 +342,18 @@ def reshaped(inputs: Inputs) -> list[Node]:
     return [g.reshape(transpose(inputs(20, 30)), (20, 30))]
 
 
+def old_value_in_several_columns(inputs: Inputs) -> list[Node]:
+    """The old value is read after the new one is stored, in a kernel with three results a row."""
+    x, other, table = inputs(32), inputs(32), inputs(32, 3)
+    new = mul(other, 2.0)
+    both = g.expand(g.reshape(add(new, ew(Op.SIN, x)), (32, 1)), (32, 3))
+    return [new, mul(both, table)]
+
+
 OWN = [
     plus_one, transposed_plus_one, flipped, shifted, shifted_up, rows_centred, columns_centred,
     own_softmax, own_column_softmax, own_product, own_product_from_the_right, descent, own_scatter,
-    own_gather, two_rows_at_once, reshaped,
+    own_gather, two_rows_at_once, reshaped, old_value_in_several_columns,
 ]  # fmt: skip
 
 
