@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from minigrad.device import Device
@@ -78,11 +77,10 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
             write(file)
         return
     remove_leftovers(target)
-    mark = f"{_machine()}-{os.getpid()}-{token_hex(4)}"
+    mark = f"{_machine()}-{os.getpid()}-{os.urandom(8).hex()}"
     temporary = target.with_name(f"{_stem(target)}{mark}.tmp")
-    temporary.touch(exist_ok=False)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("xb") as file:
             if target.exists():
                 shutil.copymode(target, temporary)
             write(file)
