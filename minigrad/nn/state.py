@@ -125,8 +125,7 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        with suppress(PermissionError):  # another user's
-            os.kill(process, 0)  # asks only
+        os.getpgid(process)
     except (ProcessLookupError, OverflowError):
         return False
     return True
