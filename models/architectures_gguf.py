@@ -141,7 +141,7 @@ def metadata_of(config: GPTConfig, kind: str, facts: Mapping[str, Any]) -> dict[
         shape["use_parallel_residual"] = config.parallel
     if "s" in config.layer_kinds:
         shape["attention.sliding_window"] = config.window
-        if "f" in config.layer_kinds:
+        if "f" in config.layer_kinds or kind in SLIDING:
             shape["attention.sliding_window_pattern"] = [one == "s" for one in config.layer_kinds]
     if kind.startswith("gemma"):
         shape |= {"attn_logit_softcapping": config.attention_cap,
@@ -166,6 +166,7 @@ def _scaling(config: GPTConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     factor = float(given["factor"])
     found: dict[str, Any] = {"type": kind, "factor": factor}
     if kind == "yarn":
+        Facts(given).expect("truncate", True)  # which the format lacks
         own = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
         found |= {
             "original_context_length": given.get("original_max_position_embeddings",

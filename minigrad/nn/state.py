@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -68,24 +68,27 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
 
     The temporary file is in the same folder; file and folder are flushed to the disk. After an
     error it is removed, and an earlier file is untouched. If the process is killed, the next
-    `write_atomically` of the same path, or `remove_leftovers`, removes it.
+    `write_atomically` of the same path, or `remove_leftovers`, removes it. The new file has the
+    permissions of the earlier one. Devices and pipes are written to directly.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.exists() and not target.is_file():  # as /dev/null, which must not be replaced
+        with target.open("wb") as file:
+            write(file)
+        return
     remove_leftovers(target)
-    handle, temporary = tempfile.mkstemp(
-        prefix=f"{_stem(target)}{_machine()}-{os.getpid()}-", suffix=".tmp", dir=target.parent
-    )
+    mark = f"{_machine()}-{os.getpid()}-{os.urandom(8).hex()}"
+    temporary = target.with_name(f"{_stem(target)}{mark}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
+            if target.exists():
+                shutil.copymode(target, temporary)
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp is stricter than open
-        os.replace(temporary, target)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(target.parent, os.O_RDONLY)
     try:
@@ -110,7 +113,7 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
     Files of running processes, and of other machines that share the folder, stay.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     ours = re.compile(rf"{re.escape(_stem(target))}{_machine()}-(\d+)-\w+\.tmp")
     with suppress(OSError), os.scandir(target.parent) as found:
         for item in found:
@@ -122,11 +125,9 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
 
 def _lives(process: int) -> bool:
     try:
-        os.kill(process, 0)  # asks only
+        os.getpgid(process)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's
-        return True
     return True
 
 

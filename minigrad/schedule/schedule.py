@@ -368,7 +368,9 @@ def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: A
         return _begins_as(target, old)
     if writer.kind == "block_rows":
         return False
-    summed = writer.kind != "contraction" and any(stage.op is not None for stage in writer.stages)
+    in_turn = writer.kind != "contraction" and any(
+        stage.op is not None or stage.size != target.size for stage in writer.stages
+    )
     loads = (
         (position, stage, load)
         for position, stage in enumerate(writer.stages) if old in stage.reads
@@ -377,8 +379,8 @@ def _safe_in_place(writer: Cluster | Kernel, rows: Integer, array: Array, old: A
     for position, stage, load in loads:
         same = _reads_where_written(stage, load, target)
         if writer.kind == "contraction" or high(rows) == target.size:
-            # Stores come last, unless rows are summed: then each stage has its own.
-            if not same or (summed and position > place):
+            # Stores come last, unless rows are loops: then each stage has its own.
+            if not same or (in_turn and position > place):
                 return False
         elif position > place or (position == place and not same):
             return False

@@ -14,7 +14,7 @@ import pytest
 from model_judges import gguf_file_of
 
 from minigrad import Tensor
-from minigrad.models.architectures_gguf import config_of_gguf
+from minigrad.models.architectures_gguf import config_of_gguf, metadata_of
 from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.decode import Decoder
 from minigrad.models.gpt import GPT
@@ -181,6 +181,17 @@ def test_a_factor_of_rotary_positions_is_linear_where_a_gguf_file_does_not_say()
     ):  # fmt: skip
         told = {f"llama.rope.{name}": value for name, value in more.items()}
         assert config_of_gguf(facts | told, []).rotary_factors == wanted, more
+
+
+def test_what_a_gguf_file_says_is_the_same_shape() -> None:
+    sliding = ["sliding_attention"] * COMMON["num_hidden_layers"]
+    facts = {**COMMON, "model_type": "gemma2", "sliding_window": 8, "layer_types": sliding}
+    config = config_of_hub(facts)
+    told = {"general.architecture": "gemma2", **metadata_of(config, "gemma2", facts)}
+    assert config_of_gguf(told, []).layer_kinds == config.layer_kinds == "s" * len(sliding)
+    facts = {**COMMON, "model_type": "llama", "rope_parameters": {**YARN, "truncate": False}}
+    with pytest.raises(ValueError, match="its truncate 'False' is not supported"):
+        metadata_of(config_of_hub(facts), "llama", facts)
 
 
 @pytest.mark.parametrize(("facts", "message"), [

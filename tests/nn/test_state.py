@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 
@@ -204,6 +205,24 @@ def test_a_name_as_long_as_a_name_can_be(tmp_path):
     path = tmp_path / ("n" * 255)
     state.write_atomically(path, lambda file: file.write(b"x"))
     assert path.read_bytes() == b"x"
+
+
+def test_links_permissions_and_pipes_stay(tmp_path):
+    path, link, pipe = (tmp_path / name for name in ("m.safetensors", "link", "pipe"))
+    state.safe_save({"a": Tensor([1.0])}, path)
+    path.chmod(0o600)
+    link.symlink_to(path)
+    state.safe_save({"a": Tensor([2.0])}, link)
+    assert link.is_symlink() and state.safe_load(path)["a"].item() == 2
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    os.mkfifo(pipe)  # stands for /dev/null
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    state.write_atomically(pipe, lambda file: file.write(b"x"))
+    assert pipe.is_fifo() and os.read(reader, 9) == b"x"
+    os.close(reader)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    state.write_atomically(tmp_path / "itself", lambda file: file.write(b"x"))
+    assert (tmp_path / "itself").read_bytes() == b"x"
 
 
 NO_STATES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from threading import Thread
 
 import numpy as np
@@ -10,15 +11,19 @@ import pytest
 from minigrad import Tensor
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
+from minigrad.loops import nest
+from minigrad.loops.recipes import lower
 from minigrad.runtimes.reference import evaluate
 from minigrad.schedule import expr
 from minigrad.schedule import fuse as fusion
+from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import MOST_ARRAYS
 from minigrad.schedule.materialize import DEEPEST
-from minigrad.schedule.schedule import Schedule
+from minigrad.schedule.schedule import Schedule, Source
 from minigrad.schedule.stage import Stage
 
 from .agreement import agree
+from .machine import GOLDEN
 from .programs import (
     DEVICE,
     F32,
@@ -260,6 +265,7 @@ def compare(build: Build, in_place: dict[int, int], what: str) -> None:
     print(what)
     for fuse in (True, False):
         check_order(plan_of(build, in_place, fuse))
+        check_overwrites(plan_of(build, in_place, fuse))
         agree(build, "host", 5, in_place=in_place, fuse=fuse)
 
 
@@ -342,10 +348,18 @@ def reshaped(inputs: Inputs) -> list[Node]:
     return [g.reshape(transpose(inputs(20, 30)), (20, 30))]
 
 
+def old_value_in_several_columns(inputs: Inputs) -> list[Node]:
+    """The old value is read after the new one is stored, in a kernel with three results a row."""
+    x, other, table = inputs(32), inputs(32), inputs(32, 3)
+    new = mul(other, 2.0)
+    both = g.expand(g.reshape(add(new, ew(Op.SIN, x)), (32, 1)), (32, 3))
+    return [new, mul(both, table)]
+
+
 OWN = [
     plus_one, transposed_plus_one, flipped, shifted, shifted_up, rows_centred, columns_centred,
     own_softmax, own_column_softmax, own_product, own_product_from_the_right, descent, own_scatter,
-    own_gather, two_rows_at_once, reshaped,
+    own_gather, two_rows_at_once, reshaped, old_value_in_several_columns,
 ]  # fmt: skip
 
 
@@ -353,6 +367,38 @@ OWN = [
 def test_updates_in_place(build: Build) -> None:
     """The first output overwrites the first input."""
     compare(build, {0: 0}, build.__name__)
+
+
+def check_overwrites(plan: Schedule) -> None:
+    """No statement of a kernel reads an array after another one has written over its memory.
+
+    Running a kernel does not always show that: a value that was loaded before may be used again.
+    """
+    places = plan.places()
+    for kernel in plan.kernels:
+        statements = nest.walk(lower(kernel, GOLDEN).parallel)
+        together = {id(item) for one in statements for item in one.inside
+                    if isinstance(one, nest.Stores)}  # fmt: skip
+        written: dict[Source, Array] = {}  # by memory: the array that is there now
+        for one in statements:
+            values = [] if id(one) in together else [
+                *one.parts()[0], *(item.value for item in getattr(one, "items", ()))
+            ]  # fmt: skip
+            for load in expr.loads(*values):
+                array = load.array.of or load.array
+                there = written.get(places.get(array), array)
+                assert there == array, f"{array} is read after {there} was written over it"
+            for array in one.parts()[3]:
+                array = array.of or array
+                if array in places:
+                    written[places[array]] = array
+
+
+def test_the_check_of_overwrites_can_fail() -> None:
+    plan = plan_of(old_value_in_several_columns, {0: 0})
+    (new,) = (array for held in plan.held for array in held.arrays)
+    with pytest.raises(AssertionError, match="s0 is read after t1 was written over it"):
+        check_overwrites(replace(plan, slots={**plan.slots, new: 0}))
 
 
 def temporaries(plan: Schedule) -> int:
