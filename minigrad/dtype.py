@@ -149,20 +149,26 @@ def named(name: str) -> DType:
 
 
 def resolve(given: object) -> DType:
-    """A dtype given as itself, by name, or as a type of the same name (numpy.float32).
+    """A dtype given as itself, by name, or as a type of the same name (numpy.float32, torch.int8).
 
     KeyError for an unknown name, DTypeError for anything else.
     """
-    if isinstance(given, DType):
-        return given
     if isinstance(given, str):
         return named(given)
-    name = getattr(given, "name", None) or getattr(given, "__name__", "")
-    if name in BY_NAME:
-        return BY_NAME[name]
+    if (found := meant_by(given)) is not None:
+        return found
     raise DTypeError(
         f"expected a dtype, as minigrad.dtypes.float32, or its name, as 'float32', got {given!r}"
     )
+
+
+def meant_by(given: object) -> DType | None:
+    """The dtype that is given as in `resolve`, or None."""
+    if isinstance(given, DType):
+        return given
+    name = given if isinstance(given, str) else getattr(given, "name", None)
+    name = name or getattr(given, "__name__", None) or repr(given).removeprefix("torch.")
+    return BY_NAME.get(name)
 
 
 def dtype_or(given: DTypeLike, default: DType) -> DType:

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Never, Self
 
 from minigrad.device import Buffer, Device, Zeros
-from minigrad.dtype import BY_NAME, DType, check_holds, resolve
+from minigrad.dtype import DType, check_holds, meant_by, resolve
 from minigrad.errors import GradientError, ScanError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
@@ -439,10 +439,10 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
-        if isinstance(device, DType) or (isinstance(device, str) and device in BY_NAME):
-            return self._new(build.cast(self.node, resolve(device)))
         if isinstance(device, Core):
             return self.to(device.device, dtype or device.dtype)
+        if (wanted := meant_by(device)) is not None:
+            return self._new(build.cast(self.node, wanted))
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
