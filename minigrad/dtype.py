@@ -141,11 +141,9 @@ INTS = tuple(dtype for dtype in ALL if dtype.is_int)
 
 def named(name: str) -> DType:
     """The dtype called `name` ("float32"); KeyError lists the known names."""
-    try:
-        return BY_NAME[name]
-    except KeyError:
-        known = hint('Tensor([1], dtype="float8")')
-        raise KeyError(f"unknown dtype {name!r}: {known}") from None
+    if name not in BY_NAME:
+        raise KeyError(f"unknown dtype {name!r}: " + hint('Tensor([1], dtype="float8")'))
+    return BY_NAME[name]
 
 
 def resolve(given: object) -> DType:
@@ -153,22 +151,16 @@ def resolve(given: object) -> DType:
 
     KeyError for an unknown name, DTypeError for anything else.
     """
+    if isinstance(given, DType):
+        return given
     if isinstance(given, str):
         return named(given)
-    if (found := meant_by(given)) is not None:
-        return found
+    name = getattr(given, "name", None) or getattr(given, "__name__", None) or repr(given)
+    if (name := str(name).removeprefix("torch.")) in BY_NAME:
+        return BY_NAME[name]
     raise DTypeError(
         f"expected a dtype, as minigrad.dtypes.float32, or its name, as 'float32', got {given!r}"
     )
-
-
-def meant_by(given: object) -> DType | None:
-    """The dtype that is given as in `resolve`, or None."""
-    if isinstance(given, DType):
-        return given
-    name = given if isinstance(given, str) else getattr(given, "name", None)
-    name = name or getattr(given, "__name__", None) or repr(given).removeprefix("torch.")
-    return BY_NAME.get(name)
 
 
 def dtype_or(given: DTypeLike, default: DType) -> DType:

@@ -9,7 +9,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Never, Self
 
 from minigrad.device import Buffer, Device, Zeros
-from minigrad.dtype import DType, check_holds, meant_by, resolve
+from minigrad.dtype import BY_NAME, DType, check_holds, resolve
 from minigrad.errors import GradientError, ScanError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
@@ -441,8 +441,8 @@ class Core(Holder, metaclass=_TensorType):
         """
         if isinstance(device, Core):
             return self.to(device.device, dtype or device.dtype)
-        if (wanted := meant_by(device)) is not None:
-            return self._new(build.cast(self.node, wanted))
+        if isinstance(device, (DType, type)) or str(device).removeprefix("torch.") in BY_NAME:
+            return self._new(build.cast(self.node, resolve(device)))
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):
