@@ -141,15 +141,13 @@ INTS = tuple(dtype for dtype in ALL if dtype.is_int)
 
 def named(name: str) -> DType:
     """The dtype called `name` ("float32"); KeyError lists the known names."""
-    try:
-        return BY_NAME[name]
-    except KeyError:
-        known = hint('Tensor([1], dtype="float8")')
-        raise KeyError(f"unknown dtype {name!r}: {known}") from None
+    if name not in BY_NAME:
+        raise KeyError(f"unknown dtype {name!r}: " + hint('Tensor([1], dtype="float8")'))
+    return BY_NAME[name]
 
 
 def resolve(given: object) -> DType:
-    """A dtype given as itself, by name, or as a type of the same name (numpy.float32).
+    """A dtype given as itself, by name, or as a type of the same name (numpy.float32, torch.int8).
 
     KeyError for an unknown name, DTypeError for anything else.
     """
@@ -157,8 +155,8 @@ def resolve(given: object) -> DType:
         return given
     if isinstance(given, str):
         return named(given)
-    name = getattr(given, "name", None) or getattr(given, "__name__", "")
-    if name in BY_NAME:
+    name = getattr(given, "name", None) or getattr(given, "__name__", None) or repr(given)
+    if (name := str(name).removeprefix("torch.")) in BY_NAME:
         return BY_NAME[name]
     raise DTypeError(
         f"expected a dtype, as minigrad.dtypes.float32, or its name, as 'float32', got {given!r}"

@@ -62,7 +62,7 @@ def together(
     new: dict[Node, Node] = {}
     below: set[Node] = set()  # nodes that are computed together
     kinds = _Kinds(kept)
-    heads = sorted(_heads(roots, order), key=lambda pair: -pair[0].age)
+    heads = sorted(_heads(roots, order, kept), key=lambda pair: -pair[0].age)
     for head, terms in heads:
         made = _of_parts(head, terms, kinds) if head not in below else None
         if made is not None:
@@ -155,11 +155,15 @@ def _of_parts(head: Node, parts: Sequence[Node], kinds: _Kinds) -> Node | None:
     return None if len(pieces) == len(parts) else build.cat(pieces, axis)
 
 
-def _heads(roots: Sequence[Node], order: Sequence[Node]) -> Iterator[tuple[Node, list[Node]]]:
+def _heads(
+    roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
+) -> Iterator[tuple[Node, list[Node]]]:
     """Sums and CATs of many parts, with these; no sum is inside of another."""
     depth: dict[Node, int] = {}
     add = Op.ADD
     for node in picked(order, _OF_MANY):
+        if node in kept:
+            continue
         if node.op is add:
             left, right = node.src
             depth[node] = 1 + max(depth.get(left, 0), depth.get(right, 0))

@@ -33,12 +33,13 @@ _NUMBERS = ("momentum", "weight_decay", "eps", "tcoef")  # options that must be 
 class ParamGroup(Mapping[str, Any]):
     """PyTorch's view of an optimizer in `param_groups`: its params and options by name.
 
-    ["lr"] is a number here; setting it compiles nothing. Other options cannot be set.
+    ["lr"] is a number here; setting it compiles nothing. Options can be set, too. A group may have
+    a "name", which no rule reads.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
         self.optimizer = optimizer
-        self.names = ["lr", "params", *optimizer.options]
+        self.names = ["lr", "params", *optimizer.options, *["name"] * hasattr(optimizer, "name")]
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
@@ -46,9 +47,10 @@ class ParamGroup(Mapping[str, Any]):
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        expect(name == "lr", f"cannot set param_groups[…][{name!r}]", "'lr'; pass other options to "
-               f"{type(self.optimizer).__name__}(…)", error=KeyError)  # fmt: skip
-        self.optimizer.set_lr(value)
+        known = ["lr", *self.optimizer.options]
+        expect(name in known, f"cannot set param_groups[…][{name!r}]",
+               f"one of {', '.join(known)}", error=KeyError)  # fmt: skip
+        setattr(self.optimizer, name, value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -137,7 +139,8 @@ class Optimizer(Steps):
     """Base class of optimizers. params: tensors, each taken once; they become leaves.
 
     Parameters with requires_grad=False are not updated until they are set to True. A list of dicts
-    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each dict.
+    {"params": tensors, option: value, …} gives an `OptimizerGroup`, one optimizer for each dict,
+    which may also have a "name".
     lr: a number, or a float32 tensor of one element, which is read in every step.
 
     rule(param, gradient, lr, t, moments …, option=…) returns the new values of a parameter and its
@@ -161,7 +164,9 @@ class Optimizer(Steps):
             own = dict(group)
             tensors = own.pop("params")
             tensors = [tensors] if isinstance(tensors, Tensor) else tensors
+            name = {"name": own.pop("name")} if "name" in own else {}
             made.append(cls(tensors, *(() if "lr" in own else args), **{**options, **own}))
+            vars(made[-1]).update(name)
         return OptimizerGroup(*made)
 
     def __init__(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import reduce
 from itertools import chain
 from typing import Any, Self
 
 from minigrad.errors import GradientError, expect, misfit
 from minigrad.graph import build
+from minigrad.graph.autobatch import computed
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
@@ -90,7 +91,7 @@ class Backward(Composed):
         order = topological(roots)
         older = rewritten(order)
         nodes, back = history.expand(roots, order, older)
-        output, known = with_loops(nodes[:1], kept=set(nodes[1:]))
+        output, known = with_loops(nodes[:1], kept=_and_below(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
         for node, leaves in older.items():
             for leaf in leaves:
@@ -172,6 +173,11 @@ def _may_be_leaves(
     return [some for some in (marked, others) if some]
 
 
+def _and_below(targets: Iterable[Node]) -> set[Node]:
+    """Targets of a gradient, and what they are computed from: if that changed, so would they."""
+    return {*targets, *computed(topological(targets))}
+
+
 # Gradients as templates, by the form of their graph (see `exact`). Of a form seen once only the
 # hash is kept: a form that is new each time, as with batches of many sizes, never comes again. With
 # it, weak references to args whose hash is their identity: after their end, another may get that
@@ -198,7 +204,7 @@ def _gradients(
         made = template.made(order)
         half = len(made) // 2
         return dict(zip(made[:half], made[half:], strict=True))  # type: ignore[arg-type]
-    (joined,), left = with_loops([output], order, candidates)
+    (joined,), left = with_loops([output], order, _and_below(candidates))
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}

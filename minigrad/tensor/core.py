@@ -439,11 +439,11 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor([1]).to("CPU").device
         'CPU'
         """
-        if isinstance(device, DType) or (isinstance(device, str) and device in BY_NAME):
-            wanted = resolve(device)
-            return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
         if isinstance(device, Core):
             return self.to(device.device, dtype or device.dtype)
+        if isinstance(device, (DType, type)) or str(device).removeprefix("torch.") in BY_NAME:
+            wanted = resolve(device)
+            return self if wanted is self.dtype else self._new(build.cast(self.node, wanted))
         if dtype is not None:
             return (self if device is None else self.to(device)).to(resolve(dtype))
         if isinstance(device, Sequence) and not isinstance(device, str):

@@ -139,7 +139,9 @@ class Loss(Composed):
     def _targets(self, name: str, target: Core, ignore_index: int) -> tuple[Self, Self]:
         """For self (…, classes): the targets as one-hot bools, and which of them (…) count."""
         if not self.ndim or target.shape != self.shape[:-1]:
-            expected = "(…, classes) and integer targets (…)"
+            how = {self.shape: "argmax(-1)", (*self.shape[:-1], 1): "squeeze(-1)"}
+            more = f"; write target.{how[target.shape]}" if target.shape in how else ""
+            expected = f"(…, classes) and integer targets (…){more}"
             raise misfit(name, expected, self, f"targets {target.shape}")
         if not target.dtype.is_int:
             raise DTypeError(f"{name}: expected integer targets, got {target.dtype.name}")

@@ -246,6 +246,7 @@ class Plan:
                     self.waits[node.src[0]] = node
                 else:
                     self.replaced.add(node)
+                    self._add_newest(node.src[0])
                 if node in self.marked or node not in self.replaced:
                     self.roots.setdefault(node)
             elif node in self.marked:
@@ -258,6 +259,17 @@ class Plan:
         if _computed and _by_itself():
             self.again += compress(new, map(_computed.__contains__, map(id, new)))
             self._add_computed()
+
+    def _add_newest(self, target: Node) -> None:
+        """Add the write that replaces another one in the order.
+
+        It probably depends on what this program computes. If it waited, a loop that updates weights
+        and then reads its loss would compute all earlier steps again in each one.
+        """
+        link = _pending.get(id(target))
+        write = None if link is None else link()
+        if write is not None and companion_of(target) is None:
+            self.roots.setdefault(write)
 
     def _add_computed(self) -> None:
         """Add tensors whose values would be computed again, or that depend on such values.

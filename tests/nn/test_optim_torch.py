@@ -56,11 +56,36 @@ def test_groups_that_are_wrong():
     with pytest.raises(ValueError, match="in only one optimizer"):
         optim.SGD([{"params": [param]}, {"params": [param]}])
     group = optim.SGD([param]).param_groups[0]
-    with pytest.raises(KeyError, match=r"expected 'lr'; pass other options to SGD"):
+    with pytest.raises(KeyError, match="expected one of lr, momentum, weight_decay, nesterov"):
+        group["learning_rate"] = 0.5
+    with pytest.raises(ValueError, match="expected momentum > 0 when the optimizer is made"):
         group["momentum"] = 0.5
+    with pytest.raises(ValueError, match="expected a number ≥ 0"):
+        group["weight_decay"] = -1
     with pytest.raises(KeyError, match="no 'betas': expected one of lr, params, momentum"):
         group["betas"]
     assert group["params"][0] is param and group["nesterov"] is False and len(group) == 5
+
+
+def test_options_of_groups_are_set(on_device):
+    """As scripts do that warm up the momentum, or find a group by its name."""
+    ours, theirs = pairs([(3, 2), (4,)])
+    for library, (a, b) in ((optim, ours), (torch.optim, theirs)):
+        groups = [{"params": [a], "name": "xy"}, {"params": [b], "weight_decay": 0.1}]
+        optimizer = library.SGD(groups, lr=0.1, momentum=0.9)
+        assert optimizer.param_groups[0]["name"] == "xy"
+        for step in range(5):
+            optimizer.zero_grad()
+            ((a * a).sum() + (b * b * b).sum()).backward()
+            for group in optimizer.param_groups:
+                group["momentum"] = 0.5 + 0.1 * step
+                if group["weight_decay"]:
+                    group["weight_decay"] *= 0.5
+                if group.get("name") == "xy":
+                    group["lr"] *= 0.9
+            optimizer.step()
+    for tensor, wanted in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(tensor.numpy(), wanted.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_copies(on_device):

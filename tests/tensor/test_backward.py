@@ -9,6 +9,7 @@ import pytest
 
 from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
+from minigrad.graph.node import topological
 from minigrad.tensor import history
 
 
@@ -672,3 +673,64 @@ def test_a_waiting_write_that_no_gradient_passes(on_device, then):
     assert w.grad.tolist() == expected.tolist()
     assert target.tolist() == ([206, 212] if "written" in then else [3, 6])
     assert other.tolist() == [3, 6]
+
+
+def _tanh_of_products(count: int, w: Tensor) -> list[Tensor]:
+    return [(Tensor([0.1 * i, 1.0]) @ w).tanh().sum() for i in range(count)]
+
+
+def _cell_steps(count: int, w: Tensor) -> Tensor:
+    h = Tensor.zeros(2)
+    for i in range(count):
+        h = (h @ w + 0.01 * i).tanh()
+    return h
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda w: sum(_tanh_of_products(12, w)[1:], Tensor(0.5)),
+        lambda w: sum(_tanh_of_products(12, w)[1:], Tensor(0.5)).exp(),
+        lambda w: Tensor.stack(_tanh_of_products(12, w)),
+        lambda w: Tensor.stack(_tanh_of_products(12, w)).exp(),
+        lambda w: _cell_steps(90, w).exp(),
+    ],
+    ids=["sum", "of a sum", "stack", "of a stack", "of a loop"],
+)
+def test_gradient_by_a_result_of_many_copies(of, on_device):
+    """Copies in a Python loop are batched; what a gradient is asked by must stay in the graph."""
+    values = [[0.3, -0.2], [0.1, 0.4]]
+    w, alone = leaf(values), leaf(values)
+    y = of(w)
+    by_y, by_w = y.square().sum().gradient(y, w)
+    np.testing.assert_allclose(by_y.numpy(), 2 * y.numpy(), rtol=1e-6)
+    (expected,) = of(alone).square().sum().gradient(alone)
+    np.testing.assert_allclose(by_w.numpy(), expected.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["add_", "data", "copy_"])
+def test_a_loss_that_is_read_after_each_update(how, on_device):
+    """Every step updates every weight, and no step computes earlier ones again."""
+    Tensor.manual_seed(1)
+    first, second = nn.Linear(4, 4), nn.Linear(4, 2)
+    weights = nn.state.get_parameters([first, second])
+    for weight in weights:
+        weight.requires_grad = True
+    x, y = Tensor.randn(1, 4).realize(), Tensor([1])
+    losses, sizes = [], []
+    for _ in range(16):
+        loss = second(first(x).tanh()).cross_entropy(y)
+        loss.backward()
+        assert all(weight.grad is not None for weight in weights)
+        for weight in weights:
+            if how == "data":
+                weight.data.add_(weight.grad.data, alpha=-0.1)
+            else:
+                with Tensor.no_grad():
+                    new = weight - 0.1 * weight.grad
+                    weight.copy_(new) if how == "copy_" else weight.add_(weight.grad, alpha=-0.1)
+            weight.grad = None
+        losses.append(loss.item())
+        sizes.append(len(topological([weight.raw for weight in weights])))
+    assert losses == sorted(losses, reverse=True)
+    assert max(sizes[8:]) <= max(sizes[:8])

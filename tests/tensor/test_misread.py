@@ -294,3 +294,14 @@ def test_wrong_numbers_raise_at_once(name: str) -> None:
     with pytest.raises((ValueError, TypeError)) as caught:
         WRONG[name]()
     assert re.search("expected|positional arguments", str(caught.value))
+
+
+def test_dtypes_of_other_libraries() -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    for given in (np.float64, np.dtype("float64"), torch.float64, torch.double):
+        x = Tensor([1.5], dtype=given)
+        assert x.dtype is Tensor([1.0]).to(given).dtype is dtypes.float64
+    with pytest.raises(DTypeError, match=r"expected a dtype, as minigrad\.dtypes"):
+        Tensor([1.0]).to(float)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="device: expected a name such as"):
+        Tensor([1.0]).to(3)  # type: ignore[arg-type]

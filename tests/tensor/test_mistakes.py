@@ -104,6 +104,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "group_norm of one bias": (
         lambda: F.group_norm(X, 1, None, _zeros(1)), ShapeError, "expected (3,)",
     ),
+    "targets in a column": (
+        lambda: F.cross_entropy(X, Tensor([[0], [1]])), ShapeError, "write target.squeeze(-1)",
+    ),
+    "one-hot targets of ints": (
+        lambda: F.cross_entropy(X, F.one_hot(Tensor([0, 1]), 3)), ShapeError,
+        "write target.argmax(-1)",
+    ),
     "one class's weight": (
         lambda: F.cross_entropy(X, Tensor([0, 1]), _zeros(1)), ShapeError, "expected (3,)",
     ),
