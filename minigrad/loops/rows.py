@@ -335,8 +335,8 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     bodies, reduces = [s.body for s in one.stages], any(axis in s.reduced for s in one.stages)
     one.width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
     lanes = target.lanes(bodies[0].dtype)
-    along_rows = one.shared is None and not reduces
-    if along_rows and (found := _rows_of_window(one.stages[0], axis, lanes)):
+    found = None if reduces or one.shared else _rows_of_window(one.stages[0], axis, lanes)
+    if found is not None:
         few, window = found
         rows = cut(few.count, 1, (target.registers - 2) // (2 * ROW_VECTORS))
         new, one.window = (make_axis(f"{name}{one.number}_", 0, old.extent)

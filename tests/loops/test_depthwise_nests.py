@@ -24,10 +24,12 @@ def in_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "LARGE", 0)
 
 
-def convolution(of: str, stride: int, size: int = 3) -> Build:
+def convolution(
+    of: str, stride: int, size: int = 3, shape: tuple[int, int, int, int] = SHAPE
+) -> Build:  # fmt: skip
     def build(inputs: Inputs) -> list[Node]:
-        x, w = (Tensor._of(inputs(*shape)) for shape in (SHAPE, (SHAPE[1], 1, size, size)))
-        y = x.conv2d(w, stride=stride, padding=size // 2, groups=SHAPE[1])
+        x, w = (Tensor._of(inputs(*one)) for one in (shape, (shape[1], 1, size, size)))
+        y = x.conv2d(w, stride=stride, padding=size // 2, groups=shape[1])
         if of == "forward":
             return [y.node]
         seed = Tensor._of(inputs(*y.shape))
@@ -97,6 +99,18 @@ def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
     nest = nest_of(convolution(of, 2, size))
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert lanes and all(one.trips > size for one in lanes), nest
+
+
+@pytest.mark.parametrize("of, stride, image", [("weight", 1, 7), ("forward", 2, 14)])
+def test_vectors_lie_along_small_images(of: str, stride: int, image: int) -> None:
+    """Seven columns of an image fill more of a vector than three of a window."""
+    build = convolution(of, stride, 3, (4, 24, image, image))
+    lanes = [
+        one.trips for one in walk(nest_of(build).parallel)
+        if isinstance(one, Loop) and one.kind == "lanes"
+    ]  # fmt: skip
+    assert image // stride in lanes and 3 not in lanes
+    agree(build)
 
 
 def test_a_result_read_in_turn_is_not_streamed() -> None:
