@@ -103,13 +103,15 @@ def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
 
 @pytest.mark.parametrize("of, stride, image", [("weight", 1, 7), ("forward", 2, 14)])
 def test_vectors_lie_along_small_images(of: str, stride: int, image: int) -> None:
-    """Seven columns of an image fill more of a vector than three of a window."""
+    """Seven columns of an image fill more of a vector than three of a window.
+
+    The copy of the image has half vectors, too.
+    """
     build = convolution(of, stride, 3, (4, 24, image, image))
-    lanes = [
-        one.trips for one in walk(nest_of(build).parallel)
-        if isinstance(one, Loop) and one.kind == "lanes"
-    ]  # fmt: skip
+    found = [one for one in walk(nest_of(build).parallel) if isinstance(one, Loop)]
+    lanes = {one.trips: one.step for one in found if one.kind == "lanes"}
     assert image // stride in lanes and 3 not in lanes
+    assert set(lanes.values()) == {8}
     agree(build)
 
 
