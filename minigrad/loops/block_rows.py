@@ -68,9 +68,10 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, Target
 
-# Terms of a product that are unrolled: with one, a tile of 8 rows takes nine instructions for the
-# loop and its addresses beside 26. Sums over a block's rows are short, and gain nothing.
-WRITTEN_OUT = 4
+# Terms of a product across, and of one along, that are unrolled: with one, a tile of 8 rows takes
+# nine instructions for the loop and its addresses beside 26. (Products along have their code twice,
+# and with four of them compiling takes 1.2 of the time.) Sums over a block's rows gain nothing.
+WRITTEN, WRITTEN_ALONG = 4, 2
 MOST_BLOCKS = 8  # that share the copy of an operand: beside 128 rows a copy costs little
 
 
@@ -347,6 +348,6 @@ class Step:
             s.tensorize(tile, x, ks, *names, dtypes.bfloat16, dtypes.bfloat16)
         else:
             if not self.sums:
-                s.unroll_by(read.ks[-1].variable, WRITTEN_OUT, "ku")
+                s.unroll_by(read.ks[-1].variable, WRITTEN_ALONG if self.along else WRITTEN, "ku")
             s.unroll(x, "u", computing=True)
         s.simplify()
