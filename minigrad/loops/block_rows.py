@@ -68,7 +68,10 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import ENOUGH_TASKS, Target
 
-WRITTEN_OUT = 8  # terms of a product across that are unrolled, so that the loop costs little
+# Terms of a product across, and of one along, that are unrolled: with one, a tile of 8 rows takes
+# nine instructions for the loop and its addresses beside 26. (Products along have their code twice,
+# and with four of them compiling takes 1.2 of the time.) Sums over a block's rows gain nothing.
+WRITTEN, WRITTEN_ALONG = 4, 2
 MOST_BLOCKS = 8  # that share the copy of an operand: beside 128 rows a copy costs little
 
 
@@ -292,11 +295,7 @@ class Step:
             s.stage("other", None, [axis, k.variable], None, name, wide)
         if read.pairs or any(load.array.space == "buffer" for load in expr.loads(read.own)):
             self._pack_rows(s, read)
-
-        turn, whole = k.variable, self._bounds_of_k(read)[k.variable] == (0, k.count)
-        if whole and k.count > WRITTEN_OUT and k.count % WRITTEN_OUT == 0 and not self.squares:
-            turn = s.split(k.variable, WRITTEN_OUT, "ks", computing=True)
-        self._tiles(s, read, axis, turn)
+        self._tiles(s, read, axis)
 
     def _along(self, s: Schedule, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
@@ -317,7 +316,7 @@ class Step:
                 self._pack_rows(s, read)
         s.vectorize(axis.variable, width, LANE if self.squares else None)
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
-        self._tiles(s, read, side.variable, k.variable)
+        self._tiles(s, read, side.variable)
 
     def _pack_rows(self, s: Schedule, read: Operands) -> None:
         """Copy the rows' operand, so that rows are side by side; vectors along k are transposed."""
@@ -326,15 +325,12 @@ class Step:
         layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
         s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
 
-    def _tiles(self, s: Schedule, read: Operands, x: Atom, turn: Atom) -> None:
-        """Tiles along x in registers; if a shortcut fails, the exact terms are summed.
-
-        turn: the innermost loop along k, or the one around it if that is unrolled.
-        """
+    def _tiles(self, s: Schedule, read: Operands, x: Atom) -> None:
+        """Tiles along x in registers; if a shortcut fails, the exact terms are summed."""
         height = SQUARE if self.squares else _tile_height(self.target)
         if self.along:
             height = min(height, self.block.width)
-        tile, k = s.split(x, height, "t", computing=True), read.ks[-1].variable
+        tile = s.split(x, height, "t", computing=True)
         s.peel(tile, x)
         s.sink(x)
         if self.turned:
@@ -345,14 +341,13 @@ class Step:
                 places = (read.ks[-1].index * 2 + n for n in (0, 1))
                 one, two = ({read.pairs.variable: place} for place in places)
                 terms = expr.substitute_in(terms, one) + expr.substitute_in(terms, two)
-            first = read.ks[0].variable if len(read.ks) > 1 else turn
-            s.insert(first, lambda loop, _: again(loop, x, terms), behind=True)
+            s.insert(read.ks[0].variable, lambda loop, _: again(loop, x, terms), behind=True)
         if self.squares:
             names = ("own", "other") if self.along else ("other", "own")
             ks = [one.variable for one in read.ks]
             s.tensorize(tile, x, ks, *names, dtypes.bfloat16, dtypes.bfloat16)
         else:
-            if turn != k:
-                s.unroll(k, "ku", computing=True)
+            if not self.sums:
+                s.unroll_by(read.ks[-1].variable, WRITTEN_ALONG if self.along else WRITTEN, "ku")
             s.unroll(x, "u", computing=True)
         s.simplify()

@@ -381,8 +381,7 @@ class Schedule:
         pieces = make_axis(f"{prefix}s", 0, max(self.trips(x) // times, 1))
 
         def change(loop: Loop, around: Around) -> Statements:
-            count = nest.plain_count(loop)
-            if count is None or count % times:
+            if loop.kind != "serial" or any((stop - loop.start) % times for stop in loop.stops):
                 return (loop,)
             piece, counts = in_pieces(loop, pieces, times)
             return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)

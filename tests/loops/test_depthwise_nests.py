@@ -24,10 +24,12 @@ def in_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "LARGE", 0)
 
 
-def convolution(of: str, stride: int, size: int = 3) -> Build:
+def convolution(
+    of: str, stride: int, size: int = 3, shape: tuple[int, int, int, int] = SHAPE
+) -> Build:  # fmt: skip
     def build(inputs: Inputs) -> list[Node]:
-        x, w = (Tensor._of(inputs(*shape)) for shape in (SHAPE, (SHAPE[1], 1, size, size)))
-        y = x.conv2d(w, stride=stride, padding=size // 2, groups=SHAPE[1])
+        x, w = (Tensor._of(inputs(*one)) for one in (shape, (shape[1], 1, size, size)))
+        y = x.conv2d(w, stride=stride, padding=size // 2, groups=shape[1])
         if of == "forward":
             return [y.node]
         seed = Tensor._of(inputs(*y.shape))
@@ -64,11 +66,16 @@ def test_places_of_a_window_are_summed_at_once() -> None:
     assert {4 * 7, 3 * 7} <= sums, nest
 
 
-@pytest.mark.parametrize("machine, rows", [("avx512", 7), ("avx2", 3)])
+@pytest.mark.parametrize(
+    "machine, rows, size",
+    [("avx512", 7, 3), ("avx512", 7, 4), ("avx512", 7, 7), ("avx2", 3, 4), ("avx2", 3, 7)],
+)
 @pytest.mark.parametrize("of", ["forward", "input"])
-@pytest.mark.parametrize("size", [4, 7])
 def test_rows_of_an_image_share_what_they_read(of: str, size: int, machine: str, rows: int) -> None:
-    """The rows of a tile are unrolled, at each vertical place of a window."""
+    """The rows of a tile are unrolled, at each vertical place of a window.
+
+    Nine terms suffice if an image is no wider than a tile, here with AVX-512.
+    """
     nest = nest_of(convolution(of, 1, size), machine)
     found = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     inner = [loop for loop in found if loop.stops == (size,) and isinstance(loop.body[0], Loop)]
@@ -92,6 +99,20 @@ def test_vectors_do_not_lie_along_a_window(of: str, size: int) -> None:
     nest = nest_of(convolution(of, 2, size))
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert lanes and all(one.trips > size for one in lanes), nest
+
+
+@pytest.mark.parametrize("of, stride, image", [("weight", 1, 7), ("forward", 2, 14)])
+def test_vectors_lie_along_small_images(of: str, stride: int, image: int) -> None:
+    """Seven columns of an image fill more of a vector than three of a window.
+
+    The copy of the image has half vectors, too.
+    """
+    build = convolution(of, stride, 3, (4, 24, image, image))
+    found = [one for one in walk(nest_of(build).parallel) if isinstance(one, Loop)]
+    lanes = {one.trips: one.step for one in found if one.kind == "lanes"}
+    assert image // stride in lanes and 3 not in lanes
+    assert set(lanes.values()) == {8}
+    agree(build)
 
 
 def test_a_result_read_in_turn_is_not_streamed() -> None:
