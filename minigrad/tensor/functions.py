@@ -450,9 +450,11 @@ class Functions(Methods):
         known = isinstance(weight, (int, float))
         weight = weight if known else x._data(weight)
         near, far = x + (y - x) * weight, y - (y - x) * (1 - weight)  # exact at 0, and at 1
+        result: Self
         if known:
-            return near if abs(weight) < 0.5 else far
-        result: Self = (weight.abs() < 0.5).where(near, far)
+            result = near if abs(weight) < 0.5 else far
+        else:
+            result = (weight.abs() < 0.5).where(near, far)
         return result
 
     def sign(self) -> Self:
