@@ -341,9 +341,8 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             return values.flags([lane < int(count) for lane in range(width)])
         here = self.builder()
         short = Value(here.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
-        numbers = values.broadcast(here, short, width)
-        steps = ", ".join(f"i32 {i}" for i in range(width))
-        return here.line(f"icmp slt <{width} x i32> <{steps}>, {numbers.text}")
+        most = values.broadcast(here, short, width)
+        return here.line(f"icmp slt {values.numbers(tuple(range(width)))}, {most.text}")
 
     def _atom(self, atom: Atom) -> tuple[str, int]:
         """An atom's value as i64 text, and its level."""

@@ -292,12 +292,11 @@ def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:
             for start in range(0, len(rows), 2 * run) for i in range(run) for order in orders
         ]  # fmt: skip
         run *= 2
-    if count > segment:
-        rows = _hidden(here, rows, size)
-    columns = list(rows)
+        if run == 4 < segment or run == segment < count:  # bytes: twice
+            rows = _hidden(here, rows, size)
     for place in range(segment):
-        columns[place::segment] = _spread(here, rows[place::segment], segment)
-    return columns
+        rows[place::segment] = _spread(here, rows[place::segment], segment)
+    return rows
 
 
 def _hidden(here: Builder, rows: list[Value], size: int) -> list[Value]:

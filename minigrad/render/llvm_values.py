@@ -87,6 +87,12 @@ def literal(value: int | float | bool, scalar: str, lanes: int = 1) -> str:
     return text if lanes == 1 else f"splat ({scalar} {text})"
 
 
+@cache
+def numbers(found: tuple[int | str, ...]) -> str:
+    """A constant vector of i32, with its type. A kernel's shuffles have few different ones."""
+    return f"<{len(found)} x i32> <{', '.join(f'i32 {one}' for one in found)}>"
+
+
 def flags(found: Iterable[bool]) -> str:
     """A constant mask."""
     return f"<{', '.join(f'i1 {str(bool(one)).lower()}' for one in found)}>"
@@ -134,9 +140,7 @@ class Builder:
 
     def shuffle(self, kind: str, x: str, order: Iterable[int | str], y: str = "poison") -> str:
         """Elements of two vectors of a type, by number; the second's numbers follow the first's."""
-        numbers = [f"i32 {number}" for number in order]
-        mask = f"<{len(numbers)} x i32> <{', '.join(numbers)}>"
-        return self.line(f"shufflevector {kind} {x}, {kind} {y}, {mask}")
+        return self.line(f"shufflevector {kind} {x}, {kind} {y}, {numbers(tuple(order))}")
 
 
 def _type_of(argument: str) -> str:
