@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence, Set
-from itertools import compress
+from collections.abc import Iterable, Mapping, Sequence, Set
+from itertools import chain, compress
 from threading import get_ident
 from typing import NamedTuple
 
@@ -17,7 +17,9 @@ from minigrad.graph.node import (
     Node,
     Op,
     ages,
+    beneath,
     depending,
+    in_order,
     make,
     needed_among,
     picked,
@@ -48,8 +50,10 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
 _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
+_RESHAPE = frozenset({Op.RESHAPE})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
+_SHOWN = _CHEAP - _RESHAPE  # a product's last node is a RESHAPE
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
 # than what the program reads: an outer product, of which each program reads little, would fill the
@@ -178,6 +182,7 @@ class Plan:
     wanting: Set[Node] = frozenset()  # nodes that depend on other leaves
     kept: Sequence[Node] = ()
     lost: Sequence[tuple[Node, Node]] = ()  # (root, leaf that the root's gradient needs)
+    later: Mapping[Node, bool] = {}  # see `_read_later`
 
     def __init__(
         self,
@@ -269,11 +274,12 @@ class Plan:
         if not self.again:
             return
         found = depending(self.order, self.again)
+        self.later = {**self.later, **self._read_later(found)}
         read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
         again = {
-            holder.raw: None for holder in self._inside([n for n in self.held if n in found])
-            if numel(holder.raw.shape) <= max(read, MOST_KEPT)
-        }  # fmt: skip
+            n: None for n in self.later
+            if n not in self.roots and numel(n.shape) <= max(read, MOST_KEPT)
+        }
         if len(again) > MANY:
             again = self._first(again)
         if 0 < len(again) <= MANY:
@@ -291,12 +297,22 @@ class Plan:
                 reached.add(node)
         return first
 
-    def _inside(self, nodes: Iterable[Node]) -> list[Holder]:
-        """Tensors, except views, that stand for nodes whose values are computed but not kept."""
-        return [
-            holder for node in nodes if node.op not in _CHEAP and node not in self.roots
-            for holder in holders(node) if views.base_of(holder) is None
-        ]  # fmt: skip
+    def _read_later(self, found: Set[Node]) -> dict[Node, bool]:
+        """Those of some nodes that lazy tensors stand for or read → whether gradients may flow.
+
+        In a loop `u = f(v); v = g(u)`, the new v reads the old one, which no name stands for.
+        """
+        oldest = min([node.age for node in self.again])
+        lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
+        later: dict[Node, bool] = {}
+        for flows in (False, True):
+            some = [h.raw for h in lazy if h.raw not in self.roots and bool(h.stopped) != flows]
+            others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
+            for node in chain(some, *(node.src for node in others)):
+                inner = beneath(node, _RESHAPE)
+                if inner in found and inner.op not in _CHEAP:
+                    later[inner] = flows
+        return later
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
@@ -432,10 +448,10 @@ class Plan:
 
     def _may_flow(self, root: Node) -> bool:
         """Whether a gradient may be requested through a root."""
-        return root not in self.marked and any(
+        return root not in self.marked and (self.later.get(root, False) or any(
             not holder.stopped for one in self._standing(root) for holder in holders(one)
             if holder is not self.owner
-        )
+        ))
 
     def _with_free(self) -> set[Node]:
         """Nodes that depend on any leaf, also on unmarked ones."""
@@ -461,7 +477,11 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to the buffers with their values."""
         made = dict(zip(self.alone, buffers, strict=True))
-        inside = self._inside(self.held) if len(self.order) > FEW and _by_itself() else []
+        inside = [
+            holder for node in self.held
+            if node.op not in _SHOWN and node not in self.roots
+            for holder in holders(node) if views.base_of(holder) is None
+        ] if len(self.order) > FEW and _by_itself() else []  # fmt: skip
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -501,7 +521,9 @@ class Plan:
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
-            computed[id(holder.raw)] = holder.raw
+            node = beneath(holder.raw, _RESHAPE)
+            if node.op not in _CHEAP:
+                computed[id(node)] = node
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
