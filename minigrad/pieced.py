@@ -15,10 +15,8 @@ from minigrad.graph.node import ASSIGN, Node, in_order, make
 from minigrad.graph.pieces import pieces
 from minigrad.graph.shapes import numel
 
-# Finds the program of a call, which the function completes if a program must be compiled.
-Find: TypeAlias = Callable[
-    [Canonical, Callable[[], Canonical]], tuple[Program, Mapping[str, int]]
-]
+# The program of a call, and values. It gets a function, too, which adds the nodes to the call.
+Find: TypeAlias = Callable[..., tuple[Program, Mapping[str, int]]]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from itertools import chain, compress
 from threading import get_ident
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
     CONST,
+    SOURCES,
     Node,
     Op,
     ages,
@@ -182,7 +183,6 @@ class Plan:
     wanting: Set[Node] = frozenset()  # nodes that depend on other leaves
     kept: Sequence[Node] = ()
     lost: Sequence[tuple[Node, Node]] = ()  # (root, leaf that the root's gradient needs)
-    later: Mapping[Node, bool] = {}  # see `_read_later`
 
     def __init__(
         self,
@@ -198,6 +198,7 @@ class Plan:
         self.order: list[Node] = []
         self.held: list[Node] = []  # nodes of the order with tensors
         self.again: list[Node] = []  # nodes of the order that an earlier program also computed
+        self.later: dict[Node, bool] = {}  # see `_read_later`
         self.waits: dict[Node, Node] = {}  # target → the waiting write to it in the order
         self.replaced: set[Node] = set()  # writes that a later one replaces
         self.marked: set[Node] = set()  # marked leaves, and other marked nodes
@@ -274,12 +275,10 @@ class Plan:
         if not self.again:
             return
         found = depending(self.order, self.again)
-        self.later = {**self.later, **self._read_later(found)}
+        self.later |= self._read_later(found)
         read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
-        again = {
-            n: None for n in self.later
-            if n not in self.roots and numel(n.shape) <= max(read, MOST_KEPT)
-        }
+        new = (node for node in self.later if node not in self.roots)
+        again = {node: None for node in new if numel(node.shape) <= max(read, MOST_KEPT)}
         if len(again) > MANY:
             again = self._first(again)
         if 0 < len(again) <= MANY:
@@ -304,15 +303,11 @@ class Plan:
         """
         oldest = min([node.age for node in self.again])
         lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
-        later: dict[Node, bool] = {}
-        for flows in (False, True):
-            some = [h.raw for h in lazy if h.raw not in self.roots and bool(h.stopped) != flows]
-            others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
-            for node in chain(some, *(node.src for node in others)):
-                inner = beneath(node, _RESHAPE)
-                if inner in found and inner.op not in _CHEAP:
-                    later[inner] = flows
-        return later
+        some = [holder.raw for holder in lazy if holder.raw not in self.roots]
+        others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
+        read = (beneath(node, _RESHAPE) for node in chain(some, *map(SOURCES, others)))
+        flows = not all(holder.stopped for holder in lazy)
+        return {node: flows for node in read if node in found and node.op not in _CHEAP}
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
