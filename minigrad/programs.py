@@ -203,9 +203,7 @@ class Programs:
         found = None if family is None else family.find(call.cells, may_pad)
         if found is None:
             with self._lock:
-                family = self._families.get(key)
-                if family is None:
-                    family = self._families[key] = Family()
+                family = self._families.setdefault(key, Family())
                 found = family.find(call.cells, may_pad)
                 if found is None:
                     call = call if complete is None else complete()
