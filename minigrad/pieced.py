@@ -5,16 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 from minigrad.device import Buffer, Program
-from minigrad.graph.build import assign, buffer, rebuild
+from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, canonicalize
-from minigrad.graph.node import ASSIGN, Node, in_order
+from minigrad.graph.node import ASSIGN, Node, in_order, make
 from minigrad.graph.pieces import pieces
 from minigrad.graph.shapes import numel
 
-Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
+# The program of a call, and values. It gets a function, too, which adds the nodes to the call.
+Find: TypeAlias = Callable[..., tuple[Program, Mapping[str, int]]]
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Pieced:
 
 def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     """A call in pieces, whose programs `find` finds; None if there is only one piece."""
-    graph = call.graph()
+    graph = call.rewritten(_without_writes, ())
     roots = [
         root if slot >= len(call.inputs) or root.op is ASSIGN
         else assign(buffer(slot, root.dtype, root.shape, root.device), root)
@@ -64,27 +66,30 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     cut = pieces(roots) if len(slots) == len(roots) else []
     if len(cut) < 2:
         return None
-    stored: dict[Node, Node] = {}
+    stored: dict[Node, int] = {}
     made = []
     for some in cut:
         new = {slots[node] if node in slots else next(free): node for node in some}
-        own = canonicalize(_reading(stored, some))
-        program, values = find(own)
+        order = in_order(some, lambda node: () if node in stored else node.src)
+        read = {node: stored[node] for node in order if node in stored}
+        own = canonicalize(some, order=[n for n in order if n not in read], memory=read)
+        program, values = find(own, partial(_reading, own, read))
         written = [slot for slot, node in new.items() if node.op is not ASSIGN]
         kept = {slot: node for slot, node in new.items() if slot >= graph.slots}
         made.append(_Piece(program, values, (*own.inputs, *written), kept))
-        stored |= {n: buffer(slot, n.dtype, n.shape, n.device) for slot, n in new.items()}
+        stored.update((node, slot) for slot, node in new.items())
     return Pieced(made)
 
 
-def _reading(stored: Mapping[Node, Node], some: Sequence[Node]) -> list[Node]:
-    """Nodes that read what is stored; other pieces' in-place writes become their values."""
-    new: dict[Node, Node] = {}
-    for node in in_order(some, lambda node: () if node in stored else node.src):
-        if node in stored:
-            new[node] = stored[node]
-        elif node.op is ASSIGN and node not in some:
-            new[node] = new[node.src[1]]
-        else:
-            new[node] = rebuild(node, [new[x] for x in node.src])
-    return [new[node] for node in some]
+def _without_writes(node: Node, src: Sequence[Node], arg: Any) -> Node:
+    """A node that reads the values of in-place writes, not these."""
+    src = tuple([x.src[1] if x.op is ASSIGN else x for x in src])
+    return make(node.op, node.dtype, node.shape, src, arg, node.device)
+
+
+def _reading(call: Canonical, read: Mapping[Node, int]) -> Canonical:
+    """The call with a BUFFER for each node that it reads from a slot."""
+    new = {n: buffer(slot, n.dtype, n.shape, n.device) for n, slot in read.items()}
+    for n in call.order:
+        new[n] = make(n.op, n.dtype, n.shape, tuple([new[x] for x in n.src]), n.arg, n.device)
+    return call._replace(order=tuple(new.values()), roots=tuple(new[root] for root in call.roots))

@@ -188,11 +188,13 @@ class Programs:
         return sum(map(len, self._families.values()))
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
-    ) -> tuple[Program, Mapping[str, int]]:
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
+        complete: Callable[[], Canonical] | None = None,
+    ) -> tuple[Program, Mapping[str, int]]:  # fmt: skip
         """The program of a call, compiled if necessary, and values of variables besides the call's.
 
         may_pad: whether it may copy the call's arrays to others (not in a captured step).
+        complete: makes the call with its nodes, if it has only a key and inputs so far.
         """
         # A structure describes a whole graph, so hashing it is expensive: it is looked up once.
         values = thread.values
@@ -201,11 +203,10 @@ class Programs:
         found = None if family is None else family.find(call.cells, may_pad)
         if found is None:
             with self._lock:
-                family = self._families.get(key)
-                if family is None:
-                    family = self._families[key] = Family()
+                family = self._families.setdefault(key, Family())
                 found = family.find(call.cells, may_pad)
                 if found is None:
+                    call = call if complete is None else complete()
                     self._make_room(family)
                     with young_gc_only():
                         if not may_pad or not self._in_pieces(call, family, compile):
@@ -242,7 +243,7 @@ class Programs:
             new.append(graph)
             return compile(graph)
 
-        program = in_pieces(call, lambda piece: self.find(piece, counted))
+        program = in_pieces(call, lambda *piece: self.find(piece[0], counted, True, piece[1]))
         kind.cut(len(new) * OF_PROGRAM > len(call.order))
         if program is not None:
             family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]

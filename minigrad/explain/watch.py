@@ -141,8 +141,9 @@ class Watched(Programs):
         self.round: Round
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
-    ) -> tuple[Program, Mapping[str, int]]:
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
+        complete: Callable[[], Canonical] | None = None,
+    ) -> tuple[Program, Mapping[str, int]]:  # fmt: skip
         """See `Programs`."""
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
         known = self.made.get(key)

@@ -12,10 +12,11 @@ the order of its nodes. A graph without its cells is a *structure*, which simila
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
@@ -226,12 +227,14 @@ def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
 
 
 def canonicalize(
-    roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None
-) -> Canonical:
+    roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None,
+    memory: Mapping[Node, Any] = MappingProxyType({}),
+) -> Canonical:  # fmt: skip
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
     checked: whether its CHECK nodes count; otherwise each stands for its source. A CUSTOM stands
-    for its value. order: `needed(roots)`, if that is known.
+    for its value. order: `needed(roots)`, if that is known. memory: nodes besides these that count
+    as BUFFERs → their memory.
     """
     if order is None:
         order = needed(roots)
@@ -242,6 +245,11 @@ def canonicalize(
     cells: list[Cell] = []
     numbers: dict[int, int] = {}  # of exchanges
     checks: list[Node] = []
+    for node in memory:
+        number[node] = len(rows)
+        rows += (BUFFER, node.dtype, (len(node.shape), len(inputs)))
+        cells += node.shape
+        inputs[memory[node]] = len(inputs)
     for node in order:
         op, arg = node.op, node.arg
         if op is BUFFER:

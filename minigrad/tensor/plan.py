@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence, Set
-from itertools import compress
+from itertools import chain, compress
 from threading import get_ident
 from typing import NamedTuple
 
@@ -14,10 +14,13 @@ from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
     CONST,
+    SOURCES,
     Node,
     Op,
     ages,
+    beneath,
     depending,
+    in_order,
     make,
     needed_among,
     picked,
@@ -48,8 +51,10 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
 _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
+_RESHAPE = frozenset({Op.RESHAPE})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
+_SHOWN = _CHEAP - _RESHAPE  # a product's last node is a RESHAPE
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
 # than what the program reads: an outer product, of which each program reads little, would fill the
@@ -193,6 +198,7 @@ class Plan:
         self.order: list[Node] = []
         self.held: list[Node] = []  # nodes of the order with tensors
         self.again: list[Node] = []  # nodes of the order that an earlier program also computed
+        self.later: dict[Node, bool] = {}  # see `_read_later`
         self.waits: dict[Node, Node] = {}  # target → the waiting write to it in the order
         self.replaced: set[Node] = set()  # writes that a later one replaces
         self.marked: set[Node] = set()  # marked leaves, and other marked nodes
@@ -281,11 +287,10 @@ class Plan:
         if not self.again:
             return
         found = depending(self.order, self.again)
+        self.later |= self._read_later(found)
         read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
-        again = {
-            holder.raw: None for holder in self._inside([n for n in self.held if n in found])
-            if numel(holder.raw.shape) <= max(read, MOST_KEPT)
-        }  # fmt: skip
+        new = (node for node in self.later if node not in self.roots)
+        again = {node: None for node in new if numel(node.shape) <= max(read, MOST_KEPT)}
         if len(again) > MANY:
             again = self._first(again)
         if 0 < len(again) <= MANY:
@@ -303,12 +308,18 @@ class Plan:
                 reached.add(node)
         return first
 
-    def _inside(self, nodes: Iterable[Node]) -> list[Holder]:
-        """Tensors, except views, that stand for nodes whose values are computed but not kept."""
-        return [
-            holder for node in nodes if node.op not in _CHEAP and node not in self.roots
-            for holder in holders(node) if views.base_of(holder) is None
-        ]  # fmt: skip
+    def _read_later(self, found: Set[Node]) -> dict[Node, bool]:
+        """Those of some nodes that lazy tensors stand for or read → whether gradients may flow.
+
+        In a loop `u = f(v); v = g(u)`, the new v reads the old one, which no name stands for.
+        """
+        oldest = min([node.age for node in self.again])
+        lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
+        some = [holder.raw for holder in lazy if holder.raw not in self.roots]
+        others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
+        read = (beneath(node, _RESHAPE) for node in chain(some, *map(SOURCES, others)))
+        flows = not all(holder.stopped for holder in lazy)
+        return {node: flows for node in read if node in found and node.op not in _CHEAP}
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
@@ -444,10 +455,10 @@ class Plan:
 
     def _may_flow(self, root: Node) -> bool:
         """Whether a gradient may be requested through a root."""
-        return root not in self.marked and any(
+        return root not in self.marked and (self.later.get(root, False) or any(
             not holder.stopped for one in self._standing(root) for holder in holders(one)
             if holder is not self.owner
-        )
+        ))
 
     def _with_free(self) -> set[Node]:
         """Nodes that depend on any leaf, also on unmarked ones."""
@@ -473,7 +484,11 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to the buffers with their values."""
         made = dict(zip(self.alone, buffers, strict=True))
-        inside = self._inside(self.held) if len(self.order) > FEW and _by_itself() else []
+        inside = [
+            holder for node in self.held
+            if node.op not in _SHOWN and node not in self.roots
+            for holder in holders(node) if views.base_of(holder) is None
+        ] if len(self.order) > FEW and _by_itself() else []  # fmt: skip
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -513,7 +528,9 @@ class Plan:
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
-            computed[id(holder.raw)] = holder.raw
+            node = beneath(holder.raw, _RESHAPE)
+            if node.op not in _CHEAP:
+                computed[id(node)] = node
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
