@@ -8,8 +8,10 @@ from itertools import compress
 from threading import get_ident
 from typing import NamedTuple
 
+from minigrad import program
 from minigrad.device import poisoned
 from minigrad.graph.autobatch import MANY, as_rows, made_as_rows, unstacked
+from minigrad.graph.interned import Interned
 from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
@@ -55,12 +57,13 @@ FEW = 4  # nodes of a single operation, between which nothing is computed
 # than what the program reads: an outer product, of which each program reads little, would fill the
 # memory.
 MOST_KEPT = 1 << 24
+# Numbers of nodes of graphs that `with_loops` left as they were, the last time. Then it is worth to
+# look for the graph's program first, before looking for loops in it.
+_unchanged: set[int] = set()
 # id of a node that a program computed but did not keep, though a tensor stood for it → the node
-computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-_computed = vars(computed)["data"]  # for lookups without a call of Python code
+computed: Interned[Node] = Interned()
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
-pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-_pending = vars(pending)["data"]
+pending: Interned[Node] = Interned()
 
 
 class Companion(NamedTuple):
@@ -124,22 +127,26 @@ def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
     for holder, node in zip(lazy, nodes, strict=True):
         if node is not holder.raw:
             if is_waiting(holder.raw):
-                pending[id(node.src[0])] = node
+                pending.put(id(node.src[0]), node)
             holder._point(node)
 
 
 def is_waiting(node: Node) -> bool:
     """Whether it is a write that was not carried out yet, and the newest to its memory."""
-    link = _pending.get(id(node.src[0])) if node.op is ASSIGN else None
-    return link is not None and link() is node
+    return node.op is ASSIGN and _write_to(node.src[0]) is node
+
+
+def _write_to(target: Node) -> Node | None:
+    """The newest write to a BUFFER, if it waits."""
+    link = pending.get(id(target))
+    return None if link is None else link()
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
-    for node in picked(order, _MEMORY) if _pending else ():
-        link = _pending.get(id(node if node.op is BUFFER else node.src[0]))
-        write = None if link is None else link()
+    for node in picked(order, _MEMORY) if pending else ():
+        write = _write_to(node if node.op is BUFFER else node.src[0])
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
@@ -170,7 +177,7 @@ class Plan:
     them with other readers than their owner → the root that saves their value. unasked: nobody
     asked for the wanted values to be in memory, so gradients by unmarked leaves must still pass
     through them. parts: readers → as parts of what is computed. serves: what is computed instead of
-    a reader, or of several, which are its rows → these.
+    a reader, or of several, which are its rows → these. found: the values' program, if it is known.
     """
 
     tracked: Set[Node] = frozenset()
@@ -216,6 +223,7 @@ class Plan:
             values = [copy_of(value) if value.op is BUFFER else value for value in values]
         self.alone = dict(zip(self.roots, values, strict=True))
         self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
+        self.found: program.Found | None = None
         if len(self.order) > 2 * MANY:
             self._without_copies()
             values = list(self.alone.values())
@@ -234,7 +242,8 @@ class Plan:
         self.held += held
         self.marked.update(leaves_among(held))
         self.older.update(rewritten(new))
-        for node in new:
+        special = self.marked.union(picked(new, _MEMORY))
+        for node in filter(special.__contains__, new):
             op = node.op
             if op is BUFFER:
                 companion = companion_of(node)
@@ -248,15 +257,15 @@ class Plan:
                     self.replaced.add(node)
                 if node in self.marked or node not in self.replaced:
                     self.roots.setdefault(node)
-            elif node in self.marked:
+            else:
                 self.roots.setdefault(node)
         if self.waits or self.given_targets:
             targets = dict.fromkeys((*self.given_targets, *self.waits))
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if _computed and _by_itself():
-            self.again += compress(new, map(_computed.__contains__, map(id, new)))
+        if computed and _by_itself():
+            self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
 
     def _add_computed(self) -> None:
@@ -314,7 +323,7 @@ class Plan:
             for state, age in ages_of.items():
                 if self._readers(lazy_since(age), {state}):
                     self._copy(state)
-        for target in self.targets:
+        for target in held_among(self.targets):
             if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
 
@@ -374,8 +383,14 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        values, self.known = with_loops(values, known, self.marked)
-        self.alone = dict(zip(self.alone, values, strict=True))
+        size = len(self.order)
+        if known is not None and size in _unchanged and _by_itself():
+            self.found = program.known_program(values, known)
+        if self.found is None:
+            values, self.known = with_loops(values, known, self.marked)
+            changed = values != list(self.alone.values())
+            (_unchanged.discard if changed else _unchanged.add)(size)
+            self.alone = dict(zip(self.alone, values, strict=True))
         for root in [root for root in self.alone if root in readers]:
             value = self.alone[root]
             whole = whole_of(value)
@@ -385,6 +400,7 @@ class Plan:
                 self.alone.setdefault(whole, whole)
         if self.parts:
             self.known = needed_among(self.known, self.alone.values())
+            self.found = None
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -401,7 +417,7 @@ class Plan:
         waits = self.waits
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
-        leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
+        leaves.update(t for t in others if wants_gradient(_write_to(t) or t))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
         order = self.order if self.unasked else topological(candidates)
@@ -501,7 +517,7 @@ class Plan:
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
-            computed[id(holder.raw)] = holder.raw
+            computed.put(id(holder.raw), holder.raw)
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
