@@ -154,9 +154,8 @@ def realize(
         return [*_run(*found, failures).values()]
     if order is None:
         order = needed(roots)
-    operations: Set[Op] = frozenset()
-    if not _PREPARED.isdisjoint(map(OPS, order)):
-        operations = _PREPARED.intersection(map(OPS, order))
+    operations = _PREPARED.intersection(map(OPS, order))
+    if operations:
         if Op.CAT in operations and recording.calls is None:
             given, roots = list(roots), _with_joins(roots, order, failures)
             order = order if roots == given else needed(roots)

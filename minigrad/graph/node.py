@@ -245,9 +245,12 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
 
 
 def in_order(
-    items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
+    items: Iterable[T], below: Callable[[T], Sequence[T]] | None, known: Iterable[T] = ()
 ) -> list[T]:
-    """The items and everything below them, dependencies first, except what is known."""
+    """The items and everything below them, dependencies first, except what is known.
+
+    below: None for the sources of nodes, without a call for each.
+    """
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
     add, append = done.add, order.append
@@ -258,7 +261,7 @@ def in_order(
         for item in rest:
             if item not in done:
                 add(item)
-                needs = below(item)
+                needs = item.src if below is None else below(item)  # type: ignore[attr-defined]
                 if needs:
                     path.append((above, rest))
                     above, rest = item, iter(needs)
@@ -276,7 +279,7 @@ def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]
 
     Known nodes, and nodes that only they need, are left out.
     """
-    return in_order(roots, SOURCES, known)
+    return in_order(roots, None, known)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:

@@ -241,24 +241,26 @@ class Plan:
         held = [*held_among(new)]
         self.held += held
         self.marked.update(leaves_among(held))
-        self.older.update(rewritten(new))
-        special = self.marked.union(picked(new, _MEMORY))
-        for node in filter(special.__contains__, new):
+        memory: list[Node] = []
+        for node in new:
             op = node.op
             if op is BUFFER:
+                memory.append(node)
                 companion = companion_of(node)
                 owner = companion.ours() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
             elif op is ASSIGN:
+                memory.append(node)
                 if is_waiting(node):
                     self.waits[node.src[0]] = node
                 else:
                     self.replaced.add(node)
                 if node in self.marked or node not in self.replaced:
                     self.roots.setdefault(node)
-            else:
+            elif node in self.marked:
                 self.roots.setdefault(node)
+        self.older.update(rewritten(memory))
         if self.waits or self.given_targets:
             targets = dict.fromkeys((*self.given_targets, *self.waits))
             if targets != self.targets:
@@ -319,10 +321,9 @@ class Plan:
                 self.readers.add(node)
             if served != [node]:
                 self.serves[node] = served
-        if ages_of and self._readers(lazy_since(min(ages_of.values())), ages_of.keys()):
-            for state, age in ages_of.items():
-                if self._readers(lazy_since(age), {state}):
-                    self._copy(state)
+        for state, age in ages_of.items():
+            if self._readers(lazy_since(age), {state}):
+                self._copy(state)
         for target in held_among(self.targets):
             if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
