@@ -171,8 +171,7 @@ def realize(
     checked = Op.CHECK in operations and flag("BOUNDS") != 0
     made: dict[Node, Node] = {}
     for group in by_device.values():
-        known = order if len(group) == len(roots) else None
-        call = canonicalize([*group], checked, known)
+        call = canonicalize([*group], checked, order if len(group) == len(roots) else None)
         made |= _run(call, *_program_of(call), failures)
     return [made.get(root, root) for root in roots]
 

@@ -21,7 +21,6 @@ from minigrad.graph.node import (
     ages,
     depending,
     make,
-    needed_among,
     picked,
     reading,
     topological,
@@ -226,8 +225,7 @@ class Plan:
         self.found: program.Found | None = None
         if len(self.order) > 2 * MANY:
             self._without_copies()
-            values = list(self.alone.values())
-        self.values = values
+        self.values = list(self.alone.values())
 
     def touched(self) -> Touched:
         """The memory that is written, and the memory that is read."""
@@ -384,13 +382,12 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        size = len(self.order)
-        if known is not None and size in _unchanged and _by_itself():
+        if known is not None and len(known) in _unchanged and _by_itself():
             self.found = program.known_program(values, known)
         if self.found is None:
             values, self.known = with_loops(values, known, self.marked)
             changed = values != list(self.alone.values())
-            (_unchanged.discard if changed else _unchanged.add)(size)
+            (_unchanged.discard if changed else _unchanged.add)(len(self.order))
             self.alone = dict(zip(self.alone, values, strict=True))
         for root in [root for root in self.alone if root in readers]:
             value = self.alone[root]
@@ -400,8 +397,7 @@ class Plan:
                 self.parts[root] = value
                 self.alone.setdefault(whole, whole)
         if self.parts:
-            self.known = needed_among(self.known, self.alone.values())
-            self.found = None
+            self.known = self.found = None
 
     # -- histories ---------------------------------------------------------------------------------
 

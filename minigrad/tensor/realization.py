@@ -97,8 +97,7 @@ def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
     """Store every tensor's value in memory. unasked: see `Plan`."""
     plan = _compute(tensors, unasked=unasked)
     if plan is not None:
-        roots = plan.roots
-        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
+        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in plan.roots]
         if moved:  # another thread computed their sources
             realize(moved, unasked)
 
