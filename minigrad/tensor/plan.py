@@ -56,8 +56,8 @@ FEW = 4  # nodes of a single operation, between which nothing is computed
 # than what the program reads: an outer product, of which each program reads little, would fill the
 # memory.
 MOST_KEPT = 1 << 24
-# Numbers of nodes of graphs that `with_loops` left as they were, the last time. Then it is worth to
-# look for the graph's program first, before looking for loops in it.
+# Numbers of nodes of graphs that `with_loops` left as they were, the last time. The program of such
+# a graph is looked up before loops are looked for. (For other graphs it would seldom be found.)
 _unchanged: set[int] = set()
 # id of a node that a program computed but did not keep, though a tensor stood for it → the node
 computed: Interned[Node] = Interned()
