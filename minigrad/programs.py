@@ -209,7 +209,7 @@ class Programs:
                     with young_gc_only():
                         if not may_pad or not self._in_pieces(call, family, compile):
                             family.make(call, compile, may_pad)
-                found = self.known(call, may_pad)
+                found = self._use(family, call, may_pad)
                 assert found is not None, call
         return found
 
@@ -218,8 +218,14 @@ class Programs:
     ) -> tuple[Program, Mapping[str, int]] | None:
         """As `find`, without compiling: None if there is no program."""
         family = self._families.get(_key_of(call))
-        found = None if family is None else family.find(call.cells, may_pad)
-        if family is not None and found is not None:
+        return None if family is None else self._use(family, call, may_pad)
+
+    def _use(
+        self, family: Family, call: Canonical, may_pad: bool
+    ) -> tuple[Program, Mapping[str, int]] | None:
+        """The program of a call in its family, and note its use."""
+        found = family.find(call.cells, may_pad)
+        if found is not None:
             family.used = next(self._clock)
             family.uses += 1
         return found
