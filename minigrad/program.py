@@ -134,22 +134,28 @@ _STAGED = frozenset({Op.COPY, Op.LOOP})
 _PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # see `realize`
 
 
+# A call, its program, and the values of its variables besides the call's.
+Found = tuple[Canonical, Program, Mapping[str, int]]
+
+
 def realize(
-    roots: Sequence[Node], failures: list[MinigradError], order: Sequence[Node] | None = None
-) -> list[Node]:
+    roots: Sequence[Node], failures: list[MinigradError], order: Sequence[Node] | None = None,
+    found: Found | None = None,
+) -> list[Node]:  # fmt: skip
     """Compute nodes; returns, for each, the BUFFER node that holds its value.
 
     An ASSIGN root is written to its target's memory, after every read of the old value in this
     call. Nodes may be on several devices.
 
     If an index is out of range, a BoundsError is added to `failures`, and the affected nodes cannot
-    be read. order: `topological(roots)`.
+    be read. order: `topological(roots)`. found: their `known_program`.
     """
+    if found is not None:
+        return [*_run(*found, failures).values()]
     if order is None:
         order = needed(roots)
-    operations: Set[Op] = frozenset()
-    if not _PREPARED.isdisjoint(map(OPS, order)):
-        operations = _PREPARED.intersection(map(OPS, order))
+    operations = _PREPARED.intersection(map(OPS, order))
+    if operations:
         if Op.CAT in operations and recording.calls is None:
             given, roots = list(roots), _with_joins(roots, order, failures)
             order = order if roots == given else needed(roots)
@@ -165,9 +171,23 @@ def realize(
     checked = Op.CHECK in operations and flag("BOUNDS") != 0
     made: dict[Node, Node] = {}
     for group in by_device.values():
-        known = order if len(group) == len(roots) else None
-        made |= _run([*group], checked, failures, known)
+        call = canonicalize([*group], checked, order if len(group) == len(roots) else None)
+        made |= _run(call, *_program_of(call), failures)
     return [made.get(root, root) for root in roots]
+
+
+def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
+    """The program of distinct roots without a BUFFER, if it is known and computes all of them.
+
+    order: `topological(roots)`.
+    """
+    operations, devices = {*map(OPS, order)}, {root.device for root in roots}
+    if len(devices) > 1 or not (devices.isdisjoint(meshes) and operations.isdisjoint(_STAGED)):
+        return None
+    order = needed_among(order, roots) if Op.CUSTOM in operations else order
+    call = canonicalize(roots, Op.CHECK in operations and flag("BOUNDS") != 0, order)
+    found = programs.known(call)
+    return found and (call, *found)
 
 
 def _with_joins(
@@ -217,19 +237,15 @@ def _joined(
 
 
 def _run(
-    roots: list[Node], checked: bool, failures: list[MinigradError],
-    order: Sequence[Node] | None = None,
-) -> dict[Node, Node]:  # fmt: skip
-    """Compute distinct roots, all on one device; returns root → the BUFFER of its value.
+    call: Canonical, program: Program, values: Mapping[str, int], failures: list[MinigradError]
+) -> dict[Node, Node]:
+    """Run the program of a call; returns root → the BUFFER of its value.
 
-    order: `needed(roots)`, if that is known. checked: whether CHECKs count. If so, and if it is
-    known already that an index is out of range, the error is added to `failures`.
+    If it is known already that an index is out of range, the error is added to `failures`.
     """
-    call = canonicalize(roots, checked, order)
-    program, values = _program_of(call)
     fresh: list[Buffer] = []
     made: dict[Node, Node] = {}
-    for root, target in zip(roots, call.targets, strict=True):
+    for root, target in zip(call.roots, call.targets, strict=True):
         if target >= len(call.inputs):
             form = form_of(root.dtype, root.shape, root.device)
             memory = Buffer(root.device, root.dtype, form.size)
@@ -244,10 +260,9 @@ def _run(
 
 
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
-    """The program of a call, compiled if necessary, and the values of its variables."""
+    """The program of a call, compiled if necessary, and the values of its own variables."""
     known = programs if timeline.programs is None else timeline.programs
-    program, values = known.find(call, _compiled, recording.calls is None)
-    return program, {**call.values, **values} if call.values else values
+    return known.find(call, _compiled, recording.calls is None)
 
 
 def _compiled(graph: Graph) -> Program:
@@ -260,12 +275,14 @@ def _launch(
     call: Canonical, program: Program, fresh: Sequence[Buffer], made: Sequence[Node],
     values: Mapping[str, int], failures: list[MinigradError], begun: Set[Buffer] = frozenset(),
 ) -> None:  # fmt: skip
-    """Run a program. made: the BUFFER of each root, of which `fresh` have no values yet.
+    """Run a program, with `values` besides the call's own.
 
-    begun: buffers of which it writes a part, before anybody else has written any.
+    made: the BUFFER of each root, of which `fresh` have no values yet. begun: buffers of which it
+    writes a part, before anybody else has written any.
     """
     if poisoned:
         refuse(_read_by(call) - begun)
+    values = {**call.values, **values} if call.values else values
     buffers: list[Buffer] = [*call.inputs, *fresh]
     if call.checks:
         buffers.append(Buffer(call.roots[0].device, dtypes.uint32, 1))

@@ -138,6 +138,12 @@ class Family:
 NO_VALUES: Mapping[str, int] = MappingProxyType({})
 
 
+def _key_of(call: Canonical) -> Any:
+    """What programs of one family share. Hashing it is expensive: it describes a whole graph."""
+    values = thread.values
+    return call.structure, values["FUSE"], values["GUARD"], values["TUNE"]
+
+
 class _Kind:
     """Graphs with results of one kind, and whether it pays to run them in pieces.
 
@@ -196,26 +202,35 @@ class Programs:
         may_pad: whether it may copy the call's arrays to others (not in a captured step).
         complete: makes the call with its nodes, if it has only a key and inputs so far.
         """
-        # A structure describes a whole graph, so hashing it is expensive: it is looked up once.
-        values = thread.values
-        key = (call.structure, values["FUSE"], values["GUARD"], values["TUNE"])
-        family = self._families.get(key)
-        found = None if family is None else family.find(call.cells, may_pad)
+        found = self.known(call, may_pad)
         if found is None:
             with self._lock:
-                family = self._families.setdefault(key, Family())
-                found = family.find(call.cells, may_pad)
-                if found is None:
+                family = self._families.setdefault(_key_of(call), Family())
+                if family.find(call.cells, may_pad) is None:
                     call = call if complete is None else complete()
                     self._make_room(family)
                     with young_gc_only():
                         if not may_pad or not self._in_pieces(call, family, compile):
                             family.make(call, compile, may_pad)
-                    found = family.find(call.cells, may_pad)
-                    assert found is not None, call
-        assert family is not None
-        family.used = next(self._clock)
-        family.uses += 1
+                found = self._use(family, call, may_pad)
+                assert found is not None, call
+        return found
+
+    def known(
+        self, call: Canonical, may_pad: bool = True
+    ) -> tuple[Program, Mapping[str, int]] | None:
+        """As `find`, without compiling: None if there is no program."""
+        family = self._families.get(_key_of(call))
+        return None if family is None else self._use(family, call, may_pad)
+
+    def _use(
+        self, family: Family, call: Canonical, may_pad: bool
+    ) -> tuple[Program, Mapping[str, int]] | None:
+        """The program of a call in its family, and note its use."""
+        found = family.find(call.cells, may_pad)
+        if found is not None:
+            family.used = next(self._clock)
+            family.uses += 1
         return found
 
     def _in_pieces(

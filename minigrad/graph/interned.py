@@ -35,6 +35,12 @@ class Interned(dict[Any, _Link[T]]):
 
         self._forget = forget
 
+    def put(self, key: Any, made: T) -> None:
+        """Make an object the one of a key, instead of another one."""
+        link = _Link(made, self._forget)
+        link.key = key
+        self[key] = link
+
     def settle(self, key: Any, made: T) -> T:
         """The living object of a key: `made`, unless another one was made meanwhile."""
         link = _Link(made, self._forget)

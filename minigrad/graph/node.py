@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
-from itertools import chain, compress
+from itertools import compress
 from operator import attrgetter, not_
 from typing import Any, TypeVar
 
@@ -100,8 +100,6 @@ BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
 CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
 COLLECTIVE = Op.COLLECTIVE
 
-_CUSTOM = frozenset({CUSTOM})
-
 # For all nodes of a graph at once, with `map` instead of a Python loop.
 OPS: Callable[[Node], Op] = attrgetter("op")
 DEVICES: Callable[[Node], str] = attrgetter("device")
@@ -131,6 +129,25 @@ def make(
         node.age = next(ages)
         node = _interned.settle(key, node)
     return node
+
+
+# A node without its sources, and a function that takes them out of a list of nodes.
+Plain = tuple[Op, DType, Shape, Callable[[list[Node]], tuple[Node, ...]], Any, str]
+
+
+def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
+    """Append the node of each step to `values`, in 0.65 of the time of `make`.
+
+    No CONSTs or BUFFERs. Each is made before it is known whether there was one: most are new.
+    """
+    append, settle, new = values.append, _interned.settle, Node
+    for op, dtype, shape, sources_of, arg, device in steps:
+        src = sources_of(values)
+        node = new()
+        node.op, node.dtype, node.shape = op, dtype, shape
+        node.src, node.arg, node.device = src, arg, device
+        node.form, node.age = None, next(ages)
+        append(settle((op, dtype, shape, src, arg, device), node))
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
@@ -228,9 +245,12 @@ def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form)
 
 
 def in_order(
-    items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
+    items: Iterable[T], below: Callable[[T], Sequence[T]] | None, known: Iterable[T] = ()
 ) -> list[T]:
-    """The items and everything below them, dependencies first, except what is known."""
+    """The items and everything below them, dependencies first, except what is known.
+
+    below: None for the sources of nodes, without a call for each.
+    """
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
     add, append = done.add, order.append
@@ -241,7 +261,7 @@ def in_order(
         for item in rest:
             if item not in done:
                 add(item)
-                needs = below(item)
+                needs = item.src if below is None else below(item)  # type: ignore[attr-defined]
                 if needs:
                     path.append((above, rest))
                     above, rest = item, iter(needs)
@@ -259,7 +279,7 @@ def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]
 
     Known nodes, and nodes that only they need, are left out.
     """
-    return in_order(roots, SOURCES, known)
+    return in_order(roots, None, known)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
@@ -269,9 +289,9 @@ def needed(roots: Iterable[Node]) -> list[Node]:
 
 def needed_among(order: Sequence[Node], roots: Collection[Node]) -> Sequence[Node]:
     """The nodes of a topological order that are `needed`, in a third of the time of `needed`."""
-    customs = {*picked(order, _CUSTOM)}
-    others = chain.from_iterable(map(SOURCES, {*order} - customs))
-    if len({*roots, *others, *(node.src[0] for node in customs)}) == len(order):
+    unread, custom = {*order}, CUSTOM
+    unread.difference_update(roots, *[n.src[:1] if n.op is custom else n.src for n in order])
+    if not unread:
         return order  # true of most graphs: no walk
     found = set(roots)
     for node in reversed(order):

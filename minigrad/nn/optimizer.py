@@ -11,6 +11,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
+from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
 from minigrad.nn.module import (
     _forget_gradients,
@@ -268,8 +269,8 @@ class Optimizer(Steps):
             grads = [self.params[place].grad for place in some]
             given = chain(grads, chain.from_iterable(written))
             made = update(self.rule, len(moments), self.lr, count, *given, **options)
-            for tensor, value in zip(chain.from_iterable(written), made, strict=True):
-                tensor._write(value.node)
+            for tensor, node in zip(chain.from_iterable(written), made, strict=True):
+                tensor._write(node)
         kept = [tensors[place] for tensors in (self.params, *moments) for place in places]
         return [*counts, *kept]
 
@@ -368,18 +369,18 @@ def _wide(dtype: DType) -> DType:
 @templated
 def _updated(
     rule: Rule, moments: int, lr: Tensor, t: Tensor, /, *tensors: Tensor, **options: Any
-) -> list[Tensor]:
+) -> list[Node]:
     """What a step writes: of each parameter its new moments, then its new values.
 
     tensors: all gradients; then, of each parameter, so many moments and itself.
     """
     count = len(tensors) // (moments + 2)
-    made: list[Tensor] = []
+    made: list[Node] = []
     for at, grad in enumerate(tensors[:count]):
         *own, param = old = tensors[count:][at * (moments + 1) :][: moments + 1]
         wide = _wide(param.dtype)
         new, *moved = rule(param.cast(wide), grad.cast(wide), lr, t, *own, **options)
-        made += [value.cast(one.dtype) for value, one in zip([*moved, new], old, strict=True)]
+        made += [value.cast(one.dtype).node for value, one in zip([*moved, new], old, strict=True)]
     return made
 
 

@@ -110,12 +110,10 @@ class _Clock:
     lazies: a tensor became lazy.
     """
 
-    __slots__ = ("lazies",)
-    lazies: int
+    lazies = 0
 
 
 clock = _Clock()
-clock.lazies = 0
 
 
 def file(holder: Holder, node: Node) -> None:

@@ -8,8 +8,10 @@ from itertools import chain, compress
 from threading import get_ident
 from typing import NamedTuple
 
+from minigrad import program
 from minigrad.device import poisoned
 from minigrad.graph.autobatch import MANY, as_rows, made_as_rows, unstacked
+from minigrad.graph.interned import Interned
 from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
@@ -22,7 +24,6 @@ from minigrad.graph.node import (
     depending,
     in_order,
     make,
-    needed_among,
     picked,
     reading,
     topological,
@@ -60,12 +61,13 @@ FEW = 4  # nodes of a single operation, between which nothing is computed
 # than what the program reads: an outer product, of which each program reads little, would fill the
 # memory.
 MOST_KEPT = 1 << 24
+# Numbers of nodes of graphs that `with_loops` left as they were, the last time. The program of such
+# a graph is looked up before loops are looked for. (For other graphs it would seldom be found.)
+_unchanged: set[int] = set()
 # id of a node that a program computed but did not keep, though a tensor stood for it → the node
-computed: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-_computed = vars(computed)["data"]  # for lookups without a call of Python code
+computed: Interned[Node] = Interned()
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
-pending: weakref.WeakValueDictionary[int, Node] = weakref.WeakValueDictionary()
-_pending = vars(pending)["data"]
+pending: Interned[Node] = Interned()
 
 
 class Companion(NamedTuple):
@@ -129,22 +131,26 @@ def replace_in(lazy: Sequence[Holder], by: dict[Node, Node]) -> None:
     for holder, node in zip(lazy, nodes, strict=True):
         if node is not holder.raw:
             if is_waiting(holder.raw):
-                pending[id(node.src[0])] = node
+                pending.put(id(node.src[0]), node)
             holder._point(node)
 
 
 def is_waiting(node: Node) -> bool:
     """Whether it is a write that was not carried out yet, and the newest to its memory."""
-    link = _pending.get(id(node.src[0])) if node.op is ASSIGN else None
-    return link is not None and link() is node
+    return node.op is ASSIGN and _write_to(node.src[0]) is node
+
+
+def _write_to(target: Node) -> Node | None:
+    """The newest write to a BUFFER, if it waits."""
+    link = pending.get(id(target))
+    return None if link is None else link()
 
 
 def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
-    for node in picked(order, _MEMORY) if _pending else ():
-        link = _pending.get(id(node if node.op is BUFFER else node.src[0]))
-        write = None if link is None else link()
+    for node in picked(order, _MEMORY) if pending else ():
+        write = _write_to(node if node.op is BUFFER else node.src[0])
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
@@ -175,7 +181,7 @@ class Plan:
     them with other readers than their owner → the root that saves their value. unasked: nobody
     asked for the wanted values to be in memory, so gradients by unmarked leaves must still pass
     through them. parts: readers → as parts of what is computed. serves: what is computed instead of
-    a reader, or of several, which are its rows → these.
+    a reader, or of several, which are its rows → these. found: the values' program, if it is known.
     """
 
     tracked: Set[Node] = frozenset()
@@ -222,10 +228,10 @@ class Plan:
             values = [copy_of(value) if value.op is BUFFER else value for value in values]
         self.alone = dict(zip(self.roots, values, strict=True))
         self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
+        self.found: program.Found | None = None
         if len(self.order) > 2 * MANY:
             self._without_copies()
-            values = list(self.alone.values())
-        self.values = values
+        self.values = list(self.alone.values())
 
     def touched(self) -> Touched:
         """The memory that is written, and the memory that is read."""
@@ -239,15 +245,17 @@ class Plan:
         held = [*held_among(new)]
         self.held += held
         self.marked.update(leaves_among(held))
-        self.older.update(rewritten(new))
+        memory: list[Node] = []
         for node in new:
             op = node.op
             if op is BUFFER:
+                memory.append(node)
                 companion = companion_of(node)
                 owner = companion.ours() if companion is not None else None
                 if owner is not None and owner.raw.op is Op.ASSIGN:
                     self.roots.setdefault(owner.raw)
             elif op is ASSIGN:
+                memory.append(node)
                 if is_waiting(node):
                     self.waits[node.src[0]] = node
                 else:
@@ -257,13 +265,14 @@ class Plan:
                     self.roots.setdefault(node)
             elif node in self.marked:
                 self.roots.setdefault(node)
+        self.older.update(rewritten(memory))
         if self.waits or self.given_targets:
             targets = dict.fromkeys((*self.given_targets, *self.waits))
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if _computed and _by_itself():
-            self.again += compress(new, map(_computed.__contains__, map(id, new)))
+        if computed and _by_itself():
+            self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
 
     def _add_newest(self, target: Node) -> None:
@@ -272,8 +281,7 @@ class Plan:
         It probably depends on what this program computes. If it waited, a loop that updates weights
         and then reads its loss would compute all earlier steps again in each one.
         """
-        link = _pending.get(id(target))
-        write = None if link is None else link()
+        write = _write_to(target)
         if write is not None and companion_of(target) is None:
             self.roots.setdefault(write)
 
@@ -333,11 +341,10 @@ class Plan:
                 self.readers.add(node)
             if served != [node]:
                 self.serves[node] = served
-        if ages_of and self._readers(lazy_since(min(ages_of.values())), ages_of.keys()):
-            for state, age in ages_of.items():
-                if self._readers(lazy_since(age), {state}):
-                    self._copy(state)
-        for target in self.targets:
+        for state, age in ages_of.items():
+            if self._readers(lazy_since(age), {state}):
+                self._copy(state)
+        for target in held_among(self.targets):
             if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
 
@@ -397,8 +404,13 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        values, self.known = with_loops(values, known, self.marked)
-        self.alone = dict(zip(self.alone, values, strict=True))
+        if known is not None and len(known) in _unchanged and _by_itself():
+            self.found = program.known_program(values, known)
+        if self.found is None:
+            values, self.known = with_loops(values, known, self.marked)
+            changed = values != list(self.alone.values())
+            (_unchanged.discard if changed else _unchanged.add)(len(self.order))
+            self.alone = dict(zip(self.alone, values, strict=True))
         for root in [root for root in self.alone if root in readers]:
             value = self.alone[root]
             whole = whole_of(value)
@@ -407,7 +419,7 @@ class Plan:
                 self.parts[root] = value
                 self.alone.setdefault(whole, whole)
         if self.parts:
-            self.known = needed_among(self.known, self.alone.values())
+            self.known = self.found = None
 
     # -- histories ---------------------------------------------------------------------------------
 
@@ -424,7 +436,7 @@ class Plan:
         waits = self.waits
         leaves = {t for t, write in waits.items() if write in self.marked}
         others = (t for t in self.given_targets if t not in waits)
-        leaves.update(t for t in others if wants_gradient(pending.get(id(t), t)))
+        leaves.update(t for t in others if wants_gradient(_write_to(t) or t))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
         order = self.order if self.unasked else topological(candidates)
@@ -530,7 +542,7 @@ class Plan:
         for holder in inside:
             node = beneath(holder.raw, _RESHAPE)
             if node.op not in _CHEAP:
-                computed[id(node)] = node
+                computed.put(id(node), node)
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.

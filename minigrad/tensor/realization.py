@@ -80,7 +80,7 @@ def write(holder: Holder, value: Node) -> None:
         if node in value.src and node is not target and node.arg is None and not under_way:
             value = build.rebuild(value, [node.src[1] if x is node else x for x in value.src])
         written = build.assign(target, value)
-        pending[id(target)] = written
+        pending.put(id(target), written)
         holder._point(written)
 
 
@@ -97,8 +97,7 @@ def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
     """Store every tensor's value in memory. unasked: see `Plan`."""
     plan = _compute(tensors, unasked=unasked)
     if plan is not None:
-        roots = plan.roots
-        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in roots]
+        moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in plan.roots]
         if moved:  # another thread computed their sources
             realize(moved, unasked)
 
@@ -127,7 +126,8 @@ def realize_before(written: Set[Buffer], read: Container[Buffer]) -> None:
     Readers of a random state without a waiting write have a copy already.
     """
     with lock:
-        if not written and not any(node.src[0].arg in read for node in pending.values()):
+        writes = [node for link in [*pending.values()] if (node := link()) is not None]
+        if not written and not any(node.src[0].arg in read for node in writes):
             return
         following = views.align(written)
         lazy = not_captured(readable(lazy_holders()))
@@ -262,7 +262,7 @@ def _run(plan: Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
         try:
-            buffers = program.realize(plan.values, failures, plan.known)
+            buffers = program.realize(plan.values, failures, plan.known, plan.found)
             with lock:
                 plan.settle(buffers)
         finally:

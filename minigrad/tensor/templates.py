@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from minigrad.graph import build
 from minigrad.graph.bounds import users_line
-from minigrad.graph.node import CHECK, CONST, Node, Op, depending, make, topological
+from minigrad.graph.node import CHECK, CONST, Node, Op, depending, make_all, topological
 from minigrad.graph.sharding import meshes
 from minigrad.locks import in_child
 from minigrad.settings import thread
@@ -82,15 +82,18 @@ class Template:
             (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
             for n in inner
         ]
+        self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
         self.places = [None if node is None else place[node] for node in made]
 
     def made(self, sources: Sequence[Node]) -> list[Node | None]:
         """The results for other sources."""
-        values = [*sources, *self.kept]
-        for op, dtype, shape, src_of, arg, device in self.steps:
-            if op is CHECK:
-                arg = arg.but(line=users_line())
-            values.append(make(op, dtype, shape, src_of(values), arg, device))
+        values, steps = [*sources, *self.kept], self.steps
+        if self.checks:
+            steps, line = steps[:], users_line()
+            for at in self.checks:
+                op, dtype, shape, sources_of, check, device = steps[at]
+                steps[at] = (op, dtype, shape, sources_of, check.but(line=line), device)
+        make_all(steps, values)
         return [None if at is None else values[at] for at in self.places]
 
 
@@ -114,10 +117,10 @@ def templated(function: F) -> F:
     """Let templates build the results of a function of tensors and hashable values.
 
     The function must depend on nothing else, and draw no random numbers. It returns a tensor, or a
-    tuple or list of tensors and Nones.
+    tuple or list of tensors and Nones, or a list of nodes.
     """
-    # Form → (template, whether there are several results); None for a form that was seen once.
-    known: dict[Any, tuple[Template, bool] | None] = {}
+    # Form → what `_traced` returns; None for a form that was seen once.
+    known: dict[Any, tuple[Template, bool, bool] | None] = {}
     unused = 0
 
     @functools.wraps(function)
@@ -158,7 +161,9 @@ def templated(function: F) -> F:
             unused -= 2
         if template is None:
             return function(*args, **options)
-        made, several = template[0].made(nodes), template[1]
+        made, (_, several, as_nodes) = template[0].made(nodes), template
+        if as_nodes:
+            return made
         found = tuple([None if node is None else kind(node) for node in made])
         return found if several else found[0]
 
@@ -177,10 +182,10 @@ def _inside(function: Any, args: Any, options: Any) -> Any:
 
 def _traced(
     function: Any, args: Any, options: Any, nodes: Sequence[Node]
-) -> tuple[Template, bool]:
+) -> tuple[Template, bool, bool]:
     """The template of a function for arguments, some of which are tensors of these nodes.
 
-    Also whether it returns several results.
+    Also whether it returns several results, and whether they are nodes.
     """
     sources = [
         build.buffer(_Nameless(("a source", at)), node.dtype, node.shape, node.device)
@@ -195,7 +200,8 @@ def _traced(
             found = _inside(function, new[: len(args)],
                             dict(zip(options, new[len(args) :], strict=True)))  # fmt: skip
             several = isinstance(found, (tuple, list))
-            given = [None if x is None else x.node for x in (found if several else [found])]
+            as_nodes = several and isinstance(found[0], Node)
+            given = [x.node if isinstance(x, Core) else x for x in (found if several else [found])]
         finally:
             del new, found
     template = Template(sources, given)
@@ -203,4 +209,4 @@ def _traced(
     if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):
         raise _OwnData
     assert not own, own
-    return template, several
+    return template, several, as_nodes

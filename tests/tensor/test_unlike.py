@@ -256,6 +256,14 @@ def test_an_index_out_of_range_in_a_piece(all_in_pieces):
     assert np.isfinite((x.exp().softmax(0)[Tensor([1, 4])].sum(0) + x.max(0)).numpy()).all()
 
 
+def test_more_pieces_than_programs_are_kept(all_in_pieces, monkeypatch):
+    """While a graph's pieces are compiled, its own entry may be dropped."""
+    wanted = [Learner().step() for _ in range(2)]
+    programs.forget()
+    monkeypatch.setattr(programs, "most", 2)
+    np.testing.assert_allclose([Learner().step() for _ in range(2)], wanted, rtol=1e-5)
+
+
 def test_what_reads_a_write_reads_its_value(all_in_pieces):
     x = Tensor([1, 2, 3])
     x.assign(x * 2)
