@@ -170,6 +170,7 @@ class Decoder:
     ) -> Tensor:
         """The result of `last` for the last token; or, after a full pass, of `after_read`."""
         context, length = self.model.config.context, len(self.window[0])
+        self.used = min(self.used, length - 1)  # asked twice: the last token is read again
         if length > context:
             if self.policy == "error":
                 raise ContextFull(

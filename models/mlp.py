@@ -317,6 +317,7 @@ def train(
                         val_accuracy=accuracy if ends else None,
                     )
                     progress.update(number, loss, speed)
+            check_finite(val_loss, number, lr)  # the last step has no other check
             progress.say(
                 f"epoch {epoch}, step {number}/{epochs * per_epoch}: mean training loss "
                 f"{total / per_epoch:.4f}, validation loss {val_loss:.4f}, accuracy "

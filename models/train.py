@@ -370,6 +370,7 @@ def finish(
                 most = plan.final_windows if last else plan.validation_windows
                 val_loss = _validated(run, validation, most, stop)
                 if val_loss is not None:
+                    check_finite(val_loss, run.done, plan.lr)  # the last step has no other check
                     _report(run, val_loss, losses, watch, progress)
             metrics.record(step=run.done, loss=loss, val_loss=val_loss, lr=rate,
                            tokens_per_s=speed, elapsed_s=run.elapsed)  # fmt: skip

@@ -282,6 +282,13 @@ def test_a_loss_that_is_no_number_ends_training(model: GPT) -> None:
         finish(run, windows, windows, metrics)
 
 
+def test_a_last_step_that_destroys_the_weights_is_an_error(model: GPT) -> None:
+    windows = Windows(some_ids(50), TINY.context)
+    run = TrainingRun(model, TrainingPlan(1, 2, lr=1e30, warmup=1))
+    with Metrics() as metrics, pytest.raises(InputError, match="the loss is nan at step 1"):
+        finish(run, windows, windows, metrics)
+
+
 def test_the_learning_rate() -> None:
     rate = make_schedule(TrainingPlan(steps=2000, lr=3e-3, warmup=100))
     rates = [rate(step) for step in range(2000)]
