@@ -346,15 +346,17 @@ class Buffer:
         if address is None:
             here.copy_in(self.memory, data)
 
-    def join(self, parts: Sequence[Buffer]) -> None:
-        """Fill it with the bytes of buffers on its device, one after the other."""
-        about_to_read(parts)
-        runtime, start = Device[self.device], 0
-        for part in parts:
-            runtime.copy_part(self.memory, start, part.memory, 0, part.nbytes)
-            start += part.nbytes
+    def join(self, parts: Sequence[tuple[Buffer, int, int]]) -> None:
+        """Fill it with parts of buffers on its device: of each, so many elements from a position.
+        """
+        about_to_read(read := [part for part, *_ in parts])
+        runtime, start, itemsize = Device[self.device], 0, self.dtype.itemsize
+        for part, begin, count in parts:
+            nbytes = count * itemsize
+            runtime.copy_part(self.memory, start, part.memory, begin * itemsize, nbytes)
+            start += nbytes
         if self.device in undecided:
-            runtime.follow(parts, (self,))
+            runtime.follow(read, (self,))
 
     def first(self) -> int | float | bool:
         """Its first element as a Python number."""

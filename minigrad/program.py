@@ -211,29 +211,52 @@ def _with_joins(
 def _joined(
     node: Node, known: Mapping[Node, Node], failures: list[MinigradError]
 ) -> Node | None:
-    """A CAT as a (perhaps cast) BUFFER, if its pieces are small and all BUFFERs or all constants.
+    """A CAT as a (perhaps cast) BUFFER, if its pieces are small and all in memory or all constants.
 
-    Pieces may be casts of BUFFERs. They are joined first and cast together if all have one dtype;
-    else each is cast first, because a program that casts some of them would differ for each
-    pattern. known: other CATs → their BUFFERs.
+    Pieces may be casts. They are joined first and cast together if all have one dtype; else each is
+    cast first, because a program that casts some of them would differ for each pattern. known:
+    other CATs → their BUFFERs.
     """
     pieces = [known.get(x, x) for x in (beneath(x, _RESHAPE) for x in node.src)]
     apart = any(extent != 1 for extent in node.shape[: node.arg])
     if apart or is_symbolic(node.shape) or any(nbytes(x) > MOST_BYTES for x in pieces):
         return None
-    ops, cast_op = set(map(OPS, pieces)), Op.CAST
-    given = [beneath(x.src[0], _RESHAPE) if x.op is cast_op else x for x in pieces]
-    if ops <= {BUFFER, cast_op} and {*map(OPS, given)} == {BUFFER}:
+    given = [x.src[0] if x.op is Op.CAST else x for x in pieces]
+    places = [one for x in given if (one := _in_memory(x)) is not None]
+    if len(places) == len(pieces):
         if len({x.dtype for x in given}) > 1:
             given = [realize([x], failures)[0] for x in pieces]
+            places = [(x, 0) for x in given]
         memory = Buffer(node.device, given[0].dtype, numel(node.shape))
-        memory.join([x.arg for x in given])
-    elif ops == {CONST}:
+        memory.join([(source.arg, start, numel(x.shape))
+                     for (source, start), x in zip(places, given, strict=True)])  # fmt: skip
+    elif {*map(OPS, pieces)} == {CONST}:
         memory = Buffer(node.device, node.dtype, numel(node.shape))
         memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
     else:
         return None
     return cast(buffer(memory, memory.dtype, node.shape, node.device), node.dtype)
+
+
+def _in_memory(node: Node) -> tuple[Node, int] | None:
+    """The BUFFER, and the position in it, where a node's elements are, one after the other."""
+    begin = 0
+    while node.op is not BUFFER:
+        if node.op is Op.SHRINK:
+            several, step = False, numel(node.src[0].shape)
+            for (start, stop), extent in zip(node.arg, node.src[0].shape, strict=True):
+                known = isinstance(start, int) and isinstance(extent, int)
+                if not known or several and stop - start != extent:
+                    return None
+                several, step = several or stop - start > 1, step // max(extent, 1)
+                begin += start * step
+        elif node.op is Op.BITCAST:  # as in `detach`
+            if node.dtype.itemsize != node.src[0].dtype.itemsize:
+                return None
+        elif node.op is not Op.RESHAPE:
+            return None
+        node = node.src[0]
+    return node, begin
 
 
 def _run(

@@ -146,6 +146,38 @@ def test_loops_in_loops(on_device):
     assert size(merged(total)) < 60
 
 
+def parts_of(x):
+    """Parts of which some lie in memory as they are, some do not."""
+    return [
+        x[2:4], x[1].reshape(1, 3, 4), x[3, 1:].pad((0, 0, 0, 1)).unsqueeze(0), x[0:0], x[4:, :2],
+        x[1:3, 1:].detach(), x[:2].flip(1), x[:1, :1, 1:3], x[2].T.unsqueeze(0), x[0, 1:2, :2],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("kind", range(10))
+def test_parts_of_arrays_are_joined(kind, dtype, on_device):
+    arrays = rows(3, 5, 3, 4)
+    parts = [parts_of(x)[kind] for x in arrays] * 4
+    joined = Tensor.cat([part.cast(dtype) for part in parts])
+    values = np.concatenate([part.numpy() for part in parts])
+    np.testing.assert_array_equal(joined.numpy(), values.astype(dtype))
+
+
+def test_which_parts_are_joined_compiles_nothing(compiled):
+    """As examples drawn from a memory: which of them are parts of one array differs each time."""
+    leaves = [x.requires_grad_() for x in rows(4, 16, 1, 6)]
+    memory = [one for x in leaves for one in x.detach().chunk(16)]
+    counts = []
+    for seed in range(4):
+        chosen = np.random.default_rng(seed).choice(len(memory), 20).tolist()
+        before = GlobalCounters.programs_scheduled
+        got = (Tensor.cat([memory[n] for n in chosen]) * 2.5).numpy()
+        counts.append(GlobalCounters.programs_scheduled - before)
+        np.testing.assert_array_equal(got, np.stack([2.5 * memory[n].numpy()[0] for n in chosen]))
+    assert counts[1:] == [0, 0, 0]
+
+
 def test_a_join_along_an_inner_axis(on_device):
     xs = rows(9, 2, 3, 4)
     joined = Tensor.cat(*[x.exp() for x in xs], dim=1)
