@@ -377,7 +377,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "k of a half": (lambda: _drawn(top_k=2.5), "Sampling(top_k=2.5): expected an int"),
     "hot": (lambda: _drawn(temperature="hot"), "Sampling(temperature='hot'): expected a number"),
     "a text of 5": (lambda: CharacterTokenizer("ab").encode(5), "text: expected a str, got 5"),  # type: ignore[arg-type]
-    "a text as tokens": (lambda: CharacterTokenizer("ab").decode("a"), "token: expected a whole"),  # type: ignore[arg-type]
+    "a text as tokens": (lambda: CharacterTokenizer("ab").decode("a"), "token: expected an int"),  # type: ignore[arg-type]
 }
 
 
