@@ -6,6 +6,7 @@ folder beside it (`parallel/parts.py`). `load` reads either kind for any purpose
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import operator
@@ -72,8 +73,10 @@ def alone_at(path: Path | None) -> Iterator[None]:
         try:
             if path is not None:
                 mark.bind(f"\0minigrad {sha256(os.fsencode(path.resolve())).hexdigest()}")
-        except OSError:
-            raise InputError(f"another process writes {path}: give another --checkpoint") from None
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:  # else such names are not supported here
+                told = f"another process writes {path}: give another --checkpoint"
+                raise InputError(told) from None
         yield
 
 
