@@ -245,8 +245,9 @@ def _in_memory(node: Node) -> tuple[Node, int] | None:
         if node.op is Op.SHRINK:
             several, step = False, numel(node.src[0].shape)
             for (start, stop), extent in zip(node.arg, node.src[0].shape, strict=True):
-                known = isinstance(start, int) and isinstance(extent, int)
-                if not known or several and stop - start != extent:
+                if not isinstance(start, int) or not isinstance(extent, int):
+                    return None
+                if several and stop - start != extent:
                     return None
                 several, step = several or stop - start > 1, step // max(extent, 1)
                 begin += start * step

@@ -135,8 +135,8 @@ def make_case(
         layout = layouts[position % len(layouts)] if operation.layouts else "contiguous"
         if layout == "padded" and not kind.zero:
             layout = "sliced"
-        if gradient and layout == "broadcast" and domain == "distinct":
-            layout = "transposed"  # repeated elements would be ties
+        if layout == "broadcast" and domain == "distinct":
+            layout = "transposed"  # repeated elements would be ties, and have no deviation
         inputs.append(
             Input(
                 shape=shape,
