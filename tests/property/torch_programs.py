@@ -339,10 +339,15 @@ def _array(value: Any) -> np.ndarray:
     return np.asarray(value.detach().numpy() if hasattr(value, "detach") else value)
 
 
-def unlike(found: Any, wanted: Any) -> str | None:
-    """How our value differs from PyTorch's, or None."""
+def _is_half(value: Any) -> bool:
+    return _array(value).dtype == np.float16 if hasattr(value, "detach") else False
+
+
+def unlike(found: Any, wanted: Any, share: float) -> str | None:
+    """How our value differs from PyTorch's by more than a share of the largest number, or None."""
     if isinstance(wanted, (tuple, list)) and len(found) == len(wanted):
-        return next((u for f, w in zip(found, wanted, strict=True) if (u := unlike(f, w))), None)
+        each = (unlike(f, w, share) for f, w in zip(found, wanted, strict=True))
+        return next(filter(None, each), None)
     if isinstance(found, Tensor) is not hasattr(wanted, "detach"):
         return f"{type(found)} instead of {type(wanted)}"
     f, w = _array(found), _array(wanted)
@@ -353,7 +358,7 @@ def unlike(found: Any, wanted: Any) -> str | None:
     bound = 0.0
     if w.dtype.kind == "f":
         largest = np.abs(w[np.isfinite(w)], dtype=np.float64).max(initial=1)
-        bound = (3e-2 if w.dtype.itemsize == 2 else 1e-3) * largest
+        bound = share * largest
         f, w = f.astype(np.float64), w.astype(np.float64)
     same = np.allclose(f, w, rtol=0, atol=bound, equal_nan=True)
     return None if same else f"{f.tolist()} instead of {w.tolist()}"
@@ -361,9 +366,11 @@ def unlike(found: Any, wanted: Any) -> str | None:
 
 def _difference(found: Names, wanted: Names) -> str | None:
     """The first variable that differs, and how."""
+    # a number may have been rounded to 11 bits before it became a float64
+    share = 3e-2 if any(map(_is_half, wanted.values())) else 1e-3
     for name, value in wanted.items():
         if name in found:
-            if different := unlike(found[name], value):
+            if different := unlike(found[name], value, share):
                 return f"{name}: {different}"
         elif not name.endswith(".grad") or _array(value).any():  # None may stand for zeros
             return f"{name} is missing"
