@@ -146,9 +146,12 @@ class Runtime(Protocol):
         """
         return False
 
-    def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
-        """Copy nbytes bytes of the device's memory: from position `begin` of `given` to position
-        `start` of memory.
+    def copy_part(
+        self, memory: Any, start: int, given: Any, begin: int, nbytes: int,
+        rows: int = 1, stride: int = 0, step: int = 0,
+    ) -> None:  # fmt: skip
+        """Copy rows of nbytes bytes of the device's memory: row r from position begin + r · step of
+        `given` to position start + r · stride of memory.
         """
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import NamedTuple
 
 from minigrad.device import Buffer, Device, Program
-from minigrad.graph.inner_first import innermost
+from minigrad.graph.inner_first import innermost, outermost
 from minigrad.graph.node import Shape
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.variable import evaluate
@@ -34,29 +35,40 @@ class Padded:
             like = buffers[slot]
             inside[slot] = Buffer(like.device, like.dtype, numel(shape))
         for slot, shape in self.reads.items():
-            for dense, wide, count in pieces(shape, variables):
-                _copy(inside[slot], wide, buffers[slot], dense, count)
+            for dense, wide in blocks(shape, variables):
+                _copy(inside[slot], wide, buffers[slot], dense)
         self.program.run(inside, variables)
         for slot, shape in self.writes.items():
-            for dense, wide, count in pieces(shape, variables):
-                _copy(buffers[slot], dense, inside[slot], wide, count)
+            for dense, wide in blocks(shape, variables):
+                _copy(buffers[slot], dense, inside[slot], wide)
 
 
-def pieces(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
-    """The pieces that are contiguous in both layouts: where each is in the dense one and in the
-    wide one, and its length; in elements.
+class Block(NamedTuple):
+    """Rows in one of the two layouts, in elements: where row r starts is start + r · stride."""
+
+    start: int
+    stride: int
+    length: int
+    rows: int
+
+
+def blocks(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[Block, Block]]:
+    """Blocks of rows that are contiguous in both layouts: each in the dense one and the wide one.
     """
-    last = innermost(shape)
+    outer, last = outermost(shape), innermost(shape)
     now = [evaluate(extent, variables) for extent in shape]
-    count = numel(now[last:])
-    for number, index in enumerate(product(*map(range, now[:last]))):
-        place = flatten((*index, *(0 for _ in shape[last:])), shape)
+    length, rows = numel(now[last:]), numel(now[outer:last])
+    for number, index in enumerate(product(*map(range, now[:outer]))):
+        place = flatten((*index, *(0 for _ in shape[outer:])), shape)
         assert isinstance(place, int)
-        yield number * count, place, count
+        dense = Block(number * rows * length, length, length, rows)
+        yield dense, Block(place, numel(shape[last:]), length, rows)
 
 
-def _copy(to: Buffer, start: int, given: Buffer, begin: int, count: int) -> None:
-    """Copy elements between two buffers of a device."""
+def _copy(to: Buffer, into: Block, given: Buffer, source: Block) -> None:
+    """Copy rows of elements between two buffers of a device."""
     size = to.dtype.itemsize
-    runtime = Device[to.device]
-    runtime.copy_part(to.memory, size * start, given.memory, size * begin, size * count)
+    Device[to.device].copy_part(
+        to.memory, size * into.start, given.memory, size * source.start, size * into.length,
+        into.rows, size * into.stride, size * source.stride,
+    )  # fmt: skip

@@ -108,9 +108,15 @@ class CPU(Runtime):
         """Read memory into the host's bytes."""
         cpu_memory.copy_out(memory, data)
 
-    def copy_part(self, memory: int, start: int, given: int, begin: int, nbytes: int) -> None:
-        """Copy bytes from other memory into memory."""
-        ctypes.memmove(memory + start, given + begin, nbytes)
+    def copy_part(
+        self, memory: int, start: int, given: int, begin: int, nbytes: int,
+        rows: int = 1, stride: int = 0, step: int = 0,
+    ) -> None:  # fmt: skip
+        """Copy rows of bytes from other memory into memory."""
+        if rows == 1:
+            ctypes.memmove(memory + start, given + begin, nbytes)
+        else:
+            pool_for(self.name).copy_rows(memory + start, stride, given + begin, step, nbytes, rows)
 
     def host_address(self, memory: int) -> int:
         """The address itself."""

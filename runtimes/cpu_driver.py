@@ -71,7 +71,9 @@ MASK_BITS = 8 * MASK_BYTES
 TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER, END = range(0, 56, 8)
 SHARE_BYTES = 128
 
-FUNCTIONS = ("run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch")
+FUNCTIONS = (
+    "run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch", "copy_rows",
+)  # fmt: skip
 
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
 INDEX_BITS = 24
@@ -256,6 +258,11 @@ def patch(i, end, args, scratch):
         store(words + 8 * load(places + 8 * i), load(values + 8 * load(sources + 8 * i)))
         i += 1
 
+def copy_rows(to, stride, given, step, nbytes, rows):
+    while rows:
+        copy(to, given, nbytes)
+        to, given, rows = to + stride, given + step, rows - 1
+
 def _wait(at, value):
     syscall(FUTEX, at, 128, value, 0, 0, 0)
 
@@ -291,6 +298,7 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
     i64 acquire(pool), void release(pool): keep other threads from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
+    void copy_rows(to, stride, given, step, nbytes, rows): copies rows of bytes.
     Tests let threads spin less, so that they sleep often.
     """
     return compiled("driver", driver_source(host().architecture, spins), FUNCTIONS)

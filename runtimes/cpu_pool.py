@@ -25,6 +25,7 @@ _RUN_TABLE = ctypes.CFUNCTYPE(
 )
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+_COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
 INTERRUPTED = "the running program was interrupted between two kernels"
 
 
@@ -113,6 +114,7 @@ class Pool:
         self._stop_workers = _ON_POOL(functions["stop_workers"])
         self._acquire = _ON_POOL(functions["acquire"])
         self._release = _ON_POOL(functions["release"])
+        self.copy_rows = _COPY_ROWS(functions["copy_rows"])
         self._lock = new_lock()
         self._closed = False
         self._forget()

@@ -160,11 +160,16 @@ class OpenCL(Runtime):
             source.queue.flush()
         return True
 
-    def copy_part(self, memory: Any, start: int, given: Any, begin: int, nbytes: int) -> None:
-        """Copy between buffers, in queue order."""
+    def copy_part(
+        self, memory: Any, start: int, given: Any, begin: int, nbytes: int,
+        rows: int = 1, stride: int = 0, step: int = 0,
+    ) -> None:  # fmt: skip
+        """Copy rows between buffers, in queue order."""
         with self.doing("copying"):
             opencl().enqueue_copy(
-                self.queue, memory, given, byte_count=nbytes, src_offset=begin, dst_offset=start
+                self.queue, memory, given, src_origin=(begin, 0, 0), dst_origin=(start, 0, 0),
+                region=(nbytes, rows, 1), src_pitches=(step or nbytes, 0),
+                dst_pitches=(stride or nbytes, 0),
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

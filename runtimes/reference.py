@@ -403,9 +403,14 @@ class ReferenceRuntime(Runtime):
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
 
-    def copy_part(self, memory: Array, start: int, given: Array, begin: int, nbytes: int) -> None:
-        """Copy bytes from other memory into memory."""
-        memory[start : start + nbytes] = given[begin : begin + nbytes]
+    def copy_part(
+        self, memory: Array, start: int, given: Array, begin: int, nbytes: int,
+        rows: int = 1, stride: int = 0, step: int = 0,
+    ) -> None:  # fmt: skip
+        """Copy rows of bytes from other memory into memory."""
+        for row in range(rows):
+            at, source = start + row * stride, begin + row * step
+            memory[at : at + nbytes] = given[source : source + nbytes]
 
 
 def open_device(name: str) -> Runtime:

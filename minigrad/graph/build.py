@@ -295,11 +295,10 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
     shape = list(x.shape)
     for axis, size, step, dilation in windows:
         extent = x.shape[axis] if 0 <= axis < x.ndim else 0
-        known = extent if isinstance(extent, int) else 0
-        if min(size, step, dilation) <= 0 or dilation * (size - 1) >= known:
+        if min(size, step, dilation) <= 0 or dilation * (size - 1) >= low(extent):
             said = f"window of size {size}, step {step}, dilation {dilation} along axis {axis}"
             raise misfit(said, f"numbers > 0, an axis of at least {dilation * (size - 1) + 1}", x)
-        shape[axis] = (known - dilation * (size - 1) - 1) // step + 1
+        shape[axis] = (extent - dilation * (size - 1) - 1) // step + 1
     if len({axis for axis, *_ in windows}) < len(windows):
         raise ShapeError(f"window: expected each axis once, got {windows}")
     full = (*shape, *(size for _, size, _, _ in windows))

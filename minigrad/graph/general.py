@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
-from minigrad.graph.inner_first import MOST_PIECES, inner, inner_first, innermost
+from minigrad.graph.inner_first import MOST_BLOCKS, MOST_PADDED, inner, inner_first, outermost
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import numel
@@ -63,12 +63,30 @@ def _range(kind: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Follower:
-    """A cell that follows from a variable's cell: factor · it + constant (of a float: it)."""
+    """A cell that follows from another: factor · ((it + shift) // divisor) + constant.
+
+    That of a float is it.
+    """
 
     place: int
     source: int
     factor: int = 1
     constant: int = 0
+    divisor: int = 1
+    shift: int = 0
+
+    def of(self, source: Any) -> Any:
+        """The cell for the other one."""
+        if isinstance(source, bytes):
+            return source
+        return self.factor * ((source + self.shift) // self.divisor) + self.constant
+
+    def range(self, least: int, most: int) -> tuple[int, int]:
+        """The range of the other cell for which this one is in a range."""
+        first, last = (least, most) if self.factor > 0 else (most, least)
+        low = -((first - self.constant) // -self.factor)  # rounded up
+        high = (last - self.constant) // self.factor
+        return self.divisor * low - self.shift, self.divisor * (high + 1) - 1 - self.shift
 
 
 @dataclass(frozen=True)
@@ -119,10 +137,7 @@ class General:
             else:
                 return None
         for one in self.followers:
-            source = cells[one.source]
-            if isinstance(source, int):
-                source = one.factor * source + one.constant
-            expected[one.place] = source
+            expected[one.place] = one.of(cells[one.source])
         return values if tuple(expected) == cells else None
 
 
@@ -141,29 +156,30 @@ def generalize(
     may_pad: whether callers' arrays may have another layout inside of the program. Raises Special
     if there is no general graph.
     """
-    try:
-        found = _general(call, samples, merges=False)
-        if not any(_laid_out(found.graph)):
-            return found
-        if not may_pad:
-            raise Special("an inner dimension of an input or result varies")
-    except Special:
-        if not may_pad:
-            raise
-    found = _general(call, samples, merges=True)
-    reads, writes = _laid_out(found.graph)
-    return replace(found, reads=reads, writes=writes)
+    reason = ""
+    for reach, merges in ((FAR, False), (NEAR, True), (NEAR, False))[: 3 if may_pad else 1]:
+        try:
+            found = _general(call, samples, reach, merges)
+            reads, writes = _laid_out(found.graph)
+            if reach is NEAR or not (reads or writes):
+                return replace(found, reads=reads, writes=writes)
+            reason = "an inner dimension of an input or result varies"
+        except Special as special:
+            reason = str(special)
+    raise Special(reason)
 
 
-def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool) -> General:
+def _general(
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: tuple[int, int], merges: bool
+) -> General:
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
-    holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
+    steps = {step for node in call.order if node.op is Op.WINDOW for _, _, step, _ in node.arg}
+    holes, followers = unify(samples, _kinds(call), reach, steps - {1})
     new: list[Cell] = list(samples[-1])
-    by_place = {hole.place: hole for hole in holes}
     for hole in holes:
         new[hole.place] = hole.index
     for one in followers:
-        new[one.place] = by_place[one.source].index * one.factor + one.constant
+        new[one.place] = one.of(new[one.source])
     cells = iter(new)
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
@@ -195,15 +211,21 @@ def _kinds(call: Canonical) -> list[str]:
     return found
 
 
+# A column of cells, led by its kind, and the cells that follow from it: first its own.
+_Base = tuple[tuple[Any, ...], list[Follower]]
+
+
 def unify(
-    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int]
-) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
+    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int],
+    steps: Collection[int] = (),
+) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:  # fmt: skip
     """The least general variables that give all samples: one for all cells that differ alike.
 
-    Raises Special if a cell differs that cannot be a variable.
+    steps: of windows, which divide extents. Raises Special if a cell differs that cannot be a
+    variable.
     """
     columns: dict[tuple[Any, ...], list[int]] = {}
-    bases: list[tuple[tuple[Any, ...], list[Follower]]] = []
+    bases: list[_Base] = []
     for number, column in enumerate(zip(*samples, strict=True)):
         if any(cell != column[0] for cell in column):
             if any(isinstance(cell, Affine) for cell in column):
@@ -223,11 +245,18 @@ def unify(
                 break
         else:
             bases.append((column, [Follower(place, found[0]) for place in found]))
-    holes = [
-        _hole(f"_{number}", samples, followers, kinds, reach)
-        for number, (_, followers) in enumerate(bases)
-    ]
-    return tuple(holes), tuple(one for _, some in bases for one in some[1:])
+    divided = _divided(bases, steps) if steps else {}
+    limits = {
+        some[0].place: [one.range(*_range(kinds[one.place])) for one in some] for _, some in bases
+    }
+    for one in divided.values():
+        limits[one.source].append(one.range(*_common(limits[one.place])))
+    holes = tuple(
+        _hole(f"_{number}", samples, [one.place for one in some], kinds, reach, limits[own.place])
+        for number, (_, some) in enumerate(bases) if (own := some[0]).place not in divided
+    )  # fmt: skip
+    linear = [one for _, some in bases for one in some[1:]]
+    return holes, (*reversed(divided.values()), *linear)
 
 
 def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
@@ -250,23 +279,39 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
     return (factor, constant) if all(factor * a + constant == b for a, b in pairs) else None
 
 
+def _divided(bases: Sequence[_Base], steps: Collection[int]) -> dict[int, Follower]:
+    """The columns that follow from larger ones by division, by place, the smallest first."""
+    found = {}
+    whole = sorted((base for base in bases if base[0][:1] == ("int",)), key=lambda base: base[0])
+    for number, (column, (own, *_)) in enumerate(whole):
+        for (base, (other, *_)), step in itertools.product(whole[number + 1 :], sorted(steps)):
+            # column = (base + shift) // step, for no other shift
+            least = [step * y - x for x, y in zip(base[1:], column[1:], strict=True)]
+            if max(least) == min(least) + step - 1:
+                shift = max(least)
+                found[own.place] = Follower(own.place, other.place, divisor=step, shift=shift)
+                break
+    return found
+
+
+def _common(ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    """The intersection of ranges."""
+    lows, highs = zip(*ranges, strict=True)
+    return max(lows), min(highs)
+
+
 def _hole(
-    name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
-    kinds: Sequence[str], reach: tuple[int, int],
+    name: str, samples: Sequence[tuple[Cell, ...]], places: Sequence[int], kinds: Sequence[str],
+    reach: tuple[int, int], limits: Iterable[tuple[int, int]],
 ) -> Hole:  # fmt: skip
-    """The variable for some cells, with the range in which none of them leaves its own range."""
-    place = followers[0].place
+    """The variable for cells at some places, within limits."""
+    place = places[0]
     kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
         return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
     values = [value for value in seen if isinstance(value, int)]
-    low, high = _INT64
-    for one in followers:
-        least, most = _range(kinds[one.place])
-        first, last = (least, most) if one.factor > 0 else (most, least)
-        low = max(low, -((first - one.constant) // -one.factor))  # rounded up
-        high = min(high, (last - one.constant) // one.factor)
-    if any(kinds[one.place] in ("extent", "offset") for one in followers):
+    low, high = _common(limits)
+    if any(kinds[one] in ("extent", "offset") for one in places):
         high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0 or 1, or an offset below 0, varies")
@@ -359,9 +404,25 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
             raise Special(f"an array of shape {reads[slot]} is written with shape {root.shape}")
     for shape in (*reads.values(), *writes.values()):
-        outer, varying = shape[: innermost(shape)], [e for e in shape if not isinstance(e, int)]
-        if len(shape) > 2 == len(varying) and varying[0] == varying[1]:  # square matrices, by rows
-            outer = tuple(extent for extent in outer if isinstance(extent, int))
-        if numel(outer) > MOST_PIECES:
-            raise Special(f"{shape} has too many pieces")
+        if numel(shape[: outermost(shape)]) > MOST_BLOCKS:
+            raise Special(f"an array of shape {shape} is copied in too many blocks")
+    if reads or writes:
+        _check_area(graph)
     return reads, writes
+
+
+def _check_area(graph: Graph) -> None:
+    """Raise Special if the bounds of several dimensions multiply to arrays that are too large.
+
+    What a row of attention weighs by is not counted: it is seldom stored.
+    """
+    nodes = topological(graph.roots)
+    images = any(node.op is Op.WINDOW for node in nodes)
+    total = 0
+    for node in nodes:
+        varying = [extent for extent in node.shape if not isinstance(extent, int)]
+        if len(set(varying)) > 1 or (images and len(varying) > 1):
+            if node.op is Op.BUFFER or node.op in REDUCTIONS:
+                total += numel(node.shape)
+    if total > MOST_PADDED:
+        raise Special(f"arrays padded in several dimensions have {total} elements")

@@ -26,10 +26,10 @@ from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Pieces of an array that are copied one by one, at most: batches have fewer. Of several square
-# matrices (what attention weighs by) each row is copied. Where other dimensions vary, too, the best
-# way to compute varies, and bounds multiply: such programs are compiled for their sizes.
-MOST_PIECES = 64
+# Blocks of rows of an array that are copied one by one, at most: of images, each channel is one.
+MOST_BLOCKS = 256
+# Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32.
+MOST_PADDED = 1 << 26
 
 
 def inner_first(graph: Graph) -> Graph:
@@ -228,3 +228,11 @@ def inner(shape: Shape) -> bool:
 def innermost(shape: Shape) -> int:
     """The last dimension that varies."""
     return max(axis for axis, extent in enumerate(shape) if not isinstance(extent, int))
+
+
+def outermost(shape: Shape) -> int:
+    """The first dimension of those whose positions are equally far apart: the next to last one that
+    varies, or 0. All elements of the dimensions from it up to `innermost` begin a row.
+    """
+    varying = [axis for axis, extent in enumerate(shape) if not isinstance(extent, int)]
+    return varying[-2] if len(varying) > 1 else 0

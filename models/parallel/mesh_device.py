@@ -246,8 +246,9 @@ class MeshRuntime:
         return False
 
     def copy_part(
-        self, memory: MeshMemory, start: int, given: MeshMemory, begin: int, nbytes: int
-    ) -> None:
+        self, memory: MeshMemory, start: int, given: MeshMemory, begin: int, nbytes: int,
+        rows: int = 1, stride: int = 0, step: int = 0,
+    ) -> None:  # fmt: skip
         """Not called: on a mesh, arrays are joined by a program, which knows layouts."""
         raise NotImplementedError
 
