@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from minigrad.dtype import dtypes
@@ -55,9 +55,9 @@ class Special(MinigradError):
 
 
 def _range(kind: str) -> tuple[int, int]:
-    """The range of a cell. Extents of 0 and 1 are structure: whole operations depend on them."""
+    """The range of a cell. Whether an extent is 0 is structure: whole operations depend on it."""
     if kind == "extent":
-        return 2, _INT64[1]
+        return 1, _INT64[1]
     return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
 
 
@@ -134,28 +134,31 @@ def _bits(cell: bytes, kind: str) -> int:
 
 
 def generalize(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True
-) -> General:
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True,
+    refused: dict[int, str] | None = None,
+) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
-    may_pad: whether callers' arrays may have another layout inside of the program. Raises Special
-    if there is no general graph.
+    may_pad: whether callers' arrays may have another layout inside of the program. refused: the
+    reasons why graphs of this structure were refused, by a hash of their cells; more are added.
+    Raises Special if there is no general graph.
     """
+    refused = {} if refused is None else refused
     try:
-        found = _general(call, samples, merges=False)
-        if not any(_laid_out(found.graph)):
+        found = _general(call, samples, False, refused)
+        if not found.padded:
             return found
         if not may_pad:
             raise Special("an inner dimension of an input or result varies")
     except Special:
         if not may_pad:
             raise
-    found = _general(call, samples, merges=True)
-    reads, writes = _laid_out(found.graph)
-    return replace(found, reads=reads, writes=writes)
+    return _general(call, samples, True, refused)
 
 
-def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool) -> General:
+def _general(
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool, refused: dict[int, str]
+) -> General:
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
     holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
     new: list[Cell] = list(samples[-1])
@@ -164,14 +167,18 @@ def _general(call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool)
         new[hole.place] = hole.index
     for one in followers:
         new[one.place] = by_place[one.source].index * one.factor + one.constant
+    key = hash((merges, *new))
+    if key in refused:
+        raise Special(refused[key])
     cells = iter(new)
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
         graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
         graph = inner_first(graph) if merges else graph
-    except ShapeError as error:
-        raise Special(str(error)) from None
-    return General(graph, holes, followers, samples[-1])
+        return General(graph, holes, followers, samples[-1], *_laid_out(graph))
+    except (ShapeError, Special) as error:
+        refused[key] = str(error)
+        raise Special(refused[key]) from None
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
@@ -269,7 +276,7 @@ def _hole(
     if any(kinds[one.place] in ("extent", "offset") for one in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
-        raise Special("a size of 0 or 1, or an offset below 0, varies")
+        raise Special("a size of 0, or an offset below 0, varies")
     return Hole(name, place, kind, low, high)
 
 

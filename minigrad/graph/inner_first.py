@@ -29,7 +29,7 @@ from minigrad.graph.symbolic import Affine, Integer
 # Pieces of an array that are copied one by one, at most: batches have fewer. Of several square
 # matrices (what attention weighs by) each row is copied. Where other dimensions vary, too, the best
 # way to compute varies, and bounds multiply: such programs are compiled for their sizes.
-MOST_PIECES = 64
+MOST_PIECES = 256
 
 
 def inner_first(graph: Graph) -> Graph:
