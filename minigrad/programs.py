@@ -50,6 +50,7 @@ class Family:
         self.special: dict[tuple[Cell, ...], Program] = {}
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
+        self.refused: dict[int, str] = {}  # see `generalize`
         self.generalizes = True
         # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
@@ -86,16 +87,14 @@ class Family:
         self.often[cells] = self.often.get(cells, 0) + 1
         return self.often[cells] > FREQUENT
 
-    def make(self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool) -> None:
-        """Compile a program that `find` then finds: general, if possible, except for the first."""
-        general = None
-        frequent = self.often.pop(call.cells, 0) > FREQUENT or call.cells in self.special
-        some = self.generalizes and self.samples and not frequent
-        if some and Device[call.roots[0].device].generalizes:
-            general = self._generalized(call, may_pad)
-        self.samples = [*self.samples[-MOST_SAMPLES:], call.cells]
-        if general is None or not self._add(general, compile):
-            self.keep(call.cells, compile(call.graph()))
+    def generalize(
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool
+    ) -> bool:
+        """Compile a general program that serves the call, if there is one; whether there is."""
+        if not self.generalizes or not self.samples:
+            return False
+        general = self._generalized(call, may_pad)
+        return general is not None and self._add(general, compile)
 
     def keep(self, cells: tuple[Cell, ...], program: Program) -> None:
         """Keep a program for these numbers only."""
@@ -128,7 +127,7 @@ class Family:
 
         for some in (self.samples, *([one] for one in sorted(self.samples, key=differences))):
             try:
-                return generalize(call, [*some, call.cells], may_pad)
+                return generalize(call, [*some, call.cells], may_pad, self.refused)
             except Special as special:
                 reason = str(special)
         report(1, lambda: f"compiled for these numbers only: {reason}")
@@ -210,8 +209,7 @@ class Programs:
                     call = call if complete is None else complete()
                     self._make_room(family)
                     with young_gc_only():
-                        if not may_pad or not self._in_pieces(call, family, compile):
-                            family.make(call, compile, may_pad)
+                        self._make(call, family, compile, may_pad)
                 found = self._use(family, call, may_pad)
                 assert found is not None, call
         return found
@@ -233,6 +231,26 @@ class Programs:
             family.uses += 1
         return found
 
+    def _make(
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
+    ) -> None:
+        """Compile what `find` then finds: a general program, one in pieces, or a special one.
+
+        Pieces come before general programs, unless a structure comes for the second time.
+        """
+        often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
+        if often or not Device[call.roots[0].device].generalizes:
+            done = False
+        elif len(family.samples) == 1:
+            done = family.generalize(call, compile, may_pad)
+            done = done or (may_pad and self._in_pieces(call, family, compile))
+        else:
+            done = may_pad and self._in_pieces(call, family, compile)
+            done = done or family.generalize(call, compile, may_pad)
+        if not done:
+            family.keep(call.cells, compile(call.graph()))
+        family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
+
     def _in_pieces(
         self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
     ) -> bool:
@@ -240,11 +258,7 @@ class Programs:
         root = call.roots[0]
         if len(call.order) < LEAST_NODES or call.values or root.device in meshes:
             return False
-        # A structure that comes again gets a general program, and pieces if that does not cover it.
-        # Numbers that were run in pieces FREQUENT times get a program of their own.
-        if len(family.samples) == 1 or call.cells in family.special:
-            return False
-        if COLLECTIVE in map(OPS, call.order) or not Device[root.device].generalizes:
+        if COLLECTIVE in map(OPS, call.order):
             return False
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
@@ -261,7 +275,6 @@ class Programs:
         program = in_pieces(call, lambda *piece: self.find(piece[0], counted, True, piece[1]))
         kind.cut(len(new) * OF_PROGRAM > len(call.order))
         if program is not None:
-            family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
             family.keep(call.cells, program)
         return program is not None
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from minigrad.dtype import dtypes
@@ -55,9 +55,9 @@ class Special(MinigradError):
 
 
 def _range(kind: str) -> tuple[int, int]:
-    """The range of a cell. Extents of 0 and 1 are structure: whole operations depend on them."""
+    """The range of a cell. Whether an extent is 0 is structure: whole operations depend on it."""
     if kind == "extent":
-        return 2, _INT64[1]
+        return 1, _INT64[1]
     return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
 
 
@@ -149,29 +149,32 @@ def _bits(cell: bytes, kind: str) -> int:
 
 
 def generalize(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True
-) -> General:
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True,
+    refused: dict[int, str] | None = None,
+) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
-    may_pad: whether callers' arrays may have another layout inside of the program. Raises Special
-    if there is no general graph.
+    may_pad: whether callers' arrays may have another layout inside of the program. refused: the
+    reasons why graphs of this structure were refused, by a hash of their cells; more are added.
+    Raises Special if there is no general graph.
     """
-    reason = ""
+    refused = {} if refused is None else refused
+    reason = "an inner dimension of an input or result varies"
     for reach, merges in ((FAR, False), (NEAR, True), (NEAR, False))[: 3 if may_pad else 1]:
         try:
-            found = _general(call, samples, reach, merges)
-            reads, writes = _laid_out(found.graph)
-            if reach is NEAR or not (reads or writes):
-                return replace(found, reads=reads, writes=writes)
-            reason = "an inner dimension of an input or result varies"
+            found = _general(call, samples, reach, merges, refused)
         except Special as special:
             reason = str(special)
+        else:
+            if reach is NEAR or not found.padded:
+                return found
     raise Special(reason)
 
 
 def _general(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: tuple[int, int], merges: bool
-) -> General:
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: tuple[int, int], merges: bool,
+    refused: dict[int, str],
+) -> General:  # fmt: skip
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
     steps = {step for node in call.order if node.op is Op.WINDOW for _, _, step, _ in node.arg}
     holes, followers = unify(samples, _kinds(call), reach, steps - {1})
@@ -180,14 +183,18 @@ def _general(
         new[hole.place] = hole.index
     for one in followers:
         new[one.place] = one.of(new[one.source])
+    key = hash((merges, *new))
+    if key in refused:
+        raise Special(refused[key])
     cells = iter(new)
     names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
     try:
         graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
         graph = inner_first(graph) if merges else graph
-    except ShapeError as error:
-        raise Special(str(error)) from None
-    return General(graph, holes, followers, samples[-1])
+        return General(graph, holes, followers, samples[-1], *_laid_out(graph))
+    except (ShapeError, Special) as error:
+        refused[key] = str(error)
+        raise Special(refused[key]) from None
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
@@ -314,7 +321,7 @@ def _hole(
     if any(kinds[one] in ("extent", "offset") for one in places):
         high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
-        raise Special("a size of 0 or 1, or an offset below 0, varies")
+        raise Special("a size of 0, or an offset below 0, varies")
     return Hole(name, place, kind, low, high)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minigrad.dtype import dtypes
+from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.canonical import Canonical, canonicalize
 from minigrad.graph.general import General, Special, generalize
@@ -328,12 +329,68 @@ def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
     assert counts[1] == counts[-1]
 
 
+def test_two_sizes_at_once(compiled: str, reference: str) -> None:
+    """Pairs of n and m rows: a result, and then an input, with two dimensions that vary."""
+
+    def between(n: int, m: int, device: str) -> list[np.ndarray]:
+        rng = np.random.default_rng(n)
+        x, y = (Tensor(rng.standard_normal((k, 2)).astype(np.float32), device=device).realize()
+                for k in (n, m))  # fmt: skip
+        distances = (x.unsqueeze(1) - y).square().sum(2).realize()
+        weights = (-distances).softmax(1) @ y
+        return [distances.numpy(), weights.numpy()]
+
+    sizes = ((3, 5), (4, 9), (7, 2), (6, 6), (2, 8), (9, 3))
+    exact = [between(*some, reference) for some in sizes]
+    programs.forget()
+    counts = []
+    for some, expected in zip(sizes, exact, strict=True):
+        for found, right in zip(between(*some, compiled), expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5, err_msg=f"{some}")
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[2] == counts[-1]
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 1), (1, 4, 3), (4, 1, 2)], ids=str)
+def test_a_single_row(compiled: str, reference: str, sizes: tuple[int, ...]) -> None:
+    """1 is a size as any other, where the graph is the same; also as one of two samples."""
+
+    def rows(n: int, device: str) -> np.ndarray:
+        data = np.arange(n * 6, dtype=np.float32).reshape(n, 6)
+        x = Tensor(data, device=device).realize()
+        return ((x * 0.1).softmax(1) + x.cumsum(1)).numpy()
+
+    exact = [rows(n, reference) for n in sizes]
+    programs.forget()
+    counts = []
+    for n, expected in zip(sizes, exact, strict=True):
+        np.testing.assert_allclose(rows(n, compiled), expected, rtol=1e-6, err_msg=f"{n}")
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[1] == counts[2]
+
+
+def test_a_refused_graph_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other samples often vary in the same way; then the reason is known."""
+    made = []
+    monkeypatch.setattr(Canonical, "rewritten", lambda *_: made.append(1) or deny())
+    calls = [call(rows(n)) for n in (4, 5, 7)]
+    known: dict[int, str] = {}
+
+    def deny() -> None:
+        raise ShapeError("no")
+
+    for some in ([0, 1], [0, 1], [2, 1], [0, 2, 1]):
+        with pytest.raises(Special, match=r"^no$"):
+            generalize(calls[1], [calls[number].cells for number in some], refused=known)
+    assert len(made) == 3  # for dimensions in front, inside, and padded in place
+
+
 def test_a_reason_is_told(compiled: str, capsys: pytest.CaptureFixture[str]) -> None:
     """MINIGRAD_DEBUG=1 prints why two programs were not generalized."""
     programs.forget()
     with Context(DEBUG=1):
         for n in (5, 8):
-            Tensor([[1.0] * n] * n, device=compiled).flatten().cumsum(0).realize()
+            Tensor([[1.0] * n] * n, device=compiled).diagonal().contiguous().realize()
     assert "compiled for these numbers only: " in capsys.readouterr().err
 
 

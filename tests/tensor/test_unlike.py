@@ -294,3 +294,37 @@ def test_a_program_in_pieces_is_found(all_in_pieces):
     deep(numbers(0, 3, 3), 3).realize()
     found = [p for family in programs._families.values() for p in family.special.values()]
     assert any(isinstance(program, Pieced) for program in found)
+
+
+def test_frequent_sizes_among_graphs_that_do_not_recur(all_in_pieces):
+    """They get a program of their own, not one in pieces, which they would not use."""
+
+    def shares(n: int, powers: int) -> None:
+        x = Tensor(np.full((3, n, 4), 0.5, np.float32))
+        for _ in range(powers):
+            x = x / x.sum(1, keepdim=True)
+        assert abs(x.sum().item() - 12) < 1e-3
+
+    shares(4, 2)
+    for _ in range(FREQUENT):
+        shares(5, 2)
+    for powers in range(3, 12):
+        shares(5, powers)
+    before = GlobalCounters.programs_compiled
+    for _ in range(3):
+        shares(5, 2)
+    assert GlobalCounters.programs_compiled == before + 1
+
+
+def test_a_structure_without_a_general_program_is_cut_when_it_comes_again(all_in_pieces):
+    """Diagonals of two sizes share no program."""
+
+    def shares(n: int) -> None:
+        x = Tensor(np.full((n, n), 2.0, np.float32))
+        x = x / x.sum(1, keepdim=True)
+        assert abs((x / x.sum(0)).diagonal().sum().item() - 1) < 1e-5
+
+    for n in (4, 5, 6):
+        shares(n)
+    found = [p for family in programs._families.values() for p in family.special.values()]
+    assert sum(isinstance(program, Pieced) for program in found) == 3
