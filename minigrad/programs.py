@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import ne
 from types import MappingProxyType
 from typing import Any
 
@@ -90,48 +91,37 @@ class Family:
     def generalize(
         self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool
     ) -> bool:
-        """Compile a general program that serves the call, if there is one; whether there is."""
-        if not self.generalizes or not self.samples:
+        """Compile a general program that serves the call, if there is one; whether there is.
+
+        For all samples and the call, or else for the call and the most similar of them. If no
+        recipe accepts such a program, give up on them.
+        """
+        if not self.samples or not self.generalizes:
             return False
-        general = self._generalized(call, may_pad)
-        return general is not None and self._add(general, compile)
+        similar = sorted(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
+        for some in (self.samples, *([one] for one in similar)):
+            try:
+                general = generalize(call, [*some, call.cells], may_pad, self.refused)
+                program = compile(general.graph)
+            except Special as special:
+                reason = str(special.args[0])
+            except CompileError as error:
+                self.generalizes, reason = False, str(error)
+                break
+            else:
+                if general.padded:
+                    program = Padded(program, general.reads, general.writes)
+                self.general.insert(0, (general, program))
+                del self.general[MOST_SAMPLES:]
+                return True
+        report(1, lambda: f"compiled for these numbers only: {reason}")
+        return False
 
     def keep(self, cells: tuple[Cell, ...], program: Program) -> None:
         """Keep a program for these numbers only."""
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
         self.special[cells] = program
-
-    def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
-        """Compile and keep a general program. If no recipe accepts it, give up on general ones."""
-        try:
-            program = compile(general.graph)
-        except CompileError as error:
-            self.generalizes, reason = False, str(error)
-            report(1, lambda: f"compiled for these numbers only: {reason}")
-            return False
-        if general.padded:
-            program = Padded(program, general.reads, general.writes)
-        self.general.insert(0, (general, program))
-        del self.general[MOST_SAMPLES:]
-        return True
-
-    def _generalized(self, call: Canonical, may_pad: bool) -> General | None:
-        """A general graph for all samples and the call, or else for the call and one of them.
-
-        The most similar sample is tried first.
-        """
-
-        def differences(cells: tuple[Cell, ...]) -> int:
-            return sum(a != b for a, b in zip(cells, call.cells, strict=True))
-
-        for some in (self.samples, *([one] for one in sorted(self.samples, key=differences))):
-            try:
-                return generalize(call, [*some, call.cells], may_pad, self.refused)
-            except Special as special:
-                reason = str(special)
-        report(1, lambda: f"compiled for these numbers only: {reason}")
-        return None
 
 
 NO_VALUES: Mapping[str, int] = MappingProxyType({})
@@ -210,7 +200,7 @@ class Programs:
                     self._make_room(family)
                     with young_gc_only():
                         self._make(call, family, compile, may_pad)
-                found = self._use(family, call, may_pad)
+                found = self.known(call, may_pad)
                 assert found is not None, call
         return found
 
@@ -219,14 +209,8 @@ class Programs:
     ) -> tuple[Program, Mapping[str, int]] | None:
         """As `find`, without compiling: None if there is no program."""
         family = self._families.get(_key_of(call))
-        return None if family is None else self._use(family, call, may_pad)
-
-    def _use(
-        self, family: Family, call: Canonical, may_pad: bool
-    ) -> tuple[Program, Mapping[str, int]] | None:
-        """The program of a call in its family, and note its use."""
-        found = family.find(call.cells, may_pad)
-        if found is not None:
+        found = None if family is None else family.find(call.cells, may_pad)
+        if family is not None and found is not None:
             family.used = next(self._clock)
             family.uses += 1
         return found

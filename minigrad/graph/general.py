@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from minigrad.dtype import dtypes
@@ -33,7 +34,8 @@ from minigrad.graph.inner_first import MOST_PIECES, inner, inner_first, innermos
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine, high, var
+from minigrad.graph.substitution import substitute
+from minigrad.graph.symbolic import Affine, Integer, high, low, var
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -51,22 +53,18 @@ _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
 
 class Special(MinigradError):
-    """The reason why graphs have no general graph."""
+    """The reason why graphs have no general graph; perhaps two extents that have to be equal."""
 
 
-def _range(kind: str) -> tuple[int, int]:
-    """The range of a cell. Whether an extent is 0 is structure: whole operations depend on it."""
-    if kind == "extent":
-        return 1, _INT64[1]
-    return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
+# The range of a cell, by kind. 0 as an extent is structure: whole operations depend on it.
+_RANGES = {"extent": (1, _INT64[1]), "offset": (0, _INT32[1]), "start": (0, _INT32[1])}
 
 
 @dataclass(frozen=True)
 class Follower:
-    """A cell that follows from a variable's cell: factor · it + constant (of a float: it)."""
+    """A cell that follows from a variable: factor · it + constant (of a float: it)."""
 
     place: int
-    source: int
     factor: int = 1
     constant: int = 0
 
@@ -92,12 +90,12 @@ class General:
     """A general graph, and how the cells of a call are matched against it."""
 
     graph: Graph
-    holes: tuple[Hole, ...]
-    followers: tuple[Follower, ...]
+    holes: Sequence[Hole]
+    formulas: Mapping[int, Affine]  # of the cells that vary, by place
     cells: tuple[Cell, ...]  # of one sample
     # slot → shape, of arrays that are laid out at the bound (`minigrad/padded.py`)
-    reads: Mapping[int, Shape] = field(default_factory=dict)
-    writes: Mapping[int, Shape] = field(default_factory=dict)
+    reads: Mapping[int, Shape]
+    writes: Mapping[int, Shape]
 
     @property
     def padded(self) -> bool:
@@ -106,10 +104,10 @@ class General:
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None if it does not fit."""
-        expected = list(self.cells)
+        given: dict[str, Any] = {}
         values: dict[str, int] = {}
         for hole in self.holes:
-            cell = expected[hole.place] = cells[hole.place]
+            cell = given[hole.name] = cells[hole.place]
             if isinstance(cell, int):
                 if not hole.low <= cell <= hole.high:
                     return None
@@ -118,11 +116,13 @@ class General:
                 values[hole.name] = _bits(cell, hole.kind)
             else:
                 return None
-        for one in self.followers:
-            source = cells[one.source]
-            if isinstance(source, int):
-                source = one.factor * source + one.constant
-            expected[one.place] = source
+        expected = list(self.cells)
+        for place, formula in self.formulas.items():
+            value = formula.constant
+            for atom, factor in formula.terms:
+                cell = given[atom.name]
+                value = cell if isinstance(cell, bytes) else value + factor * cell
+            expected[place] = value
         return values if tuple(expected) == cells else None
 
 
@@ -160,25 +160,48 @@ def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool, refused: dict[int, str]
 ) -> General:
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
-    holes, followers = unify(samples, _kinds(call), NEAR if merges else FAR)
-    new: list[Cell] = list(samples[-1])
-    by_place = {hole.place: hole for hole in holes}
-    for hole in holes:
-        new[hole.place] = hole.index
-    for one in followers:
-        new[one.place] = by_place[one.source].index * one.factor + one.constant
-    key = hash((merges, *new))
-    if key in refused:
-        raise Special(refused[key])
-    cells = iter(new)
-    names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
-    try:
-        graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
-        graph = inner_first(graph) if merges else graph
-        return General(graph, holes, followers, samples[-1], *_laid_out(graph))
-    except (ShapeError, Special) as error:
-        refused[key] = str(error)
-        raise Special(refused[key]) from None
+    holes, formulas = unify(samples, _kinds(call), NEAR if merges else FAR)
+    while True:
+        new = [*samples[-1]]
+        for place, formula in formulas.items():
+            new[place] = formula
+        key = hash((merges, *new))
+        if key in refused:
+            raise Special(refused[key])
+        names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
+        remake = partial(_remake, cells=iter(new), merges=merges)
+        try:
+            graph = call.rewritten(remake, names)
+            graph = inner_first(graph) if merges else graph
+            return General(graph, holes, formulas, samples[-1], *_laid_out(graph))
+        except (ShapeError, Special) as error:
+            reason, *extents = error.args
+        solved = _solved(holes, formulas, *extents) if extents else None
+        if solved is None:
+            refused[key] = reason
+            raise Special(reason)
+        holes, formulas = solved
+
+
+def _solved(
+    holes: Sequence[Hole], formulas: Mapping[int, Affine], one: Integer, other: Integer
+) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:
+    """Without a variable that follows if two extents are equal; None if there is no such one.
+
+    They are equal in all samples. So if the extent of a join is a sum in one place and a number in
+    another, it becomes the sum in both.
+    """
+    difference = one - other
+    atoms = {hole.index.terms[0][0]: hole for hole in holes}
+    terms = {} if isinstance(difference, int) else dict(difference.terms)
+    for atom, factor in terms.items() if terms.keys() <= atoms.keys() else ():
+        rest = atoms[atom].index - difference * factor
+        if abs(factor) == 1 and low(rest) >= atoms[atom].low:
+            del atoms[atom]
+            return [*atoms.values()], {
+                place: substitute(formula, {atom: rest}) for place, formula in formulas.items()
+            }
+    return None
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
@@ -204,10 +227,10 @@ def _kinds(call: Canonical) -> list[str]:
 
 def unify(
     samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int]
-) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:
+) -> tuple[Sequence[Hole], Mapping[int, Affine]]:
     """The least general variables that give all samples: one for all cells that differ alike.
 
-    Raises Special if a cell differs that cannot be a variable.
+    Also the formulas of these cells. Raises Special if a cell differs that cannot be a variable.
     """
     columns: dict[tuple[Any, ...], list[int]] = {}
     bases: list[tuple[tuple[Any, ...], list[Follower]]] = []
@@ -217,7 +240,7 @@ def unify(
                 raise Special("a symbolic integer varies")
             kind = kinds[number] if isinstance(column[0], bytes) else "int"
             if kinds[number] == "start":  # nothing follows from it, nor it from others
-                bases.append(((), [Follower(number, number)]))
+                bases.append(((), [Follower(number)]))
             else:
                 columns.setdefault((kind, *column), []).append(number)
     for column in sorted(columns, key=lambda column: _rank(column, columns[column], kinds)):
@@ -225,16 +248,17 @@ def unify(
         for base, followers in bases:
             line = _line(base, column)
             if line is not None:
-                source = followers[0].place
-                followers += [Follower(place, source, *line) for place in found]
+                followers += [Follower(place, *line) for place in found]
                 break
         else:
-            bases.append((column, [Follower(place, found[0]) for place in found]))
-    holes = [
-        _hole(f"_{number}", samples, followers, kinds, reach)
-        for number, (_, followers) in enumerate(bases)
-    ]
-    return tuple(holes), tuple(one for _, some in bases for one in some[1:])
+            bases.append((column, [Follower(place) for place in found]))
+    holes, formulas = [], {}
+    for number, (_, followers) in enumerate(bases):
+        hole = _hole(f"_{number}", samples, followers, kinds, reach)
+        holes.append(hole)
+        for one in followers:
+            formulas[one.place] = hole.index * one.factor + one.constant
+    return holes, formulas
 
 
 def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
@@ -269,7 +293,7 @@ def _hole(
     values = [value for value in seen if isinstance(value, int)]
     low, high = _INT64
     for one in followers:
-        least, most = _range(kinds[one.place])
+        least, most = _RANGES.get(kinds[one.place], _INT64)
         first, last = (least, most) if one.factor > 0 else (most, least)
         low = max(low, -((first - one.constant) // -one.factor))  # rounded up
         high = min(high, (last - one.constant) // one.factor)
@@ -297,14 +321,16 @@ def _remake(
     if op is Op.VARIABLE:
         return make(op, node.dtype, (), (), next(cells), device)
     if op is Op.ASSIGN:
-        if arg is None and src[0].shape != src[1].shape:
-            raise Special(f"assign: target {src[0].shape}, value {src[1].shape}")
+        if arg is None:
+            _agree(zip(src[0].shape, src[1].shape, strict=True))
         row = None if arg is None else next(cells)
         return make(op, node.dtype, src[1].shape, src, row, device)
     if op in NUMBERED:
         shape: Any = tuple(next(cells) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
+        if op is Op.EXPAND:
+            _agree((a, b) for a, b in zip(src[0].shape, shape, strict=True) if a != 1)
         if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
             return build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
@@ -315,9 +341,19 @@ def _remake(
     if (op is Op.SORT or op in SCANS) and is_symbolic((extent := src[0].shape[arg],)):
         if high(extent) > MOST_IN_TURN:
             raise Special(f"{op.value} of up to {high(extent)} elements")
+    if op in ELEMENTWISE:
+        for source in src:
+            _agree(zip(src[0].shape, source.shape, strict=True))
     if op in FOLLOWING:
         return build.rebuild(node, src)
     raise Special(f"{op.value} of a varying size")
+
+
+def _agree(pairs: Iterable[tuple[Integer, Integer]]) -> None:
+    """Raise Special for the first pair of extents that should be equal, but are not."""
+    for one, other in pairs:
+        if one != other and is_symbolic((one, other)):
+            raise Special(f"a size is {one} and {other}", one, other)
 
 
 def _check_selection(node: Node, pairs: Sequence[tuple[Any, Any]]) -> None:

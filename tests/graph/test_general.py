@@ -364,6 +364,40 @@ def test_a_single_row(compiled: str, reference: str, sizes: tuple[int, ...]) -> 
     assert counts[1] == counts[2]
 
 
+def written(n: int, place: int) -> Node:
+    """One row written into n rows."""
+    row = build.pad(array(1, 3), [(place, n - 1 - place), (0, 0)])
+    return build.elementwise(Op.ADD, row, array(n, 3, slot=1))
+
+
+def beside(n: int, m: int) -> Node:
+    """n and m rows, beside n + m rows."""
+    pieces = build.cat([array(n, 3), array(m, 3, slot=1)], 0)
+    return build.elementwise(Op.ADD, pieces, array(n + m, 3, slot=2))
+
+
+def repeated(n: int, m: int) -> Node:
+    """n and m elements, each repeated."""
+    pieces = build.cat([array(n, 1), array(m, 1, slot=1)], 0)
+    return build.reduce(Op.SUM, build.expand(pieces, (n + m, 4)), [1])
+
+
+@pytest.mark.parametrize("make", [written, beside, repeated])
+def test_a_size_is_the_sum_of_others(make: Callable[[int, int], Node]) -> None:
+    """Where shapes must agree, a number that varies becomes what it has to be equal to."""
+    found = general(make(9, 4), make(7, 1), make(12, 5))
+    assert len(found.holes) == 2
+    for sizes in ((6, 3), (20, 12), (3, 1), (8, 0) if make is written else (8, 2)):
+        one = call(make(*sizes))
+        values = found.match(one.cells)
+        assert values is not None and shape_at(found, values) == one.roots[0].shape
+    one = call(make(9, 4))
+    place = one.cells[::-1].index(one.roots[0].shape[0])
+    wrong = [*one.cells[::-1]]
+    wrong[place] = 77
+    assert found.match(tuple(wrong[::-1])) is None
+
+
 def test_a_refused_graph_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other samples often vary in the same way; then the reason is known."""
     made = []
@@ -375,7 +409,7 @@ def test_a_refused_graph_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> N
         raise ShapeError("no")
 
     for some in ([0, 1], [0, 1], [2, 1], [0, 2, 1]):
-        with pytest.raises(Special, match="^no$"):
+        with pytest.raises(Special, match=r"^no$"):
             generalize(calls[1], [calls[number].cells for number in some], refused=known)
     assert len(made) == 2  # for dimensions in front, and inside
 
