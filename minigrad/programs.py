@@ -6,6 +6,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import ne
 from types import MappingProxyType
 from typing import Any
@@ -93,15 +94,15 @@ class Family:
     ) -> bool:
         """Compile a general program that serves the call, if there is one; whether there is.
 
-        For all samples and the call, or else for the call and the most similar of them. If no
-        recipe accepts such a program, give up on them.
+        For all samples and the call, or else for the call and the most similar one. If no recipe
+        accepts such a program, give up on them.
         """
         if not self.samples or not self.generalizes:
             return False
-        similar = sorted(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
-        for some in (self.samples, *([one] for one in similar)):
+        similar = min(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
+        for some, lines in ((self.samples, True), (self.samples, False), ([similar], True)):
             try:
-                general = generalize(call, [*some, call.cells], may_pad, self.refused)
+                general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
                 program = compile(general.graph)
             except Special as special:
                 reason = str(special.args[0])
@@ -223,24 +224,20 @@ class Programs:
         Pieces come before general programs, unless a structure comes for the second time.
         """
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
-        if often or not Device[call.roots[0].device].generalizes:
-            done = False
-        elif len(family.samples) == 1:
-            done = family.generalize(call, compile, may_pad)
-            done = done or (may_pad and self._in_pieces(call, family, compile))
-        else:
-            done = may_pad and self._in_pieces(call, family, compile)
-            done = done or family.generalize(call, compile, may_pad)
-        if not done:
+        general = partial(family.generalize, call, compile, may_pad)
+        pieces = partial(self._in_pieces, call, family, compile, may_pad)
+        first, second = (general, pieces) if len(family.samples) == 1 else (pieces, general)
+        may = not often and Device[call.roots[0].device].generalizes
+        if not may or not (first() or second()):
             family.keep(call.cells, compile(call.graph()))
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
 
     def _in_pieces(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
     ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
-        if len(call.order) < LEAST_NODES or call.values or root.device in meshes:
+        if len(call.order) < LEAST_NODES or call.values or root.device in meshes or not may_pad:
             return False
         if COLLECTIVE in map(OPS, call.order):
             return False

@@ -60,13 +60,8 @@ class Special(MinigradError):
 _RANGES = {"extent": (1, _INT64[1]), "offset": (0, _INT32[1]), "start": (0, _INT32[1])}
 
 
-@dataclass(frozen=True)
-class Follower:
-    """A cell that follows from a variable: factor · it + constant (of a float: it)."""
-
-    place: int
-    factor: int = 1
-    constant: int = 0
+# A cell that follows from a variable, by place: factor · it + constant (of a float: it).
+Followers = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -135,17 +130,18 @@ def _bits(cell: bytes, kind: str) -> int:
 
 def generalize(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True,
-    refused: dict[int, str] | None = None,
+    refused: dict[int, str] | None = None, lines: bool = True,
 ) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
     may_pad: whether callers' arrays may have another layout inside of the program. refused: the
     reasons why graphs of this structure were refused, by a hash of their cells; more are added.
-    Raises Special if there is no general graph.
+    lines: whether a number may follow from another one by more than a factor; of few samples, many
+    do by chance. Raises Special if there is no general graph.
     """
     refused = {} if refused is None else refused
     try:
-        found = _general(call, samples, False, refused)
+        found = _general(call, samples, False, refused, lines)
         if not found.padded:
             return found
         if not may_pad:
@@ -153,14 +149,15 @@ def generalize(
     except Special:
         if not may_pad:
             raise
-    return _general(call, samples, True, refused)
+    return _general(call, samples, True, refused, lines)
 
 
 def _general(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool, refused: dict[int, str]
-) -> General:
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], merges: bool, refused: dict[int, str],
+    lines: bool,
+) -> General:  # fmt: skip
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
-    holes, formulas = unify(samples, _kinds(call), NEAR if merges else FAR)
+    holes, formulas = unify(samples, _kinds(call), NEAR if merges else FAR, lines)
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
@@ -226,38 +223,38 @@ def _kinds(call: Canonical) -> list[str]:
 
 
 def unify(
-    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int]
+    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int], lines: bool
 ) -> tuple[Sequence[Hole], Mapping[int, Affine]]:
     """The least general variables that give all samples: one for all cells that differ alike.
 
     Also the formulas of these cells. Raises Special if a cell differs that cannot be a variable.
     """
     columns: dict[tuple[Any, ...], list[int]] = {}
-    bases: list[tuple[tuple[Any, ...], list[Follower]]] = []
+    bases: list[tuple[tuple[Any, ...], Followers]] = []
     for number, column in enumerate(zip(*samples, strict=True)):
         if any(cell != column[0] for cell in column):
             if any(isinstance(cell, Affine) for cell in column):
                 raise Special("a symbolic integer varies")
             kind = kinds[number] if isinstance(column[0], bytes) else "int"
             if kinds[number] == "start":  # nothing follows from it, nor it from others
-                bases.append(((), [Follower(number)]))
+                bases.append(((), {number: (1, 0)}))
             else:
                 columns.setdefault((kind, *column), []).append(number)
     for column in sorted(columns, key=lambda column: _rank(column, columns[column], kinds)):
         found = columns[column]
         for base, followers in bases:
             line = _line(base, column)
-            if line is not None:
-                followers += [Follower(place, *line) for place in found]
+            if line is not None and (lines or not line[1]):
+                followers |= dict.fromkeys(found, line)
                 break
         else:
-            bases.append((column, [Follower(place) for place in found]))
+            bases.append((column, dict.fromkeys(found, (1, 0))))
     holes, formulas = [], {}
     for number, (_, followers) in enumerate(bases):
         hole = _hole(f"_{number}", samples, followers, kinds, reach)
         holes.append(hole)
-        for one in followers:
-            formulas[one.place] = hole.index * one.factor + one.constant
+        for place, (factor, constant) in followers.items():
+            formulas[place] = hole.index * factor + constant
     return holes, formulas
 
 
@@ -282,22 +279,22 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
 
 
 def _hole(
-    name: str, samples: Sequence[tuple[Cell, ...]], followers: Sequence[Follower],
+    name: str, samples: Sequence[tuple[Cell, ...]], followers: Followers,
     kinds: Sequence[str], reach: tuple[int, int],
 ) -> Hole:  # fmt: skip
     """The variable for some cells, with the range in which none of them leaves its own range."""
-    place = followers[0].place
+    place = next(iter(followers))
     kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
         return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
     values = [value for value in seen if isinstance(value, int)]
     low, high = _INT64
-    for one in followers:
-        least, most = _RANGES.get(kinds[one.place], _INT64)
-        first, last = (least, most) if one.factor > 0 else (most, least)
-        low = max(low, -((first - one.constant) // -one.factor))  # rounded up
-        high = min(high, (last - one.constant) // one.factor)
-    if any(kinds[one.place] in ("extent", "offset") for one in followers):
+    for other, (factor, constant) in followers.items():
+        least, most = _RANGES.get(kinds[other], _INT64)
+        first, last = (least, most) if factor > 0 else (most, least)
+        low = max(low, -((first - constant) // -factor))  # rounded up
+        high = min(high, (last - constant) // factor)
+    if any(kinds[other] in ("extent", "offset") for other in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0, or an offset below 0, varies")

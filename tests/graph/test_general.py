@@ -15,7 +15,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.canonical import Canonical, canonicalize
-from minigrad.graph.general import General, Special, generalize
+from minigrad.graph.general import General, Special, generalize, unify
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, Integer, var
 from minigrad.graph.variable import as_data, evaluate, of_data
@@ -396,6 +396,13 @@ def test_a_size_is_the_sum_of_others(make: Callable[[int, int], Node]) -> None:
     wrong = [*one.cells[::-1]]
     wrong[place] = 77
     assert found.match(tuple(wrong[::-1])) is None
+
+
+def test_numbers_on_a_line_by_chance() -> None:
+    """8, 4 and 6 are 12 less twice 2, 4 and 3; without such lines, there are two variables."""
+    samples, kinds = [(2, 8), (4, 4), (3, 6)], ["extent"] * 2
+    counts = [len(unify(samples, kinds, (8, 1024), lines)[0]) for lines in (True, False)]
+    assert counts == [1, 2]
 
 
 def test_a_refused_graph_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
