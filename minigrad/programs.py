@@ -99,6 +99,8 @@ class Family:
         """
         if not self.samples or not self.generalizes:
             return False
+        if len(self.refused) > MOST_PROGRAMS:
+            self.refused.clear()
         similar = min(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
         for some, lines in ((self.samples, True), (self.samples, False), ([similar], True)):
             try:
@@ -201,15 +203,15 @@ class Programs:
                     self._make_room(family)
                     with young_gc_only():
                         self._make(call, family, compile, may_pad)
-                found = self.known(call, may_pad)
+                found = self.known(call, may_pad, family)
                 assert found is not None, call
         return found
 
     def known(
-        self, call: Canonical, may_pad: bool = True
+        self, call: Canonical, may_pad: bool = True, family: Family | None = None
     ) -> tuple[Program, Mapping[str, int]] | None:
-        """As `find`, without compiling: None if there is no program."""
-        family = self._families.get(_key_of(call))
+        """As `find`, without compiling: None if there is no program. family: if it is known."""
+        family = self._families.get(_key_of(call)) if family is None else family
         found = None if family is None else family.find(call.cells, may_pad)
         if family is not None and found is not None:
             family.used = next(self._clock)

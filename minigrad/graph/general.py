@@ -12,8 +12,9 @@ call does not fit.
                     general     1000 64 | v 1 0 64 | 64
 
 A general graph is built with the constructors that check shapes. Two points always fit a line, but
-shapes that are consistent for every value do not arise by chance. What cannot be generalized in
-this way stays *special*: compiled for its numbers.
+shapes that are consistent for every value do not arise by chance. Where two shapes must agree, but
+have different variables, one variable is expressed by the others: n rows joined to m are n + m.
+What cannot be generalized in this way stays *special*: compiled for its numbers.
 """
 
 from __future__ import annotations

@@ -26,9 +26,10 @@ from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
-# Pieces of an array that are copied one by one, at most: batches have fewer. Of several square
-# matrices (what attention weighs by) each row is copied. Where other dimensions vary, too, the best
-# way to compute varies, and bounds multiply: such programs are compiled for their sizes.
+# Pieces of an array that are copied one by one, at most, with dimensions at their bounds: to copy
+# so many takes a small part of the time to compile a kernel. Of several square matrices (what
+# attention weighs by) each row is copied. Where other dimensions vary, too, bounds multiply: larger
+# arrays are compiled for their sizes.
 MOST_PIECES = 256
 
 
