@@ -6,6 +6,8 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
+from operator import ne
 from types import MappingProxyType
 from typing import Any
 
@@ -90,48 +92,39 @@ class Family:
     def generalize(
         self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool
     ) -> bool:
-        """Compile a general program that serves the call, if there is one; whether there is."""
-        if not self.generalizes or not self.samples:
+        """Compile a general program that serves the call, if there is one; whether there is.
+
+        For all samples and the call, or else for the call and the most similar one. If no recipe
+        accepts such a program, give up on them.
+        """
+        if not self.samples or not self.generalizes:
             return False
-        general = self._generalized(call, may_pad)
-        return general is not None and self._add(general, compile)
+        if len(self.refused) > MOST_PROGRAMS:
+            self.refused.clear()
+        similar = min(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
+        for some, lines in ((self.samples, True), (self.samples, False), ([similar], True)):
+            try:
+                general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
+                program = compile(general.graph)
+            except Special as special:
+                reason = str(special.args[0])
+            except CompileError as error:
+                self.generalizes, reason = False, str(error)
+                break
+            else:
+                if general.padded:
+                    program = Padded(program, general.reads, general.writes)
+                self.general.insert(0, (general, program))
+                del self.general[MOST_SAMPLES:]
+                return True
+        report(1, lambda: f"compiled for these numbers only: {reason}")
+        return False
 
     def keep(self, cells: tuple[Cell, ...], program: Program) -> None:
         """Keep a program for these numbers only."""
         if len(self.special) >= MOST_SPECIAL:
             del self.special[next(iter(self.special))]
         self.special[cells] = program
-
-    def _add(self, general: General, compile: Callable[[Graph], Program]) -> bool:
-        """Compile and keep a general program. If no recipe accepts it, give up on general ones."""
-        try:
-            program = compile(general.graph)
-        except CompileError as error:
-            self.generalizes, reason = False, str(error)
-            report(1, lambda: f"compiled for these numbers only: {reason}")
-            return False
-        if general.padded:
-            program = Padded(program, general.reads, general.writes)
-        self.general.insert(0, (general, program))
-        del self.general[MOST_SAMPLES:]
-        return True
-
-    def _generalized(self, call: Canonical, may_pad: bool) -> General | None:
-        """A general graph for all samples and the call, or else for the call and one of them.
-
-        The most similar sample is tried first.
-        """
-
-        def differences(cells: tuple[Cell, ...]) -> int:
-            return sum(a != b for a, b in zip(cells, call.cells, strict=True))
-
-        for some in (self.samples, *([one] for one in sorted(self.samples, key=differences))):
-            try:
-                return generalize(call, [*some, call.cells], may_pad, self.refused)
-            except Special as special:
-                reason = str(special)
-        report(1, lambda: f"compiled for these numbers only: {reason}")
-        return None
 
 
 NO_VALUES: Mapping[str, int] = MappingProxyType({})
@@ -210,23 +203,17 @@ class Programs:
                     self._make_room(family)
                     with young_gc_only():
                         self._make(call, family, compile, may_pad)
-                found = self._use(family, call, may_pad)
+                found = self.known(call, may_pad, family)
                 assert found is not None, call
         return found
 
     def known(
-        self, call: Canonical, may_pad: bool = True
+        self, call: Canonical, may_pad: bool = True, family: Family | None = None
     ) -> tuple[Program, Mapping[str, int]] | None:
-        """As `find`, without compiling: None if there is no program."""
-        family = self._families.get(_key_of(call))
-        return None if family is None else self._use(family, call, may_pad)
-
-    def _use(
-        self, family: Family, call: Canonical, may_pad: bool
-    ) -> tuple[Program, Mapping[str, int]] | None:
-        """The program of a call in its family, and note its use."""
-        found = family.find(call.cells, may_pad)
-        if found is not None:
+        """As `find`, without compiling: None if there is no program. family: if it is known."""
+        family = self._families.get(_key_of(call)) if family is None else family
+        found = None if family is None else family.find(call.cells, may_pad)
+        if family is not None and found is not None:
             family.used = next(self._clock)
             family.uses += 1
         return found
@@ -239,24 +226,20 @@ class Programs:
         Pieces come before general programs, unless a structure comes for the second time.
         """
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
-        if often or not Device[call.roots[0].device].generalizes:
-            done = False
-        elif len(family.samples) == 1:
-            done = family.generalize(call, compile, may_pad)
-            done = done or (may_pad and self._in_pieces(call, family, compile))
-        else:
-            done = may_pad and self._in_pieces(call, family, compile)
-            done = done or family.generalize(call, compile, may_pad)
-        if not done:
+        general = partial(family.generalize, call, compile, may_pad)
+        pieces = partial(self._in_pieces, call, family, compile, may_pad)
+        first, second = (general, pieces) if len(family.samples) == 1 else (pieces, general)
+        may = not often and Device[call.roots[0].device].generalizes
+        if not may or not (first() or second()):
             family.keep(call.cells, compile(call.graph()))
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
 
     def _in_pieces(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program]
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
     ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
-        if len(call.order) < LEAST_NODES or call.values or root.device in meshes:
+        if len(call.order) < LEAST_NODES or call.values or root.device in meshes or not may_pad:
             return False
         if COLLECTIVE in map(OPS, call.order):
             return False

@@ -12,16 +12,18 @@ call does not fit.
                     general     1000 64 | v 1 0 64 | 64
 
 A general graph is built with the constructors that check shapes. Two points always fit a line, but
-shapes that are consistent for every value do not arise by chance. What cannot be generalized in
-this way stays *special*: compiled for its numbers.
+shapes that are consistent for every value do not arise by chance. Where two shapes must agree, but
+have different variables, one variable is expressed by the others: n rows joined to m are n + m.
+What cannot be generalized in this way stays *special*: compiled for its numbers.
 """
 
 from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from minigrad.dtype import dtypes
@@ -33,12 +35,15 @@ from minigrad.graph.inner_first import MOST_BLOCKS, MOST_PADDED, inner, inner_fi
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Affine, high, var
+from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.symbolic import Affine, Integer, high, low, var
+from minigrad.graph.variable import evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
-# up to a fixed size.
-FAR = (8, 1024)  # a power of two beyond most batches
-NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
+# up to a fixed size; down to a part of the smallest, if windows need so many elements.
+FAR = (8, 1024, 0.0)  # a power of two beyond most batches
+NEAR = (4, 128, 0.0)  # if arrays are laid out at the bound, with unused memory in between
+IMAGES = (4, 128, 0.5)  # the same, with windows
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
@@ -51,42 +56,15 @@ _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 
 
 class Special(MinigradError):
-    """The reason why graphs have no general graph."""
+    """The reason why graphs have no general graph; perhaps two extents that have to be equal."""
 
 
-def _range(kind: str) -> tuple[int, int]:
-    """The range of a cell. Whether an extent is 0 is structure: whole operations depend on it."""
-    if kind == "extent":
-        return 1, _INT64[1]
-    return (0, _INT32[1]) if kind in ("offset", "start") else _INT64
+# The range of a cell, by kind. 0 as an extent is structure: whole operations depend on it.
+_RANGES = {"extent": (1, _INT64[1]), "offset": (0, _INT32[1]), "start": (0, _INT32[1])}
 
 
-@dataclass(frozen=True)
-class Follower:
-    """A cell that follows from another: factor · ((it + shift) // divisor) + constant.
-
-    That of a float is it.
-    """
-
-    place: int
-    source: int
-    factor: int = 1
-    constant: int = 0
-    divisor: int = 1
-    shift: int = 0
-
-    def of(self, source: Any) -> Any:
-        """The cell for the other one."""
-        if isinstance(source, bytes):
-            return source
-        return self.factor * ((source + self.shift) // self.divisor) + self.constant
-
-    def range(self, least: int, most: int) -> tuple[int, int]:
-        """The range of the other cell for which this one is in a range."""
-        first, last = (least, most) if self.factor > 0 else (most, least)
-        low = -((first - self.constant) // -self.factor)  # rounded up
-        high = (last - self.constant) // self.factor
-        return self.divisor * low - self.shift, self.divisor * (high + 1) - 1 - self.shift
+# A cell that follows from a variable, by place: factor · it + constant (of a float: it).
+Followers = dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -110,12 +88,12 @@ class General:
     """A general graph, and how the cells of a call are matched against it."""
 
     graph: Graph
-    holes: tuple[Hole, ...]
-    followers: tuple[Follower, ...]
+    holes: Sequence[Hole]
+    formulas: Mapping[int, Affine]  # of the cells that vary, by place
     cells: tuple[Cell, ...]  # of one sample
     # slot → shape, of arrays that are laid out at the bound (`minigrad/padded.py`)
-    reads: Mapping[int, Shape] = field(default_factory=dict)
-    writes: Mapping[int, Shape] = field(default_factory=dict)
+    reads: Mapping[int, Shape]
+    writes: Mapping[int, Shape]
 
     @property
     def padded(self) -> bool:
@@ -124,10 +102,10 @@ class General:
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None if it does not fit."""
-        expected = list(self.cells)
+        given: dict[str, Any] = {}
         values: dict[str, int] = {}
         for hole in self.holes:
-            cell = expected[hole.place] = cells[hole.place]
+            cell = given[hole.name] = cells[hole.place]
             if isinstance(cell, int):
                 if not hole.low <= cell <= hole.high:
                     return None
@@ -136,8 +114,16 @@ class General:
                 values[hole.name] = _bits(cell, hole.kind)
             else:
                 return None
-        for one in self.followers:
-            expected[one.place] = one.of(cells[one.source])
+        expected = list(self.cells)
+        for place, formula in self.formulas.items():
+            value = formula.constant
+            for atom, factor in formula.terms:
+                if atom.inner is not None:
+                    value += factor * evaluate(atom.index, values)
+                    continue
+                cell = given[atom.name]
+                value = cell if isinstance(cell, bytes) else value + factor * cell
+            expected[place] = value
         return values if tuple(expected) == cells else None
 
 
@@ -150,51 +136,77 @@ def _bits(cell: bytes, kind: str) -> int:
 
 def generalize(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True,
-    refused: dict[int, str] | None = None,
+    refused: dict[int, str] | None = None, lines: bool = True,
 ) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
     may_pad: whether callers' arrays may have another layout inside of the program. refused: the
     reasons why graphs of this structure were refused, by a hash of their cells; more are added.
-    Raises Special if there is no general graph.
+    lines: whether a number may follow from another one by more than a factor; of few samples, many
+    do by chance. Raises Special if there is no general graph.
     """
     refused = {} if refused is None else refused
     reason = "an inner dimension of an input or result varies"
-    for reach, merges in ((FAR, False), (NEAR, True), (NEAR, False))[: 3 if may_pad else 1]:
+    near = IMAGES if any(node.op is Op.WINDOW for node in call.order) else NEAR
+    for reach, merges in ((FAR, False), (near, True), (near, False))[: 3 if may_pad else 1]:
+        holes, formulas = unify(samples, _kinds(call), reach, lines)
         try:
-            found = _general(call, samples, reach, merges, refused)
+            found = _general(call, samples[-1], holes, formulas, merges, refused)
         except Special as special:
             reason = str(special)
         else:
-            if reach is NEAR or not found.padded:
+            if reach is near or not found.padded:
                 return found
     raise Special(reason)
 
 
 def _general(
-    call: Canonical, samples: Sequence[tuple[Cell, ...]], reach: tuple[int, int], merges: bool,
-    refused: dict[int, str],
+    call: Canonical, sample: tuple[Cell, ...], holes: Sequence[Hole],
+    formulas: Mapping[int, Affine], merges: bool, refused: dict[int, str],
 ) -> General:  # fmt: skip
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
-    steps = {step for node in call.order if node.op is Op.WINDOW for _, _, step, _ in node.arg}
-    holes, followers = unify(samples, _kinds(call), reach, steps - {1})
-    new: list[Cell] = list(samples[-1])
-    for hole in holes:
-        new[hole.place] = hole.index
-    for one in followers:
-        new[one.place] = one.of(new[one.source])
-    key = hash((merges, *new))
-    if key in refused:
-        raise Special(refused[key])
-    cells = iter(new)
-    names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
-    try:
-        graph = call.rewritten(lambda node, src, arg: _remake(node, src, arg, cells, merges), names)
-        graph = inner_first(graph) if merges else graph
-        return General(graph, holes, followers, samples[-1], *_laid_out(graph))
-    except (ShapeError, Special) as error:
-        refused[key] = str(error)
-        raise Special(refused[key]) from None
+    while True:
+        new = [*sample]
+        for place, formula in formulas.items():
+            new[place] = formula
+        key = hash((merges, *new))
+        if key in refused:
+            raise Special(refused[key])
+        names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
+        remake = partial(_remake, cells=iter(new), merges=merges)
+        try:
+            graph = call.rewritten(remake, names)
+            graph = inner_first(graph) if merges else graph
+            return General(graph, holes, formulas, sample, *_laid_out(graph))
+        except (ShapeError, Special) as error:
+            reason, *extents = error.args
+        solved = _solved(holes, formulas, *extents) if extents else None
+        if solved is None:
+            refused[key] = reason
+            raise Special(reason)
+        holes, formulas = solved
+
+
+def _solved(
+    holes: Sequence[Hole], formulas: Mapping[int, Affine], one: Integer, other: Integer
+) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:
+    """Without a variable that follows if two extents are equal; None if there is no such one.
+
+    They are equal in all samples. So if the extent of a join is a sum in one place and a number in
+    another, it becomes the sum in both; and so does what windows with a step leave of an extent.
+    """
+    difference = one - other
+    atoms = {hole.index.terms[0][0]: hole for hole in holes}
+    for atom, factor in () if isinstance(difference, int) else difference.terms:
+        if atom not in atoms or abs(factor) != 1:
+            continue
+        rest = atoms[atom].index - difference * factor
+        if atom not in variables(rest) and low(rest) >= atoms[atom].low:
+            del atoms[atom]
+            return [*atoms.values()], {
+                place: substitute(formula, {atom: rest}) for place, formula in formulas.items()
+            }
+    return None
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
@@ -218,52 +230,41 @@ def _kinds(call: Canonical) -> list[str]:
     return found
 
 
-# A column of cells, led by its kind, and the cells that follow from it: first its own.
-_Base = tuple[tuple[Any, ...], list[Follower]]
-
-
 def unify(
-    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int],
-    steps: Collection[int] = (),
-) -> tuple[tuple[Hole, ...], tuple[Follower, ...]]:  # fmt: skip
+    samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int, float],
+    lines: bool,
+) -> tuple[Sequence[Hole], Mapping[int, Affine]]:
     """The least general variables that give all samples: one for all cells that differ alike.
 
-    steps: of windows, which divide extents. Raises Special if a cell differs that cannot be a
-    variable.
+    Also the formulas of these cells. Raises Special if a cell differs that cannot be a variable.
     """
     columns: dict[tuple[Any, ...], list[int]] = {}
-    bases: list[_Base] = []
+    bases: list[tuple[tuple[Any, ...], Followers]] = []
     for number, column in enumerate(zip(*samples, strict=True)):
         if any(cell != column[0] for cell in column):
             if any(isinstance(cell, Affine) for cell in column):
                 raise Special("a symbolic integer varies")
             kind = kinds[number] if isinstance(column[0], bytes) else "int"
             if kinds[number] == "start":  # nothing follows from it, nor it from others
-                bases.append(((), [Follower(number, number)]))
+                bases.append(((), {number: (1, 0)}))
             else:
                 columns.setdefault((kind, *column), []).append(number)
     for column in sorted(columns, key=lambda column: _rank(column, columns[column], kinds)):
         found = columns[column]
         for base, followers in bases:
             line = _line(base, column)
-            if line is not None:
-                source = followers[0].place
-                followers += [Follower(place, source, *line) for place in found]
+            if line is not None and (lines or not line[1]):
+                followers |= dict.fromkeys(found, line)
                 break
         else:
-            bases.append((column, [Follower(place, found[0]) for place in found]))
-    divided = _divided(bases, steps) if steps else {}
-    limits = {
-        some[0].place: [one.range(*_range(kinds[one.place])) for one in some] for _, some in bases
-    }
-    for one in divided.values():
-        limits[one.source].append(one.range(*_common(limits[one.place])))
-    holes = tuple(
-        _hole(f"_{number}", samples, [one.place for one in some], kinds, reach, limits[own.place])
-        for number, (_, some) in enumerate(bases) if (own := some[0]).place not in divided
-    )  # fmt: skip
-    linear = [one for _, some in bases for one in some[1:]]
-    return holes, (*reversed(divided.values()), *linear)
+            bases.append((column, dict.fromkeys(found, (1, 0))))
+    holes, formulas = [], {}
+    for number, (_, followers) in enumerate(bases):
+        hole = _hole(f"_{number}", samples, followers, kinds, reach)
+        holes.append(hole)
+        for place, (factor, constant) in followers.items():
+            formulas[place] = hole.index * factor + constant
+    return holes, formulas
 
 
 def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
@@ -286,40 +287,25 @@ def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | N
     return (factor, constant) if all(factor * a + constant == b for a, b in pairs) else None
 
 
-def _divided(bases: Sequence[_Base], steps: Collection[int]) -> dict[int, Follower]:
-    """The columns that follow from larger ones by division, by place, the smallest first."""
-    found = {}
-    whole = sorted((base for base in bases if base[0][:1] == ("int",)), key=lambda base: base[0])
-    for number, (column, (own, *_)) in enumerate(whole):
-        for (base, (other, *_)), step in itertools.product(whole[number + 1 :], sorted(steps)):
-            # column = (base + shift) // step, for no other shift
-            least = [step * y - x for x, y in zip(base[1:], column[1:], strict=True)]
-            if max(least) == min(least) + step - 1:
-                shift = max(least)
-                found[own.place] = Follower(own.place, other.place, divisor=step, shift=shift)
-                break
-    return found
-
-
-def _common(ranges: Iterable[tuple[int, int]]) -> tuple[int, int]:
-    """The intersection of ranges."""
-    lows, highs = zip(*ranges, strict=True)
-    return max(lows), min(highs)
-
-
 def _hole(
-    name: str, samples: Sequence[tuple[Cell, ...]], places: Sequence[int], kinds: Sequence[str],
-    reach: tuple[int, int], limits: Iterable[tuple[int, int]],
+    name: str, samples: Sequence[tuple[Cell, ...]], followers: Followers,
+    kinds: Sequence[str], reach: tuple[int, int, float],
 ) -> Hole:  # fmt: skip
-    """The variable for cells at some places, within limits."""
-    place = places[0]
+    """The variable for some cells, with the range in which none of them leaves its own range."""
+    place = next(iter(followers))
     kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
         return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
     values = [value for value in seen if isinstance(value, int)]
-    low, high = _common(limits)
-    if any(kinds[one] in ("extent", "offset") for one in places):
+    low, high = _INT64
+    for other, (factor, constant) in followers.items():
+        least, most = _RANGES.get(kinds[other], _INT64)
+        first, last = (least, most) if factor > 0 else (most, least)
+        low = max(low, -((first - constant) // -factor))  # rounded up
+        high = min(high, (last - constant) // factor)
+    if any(kinds[other] in ("extent", "offset") for other in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
+        low = max(low, int(reach[2] * min(values)))
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0, or an offset below 0, varies")
     return Hole(name, place, kind, low, high)
@@ -342,14 +328,16 @@ def _remake(
     if op is Op.VARIABLE:
         return make(op, node.dtype, (), (), next(cells), device)
     if op is Op.ASSIGN:
-        if arg is None and src[0].shape != src[1].shape:
-            raise Special(f"assign: target {src[0].shape}, value {src[1].shape}")
+        if arg is None:
+            _agree(zip(src[0].shape, src[1].shape, strict=True))
         row = None if arg is None else next(cells)
         return make(op, node.dtype, src[1].shape, src, row, device)
     if op in NUMBERED:
         shape: Any = tuple(next(cells) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
+        if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
+            _agree(_kept(node, src[0].shape, shape))
         if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
             return build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
@@ -360,9 +348,29 @@ def _remake(
     if (op is Op.SORT or op in SCANS) and is_symbolic((extent := src[0].shape[arg],)):
         if high(extent) > MOST_IN_TURN:
             raise Special(f"{op.value} of up to {high(extent)} elements")
+    if op in ELEMENTWISE:
+        for source in src:
+            _agree(zip(src[0].shape, source.shape, strict=True))
     if op in FOLLOWING:
         return build.rebuild(node, src)
     raise Special(f"{op.value} of a varying size")
+
+
+def _kept(node: Node, old: Shape, new: Shape) -> Iterator[tuple[Integer, Integer]]:
+    """The old and new extents of dimensions that an EXPAND or RESHAPE keeps, 1s aside."""
+    before = [(now, one) for now, one in zip(node.src[0].shape, old, strict=True) if one != 1]
+    after = [(now, other) for now, other in zip(node.shape, new, strict=True) if other != 1]
+    if node.op is Op.EXPAND:
+        yield from ((one, other) for one, other in zip(old, new, strict=True) if one != 1)
+    elif [now for now, _ in before] == [now for now, _ in after]:
+        yield from ((one, other) for (_, one), (_, other) in zip(before, after, strict=True))
+
+
+def _agree(pairs: Iterable[tuple[Integer, Integer]]) -> None:
+    """Raise Special for the first pair of extents that should be equal, but are not."""
+    for one, other in pairs:
+        if one != other and is_symbolic((one, other)):
+            raise Special(f"a size is {one} and {other}", one, other)
 
 
 def _check_selection(node: Node, pairs: Sequence[tuple[Any, Any]]) -> None:

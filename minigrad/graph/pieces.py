@@ -85,8 +85,13 @@ def _reads_memory(node: Node, anew: Set[Node]) -> bool:
     read them repeatedly.
     """
     op = node.op
-    is_step = (op in REPEATED or op is WHERE) and any(source.op is op for source in node.src)
-    return op is Op.CAT or is_step or (op is Op.MUL and node in anew)
+    return op is Op.CAT or _is_step(node) or (op is Op.MUL and node in anew)
+
+
+def _is_step(node: Node) -> bool:
+    """Whether a node adds a term to others, or a part to others that were written before."""
+    op = node.op
+    return (op in REPEATED or op is WHERE) and any(source.op is op for source in node.src)
 
 
 def _shown_by(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -122,6 +127,7 @@ def _recomputed(order: Sequence[Node]) -> set[Node]:
         op, own = node.op, numel(node.shape)
         read = sum(size[source] for source in node.src)
         grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
+        grows = grows and not _is_step(node)
         size[node] = own
         if op in _SHOWN or grows or node in factors:
             found.add(node)
