@@ -25,6 +25,8 @@ def rows(threads: int) -> Iterator[Row]:
     for widths, most in ((LARGE, 200), (SMALL, 60)):
         yield training(widths, most, threads)
         yield training(widths, most, threads, captured=True)
+    yield from matrices(threads)
+    yield images(threads)
     yield prompts(threads)
     yield texts(threads)
     yield from general_against_special()
@@ -113,6 +115,84 @@ def _torch_training(
         loss.item()
 
     return {"torch": step}
+
+
+def matrices(threads: int) -> Iterator[Row]:
+    """Functions of matrices whose rows and columns no earlier ones had."""
+    data = np.random.default_rng(0).standard_normal((200, 200), dtype=np.float32)
+    work: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+        "x * 2 + 1": (lambda x: x * 2 + 1, lambda x: x * 2 + 1),
+        "softmax": (lambda x: x.softmax(-1), lambda x: x.softmax(-1)),
+        "x @ x.T": (lambda x: x @ x.T, lambda x: x @ x.T),
+    }
+    for name, (function, other) in work.items():
+        pairs, others = (zip(_sizes(190), _sizes(170), strict=False) for _ in range(2))
+
+        def ours(function: Any = function, pairs: Any = pairs) -> None:
+            rows, columns = next(pairs)
+            function(Tensor(data[:rows, :columns])).realize()
+
+        def theirs(a: Any, function: Any = other, pairs: Any = others) -> Any:
+            rows, columns = next(pairs)
+            return function(a[:rows, :columns].contiguous())
+
+        for _ in range(3):
+            ours()
+        yield Row(f"{name}, rows and columns new", ours, torch_work(theirs, data, threads=threads))
+
+
+def images(threads: int) -> Row:
+    """A step of SGD of a small convolutional network on images of a new height and width."""
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((4, 3, 96, 96), dtype=np.float32)
+    labels = rng.integers(0, 10, 4).astype(np.int32)
+    convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 16), (16, 32), (32, 32))]
+    last = nn.Linear(32, 10)
+    optimizer = nn.optim.SGD(nn.state.get_parameters([*convolutions, last]), lr=0.01)
+
+    def turn() -> Iterator[tuple[int, int]]:
+        return zip(_sizes(10), _sizes(9), strict=False)
+
+    pairs, others = turn(), turn()
+
+    def ours() -> None:
+        height, width = next(pairs)
+        x = Tensor(data[:, :, : 8 * height, : 8 * width])
+        for layer in convolutions:
+            x = layer(x).relu().max_pool2d(2)
+        loss = last(x.mean((2, 3))).cross_entropy(Tensor(labels))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    peer: dict[str, Work] = {}
+    if installed("torch"):
+        import torch
+
+        torch.set_num_threads(threads)
+        shapes = ((3, 16), (16, 32), (32, 32))
+        layers: list[Any] = [torch.nn.Conv2d(a, b, 3, padding=1) for a, b in shapes]
+        head = torch.nn.Linear(32, 10)
+        parameters = [p for layer in (*layers, head) for p in layer.parameters()]
+        descent = torch.optim.SGD(parameters, lr=0.01)
+        x, y = torch.from_numpy(data), torch.from_numpy(labels).long()
+
+        def theirs() -> None:
+            height, width = next(others)
+            z = x[:, :, : 8 * height, : 8 * width]
+            for layer in layers:
+                z = torch.nn.functional.max_pool2d(layer(z).relu(), 2)
+            loss = torch.nn.functional.cross_entropy(head(z.mean((2, 3))), y)
+            descent.zero_grad()
+            loss.backward()
+            descent.step()
+            loss.item()
+
+        peer = {"torch": theirs}
+    for _ in range(5):
+        ours()
+    return Row("step of a convolutional network, height and width new", ours, peer)
 
 
 def prompts(threads: int) -> Row:

@@ -406,7 +406,7 @@ def test_a_size_is_the_sum_of_others(make: Callable[[int, int], Node]) -> None:
 def test_numbers_on_a_line_by_chance() -> None:
     """8, 4 and 6 are 12 less twice 2, 4 and 3; without such lines, there are two variables."""
     samples, kinds = [(2, 8), (4, 4), (3, 6)], ["extent"] * 2
-    counts = [len(unify(samples, kinds, (8, 1024), lines)[0]) for lines in (True, False)]
+    counts = [len(unify(samples, kinds, (8, 1024, 0.0), lines)[0]) for lines in (True, False)]
     assert counts == [1, 2]
 
 
