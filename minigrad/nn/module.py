@@ -235,10 +235,8 @@ def load_state_dict(
     values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():
         target = own[name]
-        if target.shape != value.shape:
-            raise ShapeError(
-                f"load_state_dict: {name}: expected shape {target.shape}, got {value.shape}"
-            )
+        expect(target.shape == value.shape, f"load_state_dict: {name}", f"shape {target.shape}",
+               f"{value.shape}")  # fmt: skip
         expect(not value.dtype.is_float or target.dtype.is_float,
                f"load_state_dict: {name}", f"integers for the model's {target.dtype.name}",
                value.dtype.name, error=DTypeError)  # fmt: skip
