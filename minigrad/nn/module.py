@@ -518,16 +518,13 @@ class Module:
         self, prefix: str = "", recurse: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """The parameters, also frozen ones, by dotted names; tied ones once."""
-        return iter(self._trained(prefix, recurse))
+        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
+        warn_of_unmarked(found)
+        return iter([(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """The parameters, also frozen ones, each once."""
-        return iter([tensor for _, tensor in self._trained("", recurse)])
-
-    def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
-        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
-        warn_of_unmarked(found)
-        return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
+        return (tensor for _, tensor in self.named_parameters("", recurse))
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """The buffers, saved or not, by dotted names."""
