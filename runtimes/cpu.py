@@ -96,17 +96,9 @@ class CPU(Runtime):
             return cpu_memory.allocate_guarded(nbytes, filler=0)
         return cpu_memory.allocate_zeros(nbytes)
 
-    def free(self, memory: int, nbytes: int) -> None:
-        """Return memory to the pool."""
-        cpu_memory.free(memory, nbytes)
-
-    def copy_in(self, memory: int, data: memoryview) -> None:
-        """Fill memory from the host's bytes."""
-        cpu_memory.copy_in(memory, data)
-
-    def copy_out(self, memory: int, data: memoryview) -> None:
-        """Read memory into the host's bytes."""
-        cpu_memory.copy_out(memory, data)
+    free = staticmethod(cpu_memory.free)
+    copy_in = staticmethod(cpu_memory.copy_in)
+    copy_out = staticmethod(cpu_memory.copy_out)
 
     def copy_part(
         self, memory: int, start: int, given: int, begin: int, nbytes: int,

@@ -34,7 +34,7 @@ from functools import cache
 from pathlib import Path
 
 from minigrad.cache import digest, open_cache
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, expect
 from minigrad.runtimes import native
 from minigrad.runtimes.host import host
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -306,11 +306,9 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
 
 def check_host(architecture: str) -> None:
     """Raise DeviceError if there is no driver for this processor and system."""
-    if architecture not in _CALLS or sys.platform != "linux":
-        raise DeviceError(
-            f"the device CPU does not support {sys.platform} on {architecture}: expected Linux on "
-            f"one of {', '.join(_CALLS)}; use the device REF"
-        )
+    expect(architecture in _CALLS and sys.platform == "linux",
+           f"the device CPU does not support {sys.platform} on {architecture}",
+           f"Linux on one of {', '.join(_CALLS)}; use the device REF", error=DeviceError)
 
 
 def driver_source(architecture: str, spins: int) -> Source:

@@ -307,20 +307,20 @@ def allocate_zeros(nbytes: int) -> int:
     return address
 
 
-def free(address: int, nbytes: int) -> None:
+def free(memory: int, nbytes: int) -> None:
     """Return memory that came from `allocate(nbytes)` or `allocate_guarded(nbytes)`."""
     GlobalCounters.mem_used -= nbytes
-    if address in _guarded:
-        _free_guarded(address)
+    if memory in _guarded:
+        _free_guarded(memory)
         return
     if nbytes <= _READY_BYTES:
         ready = _ready.get(nbytes)
         if ready is None and len(_ready) < _READY_SIZES:
             ready = _ready.setdefault(nbytes, deque())
         if ready is not None and len(ready) < min(_READY_BLOCKS, _READY_ALIKE // (nbytes or 1)):
-            ready.append(address)
+            ready.append(memory)
             return
-    _blocks.give(address, size_class(nbytes))
+    _blocks.give(memory, size_class(nbytes))
 
 
 def allocate_guarded(nbytes: int, filler: int = POISON) -> int:
@@ -364,16 +364,16 @@ def view(address: int, nbytes: int) -> memoryview:
     return made
 
 
-def copy_in(address: int, data: memoryview) -> None:
-    """Copy contiguous `data` (which may be read-only) to address."""
+def copy_in(memory: int, data: memoryview) -> None:
+    """Copy contiguous `data` (which may be read-only) to an address."""
     if data.nbytes:
-        view(address, data.nbytes)[:] = data.cast("B")
+        view(memory, data.nbytes)[:] = data.cast("B")
 
 
-def copy_out(address: int, data: memoryview) -> None:
-    """Fill the writable contiguous `data` from memory at address."""
+def copy_out(memory: int, data: memoryview) -> None:
+    """Fill the writable contiguous `data` from memory at an address."""
     if data.nbytes:
-        data.cast("B")[:] = view(address, data.nbytes)
+        data.cast("B")[:] = view(memory, data.nbytes)
 
 
 def held_bytes() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from minigrad.errors import DeviceError
+from minigrad.errors import DeviceError, expect
 from minigrad.locks import in_child, new_lock
 from minigrad.runtimes.opencl_pocl import POCL, choose_loops, is_too_old, trouble_with_folder
 from minigrad.settings import getenv
@@ -113,11 +113,8 @@ def _parts(device: Any) -> list[Any]:
 
 def _divide(device: Any, count: int) -> list[Any]:
     cl, units = opencl(), device.max_compute_units
-    if count > units:
-        raise DeviceError(
-            f"CL_SUBDEVICES={count}: expected at most {units}, as {device.name.strip()} has "
-            f"{units} compute units"
-        )
+    expect(count <= units, f"CL_SUBDEVICES={count}", f"at most {units}, as "
+           f"{device.name.strip()} has {units} compute units", error=DeviceError)  # fmt: skip
     try:
         kind = cl.device_partition_property.EQUALLY
         parts: list[Any] = device.create_sub_devices([kind, units // count])

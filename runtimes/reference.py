@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minigrad.collective import Exchange
 from minigrad.device import Buffer, Runtime
 from minigrad.dtype import DType, dtypes, number_of
-from minigrad.errors import DeviceError, MinigradError
+from minigrad.errors import DeviceError, MinigradError, misfit
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
@@ -442,9 +442,8 @@ def evaluate(
             array = np.asarray(given[node.arg])
             shape = frame.shape(node.shape)
             if array.shape != shape:
-                raise ValueError(
-                    f"evaluate: expected an array of shape {shape} for {node!r}, got {array.shape}"
-                )
+                raise misfit("evaluate", f"an array of shape {shape} for {node!r}",
+                             f"{array.shape}", error=ValueError)  # fmt: skip
         elif isinstance(node.arg, Buffer):
             memory = np.frombuffer(node.arg.copy_out(), np.uint8)
             array = _view(memory, node.dtype, node.shape, frame)

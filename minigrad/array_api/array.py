@@ -65,8 +65,7 @@ class Array:
     @property
     def T(self) -> Array:
         """The transposed matrix; only for two dimensions."""
-        if self.ndim != 2:
-            raise ValueError(f".T: expected a matrix, got shape {self.shape}; use .mT")
+        expect(self.ndim == 2, ".T", "a matrix; use .mT", self, error=ValueError)
         return self.mT
 
     @property

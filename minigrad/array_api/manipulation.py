@@ -23,8 +23,7 @@ def _common_axis(name: str, axis: int, x1: Array, x2: Array) -> int:
 
 
 def _check_integers(name: str, x: Array) -> None:
-    if not x.dtype.is_int:
-        raise TypeError(f"{name}: expected an integer dtype, got {x.dtype.name}")
+    expect(x.dtype.is_int, name, "an integer dtype", x.dtype.name, error=TypeError)
 
 
 def broadcast_arrays(*arrays: Array) -> list[Array]:
@@ -36,8 +35,7 @@ def broadcast_arrays(*arrays: Array) -> list[Array]:
 
 def broadcast_to(x: Array, /, shape: Sequence[int]) -> Array:
     """x repeated along axes of extent 1 and new leading axes."""
-    if min(shape, default=0) < 0:
-        raise ValueError(f"broadcast_to({shape}): expected sizes ≥ 0")
+    expect(min(shape, default=0) >= 0, f"broadcast_to({shape})", "sizes ≥ 0", error=ValueError)
     return Array._of(x._tensor.expand(tuple(shape)))
 
 
@@ -63,8 +61,7 @@ def squeeze(x: Array, /, axis: int | Sequence[int]) -> Array:
     """x without the given axes, which must have extent 1."""
     axes = axes_of("squeeze", axis, x.ndim, 0)
     for one in axes:
-        if x.shape[one] != 1:
-            raise ValueError(f"squeeze: expected size 1 for axis {one}, got shape {x.shape}")
+        expect(x.shape[one] == 1, "squeeze", f"size 1 for axis {one}", x, error=ValueError)
     kept = tuple(extent for place, extent in enumerate(x.shape) if place not in axes)
     return Array._of(x._tensor.reshape(kept))
 
@@ -115,8 +112,7 @@ def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
 
 def tile(x: Array, repetitions: Sequence[int], /) -> Array:
     """x repeated along each axis."""
-    if min(repetitions, default=0) < 0:
-        raise ValueError(f"tile({repetitions}): expected ints ≥ 0")
+    expect(min(repetitions, default=0) >= 0, f"tile({repetitions})", "ints ≥ 0", error=ValueError)
     return Array._of(x._tensor.tile(repetitions))
 
 
@@ -157,8 +153,7 @@ def take(x: Array, indices: Array, /, *, axis: int | None = None) -> Array:
         axis = 0
     place = axis_of("take", axis, x.ndim, 0)
     _check_integers("take", indices)
-    if indices.ndim != 1:
-        raise ValueError(f"take: expected one-dimensional indices, got shape {indices.shape}")
+    expect(indices.ndim == 1, "take", "one-dimensional indices", indices, error=ValueError)
     return Array._of(_take(x._tensor, indices._tensor, place))
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from minigrad import program
 from minigrad.device import Buffer, Device, Program
 from minigrad.dtype import dtypes
-from minigrad.errors import DeviceError, MinigradError
+from minigrad.errors import DeviceError, MinigradError, expect
 from minigrad.explain.origins import Origins
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.graph.collective import exchange
@@ -116,11 +116,9 @@ def _check_device(name: str) -> None:
     """DeviceError unless a device is a CPU, or a mesh of CPUs."""
     mesh = Device.meshes.get(name)
     for one in mesh.devices if mesh is not None else (name,):
-        if one.partition(":")[0] != "CPU":
-            raise DeviceError(
-                f"explain: expected a step on a CPU device, got {name}; set MINIGRAD_DEVICE=CPU, "
-                "or move tensors with .to(\"CPU\")"
-            )
+        expect(one.partition(":")[0] == "CPU", "explain", "a step on a CPU device; set "
+               "MINIGRAD_DEVICE=CPU, or move tensors with .to(\"CPU\")", name,
+               error=DeviceError)  # fmt: skip
 
 
 def _programs(found: Programs) -> AbstractContextManager[None]:

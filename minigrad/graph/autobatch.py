@@ -189,7 +189,7 @@ def is_leaf(node: Node) -> bool:
     return node.op in LEAVES or (node.op in _JOINS and all(map(is_leaf, node.src)))
 
 
-def computed(order: Iterable[Node]) -> Iterator[Node]:
+def without_leaves(order: Iterable[Node]) -> Iterator[Node]:
     """The nodes of a topological order that are no leaves."""
     leaves: set[Node] = set()
     for node in order:

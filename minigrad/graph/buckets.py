@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from minigrad.graph.collective import SEVERAL, Collective, together
+from minigrad.graph.collective import SEVERAL, Collective, exchange, results_of
 from minigrad.graph.conversions import Sent
 from minigrad.graph.node import Node, Op, beneath, in_order, make, topological
 from minigrad.graph.operations import MOVEMENT
@@ -64,8 +64,8 @@ def _joined(members: Sequence[Node], new: Mapping[Node, Node], number: int) -> l
     arg: Collective = members[0].arg
     sources = [new[source] for one in members for source in one.src[: one.arg.payload]]
     after = [new[source] for one in members for source in one.src[one.arg.payload :]]
-    return together(arg.kind, arg.group, arg.size, sources, arg.how, arg.place,
-                    list(dict.fromkeys(after)), number)  # fmt: skip
+    return results_of(exchange(arg.kind, arg.group, arg.size, sources, arg.how, arg.place,
+                               list(dict.fromkeys(after)), number))  # fmt: skip
 
 
 def _told(sent: Sequence[Sent]) -> Sent:

@@ -73,8 +73,8 @@ def exchange(
 ) -> Node:  # fmt: skip
     """A COLLECTIVE of sources of one dtype; the results of several are one flat array.
 
-    after: nodes that are computed before it begins, though it does not read them. number: which
-    exchange of its program it is; the next one if not given.
+    `results_of` takes that apart. after: nodes that are computed before it begins, though it does
+    not read them. number: which exchange of its program it is; the next one if not given.
     """
     first = sources[0]
     if kind not in KINDS:
@@ -87,8 +87,7 @@ def exchange(
         names = ", ".join(source.dtype.name for source in sources)
         raise DTypeError(f"{kind}: expected one dtype for all arrays, got {names}")
     shapes = [_result_shape(kind, size, source.shape) for source in sources]
-    if len(sources) > 1 and kind not in SEVERAL:
-        raise ShapeError(f"{kind}: expected one array, got {len(sources)}")
+    expect(len(sources) == 1 or kind in SEVERAL, kind, "one array", len(sources))
     shape = shapes[0] if len(sources) == 1 else (sum(map(numel, shapes)),)
     sent = _listed([f"{node.dtype.name}{list(node.shape)}" for node in sources])
     number = next(_numbers) if number is None else number
@@ -102,17 +101,14 @@ def _listed(words: Sequence[str]) -> str:
     return ", ".join(word if count == 1 else f"{count} × {word}" for word, count in rows)
 
 
-def together(
-    kind: str, group: str, size: int, sources: Sequence[Node],
-    how: str = "-", place: int = 0, after: Sequence[Node] = (), number: int | None = None,
-) -> list[Node]:  # fmt: skip
-    """One exchange of several sources; gives each result in its own shape. See `exchange`."""
-    joined = exchange(kind, group, size, sources, how, place, after, number)
-    if len(sources) == 1:
+def results_of(joined: Node) -> list[Node]:
+    """The results of an exchange of several sources, each in its own shape."""
+    arg: Collective = joined.arg
+    if arg.payload == 1:
         return [joined]
     result, start = [], 0
-    for source in sources:
-        shape = _result_shape(kind, size, source.shape)
+    for source in joined.src[: arg.payload]:
+        shape = _result_shape(arg.kind, arg.size, source.shape)
         stop = start + numel(shape)
         result.append(build.reshape(build.shrink(joined, [(start, stop)]), shape))
         start = stop

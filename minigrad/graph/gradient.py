@@ -17,7 +17,7 @@ from functools import reduce
 from itertools import accumulate, repeat
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, GradientError, ShapeError
+from minigrad.errors import DTypeError, GradientError, ShapeError, expect
 from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
 from minigrad.graph.node import Node, is_symbolic, reading, topological
@@ -105,10 +105,8 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
 
 
 def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
-    if len(outputs) != len(seeds):
-        raise GradientError(
-            f"gradient: expected one seed per output, got {len(seeds)} for {len(outputs)} outputs"
-        )
+    expect(len(outputs) == len(seeds), "gradient", "one seed per output",
+           f"{len(seeds)} for {len(outputs)} outputs", error=GradientError)  # fmt: skip
     for output, seed in zip(outputs, seeds, strict=True):
         if not output.dtype.is_float:
             raise GradientError(

@@ -18,12 +18,12 @@ from minigrad.errors import ScanError
 from minigrad.graph.autobatch import (
     LEAVES,
     MANY,
-    computed,
     is_single,
     nbytes,
     parts,
     rows_of,
     together,
+    without_leaves,
 )
 from minigrad.graph.axes import row_of
 from minigrad.graph.loop import Looped, Step
@@ -94,7 +94,7 @@ def reroll(
     nodes.sort(key=attrgetter("age"))
     if not any(_periods(list(map(OPS, nodes)))):  # most graphs end here
         return list(roots)
-    if sum(1 for _ in islice(computed(order), LEAST_NODES)) < LEAST_NODES:
+    if sum(1 for _ in islice(without_leaves(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)
     for start, period, length in _periods(_signatures(nodes)):
         third = range(start + 2 * period, start + 3 * period)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from minigrad.device import Buffer, Call, Device
 from minigrad.dtype import DType
@@ -51,10 +52,6 @@ class Snapshot:
     def knows(self, holder: Holder) -> bool:
         """Whether the tensor existed then."""
         return id(holder._link) in self._links
-
-    def had_gradient(self, holder: Holder) -> bool:
-        """Whether it had a gradient then."""
-        return id(holder._link) in self._grads
 
     def gradient_of(self, holder: Holder) -> Node | None:
         """The node of its gradient then."""
@@ -153,63 +150,12 @@ class HostWatch:
         )
 
 
-def leaves(name: str, calls: Sequence[Call], known: set[Buffer]) -> Collection[Sequence[Holder]]:
-    """The tensors that calls read besides `known` memory, those of one BUFFER together.
-
-    JitError if a BUFFER has none any more. The step has then put another tensor in place of one
-    that it read (`self.x = self.x + 1`, or a gradient added to that of the step before): a replay
-    would read the old one forever.
-    """
-    new = known.union(*(call.made for call in calls))
-    reads = dict.fromkeys(b for call in calls for b in call.buffers if b not in new)
-    found: dict[Node, list[Holder]] = {}
-    for holder in all_holders():
-        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
-            found.setdefault(holder.raw, []).append(holder)
-    lazy = topological([holder.raw for holder in lazy_holders()])
-    held = {node.arg for node in (*found, *lazy) if node.op is Op.BUFFER}
-    held.update(*(call.written for call in calls))
-    for buffer in reads:
-        if buffer not in held:
-            raise _replaced(name, buffer.size, buffer.dtype)
-    return found.values()
-
-
 def _replaced(name: str, size: Integer, dtype: DType) -> JitError:
     return JitError(
         f"{name} reads a tensor of {size} × {dtype.name} and replaces it with another (gradients "
         "that add up without zero_grad(), or self.x = self.x + 1), but a replay would always read "
         "the old one; call zero_grad() inside the step, or write with .assign()"
     )
-
-
-def refuse_added(
-    capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]]
-) -> None:
-    """JitError where a gradient was added to one from before, that the step has not written.
-
-    That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
-    """
-    for of, _ in before.new_gradients():
-        old, (_, anew) = before.gradient_of(of), graded.get(id(of), (None, True))
-        if old is not None and not anew and old.arg not in capture.written:
-            raise _replaced(capture.name, numel(of.raw.shape), of.dtype)
-
-
-def claim(capture: Capture, calls: Sequence[Call], known: set[Buffer], before: Snapshot) -> bool:
-    """Record which tensor owns the memory that the step reads and writes besides `known` memory.
-
-    False if several older tensors stand for the same memory, so that the owner is uncertain.
-    """
-    certain = True
-    for sharers in leaves(capture.name, calls, known):
-        capture.outside.mourn(sharers)
-        memory = sharers[0].raw.arg
-        if memory.owner is not False:
-            old = [one for one in sharers if before.knows(one) and one._origin is None]
-            memory.owner = (old or sharers)[0]._link
-            certain = certain and len(old) < 2
-    return certain
 
 
 def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -235,120 +181,199 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
     return given
 
 
-def take_gradients(
-    capture: Capture, before: Snapshot, graded: Mapping[int, tuple[weakref.ref[Tensor], bool]],
-    tensors: Sequence[Tensor], given: Sequence[Tensor],
-) -> None:  # fmt: skip
-    """Record the gradients that the step set at its inputs and elsewhere, and those it removed.
+class Recorded:
+    """A step that is recorded: its inputs, the copies of them that it gets, and its calls.
 
-    graded: what had a gradient in the step, and whether the one before did not matter.
+    before: what was there before it. places: memory of a copy → the number of the input. graded:
+    what had a gradient in the step, and whether the one before did not matter.
     """
-    places = {id(clone): number for number, clone in enumerate(given)}
-    capture.forgotten = [
-        (of, anew) for link, anew in graded.values()
-        if (of := link()) is not None and of.grad is None and before.knows(of)
-        and id(of) not in places
-    ]  # fmt: skip
-    anew = {number for number, (_, matters_not) in graded.items() if matters_not}
-    for of, gradient in before.new_gradients():
-        number, had = places.get(id(of), -1), before.had_gradient(of) or id(of) in anew
-        if number < 0:
-            capture.gradients.append((of, gradient, had))
-            continue
-        given_tensor = tensors[number]
-        if of is not given_tensor and given_tensor.grad is not None:
+
+    def __init__(
+        self, capture: Capture, tensors: Sequence[Tensor], given: Sequence[Tensor]
+    ) -> None:
+        self.capture, self.tensors, self.given = capture, tensors, given
+        self.before = Snapshot()
+        self.places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
+        self.calls: Sequence[Call] = ()
+        self.graded: Mapping[int, tuple[weakref.ref[Tensor], bool]] = {}
+
+    def copy_back(self) -> None:
+        """Copy back the inputs that the step updated, even if it then failed."""
+        tensors, given = self.tensors, self.given
+        memory = {memory for call in self.calls for memory in call.written}
+        changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
+                   and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
+        for number in changed:
+            with contextlib.nullcontext() if history.has_history(given[number].raw) else no_grad():
+                tensors[number].assign(given[number])
+        realization.realize([tensors[number] for number in changed])
+
+    def settle_inputs(self) -> None:
+        """Note what memory the step reads and writes, and copy back the inputs it has written."""
+        capture, places = self.capture, self.places
+        made = {memory for call in self.calls for memory in call.made}
+        written = {memory for call in self.calls for memory in call.written} - made
+        capture.read = frozenset(_read_first(self.calls) - set(places))
+        capture.written = frozenset((made | written) - set(places))
+        capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
+        capture.written_leaves = frozenset(
+            number for number in capture.written_inputs if self.tensors[number].requires_grad
+        )
+        capture.derived_inputs = {
+            number for number in capture.written_inputs
+            if history.has_history(self.given[number].raw)
+        }  # fmt: skip
+        capture.check_memory(self.tensors)
+        self.copy_back()
+
+    def take_gradients(self) -> None:
+        """Record the gradients that the step set at its inputs and elsewhere, or removed."""
+        capture, before, tensors = self.capture, self.before, self.tensors
+        numbers = {id(clone): number for number, clone in enumerate(self.given)}
+        capture.forgotten = [
+            (of, anew) for link, anew in self.graded.values()
+            if (of := link()) is not None and of.grad is None and before.knows(of)
+            and id(of) not in numbers
+        ]  # fmt: skip
+        anew = {number for number, (_, matters_not) in self.graded.items() if matters_not}
+        for of, gradient in before.new_gradients():
+            had = before.gradient_of(of) is not None or id(of) in anew
+            number = numbers.get(id(of), -1)
+            if number < 0:
+                capture.gradients.append((of, gradient, had))
+                continue
+            if of is not tensors[number] and tensors[number].grad is not None:
+                raise JitError(
+                    f"{capture.name} adds to the existing gradient of input {number}; set its "
+                    ".grad to None before the call"
+                )
+            capture.input_gradients.append((number, gradient, had))
+            capture.gradient_nodes.append(gradient.raw)
+            if gradient.raw.op is Op.BUFFER:  # or a constant
+                gradient.raw.arg.owner = False
+
+    def sort(self, results: Sequence[Tensor], values: dict[str, int]) -> list[Tensor]:
+        """Sort the buffers into inputs, outputs and kept ones; create the replay.
+
+        Returns the result's tensors for the caller of this call.
+        """
+        capture, calls, tensors = self.capture, self.calls, self.tensors
+        fresh = self._sources(results, values)
+        devices = {memory.device for call in calls for memory in call.buffers} or {Device.DEFAULT}
+        if len(devices) > 1:
             raise JitError(
-                f"{capture.name} adds to the existing gradient of input {number}; set its .grad to "
-                "None before the call"
+                f"{capture.name} runs on several devices ({', '.join(sorted(devices))}); capture "
+                "the part of each device separately"
             )
-        capture.input_gradients.append((number, gradient, had))
-        capture.gradient_nodes.append(gradient.raw)
-        if gradient.raw.op is Op.BUFFER:  # or a constant
-            gradient.raw.arg.owner = False
+        arguments = [*self.places, *(node.arg for node in fresh)]
+        capture.replay = Device[devices.pop()].compose(calls, arguments)
+        if any(call.checks for call in calls):
+            capture.replay = CheckedReplay(capture.replay, calls, arguments)
+        variables = {name for call in calls for name in call.variables if not is_own(name)}
+        names = variables - set(values)
+        if names:
+            raise JitError(
+                f"{capture.name} uses the bound variable {', '.join(sorted(names))}, but no "
+                "argument has it; pass the bound integer, or a tensor of that size"
+            )
+        capture.written -= {node.arg for node in fresh}
+        _note_owners(capture)
+        capture.give_gradients(tensors)
+        returned = capture.results(tensors, fresh)
+        for copy, tensor, source in zip(returned, results, capture.sources, strict=True):
+            if source.kind == "fresh":
+                copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
+        return returned
 
+    def _sources(self, results: Sequence[Tensor], values: dict[str, int]) -> list[Node]:
+        """Record where each tensor of the result comes from; returns the nodes of the outputs."""
+        capture = self.capture
+        made = {memory for call in self.calls for memory in call.made}
+        fresh: dict[Node, int] = {}
+        outputs: set[Buffer] = set()
+        first: dict[int, int] = {}  # id of a tensor → its first position in the result
+        for place, tensor in enumerate(results):
+            node, memory = tensor.raw, tensor.raw.arg
+            if first.setdefault(id(tensor), place) != place:
+                source = Source("again", first[id(tensor)])
+            elif memory in self.places:
+                number = self.places[memory]
+                source = Source("input" if tensor is self.given[number] else "input memory", number)
+            elif self.before.knows(tensor):
+                source = Source("kept", tensor)
+            elif memory not in made:
+                source = Source("kept memory", node)
+            else:
+                if node not in fresh:
+                    if memory in outputs:
+                        raise JitError(f"{capture.name} returns one piece of memory as two shapes")
+                    outputs.add(memory)
+                    fresh[node] = len(capture.outputs)
+                    known, stopped = signature(tensor, dict(values)), tensor.stopped
+                    if history.has_history(node):
+                        stopped = stopped or REPLAYED
+                    capture.outputs.append(Output(known, known.form, stopped))
+                source = Source("fresh", fresh[node])
+            capture.sources.append(source)
+        return [*fresh]
 
-def settle_inputs(
-    capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
-    tensors: Sequence[Tensor], given: Sequence[Tensor],
-) -> None:  # fmt: skip
-    """Note what memory the step reads and writes, and copy back the inputs that it has written."""
-    made = {memory for call in calls for memory in call.made}
-    written = {memory for call in calls for memory in call.written} - made
-    capture.read = frozenset(_read_first(calls) - set(places))
-    capture.written = frozenset((made | written) - set(places))
-    capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-    capture.written_leaves = frozenset(
-        number for number in capture.written_inputs if tensors[number].requires_grad
-    )
-    capture.derived_inputs = {
-        number for number in capture.written_inputs if history.has_history(given[number].raw)
-    }
-    capture.check_memory(tensors)
-    copy_back(calls, tensors, given)
+    def refuse_added(self) -> None:
+        """JitError where a gradient was added to one from before, that the step has not written.
 
+        That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
+        """
+        for of, _ in self.before.new_gradients():
+            old, (_, anew) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
+            if old is not None and not anew and old.arg not in self.capture.written:
+                raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
 
-def sort(
-    capture: Capture, calls: Sequence[Call], places: dict[Buffer, int],
-    before: Snapshot, results: Sequence[Tensor], values: dict[str, int],
-    tensors: Sequence[Tensor], given: Sequence[Tensor],
-) -> list[Tensor]:  # fmt: skip
-    """Sort the buffers of a recording into inputs, outputs and kept ones; create the replay.
+    def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
+        """Tensors of the call that its caller may keep, and their sources in a replay.
 
-    Returns the result's tensors for the caller of this call.
-    """
-    made = {memory for call in calls for memory in call.made}
-    used = {memory for call in calls for memory in call.buffers}
-    fresh: dict[Node, int] = {}
-    outputs: set[Buffer] = set()
-    first: dict[int, int] = {}  # id of a tensor → its first position in the result
-    for place, tensor in enumerate(results):
-        node, memory = tensor.raw, tensor.raw.arg
-        if first.setdefault(id(tensor), place) != place:
-            source = Source("again", first[id(tensor)])
-        elif memory in places:
-            number = places[memory]
-            source = Source("input" if tensor is given[number] else "input memory", number)
-        elif before.knows(tensor):
-            source = Source("kept", tensor)
-        elif memory not in made:
-            source = Source("kept memory", node)
-        else:
-            if node not in fresh:
-                if memory in outputs:
-                    raise JitError(f"{capture.name} returns one piece of memory as two shapes")
-                outputs.add(memory)
-                fresh[node] = len(capture.outputs)
-                known, stopped = signature(tensor, dict(values)), tensor.stopped
-                if history.has_history(node):
-                    stopped = stopped or REPLAYED
-                capture.outputs.append(Output(known, known.form, stopped))
-            source = Source("fresh", fresh[node])
-        capture.sources.append(source)
-    devices = {memory.device for memory in used} or {Device.DEFAULT}
-    if len(devices) > 1:
-        raise JitError(
-            f"{capture.name} runs on several devices ({', '.join(sorted(devices))}); capture the "
-            "part of each device separately"
-        )
-    arguments = [*places, *(node.arg for node in fresh)]
-    capture.replay = Device[devices.pop()].compose(calls, arguments)
-    if any(call.checks for call in calls):
-        capture.replay = CheckedReplay(capture.replay, calls, arguments)
-    variables = {name for call in calls for name in call.variables if not is_own(name)}
-    names = variables - set(values)
-    if names:
-        raise JitError(
-            f"{capture.name} uses the bound variable {', '.join(sorted(names))}, but no argument "
-            "has it; pass the bound integer, or a tensor of that size"
-        )
-    capture.written -= outputs
-    _note_owners(capture)
-    capture.give_gradients(tensors)
-    returned = capture.results(tensors, [*fresh])
-    for copy, tensor, source in zip(returned, results, capture.sources, strict=True):
-        if source.kind == "fresh":
-            copy.stopped, copy._requires_grad = tensor.stopped, tensor._requires_grad
-    return returned
+        Weak references: tensors that nobody keeps are gone when the lists are empty.
+        """
+        pairs = zip(results, self.capture.sources, strict=True)
+        links = [(tensor._link, source) for tensor, source in pairs if source.kind == "fresh"]
+        return links + [
+            (clone._link, Source("input", number)) for number, clone in enumerate(self.given)
+            if clone is not self.tensors[number]
+        ]  # fmt: skip
+
+    def claim(self, known: set[Buffer]) -> bool:
+        """Record which tensor owns the memory that the step reads and writes besides `known` one.
+
+        False if several older tensors stand for the same memory, so that the owner is uncertain.
+        """
+        certain = True
+        for sharers in self._leaves(known):
+            self.capture.outside.mourn(sharers)
+            memory = sharers[0].raw.arg
+            if memory.owner is not False:
+                old = [one for one in sharers if self.before.knows(one) and one._origin is None]
+                memory.owner = (old or sharers)[0]._link
+                certain = certain and len(old) < 2
+        return certain
+
+    def _leaves(self, known: set[Buffer]) -> Collection[Sequence[Holder]]:
+        """The tensors that calls read besides `known` memory, those of one BUFFER together.
+
+        JitError if a BUFFER has none any more. The step has then put another tensor in place of one
+        that it read (`self.x = self.x + 1`, or a gradient added to that of the step before): a
+        replay would read the old one forever.
+        """
+        new = known.union(*(call.made for call in self.calls))
+        reads = dict.fromkeys(b for call in self.calls for b in call.buffers if b not in new)
+        found: dict[Node, list[Holder]] = {}
+        for holder in all_holders():
+            if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
+                found.setdefault(holder.raw, []).append(holder)
+        lazy = topological([holder.raw for holder in lazy_holders()])
+        held = {node.arg for node in (*found, *lazy) if node.op is Op.BUFFER}
+        held.update(*(call.written for call in self.calls))
+        for buffer in reads:
+            if buffer not in held:
+                raise _replaced(self.capture.name, buffer.size, buffer.dtype)
+        return found.values()
 
 
 def _note_owners(capture: Capture) -> None:
@@ -365,17 +390,6 @@ def _note_owners(capture: Capture) -> None:
     order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
     reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)
     capture.shown = reads or bool(capture.owners)
-
-
-def copy_back(calls: Sequence[Call], tensors: Sequence[Tensor], given: Sequence[Tensor]) -> None:
-    """Copy back the inputs that the step updated, even if it then failed."""
-    memory = {memory for call in calls for memory in call.written}
-    changed = [number for number, clone in enumerate(given) if clone is not tensors[number]
-               and (clone.raw.op is not Op.BUFFER or clone.raw.arg in memory)]  # fmt: skip
-    for number in changed:
-        with contextlib.nullcontext() if history.has_history(given[number].raw) else no_grad():
-            tensors[number].assign(given[number])
-    realization.realize([tensors[number] for number in changed])
 
 
 def _read_first(calls: Sequence[Call]) -> set[Buffer]:

@@ -66,20 +66,10 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
-from minigrad.jit.capture import (
-    HostWatch,
-    Snapshot,
-    claim,
-    copies,
-    copy_back,
-    refuse_added,
-    settle_inputs,
-    sort,
-    take_gradients,
-)
+from minigrad.jit.capture import HostWatch, Recorded, copies
 from minigrad.jit.host_random import generators, refuse_draws
 from minigrad.jit.outside import Outside
-from minigrad.jit.replay import Capture, OtherInputs, Source
+from minigrad.jit.replay import Capture, OtherInputs
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.program import recorded_calls, recording
@@ -234,24 +224,23 @@ class Jitted(Generic[P, R]):
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))
-        places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
         outside = Outside(self.name, self.function, self.instance, named, Observed())
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
-        before, drawn = Snapshot(), generators()
-        watch = HostWatch(self.name, before)
+        recorded, drawn = Recorded(capture, tensors, given), generators()
+        watch = HostWatch(self.name, recorded.before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
         capturing[get_ident()] = noted = Observed()
         failed = True
         try:
-            with recorded_calls() as calls, _logged() as data:
+            with recorded_calls() as recorded.calls, _logged() as data:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
                 others = objects(found)
-                realization.realize([*results, *before.left_behind()])
+                realization.realize([*results, *recorded.before.left_behind()])
                 watch.part()
                 realization.settle_writes()
             failed = False
@@ -259,27 +248,28 @@ class Jitted(Generic[P, R]):
             del capturing[get_ident()]
             watching.watch = None
             if failed:
-                copy_back(calls, tensors, given)
+                recorded.copy_back()
         del args, kwargs
-        settle_inputs(capture, calls, places, tensors, given)
+        recorded.graded = noted.graded
+        recorded.settle_inputs()
         with _after_the_work():
             self._refuse_objects(others)
-            call = _Called(called_with, found, data, calls)
+            call = _Called(called_with, found, data, recorded.calls)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn)
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-            take_gradients(capture, before, noted.graded, tensors, given)
-            returned = sort(capture, calls, places, before, results, values, tensors, given)
-            refuse_added(capture, before, noted.graded)
+            recorded.take_gradients()
+            returned = recorded.sort(results, values)
+            recorded.refuse_added()
             capture.outside.refuse_changes(outside, capture.read)
             capture.note_marks(tensors, led_back)
             del outside  # and the tensors it read
             capture.result = template(result)
-            links = _left_behind(capture, results, tensors, given)
+            links = recorded.left_behind(results)
             del result, results[:], given[:]
             capture.renewed = [(link, source) for link, source in links if link() is not None]
-            known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
-            if not claim(capture, calls, known, before) or call.changed:  # perhaps once only
+            known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
+            if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call
             else:
                 self._replays[key] = straight(capture) or capture.serve
@@ -382,23 +372,6 @@ def _given(args: Any, kwargs: Any) -> int:
     structure = flatten((args, kwargs), tensors, values)
     realization.realize(tensors)
     return hash((structure, *(signature(tensor, values) for tensor in tensors)))
-
-
-def _left_behind(
-    capture: Capture, results: Sequence[Tensor], tensors: Sequence[Tensor], given: Sequence[Tensor]
-) -> list[tuple[weakref.ref[Any], Source]]:
-    """Tensors of a captured call that its caller may keep, and their sources in a replay.
-
-    Weak references: tensors that nobody keeps are gone when the lists are empty.
-    """
-    links = [
-        (tensor._link, source) for tensor, source in zip(results, capture.sources, strict=True)
-        if source.kind == "fresh"
-    ]  # fmt: skip
-    return links + [
-        (clone._link, Source("input", number)) for number, clone in enumerate(given)
-        if clone is not tensors[number]
-    ]  # fmt: skip
 
 
 @contextmanager

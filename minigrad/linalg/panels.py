@@ -7,7 +7,7 @@ number, which is read from memory, so all of them share the same kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, reduce
 from typing import Any
 
@@ -91,9 +91,11 @@ def by_panels(step: Step, s: Tensor, columns: int) -> tuple[Tensor, Any]:
     return Tensor.scan(lambda s, first: step(s, first, width), s, firsts.unsqueeze(1))
 
 
-def next_number(k: Tensor) -> Tensor:
-    """k + 1, in memory: a constant would give each column its own kernels."""
-    return (k + 1).contiguous()
+def numbers(k: Tensor, count: int) -> Iterator[Tensor]:
+    """k, k + 1, … k + count − 1, in memory: constants would give each column its own kernels."""
+    for _ in range(count):
+        yield k
+        k = (k + 1).contiguous()
 
 
 def columns_at(x: Tensor, k: Tensor, count: int = 1) -> Tensor:

@@ -5,10 +5,11 @@ They are computed in panels of columns (see panels.py).
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from minigrad.linalg import panels
-from minigrad.linalg.panels import columns_at, inverse_of_triangle, next_number, rows_at
+from minigrad.linalg.panels import columns_at, inverse_of_triangle, numbers, rows_at
 from minigrad.tensor import Tensor
 
 Panel = tuple[Tensor, Tensor]  # U and T of a panel's reflections; or stacked, of all panels
@@ -34,13 +35,12 @@ def _reflected_panels(s: Tensor, q: Tensor, columns: int) -> tuple[Tensor, Tenso
     """q after all reflections, the last one first; and s (batch, m, n) made triangular by them."""
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
-        k, panel, vectors = first, columns_at(s, first, width).contiguous(), []
-        for _ in range(width):
+        panel, vectors = columns_at(s, first, width).contiguous(), []
+        for k in numbers(first, width):
             column = (s._numbered(1) >= k).where(columns_at(panel, k - first), 0.0)
             vector = _reflector(column, s._numbered(1), k).contiguous()
             panel = (panel - vector * (vector * panel).sum(1, True)).contiguous()
             vectors.append(vector)
-            k = next_number(k)
         u, t = _together(vectors)
         return _less(s, u, t.transpose(1, 2)), (u, t)
 
@@ -70,11 +70,10 @@ def symmetric(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
     size = s._known_shape()[2]
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
-        k, rows, vectors = first, s._numbered(1), []
-        for _ in range(width):
+        rows, vectors = s._numbered(1), []
+        for k, following in pairwise(numbers(first, width + 1)):
             column = (rows > k).where(columns_at(s, k), 0.0)
-            k = next_number(k)
-            u = _reflector(column, rows, k.minimum(size - 1)).contiguous()
+            u = _reflector(column, rows, following.minimum(size - 1)).contiguous()
             across = u.transpose(1, 2)
             p = (s * across).sum(2, True).contiguous()
             inner = (u * p).sum(1, True).contiguous()
@@ -94,13 +93,12 @@ def bidiagonal(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
     size = s._known_shape()[2]
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Panel]:
-        k, rows, columns, vectors = first, s._numbered(1), s._numbered(2), []
-        for _ in range(width):
+        rows, columns, vectors = s._numbered(1), s._numbered(2), []
+        for k, following in pairwise(numbers(first, width + 1)):
             u = _reflector((rows >= k).where(columns_at(s, k), 0.0), rows, k).contiguous()
             s = (s - u * (u * s).sum(1, True)).contiguous()
             row = (columns > k).where(rows_at(s, k), 0.0).transpose(1, 2)
-            k = next_number(k)
-            v = _reflector(row, row._numbered(1), k.minimum(size - 1)).contiguous()
+            v = _reflector(row, row._numbered(1), following.minimum(size - 1)).contiguous()
             across = v.transpose(1, 2)
             s = (s - (s * across).sum(2, True) * across).contiguous()
             vectors.append(v)

@@ -18,7 +18,7 @@ from minigrad.linalg.panels import (
     by_panels,
     columns_at,
     missing,
-    next_number,
+    numbers,
     rows_at,
 )
 from minigrad.linalg.reflections import reflected, symmetric
@@ -80,13 +80,12 @@ def _without_panels(s: Tensor, columns: int) -> tuple[Tensor, Tensor]:
     batch, n, m = s.shape
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        k, panel, pivots = first, columns_at(s, first, width).contiguous(), []
+        panel, pivots = columns_at(s, first, width).contiguous(), []
         rows = s._numbered(1)
         order = rows.expand(batch, n, 1).contiguous()
-        for _ in range(width):
+        for k in numbers(first, width):
             panel, order, pivot = _pivoted(panel, order, k, k - first)
             pivots.append(pivot)
-            k = next_number(k)
         s = s._at(1, order.expand(batch, n, m)).contiguous()
         block = rows_at(s, first, width).contiguous()
         inside = (rows >= first) & (rows < first + width)
@@ -214,14 +213,13 @@ def _factored(x: Tensor) -> tuple[Tensor]:
     more = missing(size)
 
     def step(s: Tensor, first: Tensor, width: int) -> tuple[Tensor, Tensor]:
-        k, panel = first, columns_at(s, first, width).contiguous()
-        for _ in range(width):
+        panel = columns_at(s, first, width).contiguous()
+        for k in numbers(first, width):
             column = columns_at(panel, k - first)
             column = column / rows_at(column, k).sqrt()
             column = (panel._numbered(1) >= k).where(column, 0.0).contiguous()
             others = panel - column * rows_at(column, first, width).transpose(1, 2)
             panel = panel._numbered(2).eq(k - first).where(column, others).contiguous()
-            k = next_number(k)
         return s - panel @ panel.transpose(1, 2), panel
 
     _, factor = by_panels(step, x.pad((0, more, 0, more)), size)

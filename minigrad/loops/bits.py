@@ -65,10 +65,8 @@ class _Views:
                 new[e] = bitcast(inner, e.dtype)
             elif found is not None and e.op is Leaf.LOAD and e.array in self.stored:
                 new[e] = bitcast(found, e.dtype)
-            elif e.args:
-                new[e] = expr.apply(e.op, tuple(new[arg] for arg in e.args), e.dtype)
             else:
-                new[e] = expr.with_new_indices(e, new)
+                new[e] = expr.with_operands(e, new)
             bits[e] = found
         return new[root], bits[root]
 
@@ -77,7 +75,7 @@ class _Views:
     ) -> Expr | None:
         """The bits of a float, if they can be computed without it."""
         if e.op is Leaf.LOAD:
-            load = expr.with_new_indices(e, new)
+            load = expr.with_operands(e, new)
             if load.array in self.written and load.array not in self.stored:
                 return None
             return expr.load(view(load.array), load.index, load.guard)

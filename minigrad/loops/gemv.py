@@ -12,7 +12,7 @@ Several sums with the same vectors' axes may share a kernel.
     parallel over batch × blocks of the result:
       vectors' = vectors                (scratch; where they are computed, not just loaded)
       vectors' = vectors                (scratch; if they are computed, not just loaded)
-      store the block through the epilogue
+      sums += vectors' · matrix         (by columns or by rows)
 """
 
 from __future__ import annotations

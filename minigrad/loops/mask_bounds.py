@@ -39,8 +39,7 @@ def outside(root: Expr, mask: Expr, exact: bool = False) -> float | None:
         if e is mask:
             new[e] = expr.const(False, e.dtype)
         elif e.args:
-            args = tuple(new[arg] for arg in e.args)
-            new[e] = _folded(expr.apply(e.op, args, e.dtype), exact)
+            new[e] = _folded(expr.with_operands(e, new), exact)
     value = new[root].known()
     return None if value is None else float(value)
 

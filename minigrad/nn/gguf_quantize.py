@@ -9,7 +9,7 @@ error is kept. Errors of large elements count more, because they matter more in 
 from __future__ import annotations
 
 from minigrad.dtype import dtypes
-from minigrad.errors import ShapeError
+from minigrad.errors import expect
 from minigrad.linalg.decompositions import reciprocal
 from minigrad.nn.gguf_blocks import KINDS, LAYOUTS, Parts, packed
 from minigrad.nn.quantized import SUPER, Kind
@@ -32,8 +32,7 @@ def quantize(name: str, values: Tensor) -> bytes:
     """
     kind = KINDS[name]
     rows, columns = values._known_shape()
-    if columns % kind.block:
-        raise ShapeError(f"{name}: expected rows in multiples of {kind.block}, got {columns}")
+    expect(not columns % kind.block, name, f"rows in multiples of {kind.block}", columns)
     with Tensor.no_grad():
         flat = within_reach(name, values)
         flat = (flat.abs() < LEAST).where(0, flat).realize()  # 1/scale stays finite

@@ -235,10 +235,8 @@ def load_state_dict(
     values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():
         target = own[name]
-        if target.shape != value.shape:
-            raise ShapeError(
-                f"load_state_dict: {name}: expected shape {target.shape}, got {value.shape}"
-            )
+        expect(target.shape == value.shape, f"load_state_dict: {name}", f"shape {target.shape}",
+               f"{value.shape}")  # fmt: skip
         expect(not value.dtype.is_float or target.dtype.is_float,
                f"load_state_dict: {name}", f"integers for the model's {target.dtype.name}",
                value.dtype.name, error=DTypeError)  # fmt: skip
@@ -520,16 +518,13 @@ class Module:
         self, prefix: str = "", recurse: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
         """The parameters, also frozen ones, by dotted names; tied ones once."""
-        return iter(self._trained(prefix, recurse))
+        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
+        warn_of_unmarked(found)
+        return iter([(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float])
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
         """The parameters, also frozen ones, each once."""
-        return iter([tensor for _, tensor in self._trained("", recurse)])
-
-    def _trained(self, prefix: str, recurse: bool) -> list[tuple[str, Tensor]]:
-        found = self._tensors((Kind.PARAMETER, Kind.LOOSE, Kind.PLAIN), prefix, recurse)
-        warn_of_unmarked(found)
-        return [(n, t) for n, t, k in found if k is not Kind.PLAIN and t.dtype.is_float]
+        return (tensor for _, tensor in self.named_parameters("", recurse))
 
     def named_buffers(self, prefix: str = "", recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
         """The buffers, saved or not, by dotted names."""

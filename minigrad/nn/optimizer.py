@@ -175,19 +175,17 @@ class Optimizer(Steps):
         **options: Any,
     ) -> None:  # fmt: skip
         _check_numbers(self, lr=lr, **{n: v for n, v in options.items() if n in _NUMBERS})
-        if isinstance(params, Tensor):
-            raise TypeError(
-                f"{type(self).__name__}(params): expected a list of tensors, got a single Tensor; "
-                f"write {type(self).__name__}([x])"
-            )
-        given = tensors_of(type(self).__name__, params)
+        name = type(self).__name__
+        expect(not isinstance(params, Tensor), f"{name}(params)",
+               f"a list of tensors; write {name}([x])", "a single Tensor",
+               error=TypeError)  # fmt: skip
+        given = tensors_of(name, params)
         self.params = list({id(tensor): tensor for tensor in given}.values())
-        if not self.params:
-            raise ValueError(f"{type(self).__name__}: expected at least one parameter, got none")
+        expect(self.params, name, "at least one parameter", "none", error=ValueError)
         for tensor in self.params:
             if tensor.requires_grad is None and tensor._descends_from_leaves():
                 raise GradientError(
-                    f"{type(self).__name__}: expected leaves, got a tensor of shape {tensor.shape} "
+                    f"{name}: expected leaves, got a tensor of shape {tensor.shape} "
                     "computed from tensors that require a gradient; pass those, or x.detach() to "
                     "train it instead"
                 )
@@ -199,7 +197,7 @@ class Optimizer(Steps):
         self.device = self.params[0].device
         if isinstance(lr, Tensor):
             expect(lr.numel() == 1 and lr.dtype is dtypes.float32 and lr.device == self.device,
-                   f"{type(self).__name__}: lr", f"one float32 on {self.device}",
+                   f"{name}: lr", f"one float32 on {self.device}",
                    f"{lr.dtype.name} {lr.shape} on {lr.device}")  # fmt: skip
             self._lr = lr.realize()
         else:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import reduce
 
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import substitute, variables
@@ -72,7 +72,7 @@ class MemoryEmitter(IndexEmitter):
         pointer = self.pointer(array, self.at_base(statement.index))
         text, how = values.to_memory(here, value), ""
         if mask is not None:
-            self._masked_store(kind, text, pointer, mask, width, size)
+            self._masked_store(array.dtype, text, pointer, mask, width)
             return
         if statement is self.streamed:
             size, how = alignment(statement, width), ", !nontemporal !0"
@@ -95,19 +95,15 @@ class MemoryEmitter(IndexEmitter):
         pointer = self.pointer(array, self.at_base(statement.index))
         spread = ("poison" if n is None else n for n in lanes)
         text = here.shuffle(vector_type(scalar, width), values.to_memory(here, value), spread)
-        kind = vector_type(scalar, count)
-        self._masked_store(kind, text, pointer, own, count, array.dtype.itemsize)
+        self._masked_store(array.dtype, text, pointer, own, count)
 
-    def _masked_store(
-        self, kind: str, text: str, pointer: str, mask: str, width: int, size: int
-    ) -> None:
-        here = self.builder()
-        known = values.known_flags(mask, width)
+    def _masked_store(self, dtype: DType, text: str, pointer: str, mask: str, width: int) -> None:
+        here, scalar, size = self.builder(), memory_type(dtype), dtype.itemsize
+        kind, known = vector_type(scalar, width), values.known_flags(mask, width)
         if known is not None and sum(known) == 1:
             # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
             # And if x is a broadcast lane of y, one lane of −x may become y's first.
             lane = known.index(True)
-            scalar = kind.strip("<>").partition(" x ")[2]
             if not scalar.startswith("i"):
                 text = values.fenced(here, kind, text)
             single = here.line(f"extractelement {kind} {text}, i64 {lane}")
@@ -172,7 +168,7 @@ class MemoryEmitter(IndexEmitter):
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         flags = [mask or "splat (i1 true)" for mask in masks]
         mask = in_turn(here, flags, "i1", lanes)
-        return self._masked_load(kind, pointer, size, count * lanes, mask)
+        return self._masked_load(array.dtype, pointer, count * lanes, mask)
 
     def load(self, e: Expr, lanes: int) -> Value:
         """The value of a LOAD."""
@@ -201,12 +197,12 @@ class MemoryEmitter(IndexEmitter):
                 return text
         mask = self.both(mask, common, lanes)
         if not neighbours:
-            return self._gather(kind, array, index, lanes, size, mask)
+            return self._gather(array, index, lanes, mask)
         pointer = self.pointer(array, self.at_base(index))
         if mask is None:
             return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
-        return self._masked_load(kind, pointer, size, lanes, mask)
+        return self._masked_load(array.dtype, pointer, lanes, mask)
 
     def any(self, mask: str, lanes: int) -> str:
         """Whether any lane of a mask is set."""
@@ -234,17 +230,16 @@ class MemoryEmitter(IndexEmitter):
             some = Value(self.any(some, width), dtypes.bool, 1)
         return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
-    def _masked_load(self, kind: str, pointer: str, size: int, lanes: int, mask: str) -> str:
+    def _masked_load(self, dtype: DType, pointer: str, lanes: int, mask: str) -> str:
         """Adjacent elements in memory; zero outside of a mask."""
+        kind, size = vector_type(memory_type(dtype), lanes), dtype.itemsize
         return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
             f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
         ])  # fmt: skip
 
-    def _gather(
-        self, kind: str, array: Array, index: Integer, lanes: int, size: int,
-        mask: str | None = None,
-    ) -> str:  # fmt: skip
-        """Elements at any places, aligned to `size` bytes; zero in lanes outside a mask."""
+    def _gather(self, array: Array, index: Integer, lanes: int, mask: str | None) -> str:
+        """Elements at any places; zero in lanes outside a mask."""
+        kind, size = vector_type(memory_type(array.dtype), lanes), array.dtype.itemsize
         pointers = self.pointers(array, index, lanes)
         return self.builder().call(f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0", kind, [
             f"<{lanes} x ptr> {pointers}", f"i32 {size}",
@@ -338,7 +333,7 @@ class MemoryEmitter(IndexEmitter):
                     if n == number and known[lane]
                 }  # fmt: skip
                 mask = values.flags(at in read for at in range(size))
-                loaded = self._masked_load(kind, pointer, array.dtype.itemsize, size, mask)
+                loaded = self._masked_load(array.dtype, pointer, size, mask)
             if number == 0 or size < width:
                 own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
                 loaded = here.shuffle(kind, loaded, own)

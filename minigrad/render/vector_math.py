@@ -31,7 +31,7 @@ from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError
 from minigrad.graph.formulas.exponential import tanh_plus_one
 from minigrad.graph.operations import Op
-from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_new_indices
+from minigrad.schedule.expr import Expr, Leaf, apply, walk, with_operands
 
 
 def _by_formula(*args: Expr, dtype: DType, op: Op) -> Expr:
@@ -78,13 +78,10 @@ def expand(root: Expr) -> Expr:
             total: Any = tanh_plus_one(new[x])
             new[expr] = total
             continue
-        args = tuple(new[arg] for arg in expr.args)
         if change := rewriting(expr):
-            new[expr] = change(*args, dtype=expr.dtype)
-        elif args:
-            new[expr] = expr if args == expr.args else apply(expr.op, args, expr.dtype)
+            new[expr] = change(*(new[arg] for arg in expr.args), dtype=expr.dtype)
         else:
-            new[expr] = with_new_indices(expr, new)
+            new[expr] = with_operands(expr, new)
     return new[root]
 
 

@@ -36,12 +36,8 @@ def _as_index(e: Expr) -> Integer | None:
     """An integer expression as a sum of loop variables and loaded values, if it is one."""
     if not e.dtype.is_int:
         return None
-    if e.op is Leaf.LOAD:
+    if e.op in (Leaf.LOAD, Op.CONST, Leaf.INDEX):
         return expr.value_of(e)
-    if e.op is Op.CONST:
-        return int(e.value)
-    if e.op is Leaf.INDEX:
-        return e.index
     if e.op in (Op.ADD, Op.SUB):
         x, y = _as_index(e.args[0]), _as_index(e.args[1])
         if x is not None and y is not None:

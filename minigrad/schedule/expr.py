@@ -326,15 +326,8 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     """
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        if expr.args:
-            args = tuple([new[arg] for arg in expr.args])
-            if args == expr.args:
-                new[expr] = expr
-            else:
-                new[expr] = apply(expr.op, args, expr.dtype)
-        else:
-            leaf = with_new_indices(expr, new)
-            new[expr] = change(leaf) or leaf
+        made = with_operands(expr, new)
+        new[expr] = made if expr.args else change(made) or made
     return new[root]
 
 
@@ -342,21 +335,18 @@ def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
     """root with subexpressions replaced, except inside indices."""
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        if expr in values:
-            new[expr] = values[expr]
-        elif expr.args:
-            new[expr] = apply(expr.op, tuple(new[arg] for arg in expr.args), expr.dtype)
-        else:
-            new[expr] = expr
+        new[expr] = values.get(expr) or (with_operands(expr, new) if expr.args else expr)
     return new[root]
 
 
-def with_new_indices(leaf: Expr, new: Mapping[Expr, Expr]) -> Expr:
-    """A leaf whose indices take the new values of the expressions inside them."""
-    if all(new[inside] is inside for inside in leaf.operands):
-        return leaf
-
-    return with_indices(leaf, lambda x: replace_values(x, lambda e: value_of(new[e])))
+def with_operands(expr: Expr, new: Mapping[Expr, Expr]) -> Expr:
+    """An expression with new values of its operands, which for a leaf are inside of its indices."""
+    operands = tuple([new[operand] for operand in expr.operands])
+    if operands == expr.operands:
+        return expr
+    if expr.args:
+        return apply(expr.op, operands, expr.dtype)
+    return with_indices(expr, lambda x: replace_values(x, lambda e: value_of(new[e])))
 
 
 def substitute_in(root: Expr, values: Mapping[Atom, Integer]) -> Expr:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.shapes import flatten, unflatten
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.graph.windows import INTERLEAVED
 from minigrad.schedule import expr
@@ -112,14 +112,12 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
         if size != own.extent:
             return stage
         values[own.variable] = value
-    position = substitute(stage.position, values)
+    moved = stage.substitute(values)
     inner = list(product.axes[-1:])
     if across and product.product is not None:
         inner += [row for row in product.product.m[-1:] if row.most >= LEAST_ROWS]
-    if not any(is_near(coefficient(position, axis.variable)) for axis in inner):
-        return stage
-    body = expr.substitute_in(stage.body, values)
-    return replace(stage, axes=product.axes, body=body, position=position)
+    near = any(is_near(coefficient(moved.position, axis.variable)) for axis in inner)
+    return replace(moved, axes=product.axes) if near else stage
 
 
 def is_near(step: int | None) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import product
 
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
+from minigrad.graph.substitution import coefficient, proven_nonnegative, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
@@ -54,13 +54,8 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
         axes.append(short)
     if not values or any(not variables(place).isdisjoint(values) for place in values.values()):
         return None
-    return replace(
-        stage,
-        axes=tuple(axes),
-        body=expr.substitute_in(new, values),
-        position=substitute(stage.position, values),
-        guard=expr.restrict((), [substitute(c, values) for c in conditions]),
-    )
+    part = replace(stage, body=new, guard=tuple(conditions)).substitute(values)
+    return replace(part, axes=tuple(axes))
 
 
 def _conditions(test: Expr) -> list[Affine] | None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from minigrad.errors import GradientError, expect, misfit
 from minigrad.graph import build
-from minigrad.graph.autobatch import computed
+from minigrad.graph.autobatch import without_leaves
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
@@ -175,7 +175,7 @@ def _may_be_leaves(
 
 def _and_below(targets: Iterable[Node]) -> set[Node]:
     """Targets of a gradient, and what they are computed from: if that changed, so would they."""
-    return {*targets, *computed(topological(targets))}
+    return {*targets, *without_leaves(topological(targets))}
 
 
 # Gradients as templates, by the form of their graph (see `exact`). Of a form seen once only the

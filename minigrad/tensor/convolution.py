@@ -492,8 +492,7 @@ class _Plan:
         self, name: str, x: Convolution, kernel_size: Numbers, stride: Numbers | None,
         padding: Padding, dilation: Numbers, ceil_mode: bool,
     ) -> None:  # fmt: skip
-        if x.dtype.is_bool:
-            raise DTypeError(f"{name}: expected numbers, got bool; use x.float()")
+        expect(not x.dtype.is_bool, name, "numbers; use x.float()", "bool", error=DTypeError)
         self.spatial = len(kernel_size) if isinstance(kernel_size, Sequence) else 2
         expect(1 <= self.spatial <= x.ndim, name, "at least as many dimensions as the kernel",
                f"shape {x.shape} and kernel_size {kernel_size}")  # fmt: skip

@@ -139,11 +139,15 @@ class Core(Holder, metaclass=_TensorType):
         [3, 4]
         """
         raw, shape, found = hostdata.read(data, self.dtype)
-        if shape != self.shape or found is not self.dtype:
-            new, own = f"{found.name} {show(shape)}", f"{self.dtype.name} {show(self.shape)}"
-            raise misfit("set_data", f"the tensor's dtype and shape, {own}", new)
+        self._check_alike("set_data", shape, found)
         self._fill(raw)
         return self
+
+    def _check_alike(self, name: str, shape: Shape, dtype: DType) -> None:
+        """ShapeError unless values that replace the tensor's have its shape and dtype."""
+        if shape != self.shape or dtype is not self.dtype:
+            new, own = f"{dtype.name} {show(shape)}", f"{self.dtype.name} {show(self.shape)}"
+            raise misfit(name, f"the tensor's dtype and shape, {own}", new)
 
     def _fill(self, raw: bytes | bytearray) -> None:
         """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
@@ -250,9 +254,7 @@ class Core(Holder, metaclass=_TensorType):
             if not isinstance(given, Core):
                 raise TypeError(f"x.grad: expected a tensor or None, got {type(given).__name__}")
             device_of("x.grad =", (self.raw, given.raw))
-            if given.shape != self.shape or given.dtype is not self.dtype:
-                new, own = (f"{x.dtype.name} {show(x.shape)}" for x in (given, self))
-                raise misfit("x.grad = …", f"the tensor's dtype and shape, {own}", new)
+            self._check_alike("x.grad = …", given.shape, given.dtype)
         grades(self, anew=True)
         self._grad = given
 
@@ -483,9 +485,7 @@ class Core(Holder, metaclass=_TensorType):
         """Take a tensor's values; those that shared memory with self keep theirs."""
         if not isinstance(value, Core):
             raise TypeError(f"x.data = …: expected a tensor, got {type(value).__name__}")
-        if value.shape != self.shape or value.dtype is not self.dtype:
-            new, own = (f"{x.dtype.name} {show(x.shape)}" for x in (value, self))
-            raise misfit("x.data = …", f"the tensor's dtype and shape, {own}", new)
+        self._check_alike("x.data = …", value.shape, value.dtype)
         base = views.base_of(value)
         if base is self and value.raw is self.raw:  # x.data -= … has written already
             return

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from minigrad.device import Buffer, Device, about_to_read
 from minigrad.dtype import DType, dtypes
-from minigrad.errors import DeviceError, DTypeError, expect
+from minigrad.errors import DeviceError, DTypeError, expect, misfit
 from minigrad.graph import build
 from minigrad.tensor import hostdata, realization, views
 from minigrad.tensor.basic import Composed
@@ -178,10 +178,8 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
         ) from None
     dtype = dtypes.bfloat16 if halves else hostdata.known(array.dtype)
     if dtype is None:
-        raise DTypeError(
-            f"from_dlpack of {type(data).__name__}: expected bool, integers or real floats, got "
-            f"{array.dtype.name}"
-        )
+        raise misfit(f"from_dlpack of {type(data).__name__}", "bool, integers or real floats",
+                     array.dtype.name, error=DTypeError)  # fmt: skip
     # capsules without a version cannot mark memory as read-only
     return array, dtype, array.flags.writeable or b"versioned" not in name
 

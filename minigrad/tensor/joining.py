@@ -88,10 +88,8 @@ class Joining(Methods):
             return self.flatten().roll(shifts, 0).reshape(self.shape)
         shift = shifts if isinstance(shifts, Sequence) else [shifts]
         axes = axes_of("roll", dims, self.ndim)
-        if len(shift) != len(axes):
-            raise ShapeError(
-                f"roll: expected a shift per dimension, got {len(shift)} for {len(axes)}"
-            )
+        expect(len(shift) == len(axes), "roll", "a shift per dimension",
+               f"{len(shift)} for {len(axes)}")  # fmt: skip
         result = self
         for amount, axis in zip(shift, axes, strict=True):
             extent = result.shape[axis]

@@ -143,8 +143,7 @@ class Loss(Composed):
             more = f"; write target.{how[target.shape]}" if target.shape in how else ""
             expected = f"(…, classes) and integer targets (…){more}"
             raise misfit(name, expected, self, f"targets {target.shape}")
-        if not target.dtype.is_int:
-            raise DTypeError(f"{name}: expected integer targets, got {target.dtype.name}")
+        expect(target.dtype.is_int, name, "integer targets", target.dtype.name, error=DTypeError)
         known = self._new(target.node)
         classes = known._checked(self.shape[-1], name, "classes", ignored=ignore_index)
         ramp = self.arange(self.shape[-1], device=self.raw.device)

@@ -49,8 +49,7 @@ class Scattering(Methods):
         """Axis, self cut to the index's extents in other dimensions, and the checked index."""
         axis = axis_of(name, dim, self.ndim, 0)
         shape = index.shape
-        if not index.dtype.is_int:
-            raise DTypeError(f"{name}: expected an integer index, got {index.dtype.name}")
+        expect(index.dtype.is_int, name, "an integer index", index.dtype.name, error=DTypeError)
         fits = len(shape) == self.ndim and all(
             low(have - want) >= 0
             for d, (have, want) in enumerate(zip(self.shape, shape, strict=True))

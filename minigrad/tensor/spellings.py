@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import DTypeLike
-from minigrad.errors import ShapeError
+from minigrad.errors import misfit
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.basic import Basic, Composed
@@ -78,10 +78,8 @@ class Spellings(Composed):
         [3, 4]
         """
         if other.shape != self.shape or other.dtype is not self.dtype:
-            raise ShapeError(
-                f"replace: expected equal shapes and dtypes, got {self.dtype.name} {self.shape} "
-                f"and {other.dtype.name} {other.shape}"
-            )
+            raise misfit("replace", "equal shapes and dtypes",
+                         *(f"{x.dtype.name} {x.shape}" for x in (self, other)))  # fmt: skip
         return self.assign(other)
 
     def zero_(self) -> Self:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minigrad import Tensor
-from minigrad.graph import collective
-from minigrad.graph.collective import exchange
+from minigrad.graph.collective import exchange, results_of
 from minigrad.models.parallel.group import RankGroup
 
 
@@ -55,5 +54,5 @@ def together(
     kind: "all_reduce", "permute" or "broadcast". after: tensors to be computed before it begins.
     """
     nodes, waiting = [tensor.node for tensor in tensors], [tensor.node for tensor in after]
-    made = collective.together(kind, group.name, group.size, nodes, how, place, waiting)
-    return [Tensor._of(node) for node in made]
+    made = exchange(kind, group.name, group.size, nodes, how, place, waiting)
+    return [Tensor._of(node) for node in results_of(made)]
