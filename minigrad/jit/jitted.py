@@ -31,7 +31,9 @@ or the value is fixed:
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
 | a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
-| a list that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
+| a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
+| an attribute or global that it sets, and that others replace | `JitError` |
+| a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |
 | contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
@@ -213,14 +215,14 @@ class Jitted(Generic[P, R]):
             else:
                 given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls() as calls, _logged() as data:
+                with recorded_calls() as calls, _logged() as data, _noting() as noted:
                     result = self.function(*args, **kwargs)
                     first: list[Tensor] = []
                     flatten(result, first, {})
                     realization.realize(first)  # weights drawn in it are not part of a step
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
-                self._called[key] = _Called(given, structure, data, calls)
+                self._called[key] = _Called(given, structure, data, calls, noted)
                 return result
         return self(*args, **kwargs)
 
@@ -237,16 +239,16 @@ class Jitted(Generic[P, R]):
         places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
-        outside = Outside(self.name, self.function, self.instance, named, Observed())
+        seen = self._called[key].noted
+        outside = Outside(self.name, self.function, self.instance, named, seen)
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         before, drawn = Snapshot(), generators()
         watch = HostWatch(self.name, before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing[get_ident()] = noted = Observed()
         failed = True
         try:
-            with recorded_calls() as calls, _logged() as data:
+            with recorded_calls() as calls, _logged() as data, _noting() as noted:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -256,7 +258,6 @@ class Jitted(Generic[P, R]):
                 realization.settle_writes()
             failed = False
         finally:
-            del capturing[get_ident()]
             watching.watch = None
             if failed:
                 copy_back(calls, tensors, given)
@@ -264,14 +265,15 @@ class Jitted(Generic[P, R]):
         settle_inputs(capture, calls, places, tensors, given)
         with _after_the_work():
             self._refuse_objects(others)
-            call = _Called(called_with, found, data, calls)
+            call = _Called(called_with, found, data, calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn)
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
             take_gradients(capture, before, noted.graded, tensors, given)
             returned = sort(capture, calls, places, before, results, values, tensors, given)
             refuse_added(capture, before, noted.graded)
-            capture.outside.refuse_changes(outside, capture.read)
+            kept = [source.what for source in capture.sources if source.kind == "kept"]
+            capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
             del outside  # and the tensors it read
             capture.result = template(result)
@@ -364,13 +366,17 @@ class _Called:
     """A call that was not a replay.
 
     given: a hash of its arguments (`_given`). result: the structure of its result. data: what it
-    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`).
+    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`). noted: what
+    it read.
 
     changed: whether the numbers differed from those of the call before.
     """
 
-    def __init__(self, given: int, result: Any, data: list[int], calls: Sequence[Call]) -> None:
-        self.given, self.result, self.data, self.changed = given, result, data, False
+    def __init__(
+        self, given: int, result: Any, data: list[int], calls: Sequence[Call], noted: Observed
+    ) -> None:
+        self.given, self.result, self.data, self.noted = given, result, data, noted
+        self.changed = False
         self.used = weakref.WeakSet(buffer for call in calls for buffer in call.buffers)
         self.numbers = set[tuple[int, tuple[str, ...]]]().union(*(call.numbers for call in calls))
 
@@ -409,6 +415,16 @@ def _after_the_work() -> Iterator[None]:
     except JitError as error:
         error.args = (f"{error}. (This call did its work, as without @jit)",)
         raise
+
+
+@contextmanager
+def _noting() -> Iterator[Observed]:
+    """Note the attributes that code of this thread reads."""
+    capturing[get_ident()] = noted = Observed()
+    try:
+        yield noted
+    finally:
+        del capturing[get_ident()]
 
 
 @contextmanager
