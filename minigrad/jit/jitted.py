@@ -32,7 +32,6 @@ or the value is fixed:
 | an iterator that has such a name | `JitError` in call 2 |
 | a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
 | a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
-| an attribute or global that it sets, and that others replace | `JitError` |
 | a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |

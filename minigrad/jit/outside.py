@@ -82,6 +82,7 @@ class Outside:
         hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
         walk = _Walk(function, instance, given, modules, [hook.function for hook in hooks])
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
+        self.stored = walk.stored
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
@@ -181,7 +182,8 @@ class Outside:
         memory: buffers that a replay reads; tensors that it does not read may be replaced, but not
         moved to another place, such as the result. kept: older tensors that it returns.
         """
-        moved = {*map(id, kept), *(id(read.value) for read in self.read.values())}
+        now = {**self.stored, **{place: read.value for place, read in self.read.items()}}
+        moved = {*map(id, kept), *map(id, now.values())}
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
         for place, (was, label, *_) in before.read.items():
@@ -274,6 +276,7 @@ class _Walk:
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
+        self.stored: dict[str, Any] = {}  # values of places that code sets, by expression
         self.grows: list[tuple[Any, list[Any], str]] = []  # (what code adds to, its items, label)
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[Use, ...]] = {}
@@ -420,6 +423,9 @@ class _Walk:
             return
         library = _is_library(value) and "__wrapped__" not in vars(value)
         if library or len(self.read) >= _MOST:
+            return
+        if use.stored:
+            self.stored.setdefault(place, value)
             return
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, _Read(value, label, part, near=near))

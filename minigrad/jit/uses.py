@@ -33,7 +33,7 @@ class Use(NamedTuple):
 
     of: the name of the object whose attribute it is, "" if unknown, None for a variable. called: as
     a method. adds: its value is only appended to. by_text: as in getattr(of, "name", default), so
-    there may be none.
+    there may be none. stored: it is set, not read.
     """
 
     of: str | None
@@ -41,6 +41,7 @@ class Use(NamedTuple):
     called: bool = False
     adds: bool = False
     by_text: bool = False
+    stored: bool = False
 
 
 def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
@@ -61,9 +62,9 @@ def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
             yield Use(None if kind == "IMPORT_NAME" else "", name)
         else:
             if kind == "STORE_ATTR" and (of or code.co_name not in MAKING):
-                yield Use(of, name)  # a replay leaves the same object there
+                yield Use(of, name, stored=True)
             elif kind == "STORE_GLOBAL" or (kind == "STORE_DEREF" and name in known):
-                yield Use(None, name)
+                yield Use(None, name, stored=True)
             elif after.opname == "MATCH_CLASS":
                 yield from (Use("", attribute) for attribute in step.argval)
             name = ""

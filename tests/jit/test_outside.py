@@ -394,7 +394,7 @@ def test_a_tensor_that_is_gone(on_device):
         layer.weight.assign(Tensor([[2.0, 3.0]]))
         layer.bias.assign(Tensor([1.0]))
     assert step(x).tolist() == [9]
-    layer.weight = Tensor([[1.0, 1.0]])
+    layer.weight = nn.Parameter(Tensor([[1.0, 1.0]]))
     with pytest.raises(JitError, match=r"shape \(1, 2\) that no longer exists"):
         step(x)
     step.reset()

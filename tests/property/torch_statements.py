@@ -200,7 +200,7 @@ ROUGH_VALUES = templates(r"""
     T.cdist(fit({f}, 3, 2), fit({f2}, 4, 2))  {f}.cov()  {f}.lerp({f2}, 0.3)
     {f}.lerp({f2}, {f3}.sigmoid())  {f}.addcdiv({f2}, {f3}.abs() + 1, value=0.5)
     T.addcmul({f}, {f2}, {f3})  {f}.quantile(0.3, {d})  {f}.quantile(0.7)  {f}.sort({d})[0]
-    {f}.topk({K}, {d})[0]  {f}.matrix_power(2)  {f} @ {f2}  {f} @ {f2}.mT  {f} + {f2}  {f} * {f2}
+    {f}.topk({K}, {d})[0]  {f}.matrix_power({K})  {f} @ {f2}  {f} @ {f2}.mT  {f} + {f2}  {f} * {f2}
     {f} - {f2}  {f} * {f2} + {f3}  {f}.maximum({f2})  ({f} * {f2}).sum({d})  {f}.sum()
     {f}.sum({D}, keepdim=True) * {f}  {f} - {f}.mean({d}, keepdim=True)
     {f} - {f}.amax({d}, keepdim=True)  T.std_mean({f}.nan_to_num(0, 1, 2), {d})[{K} % 2]
@@ -460,5 +460,5 @@ HERE = (
     "write in place to a view|0-d mask|not depend on|since been overwritten|RangeError"
     "|the result is|ZeroDivisionError|AxisError|expected at least one|equal ndim|equal sizes"
     "|no parameter has a gradient|bool .* instead of uint8|uint64 .* instead of int64"
-    "|entropy.*instead of float"
+    "|entropy_with_logits.*instead of float"
 )
