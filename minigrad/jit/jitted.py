@@ -12,8 +12,8 @@ is recorded, with its buffers. From the third call on, none of the function's Py
 recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Inputs of
 other extents (another batch size) start again: one normal call, one that is captured; from the
 third size on this compiles nothing (`graph/general.py`). Tensors that the function updates in place
-stay in their memory. So do values that it leaves in objects (a parameter's `.grad`); each replay
-updates them.
+stay in their memory. So does a parameter's `.grad`, which each replay updates. Tensors that it leaves in
+attributes and globals are set anew; those in containers that it leaves there are updated.
 
 A replay runs no Python. If the function would behave differently in a later call, that is detected,
 or the value is fixed:
@@ -278,7 +278,11 @@ class Jitted(Generic[P, R]):
             capture.result = template(result)
             links = _left_behind(capture, results, tensors, given)
             del result, results[:], given[:]
-            capture.renewed = [(link, source) for link, source in links if link() is not None]
+            known_by = {id(link()): source for link, source in links if link() is not None}
+            old = {id(tensor) for tensor in all_holders() if before.knows(tensor)} - {*known_by}
+            capture.stores = [(store, known_by.pop(id(store.tensor), None))
+                              for store in capture.outside.take_stores(old)]  # fmt: skip
+            capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
             known = set(watch.fresh) | set(places) | {tensor.raw.arg for tensor in tensors}
             if not claim(capture, calls, known, before) or call.changed:  # perhaps once only
                 self._called[key] = call

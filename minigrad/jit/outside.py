@@ -20,7 +20,7 @@ import sys
 import weakref
 from array import array
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from io import IOBase
 from operator import methodcaller
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
@@ -58,6 +58,14 @@ class _Read(NamedTuple):
     part: bool = False
     test: str = "is not"
     near: str = ""
+
+
+class Store(NamedTuple):
+    """A tensor that a step leaves at places. put: sets them; count: at how many of them it is."""
+
+    tensor: Tensor
+    put: Callable[[Tensor], None]
+    count: Callable[[Any], int]
 
 
 class Outside:
@@ -209,6 +217,32 @@ class Outside:
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
                     "return the tensor, and add it outside"
                 )
+
+    def take_stores(self, old: Container[int]) -> list[Store]:
+        """Tensors that the step itself leaves at places that it sets.
+
+        A replay sets these places again, so they are not checked. old: ids of other tensors.
+        """
+        places: dict[int, list[str]] = {}
+        tensors = {id(value): value for value in self.stored.values()
+                   if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
+        for place, value in self.stored.items():
+            if id(value) in tensors:
+                places.setdefault(id(value), []).append(place)
+        self.stored = {}
+        self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
+        self.differs = self._look()
+        return [Store(tensor, *self._setter(places[key])) for key, tensor in tensors.items()]
+
+    def _setter(self, places: Sequence[str]) -> tuple[Callable[..., None], Callable[..., int]]:
+        """Functions that set places to a tensor, and count at how many of them an object is."""
+        text = "def put(value):\n" + "".join(f"    {place} = value\n" for place in places)
+        text += "def count(value):\n    found = 0\n" + "".join(
+            f"    try:\n        found += {place} is value\n    except MISSING:\n        pass\n"
+            for place in places
+        )
+        exec(compile(f"{text}    return found\n", f"<what {self.name} sets>", "exec"), self.names)
+        return self.names.pop("put"), self.names.pop("count")
 
     def _refuse_replaced(self, what: str) -> None:
         raise JitError(
@@ -513,8 +547,12 @@ class _Walk:
             self.todo.append(lambda: self._function(found, {}, first, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not _GONE and (callable(found) or not use.called):
-                here = f".__dict__[{name!r}]" if is_own else f".{name}"
+                is_item = is_own and not isinstance(value, type)
+                here = f".__dict__[{name!r}]" if is_item else f".{name}"
                 near, inner = self._near(value, place, here), f"{label}.{name}"
+                if use.stored:  # one expression for all ways to it, which does not keep it alive
+                    weak = hasattr(value, "__weakref__")
+                    place = f"{self._named(weakref.ref(value))}()" if weak else self._named(value)
                 self._value(place + here, inner, use, uses, near=near)
 
     def _near(self, value: Any, place: str, here: str) -> str:

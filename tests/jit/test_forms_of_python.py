@@ -4,7 +4,9 @@ Python by which a step reads a number that changes later, and by which it leaves
 
 from __future__ import annotations
 
+import gc
 import textwrap
+import weakref
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,64 @@ def test_a_form_of_python(form: tuple[str, str, str, str]) -> None:
     for values, expected in zip(found, wanted, strict=False):
         for value, other in zip(values, expected, strict=True):
             assert np.array_equal(value, other)
+
+
+# Lines that leave tensors at places, and the places.
+STORES = {
+    "box.last = a * 2": "box.last", "box.last = a": "box.last",
+    "box.last = a + 1; a = box.last": "box.last",
+    "box.last = box.k = a * 3": "box.last box.k", "global gx\ngx = a - 1": "gx",
+    "O.last = a * 2": "O.last", "slots.x = a * 2": "slots.x", "own(a)": "own.h",
+    "box.last = a * 2; box.all = [*box.all, 1][-1:]; a = a + box.last.sum()": "box.last",
+    "box.w = w * a; a = box.w.detach() * 2": "box.w",
+}  # fmt: skip
+MADE = """
+class Slots:
+    __slots__ = ("x",)
+class Own(nn.Module):
+    h = None
+    def forward(self, x):
+        self.h = x * 2
+        return self.h + 1
+slots, own, box.all, w = Slots(), Own(), [], Tensor([2.0], requires_grad=True)
+"""
+
+
+@pytest.mark.parametrize("body", STORES)
+def test_what_a_step_leaves_is_new_in_each_call(body: str, on_device: str) -> None:
+    """It is set also if others have set it: another capture, for another size, or other code."""
+    found: list[list[Any]] = []
+    for captured in (False, True):
+        names: dict[str, Any] = {"__name__": __name__, "Tensor": Tensor, "nn": nn}
+        exec(START + MADE, names)
+        exec("def step(a):\n" + textwrap.indent(f"{body}\nreturn a", "    "), names)
+        step, seen = jit(names["step"]) if captured else names["step"], []
+        for number in range(12):
+            size = 3 if number % 4 == 3 else 2
+            seen.append(step(Tensor([1.0 + number, 2.0 - number, 0.5][:size]).realize()))
+            seen += [eval(place, names) for place in STORES[body].split()]
+            if number == 9:
+                for place in STORES[body].split():
+                    exec(f"{place} = None", names)
+        found.append([tensor.tolist() for tensor in seen])
+    assert found[0] == found[1]
+
+
+def test_a_step_that_sets_an_attribute_does_not_keep_the_object_alive(on_device: str) -> None:
+    class Model:
+        @jit
+        def step(self, x: Tensor) -> Tensor:
+            self.last = x * 2
+            return self.last + 1
+
+    model = Model()
+    for number in range(4):
+        assert model.step(Tensor([number])).item() == 2 * number + 1
+        assert model.last.item() == 2 * number
+    link = weakref.ref(model)
+    del model
+    gc.collect()
+    assert link() is None
 
 
 @pytest.mark.parametrize("same", ["x.pad(())", "x.prod(0)", "x.cumprod(0)", "x.cummax(0)[0]"])

@@ -57,7 +57,7 @@ OPTIMIZERS = (
 SCHEDULERS = (
     "StepLR(o0, 2, 0.5)", "ExponentialLR(o0, 0.75)", "CosineAnnealingLR(o0, 4)",
     "LinearLR(o0, 0.5, total_iters=3)", "LambdaLR(o0, lambda k: 1 / (k + 1))",
-    "MultiStepLR(o0, [1, 3], 0.5)", "OneCycleLR(o0, 0.1, total_steps=400)",
+    "MultiStepLR(o0, [1, 3], 0.5)", "OneCycleLR(o0, 0.1, 400, cycle_momentum=False)",
 )  # fmt: skip
 
 TRAINING = templates(r"""

@@ -165,7 +165,7 @@ EXACT = templates(r"""
     {x}[np.array([True, False])]  {x}[idx({i}, {x}.shape[0]), None]  {x}[[0, 1], :, [0, -1]]
     {x}[:, [0, 1], :, [0]]  {x}[None, [0, 1], None]  {x}[[0, -1]][:, [0]]  {x}[{m}][{s}]
     {n} + np.float32(0.5)  {n} * np.int64(2)  {i} + np.int32(3)  {h} - np.float64(0.25)
-    {x} + True  {m} + 1  {m} * 2.5  {i} * 0.5  {i} + 0.25  True + {n}  {m} - {i}
+    {x} + True  ({m} + 1).long()  {m} * 2.5  {i} * 0.5  {i} + 0.25  True + {n}  {m} - {i}
     2 ** {i}.clamp(0, 5)
     {h}.bfloat16().float()  ({h}.bfloat16() + {h2}.bfloat16()).float()
     ({i} + {h}.bfloat16()).float()
@@ -445,7 +445,7 @@ READING = (
 )
 # Templates without NaN and infinity: 0 * inf, and the order of operations, are not specified.
 FINITE = (
-    r"F\.(conv|grid|interp|scaled|adaptive|batch|avg|gelu|max|nll|cross)|T\.(outer|kron|var_mean|std_mean)"
+    r"F\.(conv|grid|interp|scaled|adaptive|batch|avg|gelu|max|nll|cross|binary)|T\.(outer|kron|var_mean|std_mean)"
     r"|@|ein|mm|mv|dot|cdist|searchsorted|lerp|mode|fit\(\{h2"
 )
 # Errors of PyTorch for which minigrad has an answer.
