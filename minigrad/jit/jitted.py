@@ -12,8 +12,8 @@ is recorded, with its buffers. From the third call on, none of the function's Py
 recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Inputs of
 other extents (another batch size) start again: one normal call, one that is captured; from the
 third size on this compiles nothing (`graph/general.py`). Tensors that the function updates in place
-stay in their memory. So does a parameter's `.grad`, which each replay updates. Tensors that it leaves in
-attributes and globals are set anew; those in containers that it leaves there are updated.
+stay in their memory. So does a parameter's `.grad`, which each replay updates. Tensors that it
+leaves in attributes and globals are set anew; those in containers that it leaves are updated.
 
 A replay runs no Python. If the function would behave differently in a later call, that is detected,
 or the value is fixed:
