@@ -33,7 +33,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
 )
 from minigrad.tensor.modes import no_grad
-from minigrad.tensor.plan import described
+from minigrad.tensor.plan import described, pending
 from minigrad.tensor.pytree import signature
 
 
@@ -141,12 +141,15 @@ class HostWatch:
     def borrows(self, holder: Holder) -> bool:
         """For a tensor that the step created: whether its memory may not be written.
 
-        An older tensor has the same memory, or it holds data of the host, which a replay reads
-        without filling it again.
+        An older tensor has the same memory, perhaps with a write that waits, or it holds data of
+        the host, which a replay reads without filling it again.
         """
         known, node = self.before.knows, holder.raw
+        link = pending.get(id(node))
+        write = None if link is None else link()
+        sharers = [*holders(node), *([] if write is None else holders(write))]
         return not known(holder) and (
-            any(map(known, holders(node))) or (node.op is Op.BUFFER and node.arg in self.fresh)
+            any(map(known, sharers)) or (node.op is Op.BUFFER and node.arg in self.fresh)
         )
 
 

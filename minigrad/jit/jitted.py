@@ -12,8 +12,8 @@ is recorded, with its buffers. From the third call on, none of the function's Py
 recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Inputs of
 other extents (another batch size) start again: one normal call, one that is captured; from the
 third size on this compiles nothing (`graph/general.py`). Tensors that the function updates in place
-stay in their memory. So do values that it leaves in objects (a parameter's `.grad`); each replay
-updates them.
+stay in their memory. So does a parameter's `.grad`, which each replay updates. Tensors that it
+leaves in attributes and globals are set anew; those in containers that it leaves are updated.
 
 A replay runs no Python. If the function would behave differently in a later call, that is detected,
 or the value is fixed:
@@ -31,7 +31,8 @@ or the value is fixed:
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
 | a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
-| a list that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
+| a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
+| a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |
 | contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
@@ -203,14 +204,14 @@ class Jitted(Generic[P, R]):
             else:
                 given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls() as calls, _logged() as data:
+                with recorded_calls() as calls, _logged() as data, _noting() as noted:
                     result = self.function(*args, **kwargs)
                     first: list[Tensor] = []
                     flatten(result, first, {})
                     realization.realize(first)  # weights drawn in it are not part of a step
                 _give_memory(before)
                 structure = _part(result, {id(link) for link, _ in before})
-                self._called[key] = _Called(given, structure, data, calls)
+                self._called[key] = _Called(given, structure, data, calls, noted)
                 return result
         return self(*args, **kwargs)
 
@@ -226,16 +227,16 @@ class Jitted(Generic[P, R]):
         capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))
         named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
-        outside = Outside(self.name, self.function, self.instance, named, Observed())
+        seen = self._called[key].noted
+        outside = Outside(self.name, self.function, self.instance, named, seen)
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
         recorded, drawn = Recorded(capture, tensors, given), generators()
         watch = HostWatch(self.name, recorded.before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
-        capturing[get_ident()] = noted = Observed()
         failed = True
         try:
-            with recorded_calls() as recorded.calls, _logged() as data:
+            with recorded_calls() as recorded.calls, _logged() as data, _noting() as noted:
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -245,7 +246,6 @@ class Jitted(Generic[P, R]):
                 realization.settle_writes()
             failed = False
         finally:
-            del capturing[get_ident()]
             watching.watch = None
             if failed:
                 recorded.copy_back()
@@ -254,20 +254,26 @@ class Jitted(Generic[P, R]):
         recorded.settle_inputs()
         with _after_the_work():
             self._refuse_objects(others)
-            call = _Called(called_with, found, data, recorded.calls)
+            call = _Called(called_with, found, data, recorded.calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn)
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
             recorded.take_gradients()
             returned = recorded.sort(results, values)
             recorded.refuse_added()
-            capture.outside.refuse_changes(outside, capture.read)
+            kept = [source.what for source in capture.sources if source.kind == "kept"]
+            capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
             del outside  # and the tensors it read
             capture.result = template(result)
             links = recorded.left_behind(results)
             del result, results[:], given[:]
-            capture.renewed = [(link, source) for link, source in links if link() is not None]
+            known_by = {id(link()): source for link, source in links if link() is not None}
+            knows = recorded.before.knows
+            old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
+            capture.stores = [(store, known_by.pop(id(store.tensor), None))
+                              for store in capture.outside.take_stores(old)]  # fmt: skip
+            capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call
@@ -354,13 +360,17 @@ class _Called:
     """A call that was not a replay.
 
     given: a hash of its arguments (`_given`). result: the structure of its result. data: what it
-    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`).
+    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`). noted: what
+    it read.
 
     changed: whether the numbers differed from those of the call before.
     """
 
-    def __init__(self, given: int, result: Any, data: list[int], calls: Sequence[Call]) -> None:
-        self.given, self.result, self.data, self.changed = given, result, data, False
+    def __init__(
+        self, given: int, result: Any, data: list[int], calls: Sequence[Call], noted: Observed
+    ) -> None:
+        self.given, self.result, self.data, self.noted = given, result, data, noted
+        self.changed = False
         self.used = weakref.WeakSet(buffer for call in calls for buffer in call.buffers)
         self.numbers = set[tuple[int, tuple[str, ...]]]().union(*(call.numbers for call in calls))
 
@@ -382,6 +392,16 @@ def _after_the_work() -> Iterator[None]:
     except JitError as error:
         error.args = (f"{error}. (This call did its work, as without @jit)",)
         raise
+
+
+@contextmanager
+def _noting() -> Iterator[Observed]:
+    """Note the attributes that code of this thread reads."""
+    capturing[get_ident()] = noted = Observed()
+    try:
+        yield noted
+    finally:
+        del capturing[get_ident()]
 
 
 @contextmanager

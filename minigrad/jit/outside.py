@@ -20,15 +20,15 @@ import sys
 import weakref
 from array import array
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from io import IOBase
 from operator import methodcaller
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
 from minigrad.graph.node import Node
-from minigrad.jit.uses import Use, uses_of
+from minigrad.jit.uses import ADDING, MAKING, Use, is_special, uses_of
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
@@ -60,6 +60,14 @@ class _Read(NamedTuple):
     near: str = ""
 
 
+class Store(NamedTuple):
+    """A tensor that a step leaves at places. put: sets them; count: at how many of them it is."""
+
+    tensor: Tensor
+    put: Callable[[Tensor], None]
+    count: Callable[[Any], int]
+
+
 class Outside:
     """The values that a function reads from outside, as they are now.
 
@@ -82,6 +90,7 @@ class Outside:
         hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
         walk = _Walk(function, instance, given, modules, [hook.function for hook in hooks])
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
+        self.stored = walk.stored
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
@@ -173,11 +182,16 @@ class Outside:
                     "do not pass it"
                 )
 
-    def refuse_changes(self, before: Outside, memory: Collection[Any]) -> None:
+    def refuse_changes(
+        self, before: Outside, memory: Collection[Any], kept: Collection[Any]
+    ) -> None:
         """JitError if the step itself has changed what it reads, since `before`.
 
-        memory: buffers that a replay reads; tensors that it does not read may be replaced.
+        memory: buffers that a replay reads; tensors that it does not read may be replaced, but not
+        moved to another place, such as the result. kept: older tensors that it returns.
         """
+        now = {**self.stored, **{place: read.value for place, read in self.read.items()}}
+        moved = {*map(id, kept), *map(id, now.values())}
         if any(node.arg in memory for node in self.left):
             self._refuse_replaced("a tensor of a module that it calls")
         for place, (was, label, *_) in before.read.items():
@@ -187,19 +201,48 @@ class Outside:
                     "call next() outside, and pass the result"
                 )
             new = self.read.get(place, before.read[place]).value
-            is_read = isinstance(was, Tensor) and was.raw.arg in memory
+            is_read = isinstance(was, Tensor) and (was.raw.arg in memory or id(was) in moved)
             if isinstance(was, list):  # of ids of keys, which a dict made anew has others of
                 was, new = len(was), len(new)
             if is_read and was is not new or isinstance(was, _PLAIN) and not _equal(was, new):
                 self._refuse_replaced(repr(label))
-        for grown, size, label in before.grows:
-            added: list[Tensor] = []
-            flatten([*grown][size:], added, {})
-            if added:
+        for attribute, link, was in before.noted:
+            if link() is not None and getattr(link(), attribute) != was:
+                self._refuse_replaced(f"{type(link()).__name__}'s {attribute.strip('_')}")
+        for grown, items, label in before.grows:
+            added, known = list[Tensor](), {*map(id, items)}
+            flatten([item for item in grown if id(item) not in known], added, {})
+            if added and len(grown) > len(items):
                 raise JitError(
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
                     "return the tensor, and add it outside"
                 )
+
+    def take_stores(self, old: Container[int]) -> list[Store]:
+        """Tensors that the step itself leaves at places that it sets.
+
+        A replay sets these places again, so they are not checked. old: ids of other tensors.
+        """
+        places: dict[int, list[str]] = {}
+        tensors = {id(value): value for value in self.stored.values()
+                   if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
+        for place, value in self.stored.items():
+            if id(value) in tensors:
+                places.setdefault(id(value), []).append(place)
+        self.stored = {}
+        self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
+        self.differs = self._look()
+        return [Store(tensor, *self._setter(places[key])) for key, tensor in tensors.items()]
+
+    def _setter(self, places: Sequence[str]) -> tuple[Callable[..., None], Callable[..., int]]:
+        """Functions that set places to a tensor, and count at how many of them an object is."""
+        text = "def put(value):\n" + "".join(f"    {place} = value\n" for place in places)
+        text += "def count(value):\n    found = 0\n" + "".join(
+            f"    try:\n        found += {place} is value\n    except MISSING:\n        pass\n"
+            for place in places
+        )
+        exec(compile(f"{text}    return found\n", f"<what {self.name} sets>", "exec"), self.names)
+        return self.names.pop("put"), self.names.pop("count")
 
     def _refuse_replaced(self, what: str) -> None:
         raise JitError(
@@ -267,7 +310,8 @@ class _Walk:
     ) -> None:  # fmt: skip
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
-        self.grows: list[tuple[Any, int, str]] = []  # (a list that code adds to, its length, label)
+        self.stored: dict[str, Any] = {}  # values of places that code sets, by expression
+        self.grows: list[tuple[Any, list[Any], str]] = []  # (what code adds to, its items, label)
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[Use, ...]] = {}
         self.todo: list[Callable[[], None]] = []
@@ -312,9 +356,14 @@ class _Walk:
         """Walk what one function reads from objects that another one gives it or gets from it."""
         for value, place, label in self.objects:
             kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
-            names = {*vars(value)}.union(*(vars(kind) for kind in kinds if not _is_library(kind)))
-            for name in names & self.unknown.keys():
-                for use, uses in self.unknown[name]:
+            own = [vars(kind) for kind in kinds if not _is_library(kind)]
+            names = {*getattr(value, "__dict__", ())}.union(*own)
+            special = {name for one in own for name, its in one.items()
+                       if is_special(name) and isinstance(its, FunctionType | staticmethod)
+                       and (isinstance(value, type) or name not in MAKING)}
+            called = {name: {(Use("", name, called=True), ()): None} for name in special}
+            for name in (names & self.unknown.keys()) | special:
+                for use, uses in {**self.unknown.get(name, {}), **called.get(name, {})}:
                     if (id(value), use, uses) not in self.seen:
                         self.seen.add((id(value), use, uses))
                         self._attribute(value, place, label, use, uses)
@@ -409,6 +458,9 @@ class _Walk:
         library = _is_library(value) and "__wrapped__" not in vars(value)
         if library or len(self.read) >= _MOST:
             return
+        if use.stored:
+            self.stored.setdefault(place, value)
+            return
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, _Read(value, label, part, near=near))
         key = (id(value), use, uses)
@@ -422,8 +474,8 @@ class _Walk:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
         if isinstance(value, list | tuple | deque | dict | set):
-            if use.adds and isinstance(value, list | deque):
-                self.grows.append((value, len(value), label))
+            if use.adds and isinstance(value, list | deque | set):
+                self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
         elif isinstance(value, UserDict | UserList):
@@ -435,7 +487,10 @@ class _Walk:
             if getattr(whole, "nbytes", _LARGEST + 1) <= _LARGEST:
                 contents = _Read(value.tobytes(), label, True, "!=")
                 self.read.setdefault(f"array_bytes({place})", contents)
-        if hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+        if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
+            self.grows.append((value.__self__, [*value.__self__], label))
+        has_parts = hasattr(value, "__dict__") or not _is_library(type(value))
+        if has_parts and not isinstance(value, ModuleType):
             self.objects.append((value, place, label))
         for other in uses:
             if other.of in (use.name, ""):
@@ -467,11 +522,7 @@ class _Walk:
     ) -> None:
         """Walk an attribute of an object or its class; for a property, the method that it calls."""
         name = use.name
-        if name.startswith("__") and isinstance(value, type):  # a special method of its instances
-            if name != "__call__":
-                return
-            name = "__init__"
-        if name == "__call__":
+        if name == "__call__" and not isinstance(value, type):
             self.called.add(id(value))
         found = inspect.getattr_static(value, name, _GONE)
         is_own = name in getattr(value, "__dict__", ())
@@ -481,9 +532,9 @@ class _Walk:
                 return
         if found is _GONE:
             found = inspect.getattr_static(value, "__getattr__", _GONE)
-            if found is _GONE and use.by_text and hasattr(value, "__dict__"):
-                missing = _Read(None, f"{label}.{name}")
-                self.read.setdefault(f"{place}.__dict__.get({name!r})", missing)
+            if found is _GONE and (use.by_text or use.of):
+                missing = _Read(getattr(value, name, None), f"{label}.{name}")
+                self.read.setdefault(f"getattr({place}, {name!r}, None)", missing)
         found = found.fget if isinstance(found, property) else found
         takes_it = isinstance(found, classmethod) or not isinstance(value, type)
         first = place if takes_it and not isinstance(found, staticmethod) else ""
@@ -496,8 +547,12 @@ class _Walk:
             self.todo.append(lambda: self._function(found, {}, first, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not _GONE and (callable(found) or not use.called):
-                here = f".__dict__[{name!r}]" if is_own else f".{name}"
+                is_item = is_own and not isinstance(value, type)
+                here = f".__dict__[{name!r}]" if is_item else f".{name}"
                 near, inner = self._near(value, place, here), f"{label}.{name}"
+                if use.stored:  # one expression for all ways to it, which does not keep it alive
+                    weak = hasattr(value, "__weakref__")
+                    place = f"{self._named(weakref.ref(value))}()" if weak else self._named(value)
                 self._value(place + here, inner, use, uses, near=near)
 
     def _near(self, value: Any, place: str, here: str) -> str:

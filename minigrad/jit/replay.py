@@ -14,7 +14,7 @@ from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.variable import rebind
-from minigrad.jit.outside import Outside
+from minigrad.jit.outside import Outside, Store
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.tensor import Tensor, access, history, no_grad, realization, views
@@ -74,6 +74,7 @@ class Capture:
         self.written_nodes: list[Node] = []
         self.shown = True  # whether anybody knows what it writes, or a way back to it
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []
+        self.stores: list[tuple[Store, Source | None]] = []  # None: in the same memory each time
         self.marks: list[bool | None] = []  # the inputs' requires_grad, if gradients may flow
         self.led_back: list[bool] = []  # whether inputs were computed from leaves
         self.derived: list[Node] = []  # written memory that was computed from leaves
@@ -109,6 +110,8 @@ class Capture:
             self.renewed = [(own._link if link is gradient._link else link, source)
                             for link, source in self.renewed]  # fmt: skip
             realization.separate(own.raw, {id(own._link)})
+        self.stores = [(self._alone(store) if source is None else store, source)
+                       for store, source in self.stores]  # fmt: skip
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         try:
@@ -120,12 +123,27 @@ class Capture:
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             history.lose(node)
         results = self.results(tensors, nodes)
+        for store, source in self.stores:
+            if source is not None and source.kind == "fresh":
+                store.put(results[self.sources.index(source)])
+            else:
+                store.put(store.tensor if source is None else tensors[source.what])
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
                 with no_grad():
                     tensor._write(tensor.raw)
         return rebuild(self.result, iter(results).__next__, values)
+
+    def _alone(self, store: Store) -> Store:
+        """If other code holds the tensor of a store, too, that gets a copy, and the store another.
+        """
+        if getrefcount(store.tensor) <= 2 + store.count(store.tensor):
+            return store
+        own = Tensor._of(store.tensor.raw)
+        own.stopped = store.tensor.stopped
+        realization.separate(own.raw, {id(own._link)})
+        return store._replace(tensor=own)
 
     def _launch(
         self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]

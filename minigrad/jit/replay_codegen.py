@@ -204,7 +204,7 @@ def _is_plain(capture: Capture) -> bool:
         and all(source.kind == "fresh" for source in capture.sources)
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
-        and not capture.derived
+        and not (capture.stores or capture.derived)
         and all(had for _, _, had in capture.gradients)
         # nor may results be returned before indices are checked
         and not (isinstance(capture.replay, CheckedReplay)

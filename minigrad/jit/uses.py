@@ -11,27 +11,21 @@ from typing import NamedTuple
 
 _ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 _VARIABLE = ("LOAD_FAST", "LOAD_DEREF")
-_ADDING = ("append", "extend", "add", "update", "insert")
-_TRUTH = ("__bool__", "__len__")
-_IMPLIED = {  # instruction → the methods that it may call on objects of Python classes
-    "CALL": ("__call__",), "CALL_KW": ("__call__",), "CALL_FUNCTION_EX": ("__call__",),
-    "GET_ITER": ("__iter__",), "BINARY_SUBSCR": ("__getitem__",), "BEFORE_WITH": ("__enter__",),
-    "CONTAINS_OP": ("__contains__",), "UNARY_NEGATIVE": ("__neg__",), "UNARY_NOT": _TRUTH,
-    "COMPARE_OP": ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
-    "UNPACK_SEQUENCE": ("__iter__",),
-}  # fmt: skip
-_BUILTINS = {  # function of Python → the methods that it calls
-    "len": ("__len__",), "bool": _TRUTH, "float": ("__float__",), "int": ("__int__",),
-    **dict.fromkeys(
-        ("all", "any", "dict", "enumerate", "filter", "iter", "list", "map", "max", "min", "set",
-         "sorted", "sum", "tuple", "zip"), ("__iter__",)
-    ),
-}  # fmt: skip
-_BY_TEXT = {"getattr", "hasattr", "vars", "__dict__", "attrgetter"}  # these take names as strings
-_OPERATORS = {
-    "+": "add__", "-": "sub__", "*": "mul__", "/": "truediv__", "//": "floordiv__", "%": "mod__",
-    "**": "pow__", "@": "matmul__", "&": "and__", "|": "or__", "^": "xor__",
-}  # fmt: skip
+_STORED = ("STORE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
+ADDING = ("append", "extend", "add", "update", "insert")
+_TEXT = ("__format__", "__repr__", "__str__")
+_FORMATTING = {"FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE"}
+_FORMATTING |= {"str", "repr", "format", "join", "print", "%"}
+_BY_TEXT = {"getattr", "hasattr", "setattr", "vars", "__dict__", "attrgetter"}  # names as strings
+# Special methods that code does not call on the objects that it works with.
+MAKING = ("__init__", "__new__", "__post_init__")  # called on classes
+_ELSEWHERE = {*_TEXT, "__del__", "__dir__", "__sizeof__", "__init_subclass__", "__class_getitem__",
+              "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}  # fmt: skip
+
+
+def is_special(name: str) -> bool:
+    """Whether it is a special method that any code may call: by an operator, a loop, a call …"""
+    return name.startswith("__") and name.endswith("__") and name not in _ELSEWHERE
 
 
 class Use(NamedTuple):
@@ -39,7 +33,7 @@ class Use(NamedTuple):
 
     of: the name of the object whose attribute it is, "" if unknown, None for a variable. called: as
     a method. adds: its value is only appended to. by_text: as in getattr(of, "name", default), so
-    there may be none.
+    there may be none. stored: it is set, not read.
     """
 
     of: str | None
@@ -47,6 +41,7 @@ class Use(NamedTuple):
     called: bool = False
     adds: bool = False
     by_text: bool = False
+    stored: bool = False
 
 
 def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
@@ -55,7 +50,7 @@ def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
     for step, after in pairwise(dis.get_instructions(code)):
         kind, name = step.opname, step.argval
         name = name[-1] if isinstance(name, tuple) and name else name
-        adds = after.opname in _ATTRIBUTE and after.argval in _ADDING
+        adds = after.opname in _ATTRIBUTE and after.argval in ADDING
         if kind in _ATTRIBUTE:
             # since Python 3.12 a bit tells whether it is called
             bit = sys.version_info >= (3, 12) and bool((step.arg or 0) & 1)
@@ -63,17 +58,18 @@ def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
             yield Use(of, name, called, adds)
         elif kind == "LOAD_GLOBAL" or (kind.startswith(_VARIABLE) and name in known):
             yield Use(None, name, adds=adds)
-            for method in _BUILTINS.get(name, ()):
-                yield Use("", method, called=True)
         elif kind in ("IMPORT_NAME", "IMPORT_FROM"):
             yield Use(None if kind == "IMPORT_NAME" else "", name)
         else:
-            for method in _TRUTH if "_IF_" in kind else _IMPLIED.get(kind, ()):
-                yield Use("", method, called=True)
-            word = _OPERATORS.get(step.argrepr.rstrip("=")) if kind == "BINARY_OP" else None
-            for way in ("__", "__r", "__i") if word else ():
-                yield Use("", f"{way}{word}", called=True)
+            if kind == "STORE_ATTR" and (of or code.co_name not in MAKING):
+                yield Use(of, name, stored=True)
+            elif kind == "STORE_GLOBAL" or (kind == "STORE_DEREF" and name in known):
+                yield Use(None, name, stored=True)
+            elif after.opname == "MATCH_CLASS":
+                yield from (Use("", attribute) for attribute in step.argval)
             name = ""
+        if not _FORMATTING.isdisjoint((kind, name, step.argrepr.rstrip("="))):
+            yield from (Use("", method, called=True) for method in _TEXT)
         of = name
     if "super" in code.co_names:  # it takes the first argument implicitly
         yield Use(None, code.co_varnames[0])

@@ -375,8 +375,9 @@ class Module:
 
     Attributes register themselves, also in lists and plain objects of modules: a tensor marked by
     `Parameter` or requires_grad=True is a parameter, one marked by `buffer` or requires_grad=False
-    is a buffer. They keep their role when another value replaces them or they are frozen. Other
-    tensors, also in lists and plain objects, and results of `detach` are neither, as in PyTorch.
+    is a buffer. They keep their role when they are frozen, and when another tensor replaces a
+    buffer; only a Parameter replaces a parameter (TypeError for other tensors). Other tensors, also
+    in lists and plain objects, and results of `detach` are neither, as in PyTorch.
 
     A new module is in training mode. During a call, `Tensor.training` is the module's mode, so
     functions and plain classes called in it follow. A module without a mode yet (the layers of this
@@ -414,6 +415,10 @@ class Module:
             self._registered()[name] = kind
         elif kind is Kind.BUFFER:
             self._registered().setdefault(name, kind)
+        elif isinstance(value, Tensor) and name in self.__dict__.get("_kinds", ()):
+            expect(self._kinds[name] is not Kind.PARAMETER, f"{type(self).__name__}.{name} = …",
+                   "nn.Parameter(tensor), as it is a parameter; or write to it, with .assign() in "
+                   "`with Tensor.no_grad():`", "a plain tensor", error=TypeError)  # fmt: skip
         self._adopt(value)
         before = vars(self).get(name)
         object.__setattr__(self, name, value)

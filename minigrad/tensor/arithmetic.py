@@ -362,12 +362,11 @@ class Arithmetic(Composed):
         """
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise misfit(f"matrix_power({n})", "n ≥ 0 and square matrices", self)
-        one = self.arange(self.shape[-1], device=self.raw.device)
-        result, factor = one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape), self
-        while n:
-            result = result.matmul(factor) if n & 1 else result
-            factor, n = factor.matmul(factor) if n > 1 else factor, n >> 1
-        return result
+        if n == 0:
+            one = self.arange(self.shape[-1], device=self.raw.device)
+            return one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape)
+        half = self.matrix_power(n // 2) if n > 1 else self.clone()
+        return half if n == 1 else half.matmul(half) if n % 2 == 0 else half.matmul(half) @ self
 
     def addmm(self, mat1: Self, mat2: Core, *, beta: Scalar = 1, alpha: Scalar = 1) -> Self:
         """beta·self + alpha·mat1·mat2.

@@ -75,7 +75,7 @@ class Loss(Composed):
             wanted = wanted + label_smoothing / shifted._count(-1, shifted.dtype)
         wanted = wanted if weight is None else wanted * shifted._of_each_class(weight)
         losses = -((shifted - total.unsqueeze(-1)) * wanted).sum(-1)
-        return losses._reduced(reduction).cast(self._float_dtype())
+        return losses._reduced(reduction).cast(promote(self._float_dtype(), target.dtype))
 
     def _class_axis(self, name: str, target: Core, axis: Axis) -> int:
         """The dimension of the classes: as given, else the one of −1 and 1 that fits the targets.

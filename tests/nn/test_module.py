@@ -116,8 +116,12 @@ def test_kinds_stay_when_values_are_replaced(on_device):
     assert len(list(net.parameters())) == 11 and not nn.state.get_parameters(net)
     assert [name for name, _ in net.named_buffers()] == ["steps", "mask", "cache"]
     net.requires_grad_(True)
-    net.steps, net.scale = net.steps + 1, Tensor([3.0])
+    net.steps, net.scale = net.steps + 1, nn.Parameter(Tensor([3.0]))
     assert "scale" in dict(net.named_parameters()) and "steps" in dict(net.named_buffers())
+    for plain in (Tensor([4.0]), net.scale * 2, net.scale.detach()):  # it would not be trained
+        with pytest.raises(TypeError, match=r"Net\.scale = …: expected nn\.Parameter\(tensor\)"):
+            net.scale = plain
+    assert net.scale.item() == 3
     tied = Net()
     tied.head[0].weight = tied.other = nn.Parameter(Tensor.ones(3, 4))
     assert "other" in tied.state_dict() and "head.0.weight" in tied.state_dict()

@@ -15,6 +15,7 @@ A failure is shrunk: statements are dropped as long as it stays.
 
 from __future__ import annotations
 
+import copy
 import random
 import re
 from collections import Counter
@@ -30,6 +31,8 @@ from minigrad import Context, Tensor, dtypes, jit, nn
 from minigrad.errors import JitError
 
 from .command import parser_of, run_command
+from .torch_models import CHANGES, TRAINING, Model, call_of, setup_of
+from .torch_models import GROUPS as MODEL_GROUPS
 from .torch_statements import ERRORS, FINITE, GROUPS, HERE, READING, ROUGH, SHAPES
 
 Names = dict[str, Any]
@@ -64,7 +67,7 @@ class Ours:
         return next(getattr(place, name) for place in places if hasattr(place, name))
 
 
-def _common(T: Any) -> Names:
+def _common(T: Any, nn: Any) -> Names:
     """Helpers, which run in either library."""
 
     def fit(x: Any, *shape: int) -> Any:
@@ -78,14 +81,64 @@ def _common(T: Any) -> Names:
         """The elements of x as positions below n."""
         return x.long() % max(n, 1)
 
-    return {"T": T, "fit": fit, "idx": idx, "inf": float("inf"), "nan": float("nan")}
+    def filled(module: Any, number: int) -> Any:
+        """The module in training mode, with weights that are the same in both libraries."""
+        with T.no_grad():
+            for place, own in enumerate(module.state_dict().values()):
+                values = (np.arange(own.numel()) * 5 + 7 * place + number) % 11 / 8 - 0.625
+                if own.is_floating_point():
+                    own.copy_(T.tensor(values.tolist()).reshape(*own.shape))
+        return module.train()
+
+    def halve(module: Any) -> None:
+        """Halve the module's weight, if it has one."""
+        if getattr(module, "weight", None) is not None:
+            module.weight.data.mul_(0.5)
+
+    class Tied(nn.Module):  # type: ignore[misc]
+        """A language model whose table of vectors is also its last layer."""
+
+        def __init__(self, classes: int, width: int) -> None:
+            super().__init__()
+            self.table = nn.Embedding(classes, width)
+            self.out = nn.Linear(width, classes, bias=False)
+            self.out.weight = self.table.weight
+
+        def forward(self, x: Any) -> Any:
+            return self.out(self.table(x).tanh())
+
+    class Own(nn.Module):  # type: ignore[misc]
+        """A list of layers, a parameter, a buffer that training changes, and options."""
+
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(width, width), nn.Tanh()])
+            self.weight = nn.Parameter(T.ones(width))
+            self.register_buffer("seen", T.zeros(width))
+            self.scale, self.extra = 1.0, False
+
+        def forward(self, x: Any) -> Any:
+            x = x * self.weight * self.scale
+            for layer in self.layers:
+                x = layer(x)
+            if self.training:
+                self.seen += x.detach().sum(0)
+            return x + self.seen * 0.1 if self.extra else x
+
+    return {
+        "T": T, "nn": nn, "fit": fit, "idx": idx, "inf": float("inf"), "nan": float("nan"),
+        "np": np, "copy": copy, "filled": filled, "halve": halve, "Tied": Tied, "Own": Own,
+        "first": lambda value: value[0] if isinstance(value, tuple) else value,
+    }  # fmt: skip
 
 
 def _theirs() -> Names:
     import torch
 
     return {
-        **_common(torch), "F": torch.nn.functional,
+        **_common(torch, torch.nn), "F": torch.nn.functional, "optim": torch.optim,
+        "clip": torch.nn.utils.clip_grad_norm_,
+        "further": lambda loss, *by: torch.autograd.grad(loss, by, create_graph=True),
         "back": lambda loss: loss.backward(retain_graph=True),
         "grad_of": lambda loss, *by: torch.autograd.grad(loss, by, retain_graph=True),
         "pair": lambda x, dim, most: tuple(x.max(dim) if most else x.min(dim)),
@@ -95,7 +148,9 @@ def _theirs() -> Names:
 
 def _ours() -> Names:
     return {
-        **_common(Ours()), "F": nn.functional,
+        **_common(Ours(), nn), "F": nn.functional, "optim": nn.optim,
+        "clip": nn.utils.clip_grad_norm_,
+        "further": lambda loss, *by: loss.gradient(*by),
         "back": lambda loss: loss.backward(),
         "grad_of": lambda loss, *by: [grad.detach() for grad in loss.gradient(*by)],
         "pair": lambda x, dim, most: x.max_with_indices(dim) if most else x.min_with_indices(dim),
@@ -118,13 +173,18 @@ class Statement:
 
 @dataclass(frozen=True)
 class Program:
-    """inputs: dtype and shape of each. graded: floats require gradients. odd: there are NaNs."""
+    """inputs: dtype and shape of each. graded: floats require gradients. odd: there are NaNs.
+
+    setup: lines that create models, outside of a captured step. changes: lines between its calls.
+    """
 
     seed: int
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
     graded: bool
     odd: bool
     statements: tuple[Statement, ...] = ()
+    setup: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
 
     def arrays(self, variant: int) -> list[np.ndarray]:
         """Values of the inputs, multiples of ⅛; without ties where there are gradients."""
@@ -158,6 +218,13 @@ class Program:
         return {f"i{n}": Tensor(a, requires_grad=True if self.leaf(n) else None)
                 for n, a in enumerate(self.arrays(variant))}  # fmt: skip
 
+    def start(self, names: Names, inputs: Names) -> Names:
+        """The names at the program's start."""
+        names = {**names, **inputs}
+        for line in self.setup:
+            exec(line, names)
+        return names
+
     def __str__(self) -> str:
         used = {name for s in self.statements for name in NAME.findall(s.text)}
         lines = [
@@ -165,14 +232,21 @@ class Program:
             + (", requires_grad=True)" if self.leaf(n) else f").reshape{a.shape}")
             for n, a in enumerate(self.arrays(0)) if f"i{n}" in used
         ]  # fmt: skip
+        lines += self.setup
         lines += [s.text + "  # raises" * s.raises for s in self.statements]
+        lines += [f"# between calls: {text}" for text in self.changes]
         return "\n".join([f"# seed {self.seed}", *lines])
 
 
 def _values(names: Names) -> Names:
     """A program's variables, and the gradients of its inputs."""
     found = {name: value for name, value in names.items() if NAME.fullmatch(name)}
-    grads = {name: getattr(value, "grad", None) for name, value in found.items() if name[0] == "i"}
+    held = {name: value for name, value in found.items() if name[0] == "i"}
+    for name in ("m0", "m1"):
+        if name in names:
+            found |= {f"{name}.{key}": own for key, own in names[name].state_dict().items()}
+            held |= {f"{name}.{key}": own for key, own in names[name].named_parameters()}
+    grads = {name: getattr(value, "grad", None) for name, value in held.items()}
     return found | {f"{name}.grad": grad for name, grad in grads.items() if grad is not None}
 
 
@@ -184,8 +258,13 @@ class Maker:
         kinds = ["float32", "int64", *(draw.choice(DTYPES) for _ in range(INPUTS - 2))]
         inputs = tuple((kind, draw.choice(SHAPES)) for kind in kinds)
         graded = draw.random() < 0.35
-        self.program = Program(seed, inputs, graded, not graded and draw.random() < 0.2)
-        self.names = {**_theirs(), **self.program.theirs()}
+        odd = not graded and draw.random() < 0.2
+        setup, self.models = (), dict[str, Model]()
+        if not odd and draw.random() < 0.5:
+            setup, self.models = setup_of(draw)
+        self.groups = (*GROUPS, *MODEL_GROUPS) if setup else GROUPS
+        self.program = Program(seed, inputs, graded, odd, setup=setup)
+        self.names = self.program.start(_theirs(), self.program.theirs())
         self.rough: set[int] = set()  # memory whose values are rounded
         self.new = (f"v{n}" for n in count())
 
@@ -220,6 +299,15 @@ class Maker:
         """Text for a hole."""
         if kind in CHOICES:
             return str(self.random.choice(CHOICES[kind]))
+        if kind == "loss":
+            return " + ".join(f"{self.fill('call')}.square().mean()"
+                              for _ in range(self.random.choice((1, 1, 2))))  # fmt: skip
+        if kind in ("M", "P", "call"):
+            name = self.random.choice([*self.models])
+            if kind == "call":
+                text = call_of(self.random, name, self.models[name])
+                return HOLE.sub(lambda match: self.fill(match[1]), text)
+            return name if kind == "M" else f"list({name}.parameters())"
         tensors = {n: v for n, v in _values(self.names).items() if hasattr(v, "dim")}
         found = [n for n, v in tensors.items() if "." not in n and self.fits(kind, v)]
         if not found:
@@ -228,7 +316,7 @@ class Maker:
 
     def draw(self) -> Statement:
         """A statement, which PyTorch may refuse."""
-        (group,) = self.random.choices(GROUPS, [group.weight for group in GROUPS])
+        (group,) = self.random.choices(self.groups, [group.weight for group in self.groups])
         template = self.random.choice(group.templates)
         filled: dict[str, str] = {}
 
@@ -278,7 +366,7 @@ class Maker:
 
     def restart(self) -> None:
         """Run the program again from the start."""
-        self.names, self.rough = {**_theirs(), **self.program.theirs()}, set()
+        self.names, self.rough = self.program.start(_theirs(), self.program.theirs()), set()
         for statement in self.program.statements:
             with suppress(Exception):
                 exec(statement.text, self.names)
@@ -293,8 +381,11 @@ class Maker:
             most = LARGEST.get(name, 1e4) if value.is_floating_point() else np.inf
             if value.numel() > MOST or (finite.size and abs(finite).max() > most):
                 return False
+        states = _values({name: self.names.get(name) for name in self.models})
+        if any(not own.abs().max() <= 50 for own in states.values() if own.is_floating_point()):
+            return False
         memory = {v.untyped_storage().data_ptr() for v in used if v.is_floating_point()}
-        if statement.template in ROUGH or memory & self.rough:
+        if statement.template in (*ROUGH, *TRAINING, *CHANGES) or memory & self.rough:
             self.rough |= memory - {0}  # 0: no elements
         return True
 
@@ -351,7 +442,7 @@ def unlike(found: Any, wanted: Any, share: float) -> str | None:
     if isinstance(found, Tensor) is not hasattr(wanted, "detach"):
         return f"{type(found)} instead of {type(wanted)}"
     f, w = _array(found), _array(wanted)
-    if w.dtype.kind == "O":  # None
+    if w.dtype.kind in "OU":  # None, or names
         return None if found == wanted else f"{found} instead of {wanted}"
     if (f.dtype, f.shape) != (w.dtype, w.shape):
         return f"{f.dtype} {f.shape} instead of {w.dtype} {w.shape}"
@@ -379,14 +470,14 @@ def _difference(found: Names, wanted: Names) -> str | None:
 
 def check(program: Program, mode: str, device: str) -> Finding | None:
     """Run a program here; what differs from PyTorch."""
-    theirs = {**_theirs(), **program.theirs()}
+    theirs = program.start(_theirs(), program.theirs())
     wanted = run(program, theirs)
     with Context(DEVICE=device):
         try:
             if mode == "jit":
                 different = captured(program, theirs)
             else:
-                ours = {**_ours(), **program.ours()}
+                ours = program.start(_ours(), program.ours())
                 errors = run(program, ours, mode == "step")
                 for at, (mine, its) in enumerate(zip(errors, wanted, strict=True)):
                     if bool(mine) is not bool(its):
@@ -402,26 +493,43 @@ def captured(program: Program, theirs: Names) -> str | None:
 
     theirs: what it computes in PyTorch. A step that may not be captured must say so: JitError.
     """
-    names, made = [f"i{n}" for n in range(len(program.inputs))], _ours()
+    names = [f"i{n}" for n in range(len(program.inputs))]
+    made, its = program.start(_ours(), {}), program.start(_theirs(), {})
     lines = [f"{name}.grad = None" for n, name in enumerate(names) if program.leaf(n)]
     lines += [line for s in program.statements for line in s.text.splitlines()]
     results = [n for n, v in theirs.items() if re.fullmatch(r"v\d+", n) and hasattr(v, "dim")]
     body = "\n    ".join([*lines, f"return {', '.join(results)}{',' * bool(results)}"])
     exec(f"def step({', '.join(names)}):\n    {body}", made)
     step, before = jit(made["step"]), None
-    for variant in range(CALLS):
+    models = [name for name in ("m0", "m1") if name in made]
+    for variant in range(CALLS + len(program.changes)):
+        if variant >= CALLS - 1:
+            for line in program.changes[variant - CALLS + 1 :][:1]:
+                exec(line, its)
+                exec(line, made)
         inputs = program.theirs(variant)
-        theirs = {**_theirs(), **inputs}
-        if any(run(program, theirs)):
+        its |= inputs
+        if any(run(program, its)):
+            if program.setup:
+                return None
             continue
-        wanted = _values({name: theirs[name] for name in results} | inputs)
+        wanted = _values({name: its[name] for name in (*results, *models)} | inputs)
         given = program.ours(variant)
         try:
-            found = dict(zip(results, step(*given.values()) or (), strict=True))
+            try:
+                values = step(*given.values())
+            except JitError as error:
+                if not step.captured or "did its work" in str(error):
+                    raise
+                COUNTED[f"captured again: {str(error)[:40]}"] += 1
+                step.reset()
+                values = step(*given.values())
         except JitError as error:
             COUNTED[f"not captured: {str(error)[:40]}"] += 1
             return None
-        different = _difference(_values(found | given), wanted)
+        found = dict(zip(results, values or (), strict=True))
+        ours = found | given | {name: made[name] for name in models}
+        different = _difference(_values(ours), wanted)
         if different is None and before is not None:
             different = _difference(*before)
         if different is not None:
@@ -439,7 +547,7 @@ def without(program: Program, at: int) -> Program:
     """The program without a statement, and without those that then end otherwise in PyTorch."""
     kept = (*program.statements[:at], *program.statements[at + 1 :])
     smaller = replace(program, statements=kept)
-    errors = run(smaller, {**_theirs(), **smaller.theirs()})
+    errors = run(smaller, smaller.start(_theirs(), smaller.theirs()))
     same = [s for s, error in zip(kept, errors, strict=True)
             if bool(error) is s.raises and not error.startswith("NameError")]  # fmt: skip
     return replace(smaller, statements=tuple(same))
@@ -467,8 +575,10 @@ def findings(seed: int, device: str) -> Iterator[tuple[Program, Finding]]:
     for mode in MODES:
         if mode == "jit":
             program = replace(
-                program, statements=tuple(s for s in program.statements if s.captured)
-            )
+                program, statements=tuple(s for s in program.statements if s.captured),
+                changes=tuple(s.text for s in program.statements if s.template in CHANGES
+                              and not s.raises and not NAME.search(s.text))[:4],
+            )  # fmt: skip
             program = without(program, len(program.statements))
         while (found := check(program, mode, device)) is not None:
             template = program.statements[found.at].template if found.at >= 0 else ""

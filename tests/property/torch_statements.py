@@ -22,7 +22,7 @@ class Group(NamedTuple):
     captured: bool = True
 
 
-def _templates(text: str) -> list[str]:
+def templates(text: str) -> list[str]:
     found = []
     for part in re.split(r"\s{2,}|\n", re.sub(r"\\\n\s*", " ", text).strip()):
         names, form = re.fullmatch(r"(?:\[([^]{}]*)\](?=.*\$))?(.*)", part).groups()
@@ -31,7 +31,7 @@ def _templates(text: str) -> list[str]:
     return found
 
 
-EXACT = _templates(r"""
+EXACT = templates(r"""
     [abs neg relu square positive absolute negative]{n}.$()  [ceil floor trunc round fix]{h}.$()
     [isnan isinf isfinite isneginf isposinf signbit logical_not]{e}.$()
     [maximum minimum fmax fmin]{n}.$({n2})
@@ -156,9 +156,32 @@ EXACT = _templates(r"""
     {h}.quantile(0.5, {d}, interpolation="lower")  {f}.new_tensor([{c}, {C}])
     T.tensor([{c}, {C}, 1.5])  T.tensor([[True, False, True]])  T.tensor({c} * 1.0)
     T.atleast_2d({x})  sum([{n}, {n2}, {n}])  max({n}.amax(), {n}.amin())
+    {x}[..., None, 0].clone()  {x}[()].clone()  {x}[(0,)].clone()  {x}[None, ..., None].clone()
+    {x}[np.array([0, -1])]  {x}[np.int64(0)].clone()  {x}[T.tensor([0, -1])]  {x}[[0], :1]
+    {x}[:, None, [0, 0]]  {x}[[[0, 1], [1, 0]]]  {x}[T.tensor([[0], [1]]), T.tensor([0, 1, 1])]
+    {x}[..., T.tensor([True, False, True])]  {x}[[True, False]]  {x}[{m}, 0]  {x}[0, {m}]
+    {x}[{m}, None]  {x}[:, {m}]
+    {x}[-1, ...].clone()  {x}[slice(0, 1), -1].clone()  {x}[..., [0], None]  {x}[[0, 1], [0, -1]]
+    {x}[np.array([True, False])]  {x}[idx({i}, {x}.shape[0]), None]  {x}[[0, 1], :, [0, -1]]
+    {x}[:, [0, 1], :, [0]]  {x}[None, [0, 1], None]  {x}[[0, -1]][:, [0]]  {x}[{m}][{s}]
+    {n} + np.float32(0.5)  {n} * np.int64(2)  {i} + np.int32(3)  {h} - np.float64(0.25)
+    {x} + True  ({m} + 1).long()  {m} * 2.5  {i} * 0.5  {i} + 0.25  True + {n}  {m} - {i}
+    2 ** {i}.clamp(0, 5)
+    {h}.bfloat16().float()  ({h}.bfloat16() + {h2}.bfloat16()).float()
+    ({i} + {h}.bfloat16()).float()
+    ({h}.bfloat16() + {h2}.half())  ({m} * {h}.bfloat16()).float()  {h}.bfloat16().sum({d}).float()
+    T.tensor(np.arange(12.0).reshape(3, 4)[::2, 1:])
+    T.tensor(np.arange(6, dtype=np.int32)[::-1].copy())
+    T.tensor(np.float16([1, 2.5]))  T.tensor(np.asfortranarray(np.arange(6.0).reshape(2, 3)))
+    T.tensor(np.bool_(True))  T.tensor([np.float32(1.5), 2])  {x}.sum(np.int64(0))
+    {n}.clamp(np.int64(0), 2)
+    T.where({m}, 1.5, {f})  T.where({m}, {x}, 0)  T.where({e} > 0, 1.0, 0.0)  {n} * ({e} > {k})
+    {x}.reshape(-1, 1, {x}.shape[-1]).squeeze(1)  {x}.unflatten(0, (1, -1)).clone()
+    T.scatter(T.zeros(3, 4), 1, idx(fit({i}, 3, 2), 4), {K} + 0.5)  T.cat([{x}, {x2}, {x}], -1)
+    T.zeros(4).scatter_add(0, idx(fit({i}, 5), 4), fit({h}.float(), 5))  T.stack([{x}, {x2}], -1)
 """)
 
-ROUGH_VALUES = _templates(r"""
+ROUGH_VALUES = templates(r"""
     [exp sin cos tanh sigmoid atan sinh cosh asinh erf expm1 tan exp2]{f}.clamp(-3, 3).$()
     [sqrt log rsqrt log2 log10 log1p lgamma digamma reciprocal acosh]({f}.abs() + 1.5).$()
     [sqrt log rsqrt log2 log10 log1p reciprocal asin acos atanh exp sin erf tanh]{h}.$()
@@ -177,7 +200,7 @@ ROUGH_VALUES = _templates(r"""
     T.cdist(fit({f}, 3, 2), fit({f2}, 4, 2))  {f}.cov()  {f}.lerp({f2}, 0.3)
     {f}.lerp({f2}, {f3}.sigmoid())  {f}.addcdiv({f2}, {f3}.abs() + 1, value=0.5)
     T.addcmul({f}, {f2}, {f3})  {f}.quantile(0.3, {d})  {f}.quantile(0.7)  {f}.sort({d})[0]
-    {f}.topk({K}, {d})[0]  {f}.matrix_power(2)  {f} @ {f2}  {f} @ {f2}.mT  {f} + {f2}  {f} * {f2}
+    {f}.topk({K}, {d})[0]  {f}.matrix_power({K})  {f} @ {f2}  {f} @ {f2}.mT  {f} + {f2}  {f} * {f2}
     {f} - {f2}  {f} * {f2} + {f3}  {f}.maximum({f2})  ({f} * {f2}).sum({d})  {f}.sum()
     {f}.sum({D}, keepdim=True) * {f}  {f} - {f}.mean({d}, keepdim=True)
     {f} - {f}.amax({d}, keepdim=True)  T.std_mean({f}.nan_to_num(0, 1, 2), {d})[{K} % 2]
@@ -242,10 +265,23 @@ ROUGH_VALUES = _templates(r"""
     {f}.to(T.{t}) if T.{t} in (T.float32, T.float64) else {f}  {f}.half()  {f}.float().double()
     {f}.clamp(-1, 1)  {f}.detach() * 2  {f}.clone()  T.where({m}, {f}, {f2})  T.where({m}, {f}, 0.0)
     T.stack([{f}, {f2} * 2]).mean(0)  T.cat([{f}, {f2}], {d})
+    F.cross_entropy(fit({f}, 3), idx(fit({i}, 1), 3)[0])
+    F.cross_entropy(fit({f}, 4, 3), idx(fit({i}, 4), 3), weight=fit({f2}.detach(), 3).abs(),\
+        ignore_index={K}, label_smoothing=0.3, reduction="{q}")
+    F.cross_entropy(fit({f}, 2, 3, 2, 2), idx(fit({i}, 2, 2, 2), 3), reduction="{q}")
+    F.cross_entropy(fit({f}, 4, 3), T.ones(4, dtype=T.long), ignore_index=1, reduction="{q}")
+    F.cross_entropy(fit({f}, 2, 3, 4), fit({f2}, 2, 3, 4).softmax(1).to({f}.dtype),\
+        weight=fit({f3}.detach(), 3).abs().to({f}.dtype), reduction="{q}")
+    F.binary_cross_entropy_with_logits(fit({f}, 2, 3), fit({f2}.detach(), 2, 3).sigmoid(),\
+        fit({f3}.detach(), 3).abs(), pos_weight=fit({f3}.detach(), 2, 3).abs(), reduction="{q}")
+    F.scaled_dot_product_attention(fit({f}, 2, 3, 4), fit({f2}, 2, 5, 4), fit({f3}, 2, 5, 4),\
+        attn_mask=fit({f2}.nan_to_num(0, 1, 1), 3, 5), scale=0.5)
+    F.scaled_dot_product_attention(fit({f}, 1, 4, 3, 4), fit({f2}, 1, 2, 3, 4), fit({f3}, 1, 2,\
+        3, 4), is_causal={B}, enable_gqa=True)
     {f}.masked_fill({m}, -inf).softmax({d})  sum({f}) if {f}.dim() > 1 and len({f}) else {f}
 """)
 
-VIEWS = _templates(r"""
+VIEWS = templates(r"""
     [T mT]{x}.$  {x}[{s}]  {x}[{s}][{s2}]  {x}.transpose({d}, {d2})  {x}.transpose(0, 1)  {x}.t()
     {x}.permute({d}, {d2}, {d3})  {x}.permute(1, 0)  {x}.permute(2, 0, 1)  {x}.movedim({d}, {d2})
     {x}.moveaxis({d}, {d2})  {x}.swapaxes({d}, {d2})  {x}.swapdims(0, -1)  {x}.unsqueeze({d})
@@ -261,7 +297,7 @@ VIEWS = _templates(r"""
     list({x})[-1]  [row for row in {x}][0]
 """)
 
-WRITES = _templates(r"""
+WRITES = templates(r"""
     [+= -= *=]{n} $ {k}  [+= -= *=]{n} $ {n2}  [+= -= *=]{n}[{s}] $ {K}  [+= -= *=]{n}[{s}] $ {n2}
     [add_ sub_ mul_]{n}.$({n2})  [&= |= ^=]{m} $ {m2}  [&= |= ^= <<= >>= //= %=]{i} $ 3
     [abs_ neg_ relu_ square_ zero_]{n}.$()  [ceil_ floor_ trunc_ round_]{h}.$()
@@ -304,9 +340,25 @@ WRITES = _templates(r"""
     {new} = {n}.new_tensor([1, 2, 3]); {new}[1:] *= {n2}
     {new} = T.zeros_like({n}); {new} += {n}; {new}[{s}] = {k}
     {new} = T.ones(2, 3); {new}[:, 1:] += {n}; {n2}[{s}] = {new}
+    {n}[..., None] += {K}  {n}[None] *= 2  {x}[[0]] = {x2}  {n}[np.array([0])] = {k}
+    {n}[0][0] = {k}  {n}[{m}, 0] = {k}  {n}[:, {m}] = {k}  {n}[{m}] = {n2}  {n}[{m}] += {n2}[{m}]
+    {n}[:, 0], {n}[:, -1] = {n}[:, -1].clone(), {n}[:, 0].clone()  {n}[[0, 1], [0, -1]] = {k}
+    {n}[[0, 1], [0, -1]] += {K}  {n}.T[{s}] = {k}  {n}.T[{s}] += {n2}  {n}[{s}].T[{s2}] += 1
+    {n}.transpose(0, 1)[{s}] *= 2  {n}.movedim(0, -1)[..., 0] = {k}  {n}.diagonal()[{s}] = {k}
+    {n}.unflatten(-1, (2, -1))[..., 0] = {k}  {x}.swapaxes(0, 1).copy_({x2})
+    {n}.unfold(0, 2, 2)[..., 0] = {k}  {n}.unfold(-1, 2, 2).mul_({K})
+    {n}.index_put_(({m},), {n}[{m}] * 2)
+    for row in {n}:\n\trow += {K}  for k, row in enumerate({n}):\n\trow[...] = k
+    for row in {n}.unbind(-1):\n\trow *= 2  {n}[[True, False]] = {k}
+    {n}[..., [0, -1]] = {n}[..., [-1, 0]]  {n}[None, 0] = {n2}  {n}.squeeze()[{s}] = {n2}
+    {n}.view(-1)[idx({i}, {n}.numel())] = {k}
+    {x}[{s}], {x2}[{s}] = {x2}[{s}].clone(), {x}[{s}].clone()
+    {new} = {n}.view(-1); {new}[0] = {K}; {n}.view(-1)[-1:] += {new}[0]
+    {n}.masked_fill_({n} > {k}, 1)
+    {new} = {n}.detach(); {new} += {K}; {n}[{s}] += {new}[{s}]  {n}[{s}].copy_({n}[{s}].flip(-1))
 """)
 
-ROUGH_WRITES = _templates(r"""
+ROUGH_WRITES = templates(r"""
     {f} /= {C}  {f} /= {f2}.abs() + 1  {f} **= 2  {f}[{s}] /= 2  {f}.sigmoid_()  {f}.tanh_()
     {f}[{s}].tanh_()  {f}.sin_()  {f}.cos_()  {f}.abs_().sqrt_()  {f}.div_({C})
     {f}.mul_({C}).add_({f2})  {f}.lerp_({f2}, 0.3)  {f}.addcdiv_({f2}, {f3}.abs() + 1)
@@ -315,7 +367,7 @@ ROUGH_WRITES = _templates(r"""
     {f}.index_add_({d}, idx(fit({i}, {f}.shape[{d}]), {f}.shape[{d}]), {f}.clone())
 """)
 
-READS = _templates(r"""
+READS = templates(r"""
     {new} = {e}.flatten()[-1].item()  {new} = {e}.sum().item()  {new} = {e}.tolist()
     {new} = bool(({e} > {k}).any())  {new} = {e}.shape[0] * 1 + len({e})  {new} = tuple({x}.shape)
     {new} = {x}.is_floating_point()  {new} = {x}.numel() + {x}.dim() + {x}.element_size()
@@ -336,7 +388,7 @@ READS = _templates(r"""
     {new} = []\nfor step in range(3):\n\t{new}.append({n} * step)\n{new} = T.stack({new}).sum(0)
 """)
 
-GRADS = _templates(r"""
+GRADS = templates(r"""
     back({f}.sum())  back(({f} * {f2}).sum())  back({f}.float().square().mean())
     back({f}[{s}].sum())  {f}.sum().backward()  {f}.backward(T.ones_like({f}))
     {f}.backward(gradient={f2}.detach())  {l}.grad = None  {new} = {l}.grad
@@ -364,6 +416,18 @@ GRADS = _templates(r"""
         accumulate=True); back({new}.square().sum())
     {new} = {f} * 2; {new}.unbind({d})[0].mul_({f2}); back({new}.sum())
     {new} = {f} * 2; {new}.chunk(2, {d})[1].add_({f2}); back({new}.square().sum())
+    {new} = further(({f}.square() * {f2}).sum(), {l})[0]; back({new}.square().sum())
+    {new} = further(({f} * {f}.tanh()).sum(), {l})[0]; {new} = grad_of(({new} * {f2}).sum(), {l})[0]
+    {new} = further(further({f}.pow(3).sum(), {l})[0].sum(), {l})[0].detach()
+    {new} = further({f}.exp().clamp(max=9).sum(), {l}, {l2})[1]; {l}.grad = None; back({new}.sum())
+    {new} = further(F.cross_entropy(fit({f}, 2, 3), T.tensor([0, 2])), {l})[0]; back({new}.norm())
+    {new} = {f} * 1; {new}[...] = {f2}; back({new}.square().sum())
+    {new} = {f}.clone(); {new}.zero_(); back({new}.sum())
+    {new} = {f} * 2; {new}[{m}] += {f2}[{m}]; back({new}.square().sum())
+    {new} = {f} * 2; {new}[..., None] *= {f2}.flatten()[0]; back({new}.square().sum())
+    {new} = {f} * 2; {new}[[0, -1]] *= {f2}; back({new}.square().sum())
+    {new} = {f}.detach().requires_grad_(); back((({new} * {f2}) ** 2).sum());\
+        {new} = {new}.grad + {new}
 """)
 
 ROUGH = {*ROUGH_VALUES, *ROUGH_WRITES, *GRADS}
@@ -381,18 +445,20 @@ READING = (
 )
 # Templates without NaN and infinity: 0 * inf, and the order of operations, are not specified.
 FINITE = (
-    r"F\.(conv|grid|interp|scaled|adaptive|batch|avg|gelu|max)|T\.(outer|kron|var_mean|std_mean)"
+    r"F\.(conv|grid|interp|scaled|adaptive|batch|avg|gelu|max|nll|cross|binary)|T\.(outer|kron|var_mean|std_mean)"
     r"|@|ein|mm|mv|dot|cdist|searchsorted|lerp|mode|fit\(\{h2"
 )
 # Errors of PyTorch for which minigrad has an answer.
 ERRORS = (
     "ZeroDivision|a leaf Variable|modified by an inplace|not implemented for|does not require grad"
     "|view size is not compatible|combination of arguments|modified inplace|be cast to the desired"
-    "|same dtype|result type|no attribute|single memory location|positional arguments|scalar type"
+    "|same dtype|did not match|1D tensors expected|expected dtype|but expected|result type"
+    "|no attribute|single memory location|positional arguments|scalar type"
 )
 # Errors of minigrad that say what to write instead, and documented differences.
 HERE = (
     "write in place to a view|0-d mask|not depend on|since been overwritten|RangeError"
     "|the result is|ZeroDivisionError|AxisError|expected at least one|equal ndim|equal sizes"
-    "|bool .* instead of uint8|uint64 .* instead of int64|cross_entropy.*instead of float"
+    "|no parameter has a gradient|bool .* instead of uint8|uint64 .* instead of int64"
+    "|entropy_with_logits.*instead of float"
 )

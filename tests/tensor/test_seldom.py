@@ -278,3 +278,18 @@ def test_comparisons_of_uint64_with_signed_integers_are_exact(dtype: str) -> Non
                         for row in zip(*np.broadcast_arrays(a, b), strict=True)]  # fmt: skip
             assert compare(Tensor(a), Tensor(b)).tolist() == expected
     assert not Tensor([2**24 + 1], dtype="uint64").equal(Tensor([2**24], dtype="int64"))
+
+
+def test_powers_of_matrices_with_infinities() -> None:
+    """The first power is the matrix itself: a product with the identity has 0 · inf, a NaN."""
+    x = Tensor([[math.inf, 0.0], [0.0, 1.0]])
+    assert x.matrix_power(1).tolist() == [[math.inf, 0], [0, 1]]
+    assert x.matrix_power(2).isnan().tolist() == [[False, True], [True, False]]
+    x.matrix_power(1).fill_(3)
+    assert x[1, 1].item() == 1
+
+
+def test_a_loss_has_the_digits_of_the_probabilities() -> None:
+    logits, wanted = Tensor([[0.0, 3.0]], dtype="float16"), Tensor([[0.3, 0.7]])
+    assert logits.cross_entropy(wanted).dtype.name == "float32"
+    assert logits.cross_entropy(wanted.half()).dtype.name == "float16"
