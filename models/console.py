@@ -199,7 +199,13 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
 
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
-    """Set the default device and the debug level; DeviceError for a device that does not exist."""
+    """Set the default device and the debug level; DeviceError for a device that does not exist.
+
+    InputError for an empty name: as a path it would mean this folder, as a host all interfaces.
+    """
+    for name in sorted(vars(flags).keys() - {"api_key", "prompt", "system"}):
+        if getattr(flags, name) == "":
+            raise InputError(f"{name}: expected at least one character, got ''")
     if flags.debug is not None:
         put("DEBUG", flags.debug)
     if flags.device is not None:
@@ -282,15 +288,16 @@ def add_explain(add: Callable[..., Any]) -> None:
         help="with --explain: also show what kernels wrote, and where a NaN first appeared")
 
 
-def check_explain(flags: argparse.Namespace, given: Set[str] = frozenset()) -> None:
-    """InputError for values without a page, or for files that only a training writes.
+def check_explain(flags: argparse.Namespace, given: Set[str]) -> None:
+    """InputError for values without a page, or for flags that only a training uses.
 
     given: the flags on the command line.
     """
     if flags.explain_values and flags.explain is None:
         refuse_idle(["explain_values"], "without --explain: also give --explain")
     if flags.explain is not None:
-        refuse_idle(given & {"metrics", "picture"}, "with --explain, which trains nothing")
+        idle = given & {"epochs", "metrics", "patience", "picture", "steps"}
+        refuse_idle(idle, "with --explain, which trains nothing")
 
 
 def explain_step(
