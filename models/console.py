@@ -49,21 +49,18 @@ def _whole(text: str, least: int) -> int:
 
 def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
-    number = float(text)
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return _not_absurd(text, number)
+    return _number(text, math.ulp(0.0), "above 0")
 
 
 def natural_float(text: str) -> float:
     """An argparse type: a finite number of at least 0."""
+    return _number(text, 0.0, "of at least 0")
+
+
+def _number(text: str, least: float, what: str) -> float:
     number = float(text)
-    if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return _not_absurd(text, number)
-
-
-def _not_absurd(text: str, number: float) -> float:
+    if not least <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number {what}, got {text}")
     if number > float(MOST**2):
         raise argparse.ArgumentTypeError(f"expected at most {float(MOST**2):g}, got {text}")
     return number
@@ -203,7 +200,7 @@ def apply_common_flags(flags: argparse.Namespace) -> None:
 
     InputError for an empty name: as a path it would mean this folder, as a host all interfaces.
     """
-    for name in sorted(vars(flags).keys() - {"api_key", "prompt", "system"}):
+    for name in sorted(vars(flags).keys() - {"api_key", "system"}):
         if getattr(flags, name) == "":
             raise InputError(f"{name}: expected at least one character, got ''")
     if flags.debug is not None:
@@ -245,12 +242,9 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     except MemoryError as error:
         print(f"{sys.argv[0]}: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"{sys.argv[0]}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        print(f"{sys.argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
     return 0
 
 
