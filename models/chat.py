@@ -47,8 +47,6 @@ def tell_of_a_cut(what: str, tokens: int, model: GPT, flags: argparse.Namespace)
 
 def sample_command(flags: argparse.Namespace) -> None:
     """`sample`: print the prompt and its continuation."""
-    if not flags.prompt:
-        raise InputError("--prompt is empty: give at least one character")
     settings = sampling_of(flags)
     path = newest_checkpoint() if flags.checkpoint is None else Path(flags.checkpoint)
     if flags.checkpoint is None and path.name != CHECKPOINT:

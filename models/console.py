@@ -49,21 +49,18 @@ def _whole(text: str, least: int) -> int:
 
 def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
-    number = float(text)
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text}")
-    return _not_absurd(text, number)
+    return _number(text, math.ulp(0.0), "above 0")
 
 
 def natural_float(text: str) -> float:
     """An argparse type: a finite number of at least 0."""
+    return _number(text, 0.0, "of at least 0")
+
+
+def _number(text: str, least: float, what: str) -> float:
     number = float(text)
-    if not (math.isfinite(number) and number >= 0):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text}")
-    return _not_absurd(text, number)
-
-
-def _not_absurd(text: str, number: float) -> float:
+    if not least <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number {what}, got {text}")
     if number > float(MOST**2):
         raise argparse.ArgumentTypeError(f"expected at most {float(MOST**2):g}, got {text}")
     return number
@@ -199,7 +196,13 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
 
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
-    """Set the default device and the debug level; DeviceError for a device that does not exist."""
+    """Set the default device and the debug level; DeviceError for a device that does not exist.
+
+    InputError for an empty name: as a path it would mean this folder, as a host all interfaces.
+    """
+    for name in sorted(vars(flags).keys() - {"api_key", "system"}):
+        if getattr(flags, name) == "":
+            raise InputError(f"{name}: expected at least one character, got ''")
     if flags.debug is not None:
         put("DEBUG", flags.debug)
     if flags.device is not None:
@@ -239,12 +242,9 @@ def run(main: Callable[[Sequence[str]], None]) -> int:
     except MemoryError as error:
         print(f"{sys.argv[0]}: out of memory{f': {error}' if str(error) else ''}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"{sys.argv[0]}: {stopped}", file=sys.stderr)
-        return 128 + stopped.number
-    except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:
+        print(f"{sys.argv[0]}: {str(error) or 'interrupted'}", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
     return 0
 
 
@@ -282,15 +282,16 @@ def add_explain(add: Callable[..., Any]) -> None:
         help="with --explain: also show what kernels wrote, and where a NaN first appeared")
 
 
-def check_explain(flags: argparse.Namespace, given: Set[str] = frozenset()) -> None:
-    """InputError for values without a page, or for files that only a training writes.
+def check_explain(flags: argparse.Namespace, given: Set[str]) -> None:
+    """InputError for values without a page, or for flags that only a training uses.
 
     given: the flags on the command line.
     """
     if flags.explain_values and flags.explain is None:
         refuse_idle(["explain_values"], "without --explain: also give --explain")
     if flags.explain is not None:
-        refuse_idle(given & {"metrics", "picture"}, "with --explain, which trains nothing")
+        idle = given & {"epochs", "metrics", "patience", "picture", "steps"}
+        refuse_idle(idle, "with --explain, which trains nothing")
 
 
 def explain_step(

@@ -211,7 +211,7 @@ class _Threads:
             watch.join()
         if self.exchange.failure is not None:
             first = self.errors[0]
-            if first is not None and self.exchange.failure.__cause__ is first:
+            if first is not None and not isinstance(first, RankError | _Ended):
                 raise first
             raise self.exchange.failure
         return self.results

@@ -111,7 +111,7 @@ def test_inspect(checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: 
         status, _, err = run([*flags, *more], capsys)
         assert status == 1 and message in err
     status, _, err = run(["inspect", "", "--checkpoint", checkpoint], capsys)
-    assert status == 1 and "the text is empty" in err
+    assert status == 1 and "text: expected at least one character" in err
 
 
 def test_the_default_head_attends_past_the_first_token() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -392,10 +394,15 @@ def odd(rank: Rank) -> list[str]:
     return found
 
 
+def mapped(rank: Rank) -> list[str]:
+    """The shared memory of MPICH that this rank has mapped; " (deleted)" if it has no name."""
+    return re.findall(r"/dev/shm/mpich_shm_.*", Path("/proc/self/maps").read_text("utf-8"))
+
+
 # Number of ranks → (case, arguments …), run in one MPI job. Cases that measure memory come first,
 # because the others leave some allocated.
 OVER_MPI: dict[int, list[tuple[Any, ...]]] = {
-    2: [(memory_of_attention, 2048), (rings,), (inexact,), (shared, 11), (odd,)],
+    2: [(memory_of_attention, 2048), (rings,), (inexact,), (shared, 11), (odd,), (mapped,)],
     3: [(rings,), (inexact,), (operations,), (together_,), (captured,), (synchronized,),
         (normalized, 50, 12)],
     4: [(memory_of_attention, 4096), (attention, 48, 6)],

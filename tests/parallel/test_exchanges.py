@@ -114,6 +114,12 @@ def test_operations_and_their_gradients(size: int, on_device: str) -> None:
         on_ranks("local", cases.operations, size)
 
 
+def test_mpis_shared_memory_has_no_name() -> None:
+    """Otherwise it stays when a rank is killed, until the machine restarts."""
+    for files in on_ranks("mpi", cases.mapped, 2):
+        assert files and all(file.endswith(" (deleted)") for file in files), files
+
+
 def test_operations_over_mpi() -> None:
     check_operations(on_ranks("mpi", cases.operations, 3))
 

@@ -43,6 +43,24 @@ def test_a_thread_that_raises_ends_all(faulty: int) -> None:
     assert run(lambda rank: program(rank, "raise", 9), 3) == [12.0] * 3  # the next run works
 
 
+def test_an_error_of_all_ranks_is_that_of_rank_0() -> None:
+    """Also if another rank raises it first."""
+    raised = threading.Event()
+
+    def program(rank: Rank) -> None:
+        if rank.number == 0:
+            assert raised.wait(60)
+            with pytest.raises(RankError):
+                all_reduce(Tensor([1.0]), rank.world).realize()
+        try:
+            raise InputError("--sp 3 does not divide 8")
+        finally:
+            raised.set()
+
+    with pytest.raises(InputError, match="--sp 3 does not divide 8"):
+        run(program, 2)
+
+
 def test_what_a_failed_run_leaves_does_not_exchange() -> None:
     """Lazy exchanges that an exception's frames keep alive are not realized by a later capture."""
     kept: list[Tensor] = []
