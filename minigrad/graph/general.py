@@ -37,6 +37,7 @@ from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, 
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
+from minigrad.graph.variable import evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -174,7 +175,7 @@ def _general(
             return General(graph, holes, formulas, samples[-1], *_laid_out(graph))
         except (ShapeError, Special) as error:
             reason, *extents = error.args
-        solved = _solved(holes, formulas, *extents) if extents else None
+        solved = _solved(holes, formulas, samples, *extents) if extents else None
         if solved is None:
             refused[key] = reason
             raise Special(reason)
@@ -182,17 +183,23 @@ def _general(
 
 
 def _solved(
-    holes: Sequence[Hole], formulas: Mapping[int, Affine], one: Integer, other: Integer
-) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:
+    holes: Sequence[Hole], formulas: Mapping[int, Affine], samples: Sequence[tuple[Cell, ...]],
+    one: Integer, other: Integer,
+) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:  # fmt: skip
     """Without a variable that follows if two extents are equal; None if there is no such one.
 
-    They are equal in all samples. So if the extent of a join is a sum in one place and a number in
-    another, it becomes the sum in both.
+    So if the extent of a join is a sum in one place and a number in another, it becomes the sum in
+    both. An extent of 1 that is repeated in some samples is not equal in these.
     """
     difference = one - other
     atoms = {hole.index.terms[0][0]: hole for hole in holes}
     terms = {} if isinstance(difference, int) else dict(difference.terms)
-    for atom, factor in terms.items() if terms.keys() <= atoms.keys() else ():
+    if not terms.keys() <= atoms.keys() or any(
+        evaluate(difference, {hole.name: sample[hole.place] for hole in holes})
+        for sample in samples
+    ):
+        return None
+    for atom, factor in terms.items():
         rest = atoms[atom].index - difference * factor
         if abs(factor) == 1 and low(rest) >= atoms[atom].low:
             del atoms[atom]
@@ -372,15 +379,11 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
     value = int(node.arg) if dtype.is_bool else next(cells)
     if not isinstance(value, Affine):
         return make(Op.CONST, dtype, shape, (), node.arg, device)
-    if not dtype.is_float:
-        number = build.cast(make(Op.VARIABLE, dtypes.int64, (), (), value, device), dtype)
-    else:
-        wide = dtype is dtypes.float64
-        of_bits = dtypes.int64 if wide else dtypes.int32
-        bits = make(Op.VARIABLE, of_bits, (), (), value, device)
-        number = build.bitcast(bits, dtypes.float64 if wide else dtypes.float32)
-        number = build.cast(number, dtype)
-    return spread(number, shape)
+    wide = dtype is dtypes.float64 or not dtype.is_float
+    number = make(Op.VARIABLE, dtypes.int64 if wide else dtypes.int32, (), (), value, device)
+    if dtype.is_float:
+        number = build.bitcast(number, dtypes.float64 if wide else dtypes.float32)
+    return spread(build.cast(number, dtype), shape)
 
 
 def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
