@@ -239,9 +239,9 @@ class Programs:
     ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         root = call.roots[0]
-        if len(call.order) < LEAST_NODES or call.values or root.device in meshes or not may_pad:
-            return False
-        if COLLECTIVE in map(OPS, call.order):
+        small = len(call.order) < LEAST_NODES
+        exchanges = root.device in meshes or COLLECTIVE in map(OPS, call.order)
+        if small or exchanges or call.values or not may_pad:
             return False
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())

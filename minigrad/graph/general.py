@@ -151,7 +151,7 @@ def generalize(
     for reach, merges in ((FAR, False), (near, True), (near, False))[: 3 if may_pad else 1]:
         holes, formulas = unify(samples, _kinds(call), reach, lines)
         try:
-            found = _general(call, samples[-1], holes, formulas, merges, refused)
+            found = _general(call, samples, holes, formulas, merges, refused)
         except Special as special:
             reason = str(special)
         else:
@@ -161,12 +161,12 @@ def generalize(
 
 
 def _general(
-    call: Canonical, sample: tuple[Cell, ...], holes: Sequence[Hole],
+    call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
     formulas: Mapping[int, Affine], merges: bool, refused: dict[int, str],
 ) -> General:  # fmt: skip
     """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
     while True:
-        new = [*sample]
+        new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
         key = hash((merges, *new))
@@ -177,10 +177,10 @@ def _general(
         try:
             graph = call.rewritten(remake, names)
             graph = inner_first(graph) if merges else graph
-            return General(graph, holes, formulas, sample, *_laid_out(graph))
+            return General(graph, holes, formulas, samples[-1], *_laid_out(graph))
         except (ShapeError, Special) as error:
             reason, *extents = error.args
-        solved = _solved(holes, formulas, *extents) if extents else None
+        solved = _solved(holes, formulas, samples, *extents) if extents else None
         if solved is None:
             refused[key] = reason
             raise Special(reason)
@@ -188,15 +188,22 @@ def _general(
 
 
 def _solved(
-    holes: Sequence[Hole], formulas: Mapping[int, Affine], one: Integer, other: Integer
-) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:
+    holes: Sequence[Hole], formulas: Mapping[int, Affine], samples: Sequence[tuple[Cell, ...]],
+    one: Integer, other: Integer,
+) -> tuple[Sequence[Hole], Mapping[int, Any]] | None:  # fmt: skip
     """Without a variable that follows if two extents are equal; None if there is no such one.
 
-    They are equal in all samples. So if the extent of a join is a sum in one place and a number in
-    another, it becomes the sum in both; and so does what windows with a step leave of an extent.
+    So if the extent of a join is a sum in one place and a number in another, it becomes the sum in
+    both, and so does what windows with a step leave of an extent. An extent of 1 that is repeated
+    in some samples is not equal in these.
     """
     difference = one - other
     atoms = {hole.index.terms[0][0]: hole for hole in holes}
+    if not variables(difference) <= atoms.keys() or any(
+        evaluate(difference, {hole.name: sample[hole.place] for hole in holes})
+        for sample in samples
+    ):
+        return None
     for atom, factor in () if isinstance(difference, int) else difference.terms:
         if atom not in atoms or abs(factor) != 1:
             continue
@@ -391,15 +398,11 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
     value = int(node.arg) if dtype.is_bool else next(cells)
     if not isinstance(value, Affine):
         return make(Op.CONST, dtype, shape, (), node.arg, device)
-    if not dtype.is_float:
-        number = build.cast(make(Op.VARIABLE, dtypes.int64, (), (), value, device), dtype)
-    else:
-        wide = dtype is dtypes.float64
-        of_bits = dtypes.int64 if wide else dtypes.int32
-        bits = make(Op.VARIABLE, of_bits, (), (), value, device)
-        number = build.bitcast(bits, dtypes.float64 if wide else dtypes.float32)
-        number = build.cast(number, dtype)
-    return spread(number, shape)
+    wide = dtype is dtypes.float64 or not dtype.is_float
+    number = make(Op.VARIABLE, dtypes.int64 if wide else dtypes.int32, (), (), value, device)
+    if dtype.is_float:
+        number = build.bitcast(number, dtypes.float64 if wide else dtypes.float32)
+    return spread(build.cast(number, dtype), shape)
 
 
 def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:

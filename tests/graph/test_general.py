@@ -403,6 +403,17 @@ def test_a_size_is_the_sum_of_others(make: Callable[[int, int], Node]) -> None:
     assert found.match(tuple(wrong[::-1])) is None
 
 
+def test_one_row_may_be_repeated() -> None:
+    """So the rows before and after are equal in some samples only."""
+
+    def wide(n: int, m: int) -> Node:
+        return build.reduce(Op.SUM, build.expand(array(n, 1), (m, 6)), [1])
+
+    calls = [call(wide(*sizes)) for sizes in ((3, 3), (1, 5), (4, 4))]
+    with pytest.raises(Special):
+        generalize(calls[1], [one.cells for one in calls])
+
+
 def test_numbers_on_a_line_by_chance() -> None:
     """8, 4 and 6 are 12 less twice 2, 4 and 3; without such lines, there are two variables."""
     samples, kinds = [(2, 8), (4, 4), (3, 6)], ["extent"] * 2

@@ -116,6 +116,22 @@ class OfExperts(Learner):
         return Tensor.cat(*made).square().mean()
 
 
+class OfLetters(Learner):
+    """Words of several lengths; each letter is written into zeros by itself."""
+
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(9 + 8, 8), nn.Linear(8, 3)]
+
+    def loss(self) -> Tensor:
+        word = self.coins.choices(range(9), k=self.coins.randrange(3, 9))
+        letters, state = Tensor.zeros(len(word), 1, 9), Tensor.zeros(1, 8)
+        for place, letter in enumerate(word):
+            letters[place][0][letter] = 1
+        for place in range(len(word)):
+            state = self.module[0](Tensor.cat(letters[place], state, dim=1)).tanh()
+        return self.module[1](state).log_softmax(1)[0, 0]
+
+
 class OfFew(Learner):
     """A few layers, of which some are used: graphs of 70 … 200 nodes."""
 
@@ -145,7 +161,7 @@ def test_pieces_are_known(on_compiled, kind):
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
 
 
-@pytest.mark.parametrize("kind", [OfExperts, OfFew])
+@pytest.mark.parametrize("kind", [OfExperts, OfLetters, OfFew])
 def test_small_graphs_and_sizes_that_vary_independently(on_compiled, kind):
     found = counts(kind().step, 3 * STEPS)
     assert sum(found[-STEPS:]) <= STEPS // 3, found
@@ -173,7 +189,7 @@ def test_graphs_that_all_differ_are_seldom_cut(on_compiled):
     assert 1 <= sum(one > 8 for one in found) <= 4, found
 
 
-@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords, OfExperts, OfFew])
+@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords, OfExperts, OfLetters, OfFew])
 def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
     learner = kind()
     found = [learner.step() for _ in range(STEPS)]
