@@ -372,7 +372,7 @@ def distribute(kernel: Kernel, target: Target) -> Lowered:
     (stage,) = kernel.stages
     assert stage.initial is not None
     (bins,), (along,) = stage.initial_axes, stage.reduced
-    next_free = Array("next", dtypes.int32, 256, "scratch")
+    next_free = Array("next", dtypes.int32, bins.count, "scratch")
     place = expr.register("place", dtypes.int32)
     where: Integer = expr.value_of(place)
     inside = expr.restrict((), [where, stage.size - 1 - where])
