@@ -130,9 +130,7 @@ def _passes(keys: Node, order: Node, bits: int) -> Node:
 
 def _filled(keys: Node, axis: int, extent: Integer) -> Node:
     """Keys up to an extent: those added at the end sort after all others."""
-    before, most = keys.shape[axis], (1 << keys.dtype.bits) - 1
-    padded = pad_along(keys, axis, 0, extent - before)
-    return along(padded, axis).less(high(before)).where(padded, most)
+    return ~pad_along(~keys, axis, 0, extent - keys.shape[axis])
 
 
 def _pass(packed: Node, rows: Integer, chunks: int, low: int) -> Node:
