@@ -94,13 +94,12 @@ def distribute(starts: Node, bin: Node, x: Node) -> Node:
             for i in range(x.shape[1]):
                 out[next[bin[row, i]]++] = x[row, i]
 
-    x and bin (uint8) are (rows, length), starts is (rows, 256) and int32; the result is flat. If
-    the length varies, it has room for the longest rows. Rows may run in any order, so each position
-    is written at most once; those out of range are not written.
+    x and bin (uint8) are (rows, length), starts is (rows, bins) and int32; the result is flat. Each
+    bin is in 0 … bins − 1. If the length varies, the result has room for the longest rows. Rows may
+    run in any order, so each position is written at most once; those out of range are not written.
     """
-    rows = x.shape[0] if x.ndim == 2 else -1
-    if bin.shape != x.shape or starts.shape != (rows, 256):
-        raise misfit("distribute", "(rows, 256), (rows, length), (rows, length)", starts, bin, x)
+    if x.ndim != 2 or bin.shape != x.shape or starts.shape != (x.shape[0], *starts.shape[1:2]):
+        raise misfit("distribute", "(rows, bins), (rows, length), (rows, length)", starts, bin, x)
     if starts.dtype is not dtypes.int32 or bin.dtype is not dtypes.uint8:
         given = starts.dtype.name, bin.dtype.name
         raise misfit("distribute", "int32 starts and a uint8 bin", *given, error=DTypeError)

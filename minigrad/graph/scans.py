@@ -124,7 +124,7 @@ def selected(mask: Node) -> tuple[Node, Node]:
     count = build.shrink(until, [(rows - 1, rows), (0, 1)])
     # A pass of a counting sort: true elements go to bin 1, the others after them, because not to
     # write them would take a branch that no processor can predict.
-    first = repeat_along(until - counts, 1, 256)  # true elements in the chunks before
+    first = repeat_along(until - counts, 1, 2)  # true elements in the chunks before
     behind = build.expand(count, first.shape) + (along(first, 0) * chunk - first)
     starts = along(first, 1).equals(1).where(first, behind)
     places = split_axis(build.iota(rows * chunk, mask.device), 0, rows, chunk)

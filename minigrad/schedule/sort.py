@@ -107,10 +107,8 @@ def _by_radix(keys: Node) -> Node:
     """The permutation of each row of keys (rows, length)."""
     order = along(keys, 1)
     for low in range(0, keys.dtype.bits, 32):  # 64-bit keys: by their lower halves, then the upper
-        half = keys.cast(dtypes.uint64) >> low if low else keys.cast(dtypes.uint64)
-        part = half.cast(dtypes.uint32)
-        if low:  # stored, because each is read twice and would be gathered twice
-            part = build.contiguous(build.gather(part, order, 1))
+        part = (keys.cast(dtypes.uint64) >> low).cast(dtypes.uint32)
+        part = build.gather(part, order, 1) if low else part
         order = _passes(part, order, min(keys.dtype.bits, 32))
     return order
 
@@ -120,24 +118,26 @@ def _passes(keys: Node, order: Node, bits: int) -> Node:
     rows, length = keys.shape
     chunks = ceildiv(length, SORT_CHUNK) if isinstance(length, int) else 1
     chunk = ceildiv(length, chunks)
-    shape = (rows, chunks * chunk)
     packed = keys.cast(dtypes.uint64) << 32 | order.cast(dtypes.uint64)
-    if shape[1] != length:  # the padding of the last chunk sorts after all keys
-        filled = pad_along(packed, 1, 0, shape[1] - length)
-        packed = along(filled, 1).less(high(length)).where(filled, 2**64 - 1)
+    # stored, because vectors compute it faster than two loops of a pass that read single elements
+    packed = build.contiguous(_filled(packed, 1, chunks * chunk))
     for low in range(0, bits, 8):
         packed = _pass(build.reshape(packed, (rows * chunks, chunk)), rows, chunks, 32 + low)
         packed = build.reshape(packed, (rows, chunks * high(chunk)))
-        packed = part_along(packed, 1, 0, shape[1])
+        packed = part_along(packed, 1, 0, chunks * chunk)
     return part_along(packed, 1, 0, length).cast(dtypes.int32)
+
+
+def _filled(keys: Node, axis: int, extent: Integer) -> Node:
+    """Keys up to an extent: those added at the end sort after all others."""
+    return ~pad_along(~keys, axis, 0, extent - keys.shape[axis])
 
 
 def _pass(packed: Node, rows: Integer, chunks: int, low: int) -> Node:
     """Distribute all chunks (rows·chunks, chunk) by the byte that starts at bit `low`."""
     bin = (packed >> low).cast(dtypes.uint8)
-    ones = bin.constant(1, dtypes.int32)
     zeros = build.const(0, dtypes.int32, (rows * chunks, 256), packed.device)
-    counts = build.scatter_add(zeros, bin.cast(dtypes.int32), ones, 1)
+    counts = build.scatter_add(zeros, bin, bin.constant(1, dtypes.int32), 1)
     in_order = build.permute(build.reshape(counts, (rows, chunks, 256)), (0, 2, 1))
     line = build.reshape(in_order, (rows, 256 * chunks))
     first = build.scan(Op.CUMSUM, line, 1) - line  # elements in earlier bins, or of earlier chunks
@@ -183,10 +183,7 @@ def _smallest(keys: Node, count: int) -> Node:
     last, extent = keys.ndim - 1, high(keys.shape[-1])
     length = max(math.isqrt(extent // count), 1)
     blocks = ceildiv(extent, length)
-    padded = pad_along(keys, last, 0, blocks * length - extent)
-    if padded is not keys:
-        most = (1 << keys.dtype.bits) - 1
-        padded = along(padded, last).less(extent).where(padded, most)
+    padded = _filled(keys, last, blocks * length)
     inverse = ~split_axis(padded, last, blocks, length)
     minima = split_axis(~build.reduce(Op.MAX, inverse, (last + 1,)), last + 1)
     best = _first(minima, last, count).cast(dtypes.uint32)

@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any, Self
 
-from minigrad.dtype import DTypeLike, dtype_or, dtypes, sum_dtype
+from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, named, sum_dtype
 from minigrad.errors import DTypeError, RangeError, expect, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
@@ -18,6 +18,11 @@ from minigrad.tensor.results import Found, warn_of_no_pair
 # Which element `quantile` takes: one between two neighbours, or one whose rank is rounded so.
 INTERPOLATIONS = {"linear": "", "lower": "floor", "higher": "ceil", "midpoint": "",
                   "nearest": "round"}  # fmt: skip
+
+
+def unsigned(bits: int) -> DType:
+    """The smallest dtype of unsigned integers with so many bits, at most 64."""
+    return named(f"uint{max(8, 1 << (bits - 1).bit_length())}")
 
 
 class Statistics(Composed):
@@ -194,14 +199,19 @@ class Statistics(Composed):
     def _distinct(self) -> tuple[Self, Self, Self, Self]:
         """Distinct elements in order, their first positions; each element's index in them; counts.
         """
-        values, order = self.flatten().sort(0)
-        extent = values._known_shape()[0]
+        keys = flat = self.flatten()
+        extent = flat._known_shape()[0]
+        # Of many integers the host reads the range, because a sort takes a pass for each byte.
+        if self.dtype.is_int and extent > 1 << 12:
+            least, most = (int(end.item()) for end in flat.aminmax())
+            keys = (flat - least).cast(unsigned((most - least).bit_length()))
+        values, order = keys.sort(0)
         begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
         starts = begins.nonzero()[:, 0]
         number = begins.cumsum(0, dtype=dtypes.int32) - 1
         inverse = number.scatter(0, order, number).reshape(self.shape)
         counts = starts.diff(append=starts._operand(extent).reshape(1))
-        return values[starts], order[starts], inverse, counts
+        return flat[order[starts]], order[starts], inverse, counts
 
     def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
         """True where an element is one of test_elements.
@@ -378,8 +388,10 @@ class Statistics(Composed):
         if n - 1 > (1 << (wanted.fraction + 1) if wanted.is_float else wanted.maximum):
             raise RangeError(f"randperm({n}) in {wanted.name}: expected a dtype that holds {n - 1}")
         first, second = (cls._of(word) for word in _draw("randperm", (n,), device))
-        keys = (first.cast(dtypes.uint64) << 32) | second.cast(dtypes.uint64)
-        order = keys.argsort(0)  # int32
+        # So many bits that two elements have equal ones, and keep their order, in less than one of
+        # 500 draws. (A sort takes a pass for each byte.)
+        order = second.cast(unsigned(2 * n.bit_length() + 8 - 32)).argsort(0)  # int32
+        order = order._at(0, first._at(0, order).argsort(0))
         return cls._made(order.cast(wanted).node, None, drawn=True)
 
     def multinomial(self, num_samples: int = 1, replacement: bool = False) -> Self:

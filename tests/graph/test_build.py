@@ -20,13 +20,13 @@ def leaf(*shape: Integer, dtype: DType = dtypes.float32, slot: int = 0) -> Node:
 
 
 X, WHOLE, LENGTH = leaf(2, 3), leaf(2, 3, dtype=dtypes.int32), var("n", 1, 9)
-BINS = leaf(2, 3, dtype=dtypes.uint8)
+BINS = leaf(3, 2, dtype=dtypes.uint8)
 
 REFUSED: dict[str, Callable[[], object]] = {
     "Op.ADD is not a reduction": lambda: build.reduce(Op.ADD, X, (0,)),
     "sum: invalid axes (2,) for an array with 2": lambda: build.reduce(Op.SUM, X, (2,)),
-    "got shapes (2, 3) and (2, 3) and (2, 3)": lambda: build.distribute(WHOLE, BINS, X),
-    "a uint8 bin, got float32 and uint8": lambda: build.distribute(leaf(2, 256), BINS, X),
+    "got shapes (2, 3) and (3, 2) and (2, 3)": lambda: build.distribute(WHOLE, BINS, X),
+    "a uint8 bin, got float32 and int32": lambda: build.distribute(leaf(2, 256), WHOLE, X),
     "permute: invalid order (0, 0)": lambda: build.permute(X, (0, 0)),
     "per dimension of (2, 3), got ((1, 1),)": lambda: build.pad(X, [(1, 1)]),
     "per dimension of (2, 3), got ((0, 1),)": lambda: build.shrink(X, [(0, 1)]),

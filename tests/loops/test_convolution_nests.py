@@ -149,8 +149,8 @@ def test_the_pixel_below_is_asked_for(channels: int, asks: bool) -> None:
         assert hint.index - substitute(load.index, {row: row.high}) == 30 * channels
 
 
-@pytest.mark.parametrize("extent, whole", [(7, True), (5, False)])
-def test_half_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
+@pytest.mark.parametrize("extent, whole", [(7, True), (5, True), (2, False)])
+def test_a_third_of_a_vector_of_a_row_is_transposed(extent: int, whole: bool) -> None:
     copy, *_ = nests_of(convolution("forward", 2, 64, extent, 16))
     assert any(isinstance(one, Loop) and one.transpose for one in walk(copy.parallel)) is whole
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from property.compare import Tolerance, difference
+from schedule.agreement import agree
 from schedule.machine import GOLDEN, MACHINES, run
 from schedule.programs import DEVICE, Inputs, plan_of, softmax, transpose
 
@@ -116,3 +117,23 @@ def test_vectors_run_across_rows_of_small_images(size: int) -> None:
     nest = lower(plan_of(pooled).kernels[0], GOLDEN)
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert lanes and all(one.step >= 16 for one in lanes)
+
+
+@pytest.mark.parametrize("columns", [4, 5, 7])
+@pytest.mark.parametrize("machine", MACHINES)
+def test_short_rows_are_transposed_if_vectors_have_as_many_elements(
+    machine: str, columns: int
+) -> None:
+    """A copy reads them once, not once for each column."""
+
+    def turned(inputs: Inputs, rows: int = 203) -> list[Node]:
+        x, y = Tensor._of(inputs(rows, columns)), Tensor._of(inputs(columns, rows))
+        return [(x.T * 2 + y).node]
+
+    def tiled(rows: int) -> bool:
+        (kernel,) = plan_of(lambda inputs: turned(inputs, rows)).kernels
+        found = walk(lower(kernel, GOLDEN).parallel)
+        return any(isinstance(one, Loop) and one.transpose for one in found)
+
+    assert tiled(203) == (columns > 4) and not tiled(3)
+    agree(turned, machine)

@@ -38,6 +38,28 @@ def test_stable_permutation(dtype: str, shape: tuple[int, ...], axis: int, compi
     assert np.array_equal(found, np.argsort(keys, axis=axis, kind="stable"))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "int64", "uint64"])
+@pytest.mark.parametrize("bits", [0, 3, 12, 20, 40])
+def test_distinct_integers_at_both_ends_of_their_range(dtype: str, bits: int) -> None:
+    """Their keys are narrower than their dtype."""
+    limits = np.iinfo(dtype)
+    span = min(1 << bits, limits.max - limits.min)
+    for low, high in ((limits.min, limits.min + span - 1), (limits.max - span + 1, limits.max)):
+        generator = np.random.default_rng(bits)
+        x = generator.integers(low, high, (50, 100), dtype=dtype, endpoint=True)
+        found = Tensor(x)._distinct()
+        wanted = np.unique(x, return_index=True, return_inverse=True, return_counts=True)
+        assert found[0].dtype.name == dtype
+        for one, other in zip(found, wanted, strict=True):
+            assert np.array_equal(one.numpy().ravel(), other.ravel())
+
+
+def test_distinct_numbers_keep_their_dtype_and_sign() -> None:
+    zeros = Tensor([1.0, -0.0, 0.0, -0.0]).unique().numpy()
+    assert np.array_equal(zeros, [0, 1]) and np.signbit(zeros[0])
+    assert Tensor([True, False, True]).unique().dtype.name == "bool"
+
+
 def test_each_thread_count_sorts_alike() -> None:
     """Each device has its own thread pool: one with a single thread, one with several."""
     keys = _keys("uint32", (3 * CHUNK,), 2)

@@ -236,6 +236,8 @@ def test_each_order_is_as_likely(on_device):
     Tensor.manual_seed(25)
     orders = Tensor.stack(*(Tensor.randperm(4) for _ in range(50))).numpy()
     assert (np.sort(orders, axis=1) == np.arange(4)).all()
+    for n in (100, 4000, 70_000):  # so many bits are sorted: 40, 40, 48
+        assert (np.sort(Tensor.randperm(n).numpy()) == np.arange(n)).all()
     big = Tensor.randperm(5000).numpy()
     assert (np.sort(big) == np.arange(5000)).all()
     # in a random permutation, the numbers in the first half are like uniform samples
