@@ -21,8 +21,8 @@ INTERPOLATIONS = {"linear": "", "lower": "floor", "higher": "ceil", "midpoint": 
 
 
 def unsigned(bits: int) -> DType:
-    """The smallest dtype of unsigned integers with so many bits, at most 64."""
-    return named(f"uint{max(8, 1 << (bits - 1).bit_length())}")
+    """The smallest dtype of unsigned integers with at least so many bits; they are at most 64."""
+    return named(f"uint{1 << (max(bits, 8) - 1).bit_length()}")
 
 
 class Statistics(Composed):
