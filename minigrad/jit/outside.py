@@ -536,6 +536,8 @@ class _Walk:
                 missing = _Read(getattr(value, name, None), f"{label}.{name}")
                 self.read.setdefault(f"getattr({place}, {name!r}, None)", missing)
         found = found.fget if isinstance(found, property) else found
+        get = inspect.getattr_static(type(found), "__get__", None)  # of a user's descriptor
+        found = get if isinstance(get, FunctionType) and not _is_library(get) else found
         takes_it = isinstance(found, classmethod) or not isinstance(value, type)
         first = place if takes_it and not isinstance(found, staticmethod) else ""
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found

@@ -266,7 +266,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves", "_hooks")
+_OWN = ("_kinds", "_training", "_moves", "_hooks", "_waiting")
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
