@@ -401,7 +401,7 @@ def _noting() -> Iterator[Observed]:
     try:
         yield noted
     finally:
-        del capturing[get_ident()]
+        capturing.pop(get_ident(), None)  # a child of a fork has none
 
 
 @contextmanager

@@ -361,9 +361,10 @@ class _Walk:
             special = {name for one in own for name, its in one.items()
                        if is_special(name) and isinstance(its, FunctionType | staticmethod)
                        and (isinstance(value, type) or name not in MAKING)}
-            called = {name: {(Use("", name, called=True), ()): None} for name in special}
             for name in (names & self.unknown.keys()) | special:
-                for use, uses in {**self.unknown.get(name, {}), **called.get(name, {})}:
+                found = list[tuple[Use, tuple[Use, ...]]](self.unknown.get(name, ()))
+                found += [(Use("", name, called=True), ())] if name in special else []
+                for use, uses in found:
                     if (id(value), use, uses) not in self.seen:
                         self.seen.add((id(value), use, uses))
                         self._attribute(value, place, label, use, uses)
@@ -488,7 +489,8 @@ class _Walk:
                 contents = _Read(value.tobytes(), label, True, "!=")
                 self.read.setdefault(f"array_bytes({place})", contents)
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
-            self.grows.append((value.__self__, [*value.__self__], label))
+            grown: Any = value.__self__
+            self.grows.append((grown, [*grown], label))
         has_parts = hasattr(value, "__dict__") or not _is_library(type(value))
         if has_parts and not isinstance(value, ModuleType):
             self.objects.append((value, place, label))
@@ -536,6 +538,8 @@ class _Walk:
                 missing = _Read(getattr(value, name, None), f"{label}.{name}")
                 self.read.setdefault(f"getattr({place}, {name!r}, None)", missing)
         found = found.fget if isinstance(found, property) else found
+        get = inspect.getattr_static(type(found), "__get__", None)  # of a user's descriptor
+        found = get if isinstance(get, FunctionType) and not _is_library(get) else found
         takes_it = isinstance(found, classmethod) or not isinstance(value, type)
         first = place if takes_it and not isinstance(found, staticmethod) else ""
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found

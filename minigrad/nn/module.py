@@ -264,7 +264,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves", "_hooks")
+_OWN = ("_kinds", "_training", "_moves", "_hooks", "_waiting")
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
@@ -415,8 +415,9 @@ class Module:
             self._registered()[name] = kind
         elif kind is Kind.BUFFER:
             self._registered().setdefault(name, kind)
-        elif isinstance(value, Tensor) and name in self.__dict__.get("_kinds", ()):
-            expect(self._kinds[name] is not Kind.PARAMETER, f"{type(self).__name__}.{name} = …",
+        elif isinstance(value, Tensor):
+            kind = self._registered().get(name, kind)
+            expect(kind is not Kind.PARAMETER, f"{type(self).__name__}.{name} = …",
                    "nn.Parameter(tensor), as it is a parameter; or write to it, with .assign() in "
                    "`with Tensor.no_grad():`", "a plain tensor", error=TypeError)  # fmt: skip
         self._adopt(value)

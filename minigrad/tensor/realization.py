@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Container, Iterable, Sequence, Set
+from sys import getrefcount
 from threading import get_ident
 
 from minigrad import interrupts, program
@@ -179,6 +180,14 @@ def _settle(wanted: Sequence[Holder], unasked: bool = False) -> None:
     except ValueError:  # no single program can compute them
         for holder in wanted:
             realize([holder], unasked)
+
+
+def is_read(node: Node) -> bool:
+    """Whether a lazy tensor of this thread, not just a view, was computed from a BUFFER."""
+    if node.op is not BUFFER or getrefcount(node) <= 3:  # a tensor's, and those of two calls
+        return False
+    lazy = [holder for holder in of_this_thread(lazy_holders()) if holder._origin is None]
+    return node in topological([holder.raw for holder in lazy])
 
 
 def separate(node: Node, owners: Container[int]) -> None:

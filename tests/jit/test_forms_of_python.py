@@ -59,6 +59,8 @@ READS = [(f"return a * {text}", "o.k = 4", f"    def {method}")
 READS += [
     ("p, *q = o\nreturn a * p", "o.k = 4", "    def __iter__(self): return iter([self.k, 1])"),
     ("return a * O(2).scaled", "O.k = 4", ""),
+    ("return a * o.d", "o.k = 4",
+     "    class D:\n        def __get__(self, o, kind): return o.k\n    d = D()"),
     ("return a * O().k", "O.m = 4",
      "    m = 2\n    def __new__(cls): x = object.__new__(cls); x.k = cls.m; return x"),
     ("return a * D().k", "D.m = 4", """

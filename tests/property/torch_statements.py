@@ -422,6 +422,8 @@ GRADS = templates(r"""
     {new} = further({f}.exp().clamp(max=9).sum(), {l}, {l2})[1]; {l}.grad = None; back({new}.sum())
     {new} = further(F.cross_entropy(fit({f}, 2, 3), T.tensor([0, 2])), {l})[0]; back({new}.norm())
     {new} = {f} * 1; {new}[...] = {f2}; back({new}.square().sum())
+    {l}.requires_grad_(False); {new} = {l} * 2; {l}.requires_grad_(); back(({new} * {l}).sum())
+    {new} = {f}.detach(); {new}.requires_grad_(); back(({new} * {f} * {f2}).sum())
     {new} = {f}.clone(); {new}.zero_(); back({new}.sum())
     {new} = {f} * 2; {new}[{m}] += {f2}[{m}]; back({new}.square().sum())
     {new} = {f} * 2; {new}[..., None] *= {f2}.flatten()[0]; back({new}.square().sum())
@@ -459,6 +461,7 @@ ERRORS = (
 HERE = (
     "write in place to a view|0-d mask|not depend on|since been overwritten|RangeError"
     "|the result is|ZeroDivisionError|AxisError|expected at least one|equal ndim|equal sizes"
-    "|no parameter has a gradient|bool .* instead of uint8|uint64 .* instead of int64"
+    "|no parameter has a gradient|cannot set param_groups|bool .* instead of uint8"
+    "|uint64 .* instead of int64"
     "|entropy_with_logits.*instead of float"
 )

@@ -734,3 +734,16 @@ def test_a_loss_that_is_read_after_each_update(how, on_device):
         sizes.append(len(topological([weight.raw for weight in weights])))
     assert losses == sorted(losses, reverse=True)
     assert max(sizes[8:]) <= max(sizes[:8])
+
+
+@pytest.mark.parametrize("leaf", ["x.detach()", "x", "x.view(2)", "x.requires_grad_(False)"])
+def test_no_gradient_comes_from_what_was_computed_before(leaf: str, on_device: str) -> None:
+    """Of a tensor that is marked later, or marked again, or shares memory with the marked one."""
+    x = Tensor([1.0, 2.0], requires_grad=True if "False" in leaf else None)
+    marked = eval(leaf)
+    before = x * 3
+    marked.requires_grad_()
+    (before * marked).sum().backward()
+    assert marked.grad.tolist() == before.tolist() == [3, 6]
+    (x.detach() * 3 * marked).sum().backward()
+    assert marked.grad.tolist() == [6, 12]
