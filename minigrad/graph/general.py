@@ -115,7 +115,7 @@ class General:
                 return None
         expected = list(self.cells)
         for place, formula in self.formulas.items():
-            value = formula.constant
+            value: Any = formula.constant
             for atom, factor in formula.terms:
                 cell = given[atom.name]
                 value = cell if isinstance(cell, bytes) else value + factor * cell
@@ -194,10 +194,9 @@ def _solved(
     difference = one - other
     atoms = {hole.index.terms[0][0]: hole for hole in holes}
     terms = {} if isinstance(difference, int) else dict(difference.terms)
-    if not terms.keys() <= atoms.keys() or any(
-        evaluate(difference, {hole.name: sample[hole.place] for hole in holes})
-        for sample in samples
-    ):
+    places = [(hole.name, hole.place) for hole in holes]
+    given: list[dict[str, Any]] = [{n: cells[at] for n, at in places} for cells in samples]
+    if not terms.keys() <= atoms.keys() or any(evaluate(difference, values) for values in given):
         return None
     for atom, factor in terms.items():
         rest = atoms[atom].index - difference * factor
@@ -257,7 +256,8 @@ def unify(
                 break
         else:
             bases.append((column, dict.fromkeys(found, (1, 0))))
-    holes, formulas = [], {}
+    holes: list[Hole] = []
+    formulas: dict[int, Any] = {}
     for number, (_, followers) in enumerate(bases):
         hole = _hole(f"_{number}", samples, followers, kinds, reach)
         holes.append(hole)
