@@ -116,7 +116,7 @@ class General:
                 return None
         expected = list(self.cells)
         for place, formula in self.formulas.items():
-            value = formula.constant
+            value: Any = formula.constant
             for atom, factor in formula.terms:
                 if atom.inner is not None:
                     value += factor * evaluate(atom.index, values)
@@ -199,10 +199,10 @@ def _solved(
     """
     difference = one - other
     atoms = {hole.index.terms[0][0]: hole for hole in holes}
-    if not variables(difference) <= atoms.keys() or any(
-        evaluate(difference, {hole.name: sample[hole.place] for hole in holes})
-        for sample in samples
-    ):
+    places = [(hole.name, hole.place) for hole in holes]
+    given: list[dict[str, Any]] = [{n: cells[at] for n, at in places} for cells in samples]
+    known = variables(difference) <= atoms.keys()
+    if not known or any(evaluate(difference, values) for values in given):
         return None
     for atom, factor in () if isinstance(difference, int) else difference.terms:
         if atom not in atoms or abs(factor) != 1:
@@ -265,7 +265,8 @@ def unify(
                 break
         else:
             bases.append((column, dict.fromkeys(found, (1, 0))))
-    holes, formulas = [], {}
+    holes: list[Hole] = []
+    formulas: dict[int, Any] = {}
     for number, (_, followers) in enumerate(bases):
         hole = _hole(f"_{number}", samples, followers, kinds, reach)
         holes.append(hole)
