@@ -12,7 +12,7 @@ import pytest
 
 from minigrad import Tensor
 from minigrad.gc_pause import NEVER, young_gc_only
-from minigrad.programs import Family, programs
+from minigrad.programs import Programs, programs
 
 USUAL = (701, 11, 12)  # values that nothing else would choose
 INSIDE = (701, 11, NEVER)
@@ -29,13 +29,13 @@ def thresholds() -> Iterator[None]:
 
 def test_a_program_is_made_undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    make = Family.make
+    make = Programs._make
 
     def watched(*arguments: object) -> None:
         seen.append(gc.get_threshold())
         make(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Family, "make", watched)
+    monkeypatch.setattr(Programs, "_make", watched)
     programs.forget()
     assert (Tensor([1.0, 2.0]) + 1).tolist() == [2.0, 3.0]
     assert set(seen) == {INSIDE}

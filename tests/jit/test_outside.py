@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import itertools
 import os
 import sys
 from array import array
 from collections import OrderedDict, UserDict, UserList, deque
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -1085,3 +1087,29 @@ def test_a_variable_that_is_empty_yet(on_device):
         assert step(Tensor([1.0])).tolist() == [2]
     later = step
     assert later(Tensor([2.0])).tolist() == [4]
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "mine"])
+def test_what_an_installed_library_reads(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An iterator of another library does not decide what a step computes; the user's own may."""
+    place = tmp_path / folder
+    place.mkdir()
+    text = "numbers = iter(range(9))\n\ndef tell():\n    return next(numbers)\n"
+    (place / "telling_library.py").write_text(text)
+    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.delitem(sys.modules, "telling_library", raising=False)
+    library = importlib.import_module("telling_library")
+
+    @jit
+    def step(x: Tensor) -> Tensor:
+        library.tell()
+        return x * 2
+
+    step(Tensor([1.0]))
+    if folder == "mine":
+        with pytest.raises(JitError, match="iterator"):
+            step(Tensor([1.0]))
+    else:
+        assert [step(Tensor([float(number)])).item() for number in range(3)] == [0.0, 2.0, 4.0]
