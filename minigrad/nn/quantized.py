@@ -251,8 +251,13 @@ class Quantized:
 @templated
 def _product(x: Tensor, kind: Kind, digits: int, *parts: Tensor) -> Tensor:
     """x·Wᵀ, float32 (count, columns) → (count, rows of all tiles)."""
-    matrix = Quantized(kind, parts[0]._known_shape()[0] * TILE, parts, digits)
-    return matrix._of_bytes(x) if digits else matrix._of_floats(x)
+    tiles, (count, columns) = parts[0]._known_shape()[0], x._known_shape()
+    matrix = Quantized(kind, tiles * TILE, parts, digits)
+    if not digits:
+        return matrix._of_floats(x)
+    if tiles == count == 1:  # such sums would be columns, which are added in blocks
+        return matrix._of_bytes(x.expand(2, columns))[:1]
+    return matrix._of_bytes(x)
 
 
 def _pieces(quants: Tensor, bits: int) -> list[Tensor]:

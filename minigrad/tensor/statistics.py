@@ -376,7 +376,9 @@ class Statistics(Composed):
 
     @classmethod
     def randperm(cls, n: int, *, dtype: DTypeLike = None, device: str | None = None) -> Self:
-        """0 … n − 1 in a random order, each order equally likely; int32 unless dtype is given.
+        """0 … n − 1 in a random order; int32 unless dtype is given.
+
+        All orders are equally likely, within 0.4 %.
 
         RangeError for a dtype that does not hold all of them.
 

@@ -72,11 +72,11 @@ def test_products_and_rows(name: str, int8: int, on_device: str) -> None:
 
 
 @pytest.mark.parametrize("int8", [1, 2])
-@pytest.mark.parametrize("name", ["Q4_0", "Q8_0", "Q2_K"])
-def test_a_row_is_the_same_among_others(name: str, int8: int, on_device: str) -> None:
+@pytest.mark.parametrize(("name", "rows"), [("Q4_0", 64), ("Q8_0", 64), ("Q2_K", 64), ("Q4_1", 16)])
+def test_a_row_is_the_same_among_others(name: str, rows: int, int8: int, on_device: str) -> None:
     """Bit for bit: alone, among a few, in a prompt, and in prompts of varying length."""
     with Context(INT8=int8):
-        matrix, _ = packed(name, 64, 2304)  # more groups than are added in one block
+        matrix, _ = packed(name, rows, 2304)  # more groups than are added in one block
     x = np.random.default_rng(1).standard_normal((27, 2304)).astype(np.float32)
     x[3, :64], x[5, 7] = 0, np.nan
     whole = bits(matrix.product(Tensor(x)).numpy())
