@@ -94,15 +94,16 @@ class Family:
     ) -> bool:
         """Compile a general program that serves the call, if there is one; whether there is.
 
-        For all samples and the call, or else for the call and the most similar one. If no recipe
-        accepts such a program, give up on them.
+        For all samples and the call, or else for the call and one of the two most similar ones. If
+        no recipe accepts such a program, give up on them.
         """
         if not self.samples or not self.generalizes:
             return False
         if len(self.refused) > MOST_PROGRAMS:
             self.refused.clear()
-        similar = min(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))
-        for some, lines in ((self.samples, True), (self.samples, False), ([similar], True)):
+        similar = sorted(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
+        pairs = [([cells], True) for cells in similar]
+        for some, lines in ((self.samples, True), (self.samples, False), *pairs):
             try:
                 general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
                 program = compile(general.graph)
