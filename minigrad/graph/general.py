@@ -31,7 +31,14 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
-from minigrad.graph.inner_first import MOST_BLOCKS, MOST_PADDED, inner, inner_first, outermost
+from minigrad.graph.inner_first import (
+    MOST_BLOCKS,
+    MOST_PADDED,
+    inner,
+    inner_first,
+    innermost,
+    outermost,
+)
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import numel
@@ -409,7 +416,8 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
 def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
     """The slots with a varying inner dimension: those that are read, and those written.
 
-    Raises Special if one has several shapes, or would be copied in too many pieces.
+    Raises Special if one has several shapes, or would be copied in too many blocks, or many rows
+    would take too much memory.
     """
     reads: dict[int, Shape] = {}
     for node in topological(graph.roots):
@@ -425,6 +433,8 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
     for shape in (*reads.values(), *writes.values()):
         if numel(shape[: outermost(shape)]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
+        if numel(shape[: innermost(shape)]) > MOST_BLOCKS and numel(shape) > MOST_PADDED // 4:
+            raise Special(f"an array padded to {shape} is too large")
     if reads or writes:
         _check_area(graph)
     return reads, writes

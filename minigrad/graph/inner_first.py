@@ -28,7 +28,8 @@ from minigrad.graph.symbolic import Affine, Integer
 
 # Blocks of rows of an array that are copied one by one, at most: of images, each channel is one.
 MOST_BLOCKS = 256
-# Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32.
+# Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32. A
+# quarter of that in one array, if it has many rows: small ones, such as batches, may be longer.
 MOST_PADDED = 1 << 26
 
 

@@ -90,9 +90,9 @@ def test_starts_of_parts_are_variables_of_their_own() -> None:
     assert found.match(call(both(3, 9)).cells) is not None
 
 
-def turned(n: int) -> Node:
+def turned(n: int, rows: int = 3) -> Node:
     """The transpose of an input with rows of length n."""
-    return build.contiguous(build.permute(array(3, n), (1, 0)))
+    return build.contiguous(build.permute(array(rows, n), (1, 0)))
 
 
 def every(step: int) -> Node:
@@ -147,6 +147,7 @@ def long_sum(length: int) -> Node:
         (long_sum(1 << 16), long_sum((1 << 16) + 1), "cumsum"),
         (every(5), every(7), ""),
         (flat(4), flat(5), "cannot reshape"),
+        (turned(5, 1 << 18), turned(6, 1 << 18), "is too large"),
     ],
 )  # fmt: skip
 def test_what_stays_special(first: Node, second: Node, reason: str) -> None:
