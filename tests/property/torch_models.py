@@ -101,7 +101,8 @@ CHANGES = templates(r"""
     {M}[0].bias = nn.Parameter(T.ones({M}[0].bias.shape))
     {M}.append(nn.Tanh())  {M}[1].p = 0.0  {M}[1].momentum = 0.25  {M}[1].eps = 0.5
     {M}.scale = 2.0  {M}.scale = {K}  {M}.extra = not {M}.extra
-    {M}.seen = T.zeros(3)  {M}.seen.fill_(1)  {M}.layers.append(nn.Linear(3, 3, bias=False))
+    {M}.layers.append(filled(nn.Linear(3, 3, bias=False), 2))
+    {M}.seen = T.zeros(3)  {M}.seen.fill_(1)
     o0 = optim.SGD([p for p in {M}.parameters() if p.requires_grad], lr=0.05)
     o0 = optim.Adam({P}, lr=0.02, eps=0.1)
     {new} = sum(p.numel() for p in {M}.parameters())  {new} = [*{M}.state_dict()]
