@@ -108,13 +108,17 @@ def _torch_training(
 
     def step() -> None:
         size = next(sizes)
-        loss = torch.nn.functional.cross_entropy(model(x[:size]), y[:size])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        _descend(optimizer, torch.nn.functional.cross_entropy(model(x[:size]), y[:size]))
 
     return {"torch": step}
+
+
+def _descend(optimizer: Any, loss: Any) -> None:
+    """A step of an optimizer of either library, up to the loss on the host."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    loss.item()
 
 
 def matrices(threads: int) -> Iterator[Row]:
@@ -160,11 +164,7 @@ def images(threads: int) -> Row:
         x = Tensor(data[:, :, : 8 * height, : 8 * width])
         for layer in convolutions:
             x = layer(x).relu().max_pool2d(2)
-        loss = last(x.mean((2, 3))).cross_entropy(Tensor(labels))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        _descend(optimizer, last(x.mean((2, 3))).cross_entropy(Tensor(labels)))
 
     peer: dict[str, Work] = {}
     if installed("torch"):
@@ -183,11 +183,7 @@ def images(threads: int) -> Row:
             z = x[:, :, : 8 * height, : 8 * width]
             for layer in layers:
                 z = torch.nn.functional.max_pool2d(layer(z).relu(), 2)
-            loss = torch.nn.functional.cross_entropy(head(z.mean((2, 3))), y)
-            descent.zero_grad()
-            loss.backward()
-            descent.step()
-            loss.item()
+            _descend(descent, torch.nn.functional.cross_entropy(head(z.mean((2, 3))), y))
 
         peer = {"torch": theirs}
     for _ in range(5):
@@ -216,11 +212,7 @@ def texts(threads: int) -> Row:
         length = next(sizes)
         logits = model(Tensor(tokens[:, :length]))
         targets = Tensor(tokens[:, 1 : length + 1])
-        loss = logits.reshape(-1, 65).cross_entropy(targets.reshape(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        loss.item()
+        _descend(optimizer, logits.reshape(-1, 65).cross_entropy(targets.reshape(-1)))
 
     peer: dict[str, Work] = {}
     if installed("torch"):
