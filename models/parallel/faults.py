@@ -11,6 +11,10 @@ from minigrad.models.errors import InputError
 from minigrad.models.interrupt import heard
 
 ADVICE = "all ranks must make the same exchanges in the same order"
+SAME_DATA = (
+    "on a mesh, all ranks must give the same array; load it from the same file, or give all ranks "
+    "the same seed, e.g. np.random.default_rng(0)"
+)
 
 
 class RankError(DeviceError):

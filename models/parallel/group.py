@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -183,6 +184,20 @@ class RankGroup:
                 self._exchange(what, dtype, sent, result)
                 self.members.agreement.close()
 
+        return self._begun(action)
+
+    def compare(self, data: memoryview) -> None:
+        """Wait until the next rank has told that its data are the same; RankError if they differ.
+        """
+        told = f"{data.nbytes} bytes with checksum {zlib.crc32(data):08x}"
+
+        def action() -> None:
+            self.members.agreement.begin(Collective("place", self.name, self.size, sent=told))
+            self.members.agreement.close()
+
+        self.finish(self._begun(action))
+
+    def _begun(self, action: Callable[[], None]) -> Job:
         job = Job(action)
         self.progress.submit(job)
         return job

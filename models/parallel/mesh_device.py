@@ -197,7 +197,11 @@ class MeshRuntime:
         memory.parts = [Buffer(one.device, dtype, size) for one in self.local]
 
     def copy_in(self, memory: MeshMemory, data: memoryview) -> None:
-        """Give every device its part of the host's bytes."""
+        """Give every device its part of the host's bytes, which are the same on all ranks of MPI.
+        """
+        if self.exchange is None and self.mesh.size > 1:
+            groups = self.local[0].groups.values()
+            max(groups, key=lambda group: group.size).compare(data)
         target = memory
         if memory.layout is not None:
             target = MeshMemory()

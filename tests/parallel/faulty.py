@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 
-from minigrad import Tensor
+from minigrad import Mesh, P, Tensor
 from minigrad.models.interrupt import EndedAtOnce
 from minigrad.models.parallel import Rank, all_reduce, arrival, run
 from minigrad.models.parallel.layouts import ending_all
@@ -46,10 +46,21 @@ def end_at_once(faulty: int) -> None:
             raise EndedAtOnce(signal.SIGTERM, "stopped at once")
 
 
+def place(faulty: int) -> None:
+    """Ranks of a mesh that are given arrays of the host; one of them has other numbers."""
+    with ending_all():
+        ranks, mesh = world(), Mesh(dp=3)
+        ours = float(ranks is not None and ranks.rank == faulty)
+        for number in (0.0, ours):
+            Tensor([number, 1.0, 2.0]).shard(mesh, P("dp")).realize()
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "stop early" and arrival.rank_of(os.getpid()) == int(sys.argv[2]):
         fail("stop")
     if sys.argv[1] == "at once":
         end_at_once(int(sys.argv[2]))
+    elif sys.argv[1] == "data":
+        place(int(sys.argv[2]))
     else:
         run(lambda rank: program(rank, sys.argv[1], int(sys.argv[2])), 3, patience=2.0)

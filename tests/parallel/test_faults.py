@@ -279,6 +279,13 @@ def test_a_second_signal_ends_all_ranks() -> None:
     assert status != 0 and "stopped at once; all 3 ranks are stopped" in said, said
 
 
+def test_data_that_ranks_have_differently_end_all() -> None:
+    """Copies of one array that differ would train different models, without a word."""
+    status, said = end_of("data", 1)
+    assert status != 0, said
+    assert re.search(r"rank . places 12 bytes .* as exchange 2, rank .* the same seed", said), said
+
+
 def test_fewer_ranks_resume_after_a_failure(tmp_path: Path) -> None:
     """Training resumes from the parts that each rank wrote, with the losses of the first run."""
     from . import kills  # imported here, as it imports this module
