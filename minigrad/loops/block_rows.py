@@ -60,7 +60,7 @@ from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows
 from minigrad.loops.nest import Loop, Lowered, Statement, Statements, Store, Stores, loop_over
 from minigrad.loops.product import LANE, multiply_add
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -202,11 +202,11 @@ class Step:
             coefficient(load.index, last) in (0, 1) and not load.guard for load in expr.loads(other)
         )
 
-    def schedule(self, blocks: Loop) -> Schedule:
+    def schedule(self, blocks: Loop) -> LoopNest:
         """The loops, inside the one over a run's blocks; before it, copies for all of these."""
         read, row = self.read, self.block.row.variable
         operands = {} if read is None else {"own": read.own, "other": read.other}
-        s = Schedule((blocks.around(self._naive()),), **operands)
+        s = LoopNest((blocks.around(self._naive()),), **operands)
         if not self.along:
             lane = only_atom(self.block.lane) if self.block.width > 1 else None
             s.vectorize(row, self.block.width, lane)
@@ -277,7 +277,7 @@ class Step:
 
     # ---- products ----
 
-    def _across(self, s: Schedule, read: Operands) -> None:
+    def _across(self, s: LoopNest, read: Operands) -> None:
         """Tiles of columns by all rows of the block.
 
         Operands in another layout are copied, and those that would be converted repeatedly.
@@ -297,7 +297,7 @@ class Step:
             self._pack_rows(s, read)
         self._tiles(s, read, axis)
 
-    def _along(self, s: Schedule, read: Operands) -> None:
+    def _along(self, s: LoopNest, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
 
         Pairs are copied; those of the operand that the rows share once for several blocks.
@@ -318,14 +318,14 @@ class Step:
         s.reorder(*(x.variable for x in (*outer, axis, side)), computing=True)
         self._tiles(s, read, side.variable)
 
-    def _pack_rows(self, s: Schedule, read: Operands) -> None:
+    def _pack_rows(self, s: LoopNest, read: Operands) -> None:
         """Copy the rows' operand, so that rows are side by side; vectors along k are transposed."""
         row, width, ks = self.block.row.variable, self.block.width, [k.variable for k in read.ks]
         lanes, at = self.target.lanes(read.own.dtype), self.block.number.variable
         layout, name = [(ks, None), ((row,), width)], f"panel{self.number}"
         s.stage("own", at, [row, *ks], layout, name, {row: width}, transpose=lanes)
 
-    def _tiles(self, s: Schedule, read: Operands, x: Atom) -> None:
+    def _tiles(self, s: LoopNest, read: Operands, x: Atom) -> None:
         """Tiles along x in registers; if a shortcut fails, the exact terms are summed."""
         height = SQUARE if self.squares else _tile_height(self.target)
         if self.along:

@@ -48,7 +48,7 @@ from minigrad.loops.nest import (
     loop_over,
 )
 from minigrad.loops.prefetch import AHEAD, Place
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
@@ -83,7 +83,7 @@ def byte_dots(kernel: Kernel, target: Target) -> Lowered:
         found = Squares(words, sums, m[-1], lane)
         squares = found if found.fit() else None
     naive = loops_over([*n, *m, lane], _naive(kernel, words, sums, squares))
-    s = Schedule([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
+    s = LoopNest([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
     if m:
         *more, rows = (axis.variable for axis in m)
         count, most = m[-1].typical, SUMS // (len(words) + 1)

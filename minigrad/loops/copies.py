@@ -1,4 +1,4 @@
-"""Loops that copy an operand (see `Schedule.stage`), in the order that suits reader and target.
+"""Loops that copy an operand (see `LoopNest.stage`), in the order that suits reader and target.
 
 Each function gives the loops, and the values of the original loops' variables in them.
 """

@@ -37,7 +37,7 @@ from minigrad.loops.build import (
 from minigrad.loops.index_sets import in_parts
 from minigrad.loops.nest import Loop, Lowered, Prefetch, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along, later_rows
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Guard
@@ -91,7 +91,7 @@ def _in_rows(
 ) -> Loop:
     """Vectors along an axis; threads share the rows, or parts of them if they are few and long."""
     x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
-    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    s = LoopNest(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     last = outer[-1] if outer else None
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
@@ -113,7 +113,7 @@ def _in_tiles(
     when the rest is stored, however far apart the rows are.
     """
     x, y, extent = axis.variable, across.variable, across.most
-    s = Schedule(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    s = LoopNest(loops_over([*outer, axis], (Stores(tuple(stores)),)))
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     down = s.split(y, extent if extent <= TILE else DOWN, "down")
     right = s.split(x, max(TILE, lanes), "right")
@@ -153,7 +153,7 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Lo
             body = (Loop(axis.variable, most.index, (most.index + 1, axis.extent), body),)
             axis = most
         order.append(axis)
-    s, (*xs, x) = Schedule(loops_over(order, body)), (a.variable for a in order)
+    s, (*xs, x) = LoopNest(loops_over(order, body)), (a.variable for a in order)
     enough = size_of(axes) >= ITEM_LANES * group.items * group.units * FILL
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
     known = isinstance(axes[-1].extent, int)  # else there is a loop inside, with a varying end
@@ -192,7 +192,7 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
     assert stage.initial is not None
     xs = [axis.variable for axis in stage.axes]
     last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
-    s = Schedule(loops_over(stage.axes, _additions(stage, stage.guard)))
+    s = LoopNest(loops_over(stage.axes, _additions(stage, stage.guard)))
     fill = stage.initial_axes[-1] if stage.initial_axes and not stage.in_place else None
     if fill is not None and coefficient(stage.initial_position, fill.variable) != 1:
         fill = None
@@ -207,7 +207,7 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
         cut = _in_parts(stage, _parts_to_fill(stage, target), (last,), passes_by)
         if cut is not None:
             part, body = cut
-            s = Schedule(loops_over([*stage.axes[:-1], part], body))
+            s = LoopNest(loops_over([*stage.axes[:-1], part], body))
             xs.insert(-1, part.variable)
         elif len(stage.reduced) == 1:
             below = stage.reduced[0].variable
@@ -257,7 +257,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
     if cut is None:
         return None
     part, body = cut
-    s = Schedule(loops_over([part, *fixed, *moving], body))
+    s = LoopNest(loops_over([part, *fixed, *moving], body))
     return Lowered(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
@@ -314,7 +314,7 @@ def scan(kernel: Kernel, target: Target) -> Lowered:
     (along,) = stage.reduced
     assert stage.op is not None
     body = _running(stage, along, SCANS[stage.op])
-    s, xs = Schedule(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
+    s, xs = LoopNest(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     if xs and coefficient(stage.position, xs[-1]) == 1:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)

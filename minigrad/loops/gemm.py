@@ -54,7 +54,7 @@ from minigrad.loops.product import (
     strides,
     with_dynamic_bounds,
 )
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Expr, Leaf
@@ -91,7 +91,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
         bounded, part = part_of_image(problem)
         problem = replace(bounded, left=problem.left) if tiling.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
-    s = Schedule(problem.naive(), left=problem.left, right=problem.right)
+    s = LoopNest(problem.naive(), left=problem.left, right=problem.right)
     s.vectorize(n, tiling.nr, LANE)
     if tiles_overlap(problem, tiling):
         s.overlap(n)
@@ -130,7 +130,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
 
 
 def in_registers(
-    s: Schedule, problem: Problem, tiling: Tiling, tile: Atom, ks: list[Atom],
+    s: LoopNest, problem: Problem, tiling: Tiling, tile: Atom, ks: list[Atom],
     shared: Sequence[Atom], target: Target,
 ) -> None:  # fmt: skip
     """Keep the sums of each tile in registers, with its rows unrolled."""
@@ -179,7 +179,7 @@ def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
 
 
 def stage_left(
-    s: Schedule, problem: Problem, tiling: Tiling, tile: Atom, ks: Sequence[Atom], target: Target
+    s: LoopNest, problem: Problem, tiling: Tiling, tile: Atom, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy the block of `left`: tile after tile if rows are near each other, else row after row."""
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
@@ -201,7 +201,7 @@ def stage_left(
 
 
 def stage_right(
-    s: Schedule, problem: Problem, tiling: Tiling, ks: Sequence[Atom], target: Target
+    s: LoopNest, problem: Problem, tiling: Tiling, ks: Sequence[Atom], target: Target
 ) -> None:
     """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
@@ -262,7 +262,7 @@ class TilePrefetches:
         self.tiling, right = tiling, problem.right
         self.sources = expr.loads(right) if right.op in (Leaf.LOAD, Leaf.WORD) else ()
         # the number of tiles that read a panel, and the number of one (a loop over one tile has no
-        # variable: see `Schedule.simplify`)
+        # variable: see `LoopNest.simplify`)
         around = [axis for axis in problem.m if axis.variable in shared]
         extents = [*(axis.extent for axis in around), max(tiling.mc // tiling.mr, 1)]
         places = [*(axis.index for axis in around), tile.index if tile.high else 0]

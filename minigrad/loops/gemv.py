@@ -28,7 +28,7 @@ from minigrad.loops.build import loops_over, reduction
 from minigrad.loops.nest import Loop, Lowered, Statement, Store, Stores, expressions
 from minigrad.loops.prefetch import Place, from_memory
 from minigrad.loops.product import in_few_axes
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -100,7 +100,7 @@ def gemv(kernel: Kernel, target: Target) -> Lowered | None:
     naive = loops_over([*outer, *sums[0].m, axis], [*_summed(sums, totals), Stores(stores)])
     scales = _scales(sums, axis) if by_rows else {}
     copies = _computed(sums) | scales
-    s = Schedule(naive, **{name: value for name, (value, _) in copies.items()})
+    s = LoopNest(naive, **{name: value for name, (value, _) in copies.items()})
     tasks = size_of(outer)
     size = (_rows if by_rows else _columns)(sums, axis, tasks, scales, target)
     block = s.split(axis.variable, size, "b")
@@ -182,7 +182,7 @@ def _columns(
     return ceildiv(min(max(wanted, SHORTEST_RUN // size), most), step) * step
 
 
-def _add_columns(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
+def _add_columns(s: LoopNest, sums: Sequence[Sum], n: Atom, target: Target) -> None:
     """Transform the loops of a block."""
     count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
     few = 4 if count == 1 else 2 if count <= 4 else 1
@@ -233,7 +233,7 @@ def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: T
     return rows * max(min(steps, fit), 1)
 
 
-def _add_rows(s: Schedule, sums: Sequence[Sum], n: Atom, target: Target) -> None:
+def _add_rows(s: LoopNest, sums: Sequence[Sum], n: Atom, target: Target) -> None:
     """Transform the loops of a block."""
     rows, width = _at_once(sums, target)
     ms, ks = _variables(sums)

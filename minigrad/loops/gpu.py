@@ -42,7 +42,7 @@ from minigrad.loops.build import Bounds
 from minigrad.loops.mask_bounds import Rows, mask_bounds
 from minigrad.loops.nest import Barrier, Loop, Lowered, Statement, Statements, Store, written
 from minigrad.loops.product import Problem, prepare, strides
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -76,7 +76,7 @@ def tiled(problem: Problem, tile: Tile) -> Loop:
     """A tile of the results per work-group, a part of it in the registers of each work-item."""
     padded, item = in_whole_tiles(problem, tile), make_axis("item", 0, tile.items)
     m, n, deep = padded.row.variable, padded.column.variable, padded.k[-1].variable
-    s = Schedule(padded.naive(), left=padded.left, right=padded.right)
+    s = LoopNest(padded.naive(), left=padded.left, right=padded.right)
     groups = [axis.variable for axis in _fixed(padded.batch)]
     groups += s.split(m, tile.rows, "c"), s.split(n, tile.columns, "p")
     i, piece = s.split(m, tile.item_rows, "ir"), s.split(deep, TILE_DEPTH, "kp")
@@ -263,7 +263,7 @@ def _shared(
         body += _stage(stage, number, limits, items)
     if rows is not None:
         body = [*build.loops_over([rows.row], body, {rows.row.variable: rows.ends})]
-    s, lane = Schedule(build.loops_over(axes, body)), 0 if rows is None else rows.lane
+    s, lane = LoopNest(build.loops_over(axes, body)), 0 if rows is None else rows.lane
     if rows is not None and rows.width > 1:
         s.vectorize(rows.row.variable, rows.width, only_atom(rows.lane))
     for number, stage in enumerate(stages):

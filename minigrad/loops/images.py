@@ -13,7 +13,7 @@ from minigrad.loops.build import loops_over, put
 from minigrad.loops.cost import Tiling
 from minigrad.loops.nest import Loop, Prefetch, Statement, loop_over, written
 from minigrad.loops.product import LANE, Part, Problem
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Leaf
@@ -21,7 +21,7 @@ from minigrad.schedule.stage import identity
 from minigrad.target import LINE
 
 
-def within_image(s: Schedule, problem: Problem, tiling: Tiling, part: Part) -> None:
+def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> None:
     """Skip products with the zeros around images: x + 0·w is x if w is finite.
 
     If it is not, a NaN is added instead: for each column and position along the axis a NaN or 0 is
@@ -55,7 +55,7 @@ def within_image(s: Schedule, problem: Problem, tiling: Tiling, part: Part) -> N
 
 
 def hints_below(
-    s: Schedule, problem: Problem, tiling: Tiling, shared: Sequence[Atom], deep: bool
+    s: LoopNest, problem: Problem, tiling: Tiling, shared: Sequence[Atom], deep: bool
 ) -> bool:
     """Prefetch what is below the pixels that are read; returns whether `left` is such an image.
 

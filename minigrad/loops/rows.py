@@ -71,7 +71,7 @@ from minigrad.loops.prefetch import (
     next_rows,
 )
 from minigrad.loops.product import LANE
-from minigrad.loops.transforms import Around, Schedule
+from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.expr import Array, Expr
@@ -98,7 +98,7 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     # the copy of an image with 7 columns has no wider ones than its sums (0.6 … 0.86 of the time).
     half = target.lanes(stages[0].array.dtype) // 2
     narrow = any(one.tile and one.width == half for one in passes)
-    s = Schedule(loops_over([row], [statement for one in passes for statement in one.loops()]))
+    s = LoopNest(loops_over([row], [statement for one in passes for statement in one.loops()]))
     for one in passes:
         one.width = min(one.width, half) if narrow else one.width
         if one.axis is not None:
@@ -112,7 +112,7 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     return Lowered(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
 
 
-def _tile(s: Schedule, one: Pass) -> None:
+def _tile(s: LoopNest, one: Pass) -> None:
     """Let the sums of a tile share loads: move its loops inside those of the sums."""
     assert one.axis is not None
     xs = [axis.variable for axis, _ in one.tile]
@@ -425,7 +425,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     lane = LANE.index if lanes > 1 else 0
     inside = kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
     body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
-    s = Schedule(loops_over(axes, body if columns else _written_out(body, width)))
+    s = LoopNest(loops_over(axes, body if columns else _written_out(body, width)))
     if columns:
         assert length is not None
         sums = sum(stage.op is not None for stage in stages)

@@ -21,7 +21,7 @@ from minigrad.loops.build import substitute_stores
 from minigrad.loops.cost import cut
 from minigrad.loops.nest import Lowered
 from minigrad.loops.product import Problem, prepare
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import LoopNest
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Leaf, loads, substitute_in
 from minigrad.schedule.schedule import Kernel
@@ -43,7 +43,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
     if problem is None:
         return None
     x, lanes = problem.column.variable, enough_lanes(lanes, problem.column.count)
-    s = Schedule(problem.naive())
+    s = LoopNest(problem.naive())
     s.vectorize(x, lanes)
     vectors = s.split(x, lanes, "p")
     tiled = _tile(problem, target)

@@ -1,4 +1,4 @@
-"""Schedules: naive loops of a kernel, changed by named transformations until they are fast.
+"""Loop nests: naive loops of a kernel, changed by named transformations until they are fast.
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
@@ -71,18 +71,18 @@ def _step(method: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(method)
     def shown(*args: P.args, **named: P.kwargs) -> T:
-        schedule, *others = args
-        assert isinstance(schedule, Schedule)
-        before = schedule.body
+        loops, *others = args
+        assert isinstance(loops, LoopNest)
+        before = loops.body
         result = method(*args, **named)
-        if schedule.body is not before:
-            schedule._show(method.__name__, others, named)
+        if loops.body is not before:
+            loops._show(method.__name__, others, named)
         return result
 
     return shown
 
 
-class Schedule:
+class LoopNest:
     """The loops of a kernel. operands: expressions in them that have names.
 
     Loops are over plain ints or symbolic extents; bounds stay expressions.

@@ -30,7 +30,7 @@ from minigrad.loops.nest import (
     show_statements,
     walk,
 )
-from minigrad.loops.transforms import Schedule
+from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array
@@ -40,7 +40,7 @@ m, n, k = make_axis("m", 0, 6).variable, N.variable, K.variable
 LANE: Atom = make_axis("lane", 0, 16).variable
 
 
-def product(rows: Integer = 6) -> Schedule:
+def product(rows: Integer = 6) -> LoopNest:
     """out[rows, 8] = left[rows, 5] · right[5, 8]."""
     M = make_axis("m", 0, rows)
     total = expr.register("total", dtypes.float32)
@@ -52,20 +52,20 @@ def product(rows: Integer = 6) -> Schedule:
         *loops_over([K], [put(total, total + left * right)]),
         Store(out, M.index * 8 + N.index, total),
     ]
-    return Schedule(loops_over([M, N], body), left=left, right=right)
+    return LoopNest(loops_over([M, N], body), left=left, right=right)
 
 
-STEPS: dict[str, tuple[Callable[[Schedule], object], str]] = {}
+STEPS: dict[str, tuple[Callable[[LoopNest], object], str]] = {}
 
 
-def step(change: Callable[[Schedule], object]) -> Callable[[Schedule], object]:
+def step(change: Callable[[LoopNest], object]) -> Callable[[LoopNest], object]:
     """Register a change of the product; its docstring is the expected result."""
     STEPS[change.__name__] = change, cleandoc(change.__doc__ or "")
     return change
 
 
 @step
-def naive(s: Schedule) -> None:
+def naive(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -78,7 +78,7 @@ def naive(s: Schedule) -> None:
 
 
 @step
-def split(s: Schedule) -> None:
+def split(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for p0 in 0 … 3:
@@ -92,7 +92,7 @@ def split(s: Schedule) -> None:
 
 
 @step
-def split_whole(s: Schedule) -> None:
+def split_whole(s: LoopNest) -> None:
     """
       for t0 in 0 … 3:
         for m0 in 2·t0 … 2·t0 + 2:
@@ -106,7 +106,7 @@ def split_whole(s: Schedule) -> None:
 
 
 @step
-def reorder(s: Schedule) -> None:
+def reorder(s: LoopNest) -> None:
     """
       for n0 in 0 … 8:
         for m0 in 0 … 6:
@@ -119,7 +119,7 @@ def reorder(s: Schedule) -> None:
 
 
 @step
-def peel(s: Schedule) -> None:
+def peel(s: LoopNest) -> None:
     """
       for t0 in 0 … 1:
         for m0 in 4·t0 … 4·t0 + 4:
@@ -140,7 +140,7 @@ def peel(s: Schedule) -> None:
 
 
 @step
-def sink(s: Schedule) -> None:
+def sink(s: LoopNest) -> None:
     """
       for n0 in 0 … 8:
         for m0 in 0 … 6:
@@ -156,7 +156,7 @@ def sink(s: Schedule) -> None:
 
 
 @step
-def sink_into_scratch(s: Schedule) -> None:
+def sink_into_scratch(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -177,7 +177,7 @@ def sink_into_scratch(s: Schedule) -> None:
 
 
 @step
-def distribute(s: Schedule) -> None:
+def distribute(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -193,7 +193,7 @@ def distribute(s: Schedule) -> None:
 
 
 @step
-def sink_vectors_of_sums(s: Schedule) -> None:
+def sink_vectors_of_sums(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -210,7 +210,7 @@ def sink_vectors_of_sums(s: Schedule) -> None:
 
 
 @step
-def vectorize(s: Schedule) -> None:
+def vectorize(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8 step 4 lanes:
@@ -223,7 +223,7 @@ def vectorize(s: Schedule) -> None:
 
 
 @step
-def vectorize_sums(s: Schedule) -> None:
+def vectorize_sums(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -239,7 +239,7 @@ def vectorize_sums(s: Schedule) -> None:
 
 
 @step
-def unroll(s: Schedule) -> None:
+def unroll(s: LoopNest) -> None:
     """
       for n0 in 0 … 8:
         for t0 in 0 … 3:
@@ -259,7 +259,7 @@ def unroll(s: Schedule) -> None:
 
 
 @step
-def unroll_by(s: Schedule) -> None:
+def unroll_by(s: LoopNest) -> None:
     """
       for vs0 in 0 … 3:
         for v0 in 0 … 2 unroll:
@@ -274,7 +274,7 @@ def unroll_by(s: Schedule) -> None:
 
 
 @step
-def count(s: Schedule) -> None:
+def count(s: LoopNest) -> None:
     """
       for t0 in 0 … 3:
         for n0 in 0 … 8:
@@ -289,7 +289,7 @@ def count(s: Schedule) -> None:
 
 
 @step
-def bind(s: Schedule) -> None:
+def bind(s: LoopNest) -> None:
     """
       for t0 in 0 … 3:
         for item0 in 0 … 8 items:
@@ -318,7 +318,7 @@ def bind(s: Schedule) -> None:
 
 
 @step
-def repeat(s: Schedule) -> None:
+def repeat(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -336,7 +336,7 @@ def repeat(s: Schedule) -> None:
 
 
 @step
-def overlap(s: Schedule) -> None:
+def overlap(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8 step 3 lanes:  # the last one overlaps
@@ -350,7 +350,7 @@ def overlap(s: Schedule) -> None:
 
 
 @step
-def stage(s: Schedule) -> None:
+def stage(s: LoopNest) -> None:
     """
       for n0 in 0 … 8 step 8 lanes:
         for k0 in 0 … 5:  # 4 at once, transposed
@@ -367,7 +367,7 @@ def stage(s: Schedule) -> None:
 
 
 @step
-def stage_wide(s: Schedule) -> None:
+def stage_wide(s: LoopNest) -> None:
     """
       for n0 in 0 … 8:
         for k0 in 0 … 5:
@@ -387,7 +387,7 @@ def stage_wide(s: Schedule) -> None:
 
 
 @step
-def transpose(s: Schedule) -> None:
+def transpose(s: LoopNest) -> None:
     """
       for n0 in 0 … 8 step 4 lanes:
         for m0 in 0 … 6:
@@ -405,7 +405,7 @@ def transpose(s: Schedule) -> None:
 
 
 @step
-def insert(s: Schedule) -> None:
+def insert(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -419,7 +419,7 @@ def insert(s: Schedule) -> None:
 
 
 @step
-def prefetch(s: Schedule) -> None:
+def prefetch(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:  # prefetch: right[n0 + 64]
@@ -432,7 +432,7 @@ def prefetch(s: Schedule) -> None:
 
 
 @step
-def simplify(s: Schedule) -> None:
+def simplify(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
         for n0 in 0 … 8:
@@ -446,7 +446,7 @@ def simplify(s: Schedule) -> None:
 
 
 @step
-def inside(s: Schedule) -> None:
+def inside(s: LoopNest) -> None:
     """
       for t0 in 0 … 2:
         for n0 in 0 … 8:
@@ -465,7 +465,7 @@ def inside(s: Schedule) -> None:
 
 
 @step
-def distribute_vectors(s: Schedule) -> None:
+def distribute_vectors(s: LoopNest) -> None:
     """
       for n0 in 0 … 8 step 8 lanes:
         for u0 in 0 … 6 unroll:
@@ -486,7 +486,7 @@ def distribute_vectors(s: Schedule) -> None:
 
 
 @step
-def parallelize(s: Schedule) -> None:
+def parallelize(s: LoopNest) -> None:
     """
       for r0 in 0 … 48:
         total[0] = 0.0
@@ -523,7 +523,7 @@ def test_tails_of_a_number_that_varies() -> None:
     ]
 
 
-def part_of_k(start: Callable[[Integer], Integer], stop: Callable[[Integer], Integer]) -> Schedule:
+def part_of_k(start: Callable[[Integer], Integer], stop: Callable[[Integer], Integer]) -> LoopNest:
     """A product of 8 rows, where row m needs only the terms from start(m) to stop(m)."""
     s = product(8)
 
@@ -537,7 +537,7 @@ def part_of_k(start: Callable[[Integer], Integer], stop: Callable[[Integer], Int
     return s
 
 
-def lines_of(s: Schedule, word: str) -> list[str]:
+def lines_of(s: LoopNest, word: str) -> list[str]:
     return [line.strip() for line in show_statements(s.body).split("\n") if word in line]
 
 
@@ -603,7 +603,7 @@ def test_a_tensorized_sum_over_two_axes_ends_where_the_first_one_does() -> None:
     sums = Loop(outer.variable, 1, (4, last + 1), inner)
     out = Store(Array("out", dtypes.float32, 48), rows.index * 8 + N.index, total)
     body = [put(total, expr.const(0.0, dtypes.float32)), sums, out]
-    schedule = Schedule(loops_over([rows, N], body), left=left, right=right)
+    schedule = LoopNest(loops_over([rows, N], body), left=left, right=right)
     schedule.vectorize(n, 8, LANE)
     schedule.reorder(n, m)
     tile = schedule.split(m, 6, "t")
@@ -620,7 +620,7 @@ def test_a_loop_is_part_of_the_next_rows() -> None:
     other = make_axis("o", 0, 8)
     first = loops_over([N], [Store(own, N.index, expr.load(a, M.index * 8 + N.index))])
     last = loops_over([other], [Store(b, M.index * 8 + other.index, expr.load(own, other.index))])
-    s = Schedule(loops_over([M], [*first, *last]))
+    s = LoopNest(loops_over([M], [*first, *last]))
     s.pipeline(M.variable, n, 4, {own})
     assert show_statements(s.whole()) == """\
   for b0 in 0 … 2:
@@ -656,7 +656,7 @@ def test_nothing_is_inserted_beside_copies_alone() -> None:
     """Otherwise the barrier would get lost, and only wrong results would show it."""
     body = loops_over([N], [Store(Array("out", dtypes.float32, 8), N.index, expr.index(N.index))])
     with pytest.raises(ValueError, match="no loop over n0 uses registers"):
-        Schedule(body).insert(n, lambda *_: [Barrier()])
+        LoopNest(body).insert(n, lambda *_: [Barrier()])
 
 
 def test_explain_shows_what_steps_bring() -> None:
