@@ -95,6 +95,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     s.vectorize(n, tiling.nr, LANE)
     if tiles_overlap(problem, tiling):
         s.overlap(n)
+    # tasks of mc × nc results
     columns, task = s.split(n, tiling.nc, "p"), s.split(m, tiling.mc, "c")
     parts = cost.shared_rows(problem, tiling)
     shared = [axis.variable for axis, _ in parts]
@@ -102,11 +103,12 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     outer += [s.split(axis.variable, size, "g") for axis, size in parts if size < axis.most]
     s.reorder(*outer, columns, task, *shared, m, n)
     inside = task
-    if tiling.kc:
+    if tiling.kc:  # a piece of k for all results of a task, then the next; sums wait in scratch
         place, length = cost.cut_depth(problem, tiling.kc)
         inside, ks = s.split(ks[place], length, "kb"), ks[place:]
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
+        # tiles of mr rows × nr columns, panel after panel
         tile = s.split(m, tiling.mr, "t")
         s.reorder(n, *shared, tile, m)
         if tiling.packs_left:
