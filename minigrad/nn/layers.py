@@ -45,7 +45,11 @@ def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
 
 
 class Linear(Layer):
-    """x·Wᵀ + b. weight (out_features, in_features), bias (out_features,)."""
+    """x·Wᵀ + b: (…, in_features) → (…, out_features).
+
+    weight (out_features, in_features) and bias (out_features,), or None, begin uniform in
+    ±1/√in_features. ShapeError if the last dimension of x is not in_features.
+    """
 
     _named = ("in_features", "out_features", "bias")
 
@@ -219,7 +223,9 @@ def _layers(
         if inplace:
             options.append(inspect.Parameter("inplace", kind, default=False, annotation="bool"))
         options = [o.replace(kind=kind) for o in options] if only else options
-        text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}"
+        private = function.__name__.startswith("_")  # it exists as a layer only
+        text = "" if private else f"The layer of `{function.__name__}`. "
+        text += inspect.getdoc(function) or ""
         body = {"__doc__": text.partition("\n>>>")[0], "__module__": __name__,
                 "__signature__": inspect.Signature(options),
                 "function": staticmethod(function)}  # fmt: skip

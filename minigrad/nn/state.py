@@ -47,7 +47,11 @@ def safe_save(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write a safetensors file, completely or not at all; until then an earlier file stays."""
+    """Write a safetensors file, completely or not at all; until then an earlier file stays.
+
+    tensors: by name, as from `get_state_dict`. metadata: texts by name. Needs the package
+    safetensors. TypeError for values that are not tensors, OSError if the file cannot be written.
+    """
     save = _package("safe_save").numpy.save
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
@@ -142,7 +146,11 @@ def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iter
 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; for an .index.json, those of all its files."""
+    """The tensors of a safetensors file, by name; for an .index.json, those of all its files.
+
+    device: where they are stored (default: `Device.DEFAULT`). Needs the package safetensors. An
+    error names the file if it is missing or damaged, or has a dtype that is not here.
+    """
     package = _package("safe_load")
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
