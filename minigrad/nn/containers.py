@@ -128,7 +128,7 @@ class _List(_Container, MutableSequence[_T]):
 
 
 class ModuleList(_List[Any]):
-    """A list of modules that belong to a module; it is not called itself. Slices are ModuleLists."""
+    """A list of modules that belong to another; it is not called itself. Slices are ModuleLists."""
 
 
 class ParameterList(_List[Tensor]):

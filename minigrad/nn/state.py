@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -80,6 +81,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
         with target.open("wb") as file:
             write(file)
         return
+    if not target.parent.is_dir():  # the error would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     remove_leftovers(target)
     mark = f"{_machine()}-{os.getpid()}-{os.urandom(8).hex()}"
     temporary = target.with_name(f"{_stem(target)}{mark}.tmp")
