@@ -303,7 +303,7 @@ def _launch(
     """Run a program, with `values` besides the call's own.
 
     made: the BUFFER of each root; the memory of those in `fresh` has no values yet. begun: buffers
-    of which it writes a part, before anybody else has written any.
+    that it writes a part of, before anybody else has written any.
     """
     if poisoned:  # an earlier program failed: what it should have written cannot be read
         refuse(_read_by(call) - begun)

@@ -1,4 +1,4 @@
-"""Nodes: the immutable, interned operations of which every program is made.
+"""Nodes: the immutable, interned operations that every program consists of.
 
 A `Node` is one operation on whole arrays. The same operation on the same sources *is* the same
 object, so a common subexpression costs nothing and `is` compares. The whole instruction set is
@@ -180,7 +180,7 @@ def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) ->
 
 
 def elementwise(op: Op, *src: Node) -> Node:
-    """An elementwise operation on operands of equal shape and (but for WHERE) equal dtype."""
+    """An elementwise operation on operands of equal shape and (except WHERE) equal dtype."""
     facts = op.facts
     if facts.scalar is None or len(src) != facts.arity:
         raise ValueError(f"elementwise({op}): expected {facts.arity} operands, got {len(src)}")

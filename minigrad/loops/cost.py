@@ -33,8 +33,8 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 
-# Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which there are two
-# per k; a row multiplies both in one cycle. So it costs one or two tenths of the work of
+# Packing a panel takes 5 to 10 cycles for each of its vectors (measured); there are two vectors
+# per k. A row multiplies both in one cycle. So it costs one or two tenths of the work of
 # LEAST_ROWS, which pays if memory is far, and hardly anything beside the work of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
 SHARES = 4  # threads among which few tasks should divide evenly (so two threads share them, too)

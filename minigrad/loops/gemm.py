@@ -239,7 +239,7 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
 # Elements of k below which nothing is prefetched: at 14 cycles each, in tiles of 14 rows, 192 take
 # some ten times the latency of memory; most of a shorter sum would be over by then.
 LEAST_FETCHED = 192
-LEAST_FETCHED_BEHIND = 64  # the same for the loads of an epilogue, of which there are far fewer
+LEAST_FETCHED_BEHIND = 64  # the same for the loads of an epilogue: there are far fewer of them
 # Elements of k that are unrolled, in sums of at least so many: each adds a tenth to the time to
 # compile. For 8 rows of 32 columns one takes 26 instructions, prefetches left out, and the loop 7.
 # That is much if a core starts two multiply-adds a cycle and its other thread needs instructions.

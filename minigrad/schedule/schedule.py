@@ -205,8 +205,8 @@ class _Plan:
     ) -> None:  # fmt: skip
         """An array for each BUFFER, root and kept node, and the slots of those of the call.
 
-        inputs: those of BUFFERs by slot. rows: those of which only some rows are written, and none
-        is read.
+        inputs: those of BUFFERs by slot. rows: arrays where only some rows are written, and none is
+        read.
         """
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
