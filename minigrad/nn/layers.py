@@ -132,7 +132,10 @@ class Dropout(Layer):
 
 
 class Dropout2d(Dropout):
-    """`Dropout` of whole channels of images (…, channels, height, width)."""
+    """`Dropout` of whole channels of images (…, channels, height, width).
+
+    In training, a channel of an image is 0 with probability p, and divided by 1 − p otherwise.
+    """
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout2d(x, self.p, self.p > 0 and self._trains())
@@ -152,7 +155,10 @@ class Identity(Layer):
 
 
 class PReLU(Layer):
-    """x, but weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
+    """x, but weight·x below 0, with a trained weight (num_parameters,) that begins with `init`.
+
+    num_parameters: 1, or the number of channels of x (batch, channels, …).
+    """
 
     _named = ("num_parameters",)
 

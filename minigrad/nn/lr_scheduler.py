@@ -193,7 +193,10 @@ class ExponentialLR(_Factors):
 
 
 class CosineAnnealingLR(_Factors):
-    """Half a cosine from the initial learning rate down to eta_min in T_max steps, and back up."""
+    """Half a cosine from the initial learning rate down to eta_min in T_max steps, and back up.
+
+    eta_min + (lr − eta_min)·(1 + cos(π·steps/T_max))/2.
+    """
 
     def __init__(
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1

@@ -196,13 +196,13 @@ class BatchNorm(_Norm):
 
 
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` of (batch, channels) or (batch, channels, length)."""
+    """`BatchNorm` of (batch, channels) or (batch, channels, length); num_features: the channels."""
 
     spatial = (0, 1)
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` of images (batch, channels, height, width)."""
+    """`BatchNorm` of images (batch, channels, height, width); num_features: the channels."""
 
     spatial = (2,)
 
