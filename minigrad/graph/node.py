@@ -251,8 +251,8 @@ def in_order(
 ) -> list[T]:
     """The items and everything below them, dependencies first, except what is known.
 
-    below: what an item depends on; None for the sources of nodes, without a call for each. A walk
-    in depth first, without recursion, because graphs are deeper than Python's stack.
+    below: what an item depends on; None for the sources of nodes, without a call for each. It walks
+    depth first, but without recursion, because graphs are deeper than Python's stack.
     """
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
