@@ -142,7 +142,12 @@ INTS = tuple(dtype for dtype in ALL if dtype.is_int)
 def named(name: str) -> DType:
     """The dtype called `name` ("float32"); KeyError lists the known names."""
     if name not in BY_NAME:
-        raise KeyError(f"unknown dtype {name!r}: " + hint('Tensor([1], dtype="float8")'))
+        from difflib import get_close_matches
+
+        short = vars(dtypes).get(name)  # as dtypes.float
+        alike = [short.name] if isinstance(short, DType) else get_close_matches(name, BY_NAME, 1)
+        meant = "".join(f"did you mean {one!r}? " for one in alike)
+        raise KeyError(f"unknown dtype {name!r}: {meant}" + hint('Tensor([1], dtype="float8")'))
     return BY_NAME[name]
 
 

@@ -130,8 +130,8 @@ GlobalCounters = _Counters()
 
 
 _RESHAPE = frozenset({RESHAPE})
-_STAGED = frozenset({Op.COPY, Op.LOOP})
-_PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # see `realize`
+_STAGED = frozenset({Op.COPY, Op.LOOP})  # a graph is cut at these
+_PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # `realize` does something about these
 
 
 # A call, its program, and the values of its variables besides the call's.
@@ -156,7 +156,7 @@ def realize(
         order = needed(roots)
     operations = _PREPARED.intersection(map(OPS, order))
     if operations:
-        if Op.CAT in operations and recording.calls is None:
+        if Op.CAT in operations and recording.calls is None:  # no step is captured
             given, roots = list(roots), _with_joins(roots, order, failures)
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
@@ -164,6 +164,7 @@ def realize(
         if not _STAGED.isdisjoint(operations):
             roots = without_rules(roots) if Op.CUSTOM in operations else roots
             return _in_stages(roots, failures)
+    # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
         if root.op is not BUFFER:
@@ -301,25 +302,25 @@ def _launch(
 ) -> None:  # fmt: skip
     """Run a program, with `values` besides the call's own.
 
-    made: the BUFFER of each root, of which `fresh` have no values yet. begun: buffers of which it
-    writes a part, before anybody else has written any.
+    made: the BUFFER of each root; the memory of those in `fresh` has no values yet. begun: buffers
+    that it writes a part of, before anybody else has written any.
     """
-    if poisoned:
+    if poisoned:  # an earlier program failed: what it should have written cannot be read
         refuse(_read_by(call) - begun)
     values = {**call.values, **values} if call.values else values
     buffers: list[Buffer] = [*call.inputs, *fresh]
-    if call.checks:
+    if call.checks:  # one more result: whether all indices are in range
         buffers.append(Buffer(call.roots[0].device, dtypes.uint32, 1))
     GlobalCounters.program_calls += 1
     program.run(buffers, values)
     device = call.roots[0].device
     if poisoned:
         renew(node.arg for node in made)
-    if device in undecided:
+    if device in undecided:  # it is not known yet whether its earlier programs succeeded
         Device[device].follow(_read_by(call), [node.arg for node in made])
     if call.checks:
         failures += _look(call, made, buffers[-1])
-    if recording.calls is not None:
+    if recording.calls is not None:  # a step is captured
         existing = buffers[: len(call.inputs)]
         new = (*(b for b in existing if b in begun), *buffers[len(existing) :])
         written = tuple(node.arg for node in made if node.arg not in new)

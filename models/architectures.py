@@ -22,8 +22,8 @@ class Part:
 
     how: "stack" puts them one above the other; "transpose" transposes; "plus one" adds 1;
     "interleaved" holds the queries, keys and values of each head together; "experts" makes one
-    matrix per `group` of theirs, "expert stacks" one from all of theirs, each of which has all
-    experts. paired: names whose rows llama.cpp has reordered, so that rotary pairs are neighbours.
+    matrix per `group` of theirs, "expert stacks" one from all of theirs, with all experts in
+    each. paired: names whose rows llama.cpp has reordered, so that rotary pairs are neighbours.
     """
 
     ours: str

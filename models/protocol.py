@@ -179,7 +179,7 @@ def messages_of(body: Mapping[str, Any]) -> list[dict[str, str]]:
             raise Refused(f"{where}.{name} is not supported by this server", f"{where}.{name}",
                           code="unsupported_parameter")  # fmt: skip
         content = message.get("content")
-        if isinstance(content, list):  # parts, of which only texts are supported
+        if isinstance(content, list):  # parts; only texts are supported
             for part in content:
                 if not isinstance(part, dict) or part.get("type") != "text":
                     raise Refused(f"{where}.content: expected only text parts", f"{where}.content",

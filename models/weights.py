@@ -182,7 +182,8 @@ def config_of(source: Source) -> GPTConfig:
         return config
     if not source.facts:
         raise InputError(
-            "is not a checkpoint of models/gpt.py, and has no config.json beside it"
+            "is not a checkpoint of models/gpt.py, and has no config.json beside it; give a file "
+            "that `train` saved, a GGUF file, or a HuggingFace folder"
         )
     return config_of_hub(source.facts)
 

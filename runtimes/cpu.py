@@ -153,11 +153,13 @@ class CpuProgram:
         self.pool: Pool = pool_for(f"{device} guarded" if self.guarded else device)
         self._lock = new_rlock()
         self._running = False
-        self._held = plan.held
+        self._held = plan.held  # the memory between kernels
+        # variables on which its size depends, and its places for their values so far
         self._own = sorted({
             atom.name for one in plan.held for atom in symbols(one.nbytes) if is_own(atom.name)
         })
         self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
+        # where the arguments come from, of all kernels in one list
         self.sources = [source for one in plan.sources for source in one]
         plain = all(kind == "slot" for kind, _ in self.sources)  # as in eager operations
         self._slots = [int(where) for _, where in self.sources] if plain else []
@@ -176,6 +178,7 @@ class CpuProgram:
         self._arguments, self._varying = self._table.words, self._table.varying
         self._base = self._table.place()
         self._format = f"={len(self.sources)}q"
+        # estimates of its work, for reports and for the number of threads
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)

@@ -198,6 +198,7 @@ class Kernels:
 
         made = schedule_of(graph, self.target, bool(flag("FUSE")))
         codes = iter(code_of([step for step in made.kernels if not _is_exchange(step)], self))
+        # for each kernel: where its arguments come from
         places = made.places()
         kernels, sources = [], []
         for step in made.kernels:
@@ -208,6 +209,7 @@ class Kernels:
                 used = tuple(arrays[number] for number in kernel.code.arguments)
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
+        # which kernels need no barrier between them
         chunks = [
             ceildiv(code.total, code.grain) if isinstance(code.total, int) else 0
             for code in (kernel.code for kernel in kernels)

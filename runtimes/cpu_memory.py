@@ -31,7 +31,7 @@ PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 LARGEST_SMALL = HUGE_PAGE // 8  # up to this size, blocks are cut from a slab of one huge page
 # Blocks that do not fill their huge pages share them with the next block: otherwise a block of 2.25
-# MiB would take 4 MiB. They are cut from a range of this many bytes of addresses, of which only
+# MiB would take 4 MiB. They are cut from a range of this many bytes of addresses; only
 # what is written to becomes memory. With small pages at the end of each block, reading rows took a
 # tenth longer, and a server's step 6 % longer (its layers had quantized weights of 0.2 … 1 MiB and
 # keys of 1.5 MiB).

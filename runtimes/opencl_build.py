@@ -44,7 +44,7 @@ def build(
         except CompileError:
             if len(part) == 1:
                 raise
-            for source in part:  # one of them is at fault: the error shall name it
+            for source in part:  # one of them is wrong: the error should name it
                 found += _build_together(context, device, label, [source], options)
     return found
 

@@ -57,7 +57,7 @@ class Launch(NamedTuple):
     """A kernel, a kernel object of the driver, a source (kind, which one) for each argument, and
     `last`: the memory or number to which each argument was last set.
 
-    Kinds: "slot" (a buffer of the call), "held" (one of the program's, of which the first is the
+    Kinds: "slot" (a buffer of the call), "held" (one of the program's; the first is the
     scratch memory), "symbol" (by name), "number" (itself).
     """
 

@@ -19,6 +19,7 @@ from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
 from minigrad.graph.node import elementwise as elementwise
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
+from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.graph.variable import is_general
 
@@ -142,8 +143,10 @@ def reshape(x: Node, shape: Shape) -> Node:
     if x.shape == shape:
         return x
     if not _same_elements(x.shape, shape):
-        moved = " (symbolic dimensions can only move past 1s)" if is_symbolic(shape) else ""
-        raise ShapeError(f"cannot reshape {x.shape} to {shape}: numbers of elements differ{moved}")
+        why = f"{numel(x.shape)} elements do not make {numel(shape)}; one size may be -1"
+        if is_symbolic(shape) or is_symbolic(x.shape):
+            why = "numbers of elements differ (symbolic dimensions can only move past 1s)"
+        raise ShapeError(f"cannot reshape {x.shape} to {shape}: {why}")
     return _moved(RESHAPE, x, shape)
 
 

@@ -243,7 +243,7 @@ def canonicalize(
     values: dict[str, int] = {}
     rows: list[Any] = []  # for each node: op, dtype, argument, and the numbers of its sources
     cells: list[Cell] = []
-    numbers: dict[int, int] = {}  # of exchanges
+    exchanges: dict[int, int] = {}  # their numbers → 0, 1, … in this graph
     checks: list[Node] = []
     for node in memory:
         number[node] = len(rows)
@@ -252,19 +252,19 @@ def canonicalize(
         inputs[memory[node]] = len(inputs)
     for node in order:
         op, arg = node.op, node.arg
-        if op is BUFFER:
+        if op is BUFFER:  # its memory becomes the number of its slot
             arg = (len(node.shape), inputs.setdefault(arg, len(inputs)))
             cells += node.shape
         elif op in SHAPED:  # most nodes
             arg = len(node.shape)
             cells += node.shape
         elif op in _OTHER:
-            if op is CUSTOM or (op is CHECK and not checked):
+            if op is CUSTOM or (op is CHECK and not checked):  # stands for its source
                 number[node] = number[node.src[0]]
                 continue
             if op is COLLECTIVE:
-                numbers = numbers or exchange_numbers(order)
-                arg = (replace(arg, number=numbers[arg.number]), node.shape)
+                exchanges = exchanges or exchange_numbers(order)
+                arg = (replace(arg, number=exchanges[arg.number]), node.shape)
             else:
                 arg = _structure_of(node)
                 cells += cells_of(node)
@@ -277,9 +277,9 @@ def canonicalize(
     if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
     targets = []
-    new = len(inputs)
+    new = len(inputs)  # slots of results follow those of inputs
     for root in roots:
-        if root.op is ASSIGN:
+        if root.op is ASSIGN:  # in place
             targets.append(inputs[root.src[0].arg])
         else:
             targets.append(new)

@@ -4,6 +4,9 @@
     partial → whole, divided       all_reduce, reduce_scatter
     divided → whole, other digits  all_gather, all_to_all
 
+A dimension may be divided along several mesh axes, one after the other. Each of these divisions is
+a `Digit` (see sharding.py): an index along the dimension is a number with a digit for each axis.
+
 All nodes made here are local. The position of a device along an axis is a variable ("dp_place"),
 so all devices have the same graph.
 """
@@ -95,9 +98,10 @@ class _Moving:
         self.dims, self.sums = [*given.dims], given.partial
 
     def to(self, want: Layout) -> Node:
-        """Convert the part to a layout."""
+        """Convert the part to a layout, by the cheapest means first."""
         given = tuple(self.dims)
         self._divide_all(want)
+        # sums: by parts where the layout is divided, the others as a whole
         for axis in sorted(self.sums - want.partial):
             place = _place(want, axis)
             if place is not None and self._fits(*place):
@@ -106,11 +110,13 @@ class _Moving:
         if sums:
             self.x = self.by.exchange("all_reduce", sums, self.x, "sum")
             self.sums -= sums
+        # axes that divide another dimension than they should
         for at, digits in enumerate(given):
             for digit in digits:
                 place = _place(want, digit.axis)
                 if place is not None and digit not in want.dims[at]:
                     self._exchange_digit(at, digit, *place)
+        # axes that should divide none
         for at, digits in enumerate(tuple(self.dims)):
             for digit in reversed(digits):
                 if digit not in want.dims[at]:
@@ -121,6 +127,7 @@ class _Moving:
         return self.x
 
     def _fits(self, at: int, digit: Digit) -> bool:
+        """Whether a dimension can be divided by a digit beside those that divide it already."""
         return digit in joined(self.shape[at], self.dims[at], (digit,))
 
     def _local(self) -> Any:
@@ -156,11 +163,13 @@ class _Moving:
         return build.reshape(build.permute(self.x, order), (numel(self.x.shape),))
 
     def _scatter(self, at: int, digit: Digit) -> None:
+        """Add up the terms along a digit's axis, and keep this device's part of the sum."""
         self._split(at, digit)
         flat = self.by.exchange("reduce_scatter", {digit.axis}, self._front(at + 1), "sum")
         self.x, self.sums = build.reshape(flat, self._local()), self.sums - {digit.axis}
 
     def _gather(self, at: int, digit: Digit) -> None:
+        """Collect the parts of all devices along a digit's axis."""
         flat = build.reshape(self.x, (numel(self.x.shape),))
         self._insert(self.by.exchange("all_gather", {digit.axis}, flat), at, digit)
 

@@ -7,7 +7,8 @@ dimension:
 
     (4, n, 64) → (4·n, 64), times (64, 8)   →   (n, 4, 64) times (64, 8), which are 4·n rows again
 
-Inputs and outputs have a memory layout padded to n's bound: see minigrad/padded.py.
+Inputs and outputs have a memory layout padded to n's bound: see minigrad/padded.py. Below, a node
+or shape is *split* if each dimension c·n became two, and *fronted* if n is its first dimension.
 """
 
 from __future__ import annotations
@@ -121,11 +122,13 @@ def _remade(node: Node, given: list[Node]) -> Node:
     same = shape == node.shape and not _order(shape) and tuple(given) == node.src
     if same and op is not Op.RESHAPE:  # its shapes were not checked yet
         return node
+    # nodes that do the same to all elements: only their shape changes
     if op is Op.BUFFER:
         return _stored(make(op, node.dtype, shape, (), node.arg, node.device))
     if op is Op.CONST or op is Op.CONTIGUOUS or op.facts.arity:
         shape = _ordered(shape, _order(shape))
         return make(op, node.dtype, shape, tuple(given), node.arg, node.device)
+    # others are made on sources in their natural order, and fronted again
     src = [_natural(x, _split(old.shape)) for x, old in zip(given, node.src, strict=True)]
     places = _places(node.src[0].shape) if src else []
     before = _order(src[0].shape) if src else ()
@@ -137,7 +140,7 @@ def _remade(node: Node, given: list[Node]) -> Node:
         return _fronted(made) if before or shape[-1] == 1 else _stored(made)
     if op is Op.RESHAPE:
         return _reshaped(src[0], shape)
-    if op is Op.EXPAND:
+    if op is Op.EXPAND:  # a 1 that grows to c·n was split to (1, 1)
         pairs = zip(node.src[0].shape, node.shape, strict=True)
         ones = [(1,) * len(_parts(new)) if old == 1 else _parts(new) for old, new in pairs]
         x, order = _reshaped(src[0], sum(ones, ())), _order(shape)

@@ -249,8 +249,8 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
 class StepsInMemory:
     """The programs of a LOOP: one for its start, and one for a step. sources: → BUFFERs.
 
-    begin, step: their roots, which all write into rows of `memory`. A carry of which only the last
-    value is wanted alternates between two rows. results: RESULT → its node in memory.
+    begin, step: their roots, which all write into rows of `memory`. If only the last value of a
+    carry is wanted, it alternates between two rows. results: RESULT → its node in memory.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Nodes: the immutable, interned operations of which every program is made.
+"""Nodes: the immutable, interned operations that every program consists of.
 
 A `Node` is one operation on whole arrays. The same operation on the same sources *is* the same
 object, so a common subexpression costs nothing and `is` compares. The whole instruction set is
@@ -28,9 +28,9 @@ T = TypeVar("T")
 
 
 class Form:
-    """Shared by all BUFFERs of one dtype, shape and device.
+    """What all BUFFERs of one dtype, shape and device share: `is` compares all three at once.
 
-    size: elements to reserve.
+    size: elements to reserve in memory.
     """
 
     __slots__ = ("size", "__weakref__")
@@ -43,10 +43,9 @@ class Node(Numeric):
     """One operation on whole arrays; make nodes with the functions of `minigrad.graph.build`.
 
     Attributes: op, dtype, shape (ints, or `Affine`s if symbolic), src (the operands), arg (see
-    `Op`), device (the name of the device that computes it). form: one object for all BUFFERs of one
-    dtype, shape and device, so that one comparison tests all three; None for other operations, and
-    for a BUFFER that must not be confused with another. age: how many nodes were made before it; a
-    node is younger than its sources.
+    `Op`), device (the name of the device that computes it). form: see `Form`; None for other
+    operations, and for a BUFFER that must not be confused with another. age: how many nodes were
+    made before it; a node is younger than its sources.
     """
 
     __slots__ = ("op", "dtype", "shape", "src", "arg", "device", "form", "age", "__weakref__")
@@ -114,7 +113,7 @@ def make(
     op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str
 ) -> Node:
     """The one node with these fields (no checks; `build` checks)."""
-    key_arg = arg
+    key_arg = arg  # as it is compared
     if op is CONST:
         arg = convert(arg, dtype)
         key_arg = number_key(arg, dtype)
@@ -151,7 +150,10 @@ def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
-    """The key of a number: in Python 0.0 equals −0.0 (one key), and NaN differs from itself."""
+    """A number as it is compared: floats by their bits.
+
+    In Python 0.0 == −0.0, though 1/x tells them apart, and NaN != NaN, so it would never be found.
+    """
     return struct.pack("<d", value) if dtype.is_float else int(value)
 
 
@@ -178,7 +180,7 @@ def const(value: int | float | bool, dtype: DType, shape: Shape, device: str) ->
 
 
 def elementwise(op: Op, *src: Node) -> Node:
-    """An elementwise operation on operands of equal shape and (but for WHERE) equal dtype."""
+    """An elementwise operation on operands of equal shape and (except WHERE) equal dtype."""
     facts = op.facts
     if facts.scalar is None or len(src) != facts.arity:
         raise ValueError(f"elementwise({op}): expected {facts.arity} operands, got {len(src)}")
@@ -249,13 +251,15 @@ def in_order(
 ) -> list[T]:
     """The items and everything below them, dependencies first, except what is known.
 
-    below: None for the sources of nodes, without a call for each.
+    below: what an item depends on; None for the sources of nodes, without a call for each. It walks
+    depth first, but without recursion, because graphs are deeper than Python's stack.
     """
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
     add, append = done.add, order.append
-    path: list[tuple[Any, Iterator[T]]] = []  # items whose dependencies are being visited
-    above: Any = None
+    # from the first item down to here: each item, and the rest of what the one above it depends on
+    path: list[tuple[Any, Iterator[T]]] = []
+    above: Any = None  # the item whose dependencies are `rest`
     rest = iter(items)
     while True:
         for item in rest:
@@ -267,7 +271,7 @@ def in_order(
                     above, rest = item, iter(needs)
                     break
                 append(item)
-        else:
+        else:  # all dependencies of `above` are in the order
             if not path:
                 return order
             append(above)

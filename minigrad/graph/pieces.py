@@ -47,10 +47,10 @@ def pieces(roots: Sequence[Node]) -> list[list[Node]]:
 
 def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
     """Values that are stored for others; and writes, grouped if they share computations."""
-    anew = _recomputed(order)
+    again = _recomputed(order)
     apart = {
-        x for node in order if _reads_memory(node, anew) for x in _shown_by(node.src)
-        if x not in anew or x.op is Op.CAST
+        x for node in order if _reads_memory(node, again) for x in _shown_by(node.src)
+        if x not in again or x.op is Op.CAST
     }  # fmt: skip
     leads = {root: root for root in roots if root.op is ASSIGN}
     piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # → its readers, how far off
@@ -59,7 +59,7 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
     stored: set[Node] = set()
     for node in reversed(order):
         reading = piece[node]
-        if node.op not in _LEAVES and node not in leads and (node not in anew or node in apart):
+        if node.op not in _LEAVES and node not in leads and (node not in again or node in apart):
             joins = node.op in _JOINING and node not in apart and node not in reading
             joins = joins and max(reading.values()) < DEEPEST
             if joins and len(reading) > 1:
@@ -78,14 +78,14 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
     return stored, _groups(leads, stored)
 
 
-def _reads_memory(node: Node, anew: Set[Node]) -> bool:
+def _reads_memory(node: Node, again: Set[Node]) -> bool:
     """Whether a node's sources are stored, so that there is only one pattern.
 
     Those of a join, of steps of a sum or of something written part by part, and of products, which
     read them repeatedly.
     """
     op = node.op
-    return op is Op.CAT or _is_step(node) or (op is Op.MUL and node in anew)
+    return op is Op.CAT or _is_step(node) or (op is Op.MUL and node in again)
 
 
 def _is_step(node: Node) -> bool:

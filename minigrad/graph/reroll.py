@@ -97,6 +97,7 @@ def reroll(
     if sum(1 for _ in islice(without_leaves(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)
     for start, period, length in _periods(_signatures(nodes)):
+        # steps with weights of their own are layers
         third = range(start + 2 * period, start + 3 * period)
         if any(_has_other_weights(nodes[at], nodes[at + period]) for at in third):
             continue
@@ -165,13 +166,18 @@ class _Chain:
     def as_loop(
         self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
     ) -> dict[Node, Node]:
-        """Replacements for the nodes that others need; raises _Unlike if it is no loop."""
+        """Replacements for the nodes that others need; raises _NotALoop or ScanError if it is none.
+
+        The second step is taken as the description of all: the first one reads initial values
+        where the others read values of the step before.
+        """
         if any(node in kept or is_single(node) for node in self.inside):
             raise _NotALoop
         for place, nodes in enumerate(zip(*self.at, strict=True)):
-            self._look(place, nodes, kept)
+            self._classify_sources(place, nodes, kept)
         if not self.carried:
             raise _NotALoop
+        # one step, of placeholders for carried values and for rows
         second = self.at[1]
         stand = {self.at[0][place]: stand_in(second[place]) for place in self.carried}
         stand |= {one: stand_in(one) for one in self.elements}
@@ -186,6 +192,7 @@ class _Chain:
         )  # fmt: skip
         count = len(self.at)
         looped = Looped(step, list(self.carried.values()), list(self.elements.values()), count)
+        # what others need: rows of the stacked values, and last values of carries
         found: dict[Node, Node] = {}
         for place, whole in zip(wanted, looped.outs, strict=True):
             found |= {self.at[number][place]: row_of(whole, number) for number in wanted[place]}
@@ -193,9 +200,10 @@ class _Chain:
             found.setdefault(self.at[-1][place], last)
         return found
 
-    def _look(self, place: int, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
+    def _classify_sources(self, place: int, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
         """Classify the sources of the nodes at one place of all steps."""
         one = nodes[1]
+        # parts of one array, such as x[0], x[1] …: rows, whose offsets differ
         if one.op is Op.SHRINK and any(node.arg != one.arg for node in nodes):
             (source,) = nodes[0].src
             if source in self.inside or any(node.src[0] is not source for node in nodes):
@@ -205,29 +213,33 @@ class _Chain:
         if any(len(node.src) != len(one.src) for node in nodes):
             raise _NotALoop
         for sources in zip(*(node.src for node in nodes), strict=True):
-            self._sort(sources, kept)
+            self._classify(sources, kept)
 
-    def _sort(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
-        """Classify a source: of the same step, the one before, the same for all, or varying."""
-        whence = [self.inside.get(source) for source in sources]
-        if whence[1] is None:
-            if any(whence):
+    def _classify(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
+        """Classify a source: of the same step, the one before, the same for all, or varying.
+
+        sources: what the node at one place of each step reads.
+        """
+        origins = [self.inside.get(source) for source in sources]  # (step, place), or None: outside
+        if origins[1] is None:
+            if any(origins):
                 raise _NotALoop
-            self._take(sources, kept)
+            self._from_outside(sources, kept)
             return
-        step, place = whence[1]
-        if whence[1:] != [(number + step - 1, place) for number in range(1, len(sources))]:
-            raise _NotALoop
-        if step == 1:
-            if whence[0] != (0, place):
+        step, place = origins[1]
+        if origins[1:] != [(number + step - 1, place) for number in range(1, len(sources))]:
+            raise _NotALoop  # not as far back in all steps
+        if step == 1:  # of the same step
+            if origins[0] != (0, place):
                 raise _NotALoop
             return
+        # of the step before; the first step reads an initial value from outside
         first, like = sources[0], sources[1]
-        alike = whence[0] is None and (first.shape, first.dtype) == (like.shape, like.dtype)
+        alike = origins[0] is None and (first.shape, first.dtype) == (like.shape, like.dtype)
         if not alike or self.carried.setdefault(place, first) is not first:
             raise _NotALoop
 
-    def _take(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
+    def _from_outside(self, sources: tuple[Node, ...], kept: Set[Node]) -> None:
         """Record a source from outside of the loop."""
         one = sources[1]
         same = sources.count(one) == len(sources)
@@ -262,6 +274,7 @@ def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: i
 
     (A state itself, not its expanded form that a product reads, which repeats it for all columns.)
     """
+    # of the second step: (position of a node, position of a source of it)
     edges = [
         (user, number[source] - start)
         for user in range(period, 2 * period)
@@ -270,6 +283,7 @@ def _phase(nodes: Sequence[Node], number: dict[Node, int], start: int, period: i
     ]
 
     def carried(phase: int) -> tuple[int, int]:
+        """Bytes and number of the values that cross the border if steps begin at `phase`."""
         over = {j % period for i, j in edges if (i - phase) // period != (j - phase) // period}
         return sum(nbytes(nodes[start + period + place]) for place in over), len(over)
 

@@ -120,7 +120,7 @@ def reads_in_place(channels: Integer, row: Integer) -> bool:
 
 Ranges = Sequence[tuple[Integer, Integer]]
 
-# A result of overlap_add → its arguments: a part of it is cheaper to compute anew than to cut out.
+# A result of overlap_add → its arguments: computing a part again is cheaper than cutting it out.
 _origins: weakref.WeakKeyDictionary[Node, tuple[Node, tuple[Window, ...], Shape]] = (
     weakref.WeakKeyDictionary()
 )

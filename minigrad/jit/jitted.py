@@ -88,7 +88,13 @@ R = TypeVar("R")
 
 
 def jit(function: Callable[P, R]) -> Jitted[P, R]:
-    """Capture a function of tensors at its second call and replay it from the third on."""
+    """Capture a function of tensors at its second call and replay it from the third on.
+
+    function: gets and returns tensors, alone or in lists, tuples and dicts; it may change tensors
+    in place, as an optimizer's step does. Its Python code runs in two calls only (two more for each
+    new size), so it must do the same in each: JitError if a number or something else that it reads
+    has changed since. The docstring of this module lists what may change.
+    """
     return Jitted(function)
 
 

@@ -276,12 +276,12 @@ def _eigh_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -
 
 
 def eigvalsh(x: Tensor) -> Tensor:
-    """Eigenvalues of symmetric matrices, ascending."""
+    """Eigenvalues of symmetric matrices (…, n, n), ascending: (…, n); errors as for `eigh`."""
     return eigh(x)[0]
 
 
 def svdvals(x: Tensor) -> Tensor:
-    """Singular values, descending."""
+    """Singular values of matrices (…, m, n), descending: (…, min(m, n)); errors as for `svd`."""
     checked("svdvals", x)
     return svd(x, False)[1]
 
@@ -295,7 +295,11 @@ def _least(x: Tensor, values: Tensor, rtol: float | Tensor | None) -> Tensor:
 
 
 def pinv(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
-    """The Moore–Penrose inverse; singular values up to rtol · the largest count as 0."""
+    """The Moore–Penrose inverse: (…, m, n) → (…, n, m).
+
+    Singular values up to rtol · the largest count as 0. rtol: a number, or a tensor that broadcasts
+    with the batch; by default max(m, n) times the dtype's distance from 1 to the next number.
+    """
     return _pseudo_inverse("pinv", x, rtol)[0]
 
 
@@ -309,13 +313,22 @@ def _pseudo_inverse(name: str, x: Tensor, rtol: Any) -> tuple[Tensor, Tensor, Te
 
 
 def matrix_rank(x: Tensor, *, rtol: float | Tensor | None = None) -> Tensor:
-    """How many singular values are above rtol · the largest; int64."""
+    """How many singular values are above rtol · the largest: (…, m, n) → (…), int64.
+
+    rtol: as for `pinv`.
+
+    >>> matrix_rank(Tensor([[1.0, 2.0], [2.0, 4.0]])).item()
+    1
+    """
     values = svdvals(x)
     return (values > _least(x, values, rtol)).sum(-1)
 
 
 def cond(x: Tensor) -> Tensor:
-    """The condition number: the largest singular value over the smallest."""
+    """The condition number: the largest singular value over the smallest, (…, m, n) → (…).
+
+    Infinite, or very large, for singular matrices.
+    """
     values = svdvals(x)
     return values.max(-1) / values.min(-1)
 
@@ -349,17 +362,26 @@ def norm(x: Tensor, ord: Any = None, dim: Axes = None, keepdim: bool = False) ->
 
 
 def vecdot(x: Tensor, y: Tensor, *, dim: int = -1) -> Tensor:
-    """Dot products of vectors along dim."""
+    """Dot products of vectors along dim; other dimensions broadcast.
+
+    >>> vecdot(Tensor([[1, 2], [3, 4]]), Tensor([1, 1])).tolist()
+    [3, 7]
+    """
     return (x * y).sum(dim, dtype=(x * y).dtype)
 
 
 def vector_norm(x: Tensor, ord: float = 2, dim: Axes = None, keepdim: bool = False) -> Tensor:
-    """(Σ |x|^ord)^(1/ord) over dim: see `Tensor.norm`."""
+    """(Σ |x|^ord)^(1/ord) over one, several or all (None) dimensions: see `Tensor.norm`."""
     return x.norm(ord, dim, keepdim)
 
 
 def matrix_norm(x: Tensor, ord: Any = "fro", *, keepdim: bool = False) -> Tensor:
-    """The norm of each matrix: "fro" (Frobenius), "nuc" (nuclear), ±1, ±2, ±inf."""
+    """The norm of each matrix: (…, m, n) → (…), or (…, 1, 1) with keepdim.
+
+    ord: "fro": the root of the sum of squares; "nuc": the sum of singular values; 2, −2: the
+    largest, smallest of these; 1, −1: the largest, smallest sum of magnitudes of a column; inf,
+    −inf: of a row. ValueError for others.
+    """
     checked("matrix_norm", x)
     if ord == "fro":
         return x.norm(2, (-2, -1), keepdim)
@@ -379,7 +401,7 @@ def diagonal(x: Tensor, *, offset: int = 0, dim1: int = -2, dim2: int = -1) -> T
 
 
 def matrix_power(x: Tensor, n: int) -> Tensor:
-    """The n-th power of each matrix, by squaring; for negative n, of its inverse."""
+    """The n-th power of each matrix (…, m, m), by squaring; for negative n, of its inverse."""
     return (inv(x) if n < 0 else x).matrix_power(abs(n))
 
 

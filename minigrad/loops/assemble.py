@@ -55,7 +55,7 @@ CHUNK_OPERATIONS = 40_000
 # 4.)
 SHARED_OPERATIONS = 24_000
 CHUNK_BYTES = 192 << 10
-MOST_CHUNKS = 64  # eight for each of eight threads, of which one may be late
+MOST_CHUNKS = 64  # eight for each of eight threads; one of these may be late
 MOST_SHARING, LEAST_CHUNKS = 16, 3  # iterations that a chunk should keep together; chunks then
 RUN_BYTES = 1 << 17  # of memory that a chunk reads contiguously (see in_long_runs)
 # Operations per byte that take no longer than reading it: a core does 64 a cycle with vectors of
@@ -170,7 +170,7 @@ def vectors_of(operations: int, target: Target) -> float:
 def in_long_runs(nest: Nest, least: int) -> Nest:
     """The nest with chunks that are long enough for the memory, but at least about `least` of them.
 
-    A core reads faster where it continues than where it starts anew. (Two cores of Zen 5: products
+    A core reads faster where it continues than where it starts. (Two cores of Zen 5: products
     with SmolLM2's quantized matrices gain nothing from the second one in chunks of 34 KB, and take
     0.6 of the time in chunks of 144.) Two threads get equally many chunks, of equal length if there
     is such a number of them.

@@ -39,7 +39,7 @@ from minigrad.schedule.stage import Stage, before_readers
 from minigrad.target import Target
 
 # Operations per result of a tile, at most, in stages after a product: they are unrolled for all
-# columns of the tile, of which there are 8 or 4.
+# 8 or 4 columns of the tile.
 MOST_TILE_OPERATIONS = 24
 COSTLY = 8  # cost of a division (see COST in expr.py), a root or a math function
 
@@ -252,7 +252,7 @@ def shortcuts(stages: Sequence[Stage], products: Container[Array]) -> dict[Array
     """For products with masked terms, by array: the terms that are tried first, without the mask.
 
     If their sum is finite, it is the product: no term was infinite or NaN, so the terms that the
-    mask excludes, of which one factor is 0 or NaN, were 0. Otherwise the product is computed as it
+    mask excludes (one factor of each is 0 or NaN) were 0. Otherwise the product is computed as it
     is written.
     """
     makers, found = {stage.array: stage for stage in stages}, dict[Array, Expr]()

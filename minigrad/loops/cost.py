@@ -33,8 +33,8 @@ from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 
-# Packing a panel takes 5 to 10 cycles for each of its vectors (measured), of which there are two
-# per k; a row multiplies both in one cycle. So it costs one or two tenths of the work of
+# Packing a panel takes 5 to 10 cycles for each of its vectors (measured); there are two vectors
+# per k. A row multiplies both in one cycle. So it costs one or two tenths of the work of
 # LEAST_ROWS, which pays if memory is far, and hardly anything beside the work of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
 SHARES = 4  # threads among which few tasks should divide evenly (so two threads share them, too)
@@ -259,15 +259,16 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     """The model's best tiling, for the typical number of rows."""
     column, rows = problem.column, problem.row.typical
     nr = tile_columns(problem, target)
-    awkward = left_is_awkward(problem, target)
-    crowded = not awkward and rows_compete(problem)
+    awkward = left_is_awkward(problem, target)  # to read in place
+    crowded = not awkward and rows_compete(problem)  # for places in the first cache
     mr = choose_mr(target, rows, nr, problem.total.dtype, CROWDED if crowded else 0)
     panels = ceildiv(column.count, nr)
     depth = problem.depth
     size = problem.total.dtype.itemsize
     pays = packing_pays(problem, target)
     deep = depth * nr * size > FAR_BYTES and all(isinstance(k.extent, int) for k in problem.k)
-    if pays and (awkward or deep):  # blocks of rows that stay in the second cache
+    if pays and (awkward or deep):
+        # copy blocks of rows that stay in the second cache; if the product is deep, a piece of k
         kc = KC if deep else 0
         cache = target.l2 // 2 if kc else target.l2
         most_rows = max(cache // ((kc or depth) * max(size, 4)), mr)
@@ -276,16 +277,18 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
         mc = rows if blocks == 1 else ceildiv(ceildiv(rows, blocks), mr) * mr
         packs = kc > 0 or needs_packing(problem, nr, mc)
         return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
-    mc = rows  # of the left operand as it lies
+    # read rows of the left operand where they are
+    mc = rows
     staying = target.l2 // 2 // (depth * size)  # rows that stay in half of L2
     if pays and staying >= MANY_ROWS:
         mc = cut(rows, mr, staying)
     packs = nr > 1 and needs_packing(problem, nr, mc)
-    if mc >= rows:
+    if mc >= rows:  # so many blocks that all threads have work
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
         mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
     tasks = problem.batches * ceildiv(rows, mc) * panels
     tasks //= prod(size for _, size in rows_of_panel(problem.m, mc, tasks))
+    # several panels for each task, if enough tasks remain
     spare = tasks // ENOUGH_TASKS if packs else 1  # panels that a task can have
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))

@@ -95,6 +95,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     s.vectorize(n, tiling.nr, LANE)
     if tiles_overlap(problem, tiling):
         s.overlap(n)
+    # tasks of mc × nc results
     columns, task = s.split(n, tiling.nc, "p"), s.split(m, tiling.mc, "c")
     parts = cost.shared_rows(problem, tiling)
     shared = [axis.variable for axis, _ in parts]
@@ -102,11 +103,12 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     outer += [s.split(axis.variable, size, "g") for axis, size in parts if size < axis.most]
     s.reorder(*outer, columns, task, *shared, m, n)
     inside = task
-    if tiling.kc:
+    if tiling.kc:  # a piece of k for all results of a task, then the next; sums wait in scratch
         place, length = cost.cut_depth(problem, tiling.kc)
         inside, ks = s.split(ks[place], length, "kb"), ks[place:]
         s.sink(m, n, into=inside, space="scratch")
     with s.inside(inside):
+        # tiles of mr rows × nr columns, panel after panel
         tile = s.split(m, tiling.mr, "t")
         s.reorder(n, *shared, tile, m)
         if tiling.packs_left:
@@ -237,7 +239,7 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
 # Elements of k below which nothing is prefetched: at 14 cycles each, in tiles of 14 rows, 192 take
 # some ten times the latency of memory; most of a shorter sum would be over by then.
 LEAST_FETCHED = 192
-LEAST_FETCHED_BEHIND = 64  # the same for the loads of an epilogue, of which there are far fewer
+LEAST_FETCHED_BEHIND = 64  # the same for the loads of an epilogue: there are far fewer of them
 # Elements of k that are unrolled, in sums of at least so many: each adds a tenth to the time to
 # compile. For 8 rows of 32 columns one takes 26 instructions, prefetches left out, and the loop 7.
 # That is much if a core starts two multiply-adds a cycle and its other thread needs instructions.

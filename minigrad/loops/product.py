@@ -76,7 +76,7 @@ class Problem(Contraction):
 
     @property
     def outer(self) -> list[Axis]:
-        """The axes of the batch, and those of rows and columns but for the last ones."""
+        """The axes of the batch, and those of rows and columns except the last ones."""
         return [*self.batch, *self.m[:-1], *self.n[:-1]]
 
     @property

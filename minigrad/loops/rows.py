@@ -160,7 +160,7 @@ def _delayed(
 # unrolled so that the tile's rows share loads. Registers hold a row's sums and its loads.
 ROW_VECTORS, MOST_DOWN = 2, 8
 # Terms of a sum in rows that are longer than a tile. Shorter sums wait for memory, and tiles take
-# 1.05 … 1.2 of the time; but for images that are no wider than a tile they take half of it.
+# 1.05 … 1.2 of the time. If images are no wider than a tile, though, tiles take half of it.
 LEAST_TERMS = 16
 MOST_IN_PASS = 12  # stages, each of which needs a register: of 16 a few are left for operands
 

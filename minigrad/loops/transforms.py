@@ -524,6 +524,7 @@ class LoopNest:
         memory, and the work-items share its loops, which become one loop with vectors of `flat`
         elements.
         """
+        # the loops of the copy
         value = self.operands[operand]
         found: dict[Atom, Loop] = {}
         for one in nest.loops_in(self.body if at is None else (nest.loop_over(at, self.body),)):
@@ -539,6 +540,7 @@ class LoopNest:
             copying.append(loop)
             if loop.kind == "serial":  # bounds inside of a vector hold for all of its iterations
                 inside.pop(x)
+        # where an element is in the copy
         layout = layout or [([x], None) for x in loops]
         groups = [[found[x].trips for x in xs] for xs, _ in layout]
         sizes = [padded or numel(own) for (_, padded), own in zip(layout, groups, strict=True)]
@@ -556,6 +558,7 @@ class LoopNest:
         body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):
             body = (loop.around(body),)
+        # what follows reads the copy
         new = {value: expr.load(copy, place)}
         self.operands[operand] = new[value]
 

@@ -237,7 +237,10 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
 
 
 class TransformerEncoder(Layer):
-    """Copies of an encoder layer (initially equal), applied one after the other; then a norm."""
+    """num_layers copies of an encoder layer (initially equal), one after the other; then a norm.
+
+    norm: a layer, or None for none. Shapes and masks as for `TransformerEncoderLayer`.
+    """
 
     def __init__(
         self, encoder_layer: TransformerEncoderLayer, num_layers: int,
@@ -259,7 +262,10 @@ class TransformerEncoder(Layer):
 
 
 class TransformerDecoder(Layer):
-    """Copies of a decoder layer (initially equal), applied one after the other; then a norm."""
+    """num_layers copies of a decoder layer (initially equal), one after the other; then a norm.
+
+    norm: a layer, or None for none. Shapes and masks as for `TransformerDecoderLayer`.
+    """
 
     def __init__(
         self, decoder_layer: TransformerDecoderLayer, num_layers: int,

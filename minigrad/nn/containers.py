@@ -128,7 +128,7 @@ class _List(_Container, MutableSequence[_T]):
 
 
 class ModuleList(_List[Any]):
-    """A list of modules; it is not called itself. Slices are ModuleLists."""
+    """A list of modules that belong to another; it is not called itself. Slices are ModuleLists."""
 
 
 class ParameterList(_List[Tensor]):
@@ -176,7 +176,10 @@ class Sequential(_List[Function]):
 
 
 class ModuleDict(_Container, MutableMapping[str, Any]):
-    """Modules by name; it is not called itself."""
+    """Modules by name; it is not called itself. The names are part of those of parameters.
+
+    modules: a dict, or (name, module) pairs.
+    """
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # a Mapping would compare contents
 

@@ -64,6 +64,7 @@ class _Kernel(Layer):
 
 
 class _Convolution(_Kernel):
+    # Weight and bias begin uniform in ±1/√(in/groups · places of the kernel).
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: Numbers, stride: Numbers = 1,
         padding: Padding = 0, dilation: Numbers = 1, groups: int = 1, bias: bool = True,
@@ -89,19 +90,34 @@ class _Convolution(_Kernel):
 
 
 class Conv1d(_Convolution):
-    """Convolution over (batch, channels, length). weight (out, in/groups, kernel), bias (out,)."""
+    """Convolution of sequences: (batch, in, length) → (batch, out, length′), or without the batch.
+
+    length′ = (length + 2·padding − dilation·(kernel_size − 1) − 1) // stride + 1. padding may be
+    "same" (with stride 1) or "valid"; padding_mode: "zeros", "reflect", "replicate" or "circular".
+    weight (out, in/groups, kernel), bias (out,) or None. See `Tensor.conv2d` for errors.
+    """
 
     spatial = 1
 
 
 class Conv2d(_Convolution):
-    """Convolution over images. weight (out, in/groups, kernel, kernel), bias (out,)."""
+    """Convolution of images: (batch, in, height, width) → (batch, out, height′, width′).
+
+    Sizes and options are those of `Conv1d`, each one number or one for each dimension. weight
+    (out, in/groups, kernel, kernel), bias (out,) or None.
+
+    `Conv2d(3, 8, 3, stride=2, padding=1)` of (4, 3, 32, 32) gives (4, 8, 16, 16).
+    """
 
     spatial = 2
 
 
 class Conv3d(_Convolution):
-    """Convolution over volumes. weight (out, in/groups, *kernel), bias (out,)."""
+    """Convolution of volumes: (batch, in, depth, height, width) → (batch, out, …).
+
+    Sizes and options are those of `Conv1d`, each one number or one for each dimension. weight
+    (out, in/groups, *kernel), bias (out,) or None.
+    """
 
     spatial = 3
 
@@ -149,18 +165,33 @@ class _TransposedConvolution(_Kernel):
 
 
 class ConvTranspose1d(_TransposedConvolution):
-    """Transposed convolution of (batch, channels, length). weight (in, out/groups, kernel)."""
+    """Transposed convolution: (batch, in, length) → (batch, out, length′).
+
+    It has the sizes of the gradient of `Conv1d` by its input: length′ = (length − 1)·stride −
+    2·padding + dilation·(kernel_size − 1) + output_padding + 1. weight (in, out/groups, kernel),
+    bias (out,) or None. ShapeError if output_padding is not smaller than stride or dilation.
+    """
 
     spatial = 1
 
 
 class ConvTranspose2d(_TransposedConvolution):
-    """Transposed convolution of images. weight (in, out/groups, kernel, kernel), bias (out,)."""
+    """Transposed convolution of images: (batch, in, height, width) → (batch, out, height′, width′).
+
+    Sizes and options are those of `ConvTranspose1d`. weight (in, out/groups, kernel, kernel), bias
+    (out,) or None.
+
+    `ConvTranspose2d(8, 3, 4, stride=2, padding=1)` of (4, 8, 16, 16) gives (4, 3, 32, 32).
+    """
 
     spatial = 2
 
 
 class ConvTranspose3d(_TransposedConvolution):
-    """Transposed convolution of volumes. weight (in, out/groups, *kernel), bias (out,)."""
+    """Transposed convolution of volumes: (batch, in, depth, height, width) → (batch, out, …).
+
+    Sizes and options are those of `ConvTranspose1d`. weight (in, out/groups, *kernel), bias (out,)
+    or None.
+    """
 
     spatial = 3

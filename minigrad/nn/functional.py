@@ -29,6 +29,14 @@ def _named(function: Any, name: str, text: str) -> Pool:
     return function  # type: ignore[no-any-return]
 
 
+POOL = """The {0} of each window of kernel_size: (batch, channels, *space) → (…, *space′).
+
+Windows are stride apart (default: kernel_size); padding adds {2} around. In each dimension, there
+are (extent + 2·padding − kernel_size) // stride + 1 windows without dilation; with ceil_mode, also
+a last one that is cut off. See `Tensor.{1}`.
+"""
+
+
 def _pools(spatial: int) -> tuple[Pool, Pool]:
     """`max_pool` and `avg_pool` over so many dimensions, with PyTorch's order of arguments."""
     most, mean = f"max_pool{spatial}d", f"avg_pool{spatial}d"
@@ -55,8 +63,8 @@ def _pools(spatial: int) -> tuple[Pool, Pool]:
         )
 
     return (
-        _named(max_pool, most, "See `Tensor.max_pool2d`."),
-        _named(avg_pool, mean, "See `Tensor.avg_pool2d`."),
+        _named(max_pool, most, POOL.format("maximum", "max_pool2d", "−∞")),
+        _named(avg_pool, mean, POOL.format("mean", "avg_pool2d", "0")),
     )
 
 
@@ -82,7 +90,10 @@ def _adaptive(spatial: int, kind: str) -> Pool:
         return x if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
-    text = f"{what} of as many windows as output_size says; None keeps a size."
+    text = f"""{what} of as many windows as output_size says: (…, *space) → (…, *output_size).
+
+    One int is for all dimensions; None keeps a size. Window i goes from i·extent // size to
+    ceil((i + 1)·extent / size), so windows may overlap."""
     return _named(pool, name, text)
 
 
@@ -129,7 +140,10 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Numbers = 1,
     padding: Padding = 0, dilation: Numbers = 1, groups: int = 1,
 ) -> Tensor:  # fmt: skip
-    """See `Tensor.conv2d`; the weight's dimensions say how many are spatial."""
+    """x (batch, in, *space), weight (out, in/groups, *kernel), bias (out,) → (batch, out, *space′).
+
+    The weight's dimensions say how many are spatial. See `Tensor.conv2d` for options and errors.
+    """
     return x.conv2d(weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
@@ -137,7 +151,10 @@ def conv_transpose2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Numbers = 1,
     padding: Padding = 0, output_padding: Numbers = 0, groups: int = 1, dilation: Numbers = 1,
 ) -> Tensor:  # fmt: skip
-    """See `Tensor.conv_transpose2d`; the weight's dimensions say how many are spatial."""
+    """x (batch, in, *space), weight (in, out/groups, *kernel), bias (out,) → (batch, out, *space′).
+
+    The weight's dimensions say how many are spatial. See `Tensor.conv_transpose2d`.
+    """
     options: Any = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return x.conv_transpose2d(weight, bias, output_padding=output_padding, **options)
 
@@ -152,7 +169,10 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
 
 
 def dropout(x: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Elements set to 0 with probability p if `training`, whatever `Tensor.training` says."""
+    """Elements set to 0 with probability p, and others divided by 1 − p, if `training`.
+
+    `Tensor.training` has no influence. ValueError unless p is in 0 … 1.
+    """
     with Tensor.train(training):
         return x.dropout(p)
 
@@ -177,7 +197,7 @@ def gumbel_softmax(logits: Tensor, tau: float = 1.0, hard: bool = False, dim: in
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """x divided by its p-norm along a dimension, or by eps if that is larger."""
+    """x divided by its p-norm along dim, or by eps if that is larger: (3, 4) → (0.6, 0.8)."""
     return x.normalize(p, dim, eps)
 
 
@@ -185,7 +205,10 @@ def layer_norm(
     x: Tensor, normalized_shape: int | Sequence[Integer], weight: Tensor | None = None,
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """Normalization over the last dimensions, of shape normalized_shape; then ·weight + bias."""
+    """(x − mean)/√(variance + eps) over the last dimensions; then ·weight + bias.
+
+    These dimensions, weight and bias have the shape normalized_shape; ShapeError for others.
+    """
     axes = _last("layer_norm", x, normalized_shape)
     _check_factors("layer_norm", x.shape[axes[0] :], weight, bias)
     return x.layernorm(axes, eps, weight, bias)
@@ -224,7 +247,11 @@ def group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """Normalization over groups of channels and all of space; then ·weight + bias per channel."""
+    """(x − mean)/√(variance + eps) over groups of channels and all of space; then ·weight + bias.
+
+    x (batch, channels, *space), weight and bias (channels,). ShapeError if the number of channels
+    is not a multiple of the number of groups.
+    """
     expect(x.ndim >= 2 and num_groups >= 1 and not x.size(1) % num_groups, "group_norm",
            "channels (dimension 1) in a multiple of num_groups", x,
            num_groups=num_groups)  # fmt: skip
@@ -405,7 +432,11 @@ def _weighted(losses: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
 def binary_cross_entropy(
     x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """−(t·log p + (1 − t)·log(1 − p)) of probabilities x; weight: a factor for each element."""
+    """−(t·log p + (1 − t)·log(1 − p)) of probabilities x and targets t of the same shape.
+
+    weight: a factor for each element. reduction: "mean", "sum" or "none". For numbers that are not
+    probabilities yet, use `binary_cross_entropy_with_logits`.
+    """
     return _weighted(x.binary_crossentropy(target, "none"), weight, reduction)
 
 
@@ -413,18 +444,24 @@ def binary_cross_entropy_with_logits(
     x: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`binary_cross_entropy` of sigmoid(x); pos_weight: a factor of the positive term."""
+    """`binary_cross_entropy` of sigmoid(x), without overflow.
+
+    pos_weight: a factor of the term of positive targets, for data where they are rare.
+    """
     losses = x.binary_crossentropy_logits(target, "none", pos_weight)
     return _weighted(losses, weight, reduction)
 
 
 def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """|x − target|; the shapes must be equal."""
+    """|x − target|, reduced by "mean", "sum" or "none"; ShapeError unless the shapes are equal."""
     return x._away("l1_loss", target).abs()._reduced(reduction)
 
 
 def huber_loss(x: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """d²/2 for differences |d| ≤ delta, else delta·(|d| − delta/2) (Huber 1964)."""
+    """d²/2 for differences |d| ≤ delta, else delta·(|d| − delta/2) (Huber 1964).
+
+    reduction: "mean", "sum" or "none". ShapeError unless x and target have the same shape.
+    """
     _check_above_0("huber_loss", delta=delta)
     away = x._away("huber_loss", target)
     near = away.hardtanh(-delta, delta)
@@ -475,7 +512,10 @@ def poisson_nll_loss(
 def margin_ranking_loss(
     x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, *, reduction: str = "mean"
 ) -> Tensor:
-    """max(0, margin − target·(x1 − x2)): target 1 if x1 should be larger, −1 if x2 should."""
+    """max(0, margin − target·(x1 − x2)): target 1 if x1 should be larger, −1 if x2 should.
+
+    reduction: "mean", "sum" or "none".
+    """
     away = x1._away("margin_ranking_loss", x2)
     away._check_same_shape("margin_ranking_loss", target)
     return (margin - away * target).clip(0)._reduced(reduction)

@@ -38,17 +38,17 @@ def _filled(tensor: Tensor, value: Any) -> Tensor:
 
 
 def constant_(tensor: Tensor, val: float) -> Tensor:
-    """Fill with val."""
+    """Fill a tensor of any shape with val; returns it, as all functions here do."""
     return _filled(tensor, val)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
-    """Fill with 0."""
+    """Fill with 0, as for a bias."""
     return _filled(tensor, 0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
-    """Fill with 1."""
+    """Fill with 1, as for the weight of a normalization."""
     return _filled(tensor, 1)
 
 
@@ -94,13 +94,20 @@ def _fans(tensor: Tensor) -> tuple[int, int]:
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Fill with numbers uniform in ±gain·√(6/(inputs + outputs)) (Glorot and Bengio 2010)."""
+    """Fill with numbers uniform in ±gain·√(6/(inputs + outputs)) (Glorot and Bengio 2010).
+
+    For a weight (outputs, inputs, *kernel), both times the places of the kernel; gain: see
+    `calculate_gain`. ShapeError for fewer than 2 dimensions.
+    """
     bound = gain * math.sqrt(6 / sum(_fans(tensor)))
     return uniform_(tensor, -bound, bound)
 
 
 def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
-    """Fill with normal numbers of standard deviation gain·√(2/(inputs + outputs))."""
+    """Fill with normal numbers of standard deviation gain·√(2/(inputs + outputs)).
+
+    Shapes, gain and errors as for `xavier_uniform_`.
+    """
     return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans(tensor))))
 
 
@@ -113,7 +120,12 @@ def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
 def kaiming_uniform_(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
-    """Fill with numbers uniform in ±gain·√(3/fan) (He et al. 2015); a: slope of leaky ReLU."""
+    """Fill with numbers uniform in ±gain·√(3/fan) (He et al. 2015).
+
+    fan: inputs of an element, or outputs if mode="fan_out", of a weight (outputs, inputs, *kernel).
+    nonlinearity: what follows the layer, which determines the gain; a: the slope of "leaky_relu".
+    ShapeError for fewer than 2 dimensions.
+    """
     bound = math.sqrt(3) * _kaiming(tensor, a, mode, nonlinearity)
     return uniform_(tensor, -bound, bound)
 
@@ -121,12 +133,12 @@ def kaiming_uniform_(
 def kaiming_normal_(
     tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
 ) -> Tensor:
-    """Fill with normal numbers of deviation gain/√fan (He et al. 2015); a: slope of leaky ReLU."""
+    """Fill with normal numbers of standard deviation gain/√fan; see `kaiming_uniform_`."""
     return normal_(tensor, 0.0, _kaiming(tensor, a, mode, nonlinearity))
 
 
 def eye_(tensor: Tensor) -> Tensor:
-    """Fill a matrix with the identity."""
+    """Fill a matrix with the identity; ShapeError for other than 2 dimensions."""
     expect(tensor.ndim == 2, "eye_", "a matrix", tensor)
     return _filled(tensor, Tensor.eye(*tensor._known_shape(), device=tensor.device))
 

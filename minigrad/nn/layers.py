@@ -45,7 +45,11 @@ def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
 
 
 class Linear(Layer):
-    """x·Wᵀ + b. weight (out_features, in_features), bias (out_features,)."""
+    """x·Wᵀ + b: (…, in_features) → (…, out_features).
+
+    weight (out_features, in_features) and bias (out_features,), or None, begin uniform in
+    ±1/√in_features. ShapeError if the last dimension of x is not in_features.
+    """
 
     _named = ("in_features", "out_features", "bias")
 
@@ -128,7 +132,10 @@ class Dropout(Layer):
 
 
 class Dropout2d(Dropout):
-    """`Dropout` of whole channels of images (…, channels, height, width)."""
+    """`Dropout` of whole channels of images (…, channels, height, width).
+
+    In training, a channel of an image is 0 with probability p, and divided by 1 − p otherwise.
+    """
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout2d(x, self.p, self.p > 0 and self._trains())
@@ -148,7 +155,10 @@ class Identity(Layer):
 
 
 class PReLU(Layer):
-    """x, but weight·x below 0; weight (num_parameters,): one slope, or one for each channel."""
+    """x, but weight·x below 0, with a trained weight (num_parameters,) that begins with `init`.
+
+    num_parameters: 1, or the number of channels of x (batch, channels, …).
+    """
 
     _named = ("num_parameters",)
 
@@ -219,7 +229,9 @@ def _layers(
         if inplace:
             options.append(inspect.Parameter("inplace", kind, default=False, annotation="bool"))
         options = [o.replace(kind=kind) for o in options] if only else options
-        text = f"The layer of `{function.__name__}`. {inspect.getdoc(function)}"
+        private = function.__name__.startswith("_")  # it exists as a layer only
+        text = "" if private else f"The layer of `{function.__name__}`. "
+        text += inspect.getdoc(function) or ""
         body = {"__doc__": text.partition("\n>>>")[0], "__module__": __name__,
                 "__signature__": inspect.Signature(options),
                 "function": staticmethod(function)}  # fmt: skip

@@ -61,7 +61,7 @@ class LBFGS(Optimizer):
         return Tensor.zeros(*shape, dtype=dtype, device=self.device)._own_memory()
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
-        """Take steps; closure() sets the gradients anew and returns the loss. Returns the first.
+        """Take steps; closure() sets the gradients and returns the loss. Returns the first loss.
 
             def closure():
                 optimizer.zero_grad()

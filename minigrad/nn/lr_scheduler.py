@@ -143,7 +143,11 @@ class LambdaLR(_Factors):
 
 
 class LinearLR(_Factors):
-    """A factor that goes linearly from start_factor to end_factor in total_iters steps."""
+    """lr · a factor that goes linearly from start_factor to end_factor in total_iters steps.
+
+    As for all schedulers here: lr is the optimizer's when this is created, and `step()` is called
+    after each `optimizer.step()`, or after each epoch.
+    """
 
     def __init__(
         self, optimizer: Any, start_factor: float = 1 / 3, end_factor: float = 1.0,
@@ -162,7 +166,7 @@ class LinearLR(_Factors):
 
 
 class StepLR(_Factors):
-    """A factor of gamma every step_size steps."""
+    """lr · gamma after step_size steps, · gamma² after 2·step_size, …; see `LinearLR` for use."""
 
     def __init__(
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
@@ -172,7 +176,7 @@ class StepLR(_Factors):
 
 
 class MultiStepLR(_Factors):
-    """A factor of gamma at each of the milestones."""
+    """lr · gamma once for each milestone (a number of steps) that was reached."""
 
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
@@ -182,14 +186,17 @@ class MultiStepLR(_Factors):
 
 
 class ExponentialLR(_Factors):
-    """A factor of gamma in every step."""
+    """lr · gamma^steps."""
 
     def __init__(self, optimizer: Any, gamma: float, last_epoch: int = -1) -> None:
         super().__init__(optimizer, lambda step: gamma**step, last_epoch)
 
 
 class CosineAnnealingLR(_Factors):
-    """Half a cosine from the initial learning rate down to eta_min in T_max steps, and back up."""
+    """Half a cosine from the initial learning rate down to eta_min in T_max steps, and back up.
+
+    eta_min + (lr − eta_min)·(1 + cos(π·steps/T_max))/2.
+    """
 
     def __init__(
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1
@@ -224,7 +231,7 @@ class CosineAnnealingWarmRestarts(LambdaLR):
 
 
 class PolynomialLR(_Factors):
-    """A factor of (1 − steps/total_iters)^power, and 0 from total_iters steps on."""
+    """lr · (1 − steps/total_iters)^power, and 0 from total_iters steps on."""
 
     def __init__(
         self, optimizer: Any, total_iters: int = 5, power: float = 1.0, last_epoch: int = -1

@@ -228,9 +228,11 @@ def load_state_dict(
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
-    expect(not strict or (not missing and not unexpected),
-           "load_state_dict", "the names of the model; or pass strict=False",
-           f"missing {missing[:8]}, unexpected {unexpected[:8]}", error=StateError)  # fmt: skip
+    if strict and (missing or unexpected):
+        raise StateError(
+            f"load_state_dict: the state does not have the model's names: missing {missing[:8]}, "
+            f"unexpected {unexpected[:8]}; pass strict=False to load the others"
+        )
     given = {name: state[name] for name in own if name in state}
     values = {name: _as_tensor(name, value) for name, value in given.items()}
     for name, value in values.items():

@@ -36,7 +36,12 @@ class _Norm(Layer):
 
 
 class LayerNorm(_Norm):
-    """Normalization over the last dimensions (Ba et al. 2016), then ·weight + bias."""
+    """(x − mean)/√(variance + eps) over the last dimensions (Ba et al. 2016), then ·weight + bias.
+
+    normalized_shape: the sizes of these dimensions. weight and bias of that shape begin with 1 and
+    0; without elementwise_affine they are None. Shape and dtype are those of x. ShapeError if the
+    last dimensions of x are others.
+    """
 
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
@@ -53,7 +58,10 @@ class LayerNorm(_Norm):
 
 
 class LayerNorm2d(LayerNorm):
-    """`LayerNorm` over the channels of each pixel of (batch, channels, *space)."""
+    """`LayerNorm` over the channels of each pixel of (batch, channels, *space).
+
+    normalized_shape: the number of channels.
+    """
 
     def __call__(self, x: Tensor) -> Tensor:
         """Same shape and dtype as x."""
@@ -62,7 +70,10 @@ class LayerNorm2d(LayerNorm):
 
 
 class RMSNorm(_Norm):
-    """Division by the root of the mean square (Zhang and Sennrich 2019), then ·weight."""
+    """x/√(mean of x² + eps) over the last dimensions (Zhang and Sennrich 2019), then ·weight.
+
+    normalized_shape and weight are as for `LayerNorm`; there is no bias.
+    """
 
     def __init__(
         self, normalized_shape: int | Sequence[int], eps: float = 1e-6,
@@ -78,7 +89,12 @@ class RMSNorm(_Norm):
 
 
 class GroupNorm(_Norm):
-    """Normalization over groups of channels and all of space (Wu and He 2018)."""
+    """Normalization over groups of channels and all of space (Wu and He 2018).
+
+    x (batch, num_channels, *space); each of num_groups groups has a mean and a variance in each
+    example. weight and bias (num_channels,) begin with 1 and 0. ShapeError if the number of
+    channels is not a multiple of num_groups, or if x has another one.
+    """
 
     _sizes: ClassVar[tuple[str, ...]] = ("num_groups", "num_channels")
     _named = ("eps", "affine")
@@ -101,7 +117,10 @@ class GroupNorm(_Norm):
 
 
 class InstanceNorm(GroupNorm):
-    """Normalization of each channel of each example over space, of any number of dimensions."""
+    """Normalization of each channel of each example over space, of any number of dimensions.
+
+    x (batch, num_features, *space). weight and bias (num_features,) only if affine=True.
+    """
 
     _sizes = ("num_channels",)
 
@@ -177,13 +196,13 @@ class BatchNorm(_Norm):
 
 
 class BatchNorm1d(BatchNorm):
-    """`BatchNorm` of (batch, channels) or (batch, channels, length)."""
+    """`BatchNorm` of (batch, channels) or (batch, channels, length); num_features: the channels."""
 
     spatial = (0, 1)
 
 
 class BatchNorm2d(BatchNorm):
-    """`BatchNorm` of images (batch, channels, height, width)."""
+    """`BatchNorm` of images (batch, channels, height, width); num_features: the channels."""
 
     spatial = (2,)
 

@@ -105,7 +105,10 @@ class AdamW(_WithBetas):
 
 
 class Adam(AdamW):
-    """Adam (Kingma and Ba 2015); weight_decay·p is added to the gradient."""
+    """Adam (Kingma and Ba 2015): `AdamW`, except for what weight_decay does.
+
+    weight_decay·p is added to the gradient, so it also changes the moments.
+    """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float | Tensor = 1e-3, b1: float | Betas = 0.9,

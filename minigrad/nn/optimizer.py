@@ -325,7 +325,10 @@ class Optimizer(Steps):
 
 
 class OptimizerGroup(Steps):
-    """Several optimizers, for different kinds of parameters, that step in one program."""
+    """Several optimizers, for different kinds of parameters, that step in one program.
+
+    Use it like one of them: `zero_grad()`, `step()`, `state_dict()`.
+    """
 
     def __init__(self, *optimizers: Optimizer) -> None:
         if not optimizers or not all(isinstance(one, Optimizer) for one in optimizers):

@@ -227,18 +227,26 @@ class _Recurrent(Layer):
 
 
 class RNN(_Recurrent):
-    """`RNNCell` over sequences; nonlinearity="tanh" or "relu"."""
+    """`RNNCell` over sequences; nonlinearity="tanh" or "relu".
+
+    rnn(x, state) gives (outputs, final state). x (length, batch, input_size), or with the batch
+    first if batch_first=True; outputs (length, batch, hidden_size), twice as wide if bidirectional.
+    state (layers · directions, batch, hidden_size); zeros if it is not given.
+    """
 
     cell = RNNCell
 
 
 class GRU(_Recurrent):
-    """`GRUCell` over sequences."""
+    """`GRUCell` over sequences; arguments and results as for `RNN`."""
 
     cell = GRUCell
 
 
 class LSTM(_Recurrent):
-    """`LSTMCell` over sequences; the state is a pair: hidden and cell."""
+    """`LSTMCell` over sequences; as `RNN`, but the state is a pair: hidden and cell.
+
+    outputs, (hidden, cell) = LSTM(3, 8)(x) of x (5, 2, 3): (5, 2, 8), (1, 2, 8), (1, 2, 8).
+    """
 
     cell = LSTMCell

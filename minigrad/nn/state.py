@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -47,7 +48,11 @@ def safe_save(
     tensors: Mapping[str, Tensor], path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Write a safetensors file, completely or not at all; until then an earlier file stays."""
+    """Write a safetensors file, completely or not at all; until then an earlier file stays.
+
+    tensors: by name, as from `get_state_dict`. metadata: texts by name. Needs the package
+    safetensors. TypeError for values that are not tensors, OSError if the file cannot be written.
+    """
     save = _package("safe_save").numpy.save
     check_names_and_tensors("safe_save", tensors)
     for name, tensor in tensors.items():
@@ -76,6 +81,8 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Any], Any]) 
         with target.open("wb") as file:
             write(file)
         return
+    if not target.parent.is_dir():  # the error would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     remove_leftovers(target)
     mark = f"{_machine()}-{os.getpid()}-{os.urandom(8).hex()}"
     temporary = target.with_name(f"{_stem(target)}{mark}.tmp")
@@ -142,7 +149,11 @@ def _whole_file(caller: str, path: str | os.PathLike[str], package: Any) -> Iter
 
 
 def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; for an .index.json, those of all its files."""
+    """The tensors of a safetensors file, by name; for an .index.json, those of all its files.
+
+    device: where they are stored (default: `Device.DEFAULT`). Needs the package safetensors. An
+    error names the file if it is missing or damaged, or has a dtype that is not here.
+    """
     package = _package("safe_load")
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):

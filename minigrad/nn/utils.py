@@ -14,7 +14,10 @@ __all__ = ["clip_grad_norm_", "clip_grad_value_"]
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
-    """Clip each element of the gradients to −clip_value … clip_value; lazy."""
+    """Clip each element of the gradients to −clip_value … clip_value, between backward and step.
+
+    Parameters without a gradient are skipped; lazy. ValueError for a negative clip_value.
+    """
     expect(clip_value >= 0, "clip_grad_value_", "≥ 0", error=ValueError, clip_value=clip_value)
     several = [parameters] if isinstance(parameters, Tensor) else parameters
     with Tensor.no_grad():

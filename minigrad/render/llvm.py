@@ -197,7 +197,7 @@ class _Emitter(MemoryEmitter):
             self.body(loop)
 
     def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
-        """Whole vectors, the last of which ends where the loop ends."""
+        """Whole vectors; the last one ends where the loop ends."""
         with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)

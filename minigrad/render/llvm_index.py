@@ -27,7 +27,7 @@ Slot = tuple[str, int]  # a register: the name of an array of registers, and its
 class Scope(scopes.Scope):
     """An open loop, branch or straight piece; `block` labels where its next line goes.
 
-    registers: values of those that were set here. mask: of lanes, the first `counting` of which are
+    registers: values of those that were set here. mask: of lanes; the first `counting` of them are
     active; "": all lanes are active again.
     """
 

@@ -420,7 +420,7 @@ def emit_matrix_product(
     41 cycles, and 69 with two registers for each operand; at other times 16 and 16.
 
     Deep rows of the left operand are read once for a panel. The panel stays in the first-level
-    cache; the rows shall not (hint T1).
+    cache; the rows should not (hint T1).
     """
     rows, columns = _parts(product.rows), _parts(product.columns)
     depth = emitter.least(product.depths)

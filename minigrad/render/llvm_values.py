@@ -203,7 +203,7 @@ def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType
 
 
 def _divisor(b: Builder, y: Value) -> str:
-    """A divisor of vectors, of which LLVM must not know which lanes are 0.
+    """A divisor of vectors; LLVM must not know which of its lanes are 0.
 
     (Its code generator takes 0 / 0 to be 0 if it knows both, as in lanes outside of a mask, and
     drops the select that puts a 0 there: LLVM 22, TargetLowering::SimplifyDemandedVectorElts.)
@@ -411,7 +411,7 @@ def shuffled(b: Builder, x: Value, order: Sequence[int], y: Value | None = None)
 
 
 def join(b: Builder, parts: list[Value]) -> Value:
-    """Concatenate vectors, of which there is a power of two."""
+    """Concatenate a power of two of vectors."""
     first = parts[0]
     scalar, lanes = register_type(first.dtype), first.lanes
     text = join_texts(b, [part.text for part in parts], scalar, lanes)

@@ -2,7 +2,8 @@
 
 Σ over k of u[k]·s[k], u unsigned and s signed bytes, becomes a sum over words of `Leaf.DOT`, where
 neighbours along k are neighbours in memory. What is done to u before, masks and shifts, is done to
-the four bytes of a word at once.
+the four bytes of a word at once: a shift of the word, and a mask for the bits that would come from
+the next byte.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ def _dots(body: Expr, k: Atom, first: Integer) -> Expr | None:
         return None if left is None or right is None else added_to(left, right)
     if body.op is not Op.MUL or any(arg.op is not Op.CAST for arg in body.args):
         return None
+    # unsigned bytes first
     factors = sorted((arg.args[0] for arg in body.args), key=lambda e: e.dtype is dtypes.int8)
     if [e.dtype for e in factors] != [dtypes.uint8, dtypes.int8]:
         return None
@@ -57,7 +59,7 @@ def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
     """Four neighbours along k as a number of 32 bits, the first one lowest; or None."""
     if e.op is Op.CONST:
         return _four(int(e.value))
-    if e.op is Leaf.LOAD:
+    if e.op is Leaf.LOAD:  # the same memory, read as words
         array, place = e.array, substitute(e.index, {k: first})
         if coefficient(e.index, k) != 1 or place % 4 != 0 or e.guard:
             return None
@@ -83,7 +85,10 @@ def _four(byte: int) -> Expr:
 
 
 def added_to(total: Expr, dots: Expr) -> Expr:
-    """total + DOTs, with total as their initial value."""
+    """total + DOTs, with total as their initial value.
+
+    A DOT adds to its last argument, which may be a DOT itself.
+    """
     *words, inner = dots.args
     begin = added_to(total, inner) if inner.op is Leaf.DOT else total
     return expr.apply(Leaf.DOT, (*words, begin), dots.dtype)
@@ -98,6 +103,7 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
     reads = [load for load in expr.loads(sums.body) if load.array == dots.array]
     if words is None or sums.op is not Op.SUM or not sums.body.dtype.is_float:
         return None
+    # with variables of its own, because it is computed inside of the loops of `sums`
     axes = [make_axis("d", number, axis.extent) for number, axis in enumerate(words.reduced)]
     inner: dict[Atom, Integer] = {
         old.variable: new.index for old, new in zip(words.reduced, axes, strict=True)
@@ -114,9 +120,9 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
 
 
 def has_tiles(sums: Stage, words: Stage | None) -> bool:
-    """Whether the last axis of a sum's results belongs to the unsigned bytes alone.
+    """Whether the last axis of a sum's results belongs to the unsigned bytes, a matrix, alone.
 
-    Whole vectors of them must be adjacent in memory, and another axis must be theirs, too.
+    Whole vectors along it must be adjacent in memory, and another axis must be the matrix's, too.
     """
     if words is None or len(sums.axes) < 2:
         return False

@@ -183,11 +183,12 @@ def cluster(
     for stage in chains.stages:
         if stage.array in chains.members:
             continue
+        # it begins with a kernel of its own, and then looks for one that it can join
         sink = chains.sinks.get(stage.array)
         if sink is None:
             own = home = _alone(stage, target)
             fit = Fit(own.rows, [stage])
-        else:
+        else:  # it reads values that are not stored, such as attention's scores: with these
             own = home = Cluster(target, frozenset((sink.count,)), "block_rows", sink.extent)
             fit = Fit(own.rows, *chains.pull(sink, {}, str(len(clusters))))
         read = list(dict.fromkeys(array for part in fit.parts for array in part.reads))

@@ -54,7 +54,10 @@ def reading(
 
 
 def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
-    """The order of the member's axes that matches the reader's; None if there is none."""
+    """The order of the member's axes in which a load reads its array; None if there is none.
+
+    axes: those of the reader. The load must read the whole array, an axis of it for each of these.
+    """
     if load.guard:
         return None
     places: dict[Integer, int] = {axis.index: place for place, axis in enumerate(axes)}
@@ -78,7 +81,11 @@ Digits = dict[Atom, list[tuple[int, int]]]  # the reader's variable → weights 
 
 
 def _digits(load: Expr, product: Stage) -> Digits | None:
-    """The product axes that a reader's variables are composed of; None if it is not so simple."""
+    """The product axes that a reader's variables are composed of; None if it is not so simple.
+
+    A reader of a product with axes (heads, columns of 64), whose one variable v runs over all
+    columns, loads at (v // 64, v % 64): v is composed of heads with weight 64, columns with 1.
+    """
     if load.guard or any(not isinstance(axis.extent, int) for axis in product.axes[1:]):
         return None
     found: Digits = {}
@@ -100,11 +107,12 @@ def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:
     digits = _digits(reads[0], product) if len(reads) == 1 and not stage.guard else None
     if digits is None or not digits.keys() <= {axis.variable for axis in stage.axes}:
         return stage
+    # the stage's variables in terms of the product's axes
     values: dict[Atom, Integer] = {}
     for own in stage.axes:
         value: Integer = 0
         size: Integer = 1
-        for weight, place in digits.get(own.variable, ()):
+        for weight, place in digits.get(own.variable, ()):  # the smallest weight first
             if weight != size:
                 return stage
             axis = product.axes[place]
@@ -138,6 +146,7 @@ def as_read(product: Stage, readers: Sequence[Stage]) -> Order | None:
         digits, last = _digits(load, product), len(product.axes) - 1
         if digits is None:
             return None
+        # the axes that are merged with the last one, and the others
         inner = next(ps for d in digits.values() if last in (ps := [place for _, place in d]))
         rest = [place for place in range(last + 1) if place not in inner]
         orders.add((*rest, *reversed(inner)))

@@ -41,7 +41,8 @@ def choose(
     Also returns those that are stored only to save operations and could be recomputed, with the
     number of operations per element. recomputed: nodes that are not to be stored for their cost.
     """
-    # operations that it takes, and those to compute it again; arrays that it reads; length of chain
+    # Of each node, if nothing on the way is stored: operations that it takes, and those to compute
+    # it again; the number of arrays that it reads; the length of its chain of operations.
     below, again, leaves, depth = _measure(order)
     readers: dict[Node, list[Node]] = {}
     for node in order:
@@ -53,7 +54,7 @@ def choose(
     # node → evaluations, by the last kept value or movement on the way to the reader. Readers
     # behind the same one need the same elements at the same time and share the computation.
     uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
-    for node in reversed(order):
+    for node in reversed(order):  # users first, so that all uses of a node are known
         if node.op is Op.BUFFER:
             kept.discard(node)
             continue
@@ -64,7 +65,7 @@ def choose(
             kept.add(node)
         elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
             size = numel(node.shape)
-            extra = evaluations - size
+            extra = evaluations - size  # those that storing it would save
             many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
             if many_leaves and 2 * extra >= size:  # each reader would read several arrays
                 kept.add(node)
@@ -73,6 +74,7 @@ def choose(
                     kept.add(node)
                     if evaluations < OFTEN * size:
                         recomputable[node] = again[node]
+        # how often its sources are evaluated for it
         if node in kept:
             inner = node.src[0] if node.op in REDUCTIONS else node
             passed = {node: numel(inner.shape)}

@@ -111,13 +111,13 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
 
     plan = planned()
     while True:
-        worth = plan.better_recomputed() - recomputed - better_kept
-        if worth:
-            before, recomputed = plan, recomputed | worth
+        cheaper = plan.better_recomputed() - recomputed - better_kept
+        if cheaper:
+            before, recomputed = plan, recomputed | cheaper
             plan = planned()
             if len(plan.clusters) > len(before.clusters):  # a kernel that shared it was split
-                plan, recomputed = before, recomputed - worth
-                better_kept |= worth
+                plan, recomputed = before, recomputed - cheaper
+                better_kept |= cheaper
             continue
         unsafe = plan.order_in_place_writes() - deferred
         if not unsafe:
@@ -174,13 +174,15 @@ class _Plan:
         target: Target,
         stages: Stages,
     ) -> None:
+        # writes that need a copy: computed elsewhere, and copied into place last
         targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
         roots = [*roots, *late]
         order = topological(roots)
         order = topological(exchanges_in_order(roots, order))
+        # which values get memory, and a stage for each of them
         kept, self.recomputable = choose(order, roots, recomputed, fuse)
         self._name_arrays(order, targets, kept, stages)
-        nodes = [node for node in kept if numel(node.shape)]
+        nodes = [node for node in kept if numel(node.shape)]  # nothing is computed without elements
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         for node, stage in self.stages.items():
             if isinstance(node.arg, Part):
@@ -188,6 +190,7 @@ class _Plan:
         alone = self._cut_to_parts(root for root, _ in targets)
         alone |= {self.arrays[node] for node in late}
         self._order_results(target, fuse)
+        # which stages share a kernel, and which kernels must wait for which
         self.chains = Chains(self.stages.values(), self.slots, fuse)
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
         self.readers: dict[Array, list[Cluster]] = {}
@@ -202,13 +205,13 @@ class _Plan:
     ) -> None:  # fmt: skip
         """An array for each BUFFER, root and kept node, and the slots of those of the call.
 
-        inputs: those of BUFFERs by slot. rows: those of which only some rows are written, and none
-        is read.
+        inputs: those of BUFFERs by slot. rows: arrays where only some rows are written, and none is
+        read.
         """
         self.arrays: dict[Node, Array] = {}
         self.slots: dict[Array, int] = {}
         self.inputs: dict[int, Array] = {}
-        self.rows: set[Array] = set()  # of which only some rows are written, and none are read
+        self.rows: set[Array] = set()
         for node in order:
             if node.op is Op.BUFFER:
                 array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
@@ -270,8 +273,8 @@ class _Plan:
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]
-            squares = target.matrices and product.multiplies(dtypes.bfloat16)
-            across = target.vector_bytes > 0 and not squares and array not in blocks
+            in_matrices = target.matrices and product.multiplies(dtypes.bfloat16)
+            across = target.vector_bytes > 0 and not in_matrices and array not in blocks
             for node, stage in zip(nodes, found, strict=True):
                 copied = node.op is Op.CONTIGUOUS or stage.array not in readers
                 if stage.op is None and copied:
@@ -488,6 +491,7 @@ def live_ranges(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Live
             continue
         begin = first[array]
         one = LiveRange(sizes[array] * array.dtype.itemsize, begin, last[array], (array,))
+        # arrays of equal size that are read last by the kernel that fills this one
         alike = [old for old in ending.get(begin, ()) if held[old].nbytes == one.nbytes]
         old = _written_over(kernels[begin], array, alike) if alike else None
         if old is not None:  # its memory is reused

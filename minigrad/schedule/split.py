@@ -214,7 +214,7 @@ def _is_window_of_copy(x: Node) -> bool:
 
 
 def _sums_columns(node: Node) -> bool:
-    """Whether a reduction is along long columns, of which there are too few for all threads.
+    """Whether a reduction is along long columns that are too few for all threads.
 
     Products that are contractions have recipes of their own.
     """

@@ -21,8 +21,8 @@ from minigrad.hints import of_argument
 from minigrad.tensor.broadcasting import as_python
 from minigrad.tensor.core import Core
 
-# Other names of arguments: here those that are given one by one, and of which methods; in ALSO the
-# rest.
+# Other names of arguments: here those that are given one by one, with their methods; the rest is
+# in ALSO.
 SEVERAL = {"dims": ("permute", "flip"), "order": ("permute",), "repeats": ("repeat",),
            "shape": ("reshape", "view", "expand", "broadcast_to"), "size": ("expand",)}  # fmt: skip
 ALSO = (("keepdims", "keepdim"), ("dim", "axis"), ("axis", "dim"))

@@ -48,17 +48,18 @@ class Contraction(Methods):
         if wide is dtypes.int32 and _are_bytes(x, y):
             return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
         x, y = build.cast(x, wide), build.cast(y, wide)
+        # both with a dimension for m, n and k, so that a product of elements has all terms
         rows = x.shape[:-1] if x.ndim > 1 else (1,)  # a vector is a matrix of one
         left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
-        if y.ndim > 1:
+        if y.ndim > 1:  # (…, k, n) → (…, n, k)
             y = build.permute(y, (*range(y.ndim - 2), y.ndim - 1, y.ndim - 2))
         columns = y.shape[:-1] if y.ndim > 1 else (1,)
-        lines = build.reshape(y, (*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
-        shape = broadcast_shape("matmul", left.shape, lines.shape)
+        transposed = build.reshape(y, (*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
+        shape = broadcast_shape("matmul", left.shape, transposed.shape)  # (…, m, n, k)
         terms = build.elementwise(
-            Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, lines))
+            Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, transposed))
         )
-        total = build.reduce(Op.SUM, terms, [len(shape) - 1])
+        total = build.reduce(Op.SUM, terms, [len(shape) - 1])  # (…, m, n, 1)
         *batch, m, n, _ = shape
         kept = (*batch, *(m,) * (self.ndim > 1), *(n,) * (right.ndim > 1))
         return self._new(build.cast(build.reshape(total, kept), result_dtype))

@@ -437,7 +437,9 @@ def _too_small(
     name: str, x: Core, pairs: Pairs, kernel: Sequence[int], gaps: Sequence[int]
 ) -> ShapeError:
     what = f"smaller than the kernel {tuple(kernel)} with dilation {tuple(gaps)}"
-    return ShapeError(f"{name}: shape {x.shape} padded by {pairs} is {what}")
+    return ShapeError(
+        f"{name}: shape {x.shape} padded by {pairs} is {what}; add padding, or use a smaller kernel"
+    )
 
 
 def windows_of(

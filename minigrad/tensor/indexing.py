@@ -354,7 +354,8 @@ class Indexing(Methods):
         """`embedding`; `name` is for messages."""
         if not self.dtype.is_int or weight.ndim != 2:
             what = f"{self.dtype.name} {self.shape} and a weight {weight.shape}"
-            raise misfit("embedding", "integers and a weight (classes, width)", what)
+            how = "" if self.dtype.is_int else "; write x.int()"
+            raise misfit("embedding", f"integers and a weight (classes, width){how}", what)
         index = self._checked(weight.shape[0], name, "rows")
         return self._new(weight.node)._take_places({0: index}, 0, wraps=False)
 

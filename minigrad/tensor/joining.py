@@ -70,7 +70,10 @@ class Joining(Methods):
         return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
     def repeat_interleave(self, repeats: int, dim: Axis = None) -> Self:
-        """Each element repeated along `dim`; without `dim`, those of the flattened tensor."""
+        """Each element repeated along `dim`; without `dim`, those of the flattened tensor.
+
+        [1, 2] with repeats=2 gives [1, 1, 2, 2] (`repeat` gives [1, 2, 1, 2]). repeats: an int ≥ 0.
+        """
         expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
@@ -101,7 +104,11 @@ class Joining(Methods):
         return self._new(result.node)
 
     def split(self, sizes: int | Sequence[int], dim: int = 0) -> tuple[Self, ...]:
-        """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes."""
+        """Parts along `dim`: each of one size (the last may be smaller), or of the given sizes.
+
+        (7, n) split by 3 gives (3, n), (3, n), (1, n). Parts are views. ShapeError unless given
+        sizes add up to the extent.
+        """
         axis = axis_of("split", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine):
@@ -116,7 +123,10 @@ class Joining(Methods):
         return tuple(self._part(axis, end - size, end) for size, end in ends)
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Self, ...]:
-        """At most `chunks` parts of equal size along `dim`; the last may be smaller."""
+        """At most `chunks` parts of equal size along `dim`; the last may be smaller.
+
+        (7, n) in 3 chunks gives (3, n), (3, n), (1, n). Parts are views.
+        """
         axis = axis_of("chunk", dim, self.ndim, 0)
         extent = self.shape[axis]
         if isinstance(extent, Affine) or chunks <= 0:

@@ -65,7 +65,8 @@ class Loss(Composed):
             result = shifted._of_classes("cross_entropy", target, weight, *options)
             return result.cast(self._float_dtype())
         expect(ignore_index == -100, f"cross_entropy(ignore_index={ignore_index})",
-               "integer targets", target.dtype.name, error=DTypeError)  # fmt: skip
+               "integer targets; write target.int(), or leave ignore_index out for probabilities",
+               target.dtype.name, error=DTypeError)  # fmt: skip
         if target.shape != self.shape:
             expected = "probabilities of the logits' shape, or integers; write target.int()"
             given = f"targets {target.dtype.name} {target.shape}"
@@ -143,7 +144,8 @@ class Loss(Composed):
             more = f"; write target.{how[target.shape]}" if target.shape in how else ""
             expected = f"(…, classes) and integer targets (…){more}"
             raise misfit(name, expected, self, f"targets {target.shape}")
-        expect(target.dtype.is_int, name, "integer targets", target.dtype.name, error=DTypeError)
+        expect(target.dtype.is_int, name, "integer targets; write target.int()", target.dtype.name,
+               error=DTypeError)  # fmt: skip
         known = self._new(target.node)
         classes = known._checked(self.shape[-1], name, "classes", ignored=ignore_index)
         ramp = self.arange(self.shape[-1], device=self.raw.device)

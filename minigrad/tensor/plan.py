@@ -58,8 +58,8 @@ _CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
 _SHOWN = _CHEAP - _RESHAPE  # a product's last node is a RESHAPE
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
-# than what the program reads: an outer product, of which each program reads little, would fill the
-# memory.
+# than what the program reads: an outer product would fill the memory, though each program reads
+# little of it.
 MOST_KEPT = 1 << 24
 # Numbers of nodes of graphs that `with_loops` left as they were, the last time. The program of such
 # a graph is looked up before loops are looked for. (For other graphs it would seldom be found.)
@@ -487,7 +487,7 @@ class Plan:
         return tracked
 
     def _standing(self, root: Node) -> list[Node]:
-        """A root, and what it is computed for: readers, and memory of which it is a copy."""
+        """A root, and what it is computed for: readers, and memory that it is a copy of."""
         found = [root, *self.serves.get(root, ())]
         if self.copies and root.src and self.copies.get(root.src[0]) is root:
             found.append(root.src[0])

@@ -157,7 +157,10 @@ class Random(Methods):
 
     @staticmethod
     def random_state() -> tuple[int, dict[str, list[int]]]:
-        """The seed, and the key and draw number of each device, for a checkpoint."""
+        """The seed, and the key and draw number of each device, for a checkpoint.
+
+        After `set_random_state` of it, the same numbers are drawn again.
+        """
         states = _states.devices.items()
         return _states.seed, {n: hostdata.unpack(state.get(), _WORD) for n, state in states}
 

@@ -72,7 +72,7 @@ class Origin:
     """How a view was made.
 
     family: of its base. base: the base, if it must live as long as the view. before: the origin of
-    the view of which this is a view. stops: no gradient flows through it, whatever its base does.
+    the view that this is a view of. stops: no gradient flows through it, whatever its base does.
     """
 
     __slots__ = ("family", "base", "before", "step", "stops")
@@ -103,7 +103,7 @@ class Origin:
 
 
 def base_of(view: Holder) -> Holder | None:
-    """The living tensor of which this is a view, or None."""
+    """The living tensor that this is a view of, or None."""
     origin: Origin | None = view._origin
     if origin is None:
         return None

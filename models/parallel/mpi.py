@@ -68,7 +68,7 @@ def library(patience: float) -> Any:
 
 
 class MPITransport:
-    """One rank of a communicator, all of which must call this: see `minigrad.collective.Transport`.
+    """One rank of a communicator; all ranks must call this: see `minigrad.collective.Transport`.
 
     MPI gets the memory itself, without a copy.
     """
@@ -319,7 +319,7 @@ class World:
         atexit.register(self._end)
 
     def transport(self, ranks: Sequence[int]) -> MPITransport:
-        """A transport among some of the ranks, all of which must call this."""
+        """A transport among some of the ranks; these must all call this."""
         everybody = self.library.COMM_WORLD
         if len(ranks) == self.size:
             return MPITransport(self.library, everybody.Dup())

@@ -58,6 +58,23 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: nn.Linear(2, 3).load_state_dict({"weights": X}), KeyError,
         "missing ['weight', 'bias'], unexpected ['weights']",
     ),
+    "a reshape to fewer": (
+        lambda: X.reshape(X.size(0)), ShapeError, f"{X.numel()} elements do not make {X.size(0)};",
+    ),
+    "dtype float": (lambda: X.cast("float"), KeyError, "did you mean 'float32'?"),
+    "dtype flaot64": (lambda: X.cast("flaot64"), KeyError, "did you mean 'float64'?"),
+    "float words": (lambda: nn.Embedding(3, 2)(X), ShapeError, "; write x.int()"),
+    "float labels": (
+        lambda: X.sparse_categorical_crossentropy(X[:, 0]), TypeError, "write target.int()",
+    ),
+    "permute(0)": (lambda: X.permute(0), ShapeError, "; as permute(1, 0)"),
+    "a missing folder": (
+        lambda: nn.state.safe_save({"x": X}, "missing/x.safetensors"), FileNotFoundError,
+        "there is no such folder",
+    ),
+    "a large kernel": (
+        lambda: nn.Conv2d(1, 1, 9)(Tensor.ones(1, 1, 8, 8)), ShapeError, "use a smaller kernel",
+    ),
     "axis and dim": (lambda: X.sum(axis=0, dim=1), TypeError, "expected only one of them, as they"),
     "axis by position and dim": (lambda: X.sum(0, dim=1), TypeError, "multiple values"),
     "softmax's too": (lambda: X.softmax(0, dim=1), TypeError, "multiple values"),
