@@ -98,6 +98,21 @@ def test_a_list_of_tensors_that_want_gradients(on_device):
             assert Tensor([w * 3, 1.0]).tolist() == [6, 1]
 
 
+def test_functions_of_numpy_on_tensors_that_want_gradients(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    lost = {"exp": lambda: np.exp(w * 1), "multiply": lambda: np.multiply([1.0, 2.0], w)}
+    for name, function in lost.items():
+        with pytest.warns(UserWarning, match=rf"np\.{name}.* without gradients; use .*x\.{name}\("):
+            assert type(function()) is np.ndarray
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not np.isnan(w).any()
+        assert (np.ones(2) * w).is_floating_point()
+        assert np.asarray(w).tolist() == np.sqrt(w.detach().square()).tolist() == [1, 2]
+        with Tensor.no_grad():
+            assert isinstance(np.exp(w.sum()), np.float32)
+
+
 def test_copies_both_ways(on_device):
     x = np.ones(3, np.float32)
     tensor = Tensor(x)
