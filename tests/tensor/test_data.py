@@ -87,10 +87,13 @@ def test_numpy_views_and_byte_order(on_device):
 
 def test_a_list_of_tensors_that_want_gradients(on_device):
     w = Tensor(2.0, requires_grad=True)
-    for value in (w, w * 3):
+    for data in ([w, Tensor(1.0)], (w * 3, 1.0), [1.0, w], [[w * 3, -1.0], [0.0, 1.0]]):
         with pytest.warns(UserWarning, match=r"without gradients; use Tensor\.stack") as seen:
-            Tensor([value, Tensor(1.0)])
+            Tensor(data)
         assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"without gradients; use Tensor\.stack") as seen:
+        Tensor.ones(2).maximum([1.0, w])
+    assert seen[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Tensor([Tensor(1.0), Tensor(2.0)]).tolist() == [1, 2]
