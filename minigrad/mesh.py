@@ -8,6 +8,7 @@ or under `mpiexec`, where each rank runs the same script and has its own part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 from minigrad.device import Device
@@ -26,6 +27,9 @@ class Devices(tuple[str, ...]):
         made = super().__new__(cls, names)
         made.mesh = mesh
         return made
+
+    def __getnewargs__(self) -> tuple[tuple[str, ...], str]:
+        return tuple(self), self.mesh
 
 
 class Mesh:
@@ -64,6 +68,9 @@ class Mesh:
 
     def __repr__(self) -> str:
         return self.name
+
+    def __reduce__(self) -> tuple[object, tuple[()]]:  # a copy must be known to Device, too
+        return partial(Mesh, tuple(self.devices), **self.sizes), ()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Mesh) and other.name == self.name

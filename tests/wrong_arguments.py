@@ -38,6 +38,8 @@ CALLS = {
     "(X * 2).backward(Tensor(1.0))": "gradient=: expected (2, 3), the shape of the tensor, got",
     "IMAGE.avg_pool2d(2, 1, padding=2)": "avg_pool2d(padding=[(2, 2), (2, 2)]): expected",
     "F.avg_pool2d(IMAGE, 3, 1, 3)": "expected at most half the kernel size (3, 3)",
+    "F.linear(X, _zeros(1, 3), _zeros(2))": "linear: expected a bias that broadcasts to (2, 1)",
+    "X.linear(_zeros(3, 2), _zeros(4, 1, 2))": "expected a bias that broadcasts to (2, 2), got",
     # errors that reported something internal
     "X.sum().backward(foo=1)": "backward(foo=…): expected only gradient=",
     "X.shrink(None)": "shrink(None): expected (start, stop) or None for each dimension",

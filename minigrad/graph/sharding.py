@@ -209,6 +209,9 @@ class P(tuple[object, ...]):
         """See the class."""
         return super().__new__(cls, entries)
 
+    def __getnewargs__(self) -> tuple[object, ...]:
+        return tuple(self)
+
     def __repr__(self) -> str:
         return f"P({', '.join(map(repr, self))})"
 

@@ -91,8 +91,11 @@ class Contraction(Methods):
         if weight.ndim not in (1, 2) or not self.ndim or self.shape[-1] != weight.shape[0]:
             raise misfit("linear", "(…, in) and a weight (in, out)", self, weight)
         factor = self._new(weight.node)
-        result = self * factor if weight.ndim == 1 else self.matmul(factor)
-        return result if bias is None else result + bias
+        product = self * factor if weight.ndim == 1 else self.matmul(factor)
+        result = product if bias is None else product + bias
+        if result.shape != product.shape:
+            raise misfit("linear", f"a bias that broadcasts to {product.shape}", bias)
+        return result
 
     @staticmethod
     def einsum(equation: str, *operands: Any) -> Any:

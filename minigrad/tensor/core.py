@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from threading import get_ident
@@ -96,12 +95,6 @@ class Core(Holder, metaclass=_TensorType):
         elif isinstance(data, Affine):
             node = build.variable(data, Device.canonical(device))
         else:
-            if type(data) in (list, tuple) and data and isinstance(data[0], Core):
-                if modes.gradients and data[0]._descends_from_leaves():
-                    warnings.warn(
-                        "Tensor(a list of tensors) copies their values without gradients; use "
-                        "Tensor.stack(them) to keep the gradients", stacklevel=2
-                    )  # fmt: skip
             raw, shape, found = hostdata.read(data, wanted)
             node = stored(raw, found, shape, Device.canonical(device))
             is_new = wanted is None or wanted is found

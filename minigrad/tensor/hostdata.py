@@ -8,13 +8,16 @@ from __future__ import annotations
 import array
 import math
 import struct
+import warnings
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from minigrad.dtype import ALL, BY_NAME, DType, check_holds, convert, dtype_of, dtypes, number_bytes
 from minigrad.errors import DTypeError, ShapeError, expect
+from minigrad.graph.bounds import users_line
 from minigrad.graph.symbolic import Integer, high
+from minigrad.tensor.modes import modes
 
 _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
     "c": dtypes.uint8, "l": BY_NAME[f"int{8 * struct.calcsize('l')}"],
@@ -96,7 +99,10 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
             )
         shape.append(lengths.pop())
         level = [value for part in level for value in part]
-        level = [x.tolist() if hasattr(x, "tolist") else x for x in level]
+        arrays = [x for x in level if hasattr(x, "tolist")]
+        if arrays:
+            _warn_of_gradients(arrays)
+            level = [x.tolist() if hasattr(x, "tolist") else x for x in level]
     for value in level:
         if not isinstance(value, (bool, int, float)):
             raise DTypeError(
@@ -108,6 +114,15 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
     else:
         check_holds("Tensor(…)", dtype, *level)
     return pack(level, dtype), tuple(shape), dtype
+
+
+def _warn_of_gradients(arrays: list[Any]) -> None:
+    """Warn if one is a tensor whose gradient is lost."""
+    tensors = [x for x in arrays if hasattr(x, "_descends_from_leaves")]
+    if modes.gradients and any(tensor._descends_from_leaves() for tensor in tensors):
+        said = ("Tensor(a list of tensors) copies their values without gradients; use "
+                "Tensor.stack(them) to keep the gradients")  # fmt: skip
+        warnings.warn_explicit(said, UserWarning, *users_line())
 
 
 def pack(values: Sequence[int | float | bool], dtype: DType) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from minigrad.device import Device
@@ -15,6 +16,7 @@ from minigrad.tensor import access, hostdata
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
+from minigrad.tensor.modes import modes
 from minigrad.tensor.sharding import layout_of
 
 MANY, EDGE = 1000, 3  # from so many elements on, repr shows so many at each end; numpy's defaults
@@ -109,6 +111,15 @@ class Values(Methods):
             )
         values = self.numpy()
         return values if dtype is None else values.astype(dtype)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        if context and array.dtype.kind == "f" and modes.gradients and self._descends_from_leaves():
+            name = context[0].__name__
+            warnings.warn(
+                f"np.{name}(…) of a tensor gives an array without gradients; use the tensor's own "
+                f"methods, as x.{name}(…), or write np.{name}(x.numpy(), …)", stacklevel=2
+            )  # fmt: skip
+        return array[()] if return_scalar else array
 
     def __repr__(self) -> str:
         """Shape, dtype, device and values, which are computed, except while a step is captured."""

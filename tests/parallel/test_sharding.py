@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -248,6 +248,11 @@ def test_wrong_use(mesh_of: Made) -> None:
 def test_pickles_and_copies(pair: Mesh) -> None:
     x = Tensor([[1.0, 2.0], [3.0, 4.0]], device=pair.devices[0]).shard(pair, P("dp")).realize()
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(x)).numpy(), x.numpy())
+    for clone in (copy, deepcopy, lambda value: pickle.loads(pickle.dumps(value))):
+        for spec in (P("dp", "tp"), P(None, "dp"), P(Blocks("dp", 3)), P()):
+            assert clone(spec) == spec
+        assert clone(pair) == pair and clone(pair.devices).mesh == pair.name
+        assert clone(nn.optim.SGD([x])).params[0].sharding == x.sharding
     with pair:
         assert Tensor.arange(3).device == pair.devices
 

@@ -26,7 +26,7 @@ NOT_OPERATORS = {
     "__index__", "__array__", "__dlpack__", "__dlpack_device__", "__reduce__", "__reduce_ex__",
     "__deepcopy__", "__copy__", "__getstate__", "__setstate__", "__hash__", "__contains__",
     "__format__", "__str__", "__array_priority__", "__init_subclass__", "__subclasshook__",
-    "__del__", "__dir__", "__getattr__",
+    "__del__", "__dir__", "__getattr__", "__array_wrap__",
 }  # fmt: skip
 
 

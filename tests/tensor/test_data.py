@@ -87,15 +87,33 @@ def test_numpy_views_and_byte_order(on_device):
 
 def test_a_list_of_tensors_that_want_gradients(on_device):
     w = Tensor(2.0, requires_grad=True)
-    for value in (w, w * 3):
+    for data in ([w, Tensor(1.0)], (w * 3, 1.0), [1.0, w], [[w * 3, -1.0], [0.0, 1.0]]):
         with pytest.warns(UserWarning, match=r"without gradients; use Tensor\.stack") as seen:
-            Tensor([value, Tensor(1.0)])
+            Tensor(data)
         assert seen[0].filename == __file__
+    with pytest.warns(UserWarning, match=r"without gradients; use Tensor\.stack") as seen:
+        Tensor.ones(2).maximum([1.0, w])
+    assert seen[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Tensor([Tensor(1.0), Tensor(2.0)]).tolist() == [1, 2]
         with Tensor.no_grad():
             assert Tensor([w * 3, 1.0]).tolist() == [6, 1]
+
+
+def test_functions_of_numpy_on_tensors_that_want_gradients(on_device):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+    lost = {"exp": lambda: np.exp(w * 1), "multiply": lambda: np.multiply([1.0, 2.0], w)}
+    for name, function in lost.items():
+        with pytest.warns(UserWarning, match=rf"np\.{name}.* without gradients; use .*x\.{name}\("):
+            assert type(function()) is np.ndarray
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not np.isnan(w).any()
+        assert (np.ones(2) * w).is_floating_point()
+        assert np.asarray(w).tolist() == np.sqrt(w.detach().square()).tolist() == [1, 2]
+        with Tensor.no_grad():
+            assert isinstance(np.exp(w.sum()), np.float32)
 
 
 def test_copies_both_ways(on_device):
