@@ -55,24 +55,31 @@ from minigrad.settings import flag, state_that
 
 
 class _Recording(threading.local):
-    """The calls that `_launch` has made while this thread captures a step, else None."""
+    """The calls that `_launch` has made while this thread captures a step, else None.
+
+    may_pad: whether programs may be padded, or in pieces.
+    """
 
     calls: list[Call] | None = None
+    may_pad = True
 
 
 recording = _Recording()
 
 
 @contextmanager
-def recorded_calls() -> Iterator[list[Call]]:
-    """Record the programs that this thread runs, in the list that it yields. Not to be nested."""
+def recorded_calls(may_pad: bool = False) -> Iterator[list[Call]]:
+    """Record the programs that this thread runs, in the list that it yields. Not to be nested.
+
+    may_pad: whether these may be padded, or in pieces.
+    """
     calls: list[Call] = []
-    recording.calls = calls
+    recording.calls, recording.may_pad = calls, may_pad
     state_that("recording", True)
     try:
         yield calls
     finally:
-        recording.calls = None
+        recording.calls, recording.may_pad = None, True
         state_that("recording", False)
 
 
@@ -287,7 +294,7 @@ def _run(
 def _program_of(call: Canonical) -> tuple[Program, Mapping[str, int]]:
     """The program of a call, compiled if necessary, and the values of its own variables."""
     known = programs if timeline.programs is None else timeline.programs
-    return known.find(call, _compiled, recording.calls is None)
+    return known.find(call, _compiled, recording.may_pad)
 
 
 def _compiled(graph: Graph) -> Program:

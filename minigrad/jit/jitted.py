@@ -9,11 +9,15 @@
 
 The first call runs normally (and compiles). The second call is captured: every program that it runs
 is recorded, with its buffers. From the third call on, none of the function's Python code runs: the
-recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Inputs of
-other extents (another batch size) start again: one normal call, one that is captured; from the
-third size on this compiles nothing (`graph/general.py`). Tensors that the function updates in place
-stay in their memory. So does a parameter's `.grad`, which each replay updates. Tensors that it
-leaves in attributes and globals are set anew; those in containers that it leaves are updated.
+recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Tensors that
+the function updates in place stay in their memory. So does a parameter's `.grad`, which each replay
+updates. Tensors that it leaves in attributes and globals are set anew; those in containers that it
+leaves are updated.
+
+Inputs of other extents (another batch size, another length) start again: two normal calls, one that
+is captured. From the third size on nothing is compiled (`graph/general.py`), and a size that comes
+once costs as much as without `@jit`. If inner extents vary, programs copy arrays to a padded layout
+(`padded.py`). After 32 replays such a size is captured anew, with programs of its own.
 
 A replay runs no Python. If the function would behave differently in a later call, that is detected,
 or the value is fixed:
@@ -21,7 +25,7 @@ or the value is fixed:
 | what the function uses | what a replay does when it changes |
 | --- | --- |
 | a tensor argument | reads it; `JitError` for another dtype, device or number of dimensions |
-| a tensor argument of other extents | nothing: it has its own capture |
+| a tensor argument of other extents | nothing: it has its own capture, from its third call on |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | `requires_grad` of a tensor that it differentiates | `JitError` |
 | an argument computed from leaves, if the function differentiates | `JitError` in call 2 |
@@ -61,6 +65,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import get_ident
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -73,10 +78,13 @@ from minigrad.jit.outside import Outside
 from minigrad.jit.replay import Capture, OtherInputs
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
+from minigrad.padded import Padded
+from minigrad.pieced import Pieced
 from minigrad.program import recorded_calls, recording
+from minigrad.programs import FREQUENT
 from minigrad.settings import having, thread
 from minigrad.tensor import Tensor, history, realization, views
-from minigrad.tensor.live_tensors import all_holders, of_this_thread
+from minigrad.tensor.live_tensors import all_holders, lazy_links, of_this_thread
 from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
@@ -103,22 +111,24 @@ class Jitted(Generic[P, R]):
 
     owner: for a method, its instance, kept alive by this object. The captures of an instance are
     shared by all objects that stand for its method, and do not keep it alive. explained: it is the
-    step that `explain` runs, and other captured functions are parts of it.
+    step that `explain` runs, and other captured functions are parts of it. varies: whether programs
+    for many sizes, padded or in pieces, may serve it.
     """
 
     __slots__ = ("owner", "__dict__", "__weakref__")
     explained = False
 
     def __init__(
-        self, function: Callable[P, R], instance: Callable[[], Any] | None = None
-    ) -> None:
+        self, function: Callable[P, R], instance: Callable[[], Any] | None = None,
+        varies: bool = False,
+    ) -> None:  # fmt: skip
         if not callable(function):
             raise TypeError(f"jit: expected a function of tensors, got {function!r}")
-        self.function, self.instance, self.owner = function, instance, None
+        self.function, self.instance, self.owner, self.varies = function, instance, None, varies
         self._called: dict[int, _Called] = {}  # by thread key: the call before the capture
         self._replays: dict[int, Serve] = {}  # by thread key: the function that serves the capture
-        # the same for other inputs, most recently used last
-        self._others: dict[tuple[Hashable, ...], Jitted[P, R]] = {}
+        # the same for other inputs, most recently used last; None: sizes that came once
+        self._others: dict[tuple[Hashable, ...], Jitted[P, R] | None] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())  # keeps the function's attributes
@@ -184,17 +194,40 @@ class Jitted(Generic[P, R]):
         try:
             return serve(args, kwargs)  # type: ignore[no-any-return]
         except OtherInputs as other:
-            (inputs,) = other.args
-        return self._for(inputs)(*args, **kwargs)
+            inputs, sized = other.args
+        return self._for(inputs, sized)(*args, **kwargs)
 
-    def _for(self, inputs: tuple[Hashable, ...]) -> Jitted[P, R]:
-        """The captured function for other inputs (see `OtherInputs`)."""
+    def _for(self, inputs: tuple[Hashable, ...] | None, sized: bool) -> Callable[P, R]:
+        """The function for other inputs (see `OtherInputs`).
+
+        With sizes that come for the first time, and perhaps never again, it is not captured.
+        """
         with self._lock:
-            found = self._others.pop(inputs, None) or Jitted(self.function, self.instance)
+            if inputs is None:  # they come often
+                self.varies = False
+                self._called.pop(thread.key, None)
+                self._replays.pop(thread.key, None)
+                return self
+            repeats = inputs in self._others or not sized
+            found = self._others.pop(inputs, None)
+            if found is None and repeats:
+                found = Jitted(self.function, self.instance, self.varies or sized)
             self._others[inputs] = found
             if len(self._others) > MOST_OTHERS:
                 del self._others[next(iter(self._others))]
-            return found
+            return found or self._run
+
+    def _run(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function; what it returns is then in memory, and no view."""
+        before = dict(lazy_links)  # with all views; while it keeps them, no other gets their ids
+        result = self.function(*args, **kwargs)
+        tensors: list[Tensor] = []
+        flatten(result, tensors, {})
+        realization.realize(tensors)  # weights drawn in it are not part of a step
+        for tensor in tensors:
+            if id(tensor._link) not in before:
+                views.leave(tensor)
+        return result
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs normally, or the second, which is captured."""
@@ -210,13 +243,10 @@ class Jitted(Generic[P, R]):
             else:
                 given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls() as calls, _logged() as data, _noting() as noted:
-                    result = self.function(*args, **kwargs)
-                    first: list[Tensor] = []
-                    flatten(result, first, {})
-                    realization.realize(first)  # weights drawn in it are not part of a step
+                with recorded_calls(self.varies) as calls, _logged() as data, _noting() as noted:
+                    result = self._run(*args, **kwargs)
                 _give_memory(before)
-                structure = _part(result, {id(link) for link, _ in before})
+                structure = flatten(result, [], {})
                 self._called[key] = _Called(given, structure, data, calls, noted)
                 return result
         return self(*args, **kwargs)
@@ -227,6 +257,7 @@ class Jitted(Generic[P, R]):
         structure = flatten((args, kwargs), tensors, values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
+        self.varies |= called_with != self._called[key].given
         led_back = [history.leads_back(tensor) for tensor in tensors]
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
@@ -242,7 +273,8 @@ class Jitted(Generic[P, R]):
         watching.watch = watch
         failed = True
         try:
-            with recorded_calls() as recorded.calls, _logged() as data, _noting() as noted:
+            with (recorded_calls(self.varies) as recorded.calls, _logged() as data,
+                  _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
                 results: list[Tensor] = []
                 found = flatten(result, results, dict(values))
@@ -284,7 +316,10 @@ class Jitted(Generic[P, R]):
             if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call
             else:
-                self._replays[key] = straight(capture) or capture.serve
+                serve: Serve = straight(capture) or capture.serve
+                if any(isinstance(call.program, Padded | Pieced) for call in recorded.calls):
+                    serve = partial(_for_now, serve, iter(range(FREQUENT)))
+                self._replays[key] = serve
         answer: R = rebuild(capture.result, iter(returned).__next__, values)
         return answer
 
@@ -349,6 +384,13 @@ class Jitted(Generic[P, R]):
                 "random number, a clock) nor use a new number; compute it outside and pass it as "
                 "an argument: a Tensor, or a bound Variable if it is a size or position"
             )
+
+
+def _for_now(serve: Serve, turns: Iterator[int], args: Any, kwargs: Any) -> Any:
+    """Serve a capture whose programs are for many sizes, as often as there are turns."""
+    if next(turns, None) is None:
+        raise OtherInputs(None, True)
+    return serve(args, kwargs)
 
 
 def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
@@ -416,16 +458,6 @@ def _logged() -> Iterator[list[int]]:
     log: list[int] = []
     with having(watching, log=log):
         yield log
-
-
-def _part(result: Any, known: set[int]) -> Any:
-    """Make the tensors of a result independent of their bases, as after a replay; its structure."""
-    tensors: list[Tensor] = []
-    structure = flatten(result, tensors, {})
-    for tensor in tensors:
-        if id(tensor._link) not in known:
-            views.leave(tensor)
-    return structure
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

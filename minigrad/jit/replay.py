@@ -49,7 +49,8 @@ class Source(NamedTuple):
 class OtherInputs(Exception):
     """The inputs have other extents than in a capture, or gradients would flow to others of them.
 
-    Such inputs get their own capture. The argument is the key of that capture.
+    Such inputs get their own capture. The arguments are the key of that capture, and whether it is
+    for other extents. Key None: the same inputs, for whose sizes it is time to compile.
     """
 
 
@@ -243,7 +244,7 @@ class Capture:
                     f"with {found}; pass the same kind of input, or call .reset() first"
                 )
         if given != self.inputs:
-            raise OtherInputs(given)
+            raise OtherInputs(given, True)
         if any(tensor.raw.op is not Op.BUFFER for tensor in tensors):
             realization.realize(tensors)
         return tensors, values
@@ -293,7 +294,7 @@ class Capture:
             marks = map(bool, (tensor._requires_grad for tensor in tensors))
             now = [*marks, *map(history.leads_back, tensors)]
             if now != [*map(bool, self.marks), *self.led_back]:
-                raise OtherInputs((*self.inputs, *now))
+                raise OtherInputs((*self.inputs, *now), False)
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError if a gradient would have to be added to an existing one."""
