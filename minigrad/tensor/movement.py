@@ -163,8 +163,8 @@ class Movement(Methods):
         axes = axes_of("permute", given, self.ndim)
         if len(axes) != self.ndim:
             what = f"permute({', '.join(map(str, given))})"
-            order = ", ".join(map(str, reversed(range(self.ndim))))
-            raise misfit(what, f"each of {self.ndim} dimensions once; as permute({order})")
+            backwards = ", ".join(map(str, reversed(range(self.ndim))))
+            raise misfit(what, f"each of {self.ndim} dimensions once; as permute({backwards})")
         return self._view(lambda node: build.permute(node, axes))
 
     def transpose(self, dim0: int = 1, dim1: int | None = None) -> Self:

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str]) -> None:
     flags = command.parse_args(arguments)
     try:
         ranks = read_trace(flags.file)
+    except OSError as error:
+        raise InputError(f"cannot read {flags.file}: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{flags.file} is not a timeline written by --trace: {error}") from None
     events = [event for _, found in ranks for event in found]

@@ -170,3 +170,6 @@ def test_a_timeline_as_text(tmp_path: Path) -> None:
     path.write_text("[]")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "not a timeline written by --trace" in done.stderr
+    path.unlink()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and f"cannot read {path}: No such file" in done.stderr
