@@ -52,10 +52,10 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
 _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
-_RESHAPE = frozenset({Op.RESHAPE})
+_STORED = frozenset({*_MEMORY, CONST})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
-_CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
-_SHOWN = _CHEAP - _RESHAPE  # a product's last node is a RESHAPE
+_CHEAP = frozenset({*MOVEMENT, Op.CAST, Op.BITCAST})
+_SHOWN = _CHEAP - {Op.SHRINK}  # a part may be all that is ever computed of the whole
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
 # than what the program reads: an outer product, of which each program reads little, would fill the
@@ -156,6 +156,12 @@ def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
             if leaves:
                 older[node] = leaves
     return older
+
+
+def computed_below(node: Node) -> Node | None:
+    """The value that a node shows, if a program must compute it."""
+    shown = beneath(node, _SHOWN)
+    return None if beneath(shown, _CHEAP).op in _STORED else shown
 
 
 def whole_of(node: Node) -> Node:
@@ -325,9 +331,9 @@ class Plan:
         lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
         some = [holder.raw for holder in lazy if holder.raw not in self.roots]
         others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
-        read = (beneath(node, _RESHAPE) for node in chain(some, *map(SOURCES, others)))
+        read = map(computed_below, chain(some, *map(SOURCES, others)))
         flows = not all(holder.stopped for holder in lazy)
-        return {node: flows for node in read if node in found and node.op not in _CHEAP}
+        return {node: flows for node in read if node is not None and node in found}
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
@@ -498,7 +504,7 @@ class Plan:
         made = dict(zip(self.alone, buffers, strict=True))
         inside = [
             holder for node in self.held
-            if node.op not in _SHOWN and node not in self.roots
+            if node.op not in _MEMORY and node not in self.roots
             for holder in holders(node) if views.base_of(holder) is None
         ] if len(self.order) > FEW and _by_itself() else []  # fmt: skip
         if self.parts:
@@ -540,8 +546,7 @@ class Plan:
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
-            node = beneath(holder.raw, _RESHAPE)
-            if node.op not in _CHEAP:
+            if (node := computed_below(holder.raw)) is not None:
                 computed.put(id(node), node)
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:

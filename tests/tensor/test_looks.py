@@ -35,6 +35,30 @@ class OfLeaf(Chain):
         return self.h.sum().item()
 
 
+SHOWN = {
+    "itself": lambda h: h, "moved": lambda h: h.flip(0), "part": lambda h: h.cat(h[:1])[1:],
+    "cast": lambda h: h.bfloat16().float(), "padded": lambda h: h[1:].pad(((0, 1),)),
+}  # fmt: skip
+
+
+class Moved(Chain):
+    """No name stands for what is computed, but one for a view of it."""
+
+    shown = "moved"
+
+    def turn(self) -> float:
+        self.h = SHOWN[self.shown](self.h * 0.5 + self.x)
+        return self.h.sum().item()
+
+
+class Part(Moved):
+    shown = "part"
+
+
+class Cast(Moved):
+    shown = "cast"
+
+
 class Drawn(Chain):
     def turn(self) -> float:
         self.h = self.h * 0.5 + Tensor.rand(5)
@@ -92,7 +116,10 @@ class Means:
         return shift
 
 
-@pytest.mark.parametrize("loop", [Chain, OfLeaf, Drawn, Written, Collected, InTurn, Means])
+LOOPS = (Chain, OfLeaf, Moved, Part, Cast, Drawn, Written, Collected, InTurn, Means)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_turn_takes_what_the_first_ones_take(on_device, loop):
     state, nodes, programs = loop(), [], []
     for _ in range(TURNS):
@@ -115,13 +142,14 @@ def test_values_of_such_loops(on_device):
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_the_way_back_through_what_is_kept(on_device, marked):
+@pytest.mark.parametrize("shown", SHOWN)
+def test_the_way_back_through_what_is_kept(on_device, marked, shown):
     """Stored states do not change gradients, not even for leaves that were not marked."""
     found = []
     for looks in (True, False):
         w, h = Tensor([0.5, 2.0], requires_grad=marked or None), Tensor([1.0, 3.0])
         for _ in range(TURNS):
-            h = h * w + 1
+            h = SHOWN[shown](h * w + 1)
             if looks:
                 assert h.sum().item() > 0
         h.square().sum().backward()
