@@ -171,7 +171,7 @@ def whole_of(node: Node) -> Node:
     return node
 
 
-def _by_itself() -> bool:
+def by_itself() -> bool:
     """Whether a program runs normally, not for a step that is captured or explained.
 
     Those must be the same each time.
@@ -277,7 +277,7 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if computed and _by_itself():
+        if computed and by_itself():
             self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
 
@@ -328,12 +328,20 @@ class Plan:
         In a loop `u = f(v); v = g(u)`, the new v reads the old one, which no name stands for.
         """
         oldest = min([node.age for node in self.again])
-        lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
-        some = [holder.raw for holder in lazy if holder.raw not in self.roots]
-        others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
-        read = map(computed_below, chain(some, *map(SOURCES, others)))
-        flows = not all(holder.stopped for holder in lazy)
-        return {node: flows for node in read if node is not None and node in found}
+        lazy = [h for h in not_captured(lazy_since(oldest))
+                if views.base_of(h) is None and h.raw not in self.roots]  # fmt: skip
+        others = in_order([h.raw for h in lazy], lambda n: n.src if n.age > oldest else (),
+                          self.order)  # fmt: skip
+        flows = {holder.raw for holder in lazy if not holder.stopped}
+        for node in reversed(others):
+            if node in flows and node.op is not Op.BITCAST:
+                flows.update(node.src)
+        later: dict[Node, bool] = {}
+        for node in chain([h.raw for h in lazy], *map(SOURCES, others)):
+            shown = computed_below(node)
+            if shown is not None and shown in found:
+                later[shown] = later.get(shown, False) or node in flows
+        return later
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
@@ -410,7 +418,7 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        if known is not None and len(known) in _unchanged and _by_itself():
+        if known is not None and len(known) in _unchanged and by_itself():
             self.found = program.known_program(values, known)
         if self.found is None:
             values, self.known = with_loops(values, known, self.marked)
@@ -506,7 +514,7 @@ class Plan:
             holder for node in self.held
             if node.op not in _MEMORY and node not in self.roots
             for holder in holders(node) if views.base_of(holder) is None
-        ] if len(self.order) > FEW and _by_itself() else []  # fmt: skip
+        ] if len(self.order) > FEW and by_itself() else []  # fmt: skip
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():

@@ -198,6 +198,38 @@ def test_such_a_loop_keeps_nothing_of_turns_that_are_over(on_device):
     np.testing.assert_allclose(x.grad.numpy(), 2 * h.numpy(), rtol=1e-5)
 
 
+def test_a_detached_state_keeps_nothing_of_turns_that_are_over(on_device):
+    """As in truncated backpropagation through time; the last turn has its gradient."""
+    w, h, held = Tensor([0.5] * 100, requires_grad=True), Tensor.zeros(100), []
+    for turn in range(3 * TURNS):
+        h = (h * w + turn).detach()
+        (h * h).sum().item()
+        held.append(GlobalCounters.mem_used)
+    assert max(held[TURNS:]) <= max(held[:TURNS])
+    out = h * w
+    out.sum().item()
+    out.sum().backward()
+    np.testing.assert_allclose(w.grad.numpy(), h.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["backward", "twice", "gradient"])
+def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
+    w, want, nodes = Tensor([1.0, 2.0], requires_grad=True), np.array([1.0, 2.0]), []
+    for _ in range(TURNS):
+        loss = (w**3).sum()
+        if way == "gradient":
+            w.grad = loss.gradient(w)[0]
+        else:
+            (loss if way == "backward" else loss.gradient(w)[0].sum()).backward()
+        with Tensor.no_grad():
+            w -= w.grad * 0.01
+        w.grad = None
+        want = want - 0.01 * (6 * want if way == "twice" else 3 * want**2)
+        nodes.append(len(topological([w.raw])))
+    assert max(nodes[4:]) <= max(nodes[:3]), nodes
+    np.testing.assert_allclose(w.numpy(), want, rtol=1e-5)
+
+
 def test_what_many_turns_have_left_stays_as_it_is(on_device):
     """Values of many iterations are computed together when they are needed, or never."""
     x = numbers(3)
