@@ -26,7 +26,7 @@ from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.observed import grades, observe
-from minigrad.tensor.plan import rewritten
+from minigrad.tensor.plan import by_itself, rewritten
 from minigrad.tensor.templates import Template
 
 
@@ -54,6 +54,10 @@ class Backward(Composed):
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
         older = rewritten(order)
+        if _settle_leaves(node, older):
+            node = self.node
+            order = topological([node])
+            older = rewritten(order)
         (output,), back = history.expand([node], order, older)
         if output is not node:
             order = topological([output])
@@ -90,6 +94,10 @@ class Backward(Composed):
         roots = [self.node, *(target.node for target in targets)]
         order = topological(roots)
         older = rewritten(order)
+        if _settle_leaves(roots[0], older):
+            roots = [self.node, *(target.node for target in targets)]
+            order = topological(roots)
+            older = rewritten(order)
         nodes, back = history.expand(roots, order, older)
         output, known = with_loops(nodes[:1], kept=_and_below(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
@@ -148,6 +156,22 @@ class Backward(Composed):
             return True
         nodes = reached(roots, topological(roots))
         return any(holder._requires_grad for node in nodes for holder in holders(node))
+
+
+def _settle_leaves(node: Node, older: Mapping[Node, list[Holder]]) -> bool:
+    """Carry out waiting writes to leaves that replace other waiting ones; whether there were any.
+
+    Otherwise the graph of a training loop that reads nothing would grow with each update. A node
+    that is computed from an older value of a leaf still needs that value as it is.
+    """
+    leaves = {id(h): h for old, some in older.items() if old.op is Op.ASSIGN for h in some}
+    if not leaves or not by_itself():
+        return False
+    newest = [leaf.raw for leaf in leaves.values()]
+    if node in newest or not older.keys().isdisjoint(topological([node], newest)):
+        return False
+    realization.realize(leaves.values())
+    return True
 
 
 def _may_be_leaves(

@@ -52,10 +52,10 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
 _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
-_RESHAPE = frozenset({Op.RESHAPE})
+_STORED = frozenset({*_MEMORY, CONST})
 _PARTS = (Op.RESHAPE, Op.SHRINK)
-_CHEAP = frozenset({*MOVEMENT, *_MEMORY, CONST, Op.CAST, Op.BITCAST})
-_SHOWN = _CHEAP - _RESHAPE  # a product's last node is a RESHAPE
+_CHEAP = frozenset({*MOVEMENT, Op.CAST, Op.BITCAST})
+_SHOWN = _CHEAP - {Op.SHRINK}  # a part may be all that is ever computed of the whole
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
 # than what the program reads: an outer product would fill the memory, though each program reads
@@ -158,6 +158,12 @@ def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     return older
 
 
+def computed_below(node: Node) -> Node | None:
+    """The value that a node shows, if a program must compute it."""
+    shown = beneath(node, _SHOWN)
+    return None if beneath(shown, _CHEAP).op in _STORED else shown
+
+
 def whole_of(node: Node) -> Node:
     """The array that a node is a part of."""
     while node.op in _PARTS:
@@ -165,7 +171,7 @@ def whole_of(node: Node) -> Node:
     return node
 
 
-def _by_itself() -> bool:
+def by_itself() -> bool:
     """Whether a program runs normally, not for a step that is captured or explained.
 
     Those must be the same each time.
@@ -271,7 +277,7 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if computed and _by_itself():
+        if computed and by_itself():
             self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
 
@@ -322,12 +328,20 @@ class Plan:
         In a loop `u = f(v); v = g(u)`, the new v reads the old one, which no name stands for.
         """
         oldest = min([node.age for node in self.again])
-        lazy = [h for h in not_captured(lazy_since(oldest)) if views.base_of(h) is None]
-        some = [holder.raw for holder in lazy if holder.raw not in self.roots]
-        others = in_order(some, lambda n: n.src if n.age > oldest else (), self.order)
-        read = (beneath(node, _RESHAPE) for node in chain(some, *map(SOURCES, others)))
-        flows = not all(holder.stopped for holder in lazy)
-        return {node: flows for node in read if node in found and node.op not in _CHEAP}
+        lazy = [h for h in not_captured(lazy_since(oldest))
+                if views.base_of(h) is None and h.raw not in self.roots]  # fmt: skip
+        others = in_order([h.raw for h in lazy], lambda n: n.src if n.age > oldest else (),
+                          self.order)  # fmt: skip
+        flows = {holder.raw for holder in lazy if not holder.stopped}
+        for node in reversed(others):
+            if node in flows and node.op is not Op.BITCAST:
+                flows.update(node.src)
+        later: dict[Node, bool] = {}
+        for node in chain([h.raw for h in lazy], *map(SOURCES, others)):
+            shown = computed_below(node)
+            if shown is not None and shown in found:
+                later[shown] = later.get(shown, False) or node in flows
+        return later
 
     def _add_readers(self) -> None:
         """Add live tensors that read a target other than through a root, or stand for one."""
@@ -404,7 +418,7 @@ class Plan:
             self.alone[whole], self.serves[whole] = whole, copies
         values = list(self.alone.values())
         known = self.order if values == list(self.roots) else None
-        if known is not None and len(known) in _unchanged and _by_itself():
+        if known is not None and len(known) in _unchanged and by_itself():
             self.found = program.known_program(values, known)
         if self.found is None:
             values, self.known = with_loops(values, known, self.marked)
@@ -498,9 +512,9 @@ class Plan:
         made = dict(zip(self.alone, buffers, strict=True))
         inside = [
             holder for node in self.held
-            if node.op not in _SHOWN and node not in self.roots
+            if node.op not in _MEMORY and node not in self.roots
             for holder in holders(node) if views.base_of(holder) is None
-        ] if len(self.order) > FEW and _by_itself() else []  # fmt: skip
+        ] if len(self.order) > FEW and by_itself() else []  # fmt: skip
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -540,8 +554,7 @@ class Plan:
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
         for holder in inside:
-            node = beneath(holder.raw, _RESHAPE)
-            if node.op not in _CHEAP:
+            if (node := computed_below(holder.raw)) is not None:
                 computed.put(id(node), node)
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:

@@ -72,7 +72,7 @@ TRAINING = templates(r"""
         o0.step()
     o0.step()  o0.zero_grad()  o0.zero_grad(set_to_none=False)  {M}.zero_grad()
     with T.no_grad():\n\t{new} = {call}
-    {new} = {P}[{k}].grad  {new} = {P}[{k}].detach().clone()
+    {new} = {P}[{k}].grad.clone()  {new} = {P}[{k}].detach().clone()
     {new} = list({M}.state_dict().values())[{k}].clone()
     with T.no_grad():\n\tfor p in {M}.parameters():\n\t\tp *= {C}
     with T.no_grad():\n\tfor p in {M}.parameters():\n\t\tp -= 0.1 * p.grad\n\t\tp.grad = None

@@ -107,7 +107,7 @@ EXACT = templates(r"""
     {h}.nan_to_num()  {h}.nan_to_num(1.0, 2.0, -3.0)  {h}.copysign({h2})  {h}.copysign(-1.0)
     {e}.isin({e2})  T.isin({e}, {e2}.flatten()[:2])  {e}.isclose({e2})
     idx({i}.flatten(), 5).bincount(minlength=6)
-    idx({i}.flatten(), 5).bincount(fit({h}.double(), {i}.numel()), minlength=6)
+    idx(fit({i}, 5), 5).bincount(fit({h}.double(), 5), minlength=6)
     T.searchsorted({e}.flatten().sort()[0], {e}).long()
     T.searchsorted({h}.flatten().sort()[0], {h2}, right={B}).long()  {e}.nonzero().long()
     {e}.argwhere().long()  {e}.nan_to_num().mode({d})[0]  {e}.unique(return_counts=True)[1].long()
@@ -180,6 +180,22 @@ EXACT = templates(r"""
     {x}.reshape(-1, 1, {x}.shape[-1]).squeeze(1)  {x}.unflatten(0, (1, -1)).clone()
     T.scatter(T.zeros(3, 4), 1, idx(fit({i}, 3, 2), 4), {K} + 0.5)  T.cat([{x}, {x2}, {x}], -1)
     T.zeros(4).scatter_add(0, idx(fit({i}, 5), 4), fit({h}.float(), 5))  T.stack([{x}, {x2}], -1)
+    {x}.rot90({k}, (0, -1)).clone()  {x}.flip(0, 1).clone()  {x}.roll(({k}, {K}), (0, -1))
+    {x}.tensor_split((1, 2), {d})[-1]  {x}.diag_embed({k}, 0, -1)  {x}.repeat_interleave(2, -1)
+    {x}.take(idx({i}, {x}.numel()) - {x}.numel())  T.kron({n}, T.ones(1, 2, dtype={n}.dtype))
+    {i}.sum({D}, dtype=T.float32)  {i}.prod({d}, keepdim={B}, dtype=T.float64)  {e}.all((0, -1))
+    {n}.cumsum({d}, dtype=T.float64)  {m}.cumprod({d}, dtype=T.int32)  {e}.any((0, 1), keepdim={B})
+    {n}.clamp(min={n2})  {n}.clamp(max={n2})  {n}.masked_fill({m}, {n2}.flatten()[0])
+    {n}.scatter(-1, idx(fit({i}, *{n}.shape), {n}.shape[-1]), {n}, reduce="add")
+    {h}.scatter_reduce({d}, idx(fit({i}, *{h}.shape), {h}.shape[{d}]), {h}, "mean",\
+        include_self={B})
+    T.addmm(fit({n}, 2), fit({n}, 2, 3), fit({n}, 3, 2), beta={k}, alpha={K})
+    T.tensordot(fit({n}, 2, 3, 2), fit({n}, 2, 3), dims=([0, 1], [0, 1]))
+    T.meshgrid({x}.flatten()[:2], {x}.flatten()[:3], indexing="xy")[{K} % 2].clone()
+    {e}.flatten().sort(stable=True, descending={B})[1].long()  {e}.aminmax()[{K} % 2]
+    T.searchsorted(fit({e}, 2, 3).sort()[0], fit({e2}.to({e}.dtype), 2, 4), right={B}).long()
+    F.max_pool1d(fit({h}, 2, 7), 3, 2, 1, 1, {B})  F.pad(fit({x}, 2, 3, 4), (0, 1, -1, 2, 1, 0))
+    F.pad(fit({h}, 1, 2, 3, 4), (1, 2, 2, 0), mode="reflect")  {x}[1:, None, ..., :1].clone()
 """)
 
 ROUGH_VALUES = templates(r"""
@@ -280,6 +296,17 @@ ROUGH_VALUES = templates(r"""
     F.scaled_dot_product_attention(fit({f}, 1, 4, 3, 4), fit({f2}, 1, 2, 3, 4), fit({f3}, 1, 2,\
         3, 4), is_causal={B}, enable_gqa=True)
     {f}.masked_fill({m}, -inf).softmax({d})  sum({f}) if {f}.dim() > 1 and len({f}) else {f}
+    {f}.var({d}, correction=0, keepdim={B})  {f}.std(correction=0)  {i}.softmax(-1, dtype=T.float32)
+    {f}.quantile(T.tensor([0.2, 0.9], dtype={f}.dtype), -1)  {f}.norm(3, {D}, {B})
+    F.normalize({f}, p=1, dim={d}, eps=0.5)  T.cdist(fit({f}, 3, 2), fit({f2}, 4, 2), p=1)
+    F.batch_norm(fit({f}, 4, 3, 2), None, None, fit({f2}, 3), training=True)
+    F.layer_norm(fit({f}, 2, 3, 4), (4,), fit({f2}, 4), eps=0.5)
+    F.grid_sample(fit({f}, 1, 2, 3, 3), fit({f2}, 1, 2, 2, 2).tanh() * 1.5, padding_mode="border")
+    F.avg_pool3d(fit({f}, 1, 2, 3, 4, 3), 2, 1, 1, {B}, {B})  {f}.logaddexp({f2} - 3)
+    F.triplet_margin_loss(fit({f}, 2, 3), fit({f2}, 2, 3), fit({f3}, 2, 3), swap={B}, p=1)
+    F.poisson_nll_loss(fit({f}, 3), fit({f2}.detach(), 3).abs(), full=True, reduction="{q}")
+    F.conv_transpose3d(fit({f}, 1, 2, 2, 3, 2), fit({f2}, 2, 1, 2, 2, 2), stride=(1, 2, 1))
+    {f}.lerp({f2}, {C})
 """)
 
 VIEWS = templates(r"""

@@ -35,6 +35,30 @@ class OfLeaf(Chain):
         return self.h.sum().item()
 
 
+SHOWN = {
+    "itself": lambda h: h, "moved": lambda h: h.flip(0), "part": lambda h: h.cat(h[:1])[1:],
+    "cast": lambda h: h.bfloat16().float(), "padded": lambda h: h[1:].pad(((0, 1),)),
+}  # fmt: skip
+
+
+class Moved(Chain):
+    """No name stands for what is computed, but one for a view of it."""
+
+    shown = "moved"
+
+    def turn(self) -> float:
+        self.h = SHOWN[self.shown](self.h * 0.5 + self.x)
+        return self.h.sum().item()
+
+
+class Part(Moved):
+    shown = "part"
+
+
+class Cast(Moved):
+    shown = "cast"
+
+
 class Drawn(Chain):
     def turn(self) -> float:
         self.h = self.h * 0.5 + Tensor.rand(5)
@@ -92,7 +116,10 @@ class Means:
         return shift
 
 
-@pytest.mark.parametrize("loop", [Chain, OfLeaf, Drawn, Written, Collected, InTurn, Means])
+LOOPS = (Chain, OfLeaf, Moved, Part, Cast, Drawn, Written, Collected, InTurn, Means)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_a_turn_takes_what_the_first_ones_take(on_device, loop):
     state, nodes, programs = loop(), [], []
     for _ in range(TURNS):
@@ -115,13 +142,14 @@ def test_values_of_such_loops(on_device):
 
 
 @pytest.mark.parametrize("marked", [True, False])
-def test_the_way_back_through_what_is_kept(on_device, marked):
+@pytest.mark.parametrize("shown", SHOWN)
+def test_the_way_back_through_what_is_kept(on_device, marked, shown):
     """Stored states do not change gradients, not even for leaves that were not marked."""
     found = []
     for looks in (True, False):
         w, h = Tensor([0.5, 2.0], requires_grad=marked or None), Tensor([1.0, 3.0])
         for _ in range(TURNS):
-            h = h * w + 1
+            h = SHOWN[shown](h * w + 1)
             if looks:
                 assert h.sum().item() > 0
         h.square().sum().backward()
@@ -168,6 +196,38 @@ def test_such_a_loop_keeps_nothing_of_turns_that_are_over(on_device):
     assert max(held[TURNS:]) <= max(held[:TURNS])
     (h * h).sum().backward()
     np.testing.assert_allclose(x.grad.numpy(), 2 * h.numpy(), rtol=1e-5)
+
+
+def test_a_detached_state_keeps_nothing_of_turns_that_are_over(on_device):
+    """As in truncated backpropagation through time; the last turn has its gradient."""
+    w, h, held = Tensor([0.5] * 100, requires_grad=True), Tensor.zeros(100), []
+    for turn in range(3 * TURNS):
+        h = (h * w + turn).detach()
+        (h * h).sum().item()
+        held.append(GlobalCounters.mem_used)
+    assert max(held[TURNS:]) <= max(held[:TURNS])
+    out = h * w
+    out.sum().item()
+    out.sum().backward()
+    np.testing.assert_allclose(w.grad.numpy(), h.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["backward", "twice", "gradient"])
+def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
+    w, want, nodes = Tensor([1.0, 2.0], requires_grad=True), np.array([1.0, 2.0]), []
+    for _ in range(TURNS):
+        loss = (w**3).sum()
+        if way == "gradient":
+            w.grad = loss.gradient(w)[0]
+        else:
+            (loss if way == "backward" else loss.gradient(w)[0].sum()).backward()
+        with Tensor.no_grad():
+            w -= w.grad * 0.01
+        w.grad = None
+        want = want - 0.01 * (6 * want if way == "twice" else 3 * want**2)
+        nodes.append(len(topological([w.raw])))
+    assert max(nodes[4:]) <= max(nodes[:3]), nodes
+    np.testing.assert_allclose(w.numpy(), want, rtol=1e-5)
 
 
 def test_what_many_turns_have_left_stays_as_it_is(on_device):
