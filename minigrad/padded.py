@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
+from operator import mul
 from typing import NamedTuple
 
 from minigrad.device import Buffer, Device, Program
 from minigrad.graph.inner_first import innermost, outermost
 from minigrad.graph.node import Shape
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 
 
@@ -35,12 +36,11 @@ class Padded:
             like = buffers[slot]
             inside[slot] = Buffer(like.device, like.dtype, numel(shape))
         for slot, shape in self.reads.items():
-            for dense, wide in blocks(shape, variables):
-                _copy(inside[slot], wide, buffers[slot], dense)
+            pairs = blocks(shape, variables)
+            _copy(inside[slot], buffers[slot], ((wide, dense) for dense, wide in pairs))
         self.program.run(inside, variables)
         for slot, shape in self.writes.items():
-            for dense, wide in blocks(shape, variables):
-                _copy(buffers[slot], dense, inside[slot], wide)
+            _copy(buffers[slot], inside[slot], blocks(shape, variables))
 
 
 class Block(NamedTuple):
@@ -57,18 +57,19 @@ def blocks(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[Block, 
     """
     outer, last = outermost(shape), innermost(shape)
     now = [evaluate(extent, variables) for extent in shape]
-    length, rows = numel(now[last:]), numel(now[outer:last])
+    length, rows, stride = numel(now[last:]), numel(now[outer:last]), numel(shape[last:])
+    strides = [numel(shape[axis + 1 :]) for axis in range(outer)]
     for number, index in enumerate(product(*map(range, now[:outer]))):
-        place = flatten((*index, *(0 for _ in shape[outer:])), shape)
-        assert isinstance(place, int)
         dense = Block(number * rows * length, length, length, rows)
-        yield dense, Block(place, numel(shape[last:]), length, rows)
+        yield dense, Block(sum(map(mul, index, strides)), stride, length, rows)
 
 
-def _copy(to: Buffer, into: Block, given: Buffer, source: Block) -> None:
-    """Copy rows of elements between two buffers of a device."""
+def _copy(to: Buffer, given: Buffer, pairs: Iterable[tuple[Block, Block]]) -> None:
+    """Copy rows between two buffers of a device: to each block from the one beside it."""
+    copy, memory, source = Device[to.device].copy_part, to.memory, given.memory
     size = to.dtype.itemsize
-    Device[to.device].copy_part(
-        to.memory, size * into.start, given.memory, size * source.start, size * into.length,
-        into.rows, size * into.stride, size * source.stride,
-    )  # fmt: skip
+    for into, begin in pairs:
+        copy(
+            memory, size * into.start, source, size * begin.start, size * into.length,
+            into.rows, size * into.stride, size * begin.stride,
+        )  # fmt: skip
