@@ -13,6 +13,10 @@ import gc
 import os
 from collections.abc import Iterator
 
+# The products of numpy and PyTorch are small here. Threads that share them would spend half of a
+# run's processor time waiting for each other. Both libraries read this when they are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from devices import CPU, OTHER, REFERENCE, opened
 from skips import register

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +13,22 @@ import pytest
 from minigrad import Context, Tensor, nn, program
 from minigrad.device import Program
 
-# A table of a thousand launches of 20 ms or more each.
-TABLE = """
-import ctypes, signal, socket, threading, time
+# Sends Ctrl-C to its own process, when a table has begun to run or at once.
+PRELUDE = """
+import os, signal, socket, threading, time
+
+def interrupt(has_begun=lambda: True):
+    def send():
+        while not has_begun():
+            time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=send).start()
+"""
+
+# A table of a thousand launches of some milliseconds each. They count themselves, in two chunks.
+TABLE = PRELUDE + """
+import ctypes
 from minigrad.runtimes import cpu_interrupt
 from minigrad.runtimes.cpu_pool import Launch, pool_for
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -25,12 +36,13 @@ from minigrad.runtimes.jit_compiler import host_compiler
 text = '''
 define void @busy(i64 %begin, i64 %end, ptr %args, ptr %scratch) {
 entry:
+  %before = atomicrmw add ptr %args, i64 1 seq_cst
   br label %loop
 loop:
   %i = phi i64 [ 0, %entry ], [ %next, %loop ]
   call void asm sideeffect "", ""()
   %next = add i64 %i, 1
-  %more = icmp slt i64 %next, 100000000
+  %more = icmp slt i64 %next, 30000000
   br i1 %more, label %loop, label %done
 done:
   ret void
@@ -46,71 +58,49 @@ short = cpu_interrupt.runner(pool, cpu_interrupt.LONG - 1)
 assert short == pool.run
 
 def attempt(count=COUNT, run=run):
-    print("ready", flush=True)
     try:
         run(ctypes.addressof(table), count, 0)
         print("ended", flush=True)
     except KeyboardInterrupt:
-        print("interrupted", flush=True)
+        print("late" if args[0] == 2 * count else "interrupted", flush=True)
+
+def attempt_and_interrupt(count=COUNT):
+    args[0] = 0
+    interrupt(lambda: args[0] > 3)
+    attempt(count)
 """
 
 
-class Child:
-    """A Python process that prints "ready" when signals may be sent to it."""
-
-    def __init__(self, program: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-u", "-X", "faulthandler", "-c", program],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # a shell's background jobs, and their children, ignore SIGINT
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
-
-    def line(self) -> str:
-        """Its next line of output."""
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def interrupt(self) -> float:
-        """Send SIGINT when it is ready and busy; returns the seconds until its next output."""
-        assert self.line() == "ready", self.process.communicate(timeout=60)
-        time.sleep(0.3)
-        start = time.perf_counter()
-        os.kill(self.process.pid, signal.SIGINT)
-        self.said = self.line()
-        return time.perf_counter() - start
-
-    def end(self) -> None:
-        """It must exit normally."""
-        _, errors = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, errors
+def said_by(program: str) -> list[str]:
+    """The lines that a Python process prints, which must exit normally."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", program],
+        capture_output=True, text=True, timeout=240,
+        # a shell's background jobs, and their children, ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
 
 
 def test_an_interrupt_ends_a_long_table() -> None:
     """Twice; then the next table runs to its end, and the wakeup descriptor is free again."""
-    child = Child(TABLE + "attempt(); attempt(); attempt(2)\nassert signal.set_wakeup_fd(-1) == -1")
-    for _ in range(2):
-        seconds = child.interrupt()
-        assert child.said == "interrupted" and seconds < 3
-    assert child.line() == "ready" and child.line() == "ended"
-    child.end()
+    twice = "attempt_and_interrupt(); attempt_and_interrupt(); attempt(2)\n"
+    said = said_by(f"{TABLE}{twice}assert signal.set_wakeup_fd(-1) == -1")
+    assert said == ["interrupted", "interrupted", "ended"]
 
 
 @pytest.mark.parametrize(
-    "before",
+    ("handler", "said"),
     [
-        "signal.signal(signal.SIGINT, lambda number, frame: print('handled', flush=True))",
-        "signal.signal(signal.SIGINT, signal.SIG_IGN)",
+        ("lambda number, frame: print('handled', flush=True)", ["handled", "ended"]),
+        ("signal.SIG_IGN", ["ended"]),
     ],
 )
-def test_the_handlers_of_others_decide(before: str) -> None:
+def test_the_handlers_of_others_decide(handler: str, said: list[str]) -> None:
     """A handler that does not raise does not end the program."""
-    child = Child(f"{TABLE}{before}\nattempt(30)\n")
-    child.interrupt()
-    rest = [child.said, child.line()] if child.said == "handled" else [child.said]
-    assert rest in (["handled", "ended"], ["ended"])
-    assert ("handled" in rest) == ("handled" in before)
-    child.end()
+    before = f"signal.signal(signal.SIGINT, {handler})\n"
+    assert said_by(f"{TABLE}{before}attempt_and_interrupt(10)\n") == said
 
 
 def test_the_wakeup_descriptor_of_others_stays() -> None:
@@ -119,33 +109,26 @@ def test_the_wakeup_descriptor_of_others_stays() -> None:
 ours, theirs = socket.socketpair()
 theirs.setblocking(False)
 signal.set_wakeup_fd(theirs.fileno())
-attempt(30)
+attempt_and_interrupt(10)
 assert signal.set_wakeup_fd(-1) == theirs.fileno()
 assert ours.recv(10) == bytes([signal.SIGINT])
 """
-    child = Child(TABLE + others)
-    child.interrupt()
-    assert child.said == "interrupted"  # by Python itself, at the end
-    child.end()
+    assert said_by(TABLE + others) == ["late"]  # by Python itself, at the end
 
 
 def test_other_threads_are_left_alone() -> None:
     """Python interrupts only the main thread; another thread's program runs on."""
     thread = """
 over = threading.Event()
-worker = threading.Thread(target=lambda: (attempt(30), over.set()))
-worker.start()
+worker = threading.Thread(target=lambda: (attempt_and_interrupt(10), over.set()))
 try:
+    worker.start()
     over.wait()
 except KeyboardInterrupt:
     print("main", flush=True)
-over.wait()
 worker.join()
 """
-    child = Child(TABLE + thread)
-    child.interrupt()
-    assert [child.said, child.line()] == ["main", "ended"]
-    child.end()
+    assert said_by(TABLE + thread) == ["main", "ended"]
 
 
 def test_a_late_signal_does_not_end_the_next_program() -> None:
@@ -163,9 +146,7 @@ cpu_interrupt.run_interruptibly(pool, 0, 0)
 del pool.run
 attempt(2)
 """
-    child = Child(TABLE + late)
-    assert [child.line(), child.line()] == ["ready", "ended"]
-    child.end()
+    assert said_by(TABLE + late) == ["ended"]
 
 
 def test_a_signal_of_the_program_before_does_not_end_the_next() -> None:
@@ -180,12 +161,10 @@ with watcher.lock:
 time.sleep(0.2)
 attempt(2, pool.run)
 """
-    child = Child(TABLE + stale)
-    assert [child.line(), child.line()] == ["ready", "ended"]
-    child.end()
+    assert said_by(TABLE + stale) == ["ended"]
 
 
-MODEL = """
+MODEL = PRELUDE + """
 import numpy as np
 from minigrad import Tensor, jit
 
@@ -200,13 +179,14 @@ def chain(x):
 run = jit(chain) if CAPTURED else chain
 for _ in range(3):
     run(x)
-print("ready", flush=True)
 try:
-    for _ in range(1000):
+    for number in range(1000):
+        if number == 1:
+            interrupt()
         run(x)
-    print("ended", flush=True)
+    print("ended")
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    print("interrupted")
 print(abs(run(x).sum().item() - 640) < 1)
 """
 
@@ -214,10 +194,7 @@ print(abs(run(x).sum().item() - 640) < 1)
 @pytest.mark.parametrize("captured", [True, False])
 def test_a_model_is_interrupted(captured: bool) -> None:
     """A step of many kernels, as a program and as a replay; the next step's values are right."""
-    child = Child(MODEL.replace("CAPTURED", str(captured)))
-    child.interrupt()
-    assert [child.said, child.line()] == ["interrupted", "True"]
-    child.end()
+    assert said_by(MODEL.replace("CAPTURED", str(captured))) == ["interrupted", "True"]
 
 
 CALLBACK = """
@@ -232,21 +209,18 @@ def interrupted(_):
 
 thing = Thing()
 link = weakref.ref(thing, interrupted)
-print("ready", flush=True)
 try:
     del thing
     threading.Event().wait(60)
-    print("lost", flush=True)
+    print("lost")
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
+    print("interrupted")
 """
 
 
 def test_an_interrupt_in_a_callback_comes_again() -> None:
     """It cannot be caught there: Python only prints exceptions raised while an object is freed."""
-    child = Child(CALLBACK)
-    assert [child.line(), child.line()] == ["ready", "interrupted"]
-    child.end()
+    assert said_by(CALLBACK) == ["interrupted"]
 
 
 class Interrupted:
@@ -302,7 +276,7 @@ def test_numbers_are_drawn_once(interrupted: Callable[[Any], None]) -> None:
     assert [x.tolist() for x in found] == expected
 
 
-LONG_STEP = """
+LONG_STEP = PRELUDE + """
 from minigrad import Tensor, jit
 mean = Tensor.full((640, 640), 1 / 640).contiguous().realize()
 last = [Tensor.zeros(640, 640).contiguous().realize() for _ in range(8)]
@@ -317,19 +291,16 @@ def step(number):
 run = jit(step)
 for number in range(3):
     run(Tensor.full((640, 640), float(number)).contiguous())
-print("ready", flush=True)
 try:
-    while True:
-        number += 1
+    for number in range(3, 1000):
+        if number == 4:
+            interrupt()
         run(Tensor.full((640, 640), float(number)).contiguous())
 except KeyboardInterrupt:
-    print("interrupted", flush=True)
-print(len({round(one[0, 0].item()) for one in last}) == 1, flush=True)
+    print("interrupted")
+print(len({round(one[0, 0].item()) for one in last}) == 1)
 """
 
 
 def test_a_captured_step_writes_all_or_nothing() -> None:
-    child = Child(LONG_STEP)
-    child.interrupt()
-    assert [child.said, child.line()] == ["interrupted", "True"]
-    child.end()
+    assert said_by(LONG_STEP) == ["interrupted", "True"]
