@@ -20,7 +20,8 @@ def trainer(device):
     Tensor.manual_seed(5)
     layers = [nn.Linear(7, 12), nn.Linear(12, 3)]
     parameters = nn.state.get_parameters(layers)
-    optimizer = nn.optim.Adam([p.to(device).realize() for p in parameters], lr=0.05)
+    own = [p.detach().to(device).realize().requires_grad_() for p in parameters]
+    optimizer = nn.optim.Adam(own, lr=0.05)
     weights = optimizer.params
 
     def step(x, y):
