@@ -491,5 +491,5 @@ HERE = (
     "|no parameter has a gradient|cannot set param_groups|bool .* instead of uint8"
     "|momentum > 0 when the optimizer is made"
     "|uint64 .* instead of int64"
-    "|entropy_with_logits.*instead of float"
+    "|entropy_with_logits.*instead of float|unexpected \\['momentum_buffer"
 )
