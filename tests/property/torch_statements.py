@@ -482,7 +482,7 @@ ERRORS = (
     "ZeroDivision|a leaf Variable|modified by an inplace|not implemented for|does not require grad"
     "|view size is not compatible|combination of arguments|modified inplace|be cast to the desired"
     "|same dtype|did not match|1D tensors expected|expected dtype|but expected|result type"
-    "|no attribute|single memory location|positional arguments|scalar type"
+    "|no attribute|single memory location|positional arguments|scalar type|Unsupported input type"
 )
 # Errors of minigrad that say what to write instead, and documented differences.
 HERE = (
