@@ -301,7 +301,8 @@ class Plan:
         if not self.again:
             return
         found = depending(self.order, self.again)
-        self.later |= self._read_later(found)
+        for node, flows in self._read_later(found).items():
+            self.later[node] = self.later.get(node, False) or flows
         read = sum(numel(node.shape) for node in picked(self.order, _BUFFERS))
         new = (node for node in self.later if node not in self.roots)
         again = {node: None for node in new if numel(node.shape) <= max(read, MOST_KEPT)}
