@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from child import ended
 
 from minigrad import Context, cache
 from minigrad.cache import (
@@ -182,14 +183,9 @@ def test_a_program_is_kept_whatever_lies_in_its_place(junk, folder, fresh):
         print(GlobalCounters.kernels_compiled)
     """)
     folder.mkdir()
-    environment = {**os.environ, "MINIGRAD_CACHE": str(folder)}
-    compiled = [
-        subprocess.run([sys.executable, "-P", "-c", program, *arguments], env=environment,
-                       check=True, capture_output=True, text=True)
-        for arguments in (["lay", junk], ["use"])
-    ]  # fmt: skip
-    assert [one.stdout.strip() for one in compiled] == ["1", "0"]
-    assert not any(one.stderr for one in compiled)
+    for arguments, compiled in ((["lay", junk], 1), (["use"], 0)):
+        done = ended("-P", "-c", program, *arguments, MINIGRAD_CACHE=str(folder))
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"{compiled}\n", "")
 
 
 def test_readers_see_whole_files_only(folder):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from child import said
 
 from minigrad import locks
 
@@ -37,16 +37,6 @@ def test_locks_are_made_in_one_place() -> None:
         if name in MADE_BY_LOCKS
     ]  # fmt: skip
     assert len(SOURCES) > 100 and not found, "\n".join(found)
-
-
-def run(program: str, **environment: str) -> str:
-    """A Python program's output; the program is killed if it hangs."""
-    ended = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **environment}, timeout=LIMIT,
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
 
 
 def child_of_a_fork(work: object) -> int:
@@ -195,9 +185,10 @@ print(ends)
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_forks_while_others_compute_and_compile(threads: str, tmp_path: Path, cpu: str) -> None:
     """Twelve children, each of which computes known and new programs, and ends."""
-    program = FORKS.replace("LIMIT", "20")
-    said = run(program, MINIGRAD_CACHE=str(tmp_path), MINIGRAD_THREADS=threads, MINIGRAD_DEVICE=cpu)
-    assert said.strip() == str([0] * 12)
+    program = FORKS.replace("LIMIT", "100")
+    found = said("-c", program, MINIGRAD_CACHE=str(tmp_path), MINIGRAD_THREADS=threads,
+                 MINIGRAD_DEVICE=cpu)  # fmt: skip
+    assert found.strip() == str([0] * 12)
 
 
 COLLECTED = """
@@ -235,7 +226,7 @@ print("done")
 
 def test_tensors_made_by_collections_of_garbage(tmp_path: Path, cpu: str) -> None:
     """`__del__` and callbacks run wherever objects are created: within `make`, within a launch."""
-    assert run(COLLECTED, MINIGRAD_DEVICE=cpu).strip() == "done"
+    assert said("-c", COLLECTED, MINIGRAD_DEVICE=cpu).strip() == "done"
 
 
 HANDLED = """
@@ -280,4 +271,4 @@ print("done")
 
 def test_a_handler_that_computes_at_any_line(cpu: str) -> None:
     """It builds the same nodes and runs the same program that its thread is in the middle of."""
-    assert run(HANDLED, MINIGRAD_DEVICE=cpu).strip() == "done"
+    assert said("-c", HANDLED, MINIGRAD_DEVICE=cpu).strip() == "done"

@@ -14,8 +14,6 @@ import json
 import os
 import platform
 import re
-import subprocess
-import sys
 import tempfile
 import tokenize
 from collections import Counter
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child import ended, said
 from devices import CPU
 
 from minigrad.graph.canonical import canonicalize
@@ -55,10 +54,7 @@ COMMANDS = dict(re.findall(r"<!-- command (\d) -->\n```sh\n(.*?)```", README, re
 
 @pytest.mark.parametrize("number", range(len(EXAMPLES)))
 def test_an_example_runs(number: int, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", EXAMPLES[number][1]],
-        cwd=tmp_path, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = ended("-P", "-c", EXAMPLES[number][1], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert not result.stderr
     right = re.search(r"^right: (\S+)$", result.stdout, re.MULTILINE)
@@ -220,15 +216,11 @@ print(json.dumps(sorted(one for one in ran if one[0])))
 def test_a_product_runs_along_the_path(cpu: str, tmp_path: Path) -> None:
     """Every named function is called, and at least one of each file."""
     (product,) = re.findall(r"`(\(Tensor\.rand.*\.realize\(\))`", README)
-    environment = {name: value for name, value in os.environ.items() if "MINIGRAD" not in name}
-    environment |= {"MINIGRAD_DEVICE": cpu, "MINIGRAD_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", FOLLOW.replace("PRODUCT", product)],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
+    settings: dict[str, str | None] = {name: None for name in os.environ if "MINIGRAD" in name}
+    settings |= {"MINIGRAD_DEVICE": cpu, "MINIGRAD_CACHE": str(tmp_path / "cache")}
+    found = said("-P", "-c", FOLLOW.replace("PRODUCT", product), cwd=tmp_path, **settings)
     ran: dict[str, set[str]] = {}
-    for module, name in json.loads(result.stdout):
+    for module, name in json.loads(found):
         ran.setdefault(module, set()).add(name)
     for file, names in path_of_reading().items():
         _, chosen, known = read(file, names)
@@ -321,13 +313,8 @@ def test_the_product_is_as_printed() -> None:
 def test_debug_prints_the_same(cpu: str, tmp_path: Path) -> None:
     """The program itself, run as the README says: its schedule is the same on every processor."""
     (program,) = blocks(INSIDE)
-    environment = os.environ | {
-        "MINIGRAD_DEVICE": cpu, "MINIGRAD_DEBUG": "3", "MINIGRAD_CACHE": str(tmp_path / "cache")
-    }  # fmt: skip
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    result = ended("-P", "-c", program, cwd=tmp_path, MINIGRAD_DEVICE=cpu, MINIGRAD_DEBUG="3",
+                   MINIGRAD_CACHE=str(tmp_path / "cache"))  # fmt: skip
     shown = {name: text for _, name, text, _ in MARKED.findall(INSIDE.read_text("utf-8"))}
     assert shown["schedule"] in result.stderr
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child import said
 
 from minigrad.device import RUNTIMES
 from minigrad.tensor import Tensor
@@ -218,11 +217,7 @@ def test_no_numpy_where_programs_run() -> None:
 def modules_after(program: str) -> set[str]:
     """Names of the modules that a fresh interpreter has loaded after running a program."""
     text = f"{program}\nimport sys\nprint(*sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", text], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr
-    return set(result.stdout.splitlines()[-1].split())
+    return set(said("-P", "-c", text).splitlines()[-1].split())
 
 
 def test_importing_minigrad_loads_no_numpy() -> None:

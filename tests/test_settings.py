@@ -1,20 +1,16 @@
 """Settings in the environment of a process."""
 
-import os
-import subprocess
-import sys
+from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
+from child import ended
 
 from minigrad.settings import having
 
 
-def run(**variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", "import minigrad"], env={**os.environ, **variables},
-        capture_output=True, text=True,
-    )  # fmt: skip
+def run(**variables: str) -> CompletedProcess[str]:
+    return ended("-c", "import minigrad", **variables)
 
 
 @pytest.mark.parametrize("name, meant", [

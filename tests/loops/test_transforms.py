@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from inspect import cleandoc
 from textwrap import dedent
 
 import pytest
+from child import said
 
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Atom, Integer, var
@@ -660,11 +660,7 @@ def test_nothing_is_inserted_beside_copies_alone() -> None:
 
 
 def test_explain_shows_what_steps_bring() -> None:
-    found = subprocess.run(
-        [sys.executable, "-m", "minigrad.loops.explain", "gemm", "52", "48", "64",
-         "--transposed", "right"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    found = said("-m", "minigrad.loops.explain", "gemm", "52", "48", "64", "--transposed", "right")
     steps = re.findall(r"^(\w[\w ]*).*?^  → ([\d,]+) cycles", found, re.MULTILINE | re.DOTALL)
     cycles = {name: int(number.replace(",", "")) for name, number in steps}
     assert cycles["naive loops"] > 9 * cycles["vectorize"] > 27 * cycles["sink"] > 0

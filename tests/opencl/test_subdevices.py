@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
+from child import ended
 
 from minigrad.device import Device
 from minigrad.errors import DeviceError
@@ -67,11 +67,7 @@ def divisible(first):
 
 
 def run(script: str, parts: int) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {**os.environ, "MINIGRAD_CL_SUBDEVICES": str(parts)}
-    command = [sys.executable, "-c", script]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    return ended("-c", script, MINIGRAD_CL_SUBDEVICES=str(parts))
 
 
 def test_two_parts_of_one_cpu(divisible):

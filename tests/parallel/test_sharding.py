@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from copy import copy, deepcopy
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from child import said
 from devices import devices_of_ranks, exchanges
 
 from minigrad import Blocks, Context, Device, Mesh, P, Tensor, jit, linalg, nn
@@ -465,9 +464,7 @@ print(codes, step().item())
 
 def test_the_child_of_a_fork_has_threads_of_its_own() -> None:
     """Otherwise it would wait for its parent's threads for ever."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS], timeout=LIMIT, text=True,
-                          capture_output=True)  # fmt: skip
-    assert done.stdout == "[0, 0, 0, 0, 0] 1.0\n", done.stderr
+    assert said("-W", "ignore", "-c", FORKS) == "[0, 0, 0, 0, 0] 1.0\n"
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from child import ended, said
 
 from minigrad import program
 from minigrad.models import gpt_commands
@@ -99,11 +98,7 @@ def test_meshes_and_pipelines_are_traced(
         if "--pp" in flags:
             back = ["b0", "b1", "w0", "w1"] if rank else ["B0", "B1"]
             assert sorted(tasks) == sorted([*back, "F0", "F1"])
-    done = subprocess.run(
-        [sys.executable, "-m", "minigrad.models.parallel", "trace.json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    shown, *lines = done.stdout.splitlines()
+    shown, *lines = said("-m", "minigrad.models.parallel", "trace.json").splitlines()
     assert shown.strip().startswith(f"{1e3 * first:.1f} … {1e3 * last:.1f} ms")
     assert len(lines) == (2 * size if "--tp" in flags else size)
 
@@ -159,16 +154,17 @@ def test_a_timeline_as_text(tmp_path: Path) -> None:
     ]
     first, *lines = timeline.as_text(timeline.read_trace(path), 0.0, 1.0, 10).splitlines()
     assert lines == text and "100 ms a column" in first
-    command = [sys.executable, "-m", "minigrad.models.parallel", str(path)]
+    command = ["-m", "minigrad.models.parallel", str(path)]
     for times in (["0", "1000"], []):
-        done = subprocess.run([*command, *times], capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines()[1].startswith("rank 0  " + "#" * 40) and not done.stderr
+        done = ended(*command, *times)
+        assert done.stdout.splitlines()[1].startswith("rank 0  " + "#" * 40)
+        assert (done.returncode, done.stderr) == (0, "")
     for times in (["2000", "3000"], ["500", "400"]):
-        done = subprocess.run([*command, *times], capture_output=True, text=True)
+        done = ended(*command, *times)
         assert done.returncode == 1 and "covers 0 to 1000 ms" in done.stderr
         assert "Traceback" not in done.stderr
     path.write_text("[]")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = ended(*command)
     assert done.returncode == 1 and "not a timeline written by --trace" in done.stderr
     path.unlink()
     done = subprocess.run(command, capture_output=True, text=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from child import said
 from devices import CPU
 from hypothesis import settings
 
@@ -35,12 +34,10 @@ def test_captured_steps(batch: int, compiled: str) -> None:
 @pytest.mark.parametrize("seed, least", [(1, 6), (FIRST_SEED, 0)], ids=["known", "new"])
 def test_steps_in_groups(seed: int, least: int) -> None:
     """A few steps run by the command with `--groups`: many kernels run concurrently."""
-    command = [sys.executable, "-m", "tests.property.steps", "--device", CPU]
-    command += ["--seed", str(seed), "--count", "12", "--groups", str(seed)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    found = re.search(r"(\d+) kernels, (\d+) of them beside the one before", ended.stdout)
-    assert found is not None and int(found[2]) >= least, ended.stdout
+    text = said("-m", "tests.property.steps", "--device", CPU, "--seed", str(seed), "--count", "12",
+                "--groups", str(seed), cwd=ROOT)  # fmt: skip
+    found = re.search(r"(\d+) kernels, (\d+) of them beside the one before", text)
+    assert found is not None and int(found[2]) >= least, text
 
 
 def test_the_comparison_notices_a_difference(

@@ -15,6 +15,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from child import ended, said
 
 from minigrad.cache import pack, unpack
 
@@ -41,20 +42,15 @@ PROGRAM = STEP + REPORT
 NOTHING = {"programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels_compiled"}
 
 
-def environment(folder: Path | None, **more: str) -> dict[str, str]:
-    """This process's environment, with another cache folder."""
-    values = {k: v for k, v in os.environ.items() if not k.startswith(("MINIGRAD_", "XDG_"))}
-    if folder is not None:
-        values["MINIGRAD_CACHE"] = str(folder)
-    return {**values, **more}
+def environment(folder: Path | None, **more: str) -> dict[str, str | None]:
+    """Changes of this process's environment: no settings but these, and another cache folder."""
+    values = dict.fromkeys(k for k in os.environ if k.startswith(("MINIGRAD_", "XDG_")))
+    return {**values, "MINIGRAD_CACHE": None if folder is None else str(folder), **more}
 
 
 def run(folder: Path | None, program: str = PROGRAM, before: str = "", **more: str):
     """(results, counters, error stream) of a program in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", before + program],
-        capture_output=True, text=True, timeout=120, env=environment(folder, **more),
-    )  # fmt: skip
+    done = ended("-P", "-c", before + program, **environment(folder, **more))
     assert done.returncode == 0, done.stderr
     results, counters = json.loads(done.stdout)
     return results, counters, done.stderr
@@ -386,9 +382,5 @@ def test_few_kernels_are_generated_by_the_thread_that_waits(
     more = f"from minigrad.runtimes import cpu_kernels\ncpu_kernels.BATCH = {batch}\n"
     values = "values = (x @ w).relu().sum(0).tolist()\n"
     report = "import json; print(json.dumps([values, all(seen)]))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", WATCHED + more + values + report],
-        capture_output=True, text=True, timeout=120, env=environment(tmp_path),
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [[70 * 11.25] * 50, here]  # (so is the pool's code)
+    found = said("-P", "-c", WATCHED + more + values + report, **environment(tmp_path))
+    assert json.loads(found) == [[70 * 11.25] * 50, here]  # (so is the pool's code)

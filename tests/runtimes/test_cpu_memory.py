@@ -7,13 +7,13 @@ import gc
 import itertools
 import os
 import random
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from child import ended
 
 from minigrad.errors import BoundsError, SettingError
 from minigrad.program import GlobalCounters
@@ -293,9 +293,7 @@ def test_access_beyond_the_guard_page_ends_the_process(offset: int) -> None:
         "print('inside', flush=True)\n"
         f"print(cpu_memory.view(address + {offset}, 1)[0])\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    result = ended("-c", script)
     assert result.stdout == "inside\n" and result.returncode < 0
 
 

@@ -5,14 +5,12 @@ Code that may end a process runs in a process of its own.
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from child import ended, said
 
 from minigrad import Context, Tensor
 from minigrad.graph.symbolic import ceildiv
@@ -54,36 +52,28 @@ define void @copy(i64 %begin, i64 %end, ptr %args, ptr %scratch) {{
 """
 
 
-def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, in the checkout."""
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=HOME, env={**os.environ, **environment},
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("length", [1, 3, 1024, 1027])
 @pytest.mark.parametrize("what", ["read", "write", "scratch"])
 def test_a_bad_kernel_ends_the_process(what: str, length: int) -> None:
     """The last element is fine; the next one is not mapped."""
     if what == "scratch":
         length = ceildiv(length, 16) * 16  # scratch memory is a multiple of 64 bytes
-    bad = run("-c", KERNEL, what, str(length), str(length - 1), str(length))
+    bad = ended("-c", KERNEL, what, str(length), str(length - 1), str(length))
     assert bad.returncode == -signal.SIGSEGV, bad.stderr
     assert bad.stdout == f"survived {length - 1}\n"
 
 
 def test_a_write_before_the_beginning_is_reported() -> None:
     """It changes the pattern before the block, which is checked when the block is freed."""
-    bad = run("-c", KERNEL, "write", "3", "-1")
+    bad = ended("-c", KERNEL, "write", "3", "-1")
     assert bad.returncode == 1 and "BoundsError: a kernel wrote before the start" in bad.stderr
 
 
 def test_random_graphs_stay_inside(cpu: str) -> None:
     """Fused graphs under GUARD agree with the reference, and the process ends normally."""
     seed = str(np.random.default_rng().integers(1 << 30))
-    done = run("-X", "faulthandler", "-m", "tests.property.graphs", "--count", "8", "--seed", seed,
-               "--device", cpu, "--no-shrink", MINIGRAD_GUARD="1")  # fmt: skip
+    done = ended("-X", "faulthandler", "-m", "tests.property.graphs", "--count", "8", "--seed",
+                 seed, "--device", cpu, "--no-shrink", cwd=HOME, MINIGRAD_GUARD="1")  # fmt: skip
     assert done.returncode == 0, f"seed {seed}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
 
 
@@ -108,8 +98,7 @@ SAMPLE = ("where", "matmul", "causal attention", "layernorm", "cross_entropy", "
 
 def test_operations_stay_inside() -> None:
     """Edge shapes and views, for a sample of the operation table."""
-    done = run("-X", "faulthandler", "-c", TABLE, *SAMPLE, MINIGRAD_GUARD="1")
-    assert done.returncode == 0, done.stderr[-3000:]
+    said("-X", "faulthandler", "-c", TABLE, *SAMPLE, cwd=HOME, MINIGRAD_GUARD="1")
 
 
 def test_guarded_memory_is_given_back(cpu: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
+from child import ended
 
 from minigrad import Context, Tensor, nn, program
 from minigrad.device import Program
@@ -26,7 +26,7 @@ def interrupt(has_begun=lambda: True):
     threading.Thread(target=send).start()
 """
 
-# A table of a thousand launches of some milliseconds each. They count themselves, in two chunks.
+# A table of two hundred launches of some milliseconds each. Their chunks, two of each, are counted.
 TABLE = PRELUDE + """
 import ctypes
 from minigrad.runtimes import cpu_interrupt
@@ -50,7 +50,7 @@ done:
 '''
 addresses, keep = host_compiler().compile(text, ["busy"])
 args = (ctypes.c_int64 * 1)()
-COUNT = 1000
+COUNT = 200
 table = (Launch * COUNT)(*[Launch(addresses["busy"], ctypes.addressof(args), 2, 1, 0)] * COUNT)
 pool = pool_for("CPU")
 run = cpu_interrupt.runner(pool, cpu_interrupt.LONG)
@@ -73,12 +73,9 @@ def attempt_and_interrupt(count=COUNT):
 
 def said_by(program: str) -> list[str]:
     """The lines that a Python process prints, which must exit normally."""
-    done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", program],
-        capture_output=True, text=True, timeout=240,
-        # a shell's background jobs, and their children, ignore SIGINT
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    # a shell's background jobs, and their children, ignore SIGINT
+    as_usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    done = ended("-X", "faulthandler", "-c", program, preexec_fn=as_usual)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import gc
-import subprocess
-import sys
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from bench import memory_steps
+from child import said
 
 from minigrad import Context, Tensor, jit, program
 from minigrad.programs import MOST_PROGRAMS, Programs
@@ -31,9 +30,7 @@ def test_memory_stays_flat() -> None:
     Runs in a process of its own, so that everything in it was made by the measured code.
     """
     counts = ["--captured", "500", "--plain", "100", "--graphs", "60", "--most", "20"]
-    command = [sys.executable, str(memory_steps.__file__), *counts]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    said(str(memory_steps.__file__), *counts)
 
 
 def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from subprocess import CompletedProcess
 
 import pytest
+from child import ended
 from devices import CPU, OPENCL, REFERENCE, opened
 
 # Acts like another system. It imports numpy and others first, which must see the real one.
@@ -33,11 +33,8 @@ print(x.grad.tolist())
 """
 
 
-def ran(system: str, device: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", SYSTEM + COMPUTE, system, device, *["real"][: device == OPENCL]],
-        capture_output=True, text=True,
-    )  # fmt: skip
+def ran(system: str, device: str) -> CompletedProcess[str]:
+    return ended("-c", SYSTEM + COMPUTE, system, device, *["real"][: device == OPENCL])
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import subprocess
-import sys
+
+from child import ended
 
 PRELUDE = """
 import ctypes, os, sys, threading, time
@@ -25,10 +26,7 @@ def run():
 
 
 def _python(script: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PRELUDE + script],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    return ended("-W", "ignore", "-c", PRELUDE + script)
 
 
 def test_the_process_ends_while_workers_idle() -> None:
@@ -55,10 +53,7 @@ atexit.register(lambda: (run(), print("late", words[0])))
 """)
     assert (result.returncode, result.stdout) == (0, "late 1600\n")
     early = "import atexit\natexit.register(lambda: (run(), print('after', words[0])))\n"
-    result = subprocess.run(
-        [sys.executable, "-c", early + PRELUDE + "run()"],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    result = ended("-c", early + PRELUDE + "run()")
     assert (result.returncode, result.stdout) == (0, "after 3200\n")
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
+from child import said
 
 from .golden import TESTS, mismatch, path_of
 from .programs import PRINTED
@@ -24,14 +21,7 @@ def test_no_file_is_left_over() -> None:
 
 def test_nothing_depends_on_hashing() -> None:
     """Sets of strings and addresses differ between processes; schedules and nests must not."""
-    found = set()
-    for seed in ("1", "2"):
-        result = subprocess.run(
-            [sys.executable, "-c", PRINT_ALL], cwd=TESTS, capture_output=True, text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed}, timeout=120,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
-        found.add(result.stdout)
+    found = {said("-c", PRINT_ALL, cwd=TESTS, PYTHONHASHSEED=seed) for seed in ("1", "2")}
     assert len(found) == 1 and "kernel" in found.pop()
 
 
