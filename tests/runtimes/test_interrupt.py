@@ -244,8 +244,10 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, compiled: str) -> Iterator[Call
             function()
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     with Context(DEVICE=compiled):
         yield call
+    signal.signal(signal.SIGINT, before)
 
 
 def test_what_is_written_in_place_is_written_once(interrupted: Callable[[Any], None]) -> None:
