@@ -167,5 +167,5 @@ def test_a_timeline_as_text(tmp_path: Path) -> None:
     done = ended(*command)
     assert done.returncode == 1 and "not a timeline written by --trace" in done.stderr
     path.unlink()
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = ended(*command)
     assert done.returncode == 1 and f"cannot read {path}: No such file" in done.stderr
