@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from minigrad.dtype import DType
 from minigrad.errors import DeviceError, LostValueError, MinigradError
@@ -103,6 +103,14 @@ class Sequential:
             call.program.run(buffers, {**call.variables, **variables})
 
 
+class Rows(NamedTuple):
+    """Where rows of bytes are in a device's memory: row r begins at byte start + r · stride."""
+
+    memory: Any
+    start: int
+    stride: int
+
+
 class Runtime(Protocol):
     """What a device must be able to do. `memory` is whatever `allocate` returned.
 
@@ -146,13 +154,8 @@ class Runtime(Protocol):
         """
         return False
 
-    def copy_part(
-        self, memory: Any, start: int, given: Any, begin: int, nbytes: int,
-        rows: int = 1, stride: int = 0, step: int = 0,
-    ) -> None:  # fmt: skip
-        """Copy rows of nbytes bytes of the device's memory: row r from position begin + r · step of
-        `given` to position start + r · stride of memory.
-        """
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
+        """Copy so many rows of nbytes bytes within the device's memory."""
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds elements of `dtype`, when work is done."""
@@ -356,7 +359,8 @@ class Buffer:
         runtime, start, itemsize = Device[self.device], 0, self.dtype.itemsize
         for part, begin, count in parts:
             nbytes = count * itemsize
-            runtime.copy_part(self.memory, start, part.memory, begin * itemsize, nbytes)
+            source = Rows(part.memory, begin * itemsize, nbytes)
+            runtime.copy_rows(Rows(self.memory, start, nbytes), source, nbytes, 1)
             start += nbytes
         if self.device in undecided:
             runtime.follow(read, (self,))

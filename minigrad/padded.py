@@ -11,7 +11,7 @@ from itertools import product
 from operator import mul
 from typing import NamedTuple
 
-from minigrad.device import Buffer, Device, Program
+from minigrad.device import Buffer, Device, Program, Rows
 from minigrad.graph.inner_first import innermost, outermost
 from minigrad.graph.node import Shape
 from minigrad.graph.shapes import numel
@@ -66,10 +66,8 @@ def blocks(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[Block, 
 
 def _copy(to: Buffer, given: Buffer, pairs: Iterable[tuple[Block, Block]]) -> None:
     """Copy rows between two buffers of a device: to each block from the one beside it."""
-    copy, memory, source = Device[to.device].copy_part, to.memory, given.memory
-    size = to.dtype.itemsize
+    copy, size = Device[to.device].copy_rows, to.dtype.itemsize
     for into, begin in pairs:
-        copy(
-            memory, size * into.start, source, size * begin.start, size * into.length,
-            into.rows, size * into.stride, size * begin.stride,
-        )  # fmt: skip
+        target = Rows(to.memory, size * into.start, size * into.stride)
+        source = Rows(given.memory, size * begin.start, size * begin.stride)
+        copy(target, source, size * into.length, into.rows)

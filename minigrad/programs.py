@@ -56,7 +56,8 @@ class Family:
         self.generalizes = True
         # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
-        self.used = self.uses = 0
+        self.used = 0  # when a program was last found, on the clock of `Programs`
+        self.uses = 0  # how often
 
     def __len__(self) -> int:
         of_each = (OF_PIECED if isinstance(one, Pieced) else 1 for one in self.special.values())
@@ -145,7 +146,7 @@ class _Kind:
 
     def __init__(self) -> None:
         self.latest: deque[tuple[weakref.ref[Family], int, int]] = deque(maxlen=LATEST)
-        self._dear = 0  # the latest cuts in succession that were dear
+        self._costly = 0  # the latest cuts in succession that were costly
         self._whole = 0  # how many of the next graphs are not cut
 
     def seldom_recurs(self) -> bool:
@@ -162,15 +163,15 @@ class _Kind:
         rare = len(known) >= MOST_ALIKE and uses <= SELDOM * len(known)
         return rare and sum(nodes for _, _, nodes in known) >= WORTH
 
-    def cut(self, dear: bool) -> None:
-        """Note a graph in pieces; dear: their programs took longer than that of the whole graph.
+    def cut(self, costly: bool) -> None:
+        """Note a graph in pieces; costly: their programs took longer than that of the whole graph.
 
         The first pieces are always new. If those of the next graph are, too, they do not repeat,
         and the next attempt comes later and later.
         """
-        self._dear = self._dear + 1 if dear else 0
-        if self._dear > 1:
-            self._whole = MOST_ALIKE << self._dear
+        self._costly = self._costly + 1 if costly else 0
+        if self._costly > 1:
+            self._whole = MOST_ALIKE << self._costly
 
 
 class Programs:
@@ -180,6 +181,7 @@ class Programs:
         self.most = most
         self._families: dict[Any, Family] = {}
         self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
+        self._about = 0  # at least as many programs as there are, without counting them
         self._clock = itertools.count()
         self._lock = new_rlock()
 
@@ -202,8 +204,10 @@ class Programs:
                 if family.find(call.cells, may_pad) is None:
                     call = call if complete is None else complete()
                     self._make_room(family)
+                    before = len(family)
                     with young_gc_only():
                         self._make(call, family, compile, may_pad)
+                    self._about += len(family) - before
                 found = self.known(call, may_pad, family)
                 assert found is not None, call
         return found
@@ -267,20 +271,21 @@ class Programs:
         with self._lock:
             self._families.clear()
             self._kinds.clear()
+            self._about = 0
 
     def _make_room(self, wanted: Family) -> None:
         """Forget an eighth of the programs at once, so that the search for the oldest is rare."""
-        left = len(self)
         if len(self._kinds) > self.most:
             self._kinds.clear()
-        if left >= self.most:
-            oldest = sorted(self._families.items(), key=lambda item: item[1].used)
-            for key, family in oldest:
-                if left <= self.most - max(self.most // 8, 1):
-                    break
-                if family is not wanted:
-                    left -= len(family)
-                    del self._families[key]
+        if self._about < self.most:
+            return
+        self._about = len(self)
+        for key, family in sorted(self._families.items(), key=lambda item: item[1].used):
+            if self._about <= self.most - max(self.most // 8, 1):
+                break
+            if family is not wanted:
+                self._about -= len(family)
+                del self._families[key]
 
 
 programs = Programs(MOST_PROGRAMS)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 
-from minigrad.device import Buffer, Call, Replay, Runtime
+from minigrad.device import Buffer, Call, Replay, Rows, Runtime
 from minigrad.dtype import DType, number_of
 from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
@@ -100,15 +100,13 @@ class CPU(Runtime):
     copy_in = staticmethod(cpu_memory.copy_in)
     copy_out = staticmethod(cpu_memory.copy_out)
 
-    def copy_part(
-        self, memory: int, start: int, given: int, begin: int, nbytes: int,
-        rows: int = 1, stride: int = 0, step: int = 0,
-    ) -> None:  # fmt: skip
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows of bytes from other memory into memory."""
-        if rows == 1:
-            ctypes.memmove(memory + start, given + begin, nbytes)
+        at, source = to.memory + to.start, given.memory + given.start
+        if count == 1:
+            ctypes.memmove(at, source, nbytes)
         else:
-            pool_for(self.name).copy_rows(memory + start, stride, given + begin, step, nbytes, rows)
+            pool_for(self.name).copy_rows(at, to.stride, source, given.stride, nbytes, count)
 
     def host_address(self, memory: int) -> int:
         """The address itself."""

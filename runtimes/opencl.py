@@ -14,7 +14,7 @@ from typing import Any
 
 from minigrad.cache import digest
 from minigrad.compile import Rendered, code_of, schedule_of
-from minigrad.device import Buffer, Runtime, undecided
+from minigrad.device import Buffer, Rows, Runtime, undecided
 from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
@@ -160,16 +160,13 @@ class OpenCL(Runtime):
             source.queue.flush()
         return True
 
-    def copy_part(
-        self, memory: Any, start: int, given: Any, begin: int, nbytes: int,
-        rows: int = 1, stride: int = 0, step: int = 0,
-    ) -> None:  # fmt: skip
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows between buffers, in queue order."""
         with self.doing("copying"):
             opencl().enqueue_copy(
-                self.queue, memory, given, src_origin=(begin, 0, 0), dst_origin=(start, 0, 0),
-                region=(nbytes, rows, 1), src_pitches=(step or nbytes, 0),
-                dst_pitches=(stride or nbytes, 0),
+                self.queue, to.memory, given.memory, region=(nbytes, count, 1),
+                src_origin=(given.start, 0, 0), src_pitches=(given.stride, 0),
+                dst_origin=(to.start, 0, 0), dst_pitches=(to.stride, 0),
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

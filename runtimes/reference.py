@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minigrad.collective import Exchange
-from minigrad.device import Buffer, Runtime
+from minigrad.device import Buffer, Rows, Runtime
 from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, MinigradError, misfit
 from minigrad.graph import build
@@ -403,14 +403,11 @@ class ReferenceRuntime(Runtime):
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
 
-    def copy_part(
-        self, memory: Array, start: int, given: Array, begin: int, nbytes: int,
-        rows: int = 1, stride: int = 0, step: int = 0,
-    ) -> None:  # fmt: skip
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows of bytes from other memory into memory."""
-        for row in range(rows):
-            at, source = start + row * stride, begin + row * step
-            memory[at : at + nbytes] = given[source : source + nbytes]
+        for row in range(count):
+            at, source = to.start + row * to.stride, given.start + row * given.stride
+            to.memory[at : at + nbytes] = given.memory[source : source + nbytes]
 
 
 def open_device(name: str) -> Runtime:

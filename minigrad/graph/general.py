@@ -353,7 +353,6 @@ def _remake(
             return _constant(node, shape, cells)
         if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
             _agree(_kept(node, src[0].shape, shape))
-        if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
             return build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):

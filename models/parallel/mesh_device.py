@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import Any
 
 from minigrad import collective
-from minigrad.device import Buffer, Call, Device, Replay, Runtime, Sequential, Zeros
+from minigrad.device import Buffer, Call, Device, Replay, Rows, Runtime, Sequential, Zeros
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DeviceError, JitError, MinigradError
 from minigrad.graph import build
@@ -249,10 +249,7 @@ class MeshRuntime:
         """False: copies go through the host."""
         return False
 
-    def copy_part(
-        self, memory: MeshMemory, start: int, given: MeshMemory, begin: int, nbytes: int,
-        rows: int = 1, stride: int = 0, step: int = 0,
-    ) -> None:  # fmt: skip
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Not called: on a mesh, arrays are joined by a program, which knows layouts."""
         raise NotImplementedError
 
