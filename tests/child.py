@@ -11,6 +11,11 @@ from pathlib import Path
 LIMIT = 300  # seconds after which it counts as stuck; on an idle machine none takes a tenth of that
 
 
+def environment(**changes: str | None) -> dict[str, str]:
+    """This process's environment with some changes; None removes a variable."""
+    return {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
+
+
 def ended(
     *arguments: str | Path, cwd: Path | None = None, preexec_fn: Callable[[], object] | None = None,
     **changes: str | None,
@@ -19,9 +24,8 @@ def ended(
 
     changes: of the environment; None removes a variable.
     """
-    environment = {k: v for k, v in {**os.environ, **changes}.items() if v is not None}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, preexec_fn=preexec_fn,
+        [sys.executable, *arguments], cwd=cwd, env=environment(**changes), preexec_fn=preexec_fn,
         capture_output=True, text=True, timeout=LIMIT,
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 
 _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
-_STORED = frozenset({*_MEMORY, CONST})
+_STORED = frozenset({*_MEMORY, CONST, Op.LOOP})  # a LOOP is no value: its RESULTs are
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, Op.CAST, Op.BITCAST})
 _SHOWN = _CHEAP - {Op.SHRINK}  # a part may be all that is ever computed of the whole

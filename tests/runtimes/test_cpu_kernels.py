@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from child import ended, said
+from child import ended, environment, said
 
 from minigrad.cache import pack, unpack
 
@@ -42,7 +42,7 @@ PROGRAM = STEP + REPORT
 NOTHING = {"programs_scheduled", "kernels_lowered", "kernels_rendered", "kernels_compiled"}
 
 
-def environment(folder: Path | None, **more: str) -> dict[str, str | None]:
+def changes(folder: Path | None, **more: str) -> dict[str, str | None]:
     """Changes of this process's environment: no settings but these, and another cache folder."""
     values = dict.fromkeys(k for k in os.environ if k.startswith(("MINIGRAD_", "XDG_")))
     return {**values, "MINIGRAD_CACHE": None if folder is None else str(folder), **more}
@@ -50,7 +50,7 @@ def environment(folder: Path | None, **more: str) -> dict[str, str | None]:
 
 def run(folder: Path | None, program: str = PROGRAM, before: str = "", **more: str):
     """(results, counters, error stream) of a program in a process of its own."""
-    done = ended("-P", "-c", before + program, **environment(folder, **more))
+    done = ended("-P", "-c", before + program, **changes(folder, **more))
     assert done.returncode == 0, done.stderr
     results, counters = json.loads(done.stdout)
     return results, counters, done.stderr
@@ -328,7 +328,8 @@ def test_four_processes_start_on_an_empty_cache(filled, folder):
     started = [
         subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(folder),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment(**changes(folder)),
         )
         for _ in range(4)
     ]  # fmt: skip
@@ -382,5 +383,5 @@ def test_few_kernels_are_generated_by_the_thread_that_waits(
     more = f"from minigrad.runtimes import cpu_kernels\ncpu_kernels.BATCH = {batch}\n"
     values = "values = (x @ w).relu().sum(0).tolist()\n"
     report = "import json; print(json.dumps([values, all(seen)]))"
-    found = said("-P", "-c", WATCHED + more + values + report, **environment(tmp_path))
+    found = said("-P", "-c", WATCHED + more + values + report, **changes(tmp_path))
     assert json.loads(found) == [[70 * 11.25] * 50, here]  # (so is the pool's code)
