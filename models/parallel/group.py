@@ -187,8 +187,7 @@ class RankGroup:
         return self._begun(action)
 
     def compare(self, data: memoryview) -> None:
-        """Wait until the next rank has told that its data are the same; RankError if they differ.
-        """
+        """Compare data of the host with the previous rank's; RankError if they differ."""
         told = f"{data.nbytes} bytes with checksum {zlib.crc32(data):08x}"
 
         def action() -> None:
