@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from minigrad.dtype import DType
 from minigrad.errors import DeviceError, LostValueError, MinigradError
@@ -103,12 +103,9 @@ class Sequential:
             call.program.run(buffers, {**call.variables, **variables})
 
 
-class Rows(NamedTuple):
-    """Where rows of bytes are in a device's memory: row r begins at byte start + r · stride."""
-
-    memory: Any
-    start: int
-    stride: int
+# Where rows are in a device's memory: (memory, start, stride). Row r begins at byte
+# start + r · stride. A plain tuple, because joining arrays makes two for each of them.
+Rows = tuple[Any, int, int]
 
 
 class Runtime(Protocol):
@@ -359,8 +356,8 @@ class Buffer:
         runtime, start, itemsize = Device[self.device], 0, self.dtype.itemsize
         for part, begin, count in parts:
             nbytes = count * itemsize
-            source = Rows(part.memory, begin * itemsize, nbytes)
-            runtime.copy_rows(Rows(self.memory, start, nbytes), source, nbytes, 1)
+            source = part.memory, begin * itemsize, nbytes
+            runtime.copy_rows((self.memory, start, nbytes), source, nbytes, 1)
             start += nbytes
         if self.device in undecided:
             runtime.follow(read, (self,))

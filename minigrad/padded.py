@@ -11,7 +11,7 @@ from itertools import product
 from operator import mul
 from typing import NamedTuple
 
-from minigrad.device import Buffer, Device, Program, Rows
+from minigrad.device import Buffer, Device, Program
 from minigrad.graph.inner_first import innermost, outermost
 from minigrad.graph.node import Shape
 from minigrad.graph.shapes import numel
@@ -68,6 +68,6 @@ def _copy(to: Buffer, given: Buffer, pairs: Iterable[tuple[Block, Block]]) -> No
     """Copy rows between two buffers of a device: to each block from the one beside it."""
     copy, size = Device[to.device].copy_rows, to.dtype.itemsize
     for into, begin in pairs:
-        target = Rows(to.memory, size * into.start, size * into.stride)
-        source = Rows(given.memory, size * begin.start, size * begin.stride)
+        target = to.memory, size * into.start, size * into.stride
+        source = given.memory, size * begin.start, size * begin.stride
         copy(target, source, size * into.length, into.rows)

@@ -102,11 +102,12 @@ class CPU(Runtime):
 
     def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows of bytes from other memory into memory."""
-        at, source = to.memory + to.start, given.memory + given.start
+        (memory, start, stride), (source, begin, step) = to, given
         if count == 1:
-            ctypes.memmove(at, source, nbytes)
+            ctypes.memmove(memory + start, source + begin, nbytes)
         else:
-            pool_for(self.name).copy_rows(at, to.stride, source, given.stride, nbytes, count)
+            pool = pool_for(self.name)
+            pool.copy_rows(memory + start, stride, source + begin, step, nbytes, count)
 
     def host_address(self, memory: int) -> int:
         """The address itself."""

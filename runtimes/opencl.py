@@ -162,11 +162,12 @@ class OpenCL(Runtime):
 
     def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows between buffers, in queue order."""
+        (memory, start, stride), (source, begin, step) = to, given
         with self.doing("copying"):
             opencl().enqueue_copy(
-                self.queue, to.memory, given.memory, region=(nbytes, count, 1),
-                src_origin=(given.start, 0, 0), src_pitches=(given.stride, 0),
-                dst_origin=(to.start, 0, 0), dst_pitches=(to.stride, 0),
+                self.queue, memory, source, region=(nbytes, count, 1),
+                src_origin=(begin, 0, 0), src_pitches=(step, 0),
+                dst_origin=(start, 0, 0), dst_pitches=(stride, 0),
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

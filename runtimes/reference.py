@@ -405,9 +405,10 @@ class ReferenceRuntime(Runtime):
 
     def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Copy rows of bytes from other memory into memory."""
-        for row in range(count):
-            at, source = to.start + row * to.stride, given.start + row * given.stride
-            to.memory[at : at + nbytes] = given.memory[source : source + nbytes]
+        (memory, at, stride), (source, begin, step) = to, given
+        for _ in range(count):
+            memory[at : at + nbytes] = source[begin : begin + nbytes]
+            at, begin = at + stride, begin + step
 
 
 def open_device(name: str) -> Runtime:
