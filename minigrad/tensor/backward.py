@@ -53,11 +53,7 @@ class Backward(Composed):
             raise TypeError(f"backward({name}=…): {how}")
         seed = self._seed(gradient)
         node, order = self._settle_unmarked()
-        older = rewritten(order)
-        if _settle_leaves(node, older):
-            node = self.node
-            order = topological([node])
-            older = rewritten(order)
+        (node,), order, older = _settle_leaves([self], [node], order)
         (output,), back = history.expand([node], order, older)
         if output is not node:
             order = topological([output])
@@ -92,12 +88,7 @@ class Backward(Composed):
         expect(targets, "gradient()", "at least one tensor to differentiate by", error=TypeError)
         seed = self._seed(gradient)
         roots = [self.node, *(target.node for target in targets)]
-        order = topological(roots)
-        older = rewritten(order)
-        if _settle_leaves(roots[0], older):
-            roots = [self.node, *(target.node for target in targets)]
-            order = topological(roots)
-            older = rewritten(order)
+        roots, order, older = _settle_leaves([self, *targets], roots, topological(roots))
         nodes, back = history.expand(roots, order, older)
         output, known = with_loops(nodes[:1], kept=_and_below(nodes[1:]))
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
@@ -158,20 +149,26 @@ class Backward(Composed):
         return any(holder._requires_grad for node in nodes for holder in holders(node))
 
 
-def _settle_leaves(node: Node, older: Mapping[Node, list[Holder]]) -> bool:
-    """Carry out waiting writes to leaves that replace other waiting ones; whether there were any.
+def _settle_leaves(
+    tensors: Sequence[Core], nodes: list[Node], order: Sequence[Node]
+) -> tuple[list[Node], Sequence[Node], dict[Node, list[Holder]]]:
+    """Carry out waiting writes to leaves that replace other waiting ones.
 
-    Otherwise the graph of a training loop that reads nothing would grow with each update. A node
-    that is computed from an older value of a leaf still needs that value as it is.
+    Otherwise the graph of a training loop that reads nothing would grow with each update. If the
+    first node is computed from an older value of a leaf, it still needs that value as it is.
+    Returns the nodes of the tensors, their `topological` order, and what is `rewritten` in it.
     """
+    older = rewritten(order)
     leaves = {id(h): h for old, some in older.items() if old.op is Op.ASSIGN for h in some}
-    if not leaves or not by_itself():
-        return False
     newest = [leaf.raw for leaf in leaves.values()]
-    if node in newest or not older.keys().isdisjoint(topological([node], newest)):
-        return False
+    if not leaves or not by_itself() or nodes[0] in newest:
+        return nodes, order, older
+    if not older.keys().isdisjoint(topological(nodes[:1], newest)):
+        return nodes, order, older
     realization.realize(leaves.values())
-    return True
+    nodes = [tensor.node for tensor in tensors]
+    order = topological(nodes)
+    return nodes, order, rewritten(order)
 
 
 def _may_be_leaves(
