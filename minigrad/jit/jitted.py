@@ -17,7 +17,7 @@ leaves are updated.
 Inputs of other extents (another batch size, another length) start again: two normal calls, one that
 is captured. From the third size on nothing is compiled (`graph/general.py`), and a size that comes
 once costs as much as without `@jit`. If inner extents vary, programs copy arrays to a padded layout
-(`padded.py`). After 32 replays such a size is captured anew, with programs of its own.
+(`padded.py`). After 32 replays such a size is captured again, with programs of its own.
 
 A replay runs no Python. If the function would behave differently in a later call, that is detected,
 or the value is fixed:
@@ -99,9 +99,9 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
     """Capture a function of tensors at its second call and replay it from the third on.
 
     function: gets and returns tensors, alone or in lists, tuples and dicts; it may change tensors
-    in place, as an optimizer's step does. Its Python code runs in two calls only (two more for each
-    new size), so it must do the same in each: JitError if a number or something else that it reads
-    has changed since. The docstring of this module lists what may change.
+    in place, as an optimizer's step does. Its Python code runs in two calls only (three more for
+    each new size), so it must do the same in each: JitError if a number or something else that it
+    reads has changed since. The docstring of this module lists what may change.
     """
     return Jitted(function)
 

@@ -22,7 +22,7 @@ from minigrad.models.parallel.faults import ADVICE, SAME_DATA, RankError
 if TYPE_CHECKING:
     from minigrad.models.parallel.group import Members
 
-PLACES = "places"  # the verb for data of the host, which nobody sends
+PLACE = "place"  # kind of a Collective that only compares: data of the host, which nobody sends
 HEADER = struct.Struct("q 8s 24s 88s")  # number of the exchange, digest of all, verb, description
 
 
@@ -111,7 +111,7 @@ def disagreement(headers: dict[int, bytes]) -> str:
     again = like if other == verb else f"{other} {like}"
     if words[0] == words[1]:
         also = also or " that differs further on"
-    advice = SAME_DATA if verb == other == PLACES else ADVICE
+    advice = SAME_DATA if verb == other == f"{PLACE}s" else ADVICE
     return (
         f"rank {first} {verb} {what} as exchange {here[0]}, rank {second} {again}{also}: {advice}"
     )

@@ -14,7 +14,7 @@ from minigrad.collective import Addition, Piece, Transport
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
 from minigrad.models.parallel import ring
-from minigrad.models.parallel.agreement import Agreement
+from minigrad.models.parallel.agreement import PLACE, Agreement
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
@@ -191,7 +191,7 @@ class RankGroup:
         told = f"{data.nbytes} bytes with checksum {zlib.crc32(data):08x}"
 
         def action() -> None:
-            self.members.agreement.begin(Collective("place", self.name, self.size, sent=told))
+            self.members.agreement.begin(Collective(PLACE, self.name, self.size, sent=told))
             self.members.agreement.close()
 
         self.finish(self._begun(action))
