@@ -24,6 +24,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import add
 from typing import Any
 
 from minigrad.dtype import dtypes
@@ -67,7 +68,8 @@ class Special(MinigradError):
 
 
 # The range of a cell, by kind. 0 as an extent is structure: whole operations depend on it.
-_RANGES = {"extent": (1, _INT64[1]), "offset": (0, _INT32[1]), "start": (0, _INT32[1])}
+_OFFSET = (0, _INT32[1])
+_RANGES = {"extent": (1, _INT64[1]), "before": _OFFSET, "after": _OFFSET, "start": _OFFSET}
 
 
 # A cell that follows from a variable, by place: factor · it + constant (of a float: it).
@@ -224,7 +226,7 @@ def _solved(
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
-    Op.SHRINK: ("start", "extent"), Op.PAD: ("offset",), Op.ASSIGN: ("start",),
+    Op.SHRINK: ("start", "extent"), Op.PAD: ("before", "after"), Op.ASSIGN: ("start",),
     Op.VARIABLE: ("int32",),
 }  # fmt: skip
 
@@ -232,7 +234,7 @@ _KINDS = {  # of an operation's cells, in turn; others have extents
 def _kinds(call: Canonical) -> list[str]:
     """The kind of each cell of a structure.
 
-    "extent", "offset" (of a PAD), "start" (of a part), or the name of a constant's dtype.
+    "extent", "before" and "after" (of a PAD), "start" (of a part), or a constant's dtype.
     """
     found: list[str] = []
     for node in call.order:
@@ -252,17 +254,27 @@ def unify(
 
     Also the formulas of these cells. Raises Special if a cell differs that cannot be a variable.
     """
-    columns: dict[tuple[Any, ...], list[int]] = {}
-    bases: list[tuple[tuple[Any, ...], Followers]] = []
-    for number, column in enumerate(zip(*samples, strict=True)):
-        if any(cell != column[0] for cell in column):
-            if any(isinstance(cell, Affine) for cell in column):
-                raise Special("a symbolic integer varies")
-            kind = kinds[number] if isinstance(column[0], bytes) else "int"
-            if kinds[number] == "start":  # nothing follows from it, nor it from others
-                bases.append(((), {number: (1, 0)}))
-            else:
-                columns.setdefault((kind, *column), []).append(number)
+    columns: dict[tuple[int, ...], list[int]] = {}
+    alone: dict[Any, Followers] = {}  # places and floats: no extent follows from them
+    placed: set[int] = set()
+    cells = list(zip(*samples, strict=True))
+    for number, column in enumerate(cells):
+        kind = kinds[number]
+        if number in placed or all(cell == column[0] for cell in column):
+            continue
+        if any(isinstance(cell, Affine) for cell in column):
+            raise Special("a symbolic integer varies")
+        if isinstance(column[0], bytes):
+            alone.setdefault((kind, *column), {})[number] = (1, 0)
+        elif kind == "start":
+            alone[number] = {number: (1, 0)}
+        elif kind == "before" and len(both := {*map(add, column, cells[number + 1])}) == 1:
+            # as many zeros in all samples: a part at any place of a whole
+            alone.setdefault((*both, *column), {}).update({number: (1, 0), number + 1: (-1, *both)})
+            placed.add(number + 1)
+        else:
+            columns.setdefault(column, []).append(number)
+    bases: list[tuple[tuple[int, ...], Followers]] = []
     for column in sorted(columns, key=lambda column: _rank(column, columns[column], kinds)):
         found = columns[column]
         for base, followers in bases:
@@ -274,7 +286,7 @@ def unify(
             bases.append((column, dict.fromkeys(found, (1, 0))))
     holes: list[Hole] = []
     formulas: dict[int, Any] = {}
-    for number, (_, followers) in enumerate(bases):
+    for number, followers in enumerate([*alone.values(), *(one for _, one in bases)]):
         hole = _hole(f"_{number}", samples, followers, kinds, reach)
         holes.append(hole)
         for place, (factor, constant) in followers.items():
@@ -282,18 +294,15 @@ def unify(
     return holes, formulas
 
 
-def _rank(column: tuple[Any, ...], found: list[int], kinds: Sequence[str]) -> Any:
+def _rank(column: tuple[int, ...], found: list[int], kinds: Sequence[str]) -> Any:
     """A sort key of columns, for the variable that others follow: small extents come first."""
     extent = any(kinds[place] == "extent" for place in found)
-    step = abs(column[2] - column[1]) if column[0] == "int" else 0
-    return (column[0] != "int", not extent, step or _INT64[1], found[0])
+    return (not extent, abs(column[1] - column[0]) or _INT64[1], found[0])
 
 
-def _line(base: tuple[Any, ...], column: tuple[Any, ...]) -> tuple[int, int] | None:
+def _line(base: tuple[int, ...], column: tuple[int, ...]) -> tuple[int, int] | None:
     """factor and constant, if a column is a linear function of another; else None."""
-    if base[:1] != ("int",) or column[0] != "int":
-        return None
-    pairs = list(zip(base[1:], column[1:], strict=True))
+    pairs = list(zip(base, column, strict=True))
     (x, y), (other, value) = pairs[0], next(pair for pair in pairs if pair[0] != pairs[0][0])
     factor, rest = divmod(value - y, other - x)
     constant = y - factor * x
@@ -318,7 +327,7 @@ def _hole(
         first, last = (least, most) if factor > 0 else (most, least)
         low = max(low, -((first - constant) // -factor))  # rounded up
         high = min(high, (last - constant) // factor)
-    if any(kinds[other] in ("extent", "offset") for other in followers):
+    if any(kinds[other] in ("extent", "before", "after") for other in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
         low = max(low, int(reach[2] * min(values)))
     if not all(low <= value <= high for value in values):

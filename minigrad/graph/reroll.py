@@ -31,6 +31,7 @@ from minigrad.graph.node import DEVICES, OPS, Node, Op, picked, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 from minigrad.graph.vmap import stand_in
+from minigrad.graph.writes import writes_as_one
 
 LEAST_NODES = 256  # of a loop: fewer are faster as they are, in one program
 MOST_NODES = 1024  # of a step
@@ -53,6 +54,9 @@ def with_loops(
         order = topological(made)
     if on_mesh:
         return made, order
+    at_once = writes_as_one(made, order, kept)
+    if at_once != made:
+        made, order = at_once, topological(at_once)
     is_large = len(order) >= LEAST_NODES
     made, order = together(made, order, kept)
     loops = reroll(made, order, kept) if is_large else made

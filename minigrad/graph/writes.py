@@ -1,0 +1,290 @@
+"""Many writes to parts of one array, as Python loops leave them, become one operation.
+
+    out[i] = f(x[i])                   →   a join of all rows, or a SCATTER of them
+    counts[label, guess] += 1          →   a SCATTER_ADD
+    out[i] = g(out[i - 1])             →   reads of `out` become the values that were written there
+
+A write is a WHERE that selects new values inside of a box, and the array as it was outside. So n
+writes are a chain of n choices for each element. As one operation they cost no more than what is
+written, and their places are numbers in memory instead of code.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from itertools import chain
+from math import prod
+from typing import NamedTuple
+
+from minigrad.graph import build
+from minigrad.graph.autobatch import MANY, stacked
+from minigrad.graph.axes import spread, within
+from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, picked
+
+FEW = 4  # distances, in writes, between reads of a loop's array and the writes of what they read
+_WRITES = frozenset({WHERE})
+Box = tuple[tuple[int, int], ...]  # start and stop along each axis
+
+
+class Write(NamedTuple):
+    """`part` in a box of `old`, or added to what is there: to `read`, a part of `old`."""
+
+    node: Node
+    old: Node
+    box: Box
+    part: Node
+    read: Node | None = None
+
+
+def as_write(node: Node, uses: Mapping[Node, int]) -> Write | None:
+    """What a WHERE writes; None if it is no write to a box."""
+    mask, value, old = node.src
+    if mask.op is not Op.PAD or mask.src[0].op is not CONST:
+        return None
+    if not all(type(n) is int for n in (*node.shape, *chain.from_iterable(mask.arg))):
+        return None
+    box = tuple([(a, e - b) for (a, b), e in zip(mask.arg, node.shape, strict=True)])
+    part = build.shrink(value, box)
+    if value.op is CONST:
+        part = const(value.arg, value.dtype, part.shape, value.device)
+    elif value.op is Op.PAD and value.arg == mask.arg:
+        part = value.src[0]
+    total = _below_reshapes(part, uses)
+    if total.op is Op.ADD and uses[total] == 1:
+        for one, other in (total.src, total.src[::-1]):
+            read = _below_reshapes(one, uses)
+            if read.op is Op.SHRINK and uses[read] == 1 and read.src[0] is old and read.arg == box:
+                return Write(node, old, box, build.reshape(other, part.shape), read)
+    return Write(node, old, box, part)
+
+
+def _below_reshapes(node: Node, uses: Mapping[Node, int]) -> Node:
+    """The first node that is not a reshape with a single reader."""
+    while node.op is Op.RESHAPE and uses[node] == 1:
+        node = node.src[0]
+    return node
+
+
+class Chain:
+    """Writes of one kind, each to the result of the one before, at places that do not overlap.
+
+    Along an axis, either all boxes are equal, or the axis is divided into blocks of their size.
+    """
+
+    def __init__(self, first: Write) -> None:
+        self.writes = [first]
+        self.moving: set[int] = set()  # axes along which boxes differ
+        self.at: dict[Box, list[int]] = {first.box: [0]}  # box → its writes, by number
+
+    def takes(self, write: Write) -> bool:
+        """Add a write, if it continues the chain."""
+        first, last = self.writes[0], self.writes[-1]
+        if write.old is not last.node or (write.read is None) is not (first.read is None):
+            return False
+        extents = first.node.shape
+        for axis, (own, other) in enumerate(zip(first.box, write.box, strict=True)):
+            if own != other:
+                size = own[1] - own[0]
+                if other[1] - other[0] != size or any(
+                    place % size for place in (own[0], other[0], extents[axis])
+                ):
+                    return False
+                self.moving.add(axis)
+        self.at.setdefault(write.box, []).append(len(self.writes))
+        self.writes.append(write)
+        return True
+
+    def read(self, number: int, ranges: Box) -> int | None:
+        """The last write, up to a number, in which some ranges are; −1: before all writes.
+
+        None if they are in several blocks.
+        """
+        box = []
+        for axis, (start, stop) in enumerate(ranges):
+            first, last = self.writes[0].box[axis]
+            if axis in self.moving:
+                size = last - first
+                first = start // size * size
+                last = first + size
+            elif stop <= first or last <= start:
+                return -1
+            if start < first or last < stop:
+                return None
+            box.append((first, last))
+        known = self.at.get(tuple(box), ())
+        place = bisect_right(known, number)
+        return known[place - 1] if place else -1
+
+
+def writes_as_one(
+    roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
+) -> list[Node]:
+    """The roots with many writes to one array as one. order: `topological(roots)`.
+
+    kept: nodes that something else depends on, which stay as they are.
+    """
+    found = [node for node in picked(order, _WRITES) if node.src[0].op is Op.PAD]
+    if len(found) <= MANY:
+        return list(roots)
+    uses = Counter(chain(roots, chain.from_iterable(map(SOURCES, order))))
+    chains: dict[Node, Chain] = {}  # by the node of their last write
+    for node in found:
+        write = as_write(node, uses)
+        if write is not None:
+            known = chains.get(write.old)
+            if known is not None and known.takes(write):
+                del chains[write.old]
+            else:
+                known = Chain(write)
+            chains[node] = known
+    long = [one for one in chains.values() if len(one.writes) > MANY]
+    return _Remaker(long, roots, order, kept).remade(roots, order) if long else list(roots)
+
+
+class _Remaker:
+    """Makes the nodes of a graph again, without the states between the writes of some chains.
+
+    place: the node of a write → its chain and number. reads: a SHRINK → the chain, and the number
+    of the write that it shows a part of. needed: states that other nodes need as a whole.
+    """
+
+    def __init__(
+        self, chains: Sequence[Chain], roots: Sequence[Node], order: Sequence[Node],
+        kept: Set[Node],
+    ) -> None:  # fmt: skip
+        self.place = {write.node: (one, number)
+                      for one in chains for number, write in enumerate(one.writes)}  # fmt: skip
+        self.reads: dict[Node, tuple[Chain, int]] = {}
+        self.needed = {node for node in (*roots, *kept) if node in self.place}
+        self.new: dict[Node, Node] = {}
+        distances: dict[Chain, set[int]] = {one: set() for one in chains}
+        for node in order:
+            for source in node.src:
+                if source in self.place:
+                    self._add_reader(node, source, distances)
+        for node, (one, _) in list(self.reads.items()):
+            if len(distances[one]) > FEW:  # by chance, such as those of drawn indices
+                del self.reads[node]
+                self.needed.update(node.src)
+
+    def _add_reader(
+        self, node: Node, source: Node, distances: Mapping[Chain, set[int]]
+    ) -> None:
+        """Decide how a node is made that reads a state."""
+        one, number = self.place[source]
+        following = one.writes[number + 1 : number + 2]
+        if any(node is write.read or (node is write.node and source not in node.src[:2])
+               for write in following):  # fmt: skip
+            return
+        at = None
+        if node.op is Op.SHRINK and one.writes[0].read is None:
+            at = one.read(number, node.arg)
+        if at is None:
+            self.needed.add(source)
+            return
+        self.reads[node] = one, at
+        if at >= 0:
+            distances[one].add(number - at)
+
+    def remade(self, roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
+        """The roots; order: `topological(roots)`."""
+        new = self.new
+        begun: dict[Chain, int] = {}  # writes that are in a needed state already
+        for node in order:
+            if node in self.reads:
+                new[node] = self._read(node, *self.reads[node])
+                continue
+            if node in self.place:
+                one, number = self.place[node]
+                if node not in self.needed:
+                    continue
+                writes = one.writes[begun.get(one, 0) : number + 1]
+                begun[one] = number + 1
+                new[node] = self._written(writes)
+            elif all(source in new for source in node.src):  # else only states need it
+                new[node] = build.rebuild(node, [new[source] for source in node.src])
+        return [new[root] for root in roots]
+
+    def _made(self, node: Node) -> Node:
+        """A node of the graph, or one on top of those."""
+        known = self.new.get(node)
+        if known is None:
+            known = build.rebuild(node, [self._made(source) for source in node.src])
+        return known
+
+    def _read(self, node: Node, one: Chain, at: int) -> Node:
+        """What a SHRINK of a state shows."""
+        if at < 0:
+            return build.shrink(self.new[one.writes[0].old], node.arg)
+        write = one.writes[at]
+        ranges = [(start - first, stop - first)
+                  for (start, stop), (first, _) in zip(node.arg, write.box, strict=True)]
+        return build.shrink(self._made(write.part), ranges)
+
+    def _written(self, writes: Sequence[Write]) -> Node:
+        """The state after some writes."""
+        state = self.new[writes[0].old]
+        parts = [self._made(write.part) for write in writes]
+        if len(writes) > MANY:
+            return _as_one(state, writes, parts)
+        for write, part in zip(writes, parts, strict=True):
+            if write.read is not None:
+                part = build.shrink(state, write.box) + part
+            extents = zip(write.box, state.shape, strict=True)
+            state = within(part, [(first, e - stop) for (first, stop), e in extents], state)
+        return state
+
+
+def _as_one(base: Node, writes: Sequence[Write], parts: Sequence[Node]) -> Node:
+    """`base` after all writes, as the blocks of an array (blocks, …)."""
+    first = writes[0].box
+    moving = [axis for axis in range(base.ndim) if any(w.box[axis] != first[axis] for w in writes)]
+    ranges = [(0, extent) if axis in moving else first[axis]
+              for axis, extent in enumerate(base.shape)]  # fmt: skip
+    whole = build.shrink(base, ranges)
+    # each moving axis is divided in two; the numbers of blocks along them come first
+    size = [stop - start for start, stop in first]
+    count = [base.shape[axis] // size[axis] for axis in moving]
+    split: list[int] = []
+    front, rest = list[int](), list[int]()
+    for axis in range(base.ndim):
+        if axis in moving:
+            front.append(len(split))
+            split.append(count[len(front) - 1])
+        rest.append(len(split))
+        split.append(size[axis])
+    order = front + rest
+    blocks = build.reshape(build.permute(build.reshape(whole, split), order), (prod(count), *size))
+    numbers = [0] * len(writes)
+    for axis, many in zip(moving, count, strict=True):
+        numbers = [number * many + write.box[axis][0] // size[axis]
+                   for number, write in zip(numbers, writes, strict=True)]  # fmt: skip
+    blocks = _in_blocks(blocks, numbers, parts, writes[0].read is not None)
+    undone = build.permute(
+        build.reshape(blocks, [split[place] for place in order]),
+        [order.index(place) for place in range(len(order))],
+    )
+    written = build.reshape(undone, whole.shape)
+    if written.shape == base.shape:
+        return written
+    amounts = [(start, extent - stop)
+               for (start, stop), extent in zip(ranges, base.shape, strict=True)]
+    return within(written, amounts, base)
+
+
+def _in_blocks(blocks: Node, numbers: Sequence[int], parts: Sequence[Node], adds: bool) -> Node:
+    """An array (n, …) with parts (…) in place of the rows of these numbers, or added to them."""
+    latest = dict(zip(numbers, parts, strict=True))
+    start = min(latest)
+    if not adds and max(latest) - start + 1 == len(latest):
+        rows = stacked([latest[number] for number in sorted(latest)])
+        after = blocks.shape[0] - start - len(latest)
+        return rows if rows.shape == blocks.shape else within(
+            rows, [(start, after), *[(0, 0)] * (blocks.ndim - 1)], blocks
+        )
+    rows = stacked(parts)
+    places = stacked([const(number, INDEX, (), blocks.device) for number in numbers])
+    op = Op.SCATTER_ADD if adds else Op.SCATTER
+    return build.scatter(op, blocks, spread(places, rows.shape, (0,)), rows, 0)
