@@ -229,7 +229,10 @@ def _gradients(
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}
-    if known and joined is output:
+    if joined is not output:  # what was overwritten in a loop has a gradient, too: 0
+        lost = [node for node in reached([output], order) if node in candidates - {*leaves}]
+        found |= {node: node.constant(0.0) for node in lost}
+    elif known:
         _keep(form, order, found)
     return found
 
