@@ -30,6 +30,7 @@ from minigrad.graph.loop import Looped, Step
 from minigrad.graph.node import DEVICES, OPS, Node, Op, picked, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
+from minigrad.graph.template import Derived
 from minigrad.graph.vmap import stand_in
 from minigrad.graph.writes import writes_as_one
 
@@ -49,28 +50,49 @@ def with_loops(
     """
     given = list(roots)
     on_mesh = any(root.device in meshes for root in given)
-    made = given if on_mesh else [made_without_copies(root, kept) for root in given]
-    if order is None or made != given:
-        order = topological(made)
+    before = given if on_mesh else [made_without_copies(root, kept) for root in given]
+    if order is None or before != given:
+        order = topological(before)
     if on_mesh:
-        return made, order
-    at_once = writes_as_one(made, order, kept)
-    if at_once != made:
-        made, order = at_once, topological(at_once)
+        return given, order
+    form = None
+    if len(order) in _changed:
+        form = _derived.form(order, [*before, *filter(kept.__contains__, order)])
+    made = _derived.found(form, order)
+    if made is None:
+        made = _with_loops(before, order, kept)
+        if made != before:
+            _changed.add(len(order))
+            if form is not None:
+                _derived.keep(form, order, made)
+    for root, less in zip(given, made, strict=True):
+        remember(root, less, kept)
+    return made, order if made == before else topological(made)
+
+
+_derived = Derived()  # what `_with_loops` makes
+_changed: set[int] = set()  # numbers of nodes of graphs that it changed
+
+
+def _with_loops(roots: list[Node], order: Sequence[Node], kept: Set[Node]) -> list[Node]:
+    made = writes_as_one(roots, order, kept)
+    if made != roots:
+        order = topological(made)
     is_large = len(order) >= LEAST_NODES
     made, order = together(made, order, kept)
     loops = reroll(made, order, kept) if is_large else made
-    if loops != made:
-        made, order = together(loops, topological(loops), kept)
-    for root, less in zip(given, made, strict=True):
-        if less is not root:
-            _less[root] = less, frozenset(kept)
-    return made, order
+    return loops if loops == made else together(loops, topological(loops), kept)[0]
 
 
 # A root → what was made of it, and what stayed apart: after the gradient of a loss, its value is
 # requested.
 _less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
+
+
+def remember(root: Node, less: Node, kept: Set[Node]) -> None:
+    """Let `made_without_copies` find what was made of a root while some nodes stayed apart."""
+    if less is not root:
+        _less[root] = less, frozenset(kept)
 
 
 def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from functools import reduce
 from itertools import chain
 from typing import Any, Self
@@ -11,14 +10,13 @@ from typing import Any, Self
 from minigrad.errors import GradientError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.autobatch import without_leaves
-from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
-from minigrad.graph.node import BUFFER, Node, Op, is_watched, picked, topological
-from minigrad.graph.reroll import with_loops
+from minigrad.graph.node import BUFFER, Node, Op, topological
+from minigrad.graph.reroll import remember, with_loops
 from minigrad.graph.rewrite import replaced
+from minigrad.graph.template import Derived
 from minigrad.hints import table
-from minigrad.settings import thread
 from minigrad.tensor import history, realization
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.core import Core
@@ -27,7 +25,6 @@ from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
 from minigrad.tensor.observed import grades, observe
 from minigrad.tensor.plan import by_itself, rewritten
-from minigrad.tensor.templates import Template
 
 
 class Backward(Composed):
@@ -199,15 +196,7 @@ def _and_below(targets: Iterable[Node]) -> set[Node]:
     return {*targets, *without_leaves(topological(targets))}
 
 
-# Gradients as templates, by the form of their graph (see `exact`). Of a form seen once only the
-# hash is kept: a form that is new each time, as with batches of many sizes, never comes again. With
-# it, weak references to args whose hash is their identity: after their end, another may get that
-# hash.
-_forms: dict[Any, Template] = {}
-_once: dict[int, list[weakref.ref[Any]]] = {}
-_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # hash by identity
-MOST_FORMS, MOST_ONCE = 32, 1 << 12
-MOST_NODES = 2048  # larger graphs are mostly Python loops, of a new length each time
+_derived = Derived()  # an output without loops, the leaves, and their gradients
 
 
 def _gradients(
@@ -215,41 +204,26 @@ def _gradients(
 ) -> dict[Node, Node]:
     """The candidates that an output depends on, and their gradients.
 
-    order: `topological([output])`. The second time, a form becomes a template, because the steps of
-    a training loop have the same form.
+    order: `topological([output])`.
     """
-    known = seed.known() == 1 and len(order) <= MOST_NODES and not is_watched()
-    form = (thread.key, exact(order, candidates)) if known else None
-    template = _forms.get(form)
-    if template is not None:
-        made = template.made(order)
+    kept = _and_below(candidates)
+    form = _derived.form(order, candidates) if seed.known() == 1 else None
+    made = _derived.found(form, order)
+    if made is not None:
+        joined, *made = made
+        remember(output, joined, kept)
         half = len(made) // 2
-        return dict(zip(made[:half], made[half:], strict=True))  # type: ignore[arg-type]
-    (joined,), left = with_loops([output], order, _and_below(candidates))
+        return dict(zip(made[:half], made[half:], strict=True))
+    (joined,), left = with_loops([output], order, kept)
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}
     if joined is not output:  # what was overwritten in a loop has a gradient, too: 0
         lost = [node for node in reached([output], order) if node in candidates - {*leaves}]
         found |= {node: node.constant(0.0) for node in lost}
-    elif known:
-        _keep(form, order, found)
+    if form is not None:
+        _derived.keep(form, order, [joined, *found, *found.values()])
     return found
-
-
-def _keep(form: Any, order: Sequence[Node], found: Mapping[Node, Node]) -> None:
-    """Keep the gradient of a graph as a template, if its form was seen before."""
-    number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
-    if [link() for link in _once.get(number, ())] != own or number not in _once:
-        if len(_once) >= MOST_ONCE:
-            _once.clear()
-        _once[number] = [weakref.ref(arg) for arg in own]
-        return
-    template = Template(order, [*found, *found.values()])
-    if not template.own:
-        if len(_forms) >= MOST_FORMS:
-            _forms.clear()
-        _forms[form] = template
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:

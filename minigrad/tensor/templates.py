@@ -12,14 +12,14 @@ import functools
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from operator import itemgetter
 from threading import get_ident
 from typing import Any, TypeVar
 
 from minigrad.graph import build
 from minigrad.graph.bounds import users_line
-from minigrad.graph.node import CHECK, CONST, Node, Op, depending, make_all, topological
+from minigrad.graph.node import CONST, Node, Op
 from minigrad.graph.sharding import meshes
+from minigrad.graph.template import Template
 from minigrad.locks import in_child
 from minigrad.settings import thread
 from minigrad.tensor.core import Core
@@ -30,7 +30,6 @@ MOST = 256  # templates of a function; then it starts again
 # gets one. Making one takes as long as the function itself, and sizes that are new in each call
 # have no second use.
 MOST_UNUSED = 8
-_OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
 # Methods that make several nodes. Methods that draw random numbers cannot be here.
 TEMPLATED = (
     "matmul", "__matmul__", "linear", "mean", "var", "std", "softmax", "log_softmax", "logsumexp",
@@ -57,52 +56,6 @@ class _Nameless(tuple[str, int]):
 
     def __getattr__(self, name: str) -> Any:
         raise _OwnData
-
-
-class Template:
-    """The nodes between sources and results, sources before users.
-
-    Each step has an op, dtype, shape, arg and device, and the positions of its sources among the
-    values: sources, kept nodes, previous nodes. own: nodes that belong to one call only, so that
-    there can be no template. used: it was used again.
-    """
-
-    used = False
-
-    def __init__(self, sources: Sequence[Node], made: Sequence[Node | None]) -> None:
-        results = [node for node in made if node is not None]
-        order = topological(results, sources)
-        self.own = [node for node in order if node.op in _OWN]
-        depends = depending(order, sources)
-        inner = [node for node in order if node in depends and node.src]
-        used = {*results, *(source for node in inner for source in node.src)}
-        self.kept = [node for node in order if node in used and node not in depends]
-        place = {node: at for at, node in enumerate([*sources, *self.kept, *inner])}
-        self.steps = [
-            (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
-            for n in inner
-        ]
-        self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
-        self.places = [None if node is None else place[node] for node in made]
-
-    def made(self, sources: Sequence[Node]) -> list[Node | None]:
-        """The results for other sources."""
-        values, steps = [*sources, *self.kept], self.steps
-        if self.checks:
-            steps, line = steps[:], users_line()
-            for at in self.checks:
-                op, dtype, shape, sources_of, check, device = steps[at]
-                steps[at] = (op, dtype, shape, sources_of, check.but(line=line), device)
-        make_all(steps, values)
-        return [None if at is None else values[at] for at in self.places]
-
-
-def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
-    """A function that takes the values at `places` out of a list, as a tuple."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    (place,) = places
-    return lambda values: (values[place],)
 
 
 _calls: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -161,7 +114,8 @@ def templated(function: F) -> F:
             unused -= 2
         if template is None:
             return function(*args, **options)
-        made, (_, several, as_nodes) = template[0].made(nodes), template
+        copied, several, as_nodes = template
+        made = copied.made(nodes, users_line() if copied.checks else None)
         if as_nodes:
             return made
         found = tuple([None if node is None else kind(node) for node in made])

@@ -1,0 +1,115 @@
+"""Templates: the nodes between some sources and results, to be made again on other sources.
+
+Deriving nodes (a gradient, a loop that was recognized) takes several times as long as copying them.
+So what was derived from one graph is copied for the next graph of the same form: a training step's
+graphs are equal but for their memory.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
+from typing import Any
+
+from minigrad.graph.canonical import exact
+from minigrad.graph.node import (
+    CHECK,
+    Node,
+    Op,
+    depending,
+    is_watched,
+    make_all,
+    picked,
+    topological,
+)
+from minigrad.settings import thread
+
+OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
+_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # hash by identity
+MOST_FORMS, MOST_ONCE = 32, 1 << 12
+MOST_NODES = 1 << 13  # larger graphs are mostly Python loops, of a new length each time
+
+
+class Template:
+    """The nodes between sources and results, sources before users.
+
+    Each step has an op, dtype, shape, arg and device, and the positions of its sources among the
+    values: sources, kept nodes, previous nodes. own: nodes that belong to one call only, so that
+    there can be no template. used: it was used again.
+    """
+
+    used = False
+
+    def __init__(self, sources: Sequence[Node], made: Sequence[Node | None]) -> None:
+        results = [node for node in made if node is not None]
+        order = topological(results, sources)
+        self.own = [node for node in order if node.op in OWN]
+        depends = depending(order, sources)
+        inner = [node for node in order if node in depends and node.src]
+        used = {*results, *(source for node in inner for source in node.src)}
+        self.kept = [node for node in order if node in used and node not in depends]
+        place = {node: at for at, node in enumerate([*sources, *self.kept, *inner])}
+        self.steps = [
+            (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
+            for n in inner
+        ]
+        self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
+        self.places = [None if node is None else place[node] for node in made]
+
+    def made(self, sources: Sequence[Node], line: str | None = None) -> list[Node | None]:
+        """The results for other sources. line: the user's, for the messages of checks."""
+        values, steps = [*sources, *self.kept], self.steps
+        if self.checks and line is not None:
+            steps = steps[:]
+            for at in self.checks:
+                op, dtype, shape, sources_of, check, device = steps[at]
+                steps[at] = (op, dtype, shape, sources_of, check.but(line=line), device)
+        make_all(steps, values)
+        return [None if at is None else values[at] for at in self.places]
+
+
+def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
+    """A function that takes the values at `places` out of a list, as a tuple."""
+    if len(places) > 1:
+        return itemgetter(*places)
+    (place,) = places
+    return lambda values: (values[place],)
+
+
+class Derived:
+    """What was derived from graphs, as templates by their forms (see `exact`).
+
+    Of a form seen once only the hash is kept: one that is new each time, as with batches of many
+    sizes, never comes again. With it, weak references to args whose hash is their identity: after
+    their end, another may get that hash.
+    """
+
+    def __init__(self) -> None:
+        self._templates: dict[Any, Template] = {}
+        self._once: dict[int, list[weakref.ref[Any]]] = {}
+
+    def form(self, order: Sequence[Node], marked: Iterable[Node]) -> Any:
+        """The form of a graph and of its marked nodes; None if it gets no template."""
+        if len(order) > MOST_NODES or is_watched():
+            return None
+        return thread.key, exact(order, marked)
+
+    def found(self, form: Any, order: Sequence[Node]) -> list[Any] | None:
+        """What was derived from a graph of this form, for the nodes of another."""
+        template = self._templates.get(form)
+        return None if template is None else template.made(order)
+
+    def keep(self, form: Any, order: Sequence[Node], made: Sequence[Node | None]) -> None:
+        """Keep what was derived from a graph as a template, if its form was seen before."""
+        number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
+        if [link() for link in self._once.get(number, ())] != own or number not in self._once:
+            if len(self._once) >= MOST_ONCE:
+                self._once.clear()
+            self._once[number] = [weakref.ref(arg) for arg in own]
+            return
+        template = Template(order, made)
+        if OWN.isdisjoint(node.op for node in template.kept):
+            if len(self._templates) >= MOST_FORMS:
+                self._templates.clear()
+            self._templates[form] = template
