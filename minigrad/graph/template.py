@@ -86,8 +86,8 @@ class Derived:
     """
 
     def __init__(self) -> None:
-        self._templates: dict[Any, Template] = {}
-        self._once: dict[int, list[weakref.ref[Any]]] = {}
+        self.templates: dict[Any, Template] = {}
+        self.once: dict[int, list[weakref.ref[Any]]] = {}
 
     def form(self, order: Sequence[Node], marked: Iterable[Node]) -> Any:
         """The form of a graph and of its marked nodes; None if it gets no template."""
@@ -97,19 +97,19 @@ class Derived:
 
     def found(self, form: Any, order: Sequence[Node]) -> list[Any] | None:
         """What was derived from a graph of this form, for the nodes of another."""
-        template = self._templates.get(form)
+        template = self.templates.get(form)
         return None if template is None else template.made(order)
 
     def keep(self, form: Any, order: Sequence[Node], made: Sequence[Node | None]) -> None:
         """Keep what was derived from a graph as a template, if its form was seen before."""
         number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
-        if [link() for link in self._once.get(number, ())] != own or number not in self._once:
-            if len(self._once) >= MOST_ONCE:
-                self._once.clear()
-            self._once[number] = [weakref.ref(arg) for arg in own]
+        if [link() for link in self.once.get(number, ())] != own or number not in self.once:
+            if len(self.once) >= MOST_ONCE:
+                self.once.clear()
+            self.once[number] = [weakref.ref(arg) for arg in own]
             return
         template = Template(order, made)
         if OWN.isdisjoint(node.op for node in template.kept):
-            if len(self._templates) >= MOST_FORMS:
-                self._templates.clear()
-            self._templates[form] = template
+            if len(self.templates) >= MOST_FORMS:
+                self.templates.clear()
+            self.templates[form] = template

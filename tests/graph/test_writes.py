@@ -103,8 +103,8 @@ def with_reads_of_all(out, x, draw):
 
 
 LOOPS = (
-    rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks, counts, sums,
-    from_the_row_before, from_any_row, one_place, places_that_overlap, columns_and_rows,
+    rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks, counts,
+    sums, from_the_row_before, from_any_row, one_place, places_that_overlap, columns_and_rows,
     with_reads_of_all,
 )  # fmt: skip
 

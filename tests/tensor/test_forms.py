@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor
+from minigrad.graph import reroll, template
 from minigrad.graph.build import custom
+from minigrad.graph.template import Derived
 from minigrad.tensor import backward
 
 FORMS: dict[str, Any] = {
@@ -37,33 +39,35 @@ def gradients(loss: Tensor, of: list[Tensor]) -> list[Any]:
 
 def by_rules(loss: Tensor, of: list[Tensor]) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backward, "is_watched", lambda: True)
+        patch.setattr(template, "is_watched", lambda: True)
         return gradients(loss, of)
 
 
 @pytest.fixture(autouse=True)
-def no_forms() -> None:
-    backward._forms.clear()
-    backward._once.clear()
+def derived(monkeypatch: pytest.MonkeyPatch) -> Derived:
+    """Gradients that were derived in this test."""
+    found = Derived()
+    monkeypatch.setattr(backward, "_derived", found)
+    return found
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_a_form_seen_before_has_the_gradients_of_its_rules(name: str) -> None:
+def test_a_form_seen_before_has_the_gradients_of_its_rules(name: str, derived: Derived) -> None:
     for other in (FORMS[name], *FORMS.values()) * 3:
         of = leaves()
         loss = other(*of)
         assert gradients(loss, of) == by_rules(loss, of)
-    assert len(backward._forms) == len(FORMS)
+    assert len(derived.templates) == len(FORMS)
 
 
-def test_each_loop_is_another_form() -> None:
+def test_each_scan_is_another_form(derived: Derived) -> None:
     results = []
     for _ in range(4):
         of = leaves()
         x, y = of
         Tensor.scan(lambda c, e, y=y: (c * e + y[0], c), x[0], x)[1].sum().backward()
         results.append([leaf.grad.tolist() for leaf in of])
-    assert results.count(results[0]) == 4 and not backward._forms
+    assert results.count(results[0]) == 4 and not derived.templates
 
 
 def test_who_wants_a_gradient_is_part_of_the_form() -> None:
@@ -77,29 +81,31 @@ def test_who_wants_a_gradient_is_part_of_the_form() -> None:
         assert found == by_rules(loss, of)
 
 
-def test_what_is_another_form_each_time_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "MOST_ONCE", 8)
-    monkeypatch.setattr(backward, "MOST_FORMS", 2)
+def test_what_is_another_form_each_time_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, derived: Derived
+) -> None:
+    monkeypatch.setattr(template, "MOST_ONCE", 8)
+    monkeypatch.setattr(template, "MOST_FORMS", 2)
     for size in range(1, 20):
         x = Tensor(np.ones(size, np.float32), requires_grad=True)
         x.square().sum().backward()
-    assert not backward._forms and len(backward._once) <= 8
+    assert not derived.templates and len(derived.once) <= 8
     for size in (1, 1, 2, 2, 3, 3, 4, 4, 5, 5):
         x = Tensor(np.ones(size, np.float32), requires_grad=True)
         x.square().sum().backward()
         assert x.grad.tolist() == [2.0] * size
-        assert len(backward._forms) <= 2
+        assert len(derived.templates) <= 2
 
 
-def test_a_form_keeps_no_memory() -> None:
+def test_a_form_keeps_no_memory(derived: Derived) -> None:
     for _ in range(4):
         of = leaves()
         FORMS["a product"](*of).backward()
-    kept = [node for one in backward._forms.values() for node in one.kept]
-    assert backward._forms and not any(node.op.value == "buffer" for node in kept)
+    kept = [node for one in derived.templates.values() for node in one.kept]
+    assert derived.templates and not any(node.op.value == "buffer" for node in kept)
 
 
-def test_a_rule_that_is_made_each_time_is_not_kept() -> None:
+def test_a_rule_that_is_made_each_time_is_not_kept(derived: Derived) -> None:
     """A new rule may get the hash of a freed one that was at its memory address."""
     for _ in range(8):
         of = leaves()
@@ -107,4 +113,58 @@ def test_a_rule_that_is_made_each_time_is_not_kept() -> None:
         made = Tensor._of(custom(node, [node], lambda _, g: [g + g]))
         made.sum().backward()
         assert of[0].grad.tolist() == [[2.0] * 4] * 3
-    assert not backward._forms
+    assert not derived.templates
+
+
+def a_recurrence(x: Tensor, y: Tensor) -> Tensor:
+    state = x[0, 0]
+    for _ in range(40):
+        for part in y[0]:
+            state = (state * 0.5 + part).tanh()
+    return state.sum()
+
+
+def rows_of_an_array(x: Tensor, y: Tensor) -> Tensor:
+    out = Tensor.zeros(30, 4)
+    for i in range(30):
+        out[i] = x[i % 2, i % 3] * y[0, 0]
+    return out.square().sum()
+
+
+def sums_of_copies(x: Tensor, y: Tensor) -> Tensor:
+    return sum((x[i % 2] * y[0]).tanh().sum() for i in range(40))
+
+
+LOOPS = [a_recurrence, rows_of_an_array, sums_of_copies]
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_gradients_of_loops_are_copied(loop: Any, derived: Derived) -> None:
+    """Steps of a training loop: equal but for their memory, which an optimizer changes."""
+    weights = []
+    for fresh in (False, True):
+        of = leaves()
+        for _ in range(6):
+            if fresh:
+                derived.templates.clear()
+            loss = loop(*of)
+            assert len(gradients(loss, of)) == 2
+            with Tensor.no_grad():
+                for leaf in of:
+                    leaf -= leaf.grad * 0.1
+            Tensor.realize(loss, *of)
+        weights.append([leaf.numpy() for leaf in of])
+        assert fresh or derived.templates
+    np.testing.assert_array_equal(*weights)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_values_of_loops_are_copied(loop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    loops = Derived()
+    monkeypatch.setattr(reroll, "_derived", loops)
+    values = np.random.default_rng(0).standard_normal((6, 2, 2, 3, 4)).astype(np.float32)
+    found = [loop(*map(Tensor, pair)).item() for pair in values]
+    assert loops.templates
+    for pair, one in zip(values, found, strict=True):
+        loops.templates.clear()
+        assert loop(*map(Tensor, pair)).item() == one
