@@ -13,7 +13,7 @@ everything has its first result 40 ms sooner, of 290 (Emerald Rapids).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
@@ -39,6 +39,8 @@ from minigrad.settings import flag, report
 from minigrad.target import Target
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from minigrad.compile import Rendered
     from minigrad.loops.nest import Nest
 
@@ -267,12 +269,11 @@ class Kernels:
 
         LLVM compiles some kernels while the next are lowered; the last few it compiles here.
         """
-        from concurrent.futures import ThreadPoolExecutor
-
         from minigrad.render.llvm import together
 
         made: dict[str, Kernel] = {}
-        with ThreadPoolExecutor(MOST_THREADS) as threads:
+        threads: Executor | None = None  # importing its module takes as long as a small kernel
+        with ExitStack() as stack:
             started: list[tuple[dict[str, Rendered[str]], dict[str, str], Callable[[], bytes]]] = []
             for batch, more in _batches(kernels):
                 for one in batch.values():
@@ -282,6 +283,10 @@ class Kernels:
                 text = together({names[key]: one.text for key, one in batch.items()})
                 generate = self.compiler.prepared(text)
                 if more:
+                    if threads is None:
+                        from concurrent.futures import ThreadPoolExecutor
+
+                        threads = stack.enter_context(ThreadPoolExecutor(MOST_THREADS))
                     started.append((batch, names, threads.submit(generate).result))
                 else:
                     started.insert(0, (batch, names, generate))

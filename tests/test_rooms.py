@@ -214,10 +214,13 @@ def test_no_numpy_where_programs_run() -> None:
     assert not found, "\n".join(found)
 
 
-def modules_after(program: str) -> set[str]:
-    """Names of the modules that a fresh interpreter has loaded after running a program."""
+def modules_after(program: str, **changes: str) -> set[str]:
+    """Names of the modules that a fresh interpreter has loaded after running a program.
+
+    changes: of the environment.
+    """
     text = f"{program}\nimport sys\nprint(*sys.modules)"
-    return set(said("-P", "-c", text).splitlines()[-1].split())
+    return set(said("-P", "-c", text, **changes).splitlines()[-1].split())
 
 
 def test_importing_minigrad_loads_no_numpy() -> None:
@@ -237,6 +240,15 @@ def test_a_program_on_the_cpu_loads_no_numpy(cpu: str) -> None:
     )
     assert "minigrad.runtimes.cpu" in loaded
     assert "numpy" not in loaded
+
+
+def test_compiling_few_kernels_loads_no_pool_of_threads(cpu: str, tmp_path: Path) -> None:
+    loaded = modules_after(
+        f"from minigrad import Tensor\nTensor([1.0, 2.0], device={cpu!r}).exp().realize()",
+        MINIGRAD_CACHE=str(tmp_path),
+    )
+    assert "minigrad.render.llvm" in loaded  # it was compiled
+    assert not loaded & {"concurrent.futures", "logging"}
 
 
 # ---- devices are fixtures ----
