@@ -18,7 +18,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 from minigrad import program
-from minigrad.graph import buckets, canonical, gradient, node, partition, rewrite
+from minigrad.graph import buckets, canonical, gradient, node, partition, rewrite, writes
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import Node
 from minigrad.locks import new_lock
@@ -33,6 +33,7 @@ FOLLOWED: dict[CodeType, str] = {
         (gradient.gradient, "node"), (rewrite._step, "node"), (rewrite.remade, "node"),
         (program._in_stages, "node"), (canonical.Canonical.rewritten, "node"),
         (partition.Emitter.value, "node"), (buckets.in_buckets, "node"),
+        (writes._Remaker.remade, "node"),
         (schedule._distinct_roots, "root"), (schedule._with_copies, "root"),
     )
 }  # fmt: skip

@@ -407,6 +407,11 @@ READS = templates(r"""
     {new} = {n}\nfor step in range({K}):\n\t{new} = {new}[{s}] - step
     while ({n}.sum() > 3).item() and {n}.sum() < 100:\n\t{n} -= 2
     {new} = T.zeros(3)\nfor k in range(3):\n\t{new}[k] = {e}.flatten()[k].item()
+    {new} = T.zeros(4, 3)\nfor k in range(12):\n\t{new}[k * {K} % 4, k % 3] += {h}.sum() * k
+    {new} = T.zeros(14)\nfor k in range(14):\n\t{new}[k * 5 % 14] = {f}.sum() * k
+    {new} = {h}.sum() * T.ones(12)\nfor k in range(11):\n\t{new}[k + 1] = {new}[k] * 0.5 + k
+    for k in range(10):\n\t{n}[k % {n}.shape[0]] = {n2}.flatten()[k // 2]
+    for k in range(10):\n\t{n}[k % {n}.shape[0]] += {K}
     {new} = [{x}, {x2}]; {new}[0] = {new}[0][{s}]; {new} = T.cat([v.flatten() for v in {new}])
     {new} = {i}.flatten()[0].item(); {n} += {new}  {new} = sorted({e}.flatten().tolist())
     {new} = {i}.flatten()[0] in {i}  {new} = {i}.tolist()[0] if {i}.dim() else 0
