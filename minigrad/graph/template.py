@@ -57,7 +57,7 @@ class Template:
         self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
         self.places = [None if node is None else place[node] for node in made]
 
-    def made(self, sources: Sequence[Node], line: str | None = None) -> list[Node | None]:
+    def made(self, sources: Sequence[Node], line: Any = None) -> list[Node | None]:
         """The results for other sources. line: the user's, for the messages of checks."""
         values, steps = [*sources, *self.kept], self.steps
         if self.checks and line is not None:

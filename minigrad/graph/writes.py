@@ -13,15 +13,16 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
-from math import prod
 from typing import NamedTuple
 
 from minigrad.graph import build
 from minigrad.graph.autobatch import MANY, stacked
 from minigrad.graph.axes import spread, within
-from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, picked
+from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, Shape, const, picked
+from minigrad.graph.shapes import numel
+from minigrad.graph.symbolic import Integer
 
 FEW = 4  # distances, in writes, between reads of a loop's array and the writes of what they read
 _WRITES = frozenset({WHERE})
@@ -232,8 +233,7 @@ class _Remaker:
         for write, part in zip(writes, parts, strict=True):
             if write.read is not None:
                 part = build.shrink(state, write.box) + part
-            extents = zip(write.box, state.shape, strict=True)
-            state = within(part, [(first, e - stop) for (first, stop), e in extents], state)
+            state = within(part, _around(write.box, state), state)
         return state
 
 
@@ -244,34 +244,31 @@ def _as_one(base: Node, writes: Sequence[Write], parts: Sequence[Node]) -> Node:
     ranges = [(0, extent) if axis in moving else first[axis]
               for axis, extent in enumerate(base.shape)]  # fmt: skip
     whole = build.shrink(base, ranges)
-    # each moving axis is divided in two; the numbers of blocks along them come first
     size = [stop - start for start, stop in first]
-    count = [base.shape[axis] // size[axis] for axis in moving]
-    split: list[int] = []
-    front, rest = list[int](), list[int]()
-    for axis in range(base.ndim):
-        if axis in moving:
-            front.append(len(split))
-            split.append(count[len(front) - 1])
-        rest.append(len(split))
-        split.append(size[axis])
-    order = front + rest
-    blocks = build.reshape(build.permute(build.reshape(whole, split), order), (prod(count), *size))
+    extents = (extent for extent in whole.shape if isinstance(extent, int))  # all are
+    count = [extent // each for extent, each in zip(extents, size, strict=True)]
+    # (blocks, elements of one) in place of each axis; then all numbers of blocks in front
+    divided: Shape = (*chain.from_iterable(zip(count, size, strict=True)),)
+    order = [*range(0, 2 * base.ndim, 2), *range(1, 2 * base.ndim, 2)]
+    split = build.permute(build.reshape(whole, divided), order)
     numbers = [0] * len(writes)
-    for axis, many in zip(moving, count, strict=True):
-        numbers = [number * many + write.box[axis][0] // size[axis]
+    for axis in moving:
+        numbers = [number * count[axis] + write.box[axis][0] // size[axis]
                    for number, write in zip(numbers, writes, strict=True)]  # fmt: skip
+    blocks = build.reshape(split, (numel(split.shape[: base.ndim]), *size))
     blocks = _in_blocks(blocks, numbers, parts, writes[0].read is not None)
-    undone = build.permute(
-        build.reshape(blocks, [split[place] for place in order]),
-        [order.index(place) for place in range(len(order))],
-    )
+    undone = build.permute(build.reshape(blocks, split.shape),
+                           [order.index(place) for place in range(len(order))])  # fmt: skip
     written = build.reshape(undone, whole.shape)
     if written.shape == base.shape:
         return written
-    amounts = [(start, extent - stop)
-               for (start, stop), extent in zip(ranges, base.shape, strict=True)]
-    return within(written, amounts, base)
+    return within(written, _around(ranges, base), base)
+
+
+def _around(box: Iterable[tuple[Integer, Integer]], whole: Node) -> list[tuple[Integer, Integer]]:
+    """How much is before and after a box, along each axis."""
+    return [(start, extent - stop)
+            for (start, stop), extent in zip(box, whole.shape, strict=True)]  # fmt: skip
 
 
 def _in_blocks(blocks: Node, numbers: Sequence[int], parts: Sequence[Node], adds: bool) -> Node:

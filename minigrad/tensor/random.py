@@ -19,6 +19,7 @@ from minigrad.errors import DTypeError, ScanError, ShapeError, expect
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
+from minigrad.graph.template import Template
 from minigrad.tensor import hostdata, realization, templates
 from minigrad.tensor.broadcasting import Scalar, check_share
 from minigrad.tensor.core import Core, stored
@@ -36,13 +37,13 @@ def threefry(key: tuple[Node, Node], counter: tuple[Node, Node]) -> tuple[Node, 
 
 
 @lru_cache(maxsize=templates.MOST)
-def _words(shape: tuple[int, ...], device: str) -> templates.Template:
+def _words(shape: tuple[int, ...], device: str) -> Template:
     """A template that computes two random words for each element of an array from a state."""
     state = build.buffer("a state", _WORD, (3,), device)
     words = [build.expand(build.shrink(state, [(i, i + 1)]), (numel(shape),)) for i in range(3)]
     index = build.iota(numel(shape), device, _WORD)
     pair = threefry((words[0], words[1]), (index, words[2]))
-    return templates.Template([state], [build.reshape(word, shape) for word in pair])
+    return Template([state], [build.reshape(word, shape) for word in pair])
 
 
 class _State:
