@@ -32,6 +32,7 @@ from minigrad.loops.build import (
     put,
     serial_loop,
     streams,
+    substitute_statement,
     substitute_stores,
 )
 from minigrad.loops.index_sets import in_parts
@@ -215,11 +216,11 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
         s.vectorize(xs.pop(), width)
     elif fill is not None:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
-    elif last is not None and any(
-        coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
-    ):  # each update for a block of positions: the updates of one position are on as many lines
-        xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
-        s.sink(last.variable, computing=False)
+    elif last is not None and any(coefficient(e.index, xs[-1]) == 1 for e in stage.loads):
+        block, beside, body = _in_blocks(stage, last, target)
+        s = LoopNest(loops_over([*stage.axes[:-1], block], body))
+        s.vectorize(beside, vector_width(target, [stage.initial], last.extent, True))
+        xs[-1] = block.variable
     return Lowered(s.parallelize(*xs))
 
 
@@ -239,6 +240,46 @@ def _additions(
     step = Store(stage.array, stage.position, new, guard)
     first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
     return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
+
+
+def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, Statements]:
+    """An axis of blocks of positions; the variable of copies; and loops over one block.
+
+    Each update is added to all positions of a block in turn: the updates of one position are on as
+    many lines. Rows of the result may be so far apart that they compete for places in a cache, so a
+    block is put together in memory of its own, if that fits half of L2, and then copied.
+    """
+    assert stage.initial is not None
+    size = min(SIDE_BY_SIDE, ceildiv(last.count, 2))
+    block, beside = make_axis("b", 0, ceildiv(last.count, size)), make_axis("e", 0, last.count)
+    begin = block.index * size
+    bounds = {axis.variable: (begin, begin + size) for axis in (last, beside)}
+
+    def copied(array: Array, index: Integer, value: Expr) -> Statements:
+        one = substitute_statement(Store(array, index, value), {last.variable: beside.index})
+        return loops_over((*stage.initial_axes, beside), [one], bounds)
+
+    inside, behind = stage, ()
+    if target.group is None and not stage.in_place and (found := _chosen_by_data(stage)):
+        along, place = found
+        apart = coefficient(stage.initial_position, along.variable) or 0
+        alike = stage.position - place * apart == stage.initial_position - along.index * apart
+        own = Array("block", stage.array.dtype, along.most * size, "scratch")
+        if alike and own.size * own.dtype.itemsize <= target.l2 // 2:
+            position, at = (x * size + (last.index - begin) for x in (place, along.index))
+            inside = replace(stage, array=own, position=position, initial_position=at)
+            behind = copied(stage.array, stage.initial_position, expr.load(own, at))
+    first = () if stage.in_place else copied(inside.array, inside.initial_position, stage.initial)
+    updates = _additions(replace(inside, in_place=True), stage.guard, bounds, (last,))
+    return block, beside.variable, (*first, *updates, *behind)
+
+
+def _chosen_by_data(stage: Stage) -> tuple[Axis, Integer] | None:
+    """The axis along which data choose the position of an update, and that position; or None."""
+    found = [atom for atom, _ in getattr(stage.position, "terms", ()) if atom.kind == "value"]
+    if len(stage.initial_axes) != 1 or len(found) != 1:
+        return None
+    return stage.initial_axes[0], found[0].index
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
@@ -265,18 +306,16 @@ def _in_parts(
     stage: Stage, most: int, inner: tuple[Axis, ...] = (), streaming: bool = False
 ) -> tuple[Axis, Statements] | None:
     """An axis of parts of the positions, and loops over a part's updates; None if impossible."""
-    found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
-    if len(stage.initial_axes) != 1 or len(found) != 1:
+    found = _chosen_by_data(stage)
+    if found is None or not isinstance(found[0].extent, int):
         return None
-    (along,), ((place, _),) = stage.initial_axes, found
-    if not isinstance(along.extent, int):
-        return None
+    along, where = found
     parts = min(most, along.extent // LEAST_PART)
     if parts < 2:
         return None
     size = ceildiv(along.extent, parts)
     part = make_axis("p", 0, ceildiv(along.extent, size))
-    begin, where = part.index * size, place.index
+    begin = part.index * size
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     bounds = {along.variable: (begin, begin + size)}
     return part, _additions(stage, within, bounds, inner, streaming)
