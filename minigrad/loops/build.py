@@ -84,11 +84,6 @@ def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body, kind, width)
 
 
-def serial_loop(axis: Axis, body: Statements) -> Loop:
-    """A plain loop over an axis."""
-    return Loop(axis.variable, 0, (axis.extent,), body)
-
-
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
@@ -117,11 +112,11 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     """One loop over the product of several axes; the first may have a symbolic extent."""
-    if len(axes) == 1:
-        return serial_loop(axes[0], body)
-    row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
-    change = substitution(places_along(axes, row.index))
-    return serial_loop(row, tuple(change.of(one) for one in body))
+    if len(axes) != 1:
+        row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
+        change = substitution(places_along(axes, row.index))
+        axes, body = [row], tuple(change.of(one) for one in body)
+    return Loop(axes[0].variable, 0, (axes[0].extent,), body)
 
 
 Move = Callable[[Array, Integer], tuple[Array, Integer]]

@@ -30,7 +30,6 @@ from minigrad.loops.build import (
     least,
     loops_over,
     put,
-    serial_loop,
     streams,
     substitute_statement,
     substitute_stores,
@@ -417,13 +416,11 @@ def distribute(kernel: Kernel, target: Target) -> Lowered:
     place = expr.register("place", dtypes.int32)
     where: Integer = expr.value_of(place)
     inside = expr.restrict((), [where, stage.size - 1 - where])
-    body: tuple[Statement, ...] = (
-        serial_loop(bins, (Store(next_free, stage.initial_position, stage.initial),)),
-        serial_loop(along, (
-            put(place, expr.load(next_free, stage.position)),
-            Store(stage.array, where, stage.body, inside),
-            Prefetch(stage.array, where + BIN_AHEAD // stage.array.dtype.itemsize),
-            Store(next_free, stage.position, place + 1),
-        )),
+    body = (
+        put(place, expr.load(next_free, stage.position)),
+        Store(stage.array, where, stage.body, inside),
+        Prefetch(stage.array, where + BIN_AHEAD // stage.array.dtype.itemsize),
+        Store(next_free, stage.position, place + 1),
     )  # fmt: skip
-    return Lowered(flat_loop(stage.axes, body))
+    begin = loops_over([bins], [Store(next_free, stage.initial_position, stage.initial)])
+    return Lowered(flat_loop(stage.axes, (*begin, *loops_over([along], body))))
