@@ -41,9 +41,6 @@ def inline_stages(
     made: dict[Array, Expr] = {}
     stores: list[Store] = []
 
-    def own_element(e: Expr) -> Expr | None:
-        return made.get(e.array) if e.op is Leaf.LOAD else None
-
     for stage in stages:
         position, guard = stage.position, stage.guard
         body = (results or {}).get(stage.array, stage.body)
@@ -56,10 +53,15 @@ def inline_stages(
             else:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
-        made[stage.array] = body = expr.rebuild(body, own_element)
+        made[stage.array] = body = with_values(body, made)
         if stage.array in stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
+
+
+def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
+    """An expression with loads of some arrays replaced by known values."""
+    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:

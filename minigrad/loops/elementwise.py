@@ -36,7 +36,7 @@ from minigrad.loops.build import (
 )
 from minigrad.loops.index_sets import in_parts
 from minigrad.loops.nest import Loop, Lowered, Prefetch, Statement, Statements, Store, Stores
-from minigrad.loops.prefetch import further_along, later_rows
+from minigrad.loops.prefetch import further_along
 from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
@@ -209,9 +209,6 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
             part, body = cut
             s = LoopNest(loops_over([*stage.axes[:-1], part], body))
             xs.insert(-1, part.variable)
-        elif len(stage.reduced) == 1:
-            below = stage.reduced[0].variable
-            s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
     elif fill is not None:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))

@@ -131,16 +131,6 @@ def test_products_with_few_vectors_ask_for_rows_a_page_on_where_that_is_faster()
     assert not asked(nest_of(by_parts, (1, 64), (3072, 768), target=target).parallel)
 
 
-def test_scattered_updates_are_asked_for_some_rows_before() -> None:
-    def sums(base: Node, updates: Node) -> Node:
-        index = g.expand(g.reshape(g.iota(4096, DEVICE), (4096, 1)), (4096, 384))
-        return g.scatter_add(base, ew(Op.MOD, index, 64), updates, 0)
-
-    nest = nest_of(sums, (64, 384), (4096, 384))
-    assert len(asked(nest.parallel)) == 1 and asked(nest.parallel)[0].startswith("s1[")
-    assert "prefetch" in render(nest)
-
-
 def test_updates_of_columns_come_line_by_line() -> None:
     """Rows are outside columns, except for blocks of these: a column touches a line of each row."""
 
