@@ -86,6 +86,11 @@ def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body, kind, width)
 
 
+def serial_loop(axis: Axis, body: Statements) -> Loop:
+    """A plain loop over an axis."""
+    return Loop(axis.variable, 0, (axis.extent,), body)
+
+
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
@@ -118,7 +123,7 @@ def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
         row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
         change = substitution(places_along(axes, row.index))
         axes, body = [row], tuple(change.of(one) for one in body)
-    return Loop(axes[0].variable, 0, (axes[0].extent,), body)
+    return serial_loop(axes[0], body)
 
 
 Move = Callable[[Array, Integer], tuple[Array, Integer]]

@@ -255,7 +255,8 @@ def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, St
         one = substitute_statement(Store(array, index, value), {last.variable: beside.index})
         return loops_over((*stage.initial_axes, beside), [one], bounds)
 
-    inside, behind = stage, ()
+    inside = stage
+    behind: Statements = ()
     if target.group is None and not stage.in_place and (found := _chosen_by_data(stage)):
         along, place = found
         apart = coefficient(stage.initial_position, along.variable) or 0
@@ -306,11 +307,11 @@ def _in_parts(
     if found is None or not isinstance(found[0].extent, int):
         return None
     along, where = found
-    parts = min(most, along.extent // LEAST_PART)
+    parts = min(most, along.count // LEAST_PART)
     if parts < 2:
         return None
-    size = ceildiv(along.extent, parts)
-    part = make_axis("p", 0, ceildiv(along.extent, size))
+    size = ceildiv(along.count, parts)
+    part = make_axis("p", 0, ceildiv(along.count, size))
     begin = part.index * size
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     bounds = {along.variable: (begin, begin + size)}
