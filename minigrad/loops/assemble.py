@@ -145,14 +145,17 @@ def grain_of(
     operations, traffic (bytes): of the whole kernel. sharing: see `_sharing`; ignored if computing
     takes longer than reading, because equal shares are better then.
 
-    Depends on the kernel only, never on the number of threads: so do the results.
+    Depends on the kernel only, never on the number of threads: so do the results. If the
+    loop's length varies, it may be a small part of the largest: as many chunks as pay are allowed.
     """
     waits = operations <= OPERATIONS_A_BYTE * traffic
     step = loop.step if loop.kind == "lanes" else sharing if waits else 1
     least = 2 if vectors_of(operations, target) >= SHARED_OPERATIONS else 1
     worth = max(chunks_worth(operations, traffic, target), least)
+    if isinstance(loop.stops[0], int):
+        worth = min(worth, MOST_CHUNKS)
     # a power of two, or two threads might share three chunks
-    chunks = 1 << (int(min(worth, MOST_CHUNKS)) - 1).bit_length()
+    chunks = 1 << (int(worth) - 1).bit_length()
     grain = ceildiv(high(loop.stops[0]), chunks)
     return max(ceildiv(grain, step) * step, 1)
 

@@ -122,11 +122,6 @@ def last_axis(stage: Stage) -> Axis | None:
     return stage.axes[-1] if stage.axes else column(stage)
 
 
-def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
-    """An expression with loads of some arrays replaced by known values."""
-    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
-
-
 class BlockPlan:
     """The steps of a kernel, and places in scratch memory that are used again and again.
 

@@ -52,9 +52,8 @@ from minigrad.loops.block_plan import (
     neighbours,
     products_before_readers,
     rounded_once,
-    with_values,
 )
-from minigrad.loops.build import Bounds
+from minigrad.loops.build import Bounds, with_values
 from minigrad.loops.cost import LEAST_FULL, SQUARE, choose_nr, row_stride, vectors_each
 from minigrad.loops.gemm import again
 from minigrad.loops.mask_bounds import Rows

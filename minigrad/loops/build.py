@@ -41,9 +41,6 @@ def inline_stages(
     made: dict[Array, Expr] = {}
     stores: list[Store] = []
 
-    def own_element(e: Expr) -> Expr | None:
-        return made.get(e.array) if e.op is Leaf.LOAD else None
-
     for stage in stages:
         position, guard = stage.position, stage.guard
         body = (results or {}).get(stage.array, stage.body)
@@ -56,10 +53,15 @@ def inline_stages(
             else:
                 position = substitute(position, values)
                 guard = expr.restrict((), [substitute(c, values) for c in guard])
-        made[stage.array] = body = expr.rebuild(body, own_element)
+        made[stage.array] = body = with_values(body, made)
         if stage.array in stored:
             stores.append(Store(stage.array, position, body, guard))
     return stores
+
+
+def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
+    """An expression with loads of some arrays replaced by known values."""
+    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
@@ -117,11 +119,11 @@ def in_pieces(loop: Loop, number: Axis, size: int) -> tuple[Loop, tuple[Integer,
 
 def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     """One loop over the product of several axes; the first may have a symbolic extent."""
-    if len(axes) == 1:
-        return serial_loop(axes[0], body)
-    row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
-    change = substitution(places_along(axes, row.index))
-    return serial_loop(row, tuple(change.of(one) for one in body))
+    if len(axes) != 1:
+        row = make_axis("r", 0, iterations([axis.extent for axis in axes]))
+        change = substitution(places_along(axes, row.index))
+        axes, body = [row], tuple(change.of(one) for one in body)
+    return serial_loop(axes[0], body)
 
 
 Move = Callable[[Array, Integer], tuple[Array, Integer]]

@@ -260,7 +260,9 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     column, rows = problem.column, problem.row.typical
     nr = tile_columns(problem, target)
     awkward = left_is_awkward(problem, target)  # to read in place
-    crowded = not awkward and rows_compete(problem)  # for places in the first cache
+    apart = 0 if awkward else coefficient(problem.left.index, problem.row.variable) or 0
+    # neighbouring rows of the left operand compete for the same lines of a cache
+    crowded = apart != 0 and apart * problem.left.dtype.itemsize % PAGE == 0
     mr = choose_mr(target, rows, nr, problem.total.dtype, CROWDED if crowded else 0)
     panels = ceildiv(column.count, nr)
     depth = problem.depth
@@ -339,13 +341,6 @@ def cut(extent: int, unit: int, most: int) -> int:
     units = ceildiv(extent, unit)
     pieces = ceildiv(units, max(most // unit, 1))
     return ceildiv(units, pieces) * unit
-
-
-def rows_compete(problem: Problem) -> bool:
-    """Whether neighbouring rows of the left operand compete for the same lines of a cache."""
-    left = problem.left
-    stride = coefficient(left.index, problem.row.variable) or 0
-    return stride != 0 and stride * left.dtype.itemsize % PAGE == 0
 
 
 def rows_of_block(rows: int, mr: int, wanted: int) -> int:

@@ -30,13 +30,13 @@ from minigrad.loops.build import (
     least,
     loops_over,
     put,
-    serial_loop,
     streams,
+    substitute_statement,
     substitute_stores,
 )
 from minigrad.loops.index_sets import in_parts
 from minigrad.loops.nest import Loop, Lowered, Prefetch, Statement, Statements, Store, Stores
-from minigrad.loops.prefetch import further_along, later_rows
+from minigrad.loops.prefetch import further_along
 from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
@@ -209,17 +209,14 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
             part, body = cut
             s = LoopNest(loops_over([*stage.axes[:-1], part], body))
             xs.insert(-1, part.variable)
-        elif len(stage.reduced) == 1:
-            below = stage.reduced[0].variable
-            s.prefetch(below, later_rows([stage.body], below, last, width, target))
         s.vectorize(xs.pop(), width)
     elif fill is not None:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
-    elif last is not None and any(
-        coefficient(load.index, xs[-1]) == 1 for load in expr.loads(stage.body)
-    ):  # each update for a block of positions: the updates of one position are on as many lines
-        xs[-1] = s.split(last.variable, max(min(SIDE_BY_SIDE, ceildiv(last.count, 2)), 1), "b")
-        s.sink(last.variable, computing=False)
+    elif last is not None and any(coefficient(e.index, xs[-1]) == 1 for e in stage.loads):
+        block, beside, body = _in_blocks(stage, last, target)
+        s = LoopNest(loops_over([*stage.axes[:-1], block], body))
+        s.vectorize(beside, vector_width(target, [stage.initial], last.extent, True))
+        xs[-1] = block.variable
     return Lowered(s.parallelize(*xs))
 
 
@@ -239,6 +236,47 @@ def _additions(
     step = Store(stage.array, stage.position, new, guard)
     first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
     return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
+
+
+def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, Statements]:
+    """An axis of blocks of positions; the variable of copies; and loops over one block.
+
+    Each update is added to all positions of a block in turn: the updates of one position are on as
+    many lines. Rows of the result may be so far apart that they compete for places in a cache, so a
+    block is put together in memory of its own, if that fits half of L2, and then copied.
+    """
+    assert stage.initial is not None
+    size = min(SIDE_BY_SIDE, ceildiv(last.count, 2))
+    block, beside = make_axis("b", 0, ceildiv(last.count, size)), make_axis("e", 0, last.count)
+    begin = block.index * size
+    bounds = {axis.variable: (begin, begin + size) for axis in (last, beside)}
+
+    def copied(array: Array, index: Integer, value: Expr) -> Statements:
+        one = substitute_statement(Store(array, index, value), {last.variable: beside.index})
+        return loops_over((*stage.initial_axes, beside), [one], bounds)
+
+    inside = stage
+    behind: Statements = ()
+    if target.group is None and not stage.in_place and (found := _chosen_by_data(stage)):
+        along, place = found
+        apart = coefficient(stage.initial_position, along.variable) or 0
+        alike = stage.position - place * apart == stage.initial_position - along.index * apart
+        own = Array("block", stage.array.dtype, along.most * size, "scratch")
+        if alike and own.size * own.dtype.itemsize <= target.l2 // 2:
+            position, at = (x * size + (last.index - begin) for x in (place, along.index))
+            inside = replace(stage, array=own, position=position, initial_position=at)
+            behind = copied(stage.array, stage.initial_position, expr.load(own, at))
+    first = () if stage.in_place else copied(inside.array, inside.initial_position, stage.initial)
+    updates = _additions(replace(inside, in_place=True), stage.guard, bounds, (last,))
+    return block, beside.variable, (*first, *updates, *behind)
+
+
+def _chosen_by_data(stage: Stage) -> tuple[Axis, Integer] | None:
+    """The axis along which data choose the position of an update, and that position; or None."""
+    found = [atom for atom, _ in getattr(stage.position, "terms", ()) if atom.kind == "value"]
+    if len(stage.initial_axes) != 1 or len(found) != 1:
+        return None
+    return stage.initial_axes[0], found[0].index
 
 
 def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
@@ -265,18 +303,16 @@ def _in_parts(
     stage: Stage, most: int, inner: tuple[Axis, ...] = (), streaming: bool = False
 ) -> tuple[Axis, Statements] | None:
     """An axis of parts of the positions, and loops over a part's updates; None if impossible."""
-    found = [atom for atom in getattr(stage.position, "terms", ()) if atom[0].kind == "value"]
-    if len(stage.initial_axes) != 1 or len(found) != 1:
+    found = _chosen_by_data(stage)
+    if found is None or not isinstance(found[0].extent, int):
         return None
-    (along,), ((place, _),) = stage.initial_axes, found
-    if not isinstance(along.extent, int):
-        return None
-    parts = min(most, along.extent // LEAST_PART)
+    along, where = found
+    parts = min(most, along.count // LEAST_PART)
     if parts < 2:
         return None
-    size = ceildiv(along.extent, parts)
-    part = make_axis("p", 0, ceildiv(along.extent, size))
-    begin, where = part.index * size, place.index
+    size = ceildiv(along.count, parts)
+    part = make_axis("p", 0, ceildiv(along.count, size))
+    begin = part.index * size
     within = expr.restrict(stage.guard, [where - begin, begin + size - 1 - where])
     bounds = {along.variable: (begin, begin + size)}
     return part, _additions(stage, within, bounds, inner, streaming)
@@ -378,13 +414,11 @@ def distribute(kernel: Kernel, target: Target) -> Lowered:
     place = expr.register("place", dtypes.int32)
     where: Integer = expr.value_of(place)
     inside = expr.restrict((), [where, stage.size - 1 - where])
-    body: tuple[Statement, ...] = (
-        serial_loop(bins, (Store(next_free, stage.initial_position, stage.initial),)),
-        serial_loop(along, (
-            put(place, expr.load(next_free, stage.position)),
-            Store(stage.array, where, stage.body, inside),
-            Prefetch(stage.array, where + BIN_AHEAD // stage.array.dtype.itemsize),
-            Store(next_free, stage.position, place + 1),
-        )),
+    body = (
+        put(place, expr.load(next_free, stage.position)),
+        Store(stage.array, where, stage.body, inside),
+        Prefetch(stage.array, where + BIN_AHEAD // stage.array.dtype.itemsize),
+        Store(next_free, stage.position, place + 1),
     )  # fmt: skip
-    return Lowered(flat_loop(stage.axes, body))
+    begin = loops_over([bins], [Store(next_free, stage.initial_position, stage.initial)])
+    return Lowered(flat_loop(stage.axes, (*begin, *loops_over([along], body))))

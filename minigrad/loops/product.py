@@ -36,7 +36,7 @@ from minigrad.loops.build import (
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
-from minigrad.schedule.conditions import conditions_of
+from minigrad.schedule.conditions import conditions_of, only_conditions
 from minigrad.schedule.contraction import Contraction, as_byte, terms_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
@@ -214,9 +214,8 @@ def as_bfloat16(operand: Expr) -> Expr | None:
 def as_loaded(operand: Expr) -> Expr:
     """A load without a mask around it whose conditions the load has itself."""
     test, load = terms_of(operand)
-    if test is None or load.op is not Leaf.LOAD or _tests(test) != len(conditions_of(test)):
-        return operand
-    return load if set(conditions_of(test)) <= set(load.guard) else operand
+    conditions = () if test is None or load.op is not Leaf.LOAD else only_conditions(test)
+    return load if conditions and set(conditions) <= set(load.guard) else operand
 
 
 Part = tuple[Axis, Integer, Integer]  # an axis, its first index, and the one after its last
@@ -301,16 +300,8 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
 def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
     """((x, y), conditions) of where(conditions, x, 0) and where(conditions, y, 0)."""
     (test, x), (same, y) = terms_of(left), terms_of(right)
-    if test is None or same is None or conditions_of(test) != conditions_of(same):
-        return None
-    if any(_tests(mask) != len(conditions_of(mask)) for mask in (test, same)):
-        return None  # they contain other tests, too
-    return (x, y), conditions_of(test)
-
-
-def _tests(mask: Expr) -> int:
-    """The number of tests in a conjunction."""
-    return sum(map(_tests, mask.args)) if mask.op is Op.AND else 1
+    masks = [() if mask is None else only_conditions(mask) for mask in (test, same)]
+    return ((x, y), masks[0]) if masks[0] and masks[0] == masks[1] else None
 
 
 def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer | None:

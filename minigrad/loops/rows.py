@@ -143,7 +143,10 @@ def _delayed(
     hosts = [one for one in alike if one.width > 1]
     host = max(hosts, key=lambda one: one.operations, default=last)
     # a host that computes less would wait for memory itself
-    if size is None or not last.only_streams or host.operations <= last.operations:
+    if size is None or host.operations <= last.operations:
+        return None
+    written = {stage.array for stage in last.stages} & last.kept  # it does nothing but stream
+    if not written <= last.streaming or any(stage.op is not None for stage in last.stages):
         return None
     read = (array for stage in last.stages for array in stage.reads)
     kept = frozenset(array for array in read if array.space == "scratch")
@@ -187,12 +190,6 @@ class Pass:
     tile: tuple[tuple[Axis, int], ...] = ()
     window: Axis | None = None
     streaming: frozenset[Array] = frozenset()
-
-    @property
-    def only_streams(self) -> bool:
-        """Whether it does nothing but store arrays that bypass the cache."""
-        writes = {stage.array for stage in self.stages} & self.kept
-        return writes <= self.streaming and all(stage.op is None for stage in self.stages)
 
     def add(self, stage: Stage) -> None:
         """Add a stage."""

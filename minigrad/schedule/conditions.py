@@ -32,6 +32,14 @@ def conditions_of(e: Expr) -> tuple[Affine, ...]:
     return ()
 
 
+def only_conditions(e: Expr) -> tuple[Affine, ...]:
+    """Sums that are all ≥ 0 if and only if the boolean `e` holds; () if it has other tests."""
+    if e.op is Op.AND:
+        left, right = map(only_conditions, e.args)
+        return left + right if left and right else ()
+    return conditions_of(e)
+
+
 def _as_index(e: Expr) -> Integer | None:
     """An integer expression as a sum of loop variables and loaded values, if it is one."""
     if not e.dtype.is_int:

@@ -17,8 +17,8 @@ from minigrad.graph.substitution import coefficient, proven_nonnegative, variabl
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.conditions import conditions_of
-from minigrad.schedule.expr import Array, Expr
+from minigrad.schedule.conditions import only_conditions
+from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 
 
@@ -31,8 +31,8 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
     if stage.op is not None or body.op is not Op.WHERE:
         return None
     test, new, kept = body.args
-    conditions = _conditions(test)
-    if conditions is None or kept is not expr.load(old, stage.position):
+    conditions = [*only_conditions(test)]
+    if not conditions or kept is not expr.load(old, stage.position):
         return None
     loops = {axis.variable for axis in stage.axes}
     axes: list[Axis] = []
@@ -56,14 +56,6 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
         return None
     part = replace(stage, body=new, guard=tuple(conditions)).substitute(values)
     return replace(part, axes=tuple(axes))
-
-
-def _conditions(test: Expr) -> list[Affine] | None:
-    """Sums that are all ≥ 0 if and only if a test holds; None if there are none."""
-    if test.op is Op.AND:
-        left, right = map(_conditions, test.args)
-        return None if left is None or right is None else right + left
-    return list(conditions_of(test)) or None
 
 
 def _range(

@@ -106,7 +106,8 @@ def _split(node: Node) -> Node:
     if cuts:
         return _cut(node, x, cuts, first=True)
     if _of_windows(node):
-        return _cut(node, x, {min(node.arg): numel((x.shape[min(node.arg)],))})
+        images, *others = sorted(node.arg)
+        return graph_build.reduce(Op.SUM, graph_build.reduce(Op.SUM, x, others), (images,))
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -198,7 +199,7 @@ def _of_windows(node: Node) -> bool:
     x, images = node.src[0], min(node.arg)
     if node.op is not Op.SUM or x.op is not Op.MUL or len(node.arg) == 1:
         return False
-    if not isinstance(x.shape[images], int) or images + 1 in node.arg:
+    if images + 1 in node.arg:
         return False
     terms = numel([x.shape[axis] for axis in node.arg if axis != images])
     few = terms < LEAST_TERMS or contraction_operands(node)

@@ -11,6 +11,7 @@ from schedule.programs import add, gelu, mul, plan_of, product, total
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node
+from minigrad.graph.symbolic import Integer, var
 from minigrad.loops.assemble import grain_of, in_long_runs
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
@@ -76,6 +77,16 @@ def test_two_threads_share_what_takes_some_microseconds(vectors: int, grain: int
     loop = nest_of(lambda new: [total(new(32, 512), 1)]).parallel
     operations = vectors * GOLDEN.vector_bytes // 4
     assert grain_of(loop, operations, 0, GOLDEN) == grain
+
+
+def test_few_of_many_possible_rows_are_several_chunks() -> None:
+    """A general program may get 16 rows although it serves 1,024: two threads share them."""
+
+    def grain(rows: Integer) -> int:
+        return nest_of(lambda new: [total(new(rows, 1 << 17), 1)]).grain
+
+    assert grain(var("rows", 1, 1024)) == 1
+    assert grain(1024) == 16
 
 
 @pytest.mark.parametrize(("tiles", "grain"), [(192, 12), (60, 5), (36, 3), (37, 3), (9, 1)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from schedule.agreement import agree
 from schedule.machine import target_of
-from schedule.programs import Build, Inputs, plan_of
+from schedule.programs import LENGTH, Build, Inputs, plan_of
 
 from minigrad import Tensor
 from minigrad.graph import windows
@@ -80,6 +80,20 @@ def test_rows_of_an_image_share_what_they_read(of: str, size: int, machine: str,
     found = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     inner = [loop for loop in found if loop.stops == (size,) and isinstance(loop.body[0], Loop)]
     assert (size, rows) in {(size, loop.body[0].trips) for loop in inner}, nest
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_images_are_never_copied_if_their_number_varies(n: int) -> None:
+    """Also not in a general program, as for the last batch of an epoch."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        images = [inputs(LENGTH, 9, 20, 24), inputs(LENGTH, 9, 20, 24)]
+        x, seed = map(Tensor._of, images)
+        w = Tensor._of(inputs(9, 1, 3, 3))
+        return [x.conv2d(w, padding=1, groups=9).gradient(w, gradient=seed)[0].node]
+
+    assert plan_of(build).arena_bytes <= 4 * LENGTH.high * 9 * 9 + 64
+    agree(build, n=n)
 
 
 def test_two_gradients_of_one_kernel() -> None:

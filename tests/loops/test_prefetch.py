@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 from schedule.machine import GOLDEN
 from schedule.programs import DEVICE, add, ew, mul, plan_of, product, softmax, total, transpose
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.loops.nest import Loop, Nest, Statement, loops_in, show
+from minigrad.loops.nest import Loop, Nest, Statement, Store, loops_in, show, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.target import Target
@@ -130,16 +131,6 @@ def test_products_with_few_vectors_ask_for_rows_a_page_on_where_that_is_faster()
     assert not asked(nest_of(by_parts, (1, 64), (3072, 768), target=target).parallel)
 
 
-def test_scattered_updates_are_asked_for_some_rows_before() -> None:
-    def sums(base: Node, updates: Node) -> Node:
-        index = g.expand(g.reshape(g.iota(4096, DEVICE), (4096, 1)), (4096, 384))
-        return g.scatter_add(base, ew(Op.MOD, index, 64), updates, 0)
-
-    nest = nest_of(sums, (64, 384), (4096, 384))
-    assert len(asked(nest.parallel)) == 1 and asked(nest.parallel)[0].startswith("s1[")
-    assert "prefetch" in render(nest)
-
-
 def test_updates_of_columns_come_line_by_line() -> None:
     """Rows are outside columns, except for blocks of these: a column touches a line of each row."""
 
@@ -150,6 +141,28 @@ def test_updates_of_columns_come_line_by_line() -> None:
     (rows,) = [loop for loop in loops_in(nest.parallel.body) if loop.variable.high == 4095]
     (columns,) = rows.body
     assert isinstance(columns, Loop) and columns.variable.high == 299
+
+
+@pytest.mark.parametrize("rows, stages", [(1000, True), (40_000, False)])
+@pytest.mark.parametrize("constant", [False, True])
+def test_updates_of_columns_meet_in_memory_of_their_own(
+    rows: int, stages: bool, constant: bool
+) -> None:
+    """Result rows compete for places in a cache; a block that half of L2 holds does not."""
+
+    def sums(base: Node, index: Node) -> Node:
+        updates = g.const(1.0, dtypes.float32, (64, 300), DEVICE) if constant else mul(index, 2.0)
+        return g.scatter_add(base, index.cast(dtypes.int32), updates, 0)
+
+    nest = nest_of(sums, (rows, 300), (64, 300))
+    found = list(walk(nest.parallel))
+    (loop,) = [one for one in found if isinstance(one, Loop) and one.variable.high == 63]
+    (columns,) = loop.body
+    assert isinstance(columns, Loop) and columns.kind == "serial"
+    (update,) = columns.body
+    assert isinstance(update, Store) and (update.array.space == "scratch") is stages
+    lanes = [one for one in found if isinstance(one, Loop) and one.kind == "lanes"]
+    assert len(lanes) == 1 + stages  # what it begins with, and the copy to the result
 
 
 def test_a_large_table_begins_row_after_row() -> None:
