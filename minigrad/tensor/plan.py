@@ -568,11 +568,9 @@ class Plan:
         tensor stood when the program before ended.
         """
         before = compress(self.order, map(states.__contains__, map(id, self.order)))
-        found = dict.fromkeys(chain(before if states else (), self.held))
-        return [
-            node for node in found if node.op not in _MEMORY and node not in self.roots
-            and (id(node) in states or any(views.base_of(h) is None for h in holders(node)))
-        ]  # fmt: skip
+        return [n for n in dict.fromkeys(chain(before if states else (), self.held))
+                if n.op not in _MEMORY and n not in self.roots and (id(n) in states or any(
+                    views.base_of(h) is None for h in holders(n)))]  # fmt: skip
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.
