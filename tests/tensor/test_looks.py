@@ -302,16 +302,20 @@ def random_loop(seed: int) -> tuple[str, str]:
 @pytest.mark.parametrize("seed", range(30))
 def test_turns_of_random_loops(seed: int, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """None takes more nodes than the first ones, and looking changes no value."""
-    sizes, plan = list[int](), Plan.__init__
+    sizes: list[int] = []
+    ends: list[list[np.ndarray]] = []
+    looks: tuple[Any, ...] = (lambda x: x.sum().item(), lambda x: None)
+    plan = Plan.__init__
 
     def counting(self: Plan, *args: Any, **options: Any) -> None:
         plan(self, *args, **options)
         sizes.append(len(self.order))
 
     monkeypatch.setattr(Plan, "__init__", counting)
-    (start, turn), ends = random_loop(seed), []
-    for look in (lambda x: x.sum().item(), lambda x: None):
-        names, taken = {"Tensor": Tensor, "numbers": numbers, "look": look}, []
+    start, turn = random_loop(seed)
+    for look in looks:
+        names: dict[str, Any] = {"Tensor": Tensor, "numbers": numbers, "look": look}
+        taken: list[int] = []
         with Context(DEVICE=reference):
             exec(start, names)
             for _ in range(2 * TURNS):
@@ -319,5 +323,5 @@ def test_turns_of_random_loops(seed: int, reference: str, monkeypatch: pytest.Mo
                 exec(turn, names)
                 taken.append(sum(sizes))
             ends.append([names[name].numpy() for name in "abc"])
-        assert max(taken[-4:]) <= max(taken[4:TURNS], default=0), (start, turn, taken)
-    np.testing.assert_allclose(*ends, rtol=1e-4, atol=1e-5)
+        assert max(taken[-4:]) <= max(taken[4:TURNS]), (start, turn, taken)
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4, atol=1e-5)
