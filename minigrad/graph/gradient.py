@@ -41,8 +41,8 @@ def gradient(
     If outputs depend on a target only in ways whose derivative is zero, the gradient is zeros.
 
     Each seed has its output's shape and dtype, each result its target's. A target may lie between
-    an output and another target. Raises GradientError if an output is not a float, or if a gradient
-    would have to flow through an in-place write. order: `topological(outputs)`, if known.
+    an output and another target. An in-place write is a leaf: the written value is a constant.
+    GradientError if an output is not a float. order: `topological(outputs)`, if known.
     """
     _check(outputs, seeds)
     if order is None:
@@ -54,7 +54,7 @@ def gradient(
             parts.setdefault(output, []).append(seed)
     found: dict[Node, Node] = {}
     results: dict[Node, dict[Node, Node]] = {}  # LOOP → its RESULTs → their gradients
-    result, assign, wanted = Op.RESULT, Op.ASSIGN, set(targets)
+    result, assign = Op.RESULT, Op.ASSIGN
     for node in reversed(order):
         if node in results:
             for source, part in zip(node.src, node.arg.gradient(node, results[node]), strict=True):
@@ -66,14 +66,8 @@ def gradient(
         if node.op is result:
             results.setdefault(node.src[0], {})[node] = total
             continue
-        if node.op is assign and node in wanted:
+        if node.op is assign:
             continue  # a leaf: the value that was written to it is a constant
-        if node.op is assign and not active.isdisjoint(node.src):
-            raise GradientError(
-                f"cannot differentiate through the in-place write to {node.src[0]!r}; compute the "
-                "loss from the written value, or write (assign, setitem, optimizer step) inside "
-                "no_grad() or to a detached tensor"
-            )
         rules = rules_of(node)
         for source, rule in zip(node.src, rules, strict=False):
             part = rule(node, total) if rule is not None and source in active else None

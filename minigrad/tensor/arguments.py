@@ -25,7 +25,8 @@ from minigrad.tensor.core import Core
 # in ALSO.
 SEVERAL = {"dims": ("permute", "flip"), "order": ("permute",), "repeats": ("repeat",),
            "shape": ("reshape", "view", "expand", "broadcast_to"), "size": ("expand",)}  # fmt: skip
-ALSO = (("keepdims", "keepdim"), ("dim", "axis"), ("axis", "dim"))
+ALSO = (("keepdims", "keepdim"), ("dim", "axis"), ("axis", "dim"), ("dimension", "dim"),
+        ("split_size", "sizes"))  # fmt: skip
 
 
 class Kind(NamedTuple):

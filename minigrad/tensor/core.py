@@ -274,13 +274,13 @@ class Core(Holder, metaclass=_TensorType):
             self._become_leaf()
         self._requires_grad = wanted
 
-    def requires_grad_(self, wanted: bool = True) -> Self:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Set `requires_grad`; returns self.
 
         >>> Tensor([1.0]).requires_grad_().requires_grad
         True
         """
-        self.requires_grad = wanted
+        self.requires_grad = requires_grad
         return self
 
     def _become_leaf(self) -> None:

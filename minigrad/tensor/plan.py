@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain, compress
 from threading import get_ident
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from minigrad import program
 from minigrad.device import poisoned
@@ -66,6 +66,8 @@ MOST_KEPT = 1 << 24
 _unchanged: set[int] = set()
 # id of a node that a program computed but did not keep, though a tensor stood for it → the node
 computed: Interned[Node] = Interned()
+# id of a node that no program had computed when one ended, though a tensor stood for it → the node
+states: Interned[Node] = Interned()
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
 pending: Interned[Node] = Interned()
 
@@ -190,6 +192,7 @@ class Plan:
     a reader, or of several, which are its rows → these. found: the values' program, if it is known.
     """
 
+    ended: ClassVar[int] = 0  # an age: older lazy tensors were there when the last program ended
     tracked: Set[Node] = frozenset()
     free: Set[Node] = frozenset()  # unmarked leaves, where these count
     wanting: Set[Node] = frozenset()  # nodes that depend on other leaves
@@ -511,11 +514,7 @@ class Plan:
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to the buffers with their values."""
         made = dict(zip(self.alone, buffers, strict=True))
-        inside = [
-            holder for node in self.held
-            if node.op not in _MEMORY and node not in self.roots
-            for holder in holders(node) if views.base_of(holder) is None
-        ] if len(self.order) > FEW and by_itself() else []  # fmt: skip
+        inside = self._not_kept() if len(self.order) > FEW and by_itself() else []
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
         for whole, served in self.serves.items():
@@ -554,9 +553,24 @@ class Plan:
             companion = companion_of(target)
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
-        for holder in inside:
-            if (node := computed_below(holder.raw)) is not None:
-                computed.put(id(node), node)
+        for node in replaced(inside, made):
+            if (shown := computed_below(node)) is not None:
+                computed.put(id(shown), shown)
+        if lazy_links and by_itself():
+            for holder in not_captured(lazy_since(Plan.ended)):
+                states.put(id(holder.raw), holder.raw)
+            Plan.ended = next(ages)
+
+    def _not_kept(self) -> list[Node]:
+        """Nodes that are computed but not kept, though a tensor stands for them, or did before.
+
+        In a loop `v = f(w); w += v; v.sum().item()`, the new w reads the old one, for which a
+        tensor stood when the program before ended.
+        """
+        before = compress(self.order, map(states.__contains__, map(id, self.order)))
+        return [n for n in dict.fromkeys(chain(before if states else (), self.held))
+                if n.op not in _MEMORY and n not in self.roots and (id(n) in states or any(
+                    views.base_of(h) is None for h in holders(n)))]  # fmt: skip
 
     def _replace_writes(self, lazy: list[Holder], made: dict[Node, Node]) -> list[Holder]:
         """The lazy tensors that depend on nothing which another thread computes now.

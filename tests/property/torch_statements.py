@@ -165,7 +165,7 @@ EXACT = templates(r"""
     {x}[-1, ...].clone()  {x}[slice(0, 1), -1].clone()  {x}[..., [0], None]  {x}[[0, 1], [0, -1]]
     {x}[np.array([True, False])]  {x}[idx({i}, {x}.shape[0]), None]  {x}[[0, 1], :, [0, -1]]
     {x}[:, [0, 1], :, [0]]  {x}[None, [0, 1], None]  {x}[[0, -1]][:, [0]]  {x}[{m}][{s}]
-    {n} + np.float32(0.5)  {n} * np.int64(2)  {i} + np.int32(3)  {h} - np.float64(0.25)
+    {n} + np.float32(0.5)  {n}.long() * np.int64(2)  {i} + np.int32(3)  {h} - np.float64(0.25)
     {x} + True  ({m} + 1).long()  {m} * 2.5  {i} * 0.5  {i} + 0.25  True + {n}  {m} - {i}
     2 ** {i}.clamp(0, 5)
     {h}.bfloat16().float()  ({h}.bfloat16() + {h2}.bfloat16()).float()
@@ -175,7 +175,7 @@ EXACT = templates(r"""
     T.tensor(np.arange(6, dtype=np.int32)[::-1].copy())
     T.tensor(np.float16([1, 2.5]))  T.tensor(np.asfortranarray(np.arange(6.0).reshape(2, 3)))
     T.tensor(np.bool_(True))  T.tensor([np.float32(1.5), 2])  {x}.sum(np.int64(0))
-    {n}.clamp(np.int64(0), 2)
+    {n}.long().clamp(np.int64(0), 2)
     T.where({m}, 1.5, {f})  T.where({m}, {x}, 0)  T.where({e} > 0, 1.0, 0.0)  {n} * ({e} > {k})
     {x}.reshape(-1, 1, {x}.shape[-1]).squeeze(1)  {x}.unflatten(0, (1, -1)).clone()
     T.scatter(T.zeros(3, 4), 1, idx(fit({i}, 3, 2), 4), {K} + 0.5)  T.cat([{x}, {x2}, {x}], -1)

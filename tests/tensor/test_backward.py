@@ -72,6 +72,23 @@ def test_a_leaf_written_between_its_uses(on_device):
     assert (w.grad.tolist(), x.grad.tolist(), w.tolist()) == ([20], [9], [4])
 
 
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_value_written_to_another_leaf_is_a_constant(on_device, looks):
+    """As in a moving average of weights: the write waits when a gradient by `w` is asked for."""
+    w, mean = leaf([3, 4]), leaf([1, 2])
+    with Tensor.no_grad():
+        mean.lerp_(w, 0.5)
+    if looks:
+        assert mean.tolist() == [2, 3]
+    loss = (mean * w).sum() + (w * w * w).sum()
+    grad = loss.gradient(w)[0]
+    assert grad.tolist() == [2 + 27, 3 + 48]
+    grad.sum().backward()
+    assert w.grad.tolist() == [18, 24]
+    with pytest.raises(GradientError, match="does not depend"):
+        mean.sum().gradient(w)
+
+
 def test_leaf_after_a_waiting_write(on_device):
     x = Tensor([1.0, 2.0])
     x += 1

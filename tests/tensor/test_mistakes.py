@@ -424,6 +424,11 @@ def test_what_is_near_goes_on_working() -> None:
     """Correct calls that are similar to mistakes: dim=None, detached copies, fitting states."""
     assert X.sum(dim=None).shape == () and X.softmax(dim=None).shape == (2, 3)
     assert X.sum(axis=None, dim=1).shape == (2,)
+    halves = X.split(split_size=[1, 2], dim=1)
+    assert [part.shape for part in halves] == [(2, 1), (2, 2)]
+    assert X.unfold(dimension=1, size=2, step=1).shape == (2, 2, 2)
+    assert X.narrow(dimension=1, start=0, length=1).shape == (2, 1)
+    assert Tensor.ones(2).requires_grad_(requires_grad=False).requires_grad is False
     assert optim.SGD([_leaf().detach().requires_grad_()], lr=0.1).params
     assert optim.SGD([Tensor.ones(2) * 0.5], lr=0.1).params  # how tinygrad creates a weight
     out, state = nn.GRU(3, 4, batch_first=True)(_zeros(2, 5, 3), _zeros(1, 2, 4))
