@@ -234,13 +234,13 @@ class Recorded:
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.forgotten = [
-            (of, anew) for link, anew in self.graded.values()
+            (of, overwritten) for link, overwritten in self.graded.values()
             if (of := link()) is not None and of.grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
-        anew = {number for number, (_, matters_not) in self.graded.items() if matters_not}
+        overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
         for of, gradient in before.new_gradients():
-            had = before.gradient_of(of) is not None or id(of) in anew
+            had = before.gradient_of(of) is not None or id(of) in overwritten
             number = numbers.get(id(of), -1)
             if number < 0:
                 capture.gradients.append((of, gradient, had))
@@ -326,8 +326,8 @@ class Recorded:
         That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
         """
         for of, _ in self.before.new_gradients():
-            old, (_, anew) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
-            if old is not None and not anew and old.arg not in self.capture.written:
+            old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
+            if old is not None and not overwrote and old.arg not in self.capture.written:
                 raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
 
     def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:

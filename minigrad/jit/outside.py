@@ -163,7 +163,7 @@ class Outside:
                 )
             new = self.read.get(place, before.read[place]).value
             is_read = isinstance(was, Tensor) and (was.raw.arg in memory or id(was) in moved)
-            if isinstance(was, list):  # of ids of keys, which a dict made anew has others of
+            if isinstance(was, list):  # ids of keys: those of a new dict differ
                 was, new = len(was), len(new)
             if is_read and was is not new or isinstance(was, PLAIN) and not _equal(was, new):
                 self._refuse_replaced(repr(label))

@@ -50,8 +50,12 @@ class OtherInputs(Exception):
     """The inputs have other extents than in a capture, or gradients would flow to others of them.
 
     Such inputs get their own capture. The arguments are the key of that capture, and whether it is
-    for other extents. Key None: the same inputs, for whose sizes it is time to compile.
+    for other extents.
     """
+
+
+class ServedOften(Exception):
+    """A capture for many sizes has served its inputs often: it is time to compile for their own."""
 
 
 class Capture:

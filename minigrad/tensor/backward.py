@@ -25,7 +25,7 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
-from minigrad.tensor.observed import grades, observe
+from minigrad.tensor.observed import observe, sets_gradient
 from minigrad.tensor.plan import by_itself, rewritten
 from minigrad.tensor.templates import Template
 
@@ -250,7 +250,7 @@ def _keep(form: Any, order: Sequence[Node], found: Mapping[Node, Node]) -> None:
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:
-    grades(leaf, anew=False)
+    sets_gradient(leaf, overwrites=False)
     if leaf.grad is not None:
         node = build.elementwise(Op.ADD, leaf.grad.raw, node)
     leaf.grad = leaf._new(node)

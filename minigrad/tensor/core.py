@@ -40,7 +40,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.observed import grades, moves, observe
+from minigrad.tensor.observed import moves, observe, sets_gradient
 
 
 class _TensorType(type):
@@ -248,7 +248,7 @@ class Core(Holder, metaclass=_TensorType):
                 raise TypeError(f"x.grad: expected a tensor or None, got {type(given).__name__}")
             device_of("x.grad =", (self.raw, given.raw))
             self._check_alike("x.grad = …", given.shape, given.dtype)
-        grades(self, anew=True)
+        sets_gradient(self, overwrites=True)
         self._grad = given
 
     @property
