@@ -58,8 +58,7 @@ Spans = Sequence[tuple[int, int]]
 
 def chosen(table: Tensor, spans: Spans) -> Tensor:
     """Rows first … stop − 1 of each span, one after the other; all rows if there are no spans."""
-    parts = [table[first:stop] for first, stop in spans] or [table]
-    return parts[0].cat(*parts[1:])
+    return Tensor.cat([table[first:stop] for first, stop in spans] or [table])
 
 
 def capped(x: Tensor, cap: float) -> Tensor:

@@ -59,7 +59,7 @@ class RowCaches:
             for row, place in enumerate(self.places)
         ]
         # kept apart: a product with it inside would be another kernel, with sums in another order
-        return found[0].cat(*found[1:], dim=0).contiguous()
+        return Tensor.cat(found).contiguous()
 
     def settle(self, x: Tensor) -> None:
         """Compute a layer's result, and the stored keys and values."""

@@ -212,9 +212,7 @@ class Stage:
         def norm(others: list[Tensor]) -> Tensor:
             for total, other in zip(twice, others, strict=True):
                 total.assign(total + other)
-            squares = [total.square().sum() for total in counted]
-            first, *rest = squares
-            squared = first.stack(*rest).sum() if rest else first
+            squared = Tensor.stack([total.square().sum() for total in counted]).sum()
             Tensor.realize(squared, *totals)
             return squared
 

@@ -97,8 +97,8 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     # and rows a page apart cost half as much again as adjacent ones.
     q, k, v = (part.contiguous() for part in (q, k, v))
     halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
-    output = _joined([found[0] for found in halves]).cast(q.dtype)
-    statistic = _joined([found[1] for found in halves]).contiguous().detach()
+    output = Tensor.cat([found[0] for found in halves], dim=-2).cast(q.dtype)
+    statistic = Tensor.cat([found[1] for found in halves], dim=-2).contiguous().detach()
 
     def rule(node: Node, g: Node) -> Sequence[Node | None]:
         with Tensor.no_grad():
@@ -262,8 +262,3 @@ def _at_half(x: Tensor, half: int) -> Tensor:
     """x as one half of twice as many rows, with zeros in the other."""
     rows = plain_shape(x)[-2]
     return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0].cat(*parts[1:], dim=-2)
-
