@@ -17,7 +17,7 @@ from minigrad.device import Buffer, Call, Device
 from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, Op, depending, topological
+from minigrad.graph.node import Node, Op, depending, grouped, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
@@ -366,10 +366,8 @@ class Recorded:
         """
         new = known.union(*(call.made for call in self.calls))
         reads = dict.fromkeys(b for call in self.calls for b in call.buffers if b not in new)
-        found: dict[Node, list[Holder]] = {}
-        for holder in all_holders():
-            if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
-                found.setdefault(holder.raw, []).append(holder)
+        found = grouped((holder.raw, holder) for holder in all_holders()
+                        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads)
         lazy = topological([holder.raw for holder in lazy_holders()])
         held = {node.arg for node in (*found, *lazy) if node.op is Op.BUFFER}
         held.update(*(call.written for call in self.calls))

@@ -12,7 +12,7 @@ from io import IOBase
 from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, grouped
 from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Walk
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
@@ -184,12 +184,9 @@ class Outside:
 
         A replay sets these places again, so they are not checked. old: ids of other tensors.
         """
-        places: dict[int, list[str]] = {}
         tensors = {id(value): value for value in self.stored.values()
                    if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
-        for place, value in self.stored.items():
-            if id(value) in tensors:
-                places.setdefault(id(value), []).append(place)
+        places = grouped((id(value), place) for place, value in self.stored.items())
         self.stored = {}
         self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
         self.differs = self._look()
