@@ -226,8 +226,7 @@ class Jitted(Generic[P, R]):
         """Run the function; what it returns is then in memory, and no view."""
         before = dict(lazy_links)  # with all views; while it keeps them, no other gets their ids
         result = self.function(*args, **kwargs)
-        tensors: list[Tensor] = []
-        flatten(result, tensors, {})
+        tensors, _ = flatten(result)
         realization.realize(tensors)  # weights drawn in it are not part of a step
         for tensor in tensors:
             if id(tensor._link) not in before:
@@ -251,15 +250,14 @@ class Jitted(Generic[P, R]):
                 with recorded_calls(self.varies) as calls, _logged() as data, _noting() as noted:
                     result = self._run(*args, **kwargs)
                 _give_memory(before)
-                structure = flatten(result, [], {})
+                _, structure = flatten(result)
                 self._called[key] = _Called(given, structure, data, calls, noted)
                 return result
         return self(*args, **kwargs)
 
     def _capture(self, key: int, args: Any, kwargs: Any) -> R:
-        tensors: list[Tensor] = []
         values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
+        tensors, structure = flatten((args, kwargs), values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
         self.varies |= called_with != self._called[key].given
@@ -281,8 +279,7 @@ class Jitted(Generic[P, R]):
             with (recorded_calls(self.varies) as recorded.calls, _logged() as data,
                   _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
-                results: list[Tensor] = []
-                found = flatten(result, results, dict(values))
+                results, found = flatten(result, dict(values))
                 others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
                 watch.part()
@@ -335,7 +332,7 @@ class Jitted(Generic[P, R]):
             bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
+        parts = {name: flatten(value)[1] for name, value in bound.arguments.items()}
         return {name: bound.arguments[name] for name, part in parts.items()
                 if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
@@ -430,9 +427,8 @@ class _Called:
 
 def _given(args: Any, kwargs: Any) -> int:
     """A hash of the arguments, except the values of tensors; tensors are realized."""
-    tensors: list[Tensor] = []
     values: dict[str, int] = {}
-    structure = flatten((args, kwargs), tensors, values)
+    tensors, structure = flatten((args, kwargs), values)
     realization.realize(tensors)
     return hash((structure, *(signature(tensor, values) for tensor in tensors)))
 

@@ -171,8 +171,8 @@ class Outside:
             if link() is not None and getattr(link(), attribute) != was:
                 self._refuse_replaced(f"{type(link()).__name__}'s {attribute.strip('_')}")
         for grown, items, label in before.grows:
-            added, known = list[Tensor](), {*map(id, items)}
-            flatten([item for item in grown if id(item) not in known], added, {})
+            known = {*map(id, items)}
+            added, _ = flatten([item for item in grown if id(item) not in known])
             if added and len(grown) > len(items):
                 raise JitError(
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "

@@ -212,7 +212,7 @@ class Capture:
         tensors: list[Tensor] = []
         now = clock.lazies
         if self.written_inputs:
-            flatten((args, kwargs), tensors, {})
+            tensors, _ = flatten((args, kwargs))
             realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
@@ -231,9 +231,8 @@ class Capture:
 
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The input tensors, realized, and the values of variables; JitError if they do not fit."""
-        tensors: list[Tensor] = []
         values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
+        tensors, structure = flatten((args, kwargs), values)
         if structure != self.structure:
             raise JitError(
                 f"{self.name} was captured with arguments {show(self.structure)} and is called "
