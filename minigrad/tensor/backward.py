@@ -111,7 +111,8 @@ class Backward(Composed):
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:
-            raise GradientError(f"no gradient for {self.dtype.name}: only floats have gradients")
+            raise GradientError(f"no gradient for {self.dtype.name}: only floats have gradients; "
+                                "make the data floats, e.g. with .float()")  # fmt: skip
         if gradient is None:
             expect(self.numel() == 1, "backward", "one element; reduce it, e.g. with .sum(), or "
                    "pass gradient= of its shape", self, error=GradientError)  # fmt: skip
