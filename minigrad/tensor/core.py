@@ -71,13 +71,9 @@ class Core(Holder, metaclass=_TensorType):
     no_grad = no_grad
 
     def __init__(
-        self,
-        data: Any,
-        *more: Never,
-        dtype: DType | str | None = None,
-        device: str | None = None,
-        requires_grad: bool | None = None,
-    ) -> None:
+        self, data: Any, *more: Never, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> None:  # fmt: skip
         """Copy `data`: a number, nested lists, an array (numpy, bfloat16 too), or a buffer.
 
         A bound `Variable` gives a 0-d int32 tensor of its value. Python ints give int32, or a wider

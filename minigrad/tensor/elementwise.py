@@ -436,23 +436,11 @@ class Elementwise(Methods):
 
     # --- operators --------------------------------------------------------------------------------
 
-    __add__ = add
-    __sub__ = sub
-    __mul__ = mul
-    __floordiv__ = floor_divide
-    __mod__ = mod
-    __pos__ = positive
-    __and__ = bitwise_and
-    __or__ = bitwise_or
-    __xor__ = bitwise_xor
-    __lshift__ = lshift
-    __rshift__ = rshift
-    __neg__ = neg
-    __invert__ = bitwise_not
-    __lt__ = lt
-    __le__ = le
-    __gt__ = gt
-    __ge__ = ge
+    __add__, __sub__, __mul__, __floordiv__, __mod__ = add, sub, mul, floor_divide, mod
+    __pos__, __neg__, __invert__ = positive, neg, bitwise_not
+    __and__, __or__, __xor__ = bitwise_and, bitwise_or, bitwise_xor
+    __lshift__, __rshift__ = lshift, rshift
+    __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
     __eq__ = eq  # type: ignore[assignment]
     __ne__ = ne  # type: ignore[assignment]
     __hash__ = object.__hash__
