@@ -329,13 +329,10 @@ class Progress:
         rich = require("rich.progress")
         self.steps, self.unit, self.quiet = steps, unit, quiet
         self.bar: Any = rich.Progress(
-            rich.TextColumn("step {task.completed}/{task.total}"),
-            rich.BarColumn(),
-            rich.TextColumn("{task.fields[facts]}"),
-            rich.TimeRemainingColumn(),
-            rich.TextColumn("left"),
-            transient=True,
-        )
+            rich.TextColumn("step {task.completed}/{task.total}"), rich.BarColumn(),
+            rich.TextColumn("{task.fields[facts]}"), rich.TimeRemainingColumn(),
+            rich.TextColumn("left"), transient=True,
+        )  # fmt: skip
         terminal = self.bar.console.is_terminal and not self.bar.console.is_dumb_terminal
         self.live = bool(terminal) and not quiet
         self.task = self.bar.add_task("", total=steps, facts="")

@@ -59,12 +59,9 @@ class Source:
 
 
 def load_pretrained(
-    kind: type[GPT],
-    path: str | os.PathLike[str],
-    config: GPTConfig | None = None,
-    dtype: str | None = None,
-    context: int | None = None,
-) -> GPT:
+    kind: type[GPT], path: str | os.PathLike[str], config: GPTConfig | None = None,
+    dtype: str | None = None, context: int | None = None,
+) -> GPT:  # fmt: skip
     """The GPT (kind) with the weights in `path`; InputError says in a sentence what is wrong.
 
     path: a GGUF file (in the types of `gguf_load`); a safetensors file or PyTorch state dict (.bin,
@@ -86,13 +83,9 @@ def load_pretrained(
 
 
 def model_of(
-    kind: type[GPT],
-    source: Source,
-    path: str | os.PathLike[str],
-    config: GPTConfig | None = None,
-    dtype: str | None = None,
-    context: int | None = None,
-) -> GPT:
+    kind: type[GPT], source: Source, path: str | os.PathLike[str],
+    config: GPTConfig | None = None, dtype: str | None = None, context: int | None = None,
+) -> GPT:  # fmt: skip
     """The model of a Source, whose tensors are removed from it; see `load_pretrained`."""
     try:
         found = config or config_of(source)
