@@ -51,9 +51,7 @@ class ContextFull(BoundsError):
 class KeyValueCache:
     """Keys and values of one layer, each (batch, heads, context, head width)."""
 
-    def __init__(
-        self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None
-    ) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None) -> None:
         self.keys, self.values, self.whole = keys, values, whole or self
 
     @classmethod

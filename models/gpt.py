@@ -266,9 +266,7 @@ class GPT:
             x = x + (places.squeeze(1) if isinstance(start, Tensor) else places)
         return self.scatter(x.dropout(self.config.dropout))
 
-    def features(
-        self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0
-    ) -> Tensor:
+    def features(self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0) -> Tensor:
         """The output of the last layer for each position: (batch, length, dim).
 
         With a cache for each layer, ids are the tokens from position `start`, the first that is not

@@ -207,9 +207,7 @@ def _goes(layout: Layout, config: GPTConfig, batch: float) -> bool:
     return layout.batch * (layout.micro if layout.pp > 1 else 1) <= max(batch, 1)
 
 
-def show_layouts(
-    config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int
-) -> None:
+def show_layouts(config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int) -> None:
     """Print a table: a step of each layout over one network."""
     count = parameters(config)
     inner = "" if cluster.inner is None else f", {cluster.inner.name}"

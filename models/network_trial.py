@@ -68,9 +68,7 @@ def _flags(layout: Layout, config: GPTConfig) -> Namespace:
     return Namespace(**{**asdict(layout), "sp": sp, "experts": config.experts})
 
 
-def with_trial(
-    config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]
-) -> Any:
+def with_trial(config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]) -> Any:
     """The result of use(trial) in this process's rank, after the first steps."""
 
     def begin(rank: Rank | None = None) -> Any:

@@ -146,9 +146,7 @@ def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
     return parameters(config).total * per_parameter(itemsize)
 
 
-def state_bytes_of_device(
-    count: float, copies: int = 1, zero: int = 0, itemsize: int = 2
-) -> float:
+def state_bytes_of_device(count: float, copies: int = 1, zero: int = 0, itemsize: int = 2) -> float:
     """The state of `count` parameters on one of `copies` devices, which share it with ZeRO.
 
     zero: 1 shares AdamW's state, 2 also gradients, 3 also weights.
@@ -158,9 +156,7 @@ def state_bytes_of_device(
     return count * sum(size / (copies if zero >= stage else 1) for size, stage in parts)
 
 
-def peak_bytes(
-    config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
-) -> int:
+def peak_bytes(config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False) -> int:
     """The peak memory of a training step here.
 
     Weights, masters and moments, and the larger of activations and gradients: when the backward

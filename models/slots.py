@@ -271,8 +271,6 @@ class Slots:
         Tensor.realize(*self.kept)
 
 
-def _alike(
-    count: int, tokens: Sequence[int], place: int
-) -> dict[int, tuple[Sequence[int], int]]:
+def _alike(count: int, tokens: Sequence[int], place: int) -> dict[int, tuple[Sequence[int], int]]:
     """The same tokens at the same position for each of the first slots."""
     return dict.fromkeys(range(count), (tokens, place))

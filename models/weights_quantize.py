@@ -215,9 +215,7 @@ def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> d
     return {key: value_of(value) for key, value in plain.items()}
 
 
-def tokenizer_metadata(
-    config: GPTConfig, folder: Path, facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def tokenizer_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a folder's tokenizer, as llama.cpp's "gpt2"; InputError for other kinds."""
     tokenizer = hub_tokenizer(folder, facts)
     if not isinstance(tokenizer, bpe.BytePairTokenizer):

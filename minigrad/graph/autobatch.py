@@ -83,9 +83,7 @@ def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node]
             yield some, stacked(some) if whole is None else whole
 
 
-def made_as_rows(
-    nodes: Iterable[Node], kept: Iterable[Node]
-) -> Iterator[tuple[list[Node], Node]]:
+def made_as_rows(nodes: Iterable[Node], kept: Iterable[Node]) -> Iterator[tuple[list[Node], Node]]:
     """Groups of nodes that were computed together before, and their rows (len, …).
 
     kept: nodes that something else depends on.

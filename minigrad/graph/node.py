@@ -110,9 +110,7 @@ _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
 
 
-def make(
-    op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str
-) -> Node:
+def make(op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str) -> Node:
     """The one node with these fields (no checks; `build` checks)."""
     key_arg = arg  # as it is compared
     if op is CONST:

@@ -150,9 +150,7 @@ class Capture:
         realization.separate(own.raw, {id(own._link)})
         return store._replace(tensor=own)
 
-    def _launch(
-        self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]
-    ) -> None:
+    def _launch(self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]) -> None:
         """Run the replay on the device, and record what it has changed."""
         memories = [node.arg for node in (*given, *nodes)]
         self.replay.put(*(memory.memory for memory in memories))

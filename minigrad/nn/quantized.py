@@ -206,9 +206,7 @@ class Quantized:
             pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
             for place, part in enumerate(self._integers(stored[0]))
         ]
-        scales, *minima = [
-            part.reshape(tiles, 1, groups, TILE) for part in self._scales(stored)
-        ]
+        scales, *minima = [part.reshape(tiles, 1, groups, TILE) for part in self._scales(stored)]
         group = _added(sum(terms[1:], terms[0])) * scales
         if minima:
             whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)

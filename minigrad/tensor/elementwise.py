@@ -124,9 +124,7 @@ class Elementwise(Methods):
         """Compare uint64 with signed integers exactly, as numpy does: no integer dtype holds both.
         """
         signed, is_left = (self, not reverse) if self.dtype.kind == "i" else (other, reverse)
-        mine, its = (
-            x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other)
-        )  # fmt: skip
+        mine, its = (x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other))
         result, negative = mine._binary(op, name, its, reverse), signed < 0
         if op is Op.NE or (is_left and op is not Op.EQ):  # negative: less than all uint64
             return result | negative

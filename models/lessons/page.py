@@ -102,9 +102,7 @@ class Page:
         if self.talks:
             print(f"  ✓ {what}: {found}\n")
 
-    def _print_table(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], title: str
-    ) -> None:
+    def _print_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         if title:
             print(f"  {title}")

@@ -174,9 +174,7 @@ class Stage:
 
     optimizer: nn.optim.Optimizer
 
-    def __init__(
-        self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port
-    ) -> None:
+    def __init__(self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port) -> None:
         self.number, self.mesh, self.pieces, self.port = number, mesh, pieces, port
         self.params = {name: tensor for piece in pieces.values()
                        for name, tensor in piece.params.items()}  # fmt: skip
