@@ -41,7 +41,7 @@ class MinigradBackend(AbstractBackend):
 
     def stack_on_zeroth_dimension(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of one shape along a new first axis."""
-        return tensors[0].stack(*tensors[1:], dim=0)
+        return Tensor.stack(tensors, dim=0)
 
     def add_axes(self, x: Tensor, n_axes: int, pos2len: dict[int, int]) -> Tensor:
         """Add axes along which the tensor repeats, without copying it."""
@@ -51,7 +51,7 @@ class MinigradBackend(AbstractBackend):
 
     def concat(self, tensors: Sequence[Tensor], axis: int) -> Tensor:
         """One after the other along an axis."""
-        return tensors[0].cat(*tensors[1:], dim=axis)
+        return Tensor.cat(tensors, dim=axis)
 
     def is_float_type(self, x: Tensor) -> bool:
         """Whether the dtype is a float, so that a mean may be taken."""

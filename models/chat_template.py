@@ -43,8 +43,8 @@ class ChatTemplate:
         )
         environment.globals.clear()
         environment.globals |= {
-            "dict": dict, "range": sandbox.safe_range, "namespace": _namespace(),
-            "raise_exception": _refuse, "strftime_now": _now,
+            "dict": dict, "range": sandbox.safe_range, "raise_exception": _refuse,
+            "namespace": require("jinja2.utils").Namespace, "strftime_now": _now,
         }  # fmt: skip
         environment.filters["tojson"] = _json
         self.names = dict(names)
@@ -126,10 +126,6 @@ def ends_of(tokenizer: Tokenizer) -> set[int]:
     """Ids that end an answer: those that the file names, and well-known names."""
     special = tokenizer.special
     return {special[name] for name in ENDS if name in special} | tokenizer.ends
-
-
-def _namespace() -> Any:
-    return require("jinja2.utils").Namespace
 
 
 def _refuse(message: str) -> str:

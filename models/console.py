@@ -9,7 +9,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from difflib import get_close_matches
 from io import TextIOWrapper
 from pathlib import Path
 from types import ModuleType
@@ -126,8 +127,20 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=Help, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        """Print the error, and the flag that a misspelled one may mean; exit with status 2."""
+        words = message.split() if message.startswith("unrecognized") else []
+        found = [get_close_matches(word, [*_flags_of(self)], 1) for word in words]
+        meant = next((f"; did you mean {flag}?" for flag, in filter(None, found)), "")
+        self.exit(2, f"{self.prog}: error: {message}{meant} (see --help)\n")
+
+
+def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The flags of a parser and of its commands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        commands = action.choices if isinstance(action, argparse._SubParsersAction) else {}
+        for command in commands.values():
+            yield from _flags_of(command)
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -316,13 +329,10 @@ class Progress:
         rich = require("rich.progress")
         self.steps, self.unit, self.quiet = steps, unit, quiet
         self.bar: Any = rich.Progress(
-            rich.TextColumn("step {task.completed}/{task.total}"),
-            rich.BarColumn(),
-            rich.TextColumn("{task.fields[facts]}"),
-            rich.TimeRemainingColumn(),
-            rich.TextColumn("left"),
-            transient=True,
-        )
+            rich.TextColumn("step {task.completed}/{task.total}"), rich.BarColumn(),
+            rich.TextColumn("{task.fields[facts]}"), rich.TimeRemainingColumn(),
+            rich.TextColumn("left"), transient=True,
+        )  # fmt: skip
         terminal = self.bar.console.is_terminal and not self.bar.console.is_dumb_terminal
         self.live = bool(terminal) and not quiet
         self.task = self.bar.add_task("", total=steps, facts="")

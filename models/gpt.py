@@ -58,8 +58,7 @@ Spans = Sequence[tuple[int, int]]
 
 def chosen(table: Tensor, spans: Spans) -> Tensor:
     """Rows first … stop − 1 of each span, one after the other; all rows if there are no spans."""
-    parts = [table[first:stop] for first, stop in spans] or [table]
-    return parts[0].cat(*parts[1:])
+    return Tensor.cat([table[first:stop] for first, stop in spans] or [table])
 
 
 def capped(x: Tensor, cap: float) -> Tensor:
@@ -267,9 +266,7 @@ class GPT:
             x = x + (places.squeeze(1) if isinstance(start, Tensor) else places)
         return self.scatter(x.dropout(self.config.dropout))
 
-    def features(
-        self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0
-    ) -> Tensor:
+    def features(self, ids: Tensor, caches: Sequence[Cache] = (), start: Start = 0) -> Tensor:
         """The output of the last layer for each position: (batch, length, dim).
 
         With a cache for each layer, ids are the tokens from position `start`, the first that is not

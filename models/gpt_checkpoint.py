@@ -50,14 +50,9 @@ class Resumable:
 
 
 def save_checkpoint(
-    path: Path,
-    model: GPT,
-    tokenizer: Tokenizer,
-    run: TrainingRun | None = None,
-    metrics: Metrics | None = None,
-    flags: Mapping[str, Any] | None = None,
-    digest: str = "",
-) -> None:
+    path: Path, model: GPT, tokenizer: Tokenizer, run: TrainingRun | None = None,
+    metrics: Metrics | None = None, flags: Mapping[str, Any] | None = None, digest: str = "",
+) -> None:  # fmt: skip
     """Write the model and, if `run` is given, everything needed to continue it.
 
     All ranks that share a run call this.

@@ -176,9 +176,7 @@ def newest_checkpoint() -> Path:
 def check_resumable(flags: argparse.Namespace, resumable: Resumable | None, digest: str) -> None:
     """InputError if a checkpoint has no training to resume, or one on another text."""
     if resumable is None:
-        raise InputError(
-            f"{flags.resume} has a model, but no training state: it cannot be resumed"
-        )
+        raise InputError(f"{flags.resume} has a model, but no training state: it cannot be resumed")
     if digest != resumable.digest:
         raise InputError(
             f"{flags.resume} was trained on a different text than {flags.text or 'the plays'}: "

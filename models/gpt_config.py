@@ -80,9 +80,7 @@ class GPTConfig:
         if self.dim % self.heads and not self.head_width:
             raise InputError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         if self.heads % self.key_value_heads:
-            raise InputError(
-                f"heads {self.heads} is not a multiple of key_heads {self.key_heads}"
-            )
+            raise InputError(f"heads {self.heads} is not a multiple of key_heads {self.key_heads}")
         if self.positions == "rotary" and not 0 < self.turned <= self.width:
             raise InputError(f"rotary_share: expected above 0, at most 1, got {self.rotary_share}")
         if self.positions == "rotary" and self.turned % 2:

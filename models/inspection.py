@@ -26,7 +26,7 @@ TEMPERATURES = (0.2, 1.0, 2.0)
 NEIGHBOURS, LIKELIEST = 5, 8
 ALIKE = 10.0  # gradient norms of blocks that differ less do not keep a model from learning
 DEEP = 40  # layers without norms in which gradients vanish
-WARM, MOST_ANEW = 3, 8  # calls before a captured step replays; longer rows that are timed
+WARM, MOST_WITHOUT = 3, 8  # calls before a captured step replays; longer rows that are timed
 
 
 def inspect_command(flags: argparse.Namespace) -> None:
@@ -69,9 +69,9 @@ def inspect_command(flags: argparse.Namespace) -> None:
         words = "  ".join(f"{shown(tokenizer, int(i))} {chances[i]:.1%}" for i in order)
         print(f"  {temperature}: {words}")
 
-    kept, anew = latency(model, ids, flags.tokens)
+    kept, without = latency(model, ids, flags.tokens)
     print(f"\nmilliseconds per token: {told_of_times(kept)} with the KV cache, "
-          f"{told_of_times(anew)} without")  # fmt: skip
+          f"{told_of_times(without)} without")  # fmt: skip
     print(f"KV cache: {decoder.nbytes():,} bytes = 2 · {config.layers} layers · "
           f"{config.key_value_heads} heads · {config.context} positions · {config.width} dims "
           "· 4 bytes")  # fmt: skip
@@ -152,7 +152,7 @@ def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[
     room = model.config.context - len(ids)
     tokens = max(min(tokens, room), 1)
     decoder = Decoder(model, [list(ids)])
-    kept, anew = [], []
+    kept, without = [], []
     for number in range(tokens + WARM):  # the prompt, a normal call, a captured one
         if number >= room:
             break
@@ -164,12 +164,12 @@ def latency(model: GPT, ids: list[int], tokens: int) -> tuple[list[float], list[
     read = jit(lambda row: model.unembed(model.features(row)[:, -1]).realize())
     row = [decoder.rows[0][: len(ids) + tokens]]
     with Tensor.no_grad():
-        for number in range(min(tokens, MOST_ANEW) + WARM):
+        for number in range(min(tokens, MOST_WITHOUT) + WARM):
             start = time.perf_counter()
             read(Tensor(row)).numpy().argmax()
             if number >= WARM:
-                anew.append(time.perf_counter() - start)
-    return kept, anew
+                without.append(time.perf_counter() - start)
+    return kept, without
 
 
 def told_of_times(seconds: list[float]) -> str:
@@ -211,11 +211,11 @@ class Deep:
         return x
 
 
-def deep_gradient_norms(depth: int, residual: bool, width: int = 64, seed: int = 3) -> list[float]:
+def deep_gradient_norms(depth: int, residual: bool) -> list[float]:
     """2-norm of the gradient of each layer's weights in a new `Deep`, first layer first."""
-    Tensor.manual_seed(seed)
-    model = Deep(depth, width, residual)
-    x, goal = Tensor.randn(32, width), Tensor.randn(32, width)
+    Tensor.manual_seed(3)
+    model = Deep(depth, 64, residual)
+    x, goal = Tensor.randn(32, 64), Tensor.randn(32, 64)
     loss = (model(x) - goal).square().mean()
     gradients = loss.gradient(*(layer.weight for layer in model.layers))
     norms = Tensor.stack(*(gradient.square().sum().sqrt() for gradient in gradients))

@@ -235,8 +235,7 @@ class Steps:
             loss.backward()
             losses.append(loss.detach())
             self.optimizer.step()
-        first, *rest = losses
-        return (first.stack(*rest) if rest else first.reshape(1)).realize()
+        return Tensor.stack(losses).realize()
 
 
 class Patience:
@@ -262,18 +261,9 @@ class Patience:
 
 
 def train(
-    model: MLP,
-    training: Digits,
-    validation: Digits,
-    epochs: int,
-    batch: int,
-    lr: float,
-    seed: int,
-    metrics: Metrics,
-    patience: int | None = None,
-    mesh: Mesh | None = None,
-    quiet: bool = False,
-) -> float:
+    model: MLP, training: Digits, validation: Digits, epochs: int, batch: int, lr: float, seed: int,
+    metrics: Metrics, patience: int | None = None, mesh: Mesh | None = None, quiet: bool = False,
+) -> float:  # fmt: skip
     """Train with Adam on minibatches, in a new order each epoch; returns the final accuracy.
 
     Digits left over when an epoch is cut into batches are skipped in that epoch. patience: end
@@ -307,15 +297,11 @@ def train(
                     check_finite(loss, number, lr)
                     ends = last and place == len(losses)
                     metrics.record(
-                        step=number,
-                        loss=loss,
-                        val_loss=val_loss if ends else None,
-                        lr=lr,
+                        step=number, loss=loss, val_loss=val_loss if ends else None, lr=lr,
                         tokens_per_s=speed,  # here a token is a digit
-                        elapsed_s=time.perf_counter() - start,
-                        epoch=epoch,
+                        elapsed_s=time.perf_counter() - start, epoch=epoch,
                         val_accuracy=accuracy if ends else None,
-                    )
+                    )  # fmt: skip
                     progress.update(number, loss, speed)
             check_finite(val_loss, number, lr)  # the last step has no other check
             progress.say(

@@ -106,7 +106,7 @@ class Router:
             best = left.argmax(1)
             chosen.append(best)
             left = _one_hot(best, plain_shape(logits)[1]).bool().where(-1.0, left)
-        places = chosen[0].stack(*chosen[1:], dim=1) if chosen[1:] else chosen[0].unsqueeze(1)
+        places = Tensor.stack(chosen, dim=1)
         weights = probabilities.gather(1, places)
         weights = weights / weights.sum(1, keepdim=True) if self.share else weights
         return Routing(logits, probabilities, places, weights)

@@ -57,6 +57,9 @@ LOSSES = (1e-4, 1e-3)  # shares of lost packets, for the lines below a lossless 
 PORT = 50e9  # bytes per second: the fastest common link of a device to other boxes
 SPEED = 0.4 * 989e12  # flop/s of an H100 in practice
 FEW, TOKENS, PARTS = 10, 1_000_000, 40  # devices, tokens, micro-batches of the sensitivity table
+# Each way of sharing a step's work, on its own.
+WAYS = {"DP": Layout(dp=FEW), "SP": Layout(sp=FEW), "TP": Layout(tp=FEW),
+        "PP": Layout(pp=FEW, micro=PARTS)}  # fmt: skip
 
 
 def brief(seconds: float) -> str:
@@ -82,16 +85,6 @@ def with_lossy(networks: Sequence[Network]) -> list[Network]:
 # --- how sensitive each way is --------------------------------------------------------------------
 
 
-def ways(devices: int, micro: int = PARTS) -> dict[str, Layout]:
-    """Each way of sharing a step's work, on its own."""
-    return {
-        "DP": Layout(dp=devices),
-        "SP": Layout(sp=devices),
-        "TP": Layout(tp=devices),
-        "PP": Layout(pp=devices, micro=micro),
-    }
-
-
 def unhidden(
     config: GPTConfig, layout: Layout, network: Network, tokens: float = TOKENS, itemsize: int = 2,
     speed: float = SPEED,
@@ -115,7 +108,7 @@ def sensitivity(bandwidth: float) -> str:
 
 def cases(config: GPTConfig) -> dict[str, tuple[GPTConfig, Layout]]:
     """The rows of the table of sensitivity; for experts, the model gets some if it has none."""
-    found = {name: (config, layout) for name, layout in ways(FEW).items()}
+    found = {name: (config, layout) for name, layout in WAYS.items()}
     found["ZeRO-3"] = config, Layout(dp=FEW, zero=3)
     if not config.experts:
         config = replace(config, experts=FEW, active=2)
@@ -214,9 +207,7 @@ def _goes(layout: Layout, config: GPTConfig, batch: float) -> bool:
     return layout.batch * (layout.micro if layout.pp > 1 else 1) <= max(batch, 1)
 
 
-def show_layouts(
-    config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int
-) -> None:
+def show_layouts(config: GPTConfig, work: Work, cluster: Cluster, devices: int, micro: int) -> None:
     """Print a table: a step of each layout over one network."""
     count = parameters(config)
     inner = "" if cluster.inner is None else f", {cluster.inner.name}"

@@ -64,17 +64,11 @@ class Trial:
 
 def _flags(layout: Layout, config: GPTConfig) -> Namespace:
     """A layout as flags of `gpt.py`."""
-    return Namespace(
-        dp=layout.dp, tp=layout.tp, pp=layout.pp, ep=layout.ep, zero=layout.zero,
-        experts=config.experts,
-        sp=layout.tp if layout.tokens else layout.sp, micro=layout.micro,
-        schedule=layout.schedule, pieces=layout.pieces,
-    )  # fmt: skip
+    sp = layout.tp if layout.tokens else layout.sp
+    return Namespace(**{**asdict(layout), "sp": sp, "experts": config.experts})
 
 
-def with_trial(
-    config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]
-) -> Any:
+def with_trial(config: GPTConfig, batch: int, layout: Layout, use: Callable[[Trial], Any]) -> Any:
     """The result of use(trial) in this process's rank, after the first steps."""
 
     def begin(rank: Rank | None = None) -> Any:

@@ -47,9 +47,8 @@ def scaled(scaling: Scaling, base: float, turned: int) -> tuple[tuple[float, ...
     if scaling.kind == "llama3":
         return tuple(_llama3(scaling, base ** (-2 * i / turned)) for i in pairs), 1.0
     gain = scaling.gain or (1 + 0.1 * math.log(scaling.factor) if scaling.factor > 1 else 1.0)
-    first, last = _place(scaling, scaling.fast, base, turned), _place(
-        scaling, scaling.slow, base, turned
-    )
+    ends = scaling.fast, scaling.slow
+    first, last = (_place(scaling, turns, base, turned) for turns in ends)
     if scaling.truncate:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, turned - 1)

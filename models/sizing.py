@@ -131,46 +131,32 @@ def activation_bytes(
     return kept + max(loss, through)
 
 
-@dataclass(frozen=True)
-class Training:
-    """Bytes per parameter in training: weights and gradients of `itemsize`, and AdamW's state.
+def masters(itemsize: int) -> int:
+    """Bytes of the float32 copy of a parameter, which smaller ones need in training."""
+    return 4 if itemsize < 4 else 0
 
-    That is a float32 master copy (if itemsize is smaller) and two moments.
-    """
 
-    itemsize: int = 2
-
-    @property
-    def masters(self) -> int:
-        """Bytes of the float32 copy of a parameter."""
-        return 4 if self.itemsize < 4 else 0
-
-    @property
-    def per_parameter(self) -> int:
-        """weights + gradients + masters + moments."""
-        return 2 * self.itemsize + self.masters + 8
+def per_parameter(itemsize: int) -> int:
+    """Bytes in training: weights + gradients + masters + AdamW's two moments."""
+    return 2 * itemsize + masters(itemsize) + 8
 
 
 def state_bytes(config: GPTConfig, itemsize: int = 2) -> int:
     """Weights, gradients, masters and AdamW's moments."""
-    return parameters(config).total * Training(itemsize).per_parameter
+    return parameters(config).total * per_parameter(itemsize)
 
 
-def state_bytes_of_device(
-    count: float, copies: int = 1, zero: int = 0, itemsize: int = 2
-) -> float:
+def state_bytes_of_device(count: float, copies: int = 1, zero: int = 0, itemsize: int = 2) -> float:
     """The state of `count` parameters on one of `copies` devices, which share it with ZeRO.
 
     zero: 1 shares AdamW's state, 2 also gradients, 3 also weights.
     """
-    rest = Training(itemsize).per_parameter - 2 * itemsize
+    rest = per_parameter(itemsize) - 2 * itemsize
     parts = ((itemsize, 3), (itemsize, 2), (rest, 1))
     return count * sum(size / (copies if zero >= stage else 1) for size, stage in parts)
 
 
-def peak_bytes(
-    config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False
-) -> int:
+def peak_bytes(config: GPTConfig, batch: int, itemsize: int = 2, recompute: bool = False) -> int:
     """The peak memory of a training step here.
 
     Weights, masters and moments, and the larger of activations and gradients: when the backward
@@ -178,7 +164,7 @@ def peak_bytes(
     """
     n = parameters(config).total
     gradients = n * itemsize
-    rest = n * Training(itemsize).per_parameter - gradients
+    rest = n * per_parameter(itemsize) - gradients
     return rest + max(activation_bytes(config, batch, itemsize, recompute), gradients)
 
 
@@ -238,7 +224,7 @@ def report(
     name: str, config: GPTConfig, itemsize: int, batch: int, machine: Machine, tokens: float
 ) -> list[Line]:
     """The figures of a model that trains on `tokens` tokens, `batch` windows at a time."""
-    c, p, training = config, parameters(config), Training(itemsize)
+    c, p, whole = config, parameters(config), per_parameter(itemsize)
     n, memory = p.total, machine.memory
     weights, state = n * itemsize, state_bytes(c, itemsize)
     inside = activation_bytes(c, batch, itemsize)
@@ -246,7 +232,7 @@ def report(
     cache = cache_bytes(c, 1, itemsize)
     used = machine.count or devices(state + few, memory)
     seconds = seconds_of_training(c, tokens, used, machine.peak, machine.utilization)
-    rest = 8 + training.masters
+    rest = 8 + masters(itemsize)
     peaks = [peak_bytes(c, batch, itemsize, recompute) for recompute in (True, False)]
     return [
         Line(name, f"{c.layers} layers, {c.dim} dims, {c.heads} heads, feed-forward {c.hidden}, "
@@ -264,11 +250,11 @@ def report(
         Line("gradients", bytes_text(weights), f"parameters · {itemsize} bytes"),
         Line("optimizer", bytes_text(n * rest),
              f"parameters · {rest} bytes: AdamW's two moments, 4 each"
-             + (", and float32 masters, 4" if training.masters else "")),
+             + (", and float32 masters, 4" if masters(itemsize) else "")),
         Line("activations", f"{bytes_text(inside)}; {bytes_text(few)} with recomputation",
              f"what the backward pass needs, for {batch} × {c.context} tokens"),
         Line("training, total", f"{bytes_text(state + few)} … {bytes_text(state + inside)}",
-             f"parameters · {training.per_parameter} bytes + activations"),
+             f"parameters · {whole} bytes + activations"),
         Line("peak in minigrad", " … ".join(map(bytes_text, peaks)),
              "the same with only the larger of gradients and activations: gradients reuse the "
              "memory of activations"),
@@ -276,7 +262,7 @@ def report(
              f"weights / {bytes_text(memory)}, rounded up"),
         Line("devices to train it",
              f"{devices(state, memory):,} … {devices(state + inside, memory):,}",
-             f"parameters · {training.per_parameter} bytes, + activations / memory"),
+             f"parameters · {whole} bytes, + activations / memory"),
         Line("flops per token", f"{flops_per_token(c):.3g}",
              "6 · parameters that multiply + 6 · layers · context · dim"),
         Line("training time", duration_text(seconds),

@@ -59,7 +59,7 @@ class RowCaches:
             for row, place in enumerate(self.places)
         ]
         # kept apart: a product with it inside would be another kernel, with sums in another order
-        return found[0].cat(*found[1:], dim=0).contiguous()
+        return Tensor.cat(found).contiguous()
 
     def settle(self, x: Tensor) -> None:
         """Compute a layer's result, and the stored keys and values."""
@@ -271,8 +271,6 @@ class Slots:
         Tensor.realize(*self.kept)
 
 
-def _alike(
-    count: int, tokens: Sequence[int], place: int
-) -> dict[int, tuple[Sequence[int], int]]:
+def _alike(count: int, tokens: Sequence[int], place: int) -> dict[int, tuple[Sequence[int], int]]:
     """The same tokens at the same position for each of the first slots."""
     return dict.fromkeys(range(count), (tokens, place))

@@ -326,13 +326,9 @@ class OverfittingWatch:
 
 
 def finish(
-    run: TrainingRun,
-    training: Windows,
-    validation: Windows,
-    metrics: Metrics,
-    save: Callable[[], None] = lambda: None,
-    interruption: Interruption | None = None,
-) -> float:
+    run: TrainingRun, training: Windows, validation: Windows, metrics: Metrics,
+    save: Callable[[], None] = lambda: None, interruption: Interruption | None = None,
+) -> float:  # fmt: skip
     """Run the remaining steps; returns the validation loss at the end.
 
     Every step is recorded in `metrics`. A warning is printed if the validation loss rises while the

@@ -59,12 +59,9 @@ class Source:
 
 
 def load_pretrained(
-    kind: type[GPT],
-    path: str | os.PathLike[str],
-    config: GPTConfig | None = None,
-    dtype: str | None = None,
-    context: int | None = None,
-) -> GPT:
+    kind: type[GPT], path: str | os.PathLike[str], config: GPTConfig | None = None,
+    dtype: str | None = None, context: int | None = None,
+) -> GPT:  # fmt: skip
     """The GPT (kind) with the weights in `path`; InputError says in a sentence what is wrong.
 
     path: a GGUF file (in the types of `gguf_load`); a safetensors file or PyTorch state dict (.bin,
@@ -86,13 +83,9 @@ def load_pretrained(
 
 
 def model_of(
-    kind: type[GPT],
-    source: Source,
-    path: str | os.PathLike[str],
-    config: GPTConfig | None = None,
-    dtype: str | None = None,
-    context: int | None = None,
-) -> GPT:
+    kind: type[GPT], source: Source, path: str | os.PathLike[str],
+    config: GPTConfig | None = None, dtype: str | None = None, context: int | None = None,
+) -> GPT:  # fmt: skip
     """The model of a Source, whose tensors are removed from it; see `load_pretrained`."""
     try:
         found = config or config_of(source)
@@ -305,14 +298,13 @@ def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | Quantiz
     plain = [w.dequantized() if isinstance(w, Quantized) else w for w in weights]
     if part.how == "expert stacks":
         stacks = [weight.reshape(experts, -1, weight.shape[-1]) for weight in plain]
-        return stacks[0].cat(*stacks[1:], dim=1).contiguous()
+        return Tensor.cat(stacks, dim=1).contiguous()
     if part.how == "experts":
         groups = [plain[i : i + part.group] for i in range(0, len(plain), part.group)]
         if len({tuple(w.shape for w in group) for group in groups}) > 1:
             raise InputError(f"the experts of {part.ours} have different shapes")
-        merged = [group[0].cat(*group[1:], dim=0) if group[1:] else group[0] for group in groups]
-        return merged[0].stack(*merged[1:], dim=0).contiguous()
-    return plain[0].cat(*plain[1:], dim=0).contiguous()
+        return Tensor.stack([*map(Tensor.cat, groups)]).contiguous()
+    return Tensor.cat(plain).contiguous()
 
 
 def _converted(

@@ -111,13 +111,10 @@ def _write(
         make = partial(_bytes_of, name, weight, chosen)
         entries.append(Entry(name, shape, NUMBERS[chosen], make))
     size = gguf_save(target, kept, entries)
-    said = [f"{what} ({_matrices(count)})" for what, count in fallen.items()]
+    said = [f"{what} ({count} {'matrix' if count == 1 else 'matrices'})"
+            for what, count in fallen.items()]  # fmt: skip
     types = ", ".join(f"{name} {count:,}" for name, count in counts.most_common())
     return [*said, f"elements by type: {types}"], size
-
-
-def _matrices(count: int) -> str:
-    return "1 matrix" if count == 1 else f"{count} matrices"
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
@@ -218,9 +215,7 @@ def hub_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> d
     return {key: value_of(value) for key, value in plain.items()}
 
 
-def tokenizer_metadata(
-    config: GPTConfig, folder: Path, facts: Mapping[str, Any]
-) -> dict[str, Any]:
+def tokenizer_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata of a folder's tokenizer, as llama.cpp's "gpt2"; InputError for other kinds."""
     tokenizer = hub_tokenizer(folder, facts)
     if not isinstance(tokenizer, bpe.BytePairTokenizer):

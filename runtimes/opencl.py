@@ -152,9 +152,7 @@ class OpenCL(Runtime):
             # might write to it, come after the copy. Each waits for what was enqueued before it.
             filled = cl.enqueue_marker(source.queue)
             source.queue.flush()
-            done = cl.enqueue_copy(
-                self.queue, memory, given, byte_count=nbytes, wait_for=[filled]
-            )
+            done = cl.enqueue_copy(self.queue, memory, given, byte_count=nbytes, wait_for=[filled])
             self.queue.flush()
             cl.enqueue_barrier(source.queue, wait_for=[done])
             source.queue.flush()

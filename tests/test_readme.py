@@ -319,7 +319,7 @@ def test_debug_prints_the_same(cpu: str, tmp_path: Path) -> None:
     assert shown["schedule"] in result.stderr
 
 
-def print_anew() -> None:
+def print_again() -> None:
     """Write the code's present output into minigrad/README.md."""
     parts = report()
     if "assembly" in parts:
@@ -333,4 +333,4 @@ def print_anew() -> None:
 
 
 if __name__ == "__main__":
-    print_anew()
+    print_again()

@@ -44,7 +44,7 @@ def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
     tensors = _promoted(arrays)
     if axis is None:
         tensors, axis = [tensor.flatten() for tensor in tensors], 0
-    return Array._of(tensors[0].cat(*tensors[1:], dim=axis))
+    return Array._of(Tensor.cat(tensors, dim=axis))
 
 
 def _promoted(arrays: Sequence[Array]) -> list[Tensor]:
@@ -102,7 +102,7 @@ def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of equal shape joined along a new axis."""
     tensors = _promoted(arrays)
     place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
-    return Array._of(tensors[0].stack(*tensors[1:], dim=place))
+    return Array._of(Tensor.stack(tensors, dim=place))
 
 
 def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +217,7 @@ def _memory(stories: Sequence[Story]) -> dict[str, Any]:
     fixed: buffers with names. passed: other buffers, from the first program that uses them to the
     last. The rest is passed between kernels of one program.
     """
-    starts = [0]
-    for story in stories:
-        starts.append(starts[-1] + len(story.kernels))
+    starts = [*accumulate((len(story.kernels) for story in stories), initial=0)]
     steps = [0] * max(starts[-1], 1)
     held: list[dict[str, Any]] = []
     fixed: Counter[str] = Counter()

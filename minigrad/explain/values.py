@@ -59,9 +59,7 @@ class Values:
         self._held: dict[Array, Faults] = {}
         self._memory: _Memory  # of the running program
 
-    def begins(
-        self, timed: Timed, buffers: Sequence[Buffer], variables: Mapping[str, int]
-    ) -> None:
+    def begins(self, timed: Timed, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Called before a program runs: its inputs may have faults already."""
         story, self._held = self.tell(timed.call), {}
         self._memory = _Memory(story, timed.parts[0], buffers, variables)

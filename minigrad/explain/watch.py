@@ -290,9 +290,7 @@ def run(
 
 def _realized(step: Callable[..., Any], *args: Any) -> None:
     """Call a step and realize the tensors that it returns, as if it were captured."""
-    tensors: list[Tensor] = []
-    flatten(step(*args), tensors, {})
-    realization.realize(tensors)
+    realization.realize(flatten(step(*args))[0])
 
 
 def _check_work(ran: Sequence[Any]) -> None:

@@ -30,6 +30,7 @@ from minigrad.graph.node import (
     Op,
     Shape,
     beneath,
+    grouped,
     picked,
     topological,
 )
@@ -82,9 +83,7 @@ def as_rows(nodes: Sequence[Node], kept: Set[Node]) -> Iterator[tuple[list[Node]
             yield some, stacked(some) if whole is None else whole
 
 
-def made_as_rows(
-    nodes: Iterable[Node], kept: Iterable[Node]
-) -> Iterator[tuple[list[Node], Node]]:
+def made_as_rows(nodes: Iterable[Node], kept: Iterable[Node]) -> Iterator[tuple[list[Node], Node]]:
     """Groups of nodes that were computed together before, and their rows (len, …).
 
     kept: nodes that something else depends on.
@@ -225,10 +224,7 @@ Split = Callable[[Sequence[Node], Iterable[Any]], list[list[Node]]]  # nodes wit
 
 def _grouped(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:
     """Nodes with equal keys, in the order of the first of each group."""
-    found: dict[Any, list[Node]] = {}
-    for node, key in zip(nodes, keys, strict=True):
-        found.setdefault(key, []).append(node)
-    return list(found.values())
+    return list(grouped(zip(keys, nodes, strict=True)).values())
 
 
 def _runs(nodes: Sequence[Node], keys: Iterable[Any]) -> list[list[Node]]:

@@ -36,9 +36,7 @@ class _Bucket:
     needs: dict[_Bucket, None] = field(default_factory=dict)  # (an ordered set)
 
 
-def in_buckets(
-    roots: Sequence[Node], sent: Mapping[Node, Sent]
-) -> tuple[list[Node], list[Sent]]:
+def in_buckets(roots: Sequence[Node], sent: Mapping[Node, Sent]) -> tuple[list[Node], list[Sent]]:
     """The roots with exchanges merged, and these exchanges in order. sent: by exchange."""
     order = topological(roots)
     buckets = _buckets(roots, order)

@@ -52,14 +52,19 @@ def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
     """A reduction; reduced axes keep length 1. Over no elements it gives the identity."""
     if op not in REDUCTIONS:
         raise ValueError(f"{op} is not a reduction")
-    axes = tuple(sorted(set(axes)))
-    if any(not 0 <= axis < x.ndim for axis in axes):
-        raise ShapeError(f"{op.value}: invalid axes {axes} for an array with {x.ndim} dimensions")
-    axes = tuple(axis for axis in axes if x.shape[axis] != 1)
+    axes = _long_axes(op.value, x, axes)
     if not axes:
         return x
     shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(x.shape))
     return make(op, x.dtype, shape, (x,), axes, x.device)
+
+
+def _long_axes(name: str, x: Node, axes: Sequence[int]) -> tuple[int, ...]:
+    """Some axes in order, without those of length 1; ShapeError if x lacks one."""
+    axes = tuple(sorted(set(axes)))
+    if any(not 0 <= axis < x.ndim for axis in axes):
+        raise ShapeError(f"{name}: invalid axes {axes} for an array with {x.ndim} dimensions")
+    return tuple(axis for axis in axes if x.shape[axis] != 1)
 
 
 def scan(op: Op, x: Node, axis: int) -> Node:
@@ -221,10 +226,7 @@ def _cut(shape: Shape, ranges: Sequence[tuple[Integer, Integer]]) -> Shape | Non
 
 def flip(x: Node, axes: Sequence[int]) -> Node:
     """Reverse the order along axes."""
-    axes = tuple(sorted(set(axes)))
-    if any(not 0 <= axis < x.ndim for axis in axes):
-        raise ShapeError(f"flip: invalid axes {axes} for an array with {x.ndim} dimensions")
-    axes = tuple(axis for axis in axes if x.shape[axis] != 1)
+    axes = _long_axes("flip", x, axes)
     return _moved(Op.FLIP, x, x.shape, axes) if axes else x
 
 
@@ -267,8 +269,8 @@ def cat(pieces: Sequence[Node], axis: int) -> Node:
     first = pieces[0]
     if is_symbolic(tuple(x.shape[axis] for x in pieces)):
         raise misfit(f"cat along axis {axis}", "known sizes along it", *pieces)
-    around = _around(first, axis)
-    if any(x.dtype is not first.dtype or _around(x, axis) != around for x in pieces):
+    sizes = around(first.shape, axis)
+    if any(x.dtype is not first.dtype or around(x.shape, axis) != sizes for x in pieces):
         given = (f"{x.dtype.name} {x.shape}" for x in pieces)
         expected = "equal dtypes, and equal sizes except along that axis"
         raise misfit(f"cat along axis {axis}", expected, *given)
@@ -280,8 +282,9 @@ def cat(pieces: Sequence[Node], axis: int) -> Node:
     return make(Op.CAT, first.dtype, shape, some, axis, device_of(Op.CAT, some))
 
 
-def _around(x: Node, axis: int) -> tuple[Shape, Shape]:
-    return x.shape[:axis], x.shape[axis + 1 :]
+def around(shape: Shape, axis: int) -> tuple[Shape, Shape]:
+    """The extents before an axis, and those after it."""
+    return shape[:axis], shape[axis + 1 :]
 
 
 Window = tuple[int, int, int, int]  # axis, size, step, dilation
@@ -337,10 +340,8 @@ def scatter(op: Op, base: Node, index: Node, x: Node, axis: int) -> Node:
 def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
     if not index.dtype.is_int:
         raise DTypeError(f"{name}: expected an index of an integer dtype, got {index.dtype.name}")
-    same = x.ndim == index.ndim and 0 <= axis < x.ndim and all(
-        a == b for d, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if d != axis
-    )
-    if not same:
+    same = x.ndim == index.ndim and around(x.shape, axis) == around(index.shape, axis)
+    if not same or not 0 <= axis < x.ndim:
         raise misfit(f"{name} along axis {axis}", "equal sizes except along that axis", x, index)
 
 

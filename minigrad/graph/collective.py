@@ -13,7 +13,7 @@ groups; a COLLECTIVE is what one rank contributes to an exchange within a group,
 
 All ranks must make the same exchanges in the same order. Each node has a number of its own, so that
 equal exchanges stay two and the order in which they were written is known; a canonical graph
-numbers them anew from 0. The derivatives hold for the sum of all ranks' losses.
+numbers them from 0. The derivatives hold for the sum of all ranks' losses.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Affine, Integer
 
 Shape = tuple[Integer, ...]
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -109,9 +110,7 @@ _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
 
 
-def make(
-    op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str
-) -> Node:
+def make(op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str) -> Node:
     """The one node with these fields (no checks; `build` checks)."""
     key_arg = arg  # as it is compared
     if op is CONST:
@@ -276,6 +275,14 @@ def in_order(
                 return order
             append(above)
             above, rest = path.pop()
+
+
+def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
+    """The values of pairs (key, value) by key, in the order of each key's first."""
+    found: dict[K, list[T]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
 
 
 def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:

@@ -204,16 +204,12 @@ class Op(Enum):
         1, "f", scalar=scalars.square_root, numpy="sqrt", cost=12,
         gradient=(lambda g, y, x: g / (y * 2.0),), llvm=Words("sqrt"), opencl=Words("sqrt"),
     )
-    EXP = "exp", _function(
-        exponential.exp, math.exp, lambda g, y, x: g * y, 17, numpy="exp"
-    )
+    EXP = "exp", _function(exponential.exp, math.exp, lambda g, y, x: g * y, 17, numpy="exp")
     EXP2 = "exp2", _function(
         exponential.exp2, lambda x: math.pow(2.0, x),
         lambda g, y, x: g * (y * math.log(2.0)), 16, numpy="exp2",
     )
-    LOG = "log", _function(
-        exponential.log, math.log, lambda g, y, x: g / x, 28, numpy="log"
-    )
+    LOG = "log", _function(exponential.log, math.log, lambda g, y, x: g / x, 28, numpy="log")
     LOG2 = "log2", _function(
         exponential.log2, math.log2, lambda g, y, x: g / (x * math.log(2.0)), 27, numpy="log2"
     )
@@ -374,9 +370,7 @@ SCANS = {Op.CUMSUM: Op.SUM, Op.CUMPROD: Op.PROD, Op.CUMMAX: Op.MAX}  # → their
 SCATTERS: dict[Op, Op | None] = {  # None: new values replace old ones
     Op.SCATTER: None, Op.SCATTER_ADD: Op.SUM, Op.SCATTER_MAX: Op.MAX, Op.SCATTER_PROD: Op.PROD,
 }  # fmt: skip
-MOVEMENT = frozenset({
-    Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW,
-})  # fmt: skip
+MOVEMENT = frozenset({Op.RESHAPE, Op.PERMUTE, Op.EXPAND, Op.PAD, Op.SHRINK, Op.FLIP, Op.WINDOW})
 # The binary operations that make up a reduction; the last one for bools.
 STEPS = {Op.SUM: (Op.ADD, Op.OR), Op.PROD: (Op.MUL, Op.AND), Op.MAX: (Op.MAXIMUM,)}
 # The reduction that repeats a binary operation.

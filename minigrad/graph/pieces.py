@@ -19,6 +19,7 @@ from minigrad.graph.node import (
     Node,
     Op,
     beneath,
+    grouped,
     in_order,
     topological,
 )
@@ -106,9 +107,7 @@ def _lead(write: Node, leads: Mapping[Node, Node]) -> Node:
 
 def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     """Writes by their lead; all together if one of them reads what another one writes."""
-    found: dict[Node, list[Node]] = {}
-    for write in leads:
-        found.setdefault(_lead(write, leads), []).append(write)
+    found = grouped((_lead(write, leads), write) for write in leads)
     written = {write.src[0].arg: lead for lead, writes in found.items() for write in writes}
     for lead, writes in found.items():
         for node in in_order(writes, lambda node: () if node in stored else node.src):

@@ -95,6 +95,4 @@ def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
 
 def without_rules(roots: Sequence[Node]) -> list[Node]:
     """The roots without gradient rules: each CUSTOM replaced by its value."""
-    return remade(
-        roots, lambda node, src: src[0] if node.op is Op.CUSTOM else rebuild(node, src)
-    )
+    return remade(roots, lambda node, src: src[0] if node.op is Op.CUSTOM else rebuild(node, src))

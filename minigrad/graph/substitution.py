@@ -9,9 +9,7 @@ from typing import Any
 from minigrad.graph.symbolic import Affine, Atom, Integer, low, weighted
 
 
-def substitute(
-    x: Integer, values: Mapping[Atom, Integer], in_loaded: bool = True
-) -> Integer:
+def substitute(x: Integer, values: Mapping[Atom, Integer], in_loaded: bool = True) -> Integer:
     """x with some of its variables replaced (all at once), and simplified.
 
     in_loaded: also inside the expressions of loaded values.

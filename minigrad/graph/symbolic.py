@@ -314,9 +314,7 @@ def _as_atom(x: Integer) -> Atom | None:
     return x.terms[0][0]
 
 
-def _without_remainders(
-    constant: int, terms: Mapping[Atom, int]
-) -> tuple[int, dict[Atom, int]]:
+def _without_remainders(constant: int, terms: Mapping[Atom, int]) -> tuple[int, dict[Atom, int]]:
     """The sum with x − d·(x // d) for each remainder x % d."""
     found: dict[Atom, int] = {}
     for atom, c in terms.items():

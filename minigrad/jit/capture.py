@@ -17,7 +17,7 @@ from minigrad.device import Buffer, Call, Device
 from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, Op, depending, topological
+from minigrad.graph.node import Node, Op, depending, grouped, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
@@ -234,13 +234,13 @@ class Recorded:
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.forgotten = [
-            (of, anew) for link, anew in self.graded.values()
+            (of, overwritten) for link, overwritten in self.graded.values()
             if (of := link()) is not None and of.grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
-        anew = {number for number, (_, matters_not) in self.graded.items() if matters_not}
+        overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
         for of, gradient in before.new_gradients():
-            had = before.gradient_of(of) is not None or id(of) in anew
+            had = before.gradient_of(of) is not None or id(of) in overwritten
             number = numbers.get(id(of), -1)
             if number < 0:
                 capture.gradients.append((of, gradient, had))
@@ -326,8 +326,8 @@ class Recorded:
         That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
         """
         for of, _ in self.before.new_gradients():
-            old, (_, anew) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
-            if old is not None and not anew and old.arg not in self.capture.written:
+            old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
+            if old is not None and not overwrote and old.arg not in self.capture.written:
                 raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
 
     def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
@@ -366,10 +366,8 @@ class Recorded:
         """
         new = known.union(*(call.made for call in self.calls))
         reads = dict.fromkeys(b for call in self.calls for b in call.buffers if b not in new)
-        found: dict[Node, list[Holder]] = {}
-        for holder in all_holders():
-            if holder.raw.op is Op.BUFFER and holder.raw.arg in reads:
-                found.setdefault(holder.raw, []).append(holder)
+        found = grouped((holder.raw, holder) for holder in all_holders()
+                        if holder.raw.op is Op.BUFFER and holder.raw.arg in reads)
         lazy = topological([holder.raw for holder in lazy_holders()])
         held = {node.arg for node in (*found, *lazy) if node.op is Op.BUFFER}
         held.update(*(call.written for call in self.calls))

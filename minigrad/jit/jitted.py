@@ -11,8 +11,8 @@ The first call runs normally (and compiles). The second call is captured: every 
 is recorded, with its buffers. From the third call on, none of the function's Python code runs: the
 recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Tensors that
 the function updates in place stay in their memory. So does a parameter's `.grad`, which each replay
-updates. Tensors that it leaves in attributes and globals are set anew; those in containers that it
-leaves are updated.
+updates. Attributes and globals that it sets to a tensor get a new one in each call; tensors that it
+leaves in containers are updated.
 
 Inputs of other extents (another batch size, another length) start again: two normal calls, one that
 is captured. From the third size on nothing is compiled (`graph/general.py`), and a size that comes
@@ -67,7 +67,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
@@ -75,7 +75,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Recorded, copies
 from minigrad.jit.host_random import generators, refuse_draws
 from minigrad.jit.outside import Outside
-from minigrad.jit.replay import Capture, OtherInputs
+from minigrad.jit.replay import Capture, OtherInputs, ServedOften
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
@@ -89,7 +89,7 @@ from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
 EXPLAINED = "explained"  # the mode of a thread whose step is being explained
-MOST_OTHERS = 16  # so many captures for other kinds of inputs are kept
+MOST_OTHERS = 16  # captures that are kept for other kinds of inputs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -194,20 +194,25 @@ class Jitted(Generic[P, R]):
         try:
             return serve(args, kwargs)  # type: ignore[no-any-return]
         except OtherInputs as other:
-            inputs, sized = other.args
-        return self._for(inputs, sized)(*args, **kwargs)
+            run = self._for(*other.args)
+        except ServedOften:
+            run = self._without_capture()
+        return run(*args, **kwargs)
 
-    def _for(self, inputs: tuple[Hashable, ...] | None, sized: bool) -> Callable[P, R]:
+    def _without_capture(self) -> Self:
+        """The same function: its next calls compile and capture the sizes that they have."""
+        with self._lock:
+            self.varies = False
+            self._called.pop(thread.key, None)
+            self._replays.pop(thread.key, None)
+        return self
+
+    def _for(self, inputs: tuple[Hashable, ...], sized: bool) -> Callable[P, R]:
         """The function for other inputs (see `OtherInputs`).
 
         With sizes that come for the first time, and perhaps never again, it is not captured.
         """
         with self._lock:
-            if inputs is None:  # they come often
-                self.varies = False
-                self._called.pop(thread.key, None)
-                self._replays.pop(thread.key, None)
-                return self
             repeats = inputs in self._others or not sized
             found = self._others.pop(inputs, None)
             if found is None and repeats:
@@ -221,8 +226,7 @@ class Jitted(Generic[P, R]):
         """Run the function; what it returns is then in memory, and no view."""
         before = dict(lazy_links)  # with all views; while it keeps them, no other gets their ids
         result = self.function(*args, **kwargs)
-        tensors: list[Tensor] = []
-        flatten(result, tensors, {})
+        tensors, _ = flatten(result)
         realization.realize(tensors)  # weights drawn in it are not part of a step
         for tensor in tensors:
             if id(tensor._link) not in before:
@@ -246,15 +250,14 @@ class Jitted(Generic[P, R]):
                 with recorded_calls(self.varies) as calls, _logged() as data, _noting() as noted:
                     result = self._run(*args, **kwargs)
                 _give_memory(before)
-                structure = flatten(result, [], {})
+                _, structure = flatten(result)
                 self._called[key] = _Called(given, structure, data, calls, noted)
                 return result
         return self(*args, **kwargs)
 
     def _capture(self, key: int, args: Any, kwargs: Any) -> R:
-        tensors: list[Tensor] = []
         values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
+        tensors, structure = flatten((args, kwargs), values)
         self._refuse_arrays(structure)
         called_with = _given(args, kwargs)
         self.varies |= called_with != self._called[key].given
@@ -276,8 +279,7 @@ class Jitted(Generic[P, R]):
             with (recorded_calls(self.varies) as recorded.calls, _logged() as data,
                   _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
-                results: list[Tensor] = []
-                found = flatten(result, results, dict(values))
+                results, found = flatten(result, dict(values))
                 others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
                 watch.part()
@@ -330,7 +332,7 @@ class Jitted(Generic[P, R]):
             bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        parts = {name: flatten(value, [], {}) for name, value in bound.arguments.items()}
+        parts = {name: flatten(value)[1] for name, value in bound.arguments.items()}
         return {name: bound.arguments[name] for name, part in parts.items()
                 if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
 
@@ -389,7 +391,7 @@ class Jitted(Generic[P, R]):
 def _for_now(serve: Serve, turns: Iterator[int], args: Any, kwargs: Any) -> Any:
     """Serve a capture whose programs are for many sizes, as often as there are turns."""
     if next(turns, None) is None:
-        raise OtherInputs(None, True)
+        raise ServedOften
     return serve(args, kwargs)
 
 
@@ -425,9 +427,8 @@ class _Called:
 
 def _given(args: Any, kwargs: Any) -> int:
     """A hash of the arguments, except the values of tensors; tensors are realized."""
-    tensors: list[Tensor] = []
     values: dict[str, int] = {}
-    structure = flatten((args, kwargs), tensors, values)
+    tensors, structure = flatten((args, kwargs), values)
     realization.realize(tensors)
     return hash((structure, *(signature(tensor, values) for tensor in tensors)))
 

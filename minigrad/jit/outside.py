@@ -12,7 +12,7 @@ from io import IOBase
 from typing import Any, NamedTuple
 
 from minigrad.errors import JitError
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, grouped
 from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Walk
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
@@ -163,7 +163,7 @@ class Outside:
                 )
             new = self.read.get(place, before.read[place]).value
             is_read = isinstance(was, Tensor) and (was.raw.arg in memory or id(was) in moved)
-            if isinstance(was, list):  # of ids of keys, which a dict made anew has others of
+            if isinstance(was, list):  # ids of keys: those of a new dict differ
                 was, new = len(was), len(new)
             if is_read and was is not new or isinstance(was, PLAIN) and not _equal(was, new):
                 self._refuse_replaced(repr(label))
@@ -171,8 +171,8 @@ class Outside:
             if link() is not None and getattr(link(), attribute) != was:
                 self._refuse_replaced(f"{type(link()).__name__}'s {attribute.strip('_')}")
         for grown, items, label in before.grows:
-            added, known = list[Tensor](), {*map(id, items)}
-            flatten([item for item in grown if id(item) not in known], added, {})
+            known = {*map(id, items)}
+            added, _ = flatten([item for item in grown if id(item) not in known])
             if added and len(grown) > len(items):
                 raise JitError(
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
@@ -184,12 +184,9 @@ class Outside:
 
         A replay sets these places again, so they are not checked. old: ids of other tensors.
         """
-        places: dict[int, list[str]] = {}
         tensors = {id(value): value for value in self.stored.values()
                    if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
-        for place, value in self.stored.items():
-            if id(value) in tensors:
-                places.setdefault(id(value), []).append(place)
+        places = grouped((id(value), place) for place, value in self.stored.items())
         self.stored = {}
         self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
         self.differs = self._look()

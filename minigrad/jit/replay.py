@@ -50,8 +50,12 @@ class OtherInputs(Exception):
     """The inputs have other extents than in a capture, or gradients would flow to others of them.
 
     Such inputs get their own capture. The arguments are the key of that capture, and whether it is
-    for other extents. Key None: the same inputs, for whose sizes it is time to compile.
+    for other extents.
     """
+
+
+class ServedOften(Exception):
+    """A capture for many sizes has served its inputs often: it is time to compile for their own."""
 
 
 class Capture:
@@ -146,9 +150,7 @@ class Capture:
         realization.separate(own.raw, {id(own._link)})
         return store._replace(tensor=own)
 
-    def _launch(
-        self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]
-    ) -> None:
+    def _launch(self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]) -> None:
         """Run the replay on the device, and record what it has changed."""
         memories = [node.arg for node in (*given, *nodes)]
         self.replay.put(*(memory.memory for memory in memories))
@@ -208,7 +210,7 @@ class Capture:
         tensors: list[Tensor] = []
         now = clock.lazies
         if self.written_inputs:
-            flatten((args, kwargs), tensors, {})
+            tensors, _ = flatten((args, kwargs))
             realization.realize(tensors)
             tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
         if lazy_links:
@@ -227,9 +229,8 @@ class Capture:
 
     def _check(self, args: Any, kwargs: Any) -> tuple[list[Tensor], dict[str, int]]:
         """The input tensors, realized, and the values of variables; JitError if they do not fit."""
-        tensors: list[Tensor] = []
         values: dict[str, int] = {}
-        structure = flatten((args, kwargs), tensors, values)
+        tensors, structure = flatten((args, kwargs), values)
         if structure != self.structure:
             raise JitError(
                 f"{self.name} was captured with arguments {show(self.structure)} and is called "

@@ -231,9 +231,7 @@ class Walk:
             self.seen.add(key)
             self.todo.append(lambda: self._inside(value, place, label, use, uses))
 
-    def _inside(
-        self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]
-    ) -> None:
+    def _inside(self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]) -> None:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
         if isinstance(value, list | tuple | deque | dict | set):

@@ -55,7 +55,7 @@ def reflected(x: Tensor, done: Panel) -> Tensor:
 
 def _together(vectors: list[Tensor]) -> Panel:
     """U and T such that the product of reflections is 1 − U·T·Uᵀ (Schreiber and Van Loan 1989)."""
-    u = vectors[0].cat(*vectors[1:], dim=2)
+    u = Tensor.cat(vectors, dim=2)
     one = u.eye(len(vectors), dtype=u.dtype, device=u.device)
     both = (u.transpose(1, 2) @ u).triu(1) + one
     return u, inverse_of_triangle(both).contiguous()

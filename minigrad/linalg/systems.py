@@ -89,7 +89,7 @@ def _without_panels(s: Tensor, columns: int) -> tuple[Tensor, Tensor]:
         s = s._at(1, order.expand(batch, n, m)).contiguous()
         block = rows_at(s, first, width).contiguous()
         inside = (rows >= first) & (rows < first + width)
-        return inside.where(0.0, s) + panel @ block, pivots[0].cat(*pivots[1:], dim=1)
+        return inside.where(0.0, s) + panel @ block, Tensor.cat(pivots, dim=1)
 
     s, pivots = by_panels(step, s, columns)
     return s, pivots.transpose(0, 1).flatten(1)

@@ -96,8 +96,7 @@ def packed(name: str, parts: Parts) -> Tensor:
     """The blocks with these parts (of `Layout.unpack`): uint8 (rows, blocks, bytes)."""
     layout = LAYOUTS[name]
     fields = layout.pack(parts)
-    first, *rest = [fields[field] for field, _ in layout.fields]
-    return first.cat(*rest, dim=2)
+    return Tensor.cat([fields[field] for field, _ in layout.fields], dim=2)
 
 
 def blocks_of(matrix: Quantized) -> bytes:
@@ -133,8 +132,8 @@ def spread(field: Tensor, bits: int, run: int) -> Tensor:
     """
     rows, blocks, count = field._known_shape()
     runs = field.reshape(rows, blocks, count // run, run)
-    first, *rest = [runs >> place & (1 << bits) - 1 for place in range(0, 8, bits)]
-    return first.stack(*rest, dim=3).reshape(rows, blocks, -1)
+    parts = [runs >> place & (1 << bits) - 1 for place in range(0, 8, bits)]
+    return Tensor.stack(parts, dim=3).reshape(rows, blocks, -1)
 
 
 def gathered(integers: Tensor, bits: int, run: int) -> Tensor:

@@ -96,8 +96,7 @@ def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[T
         integers.append(number.cast(dtypes.int8).reshape(1, -1, 1))
         factors.append((factor * sign).reshape(1, -1, 1))
         meant.append((number * factor.float() * sign).reshape(-1, 1))
-    first, *rest = factors
-    return [*integers, first.cat(*rest, dim=2) if rest else first], meant
+    return [*integers, Tensor.cat(factors, dim=2)], meant
 
 
 def symmetric(x: Tensor, low: int, high: int) -> Tensor:

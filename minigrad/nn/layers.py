@@ -265,9 +265,7 @@ def _padded(dimensions: int, mode: str) -> Callable[..., Tensor]:
 ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh = _layers(
     F.relu, F.relu6, F.silu, F.mish, F.hardswish, F.hardsigmoid, F.hardtanh, inplace=True
 )
-LeakyReLU, ELU, SELU, Threshold = _layers(
-    F.leaky_relu, F.elu, F.selu, F.threshold, inplace=True
-)
+LeakyReLU, ELU, SELU, Threshold = _layers(F.leaky_relu, F.elu, F.selu, F.threshold, inplace=True)
 Hardshrink, Softshrink, Tanhshrink, Tanh, Sigmoid, LogSigmoid, GELU, GLU, Softplus = _layers(
     F.hardshrink, F.softshrink, F.tanhshrink, F.tanh, F.sigmoid, F.logsigmoid, F.gelu, F.glu,
     F.softplus,
@@ -289,9 +287,7 @@ MaxPool1d, MaxPool2d, MaxPool3d = _layers(*F.max_pools, last="ceil_mode")
 AvgPool1d, AvgPool2d, AvgPool3d = _layers(*F.avg_pools)
 AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(*F.adaptive_avg_pools)
 AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(*F.adaptive_max_pools)
-Upsample, PixelShuffle, PixelUnshuffle = _layers(
-    F.interpolate, F.pixel_shuffle, F.pixel_unshuffle
-)
+Upsample, PixelShuffle, PixelUnshuffle = _layers(F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
 ReflectionPad1d, ReflectionPad2d, ReflectionPad3d = _layers(
     *(_padded(n, "reflect") for n in (1, 2, 3))
 )

@@ -95,10 +95,11 @@ class _Factors:
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
-        pairs = zip(self.base_lrs, self.factors, strict=True)
-        return [
-            self.least + (base - self.least) * factor(self.last_epoch) for base, factor in pairs
-        ]
+        return self._rates(self.last_epoch, self.base_lrs)
+
+    def _rates(self, step: int, base_lrs: Sequence[float]) -> list[float]:
+        pairs = zip(base_lrs, self.factors, strict=True)
+        return [self.least + (base - self.least) * factor(step) for base, factor in pairs]
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint: steps taken, and base learning rates."""
@@ -267,9 +268,8 @@ class SequentialLR(LambdaLR):
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
         place = bisect_right(self.milestones, self.last_epoch)
-        now, step = self.schedulers[place], self.last_epoch - [0, *self.milestones][place]
-        pairs = zip(self.base_lrs, now.factors, strict=True)
-        return [now.least + (base - now.least) * factor(step) for base, factor in pairs]
+        step = self.last_epoch - [0, *self.milestones][place]
+        return self.schedulers[place]._rates(step, self.base_lrs)  # type: ignore[no-any-return]
 
 
 class OneCycleLR(LambdaLR):

@@ -208,8 +208,9 @@ def tensors_of(name: str, params: Any) -> list[Tensor]:
 
 
 def check_names_and_tensors(title: str, state: Any) -> None:
-    """TypeError unless a state is a dict; for a path, says how to load it."""
+    """TypeError unless a state is a dict; says how a path or a model gives one."""
     how = "; use nn.state.safe_load(path)" if isinstance(state, str | PurePath) else ""
+    how = "; use nn.state.get_state_dict(model)" if isinstance(state, Module) else how
     expect(isinstance(state, Mapping), title, f"a dict of names and tensors{how}",
            type(state).__name__, error=TypeError)  # fmt: skip
 

@@ -128,7 +128,7 @@ class Quantized:
             return QuantizedStack(matrices)
         with Tensor.no_grad():
             columns = zip(*(matrix.by_rows() for matrix in matrices), strict=True)
-            return first.of_rows(first.kind, [part[0].cat(*part[1:], dim=0) for part in columns])
+            return first.of_rows(first.kind, [Tensor.cat(part, dim=0) for part in columns])
 
     def dequantized(self) -> Tensor:
         """All elements, float32, lazy: (rows, columns)."""
@@ -149,9 +149,7 @@ class Quantized:
 
     def _dequantized(self, parts: list[Tensor]) -> Tensor:
         """Elements (rows, columns) from parts (rows, groups, …)."""
-        first, *rest = self._values(parts)
-        whole = first.cat(*rest, dim=-1) if rest else first
-        return whole.reshape(-1, self.shape[1])
+        return Tensor.cat(self._values(parts), dim=-1).reshape(-1, self.shape[1])
 
     def product(self, x: Tensor) -> Tensor:
         """x·Wᵀ: (…, columns) → (…, rows), float32."""
@@ -192,8 +190,7 @@ class Quantized:
         count = x._known_shape()[0]
         few = 1 if self.kind.bits == 8 else FEW_ROWS
         if few < count <= MANY_ROWS:
-            parts = [self._of_floats(x[at : at + few]) for at in range(0, count, few)]
-            return parts[0].cat(*parts[1:], dim=0)
+            return Tensor.cat([self._of_floats(x[at : at + few]) for at in range(0, count, few)])
         stored = [part.squeeze(4) for part in self.parts()]
         pieces = x.reshape(count, groups, 8 // self.kind.bits, width)
         if count > few:
@@ -209,9 +206,7 @@ class Quantized:
             pieces[:, :, place].reshape(1, count, groups, width, 1) * part.unsqueeze(1)
             for place, part in enumerate(self._integers(stored[0]))
         ]
-        scales, *minima = [
-            part.reshape(tiles, 1, groups, TILE) for part in self._scales(stored)
-        ]
+        scales, *minima = [part.reshape(tiles, 1, groups, TILE) for part in self._scales(stored)]
         group = _added(sum(terms[1:], terms[0])) * scales
         if minima:
             whole = pieces.sum((2, 3)).reshape(1, count, groups, 1)
@@ -300,13 +295,11 @@ class QuantizedStack:
 
     def dequantized(self) -> Tensor:
         """All elements, float32, lazy: (rows, columns)."""
-        first, *rest = [matrix.dequantized() for matrix in self.matrices]
-        return first.cat(*rest, dim=0)
+        return Tensor.cat([matrix.dequantized() for matrix in self.matrices])
 
     def product(self, x: Tensor) -> Tensor:
         """x·Wᵀ: (…, columns) → (…, rows), float32."""
-        first, *rest = [matrix.product(x) for matrix in self.matrices]
-        return first.cat(*rest, dim=-1)
+        return Tensor.cat([matrix.product(x) for matrix in self.matrices], dim=-1)
 
 
 def _added(terms: Tensor) -> Tensor:

@@ -219,10 +219,10 @@ class _Recurrent(Layer):
                     held, outs = Tensor.scan(cell.step, start, whole, reverse=bool(turn))
                     found.append(outs)
                 last.append(held)
-            whole = found[0].cat(*found[1:], dim=-1)
+            whole = Tensor.cat(found, dim=-1)
             if layer < self.num_layers - 1 and self.dropout and self._trains():
                 whole = whole.dropout(self.dropout)
-        states = tuple(parts[0].stack(*parts[1:]) for parts in zip(*last, strict=True))
+        states = tuple(map(Tensor.stack, zip(*last, strict=True)))
         return whole.transpose(0, time), states if len(states) > 1 else states[0]
 
 

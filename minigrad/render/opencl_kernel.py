@@ -240,9 +240,7 @@ class GroupsEmitter(Emitter):
             there, inside = vector.at(index, lane), vector.guard(guard, lane)
             self._store(array, there, inside, element, self.words)
 
-    def _store(
-        self, array: Array, index: Integer, guard: Guard, value: str, words: Words
-    ) -> None:
+    def _store(self, array: Array, index: Integer, guard: Guard, value: str, words: Words) -> None:
         test = self.guard(guard)
         if test != "false":
             text = self.stored(array, index, value, words)

@@ -100,9 +100,7 @@ class Levels(Generic[L, V]):
         inside = (n for n, level in enumerate(self.levels) if item in level.changes)
         return max(inside, default=0)
 
-    def remember(
-        self, key: object, value: V, level: int, depends: Iterable[Array] = ()
-    ) -> None:
+    def remember(self, key: object, value: V, level: int, depends: Iterable[Array] = ()) -> None:
         """Keep a value until its level is closed or something it depends on changes."""
         self.memo[key] = (value, level)
         self.levels[level].remembered.append(key)

@@ -45,20 +45,13 @@ def _are_ints(value: Any) -> bool:
     return _is_int(value) or isinstance(value, (tuple, list, range)) and all(map(_is_int, value))
 
 
-def _is_list_of_ints(value: Any) -> bool:
-    return _are_ints(value) and not _is_int(value)
-
-
-def _is_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> bool:
     return isinstance(value, Mapping) and {*map(type, [*value, *value.values()])} <= {str}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (Real, Affine, Core))
-
-
 _TENSOR = Kind(frozenset(), lambda value: isinstance(value, Core), "a tensor; write Tensor(…)")
-_NUMBER = Kind(frozenset({float, int, bool}), _is_number, "a number")
+_NUMBER = Kind(frozenset({float, int, bool}),
+               lambda value: isinstance(value, (Real, Affine, Core)), "a number")  # fmt: skip
 _INT = Kind(frozenset({int}), _is_int, "an int")
 _AXES = Kind(frozenset({int}), _are_ints, "an int or several")
 _FLAG = Kind(frozenset({bool}), lambda value: False, "True or False")
@@ -71,10 +64,13 @@ KINDS = {
     "str | os.PathLike[str]": Kind(
         frozenset({str}), lambda value: isinstance(value, (str, os.PathLike)), "a path"
     ),
-    "Mapping[str, str]": Kind(frozenset(), _is_texts, "a dict of strings"),
+    "Mapping[str, str]": Kind(frozenset(), _are_texts, "a dict of strings"),
     "str": Kind(frozenset({str}), lambda value: isinstance(value, str), "a string"),
     "Axes": _AXES, "int | Sequence[int]": _AXES, "int | Sequence[Integer]": _AXES,
-    "Sequence[int]": Kind(frozenset(), _is_list_of_ints, "several ints, as (2, 3)"),
+    "Sequence[int]": Kind(
+        frozenset(), lambda value: _are_ints(value) and not _is_int(value),
+        "several ints, as (2, 3)",
+    ),
 }  # fmt: skip
 
 

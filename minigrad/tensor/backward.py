@@ -23,7 +23,7 @@ from minigrad.tensor.core import Core
 from minigrad.tensor.live_tensors import Holder, held_among, holders
 from minigrad.tensor.modes import no_grad
 from minigrad.tensor.movement import tensors_in
-from minigrad.tensor.observed import grades, observe
+from minigrad.tensor.observed import observe, sets_gradient
 from minigrad.tensor.plan import by_itself, rewritten
 
 
@@ -108,7 +108,8 @@ class Backward(Composed):
 
     def _seed(self, gradient: Core | None) -> Node:
         if not self.dtype.is_float:
-            raise GradientError(f"no gradient for {self.dtype.name}: only floats have gradients")
+            raise GradientError(f"no gradient for {self.dtype.name}: only floats have gradients; "
+                                "make the data floats, e.g. with .float()")  # fmt: skip
         if gradient is None:
             expect(self.numel() == 1, "backward", "one element; reduce it, e.g. with .sum(), or "
                    "pass gradient= of its shape", self, error=GradientError)  # fmt: skip
@@ -227,7 +228,7 @@ def _gradients(
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:
-    grades(leaf, anew=False)
+    sets_gradient(leaf, overwrites=False)
     if leaf.grad is not None:
         node = build.elementwise(Op.ADD, leaf.grad.raw, node)
     leaf.grad = leaf._new(node)

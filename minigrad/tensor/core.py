@@ -40,7 +40,7 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.observed import grades, moves, observe
+from minigrad.tensor.observed import moves, observe, sets_gradient
 
 
 class _TensorType(type):
@@ -71,13 +71,9 @@ class Core(Holder, metaclass=_TensorType):
     no_grad = no_grad
 
     def __init__(
-        self,
-        data: Any,
-        *more: Never,
-        dtype: DType | str | None = None,
-        device: str | None = None,
-        requires_grad: bool | None = None,
-    ) -> None:
+        self, data: Any, *more: Never, dtype: DType | str | None = None,
+        device: str | None = None, requires_grad: bool | None = None,
+    ) -> None:  # fmt: skip
         """Copy `data`: a number, nested lists, an array (numpy, bfloat16 too), or a buffer.
 
         A bound `Variable` gives a 0-d int32 tensor of its value. Python ints give int32, or a wider
@@ -248,7 +244,7 @@ class Core(Holder, metaclass=_TensorType):
                 raise TypeError(f"x.grad: expected a tensor or None, got {type(given).__name__}")
             device_of("x.grad =", (self.raw, given.raw))
             self._check_alike("x.grad = …", given.shape, given.dtype)
-        grades(self, anew=True)
+        sets_gradient(self, overwrites=True)
         self._grad = given
 
     @property

@@ -124,9 +124,7 @@ class Elementwise(Methods):
         """Compare uint64 with signed integers exactly, as numpy does: no integer dtype holds both.
         """
         signed, is_left = (self, not reverse) if self.dtype.kind == "i" else (other, reverse)
-        mine, its = (
-            x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other)
-        )  # fmt: skip
+        mine, its = (x.clip(0).cast(dtypes.uint64) if x is signed else x for x in (self, other))
         result, negative = mine._binary(op, name, its, reverse), signed < 0
         if op is Op.NE or (is_left and op is not Op.EQ):  # negative: less than all uint64
             return result | negative
@@ -436,23 +434,11 @@ class Elementwise(Methods):
 
     # --- operators --------------------------------------------------------------------------------
 
-    __add__ = add
-    __sub__ = sub
-    __mul__ = mul
-    __floordiv__ = floor_divide
-    __mod__ = mod
-    __pos__ = positive
-    __and__ = bitwise_and
-    __or__ = bitwise_or
-    __xor__ = bitwise_xor
-    __lshift__ = lshift
-    __rshift__ = rshift
-    __neg__ = neg
-    __invert__ = bitwise_not
-    __lt__ = lt
-    __le__ = le
-    __gt__ = gt
-    __ge__ = ge
+    __add__, __sub__, __mul__, __floordiv__, __mod__ = add, sub, mul, floor_divide, mod
+    __pos__, __neg__, __invert__ = positive, neg, bitwise_not
+    __and__, __or__, __xor__ = bitwise_and, bitwise_or, bitwise_xor
+    __lshift__, __rshift__ = lshift, rshift
+    __lt__, __le__, __gt__, __ge__ = lt, le, gt, ge
     __eq__ = eq  # type: ignore[assignment]
     __ne__ = ne  # type: ignore[assignment]
     __hash__ = object.__hash__

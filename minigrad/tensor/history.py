@@ -60,9 +60,7 @@ _histories: weakref.WeakKeyDictionary[Node, _History] = weakref.WeakKeyDictionar
 recorded: dict[Any, _History] = vars(_histories)["data"]
 
 
-def see_through(
-    roots: Sequence[Node], writes: set[Node], kept: Iterable[Node] = ()
-) -> list[Node]:
+def see_through(roots: Sequence[Node], writes: set[Node], kept: Iterable[Node] = ()) -> list[Node]:
     """The roots with each ASSIGN of `writes` replaced by the value that it writes.
 
     Nodes in `kept` stay as they are, with everything below them.

@@ -105,10 +105,10 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
             level = [x.tolist() if hasattr(x, "tolist") else x for x in level]
     for value in level:
         if not isinstance(value, (bool, int, float)):
-            raise DTypeError(
-                f"Tensor({type(value).__name__}): expected a number, nested lists of numbers, an "
-                f"array or a buffer{'; write x is None to test for None' if value is None else ''}"
-            )
+            how = "; write x is None to test for None" if value is None else ""
+            how = "; give each text a number, as names.index(x)" if isinstance(value, str) else how
+            raise DTypeError(f"Tensor({type(value).__name__}): expected a number, nested lists of "
+                             f"numbers, an array or a buffer{how}")  # fmt: skip
     if dtype is None:
         dtype = dtype_of("Tensor(…)", level)
     else:

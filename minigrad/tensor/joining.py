@@ -32,12 +32,9 @@ class Joining(Methods):
         tensors, along = _joined_along("cat", self, others, dim, axis)
         first: Self = tensors[0]
         place = axis_of("cat", along, first.ndim, 0)
+        sizes = build.around(first.shape, place)
         for tensor in tensors:
-            if tensor.ndim != first.ndim or any(
-                a != b
-                for d, (a, b) in enumerate(zip(tensor.shape, first.shape, strict=True))
-                if d != place
-            ):
+            if tensor.ndim != first.ndim or build.around(tensor.shape, place) != sizes:
                 expected = "equal sizes except along that dimension"
                 raise misfit(f"cat along dimension {place}", expected, first, tensor)
         many = len(tensors) > build.FEW and not any(is_symbolic(each.shape) for each in tensors)

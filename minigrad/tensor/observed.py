@@ -14,7 +14,7 @@ class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
     """Owners of attributes that code has read, by id and name; None for those that it wrote first.
 
     left: nodes of tensors that the code replaced by others. graded: tensors whose gradient was set
-    or removed, by id, and whether their previous gradient did not matter.
+    or removed, by id, and whether that overwrote their previous gradient (else it was added to).
     """
 
     def __init__(self) -> None:
@@ -45,11 +45,11 @@ def observe(owner: Any, attribute: str, written: bool = False) -> None:
         found.setdefault((id(owner), attribute), None if written else weakref.ref(owner))
 
 
-def grades(tensor: Any, anew: bool) -> None:
-    """Tell a capture in progress that a tensor's gradient is set anew, or added to."""
+def sets_gradient(tensor: Any, overwrites: bool) -> None:
+    """Tell a capture in progress that a tensor's gradient is overwritten, or added to."""
     found = capturing.get(get_ident())
     if found is not None:
-        found.graded.setdefault(id(tensor), (weakref.ref(tensor), anew))
+        found.graded.setdefault(id(tensor), (weakref.ref(tensor), overwrites))
 
 
 def moves(node: Node, link: Any) -> None:

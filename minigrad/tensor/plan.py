@@ -200,12 +200,9 @@ class Plan:
     lost: Sequence[tuple[Node, Node]] = ()  # (root, leaf that the root's gradient needs)
 
     def __init__(
-        self,
-        wanted: Sequence[Holder],
-        targets: Iterable[Node] = (),
-        owner: Holder | None = None,
-        unasked: bool = False,
-    ) -> None:
+        self, wanted: Sequence[Holder], targets: Iterable[Node] = (),
+        owner: Holder | None = None, unasked: bool = False,
+    ) -> None:  # fmt: skip
         self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
         self.unasked = unasked
         self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}

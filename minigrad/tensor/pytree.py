@@ -47,19 +47,21 @@ class Same:
         return f"a {type(self.value).__name__}"
 
 
-def flatten(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
-    """The structure of a value; its tensors are appended to `tensors`.
+def flatten(value: Any, values: dict[str, int] | None = None) -> tuple[list[Any], Any]:
+    """The tensors of a value, and its structure; values of bound variables go to `values`."""
+    tensors: list[Any] = []
+    return tensors, _structure(value, tensors, {} if values is None else values)
 
-    Values of bound variables go to `values`.
-    """
+
+def _structure(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
     if isinstance(value, Core):
         tensors.append(value)
         return TENSOR
     if isinstance(value, list | tuple):
-        inner = tuple(flatten(item, tensors, values) for item in value)
+        inner = tuple(_structure(item, tensors, values) for item in value)
         return (type(value).__name__, inner)
     if isinstance(value, dict):
-        items = tuple((key, flatten(item, tensors, values)) for key, item in value.items())
+        items = tuple((key, _structure(item, tensors, values)) for key, item in value.items())
         return ("dict", items)
     if isinstance(value, Affine):
         return unbind(value, values)

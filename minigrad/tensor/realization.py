@@ -303,7 +303,7 @@ def _dead(node: Node, reason: str) -> Node:
 def _lose_readers(target: Node, owner: Holder) -> None:
     """Make readers of a value that a failed program did not write unreadable.
 
-    target: the BUFFER, which its owner is about to write anew.
+    target: the BUFFER, which its owner is about to overwrite.
     """
     dead = _dead(target, poisoned[id(target.arg)][1])
     with lock:

@@ -46,13 +46,14 @@ class Scanning(Methods):
         """
         if not callable(f):
             raise TypeError(f"Tensor.scan: expected a function f(carry, x) first, got {f!r}")
-        (structure, starts), (_, arrays) = _parts(init), _parts(xs)
+        (starts, structure), (arrays, _) = flatten(init), flatten(xs)
         count = _count(arrays, length)
         state = [tensor.node for tensor in starts]
         devices = {tensor.raw.device for tensor in (*starts, *arrays)}
         if modes.describing is not None or not devices.isdisjoint(Device.meshes) or count == 0:
             return _one_by_one(f, init, xs, arrays, count, reverse)
-        _check_known([*state, *(tensor.node for tensor in arrays)])
+        for tensor in (*starts, *arrays):
+            expect(not is_symbolic(tensor.shape), "Tensor.scan", "known sizes", tensor)
         carries = [given(node.dtype, node.shape, node.device) for node in state]
         elements = [given(a.dtype, a.shape[1:], a.raw.device) for a in arrays]
         with having(modes, describing=next(ages)):
@@ -60,7 +61,7 @@ class Scanning(Methods):
                 f, rebuild(init, map(cls._of, carries).__next__),
                 rebuild(xs, map(cls._of, elements).__next__),
             )  # fmt: skip
-        (found, new), (_, outs) = _parts(after), _parts(out)
+        (new, found), (outs, _) = flatten(after), flatten(out)
         if found != structure:
             raise ScanError(
                 f"Tensor.scan: the carry is {show(structure)} before a step, but the function "
@@ -79,12 +80,6 @@ class Scanning(Methods):
         )
 
 
-def _parts(value: Any) -> tuple[Any, list[Any]]:
-    """The structure of a value, and its tensors."""
-    tensors: list[Any] = []
-    return flatten(value, tensors, {}), tensors
-
-
 def _count(arrays: Sequence[Core], length: int | None) -> int:
     """The number of steps."""
     if not arrays and length is None:
@@ -99,11 +94,6 @@ def _count(arrays: Sequence[Core], length: int | None) -> int:
     if not isinstance(count, int) or count < 0:
         raise ShapeError(f"Tensor.scan: expected a known number of steps, got {count}")
     return count
-
-
-def _check_known(nodes: Sequence[Node]) -> None:
-    for node in nodes:
-        expect(not is_symbolic(node.shape), "Tensor.scan", "known sizes", node)
 
 
 def _called(f: Callable[[Any, Any], Any], carry: Any, x: Any) -> tuple[Any, Any]:
@@ -133,13 +123,13 @@ def _one_by_one(
     out: Any = None
     for number in range(count - 1, -1, -1) if reverse else range(count):
         carry, out = _called(f, carry, rebuild(xs, (array[number] for array in arrays).__next__))
-        outs.append(_parts(out)[1])
+        outs.append(flatten(out)[0])
     if not count:
         shown = [array._new(given(array.dtype, array.shape[1:], array.raw.device))
                  for array in arrays]  # fmt: skip
         _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
         none = (e._new(build.const(0, e.dtype, (0, *e.shape), e.raw.device))
-                for e in _parts(out)[1])  # fmt: skip
+                for e in flatten(out)[0])  # fmt: skip
         return carry, rebuild(out, none.__next__)
     pieces = zip(*(outs[::-1] if reverse else outs), strict=True)
     return carry, rebuild(out, (one[0].stack(*one[1:]) for one in pieces).__next__)

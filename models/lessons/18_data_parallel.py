@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, nn
+from minigrad import Tensor
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.lessons.shared import last_step, traced
+from minigrad.models.lessons.shared import last_step, losses_of, traced
 from minigrad.models.mlp import MLP
 from minigrad.models.parallel import Rank, all_reduce
 from minigrad.models.parallel.ring import spans
@@ -42,18 +42,8 @@ def learn(ranks: int) -> tuple[list[float], list[np.ndarray], str]:
     def program(rank: Rank) -> tuple[list[float], Any]:
         Tensor.manual_seed(1)
         model = MLP(SIZES)
-        replica = Replica(rank, model)
-        optimizer = nn.optim.SGD(nn.state.get_parameters(model), lr=0.1)
-        losses = []
-        with Tensor.train():
-            for x, y in zip(images, labels, strict=True):
-                mine, answers = replica.part(x, y)
-                optimizer.zero_grad()
-                loss = model.loss(Tensor(mine), Tensor(answers)) * replica.weight
-                loss.backward()
-                loss = replica.share_gradients(loss, optimizer.params)
-                optimizer.step()
-                losses.append(float(loss.item()))
+        batches = zip(images, labels, strict=True)
+        losses = losses_of(Replica(rank, model), model, batches, lr=0.1)
         return losses, model.layers[0].weight.numpy().copy()
 
     results, done = traced(program, ranks)

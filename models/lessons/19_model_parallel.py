@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from minigrad import Tensor, nn
+from minigrad import Tensor
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.lessons.shared import last_step, traced
+from minigrad.models.lessons.shared import last_step, losses_of, traced
 from minigrad.models.parallel import Mesh, Rank, all_reduce, run
 from minigrad.models.parallel.schedules import bubble, length, make_table, simulate
 from minigrad.models.parallel.training import Replica
@@ -30,19 +30,9 @@ def learn(ranks: int) -> tuple[list[float], int, str]:
         Tensor.manual_seed(1)
         model = GPT(CONFIG)
         replica = Replica.of_gpt(rank, model, CONFIG.context)
-        optimizer = nn.optim.SGD(nn.state.get_parameters(model), lr=0.5)
-        losses, held = [], 0
-        with Tensor.train():
-            for row in ids:
-                mine, goals = replica.part(row[:, :-1].copy(), row[:, 1:].copy())
-                held = mine.shape[1]
-                optimizer.zero_grad()
-                loss = model.loss(Tensor(mine), Tensor(goals)) * replica.weight
-                loss.backward()
-                loss = replica.share_gradients(loss, optimizer.params)
-                optimizer.step()
-                losses.append(float(loss.item()))
-        return losses, held
+        batches = [(row[:, :-1].copy(), row[:, 1:].copy()) for row in ids]
+        held = replica.part(*batches[0])[0].shape[1]
+        return losses_of(replica, model, batches, lr=0.5), held
 
     results, done = traced(program, Mesh(sp=ranks))
     return *results[0], last_step(done, STEPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.lessons.page import Page, alone
-from minigrad.models.network import FEW, NETWORKS, PARTS, TOKENS, unhidden, ways
+from minigrad.models.network import FEW, NETWORKS, PARTS, TOKENS, WAYS, unhidden
 from minigrad.models.network_model import Network, Step
 from minigrad.models.sizing import duration_text, parameters
 
@@ -16,7 +16,7 @@ ITEM = 2  # bytes of a number
 def costs(network: Network) -> dict[str, Step]:
     """A step of GPT-3, cut in four ways."""
     config = GPTConfig.preset("gpt3")
-    return {name: unhidden(config, layout, network) for name, layout in ways(FEW).items()}
+    return {name: unhidden(config, layout, network) for name, layout in WAYS.items()}
 
 
 def lesson(page: Page) -> None:

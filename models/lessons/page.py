@@ -58,12 +58,12 @@ class Page:
 
     def chart(
         self, title: str, x: str, y: str, lines: Mapping[str, Sequence[tuple[float, float]]],
-        log: str = "", dots: bool = False,
+        log: str = "",
     ) -> None:  # fmt: skip
         """Curves: points (x, y) of each, by name; log: which axes are logarithmic, "xy"."""
         curves = {name: [(float(a), float(b)) for a, b in line] for name, line in lines.items()}
-        self.parts.append(Part("chart", {"title": title, "x": x, "y": y, "lines": curves,
-                                         "log": log, "dots": dots}))  # fmt: skip
+        facts = {"title": title, "x": x, "y": y, "lines": curves, "log": log}
+        self.parts.append(Part("chart", facts))
         if self.talks:
             rows = [
                 [name, shown(a), shown(b)]
@@ -102,9 +102,7 @@ class Page:
         if self.talks:
             print(f"  ✓ {what}: {found}\n")
 
-    def _print_table(
-        self, head: Sequence[str], rows: Sequence[Sequence[str]], title: str
-    ) -> None:
+    def _print_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], title: str) -> None:
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
         if title:
             print(f"  {title}")

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from minigrad import Tensor
+import numpy as np
+
+from minigrad import Tensor, nn
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.inspection import shown
 from minigrad.models.parallel import Mesh, Rank, run
 from minigrad.models.parallel.timeline import Ranks, as_text, read_trace
+from minigrad.models.parallel.training import Replica
 from minigrad.models.pretrained import load_model, smollm
 from minigrad.models.text import Windows, load_text, split
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
@@ -73,6 +76,23 @@ def learn(config: GPTConfig, plan: TrainingPlan, windows: Windows) -> tuple[GPT,
         run.advance(windows)
         times.append(1e3 * (time.perf_counter() - start))
     return model, times
+
+
+def losses_of(
+    replica: Replica, model: Any, batches: Iterable[tuple[np.ndarray, np.ndarray]], lr: float
+) -> list[float]:
+    """One rank's part of training by plain descent: the loss of each batch, a step each."""
+    optimizer = nn.optim.SGD(nn.state.get_parameters(model), lr=lr)
+    losses = []
+    with Tensor.train():
+        for x, y in batches:
+            optimizer.zero_grad()
+            loss = model.loss(*replica.batch(x, y)) * replica.weight
+            loss.backward()
+            loss = replica.share_gradients(loss, optimizer.params)
+            optimizer.step()
+            losses.append(float(loss.item()))
+    return losses
 
 
 def traced(program: Callable[[Rank], Any], ranks: int | Mesh) -> tuple[list[Any], Ranks]:

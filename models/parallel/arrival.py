@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from minigrad.graph.node import grouped
 from minigrad.models.parallel.faults import Clock
 
 MARK = "minigrad waits for all ranks"
@@ -78,13 +79,12 @@ def _end(ranks: dict[int, list[int]], text: str) -> None:
 
 def ranks_here() -> dict[int, list[int]]:
     """The processes of this job's ranks on this machine, by rank, in order."""
-    own, found = launcher(os.getpid()), dict[int, list[int]]()
-    for folder in Path("/proc").glob("[0-9]*"):
-        pid = int(folder.name)
-        rank = rank_of(pid)
-        if rank is not None and launcher(pid) == own:
-            found.setdefault(rank, []).append(pid)
-    return dict(sorted(found.items()))
+    own = launcher(os.getpid())
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return dict(sorted(grouped(
+        (rank, pid) for pid in pids
+        if (rank := rank_of(pid)) is not None and launcher(pid) == own
+    ).items()))  # fmt: skip
 
 
 def rank_of(pid: int) -> int | None:

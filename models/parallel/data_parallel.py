@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigrad import Tensor, nn
-from minigrad.dtype import DType
 from minigrad.graph.buckets import BUCKET
+from minigrad.graph.node import grouped
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
@@ -40,7 +40,7 @@ class DataParallel:
         unique = {id(t): t for t in nn.state.get_state_dict(self.model).values()}
         tensors = list(unique.values())
         with Tensor.no_grad():
-            for part in _by_dtype(tensors):
+            for part in grouped((tensor.dtype, tensor) for tensor in tensors).values():
                 received = together("broadcast", part, self.group)
                 Tensor.realize(*received)  # one exchange, whatever `assign` realizes
                 for tensor, value in zip(part, received, strict=True):
@@ -92,13 +92,6 @@ class DataParallel:
                 sums = together("all_reduce", [param.grad for param in part], self.group, "sum")
                 for param, total in zip(part, sums, strict=True):
                     param.grad = total.requires_grad_(False)
-
-
-def _by_dtype(tensors: Sequence[Tensor]) -> list[list[Tensor]]:
-    found: dict[DType, list[Tensor]] = {}
-    for tensor in tensors:
-        found.setdefault(tensor.dtype, []).append(tensor)
-    return list(found.values())
 
 
 def _buckets(params: Sequence[Tensor], most: int) -> list[list[Tensor]]:

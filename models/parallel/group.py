@@ -18,7 +18,7 @@ from minigrad.models.parallel.agreement import PLACE, Agreement
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
-from minigrad.settings import DEFAULTS, getenv, put
+from minigrad.settings import Context, thread
 
 
 class Members:
@@ -86,7 +86,7 @@ class Progress:
 
     def __init__(self, activity: Activity, transports: Sequence[Transport]) -> None:
         self.activity, self.transports = activity, transports
-        self.settings = {name: getenv(name) for name in DEFAULTS}
+        self.settings = dict(thread.values)
         self._jobs: deque[Job] = deque()
         self._busy = self._closed = False
         self._changed = threading.Condition()
@@ -149,9 +149,7 @@ class Progress:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        for name, value in self.settings.items():
-            put(name, value)
-        with self._changed:
+        with Context(**self.settings), self._changed:
             while not self._closed:
                 if self._jobs and not self._busy:
                     self._do_next()

@@ -23,7 +23,8 @@ from minigrad.models.parallel.mpi import World, world
 from minigrad.models.parallel.timeline import Timeline, of_rank, own
 from minigrad.models.parallel.tracing import traced
 from minigrad.runtimes.host import usable_threads
-from minigrad.settings import DEFAULTS, flag, getenv, having, put
+from minigrad.settings import Context, flag, having
+from minigrad.settings import thread as this_thread
 from minigrad.tensor import live_tensors
 
 
@@ -118,25 +119,18 @@ def _seat(
 
     evictions: gets the function that ends this; a thread that takes it from the list must call it.
     """
-    before = {name: getenv(name) for name in DEFAULTS}
-    known = live_tensors.rank.number
-    for name, value in {**(settings or before), "DEVICE": device}.items():
-        put(name, value)
-    if not flag("THREADS"):
-        put("THREADS", threads)
-    timeline = of_rank(number)
-    seat = Seat(device, transport, mesh.groups(number), activity, timeline)
-    evictions.append(partial(_evict, seat, live_tensors.rank.number))
-    own.timelines = (timeline,)
-    try:
-        with timeline.kernels():
-            yield Rank(number, mesh, device, **seat.groups, timeline=timeline)
-    finally:
-        own.timelines = ()
-        _leave(evictions)  # if this rank has hung, it was evicted before it woke
-        live_tensors.rank.number = known
-        for name, value in before.items():
-            put(name, value)
+    known, wanted = live_tensors.rank.number, dict(settings or this_thread.values)
+    wanted |= {"DEVICE": device, "THREADS": wanted["THREADS"] or threads}
+    with Context(**wanted):
+        timeline = of_rank(number)
+        seat = Seat(device, transport, mesh.groups(number), activity, timeline)
+        evictions.append(partial(_evict, seat, known))
+        try:
+            with having(own, timelines=(timeline,)), timeline.kernels():
+                yield Rank(number, mesh, device, **seat.groups, timeline=timeline)
+        finally:
+            _leave(evictions)  # if this rank has hung, it was evicted before it woke
+            live_tensors.rank.number = known
 
 
 def _evict(seat: Seat, number: int | None) -> None:
@@ -182,7 +176,7 @@ class _Threads:
         self.errors: list[BaseException | None] = [None] * mesh.size
         self.threads_each = max(usable_threads() // mesh.size, 1)
         self.kind = Device.DEFAULT.partition(":")[0]
-        self.settings = {name: getenv(name) for name in DEFAULTS}
+        self.settings = dict(this_thread.values)
         self.over = threading.Event()
         self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(mesh.size)]
         self.throwing = new_lock()  # held while a rank is being ended, and while one ends

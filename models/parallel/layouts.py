@@ -171,9 +171,7 @@ def cut_layers(table: Table, config: Any) -> tuple[list[int], list[float]]:
     return layers, [*layers[:-1], layers[-1] + behind]
 
 
-def _piece(
-    model: Any, named: Mapping[str, Tensor], first: int, stop: int, size: float
-) -> Piece:
+def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int, size: float) -> Piece:
     """Layers first … stop − 1, with the embedding before the first and the loss after the last."""
     ends = stop == len(model.h)
     own = tuple(f"h.{number}." for number in range(first, stop))

@@ -42,9 +42,8 @@ class Exchange:
 
     def post(self, key: tuple[int, int, int], request: Request, is_send: bool) -> None:
         """Add one end of a message from key[0] to key[1]; if the other end is there, copy it."""
-        mine, others = (
-            (self._sends, self._receives) if is_send else (self._receives, self._sends)
-        )
+        ways = (self._sends, self._receives)
+        mine, others = ways if is_send else ways[::-1]
         with self._lock:
             if self.failure is not None:
                 raise self.failure

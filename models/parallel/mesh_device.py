@@ -92,8 +92,8 @@ def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int
             ]  # fmt: skip
 
 
-class MeshRuntime:
-    """See `minigrad.device.Runtime`. local: the devices of this process.
+class MeshRuntime(Runtime):
+    """The devices of a mesh as one. local: the devices of this process.
 
     planned: bytes that all ranks together should have sent so far, by the plans of programs that
     ran.
@@ -235,20 +235,6 @@ class MeshRuntime:
         given = Buffer(self.name, memory.dtype, size, memory)
         program.run([given, Buffer(self.name, memory.dtype, size, target)], {})
 
-    def host_address(self, memory: MeshMemory) -> None:
-        """None: for other code, no single address has the whole array."""
-        return
-
-    def adopt(self, address: int) -> None:
-        """None: the host's memory is on one machine."""
-        return
-
-    def copy_across(
-        self, memory: MeshMemory, source: Runtime, given: Any, nbytes: int
-    ) -> bool:
-        """False: copies go through the host."""
-        return False
-
     def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
         """Not called: on a mesh, arrays are joined by a program, which knows layouts."""
         raise NotImplementedError
@@ -262,9 +248,6 @@ class MeshRuntime:
         """Each device knows the result, so one is checked."""
         part = memory.parts[0]
         Device[part.device].expect_zero(part.memory, failure)
-
-    def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
-        """Nothing: programs end before `run` returns."""
 
     def synchronize(self) -> None:
         """Wait for all devices."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from minigrad import Mesh, P, Tensor, jit
 from minigrad.graph import build
-from minigrad.graph.node import Node, topological
+from minigrad.graph.node import Node, grouped, topological
 from minigrad.graph.rewrite import without_rules
 from minigrad.graph.simplify import simplify
 from minigrad.models.parallel.schedules import BACKWARD, FORWARD, INPUT, WEIGHTS
@@ -54,9 +54,8 @@ class Programs:
             wanted += [first.shard(mesh, spec).contiguous(), *weights]
         self.output, *made = simplify(without_rules([tensor.node for tensor in wanted]))
         self.gradient, nodes = next(iter(made), None), made[1:]
-        self._weights: dict[Node, list[Tensor]] = {}  # several if gradients are the same
-        for node, name in zip(nodes, piece.params, strict=False):
-            self._weights.setdefault(node, []).append(sums[name])
+        totals = (sums[name] for name in piece.params)  # several if gradients are the same
+        self._weights = grouped(zip(nodes, totals, strict=False))
         parts: dict[str, Part] = {}
         reads, writes = dict[Node, None](), dict[Node, None]()
         for some in ways or [()]:

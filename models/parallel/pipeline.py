@@ -174,9 +174,7 @@ class Stage:
 
     optimizer: nn.optim.Optimizer
 
-    def __init__(
-        self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port
-    ) -> None:
+    def __init__(self, number: int, mesh: Mesh, pieces: Mapping[int, Piece], port: Port) -> None:
         self.number, self.mesh, self.pieces, self.port = number, mesh, pieces, port
         self.params = {name: tensor for piece in pieces.values()
                        for name, tensor in piece.params.items()}  # fmt: skip
@@ -212,9 +210,7 @@ class Stage:
         def norm(others: list[Tensor]) -> Tensor:
             for total, other in zip(twice, others, strict=True):
                 total.assign(total + other)
-            squares = [total.square().sum() for total in counted]
-            first, *rest = squares
-            squared = first.stack(*rest).sum() if rest else first
+            squared = Tensor.stack([total.square().sum() for total in counted]).sum()
             Tensor.realize(squared, *totals)
             return squared
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minigrad import Tensor, dtypes
+from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.node import Node
 from minigrad.models.checkpoint import plain_shape
@@ -97,8 +97,8 @@ def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     # and rows a page apart cost half as much again as adjacent ones.
     q, k, v = (part.contiguous() for part in (q, k, v))
     halves = _forward(q.detach(), k.detach(), v.detach(), group, scale)
-    output = _joined([found[0] for found in halves]).cast(q.dtype)
-    statistic = _joined([found[1] for found in halves]).contiguous().detach()
+    output = Tensor.cat([found[0] for found in halves], dim=-2).cast(q.dtype)
+    statistic = Tensor.cat([found[1] for found in halves], dim=-2).contiguous().detach()
 
     def rule(node: Node, g: Node) -> Sequence[Node | None]:
         with Tensor.no_grad():
@@ -125,11 +125,11 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, group: RankGroup, scale: float) ->
         origin = (rank - step) % size
         if step == 0:
             found = _attend(q, k, v, scale, causal=True)
-            low, high = ((a, b) for a, b in zip(*map(_halves, found), strict=True))
+            low, high = _halves_of(found)
         elif origin < rank:  # its early chunk is before both of ours, its late one after both
             found = _attend(q, _halves(keys)[0], _halves(values)[0], scale)
-            parts = list(zip(*map(_halves, found), strict=True))
-            low, high = _merged(low, parts[0]), _merged(high, parts[1])
+            early, late = _halves_of(found)
+            low, high = _merged(low, early), _merged(high, late)
         else:  # both of its chunks are between ours
             high = _merged(high, _attend(second, keys, values, scale))
         if step + 1 < size:
@@ -162,8 +162,7 @@ def _backward(
         if step == 0:
             dq, dk, dv = _attend_backward(rows, k, v, scale, causal=True)
         elif origin < rank:
-            early = [_halves(keys)[0], _halves(values)[0]]
-            more, dk, dv = _attend_backward(rows, early[0], early[1], scale)
+            more, dk, dv = _attend_backward(rows, _halves(keys)[0], _halves(values)[0], scale)
             dk, dv = (_at_half(part, 0) for part in (dk, dv))
             dq = dq + more
         else:
@@ -189,7 +188,7 @@ def _rotate(
 
 
 def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    return q.cast(_wide(q)).matmul(k.cast(_wide(k)).transpose(-1, -2)) * scale
+    return q._wide().matmul(k._wide().transpose(-1, -2)) * scale
 
 
 def _seen(q: Tensor, k: Tensor) -> Tensor:
@@ -199,7 +198,7 @@ def _seen(q: Tensor, k: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
     """Output and log-sum-exp of attention, both in at least float32."""
-    scores, wide = _scores(q, k, scale), v.cast(_wide(v))
+    scores, wide = _scores(q, k, scale), v._wide()
     seen = _seen(q, k) if causal else None
     visible = scores if seen is None else seen.where(scores, -math.inf)
     largest = visible.max(axis=-1, keepdim=True)
@@ -224,9 +223,9 @@ def _attend_backward(
     q, g, statistic, delta = rows
     seen = _seen(q, k) if causal else None
     weights = _weights(_scores(q, k, scale) - statistic, seen)
-    towards = g.matmul(v.cast(_wide(v)).transpose(-1, -2))
+    towards = g.matmul(v._wide().transpose(-1, -2))
     slopes = weights * (towards - delta) * scale
-    keys, queries = k.cast(_wide(k)), q.cast(_wide(q))
+    keys, queries = k._wide(), q._wide()
     if seen is None:
         dk, dv = (x.transpose(-1, -2).matmul(y) for x, y in ((slopes, queries), (weights, g)))
         return slopes.matmul(keys), dk, dv
@@ -248,22 +247,18 @@ def _merged(found: Found | None, more: Found) -> Found:
     return merged.contiguous(), (total.log() + largest).contiguous()
 
 
-def _wide(x: Tensor) -> Any:
-    return dtypes.float32 if x.dtype.itemsize < 4 else x.dtype
-
-
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of this rank's early chunk, and of its late chunk."""
     middle = plain_shape(x)[-2] // 2
     return x[..., :middle, :], x[..., middle:, :]
 
 
+def _halves_of(found: Found) -> tuple[Found, Found]:
+    early, late = zip(*map(_halves, found), strict=True)
+    return early, late
+
+
 def _at_half(x: Tensor, half: int) -> Tensor:
     """x as one half of twice as many rows, with zeros in the other."""
     rows = plain_shape(x)[-2]
     return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts[0].cat(*parts[1:], dim=-2)
-

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakSet
 
 from minigrad import nn, program
+from minigrad.graph.node import grouped
 from minigrad.models.parallel.schedules import LETTERS, Task, Timed, line_of
 from minigrad.settings import having
 
@@ -109,11 +110,10 @@ def collect() -> None:
 def collected() -> list[tuple[int, list[dict[str, Any]]]]:
     """Stop recording; returns the events of each rank."""
     global _zero
-    _zero, found = None, dict[int, list[dict[str, Any]]]()
+    _zero = None
     for one in _recording:
         one.zero = None
-        if one.events:
-            found.setdefault(one.rank, []).extend(one.events)
+    found = grouped((one.rank, event) for one in _recording for event in one.events)
     _recording.clear()
     return sorted(found.items())
 

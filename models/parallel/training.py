@@ -61,9 +61,7 @@ class Alone:
         """A common decision of all processes that call this."""
         return wish
 
-    def save(
-        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> None:
+    def save(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write a checkpoint; all ranks call this."""
         if self.is_first:
             checkpoint.save(path, tensors, metadata)
@@ -87,9 +85,7 @@ class Divided(Alone):
         ranks.activity.enter("computing")
         return found
 
-    def save(
-        self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> None:
+    def save(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write a checkpoint; under MPI each rank writes its parts."""
         ranks = world()
         if ranks is None:

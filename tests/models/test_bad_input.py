@@ -47,7 +47,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 COMMAND_LINES: list[tuple[list[str], int, str]] = [
-    (["--unknown"], 2, "unrecognized arguments: --unknown"),
+    (["--unknown"], 2, "unrecognized arguments: --unknown (see"),
+    (["--stepps", "9"], 2, "unrecognized arguments: --stepps 9; did you mean --steps? (see"),
     (["walk"], 2,
      "unknown command 'walk': expected train, sample, chat, inspect, quantize or serve"),
     (["--trace", "t.json"], 1,

@@ -245,6 +245,9 @@ def test_what_is_no_state(kind):
     ):  # fmt: skip
         with pytest.raises(TypeError, match=words):
             NO_STATES[kind](nn.Linear(1, 1), given)
+    if kind == "file":
+        with pytest.raises(TypeError, match=r"got Linear; use nn\.state\.get_state_dict\(model\)"):
+            state.safe_save(nn.Linear(1, 1), "none")
     wrong, words = (TypeError, "'a' is int") if kind == "file" else (StateError, "missing")
     with pytest.raises(wrong, match=words):
         NO_STATES[kind](nn.Linear(1, 1), {"a": 1})

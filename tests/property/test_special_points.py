@@ -122,11 +122,14 @@ def test_gradients(name: str, device: str) -> None:
     x = Tensor(PLACES, device=device, requires_grad=True)
     getattr(x, name)().sum().backward()
     y = torch.tensor(PLACES, requires_grad=True)
-    judged = (getattr(torch.nn.functional, name, None) or getattr(torch, name))(y)
+    theirs = getattr(torch.nn.functional, name, None) or getattr(torch, name, None)
+    if theirs is None:  # differences judge it, in test_gradient.py
+        return
+    judged = theirs(y)
     judged.sum().backward()
-    ours, theirs = (grad.numpy()[~judged.isnan().numpy()] for grad in (x.grad, y.grad))
+    ours, wanted = (grad.numpy()[~judged.isnan().numpy()] for grad in (x.grad, y.grad))
     rtol = 1e-4 if name == "digamma" else 3e-5  # far below 0, PyTorch's trigamma rounds πx, too
-    np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=2e-37, err_msg=name)
+    np.testing.assert_allclose(ours, wanted, rtol=rtol, atol=2e-37, err_msg=name)
 
 
 PAIRS: dict[str, tuple[Callable[[Any, Any], Any], str, list[float]]] = {

@@ -93,6 +93,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "einsum of a number": (lambda: Tensor.einsum("i->i", 3), TypeError, "tensors, got int"),
     "cdist of a number": (lambda: X.cdist(3), TypeError, "x2"),  # type: ignore[arg-type]
     "replace by a number": (lambda: X.replace(3), TypeError, "other"),  # type: ignore[arg-type]
+    "Tensor of texts": (lambda: Tensor(["a"]), DTypeError, "give each text a number"),
+    "backward of ints": (lambda: Tensor([1]).sum().backward(), GradientError, "with .float()"),
     "realize of None": (lambda: X.realize(None), TypeError, "expected tensors, got NoneType"),  # type: ignore[arg-type]
     "index_put of a number": (lambda: X.index_put(1, 2), TypeError, "a tuple of indices"),
     "pool of a Tensor": (

@@ -60,9 +60,7 @@ def _logarithm_double(size: Numeric) -> tuple[Numeric, Numeric]:
     s_low = ((-s).fused(divisor, f) - s * divisor_low) / divisor
     z, z_low = exact_product(s, s)
     z_low = z_low + s * s_low * 2.0
-    inner, inner_low = exact_sum_ordered(
-        z.constant(_ATANH[1][0]), z * horner(z, _ATANH_REST)
-    )
+    inner, inner_low = exact_sum_ordered(z.constant(_ATANH[1][0]), z * horner(z, _ATANH_REST))
     inner_low = inner_low + _ATANH[1][1]
     term, term_low = exact_product(z, inner)
     term_low = term_low + (z * inner_low + z_low * inner)

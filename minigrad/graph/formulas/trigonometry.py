@@ -280,9 +280,7 @@ def atan(x: Numeric) -> Numeric:
     bottom = large.where(size, middle.where(size + 1.0, 1.0))
     r = top / bottom
     z = r * r
-    base, rest = (
-        large.where(part, middle.where(x.constant(part / 2), 0.0)) for part in f.half_pi
-    )
+    base, rest = (large.where(part, middle.where(x.constant(part / 2), 0.0)) for part in f.half_pi)
     return (base + (r + (r * (z * horner(z, f.atan)) + rest))).with_sign(sign)
 
 

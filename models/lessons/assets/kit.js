@@ -215,7 +215,7 @@ function ticks(low, high, log, about) {
 /* The width of drawings: as much as there is, at most 640, so that their text stays readable. */
 const room = () => Math.max(280, Math.min(640, document.querySelector("main").clientWidth - (document.querySelector("[data-widget]") ? 54 : 0)));
 
-/* Curves as SVG: {title, x, y, lines: {name: [[x, y], …]}, log, dots, scatter: a name, range: [x0, x1, y0, y1]}. */
+/* Curves as SVG: {title, x, y, lines: {name: [[x, y], …]}, log, scatter: a name, range: [x0, x1, y0, y1]}. */
 function chart(spec) {
   const figure = make("figure", {class: "chart"});
   fillChart(figure, spec);
@@ -255,7 +255,7 @@ function fillChart(figure, spec) {
     draw("text", {transform: `translate(13 ${(top + height - bottom) / 2}) rotate(-90)`, "text-anchor": "middle"}, spec.y));
   names.forEach((name, number) => {
     const paint = `var(--${COLOURS[number % COLOURS.length]})`, points = spec.lines[name].filter(fits);
-    const dots = spec.dots || spec.scatter === name;
+    const dots = spec.scatter === name;
     if (!dots) root.append(draw("polyline", {points: points.map(p => `${px(p[0]).toFixed(1)},${py(p[1]).toFixed(1)}`).join(" "),
       style: `fill:none;stroke:${paint};stroke-width:2;stroke-linejoin:round`, "stroke-dasharray": number % 2 ? "6 3" : false}));
     if (dots || points.length <= 20) points.forEach(p => root.append(draw("circle", {cx: px(p[0]), cy: py(p[1]), r: 3, style: `fill:${paint}`})));
