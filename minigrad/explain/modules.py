@@ -10,7 +10,7 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.graph.node import Op
 from minigrad.jit.jitted import Jitted
-from minigrad.nn.module import walk
+from minigrad.nn.members import walk
 from minigrad.nn.optimizer import Optimizer
 from minigrad.tensor import Tensor
 

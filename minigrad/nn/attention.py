@@ -12,7 +12,8 @@ from minigrad.nn import functional as F
 from minigrad.nn.containers import ModuleList
 from minigrad.nn.init import xavier_uniform_
 from minigrad.nn.layers import Dropout, Linear, uniform
-from minigrad.nn.module import Layer, Parameter, get_parameters
+from minigrad.nn.members import get_parameters
+from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import checked

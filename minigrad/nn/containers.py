@@ -8,16 +8,8 @@ from itertools import chain
 from typing import Any, Self, TypeVar
 
 from minigrad.hints import missing
-from minigrad.nn.module import (
-    Kind,
-    Layer,
-    Member,
-    Module,
-    Parameter,
-    checked_name,
-    checked_part,
-    members,
-)
+from minigrad.nn.members import Kind, Member, members
+from minigrad.nn.module import Layer, Module, Parameter, checked_name, checked_part
 from minigrad.tensor import Tensor
 from minigrad.tensor.observed import observe
 from minigrad.tensor.pytree import Same

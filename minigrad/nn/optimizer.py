@@ -13,13 +13,13 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
-from minigrad.nn.module import (
-    _forget_gradients,
-    _Training,
+from minigrad.nn.members import (
+    Training,
     check_names_and_tensors,
     load_state_dict,
     tensors_of,
 )
+from minigrad.nn.module import _forget_gradients
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
@@ -60,7 +60,7 @@ class ParamGroup(Mapping[str, Any]):
         return len(self.names)
 
 
-class Steps(_Training):
+class Steps(Training):
     """What single optimizers and groups of them have in common: steps, gradients, state.
 
     _parts: the optimizers, by the prefix of their names in a state.

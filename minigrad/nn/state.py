@@ -18,7 +18,7 @@ from minigrad.device import Device
 from minigrad.dtype import FLOATS, INTS, dtypes
 from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
-from minigrad.nn.module import (
+from minigrad.nn.members import (
     check_names_and_tensors,
     get_parameters,
     get_state_dict,

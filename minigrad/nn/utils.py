@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from minigrad.errors import expect
 from minigrad.hints import names_of
-from minigrad.nn.module import tensors_of
+from minigrad.nn.members import tensors_of
 from minigrad.nn.optim import clip_grad_norm as clip_grad_norm_
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions

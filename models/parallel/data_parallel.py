@@ -22,7 +22,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import all_reduce, together
-from minigrad.nn.module import walk
+from minigrad.nn.members import walk
 
 
 class DataParallel:

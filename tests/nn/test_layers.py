@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -175,3 +178,67 @@ def test_recurrent_layers_promote_as_others_do(
     assert again.dtype.name == wanted
     expected, _ = layer.to(wanted)(x.cast(wanted))
     np.testing.assert_allclose(out.numpy(), expected.numpy(), atol=1e-6)
+
+
+class Wide(nn.Linear):
+    """A user's class, with arguments of its own, and a layer inside."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 8)
+        self.inner = nn.Linear(2, 2)
+
+
+RESET = {
+    "Linear": lambda: nn.Linear(3, 4, bias=False), "a subclass": Wide,
+    "Conv2d": lambda: nn.Conv2d(3, 4, [3, 3], padding=1, bias=True),
+    "ConvTranspose1d": lambda: nn.ConvTranspose1d(3, 4, 3, stride=2),
+    "Embedding": lambda: nn.Embedding(5, 3, padding_idx=0), "PReLU": lambda: nn.PReLU(3, init=0.1),
+    "BatchNorm2d": lambda: nn.BatchNorm2d(3), "LayerNorm": lambda: nn.LayerNorm((4,)),
+    "GroupNorm": lambda: nn.GroupNorm(2, 4), "RMSNorm": lambda: nn.RMSNorm(4),
+    "LSTM": lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True), "RNN": lambda: nn.RNN(3, 4),
+    "GRUCell": lambda: nn.GRUCell(3, 4), "attention": lambda: nn.MultiheadAttention(4, 2),
+    "encoder": lambda: nn.TransformerEncoderLayer(4, 2, activation="gelu"),
+    "half": lambda: nn.Linear(3, 4).to(dtype="float16"), "ReLU": nn.ReLU,
+    "a list": lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESET)
+def test_parameters_are_drawn_again(on_device, name):
+    """`model.apply(reset)`, as code for k-fold validation has it, gives a new layer's values."""
+
+    def reset(layer):
+        if hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+
+    layer = copy.deepcopy(RESET[name]())
+    first, tensors = layer.state_dict(), {*map(id, layer.parameters())}
+    with Tensor.no_grad():
+        for tensor in nn.state.get_state_dict(layer).values():
+            tensor.assign(7)
+    Tensor.manual_seed(3)
+    layer.apply(reset)
+    found = layer.state_dict()
+    assert {*map(id, layer.parameters())} == tensors  # an optimizer's tensors are still these
+    assert [*found] == [*first]
+    for key, value in found.items():
+        assert value.dtype is first[key].dtype and not (value == 7).any().item(), key
+    if name in ("Linear", "Conv2d", "Embedding", "LSTM", "GRUCell"):
+        Tensor.manual_seed(3)
+        for value, new in zip(found.values(), RESET[name]().state_dict().values(), strict=True):
+            assert value.tolist() == new.tolist()
+
+
+def test_what_was_given_is_not_drawn_again():
+    loss = nn.BCEWithLogitsLoss(pos_weight=Tensor([1.0, 2.0]))
+    loss.reset_parameters()
+    assert loss.pos_weight.tolist() == [1.0, 2.0]
+    assert not hasattr(nn.Module(), "reset_parameters")
+
+
+def test_a_container_keeps_no_layer_that_was_replaced():
+    made = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    gone = weakref.ref(made[0])
+    made[0] = nn.Linear(2, 3)
+    gc.collect()
+    assert gone() is None
