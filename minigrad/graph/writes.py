@@ -15,13 +15,13 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
+from math import prod
 from typing import NamedTuple
 
 from minigrad.graph import build
 from minigrad.graph.autobatch import MANY, stacked
-from minigrad.graph.axes import spread, within
-from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, Shape, const, picked
-from minigrad.graph.shapes import numel
+from minigrad.graph.axes import split_axis, spread, within
+from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, picked
 from minigrad.graph.symbolic import Integer
 
 FEW = 4  # distances, in writes, between reads of a loop's array and the writes of what they read
@@ -238,7 +238,7 @@ class _Remaker:
 
 
 def _as_one(base: Node, writes: Sequence[Write], parts: Sequence[Node]) -> Node:
-    """`base` after all writes, as the blocks of an array (blocks, …)."""
+    """`base` after all writes: its blocks are numbered along one axis."""
     first = writes[0].box
     moving = [axis for axis in range(base.ndim) if any(w.box[axis] != first[axis] for w in writes)]
     ranges = [(0, extent) if axis in moving else first[axis]
@@ -247,18 +247,21 @@ def _as_one(base: Node, writes: Sequence[Write], parts: Sequence[Node]) -> Node:
     size = [stop - start for start, stop in first]
     extents = (extent for extent in whole.shape if isinstance(extent, int))  # all are
     count = [extent // each for extent, each in zip(extents, size, strict=True)]
-    # (blocks, elements of one) in place of each axis; then all numbers of blocks in front
-    divided: Shape = (*chain.from_iterable(zip(count, size, strict=True)),)
-    order = [*range(0, 2 * base.ndim, 2), *range(1, 2 * base.ndim, 2)]
+    # (blocks, elements of one) in place of each axis; numbers of blocks along several come first
+    order = [*range(2 * base.ndim)]
+    axis = moving[0] if len(moving) == 1 else 0
+    if len(moving) > 1:
+        order = order[::2] + order[1::2]
+    divided = (*chain.from_iterable(zip(count, size, strict=True)),)
     split = build.permute(build.reshape(whole, divided), order)
     numbers = [0] * len(writes)
-    for axis in moving:
-        numbers = [number * count[axis] + write.box[axis][0] // size[axis]
+    for each in moving:
+        numbers = [number * count[each] + write.box[each][0] // size[each]
                    for number, write in zip(numbers, writes, strict=True)]  # fmt: skip
-    blocks = build.reshape(split, (numel(split.shape[: base.ndim]), *size))
-    blocks = _in_blocks(blocks, numbers, parts, writes[0].read is not None)
-    undone = build.permute(build.reshape(blocks, split.shape),
-                           [order.index(place) for place in range(len(order))])  # fmt: skip
+    shape = (*size[:axis], prod(count), *size[axis:])
+    blocks = _in_blocks(build.reshape(split, shape), axis, numbers, parts,
+                        writes[0].read is not None)  # fmt: skip
+    undone = build.permute(build.reshape(blocks, split.shape), [*map(order.index, sorted(order))])
     written = build.reshape(undone, whole.shape)
     if written.shape == base.shape:
         return written
@@ -271,17 +274,24 @@ def _around(box: Iterable[tuple[Integer, Integer]], whole: Node) -> list[tuple[I
             for (start, stop), extent in zip(box, whole.shape, strict=True)]  # fmt: skip
 
 
-def _in_blocks(blocks: Node, numbers: Sequence[int], parts: Sequence[Node], adds: bool) -> Node:
-    """An array (n, …) with parts (…) in place of the rows of these numbers, or added to them."""
+def _in_blocks(
+    blocks: Node, axis: int, numbers: Sequence[int], parts: Sequence[Node], adds: bool
+) -> Node:
+    """An array with parts in place of blocks of these numbers along an axis, or added to them."""
     latest = dict(zip(numbers, parts, strict=True))
     start = min(latest)
     if not adds and max(latest) - start + 1 == len(latest):
-        rows = stacked([latest[number] for number in sorted(latest)])
-        after = blocks.shape[0] - start - len(latest)
-        return rows if rows.shape == blocks.shape else within(
-            rows, [(start, after), *[(0, 0)] * (blocks.ndim - 1)], blocks
-        )
-    rows = stacked(parts)
+        rows = _joined([latest[number] for number in sorted(latest)], axis)
+        around: list[tuple[Integer, Integer]] = [(0, 0)] * blocks.ndim
+        around[axis] = start, blocks.shape[axis] - start - len(latest)
+        return rows if rows.shape == blocks.shape else within(rows, around, blocks)
+    rows = _joined(parts, axis)
     places = stacked([const(number, INDEX, (), blocks.device) for number in numbers])
     op = Op.SCATTER_ADD if adds else Op.SCATTER
-    return build.scatter(op, blocks, spread(places, rows.shape, (0,)), rows, 0)
+    return build.scatter(op, blocks, spread(places, rows.shape, (axis,)), rows, axis)
+
+
+def _joined(parts: Sequence[Node], axis: int) -> Node:
+    """Parts of one shape along a new axis."""
+    return build.cat([split_axis(part, axis, 1, *part.shape[axis : axis + 1]) for part in parts],
+                     axis)  # fmt: skip
