@@ -87,8 +87,9 @@ def batch(node: Node, src: Sequence[Node]) -> Node:
         return build.rebuild(node, src, full)
     if op is Op.CHECK:
         return make(op, node.dtype, full, (src[0],), node.arg, node.device)
-    if op is Op.CUSTOM:
-        return build.custom(src[0], src[1:], _Rows(node))
+    if op is Op.CUSTOM:  # the rule keeps none of the node's sources, which may be large
+        one = make(op, node.dtype, node.shape, (*map(stand_in, node.src),), node.arg, node.device)
+        return build.custom(src[0], src[1:], _Rows(one))
     if op in _LATER:
         return build.rebuild(node, src, _LATER[op](node.arg, full[0]))
     if op is Op.CONTIGUOUS or op.facts.arity:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ MOST = 100
 
 
 def rows(threads: int) -> Iterator[Row]:
-    """Acting, and the end of an episode; a recurrent network as a loop of cells."""
+    """Acting, an episode, a recurrent network as a loop of cells, and loops of writes."""
     seen = np.random.default_rng(0).standard_normal((MOST + 2, 1, SEEN), dtype=np.float32)
     yield Row("REINFORCE: a step of acting, its log-probability kept", Policy(seen).act,
               peers(TorchPolicy, "act", seen, threads))  # fmt: skip
@@ -32,6 +33,11 @@ def rows(threads: int) -> Iterator[Row]:
         network.step()
     yield Row("LSTM as a loop of 50 … 100 cells, a step of SGD, each length new", network.step,
               other)  # fmt: skip
+    for name, write in WRITES.items():
+        loop, other = Writes(write), peers(partial(TorchWrites, write), "run", seen, threads)
+        for _ in range(4):
+            loop.run()
+        yield Row(f"{name}, 150 … 300 times, each length new", loop.run, other)
 
 
 def lengths() -> Iterator[int]:
@@ -47,6 +53,63 @@ def peers(kind: Any, method: str, data: np.ndarray, threads: int) -> dict[str, W
 
     torch.set_num_threads(threads)
     return {"torch": getattr(kind(data), method)}
+
+
+def counts(out: Any, x: Any, drawn: list[tuple[int, int]]) -> None:
+    """A confusion matrix."""
+    for i, j in drawn:
+        out[i, j] += 1
+
+
+def rows_of_results(out: Any, x: Any, drawn: list[tuple[int, int]]) -> None:
+    """Each result has its row."""
+    for i in range(len(drawn)):
+        out[i] = x[i] * 2 + 1
+
+
+def from_the_row_before(out: Any, x: Any, drawn: list[tuple[int, int]]) -> None:
+    """A recurrence."""
+    for i in range(1, len(drawn)):
+        out[i] = out[i - 1] * 0.9 + x[i]
+
+
+WRITES = {"counts[i, j] += 1 at drawn places": counts, "out[i] = x[i] * 2 + 1": rows_of_results,
+          "out[i] = out[i - 1] * 0.9 + x[i]": from_the_row_before}  # fmt: skip
+PLACES = 10
+
+
+class Writes:
+    """A loop that writes to parts of an array, which is then read."""
+
+    def __init__(self, write: Callable[..., None]) -> None:
+        self.write, self.draws = write, np.random.default_rng(0)
+        self.x = self.array(self.draws.standard_normal((300, PLACES), np.float32))
+        self.lengths = iter(self.draws.permutation(150).tolist() * 9)
+
+    def array(self, data: np.ndarray) -> Any:
+        """A tensor with these numbers."""
+        return Tensor(data).realize()
+
+    def run(self) -> None:
+        """The loop, with the next length."""
+        count = next(self.lengths) + 150
+        drawn = self.draws.integers(0, PLACES, (count, 2)).tolist()
+        out = self.array(np.zeros((PLACES if self.write is counts else count, PLACES), np.float32))
+        self.write(out, self.x, drawn)
+        out.sum().item()
+
+
+class TorchWrites(Writes):
+    """The same with PyTorch."""
+
+    def __init__(self, write: Callable[..., None], data: np.ndarray) -> None:
+        super().__init__(write)
+
+    def array(self, data: np.ndarray) -> Any:
+        """A tensor with these numbers."""
+        import torch
+
+        return torch.from_numpy(data)
 
 
 class Policy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
@@ -135,7 +137,19 @@ def sums_of_copies(x: Tensor, y: Tensor) -> Tensor:
     return sum((x[i % 2] * y[0]).tanh().sum() for i in range(40))
 
 
-LOOPS = [a_recurrence, rows_of_an_array, sums_of_copies]
+def sums_of_rules(x: Tensor, y: Tensor) -> Tensor:
+    weight = y[0] * 2  # not the same memory in all calls
+    return sum((x[i % 2] * weight).gelu().log_softmax().sum() for i in range(20))
+
+
+def a_recurrence_of_rules(x: Tensor, y: Tensor) -> Tensor:
+    weight, state = y[1] * 2, x[0]
+    for i in range(40):
+        state = (state * weight + x[i % 2]).sigmoid().softmax(0)
+    return state.square().sum()
+
+
+LOOPS = [a_recurrence, rows_of_an_array, sums_of_copies, sums_of_rules, a_recurrence_of_rules]
 
 
 @pytest.mark.parametrize("loop", LOOPS)
@@ -168,3 +182,24 @@ def test_values_of_loops_are_copied(loop: Any, monkeypatch: pytest.MonkeyPatch) 
     for pair, one in zip(values, found, strict=True):
         loops.templates.clear()
         assert loop(*map(Tensor, pair)).item() == one
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_copied_loops_keep_no_memory(
+    loop: Any, derived: Derived, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loops = Derived()
+    monkeypatch.setattr(reroll, "_derived", loops)
+    memory = []
+    for step in range(8):
+        of = leaves()
+        memory += [weakref.ref(leaf.realize().raw.arg) for leaf in of]
+        if step % 2:
+            loop(*of).backward()
+            Tensor.realize(*(leaf.grad for leaf in of))
+        else:
+            loop(*of).item()
+    assert derived.templates and loops.templates
+    del of
+    gc.collect()
+    assert not any(one() for one in memory)
