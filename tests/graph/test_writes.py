@@ -73,6 +73,16 @@ def from_the_row_before(out, x, draw):
             out[i] = out[i - 1] * 0.5 + x[i]
 
 
+def from_the_row_behind(out, x, draw):
+    for i in range(11):
+        out[i] = out[i + 1] * 0.5 + x[i]
+
+
+def from_rows_that_stay(out, x, draw):
+    for i in (0, 7, 2, 9, 4, 11, 0, 7, 2, 9):
+        out[i] = out[(i + 1) % 12] - out[5] + x[i]
+
+
 def from_any_row(out, x, draw):
     for i in draw.choices(range(12), k=20):
         out[i] = out[draw.randrange(12)] * 0.5 + x[i]
@@ -104,8 +114,8 @@ def with_reads_of_all(out, x, draw):
 
 LOOPS = (
     rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks, counts,
-    sums, from_the_row_before, from_any_row, one_place, places_that_overlap, columns_and_rows,
-    with_reads_of_all,
+    sums, from_the_row_before, from_the_row_behind, from_rows_that_stay, from_any_row, one_place,
+    places_that_overlap, columns_and_rows, with_reads_of_all,
 )  # fmt: skip
 
 
