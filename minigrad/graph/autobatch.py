@@ -100,6 +100,11 @@ def made_as_rows(nodes: Iterable[Node], kept: Iterable[Node]) -> Iterator[tuple[
             yield [by_age.pop(age) for age in ages], whole
 
 
+def is_row(node: Node) -> bool:
+    """Whether it was computed together with copies, or is below such a node."""
+    return node in _known
+
+
 def stacked(nodes: Sequence[Node]) -> Node:
     """Nodes of one shape as the rows of an array (len, …)."""
     return build.cat([build.reshape(node, (1, *node.shape)) for node in nodes], 0)

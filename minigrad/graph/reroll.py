@@ -41,12 +41,14 @@ MOST_BYTES = (1 << 14) - 1  # of an array that differs between steps: larger are
 
 
 def with_loops(
-    roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset()
-) -> tuple[list[Node], Sequence[Node]]:
+    roots: Sequence[Node], order: Sequence[Node] | None = None, kept: Set[Node] = frozenset(),
+    copied: bool = True,
+) -> tuple[list[Node], Sequence[Node]]:  # fmt: skip
     """The roots with copies of one computation batched, or as a LOOP; and `topological` of these.
 
     order: of the given roots, if known. kept: nodes that something else depends on, which stay
-    apart. On a mesh, where each node has its layout, nothing is changed.
+    apart. copied: what was made of a graph of this form may be copied; then `autobatch` does not
+    know the rows of copies. On a mesh, where each node has its layout, nothing is changed.
     """
     given = list(roots)
     on_mesh = any(root.device in meshes for root in given)
@@ -56,12 +58,12 @@ def with_loops(
     if on_mesh:
         return given, order
     form = None
-    if len(order) in _changed:
+    if copied and len(order) in _changed:
         form = _derived.form(order, [*before, *filter(kept.__contains__, order)])
     made = _derived.found(form, order)
     if made is None:
         made = _with_loops(before, order, kept)
-        if made != before:
+        if copied and made != before:
             _changed.add(len(order))
             if form is not None:
                 _derived.keep(form, order, made)

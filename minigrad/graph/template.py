@@ -8,6 +8,7 @@ graphs are equal but for their memory.
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
@@ -29,6 +30,7 @@ OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draw
 _OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # hash by identity
 MOST_FORMS, MOST_ONCE = 32, 1 << 12
 MOST_NODES = 1 << 13  # larger graphs are mostly Python loops, of a new length each time
+MOST_TRIES = 4  # graphs of as many nodes whose forms were computed in vain: others will be, too
 
 
 class Template:
@@ -88,17 +90,23 @@ class Derived:
     def __init__(self) -> None:
         self.templates: dict[Any, Template] = {}
         self.once: dict[int, list[weakref.ref[Any]]] = {}
+        self._tries: Counter[int] = Counter()  # by numbers of nodes
 
     def form(self, order: Sequence[Node], marked: Iterable[Node]) -> Any:
         """The form of a graph and of its marked nodes; None if it gets no template."""
-        if len(order) > MOST_NODES or is_watched():
+        count = len(order)
+        if count > MOST_NODES or self._tries[count] >= MOST_TRIES or is_watched():
             return None
+        self._tries[count] += 1
         return thread.key, exact(order, marked)
 
     def found(self, form: Any, order: Sequence[Node]) -> list[Any] | None:
         """What was derived from a graph of this form, for the nodes of another."""
         template = self.templates.get(form)
-        return None if template is None else template.made(order)
+        if template is None:
+            return None
+        self._tries[len(order)] = 0
+        return template.made(order)
 
     def keep(self, form: Any, order: Sequence[Node], made: Sequence[Node | None]) -> None:
         """Keep what was derived from a graph as a template, if its form was seen before."""

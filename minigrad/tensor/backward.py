@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from minigrad.errors import GradientError, expect, misfit
 from minigrad.graph import build
-from minigrad.graph.autobatch import without_leaves
+from minigrad.graph.autobatch import is_row, without_leaves
 from minigrad.graph.gradient import gradient as node_gradient
 from minigrad.graph.gradient import reached
 from minigrad.graph.node import BUFFER, Node, Op, topological
@@ -215,14 +215,15 @@ def _gradients(
         remember(output, joined, kept)
         half = len(made) // 2
         return dict(zip(made[:half], made[half:], strict=True))
-    (joined,), left = with_loops([output], order, kept)
+    (joined,), left = with_loops([output], order, kept, copied=False)
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}
-    if joined is not output:  # what was overwritten in a loop has a gradient, too: 0
-        lost = [node for node in reached([output], order) if node in candidates - {*leaves}]
-        found |= {node: node.constant(0.0) for node in lost}
-    if form is not None:
+    lost = candidates - {*leaves} if joined is not output else frozenset()
+    if not lost.isdisjoint(order):  # what was overwritten in a loop has a gradient, too: 0
+        found |= {n: n.constant(0.0) for n in reached([output], order) if n in lost}
+    # copies with tensors may be wanted after this, and are known as rows only to this very graph
+    if form is not None and not any(map(is_row, held_among(order))):
         _derived.keep(form, order, [joined, *found, *found.values()])
     return found
 

@@ -90,11 +90,15 @@ class Writes:
         """A tensor with these numbers."""
         return Tensor(data).realize()
 
+    def zeros(self, *shape: int) -> Any:
+        """An array of zeros."""
+        return Tensor.zeros(*shape)
+
     def run(self) -> None:
         """The loop, with the next length."""
         count = next(self.lengths) + 150
         drawn = self.draws.integers(0, PLACES, (count, 2)).tolist()
-        out = self.array(np.zeros((PLACES if self.write is counts else count, PLACES), np.float32))
+        out = self.zeros(PLACES if self.write is counts else count, PLACES)
         self.write(out, self.x, drawn)
         out.sum().item()
 
@@ -110,6 +114,12 @@ class TorchWrites(Writes):
         import torch
 
         return torch.from_numpy(data)
+
+    def zeros(self, *shape: int) -> Any:
+        """An array of zeros."""
+        import torch
+
+        return torch.zeros(*shape)
 
 
 class Policy:
