@@ -21,7 +21,7 @@ from typing import NamedTuple
 from minigrad.graph import build
 from minigrad.graph.autobatch import MANY, stacked
 from minigrad.graph.axes import split_axis, spread, within
-from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, picked
+from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, is_symbolic, picked
 from minigrad.graph.symbolic import Integer
 
 FEW = 4  # distances, in writes, between reads of a loop's array and the writes of what they read
@@ -44,7 +44,7 @@ def as_write(node: Node, uses: Mapping[Node, int]) -> Write | None:
     mask, value, old = node.src
     if mask.op is not Op.PAD or mask.src[0].op is not CONST:
         return None
-    if not all(type(n) is int for n in (*node.shape, *chain.from_iterable(mask.arg))):
+    if is_symbolic(node.shape) or not _is_known(mask.arg):
         return None
     box = tuple([(a, e - b) for (a, b), e in zip(mask.arg, node.shape, strict=True)])
     part = build.shrink(value, box)
@@ -53,12 +53,19 @@ def as_write(node: Node, uses: Mapping[Node, int]) -> Write | None:
     elif value.op is Op.PAD and value.arg == mask.arg:
         part = value.src[0]
     total = _below_reshapes(part, uses)
-    if total.op is Op.ADD and uses[total] == 1:
-        for one, other in (total.src, total.src[::-1]):
-            read = _below_reshapes(one, uses)
-            if read.op is Op.SHRINK and uses[read] == 1 and read.src[0] is old and read.arg == box:
-                return Write(node, old, box, build.reshape(other, part.shape), read)
+    for one, other in _sums(total) if uses[total] == 1 else ():
+        read = _below_reshapes(one, uses)
+        if read.op is Op.SHRINK and uses[read] == 1 and read.src[0] is old and read.arg == box:
+            return Write(node, old, box, build.reshape(other, part.shape), read)
     return Write(node, old, box, part)
+
+
+def _sums(node: Node) -> list[tuple[Node, Node]]:
+    """Pairs of nodes whose sum it is."""
+    if node.op is Op.ADD:
+        x, y = node.src
+        return [(x, y), (y, x)]
+    return [(node.src[0], -node.src[1])] if node.op is Op.SUB else []
 
 
 def _below_reshapes(node: Node, uses: Mapping[Node, int]) -> Node:
@@ -66,6 +73,11 @@ def _below_reshapes(node: Node, uses: Mapping[Node, int]) -> Node:
     while node.op is Op.RESHAPE and uses[node] == 1:
         node = node.src[0]
     return node
+
+
+def _is_known(pairs: Iterable[tuple[Integer, Integer]]) -> bool:
+    """Whether pairs of integers have no symbolic ones."""
+    return not is_symbolic((*chain.from_iterable(pairs),))
 
 
 class Chain:
@@ -141,7 +153,7 @@ def writes_as_one(
                 known = Chain(write)
             chains[node] = known
     long = [one for one in chains.values() if len(one.writes) > MANY]
-    return _Remaker(long, roots, order, kept).remade(roots, order) if long else list(roots)
+    return _Remaker(long, roots, order).remade(roots, order, kept) if long else list(roots)
 
 
 class _Remaker:
@@ -152,13 +164,12 @@ class _Remaker:
     """
 
     def __init__(
-        self, chains: Sequence[Chain], roots: Sequence[Node], order: Sequence[Node],
-        kept: Set[Node],
-    ) -> None:  # fmt: skip
+        self, chains: Sequence[Chain], roots: Sequence[Node], order: Sequence[Node]
+    ) -> None:
         self.place = {write.node: (one, number)
                       for one in chains for number, write in enumerate(one.writes)}  # fmt: skip
         self.reads: dict[Node, tuple[Chain, int]] = {}
-        self.needed = {node for node in (*roots, *kept) if node in self.place}
+        self.needed = {root for root in roots if root in self.place}
         self.new: dict[Node, Node] = {}
         distances: dict[Chain, set[int]] = {one: set() for one in chains}
         for node in order:
@@ -180,7 +191,7 @@ class _Remaker:
                for write in following):  # fmt: skip
             return
         at = None
-        if node.op is Op.SHRINK and one.writes[0].read is None:
+        if node.op is Op.SHRINK and one.writes[0].read is None and _is_known(node.arg):
             at = one.read(number, node.arg)
         if at is None:
             self.needed.add(source)
@@ -189,23 +200,27 @@ class _Remaker:
         if at >= 0:
             distances[one].add(number - at)
 
-    def remade(self, roots: Sequence[Node], order: Sequence[Node]) -> list[Node]:
-        """The roots; order: `topological(roots)`."""
+    def remade(
+        self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]
+    ) -> list[Node]:
+        """The roots; order: `topological(roots)`. kept: nodes that stay."""
         new = self.new
-        begun: dict[Chain, int] = {}  # writes that are in a needed state already
+        begun: dict[Chain, int] = {}  # writes that are in a known state already
         for node in order:
-            if node in self.reads:
+            if node in kept:
+                new[node] = node
+            elif node in self.reads:
                 new[node] = self._read(node, *self.reads[node])
-                continue
-            if node in self.place:
+            elif node in self.needed:
                 one, number = self.place[node]
-                if node not in self.needed:
-                    continue
-                writes = one.writes[begun.get(one, 0) : number + 1]
-                begun[one] = number + 1
-                new[node] = self._written(writes)
+                new[node] = self._written(one.writes[begun.get(one, 0) : number + 1])
+            elif node in self.place:
+                continue
             elif all(source in new for source in node.src):  # else only states need it
                 new[node] = build.rebuild(node, [new[source] for source in node.src])
+            if node in self.place:
+                one, number = self.place[node]
+                begun[one] = number + 1
         return [new[root] for root in roots]
 
     def _made(self, node: Node) -> Node:

@@ -66,6 +66,11 @@ def sums(out, x, draw):
         out[i] += x[11 - i] * 2
 
 
+def differences(out, x, draw):
+    for i in draw.choices(range(12), k=30):
+        out[i] -= x[11 - i]
+
+
 def from_the_row_before(out, x, draw):
     out[0] = x[0]
     for _ in range(3):
@@ -114,8 +119,8 @@ def with_reads_of_all(out, x, draw):
 
 LOOPS = (
     rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks, counts,
-    sums, from_the_row_before, from_the_row_behind, from_rows_that_stay, from_any_row, one_place,
-    places_that_overlap, columns_and_rows, with_reads_of_all,
+    sums, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay, from_any_row,
+    one_place, places_that_overlap, columns_and_rows, with_reads_of_all,
 )  # fmt: skip
 
 
@@ -160,7 +165,8 @@ def test_gradients_are_differences(on_device, loop):
 @pytest.mark.parametrize(
     ("loop", "op"),
     [(rows_in_order, Op.MUL), (rows_anywhere, Op.ADD), (one_place, Op.SHRINK),
-     (all_rows_but_one, Op.SCATTER), (counts, Op.SCATTER_ADD), (sums, Op.SCATTER_ADD)],
+     (all_rows_but_one, Op.SCATTER), (counts, Op.SCATTER_ADD), (sums, Op.SCATTER_ADD),
+     (differences, Op.SCATTER_ADD)],
 )  # fmt: skip
 def test_no_choice_is_left(loop, op):
     out, x = Tensor.zeros(*SHAPE), Tensor(array(*SHAPE)).realize()
@@ -234,3 +240,30 @@ def test_a_few_writes_at_new_places_compile_nothing(compiled):
         assert out.tolist() == expected.tolist()
         made.append(GlobalCounters.programs_compiled - before)
     assert made[2:] == [0, 0]
+
+
+def test_gradients_by_what_a_loop_reads_and_writes(on_device):
+    """Tensors in the middle of a loop stay what they are, as targets of a gradient."""
+    x, out = Tensor(array(12, 3), requires_grad=True), Tensor(array(12, 3, seed=1)) * 1
+    for i in range(12):
+        out[i] = x[i] * 2
+        if i == 5:
+            state, row = out * 1, out[3] * 1
+    whole = out * 1
+    loss = (whole * whole).sum() + (state * 3).sum() + (row * 5).sum()
+    found = loss.gradient(whole, state, row, x)
+    expected = np.full((12, 3), 0, np.float32)
+    expected[:6] = 6
+    expected[3] += 10
+    np.testing.assert_allclose(found[0].numpy(), 2 * whole.numpy())
+    np.testing.assert_allclose(found[1].numpy(), np.full((12, 3), 3))
+    np.testing.assert_allclose(found[2].numpy(), np.full(3, 5))
+    np.testing.assert_allclose(found[3].numpy(), 8 * x.numpy() + expected, rtol=1e-5)
+
+
+def test_unsigned_counts_wrap_around(on_device):
+    out, expected = Tensor.zeros(4, dtype=dtypes.uint8), np.zeros(4, int)
+    for i in range(20):
+        out[i % 3] -= i
+        expected[i % 3] -= i
+    assert out.tolist() == (expected % 256).tolist()
