@@ -59,7 +59,7 @@ def with_loops(
         return given, order
     form = None
     if copied and len(order) in _changed:
-        form = _derived.form(order, [*before, *filter(kept.__contains__, order)])
+        form = _derived.form(order, before, filter(kept.__contains__, order))
     made = _derived.found(form, order)
     if made is None:
         made = _with_loops(before, order, kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -92,13 +92,15 @@ class Derived:
         self.once: dict[int, list[weakref.ref[Any]]] = {}
         self._tries: Counter[int] = Counter()  # by numbers of nodes
 
-    def form(self, order: Sequence[Node], marked: Iterable[Node]) -> Any:
-        """The form of a graph and of its marked nodes; None if it gets no template."""
+    def form(
+        self, order: Sequence[Node], marked: Collection[Node], others: Iterable[Node] = ()
+    ) -> Any:
+        """The form of a graph and of its marked nodes, of two kinds; None: it gets no template."""
         count = len(order)
         if count > MOST_NODES or self._tries[count] >= MOST_TRIES or is_watched():
             return None
         self._tries[count] += 1
-        return thread.key, exact(order, marked)
+        return thread.key, len(marked), exact(order, (*marked, *others))
 
     def found(self, form: Any, order: Sequence[Node]) -> list[Any] | None:
         """What was derived from a graph of this form, for the nodes of another."""

@@ -12,6 +12,7 @@ import pytest
 from minigrad import Tensor
 from minigrad.graph import reroll, template
 from minigrad.graph.build import custom
+from minigrad.graph.node import topological
 from minigrad.graph.template import Derived
 from minigrad.tensor import backward
 
@@ -150,6 +151,13 @@ def a_recurrence_of_rules(x: Tensor, y: Tensor) -> Tensor:
 
 
 LOOPS = [a_recurrence, rows_of_an_array, sums_of_copies, sums_of_rules, a_recurrence_of_rules]
+
+
+def test_roots_are_not_taken_for_nodes_that_stay(derived: Derived) -> None:
+    x = leaves()[0]
+    inner, root = (x * 2).raw, ((x * 2).exp() * 2).raw
+    order = topological([root])
+    assert derived.form(order, [root, inner]) != derived.form(order, [root], [inner])
 
 
 @pytest.mark.parametrize("loop", LOOPS)
