@@ -510,16 +510,22 @@ class Layer(Module):
     def reset_parameters(self) -> None:
         """Give its own parameters and statistics the values of a new layer, drawn again.
 
-        Not those of layers inside of it: `model.apply(reset)` visits each.
+        Not those of layers inside of it (`model.apply(reset)` visits each), nor those that a
+        subclass of yours has added. TypeError for parameters of a layer whose arguments were more
+        than numbers and strings.
         """
         own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if own and self._made_with is not None:  # else they were given
-            arguments, options = self._made_with
-            kind = next(kind for kind in type(self).__mro__ if _is_ours(kind))
-            new = vars(kind(*arguments, **options))
-            with Tensor.no_grad():
-                for name, value in own.items():
-                    value.assign(new[name].to(value.device))
+        if self._made_with is None:  # tensors that were given, such as a loss's weights, stay
+            drawn = [name for name, value in own.items() if mark_of(value) is Kind.PARAMETER]
+            expect(not drawn, f"{type(self).__name__}.reset_parameters", "a layer that was made "
+                   "with numbers and strings; make it again", error=TypeError)  # fmt: skip
+            return
+        arguments, options = self._made_with
+        kind = next(kind for kind in type(self).__mro__ if _is_ours(kind))
+        new = vars(kind(*arguments, **options)) if own else {}
+        with Tensor.no_grad():
+            for name in filter(new.__contains__, own):
+                own[name].assign(new[name].to(own[name].device))
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

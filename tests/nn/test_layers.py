@@ -229,6 +229,25 @@ def test_parameters_are_drawn_again(on_device, name):
             assert value.tolist() == new.tolist()
 
 
+def test_what_a_subclass_added_is_not_drawn_again():
+    class Scaled(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 2)
+            self.scale = nn.Parameter([7.0])
+
+    layer = Scaled()
+    before = layer.weight.tolist()
+    layer.reset_parameters()
+    assert layer.scale.tolist() == [7.0] and layer.weight.tolist() != before
+
+
+def test_a_layer_whose_arguments_are_unknown_says_so():
+    layer = nn.Linear(3, 2)
+    del vars(layer)["_made_with"]  # as in a pickle of an earlier version
+    with pytest.raises(TypeError, match="make it again"):
+        layer.reset_parameters()
+
+
 def test_what_was_given_is_not_drawn_again():
     loss = nn.BCEWithLogitsLoss(pos_weight=Tensor([1.0, 2.0]))
     loss.reset_parameters()
