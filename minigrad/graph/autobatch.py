@@ -105,9 +105,11 @@ def is_row(node: Node) -> bool:
     return node in _known
 
 
-def stacked(nodes: Sequence[Node]) -> Node:
-    """Nodes of one shape as the rows of an array (len, …)."""
-    return build.cat([build.reshape(node, (1, *node.shape)) for node in nodes], 0)
+def stacked(nodes: Sequence[Node], axis: int = 0) -> Node:
+    """Nodes of one shape along a new axis; by default as the rows of an array (len, …)."""
+    shape = nodes[0].shape
+    one = (*shape[:axis], 1, *shape[axis:])
+    return build.cat([build.reshape(node, one) for node in nodes], axis)
 
 
 def unstacked(whole: Node) -> list[Node]:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from minigrad.graph import build
 from minigrad.graph.autobatch import MANY, stacked
-from minigrad.graph.axes import split_axis, spread, within
+from minigrad.graph.axes import spread, within
 from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, is_symbolic, picked
 from minigrad.graph.symbolic import Integer
 
@@ -47,11 +47,12 @@ def as_write(node: Node, uses: Mapping[Node, int]) -> Write | None:
     if is_symbolic(node.shape) or not _is_known(mask.arg):
         return None
     box = tuple([(a, e - b) for (a, b), e in zip(mask.arg, node.shape, strict=True)])
-    part = build.shrink(value, box)
     if value.op is CONST:
-        part = const(value.arg, value.dtype, part.shape, value.device)
+        part = const(value.arg, value.dtype, mask.src[0].shape, value.device)
     elif value.op is Op.PAD and value.arg == mask.arg:
         part = value.src[0]
+    else:
+        part = build.shrink(value, box)
     total = _below_reshapes(part, uses)
     for one, other in _sums(total) if uses[total] == 1 else ():
         read = _below_reshapes(one, uses)
@@ -296,17 +297,11 @@ def _in_blocks(
     latest = dict(zip(numbers, parts, strict=True))
     start = min(latest)
     if not adds and max(latest) - start + 1 == len(latest):
-        rows = _joined([latest[number] for number in sorted(latest)], axis)
+        rows = stacked([latest[number] for number in sorted(latest)], axis)
         around: list[tuple[Integer, Integer]] = [(0, 0)] * blocks.ndim
         around[axis] = start, blocks.shape[axis] - start - len(latest)
         return rows if rows.shape == blocks.shape else within(rows, around, blocks)
-    rows = _joined(parts, axis)
+    rows = stacked(parts, axis)
     places = stacked([const(number, INDEX, (), blocks.device) for number in numbers])
     op = Op.SCATTER_ADD if adds else Op.SCATTER
     return build.scatter(op, blocks, spread(places, rows.shape, (axis,)), rows, axis)
-
-
-def _joined(parts: Sequence[Node], axis: int) -> Node:
-    """Parts of one shape along a new axis."""
-    return build.cat([split_axis(part, axis, 1, *part.shape[axis : axis + 1]) for part in parts],
-                     axis)  # fmt: skip

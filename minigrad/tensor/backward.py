@@ -87,7 +87,7 @@ class Backward(Composed):
         roots = [self.node, *(target.node for target in targets)]
         roots, order, older = _settle_leaves([self, *targets], roots, topological(roots))
         nodes, back = history.expand(roots, order, older)
-        output, known = with_loops(nodes[:1], kept=_and_below(nodes[1:]))
+        output, known = with_loops(nodes[:1], kept=_and_below(nodes[1:]), copied=False)
         before: dict[int, list[Node]] = {id(target): [] for target in targets}
         for node, leaves in older.items():
             for leaf in leaves:
@@ -207,15 +207,15 @@ def _gradients(
 
     order: `topological([output])`.
     """
-    kept = _and_below(candidates)
     form = _derived.form(order, candidates) if seed.known() == 1 else None
     made = _derived.found(form, order)
     if made is not None:
         joined, *made = made
-        remember(output, joined, kept)
+        if joined is not output:
+            remember(output, joined, _and_below(candidates))
         half = len(made) // 2
         return dict(zip(made[:half], made[half:], strict=True))
-    (joined,), left = with_loops([output], order, kept, copied=False)
+    (joined,), left = with_loops([output], order, _and_below(candidates), copied=False)
     leaves = [node for node in reached([joined], left) if node in candidates]
     parts = zip(leaves, node_gradient([joined], [seed], leaves, left), strict=True)
     found = {leaf: part for leaf, part in parts if part is not None}
