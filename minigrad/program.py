@@ -169,7 +169,6 @@ def realize(
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
         if not _STAGED.isdisjoint(operations):
-            roots = without_rules(roots) if Op.CUSTOM in operations else roots
             return _in_stages(roots, failures)
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
@@ -419,7 +418,9 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
 
 def _read_of(node: Node) -> Sequence[Node]:
     """The sources of a node whose values it needs."""
-    return node.arg.read(node) if node.op is Op.LOOP else node.src
+    if node.op is Op.LOOP:
+        return node.arg.read(node)
+    return node.src[:1] if node.op is Op.CUSTOM else node.src
 
 
 def _written(node: Node) -> Node:
