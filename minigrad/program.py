@@ -45,7 +45,7 @@ from minigrad.graph.node import (
     needed_among,
     own_buffer,
 )
-from minigrad.graph.rewrite import replaced, without_rules
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import meshes
 from minigrad.interrupts import hold

@@ -24,6 +24,7 @@ from minigrad.graph.node import (
     picked,
     topological,
 )
+from minigrad.graph.operations import MOVEMENT
 from minigrad.settings import thread
 
 OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
@@ -52,10 +53,14 @@ class Template:
         used = {*results, *(source for node in inner for source in node.src)}
         self.kept = [node for node in order if node in used and node not in depends]
         place = {node: at for at, node in enumerate([*sources, *self.kept, *inner])}
+        views = {*sources}  # parts of a source are shared: a loop reads a weight in each step
+        for node in inner:
+            if node.op in MOVEMENT and node.src[0] in views:
+                views.add(node)
         self.steps = [
-            (n.op, n.dtype, n.shape, _getter([place[s] for s in n.src]), n.arg, n.device)
-            for n in inner
-        ]
+            (n.op, n.dtype, n.shape, _getter([place[source] for source in n.src]), n.arg, n.device,
+             n in views) for n in inner
+        ]  # fmt: skip
         self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
         self.places = [None if node is None else place[node] for node in made]
 
@@ -65,8 +70,8 @@ class Template:
         if self.checks and line is not None:
             steps = steps[:]
             for at in self.checks:
-                op, dtype, shape, sources_of, check, device = steps[at]
-                steps[at] = (op, dtype, shape, sources_of, check.but(line=line), device)
+                *most, check, device, shared = steps[at]
+                steps[at] = (*most, check.but(line=line), device, shared)
         make_all(steps, values)
         return [None if at is None else values[at] for at in self.places]
 

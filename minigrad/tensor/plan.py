@@ -20,6 +20,7 @@ from minigrad.graph.node import (
     Node,
     Op,
     ages,
+    below_among,
     beneath,
     depending,
     in_order,
@@ -371,8 +372,8 @@ class Plan:
         ])  # fmt: skip
         if not lazy:  # as in most training steps
             return lazy
-        order = topological(lazy, self.roots)
-        reads = depending(order, targets) - described(order)
+        order = [*self.order, *topological(lazy, self.order)]
+        reads = depending([n for n in order if n not in self.roots], targets) - described(order)
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
@@ -454,7 +455,7 @@ class Plan:
         leaves.update(t for t in others if wants_gradient(_write_to(t) or t))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if self.unasked else topological(candidates)
+        order = self.order if self.unasked else below_among(self.order, candidates)
         memory = picked(order, _BUFFERS) if history.recorded else ()
         known = [node for node in memory if has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
