@@ -1,8 +1,9 @@
 """Nodes: the immutable, interned operations that every program consists of.
 
 A `Node` is one operation on whole arrays. The same operation on the same sources *is* the same
-object, so a common subexpression costs nothing and `is` compares. The whole instruction set is
-`Op` in `graph/operations.py`; a matrix product is `SUM(MUL(a, b))` seen through movements.
+object, so a common subexpression costs nothing and `is` compares. (Copies of templates, `make_all`,
+become so when a program is compiled.) The whole instruction set is `Op` in `graph/operations.py`;
+a matrix product is `SUM(MUL(a, b))` seen through movements.
 """
 
 from __future__ import annotations
