@@ -284,7 +284,7 @@ class Step:
         axis, k, other = self.head.axes[-1].variable, read.ks[-1], read.other
         lanes, name = self.target.lanes(other.dtype), f"other{self.number}"
         if other.op is Leaf.WORD:
-            near = all(coefficient(load.index, axis) == 1 for load in expr.loads(other))
+            near = expr.strides(axis, other) == {1}
             wide = {axis if near else k.variable: lanes}
             layout = [((axis,), None), ((k.variable,), row_stride(k.most, 4))]
             order = [axis, k.variable]

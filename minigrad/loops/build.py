@@ -6,10 +6,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, iterations
-from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
+from minigrad.graph.shapes import iterations
+from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.axes import fix_rows, indices, merge, places_along
+from minigrad.loops.axes import fix_rows, indices, merge
 from minigrad.loops.nest import (
     Fold,
     Loop,
@@ -21,7 +21,7 @@ from minigrad.loops.nest import (
     Stores,
 )
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, place_along, places_along
 from minigrad.schedule.byte_dots import added_to
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage, identity
@@ -37,7 +37,7 @@ def inline_stages(
     A load of an element of an earlier stage is replaced by its value. results: what stands for the
     stages that are sums.
     """
-    place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+    place = place_along(axes)
     made: dict[Array, Expr] = {}
     stores: list[Store] = []
 
@@ -69,15 +69,25 @@ def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -
     return list(map(substitution(values).store, stores)) if values else list(stores)
 
 
-def elements(
-    stages: Sequence[Stage], stored: Container[Array]
-) -> tuple[list[Axis], list[Store]]:
-    """As few axes as possible, and the stores of one element, of stages with the same elements."""
-    main = max(stages, key=lambda stage: len(stage.axes))
-    stores = inline_stages(stages, stored, main.axes)
-    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    axes, values = merge(main.axes, used)
-    return list(axes), substitute_stores(stores, values)
+def in_few_axes(
+    stages: Sequence[Stage], stored: Container[Array], totals: Sequence[Expr] = (),
+    groups: Sequence[tuple[Axis, ...]] = (), known: bool = False,
+) -> tuple[list[Store], list[tuple[Axis, ...]], dict[Atom, Integer]]:  # fmt: skip
+    """The stores of stages along merged axes; `totals` stand for the stages that are sums.
+
+    groups: axes that are merged with each other only (see `merge`); those of the elements if there
+    are none. Also returns the merged axes of each group, and the values of the old variables along
+    them.
+    """
+    sums = [stage for stage in stages if stage.op is not None]
+    results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
+    main = sums[0] if sums else max(stages, key=lambda stage: len(stage.axes))
+    stores = inline_stages(stages, stored, main.axes, results)
+    values = [*(stage.body for stage in sums), *(store.value for store in stores)]
+    used = indices(values, [x for store in stores for x in (store.index, *store.guard)])
+    merged = [merge(axes, used, known) for axes in groups or [main.axes]]
+    places = {x: place for _, places in merged for x, place in places.items()}
+    return substitute_stores(stores, places), [axes for axes, _ in merged], places
 
 
 def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
@@ -313,5 +323,5 @@ def streams(
     """
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    unknown = (coefficient(load.index, along) is None for load in expr.loads(*exprs))
-    return all(array not in stage.reads for stage in stages) and not any(unknown)
+    known = None not in expr.strides(along, *exprs)
+    return known and all(array not in stage.reads for stage in stages)

@@ -29,7 +29,6 @@ from collections.abc import Mapping
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
 from minigrad.loops.assemble import in_levels
@@ -50,7 +49,7 @@ from minigrad.loops.nest import (
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, size_of
+from minigrad.schedule.axis import Axis, place_along, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
@@ -135,9 +134,8 @@ class Squares:
         self.length = size_of(self.inner)
         self.deep = self.length * len(self.terms[0])
         self.size = cut(rows.count, 1, LANES)
-        group = flatten([a.index for a in self.groups], [a.extent for a in self.groups])
-        self.word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
-        self.panel_at = group * self.deep * LANES
+        self.word = place_along(self.inner)
+        self.panel_at = place_along(self.groups) * self.deep * LANES
         count = size_of(self.groups) * self.deep * LANES
         self.panel = Array("panel", dtypes.uint32, count, "scratch")
         self.places = {

@@ -24,8 +24,8 @@ from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_widt
 from minigrad.loops.build import (
     Bounds,
     combine,
-    elements,
     flat_loop,
+    in_few_axes,
     in_pieces,
     least,
     loops_over,
@@ -69,8 +69,8 @@ def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
         return None
-    axes, stores = _with_long_last(*elements(stages, kernel.stored))
-    axes = axes or [make_axis("i", 0, 1)]
+    stores, (merged,), _ = in_few_axes(stages, kernel.stored)
+    axes, stores = _with_long_last(merged or (make_axis("i", 0, 1),), stores)
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     assert axis is not None
@@ -212,7 +212,7 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
         s.vectorize(xs.pop(), width)
     elif fill is not None:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
-    elif last is not None and any(coefficient(e.index, xs[-1]) == 1 for e in stage.loads):
+    elif last is not None and 1 in expr.strides(xs[-1], *stage.exprs()):
         block, beside, body = _in_blocks(stage, last, target)
         s = LoopNest(loops_over([*stage.axes[:-1], block], body))
         s.vectorize(beside, vector_width(target, [stage.initial], last.extent, True))

@@ -51,7 +51,6 @@ from minigrad.loops.product import (
     in_words,
     part_of_image,
     prepare,
-    strides,
     with_dynamic_bounds,
 )
 from minigrad.loops.transforms import Around, LoopNest
@@ -185,7 +184,7 @@ def stage_left(
 ) -> None:
     """Copy the block of `left`: tile after tile if rows are near each other, else row after row."""
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
-    depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
+    depth, apart = numel([s.trips(k) for k in ks]), expr.strides(m, operand)
     if not tiling.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
         wide = enough_lanes(lanes, tiling.mr)  # 16 for 8 rows would make the copy twice as large
         pitch = ceildiv(tiling.mr, wide) * wide

@@ -13,17 +13,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from minigrad.dtype import dtypes
-from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
-from minigrad.loops.nest import (
-    Loop,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-)
+from minigrad.graph.symbolic import Affine, Atom, ceildiv
+from minigrad.loops.nest import Loop, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.conditions import end_of
 from minigrad.schedule.expr import Expr, Leaf
 
 MOST = 9  # loops, so that a kernel's code does not grow without bounds
@@ -98,22 +92,14 @@ def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
     """The parts of 0 … count − 1 in which conditions do not change, if each reads less."""
     ends = {0, count}
     for e in expr.walk(*(store.value for store in stores)):
-        if e.op is Leaf.CONDITION and (found := _alone(e.index, variable)):
-            along, number = found
-            ends.add(min(max(-number if along == 1 else number + 1, 0), count))
+        if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
+            _, end = end_of(e.index, variable) or (0, 0)
+            ends.add(min(max(end, 0), count) if isinstance(end, int) else 0)
     parts = list(pairwise(sorted(ends)))
     if len(parts) == 1:
         return parts
     most = max(_reads(_within(stores, variable, part)) for part in parts)
     return parts if most < _reads(stores) else [(0, count)]
-
-
-def _alone(x: Integer, variable: Atom) -> tuple[int, int] | None:
-    """(±1, number) if x is ±variable + number; else None."""
-    if not isinstance(x, Affine) or len(x.terms) != 1:
-        return None
-    along = coefficient(x, variable)
-    return (along, x.constant) if along in (1, -1) else None
 
 
 def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:

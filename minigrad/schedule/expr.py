@@ -18,7 +18,13 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
-from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
+from minigrad.graph.substitution import (
+    coefficient,
+    proven_nonnegative,
+    replace_values,
+    substitute,
+    variables,
+)
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 
 
@@ -308,6 +314,11 @@ def loads(*roots: Expr) -> Sequence[Expr]:
     if len(roots) == 1:
         return _loads_of(roots[0])
     return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
+
+
+def strides(x: Atom, *roots: Expr) -> set[int | None]:
+    """The steps of all loads below roots along a variable; None for a step that varies."""
+    return {coefficient(load.index, x) for load in loads(*roots)}
 
 
 def _loads_of(root: Expr) -> tuple[Expr, ...]:

@@ -10,7 +10,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.graph.windows import INTERLEAVED
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, place_along
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -27,9 +27,8 @@ def relayout(stage: Stage, order: Order, array: Array) -> Stage:
         for old, axis in zip(order, axes, strict=True)
     }
     shape = tuple(axis.extent for axis in axes)
-    position = flatten([axis.index for axis in axes], shape)
-    body = expr.substitute_in(stage.body, values)
-    return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=position)
+    body, place = expr.substitute_in(stage.body, values), place_along(axes)
+    return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=place)
 
 
 def reading(

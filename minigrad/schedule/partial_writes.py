@@ -13,11 +13,11 @@ from dataclasses import replace
 from itertools import product
 
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient, proven_nonnegative, variables
+from minigrad.graph.substitution import proven_nonnegative, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.conditions import only_conditions
+from minigrad.schedule.conditions import end_of, only_conditions
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 
@@ -66,11 +66,8 @@ def _range(
     They are numbers or the user's symbols, or loaded numbers whose distance is known.
     """
     firsts, stops = list[Integer](), list[Integer]()
-    for c in conditions:
-        along = coefficient(c, axis.variable)
-        if along in (1, -1):
-            rest = c - axis.index * along  # i + rest ≥ 0, or rest − i ≥ 0
-            (firsts if along == 1 else stops).append(-rest if along == 1 else rest + 1)
+    for side, end in filter(None, (end_of(c, axis.variable) for c in conditions)):
+        (firsts if side > 0 else stops).append(end)
     fixed = [
         [x for x in ends if isinstance(x, int) or all(
             atom.kind == "var" and atom not in loops for atom, _ in x.terms

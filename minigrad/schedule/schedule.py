@@ -15,6 +15,7 @@ from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, 
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
+from minigrad.schedule.axis import place_along
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
@@ -285,8 +286,7 @@ class _Plan:
                 for node, stage in zip(nodes, found, strict=True):
                     self.stages[node] = reading(stage, {array: (product, order)})
                 own = next(node for node, stage in self.stages.items() if stage.array == array)
-                axes = [product.axes[n] for n in order]
-                place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+                place = place_along([product.axes[n] for n in order])
                 self.stages[own] = replace(self.stages[own], position=place)
 
     def better_recomputed(self) -> frozenset[Node]:

@@ -20,7 +20,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis, size_of
+from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
@@ -121,7 +121,7 @@ class Stage:
     @kept
     def place(self) -> Integer:
         """The row-major position of an element in the order of its axes."""
-        return flatten([axis.index for axis in self.axes], [axis.extent for axis in self.axes])
+        return place_along(self.axes)
 
     @kept
     def row_major(self) -> bool:
