@@ -310,7 +310,7 @@ class Step:
             s.stage("other", None, order, None, f"other{self.number}", wide)
             if self.sums:
                 order, name = [side.variable, k.variable], f"panel{self.number}"
-                s.stage("own", number, order, None, name, flat=WORDS)
+                s.stage("own", number, order, None, name, {k.variable: WORDS})
             else:
                 self._pack_rows(s, read)
         s.vectorize(axis.variable, width, LANE if self.squares else None)

@@ -1,7 +1,4 @@
-"""Loops that copy an operand (see `LoopNest.stage`), in the order that suits reader and target.
-
-Each function gives the loops, and the values of the original loops' variables in them.
-"""
+"""Loops in which the work-items of a group copy an operand (see `LoopNest.stage`)."""
 
 from __future__ import annotations
 
@@ -17,18 +14,6 @@ from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Guard
 
 UNROLLED = 32  # iterations of a work-item's copy that are unrolled, at most
-
-
-def as_one(copying: Sequence[Loop], width: int) -> tuple[list[Loop], dict[Atom, Integer]]:
-    """The loops of a copy with the last two merged, in vectors; and their variables' values."""
-    *loops, outer, inner = copying
-    count = inner.stops[0] - inner.start
-    assert isinstance(count, int)
-    x = make_axis("w", 0, (outer.variable.high + 1) * count)
-    values = {outer.variable: x.index // count, inner.variable: inner.start + x.index % count}
-    stops = tuple(stop * count for stop in outer.stops)
-    one = Loop(x.variable, outer.start * count, stops, (), "lanes", width)
-    return [*loops, one], values
 
 
 def by_items(

@@ -44,7 +44,7 @@ from minigrad.loops.build import (
     substitute_statement,
     with_places,
 )
-from minigrad.loops.copies import as_one, by_items
+from minigrad.loops.copies import by_items
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -511,7 +511,7 @@ class LoopNest:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
-        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 0,
+        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 1,
         item: Axis | None = None,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the start of each iteration over `at`.
@@ -519,10 +519,9 @@ class LoopNest:
         at: None for the start of the whole body. loops: the loops of the copy, outermost first;
         their bounds cover everything inside of `at`. wide: loops that become vectors of that width.
         layout: of the copy, row-major: groups of variables, each with its padded number of elements
-        (None: unpadded); None: the order of the loops. transpose: of the innermost loop. flat:
-        merge the last two loops into one with vectors of that width. item: the copy is in local
-        memory, and the work-items share its loops, which become one loop with vectors of `flat`
-        elements.
+        (None: unpadded); None: the order of the loops. transpose: of the innermost loop. item: the
+        copy is in local memory, and the work-items share its loops, which become one loop with
+        vectors of `flat` elements.
         """
         # the loops of the copy
         value = self.operands[operand]
@@ -552,8 +551,6 @@ class LoopNest:
         place, guard, values = flatten(places, sizes), tuple[Affine, ...](), dict[Atom, Integer]()
         if item is not None:
             copying, values, guard = by_items(copying, flat, item)
-        elif flat:
-            copying, values = as_one(copying, flat)
         copying[-1] = replace(copying[-1], transpose=transpose)
         body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):
