@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import iterations
+from minigrad.graph.shapes import iterations, numel, unflatten
 from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops.axes import fix_rows, indices, merge
@@ -23,7 +23,7 @@ from minigrad.loops.nest import (
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, place_along, places_along
 from minigrad.schedule.byte_dots import added_to
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
@@ -101,6 +101,7 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
+UNROLLED = 32  # iterations of a work-item's copy that are unrolled, at most
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
@@ -134,6 +135,26 @@ def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
         change = substitution(places_along(axes, row.index))
         axes, body = [row], tuple(change.of(one) for one in body)
     return serial_loop(axes[0], body)
+
+
+def by_items(
+    copying: Sequence[Loop], width: int, item: Axis
+) -> tuple[list[Loop], dict[Atom, Integer], Guard]:
+    """All loops merged into one, in vectors that work-items take in turn.
+
+    Also returns the variables' values, and a guard: there may be fewer vectors than items.
+    """
+    extents = [one.trips for one in copying]
+    count = numel(extents) // width
+    q, y = make_axis("q", 0, ceildiv(count, item.count)), make_axis("y", 0, width)
+    number = q.index * item.count + item.index
+    places = unflatten(number * width + (y.index if width > 1 else 0), extents)
+    values: dict[Atom, Integer] = {}
+    for one, place in zip(copying, places, strict=True):
+        values[one.variable] = substitute(one.start, values) + place
+    kind = "unroll" if q.count <= UNROLLED else "serial"
+    loops = [Loop(q.variable, 0, (q.count,), (), kind), lanes_loop(y, width, ())]
+    return loops[: 1 + (width > 1)], values, expr.restrict((), [count - 1 - number])
 
 
 Move = Callable[[Array, Integer], tuple[Array, Integer]]

@@ -37,6 +37,7 @@ from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import nest, registers
 from minigrad.loops.build import (
+    by_items,
     flat_loop,
     in_pieces,
     least,
@@ -44,7 +45,6 @@ from minigrad.loops.build import (
     substitute_statement,
     with_places,
 )
-from minigrad.loops.copies import by_items
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr

@@ -272,7 +272,7 @@ def _as_large_below(node: Node, kept: Container[Node]) -> tuple[set[Node], set[N
 def contraction_operands(node: Node) -> tuple[Node, ...]:
     """The two factors of a SUM that is a product (however batched or permuted), or ().
 
-    Either both have rows of their own, or one has, and both have the last axis (batch_last.py).
+    Either both have rows of their own, or one has, and both have the last axis (split.py).
     """
     product = _terms(node)
     if product.op is not Op.MUL:

@@ -2,7 +2,7 @@
 
 A long sum with few results becomes parallel by that. A deep product becomes parts whose operands
 stay in a cache. The split depends on the shape only, and so do the results, on any number of
-threads.
+threads. Products with a batch axis in last position get operands in another layout.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from collections.abc import Sequence
 from functools import reduce
 from math import prod
 
-from minigrad.graph import build as graph_build
-from minigrad.graph.axes import pad_along
+from minigrad.graph import build
+from minigrad.graph.axes import pad_along, stored_last
 from minigrad.graph.node import Node, beneath, in_order
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient, only_atom
 from minigrad.graph.symbolic import Integer, ceildiv
-from minigrad.graph.windows import addends
-from minigrad.schedule.batch_last import batch_arranged
+from minigrad.graph.windows import addends, unexpanded
+from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import (
     contraction_operands,
     has_loaded_mask,
     in_memory,
     is_product,
     is_zero,
+    varies,
 )
 from minigrad.schedule.onehot_to_gather import added_at, picked
-from minigrad.target import FEW_ROWS
+from minigrad.target import FEW_ROWS, LINE
 
 LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse.py)
 FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/rows.py)
@@ -39,6 +41,9 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 DEEP = 3 << 10
 LEAST_TERMS = 16  # of an image's sum, beside which storing one number for it costs nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
+FULL = LINE // 4  # float32 in a vector of 512 bits
+_SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
+PAYS = 8  # reads per element that pay for a copy in another order
 _IN_MEMORY = frozenset({Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN})
 
 
@@ -48,7 +53,7 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 
 def _arranged(node: Node, src: Sequence[Node]) -> Node:
-    node = added_at(picked(graph_build.rebuild(node, src)))
+    node = added_at(picked(build.rebuild(node, src)))
     if node.op is Op.ADD:
         return _scattered_onto(node)
     if node.op not in REDUCTIONS:
@@ -69,7 +74,7 @@ def _apart(node: Node) -> list[Node]:
     others = [x.src[0] for x in terms if x not in products]
     if not products or not others:
         return products or [node]
-    return [*products, graph_build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
+    return [*products, build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
 
 
 def _decodes(node: Node) -> bool:
@@ -80,7 +85,7 @@ def _decodes(node: Node) -> bool:
 
 def _reduced(node: Node) -> Node:
     reduction, order = batch_arranged(node)
-    return graph_build.permute(_split(reduction), order)
+    return build.permute(_split(reduction), order)
 
 
 def _scattered_onto(node: Node) -> Node:
@@ -95,8 +100,8 @@ def _scattered_onto(node: Node) -> Node:
         zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
         if zeros and inner.op is Op.SUM and contraction_operands(inner):
             _, index, updates = other.src
-            base = x if in_memory(x) is inner else graph_build.contiguous(x)
-            return graph_build.scatter_add(base, index, updates, other.arg)
+            base = x if in_memory(x) is inner else build.contiguous(x)
+            return build.scatter_add(base, index, updates, other.arg)
     return node
 
 
@@ -107,7 +112,7 @@ def _split(node: Node) -> Node:
         return _cut(node, x, cuts, first=True)
     if _of_windows(node):
         images, *others = sorted(node.arg)
-        return graph_build.reduce(Op.SUM, graph_build.reduce(Op.SUM, x, others), (images,))
+        return build.reduce(Op.SUM, build.reduce(Op.SUM, x, others), (images,))
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -155,14 +160,14 @@ def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node
         if axis in node.arg:
             inner.append(len(shape))
         shape.append(extent)
-    x = graph_build.reshape(x, tuple(shape))
+    x = build.reshape(x, tuple(shape))
     if first:
         order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
-        x = graph_build.permute(x, order)
+        x = build.permute(x, order)
         inner = [order.index(axis) for axis in inner]
         outer = list(range(len(outer)))
-    parts = graph_build.reduce(node.op, x, inner)
-    return graph_build.reshape(graph_build.reduce(node.op, parts, outer), node.shape)
+    parts = build.reduce(node.op, x, inner)
+    return build.reshape(build.reduce(node.op, parts, outer), node.shape)
 
 
 def _cuts_of_product(node: Node) -> dict[int, int]:
@@ -225,3 +230,65 @@ def _sums_columns(node: Node) -> bool:
     if before >= FEW_ROWS or not 1 < behind <= FEW_COLUMNS or before * depth < 8 * FEW_ROWS:
         return False
     return numel(x.shape) >= MANY and not is_product(node)
+
+
+# ---- a last axis that both operands of a product share ----
+# Vectors run along such an axis (`loops/shared_lanes.py`) if it fills them. Both operands must have
+# its elements next to each other; otherwise they are copied, like the weight of a depthwise
+# convolution. If the axis is short and there are rows and columns, the batch comes first: one
+# matrix product for each of its elements, with a permuted view of the result.
+
+
+def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
+    """An equal reduction that is faster, and the permutation that restores the order of its axes.
+
+    A reduction that is no such product stays as it is.
+    """
+    x, as_it_is = node.src[0], (node, range(node.ndim))
+    operands = contraction_operands(node) if node.op is Op.SUM and x.op is Op.MUL else ()
+    if not operands or not node.dtype.is_float:
+        return as_it_is
+    uses = [varies(operand) for operand in operands]
+    kept = [a for a, extent in enumerate(x.shape) if extent != 1 and a not in node.arg]
+    batch = [axis for axis in kept if all(use[axis] for use in uses)]
+    factors = [unexpanded(operand) for operand in operands]
+    if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
+        # few columns: those of several groups are made adjacent, to share a vector
+        last, copied = kept[-2:], [factor.shape[kept[-1]] != 1 for factor in factors]
+    elif not batch or batch[-1] != kept[-1]:
+        return as_it_is
+    else:
+        last, aside = kept[-1:], [is_innermost(factor, kept[-1]) for factor in factors]
+        if all(any(use[axis] for axis in kept if axis not in batch) for use in uses):
+            if numel((x.shape[kept[-1]],)) >= FULL and all(aside):
+                return as_it_is
+            order = [*batch, *(axis for axis in kept if axis not in batch)]
+            return _batch_first(node, factors, aside, order)
+        copied = [not is_so for is_so in aside]
+    pairs = [*zip(factors, copied, strict=True)]
+    if not any(copied) or any(c and PAYS * numel(f.shape) > numel(x.shape) for f, c in pairs):
+        return as_it_is
+    terms = (build.expand(stored_last(f, last) if c else f, x.shape) for f, c in pairs)
+    return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg), range(node.ndim)
+
+
+def _batch_first(
+    node: Node, factors: Sequence[Node], aside: Sequence[bool], kept: Sequence[int]
+) -> tuple[Node, Sequence[int]]:
+    """The SUM with kept axes in this order; factors whose batch axis is innermost are copied."""
+    x = node.src[0]
+    order = [*kept, *(axis for axis in range(x.ndim) if axis not in kept)]
+    terms = []
+    for factor, is_last in zip(factors, aside, strict=True):
+        moved = build.permute(factor, order)
+        moved = build.contiguous(moved) if is_last else moved
+        terms.append(build.expand(moved, tuple(x.shape[axis] for axis in order)))
+    summed = [order.index(axis) for axis in node.arg]
+    total = build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), summed)
+    return total, [order.index(axis) for axis in range(x.ndim)]
+
+
+def is_innermost(node: Node, axis: int) -> bool:
+    """Whether neighbours along an axis are adjacent in memory."""
+    chain, places, index = shown(node, _SEEN_THROUGH)
+    return coefficient(flatten(index, chain[-1].shape), only_atom(places[axis])) == 1
