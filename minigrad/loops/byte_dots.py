@@ -31,6 +31,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops import nest
 from minigrad.loops.assemble import in_levels
 from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
@@ -43,8 +44,6 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     Stores,
-    expressions,
-    loop_over,
 )
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, LoopNest
@@ -110,7 +109,7 @@ def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
     """The matrix elements so many bytes ahead: loads that the lanes do not share."""
     lanes = {one.variable for one in around.values() if one.kind == "lanes"}
     loads = [
-        e for e in expr.loads(*expressions(loop))
+        e for e in expr.loads(*nest.expressions(loop))
         if not lanes.isdisjoint(e.variables) and not e.in_registers
     ]  # fmt: skip
     nbytes = LANES * sum(e.array.dtype.itemsize for e in loads)
@@ -171,7 +170,7 @@ class Squares:
 
     def products(self, loop: Loop, around: Around) -> list[Statement]:
         """The products of a group, for a block of rows."""
-        rows, found = loop_over(self.rows.variable, loop.body), list[Statement]()
+        rows, found = nest.loop_over(self.rows.variable, loop.body), list[Statement]()
         at = {**self._first(), self.rows.variable: rows.start}
         for square, terms in zip(self.places.values(), self.terms, strict=True):
             vector = terms[0][1]

@@ -37,21 +37,12 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
-from minigrad.loops import cost
+from minigrad.loops import cost, product
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
 from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import Tiling, row_stride
 from minigrad.loops.nest import Fold, Loop, Lowered, Prefetch, Statement, loop_over, written
-from minigrad.loops.product import (
-    LANE,
-    Part,
-    Problem,
-    distance,
-    in_words,
-    part_of_image,
-    prepare,
-    with_dynamic_bounds,
-)
+from minigrad.loops.product import LANE, Part, Problem
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -65,7 +56,7 @@ ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 
 def gemm(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a product and its elementwise epilogue."""
-    problem = with_dynamic_bounds(prepare(kernel))
+    problem = product.with_dynamic_bounds(product.prepare(kernel))
     problem, tiling = planned(problem, target)
     return Lowered(tiled(problem, tiling, target), products=True)
 
@@ -73,11 +64,11 @@ def gemm(kernel: Kernel, target: Target) -> Lowered:
 def planned(problem: Problem, target: Target) -> tuple[Problem, Tiling]:
     """A product in the form in which it is computed, of words if that pays, and its tiling."""
     plain = not problem.ends and problem.terms is None and problem.added is None
-    if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
+    if target.matrices and plain and (words := product.in_words(problem, ROW_WORDS)):
         if squares := cost.amx_tiling(words, target):
             return words, squares
     dots = target.bfloat16_dots and problem.total.dtype.is_float
-    if dots and plain and (pairs := in_words(problem)):
+    if dots and plain and (pairs := product.in_words(problem)):
         problem = pairs if cost.packing_pays(pairs, target) else problem
     return problem, cost.tiling_of(problem, target)
 
@@ -86,7 +77,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     """A product in tiles, with copies of operands that they cannot read in place."""
     part: Part | None = None
     if tiling.packs_right and not (tiling.kc or tiling.squares):
-        bounded, part = part_of_image(problem)
+        bounded, part = product.part_of_image(problem)
         problem = replace(bounded, left=problem.left) if tiling.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = LoopNest(problem.naive(), left=problem.left, right=problem.right)
@@ -206,7 +197,7 @@ def stage_right(
     """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
     lanes = tiling.nr if tiling.squares else 0 if target.brief else lanes
-    order = sorted(ks, key=lambda k: -distance(operand, k))
+    order = sorted(ks, key=lambda k: -product.distance(operand, k))
     s.stage("right", n, order, [(ks, None), ((n,), tiling.nr)], "panel", transpose=lanes)
 
 
@@ -424,8 +415,8 @@ class TilePrefetches:
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         source = self.sources[0]
-        step = distance(source, self.k)
-        if step < distance(source, self.n):  # its columns lie along k
+        step = product.distance(source, self.k)
+        if step < product.distance(source, self.n):  # its columns lie along k
             each = ceildiv(nr, tiles)
             at = {self.n: self.n.index + (tile * each + one.index + nr),
                   self.k: piece * self.line}  # fmt: skip
