@@ -9,17 +9,9 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import iterations, numel, unflatten
 from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.loops import nest
 from minigrad.loops.axes import fix_rows, indices, merge
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    MatrixProduct,
-    Prefetch,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-)
+from minigrad.loops.nest import Loop, Prefetch, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, place_along, places_along
 from minigrad.schedule.byte_dots import added_to
@@ -185,12 +177,12 @@ class Change:
             return self.store(one)
         if isinstance(one, Stores):
             return Stores(tuple([self.store(item) for item in one.items]))
-        if isinstance(one, Fold):
+        if isinstance(one, nest.Fold):
             source, slot = self.move(one.source, at(one.slot))
             return replace(one, source=source, slot=slot)
         if isinstance(one, Prefetch):
             return replace(one, index=at(one.index))
-        if isinstance(one, MatrixProduct):
+        if isinstance(one, nest.MatrixProduct):
             total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
             depths = tuple(map(at, one.depths))
             return replace(one, total=total, left=left, right=right, depths=depths)
