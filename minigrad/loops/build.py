@@ -53,7 +53,7 @@ def inline_stages(
 
 def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
     """An expression with loads of some arrays replaced by known values."""
-    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
+    return expr.map_loads(e, lambda load: values.get(load.array))
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
@@ -230,16 +230,13 @@ def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
 def with_loads(e: Expr, move: Move) -> Expr:
     """An expression whose loads are moved to other arrays and indices."""
 
-    def read(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD:
-            return None
-        array, index = move(leaf.array, leaf.index)
+    def read(load: Expr) -> Expr:
+        array, index = move(load.array, load.index)
         if array.in_registers:
-            zero = expr.const(0, leaf.dtype)
-            return expr.guarded(leaf.guard, expr.load(array, index), zero)
-        return expr.load(array, index, leaf.guard)
+            return expr.guarded(load.guard, expr.load(array, index), expr.const(0, load.dtype))
+        return expr.load(array, index, load.guard)
 
-    return expr.rebuild(e, read)
+    return expr.map_loads(e, read)
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
@@ -293,12 +290,11 @@ def kept_inside(
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """An expression whose loads give 0 where a condition fails."""
 
-    def change(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD or leaf.in_registers:
-            return None
-        return expr.load(leaf.array, leaf.index, expr.restrict(leaf.guard, conditions))
+    def change(load: Expr) -> Expr | None:
+        guard = expr.restrict(load.guard, conditions)
+        return None if load.in_registers else expr.load(load.array, load.index, guard)
 
-    return expr.rebuild(e, change)
+    return expr.map_loads(e, change)
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:

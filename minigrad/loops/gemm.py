@@ -125,7 +125,7 @@ def in_registers(
     shared: Sequence[Atom], target: Target,
 ) -> None:  # fmt: skip
     """Keep the sums of each tile in registers, with its rows unrolled."""
-    m, n = problem.row.variable, problem.column.variable
+    m = problem.row.variable
     costs = sum(expr.operations(store.value) for store in problem.stores)
     long = costs >= LONG_EPILOGUE and tiling.nr > 1 and not tiling.kc
     if long:
@@ -147,14 +147,9 @@ def in_registers(
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
         ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
-    if tiling.nr > 1:
-        across = any(coefficient(one.index, n) != 1 for one in problem.stores)
-        if across and not target.brief:
-            s.transpose(m, target.lanes(problem.total.dtype))
-    if long:  # its stores stay a loop
-        s.unroll(m, "u", computing=True)
-    else:
-        s.unroll(m, "u")
+    if tiling.nr > 1 and not target.brief and problem.stores_across:
+        s.transpose(m, target.lanes(problem.total.dtype))
+    s.unroll(m, "u", computing=long)  # long ones stay a loop
 
 
 def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
@@ -163,10 +158,8 @@ def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
     Then all tiles share their code, and it takes half as long to compile. Not if results are stored
     transposed, column after column, nor if they are added to memory for each piece of k.
     """
-    column = problem.column
-    plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    whole = not tiling.kc and not tiling.squares
-    return plain and whole and tiling.nr > 1 and low(column.extent) > tiling.nr
+    whole = not tiling.kc and not tiling.squares and not problem.stores_across
+    return whole and tiling.nr > 1 and low(problem.column.extent) > tiling.nr
 
 
 def stage_left(

@@ -66,12 +66,12 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
     """An expression with loads of elementwise stages replaced by what these compute."""
 
     def made(load: Expr) -> Expr | None:
-        maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
+        maker = makers.get(load.array) if load.dtype.is_float else None
         if maker is None or maker.op is not None or load.guard:
             return None
         return with_makers(expr.substitute_in(maker.body, places_in(load.index, maker)), makers)
 
-    return expr.rebuild(root, made)
+    return expr.map_loads(root, made)
 
 
 def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:

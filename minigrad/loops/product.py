@@ -81,6 +81,11 @@ class Problem(Contraction):
         """The number of terms of a sum."""
         return size_of(self.k)
 
+    @property
+    def stores_across(self) -> bool:
+        """Whether neighbouring columns of a result are not adjacent in memory."""
+        return any(coefficient(one.index, self.column.variable) != 1 for one in self.stores)
+
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right, or `added`; the stores."""
         total, row, first = self.total, self.row, self.k[0]

@@ -59,7 +59,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
             if k.count > MOST_WRITTEN_OUT:
                 s.split(k.variable, _divisor(k), "o", computing=True)
             s.unroll(k.variable, f"v{number}_", computing=True)
-        if any(coefficient(one.index, x) != 1 for one in problem.stores):
+        if problem.stores_across:
             s.transpose(inner[-1], lanes)
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)

@@ -342,6 +342,11 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     return new[root]
 
 
+def map_loads(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
+    """`rebuild`, where only loads are changed."""
+    return rebuild(root, lambda leaf: change(leaf) if leaf.op is Leaf.LOAD else None)
+
+
 def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:
     """root with subexpressions replaced, except inside indices."""
     new: dict[Expr, Expr] = {}
