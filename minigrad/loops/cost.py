@@ -287,7 +287,8 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= rows:  # so many blocks that all threads have work
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
+        pieces = min(ceildiv(wanted, problem.batches * panels), rows // LEAST_ROWS)
+        mc = ceildiv(rows, pieces * mr) * mr if pieces > 1 else rows
     tasks = problem.batches * ceildiv(rows, mc) * panels
     tasks //= prod(size for _, size in rows_of_panel(problem.m, mc, tasks))
     # several panels for each task, if enough tasks remain
@@ -341,14 +342,6 @@ def cut(extent: int, unit: int, most: int) -> int:
     units = ceildiv(extent, unit)
     pieces = ceildiv(units, max(most // unit, 1))
     return ceildiv(units, pieces) * unit
-
-
-def rows_of_block(rows: int, mr: int, wanted: int) -> int:
-    """Rows of one parallel iteration: all of them, or a multiple of the tile's."""
-    pieces = min(wanted, rows // LEAST_ROWS)
-    if pieces <= 1:
-        return rows
-    return ceildiv(rows, pieces * mr) * mr
 
 
 def blocks_of(

@@ -80,10 +80,8 @@ def contraction_of(
         return None
     if last in left.variables:
         left, right = right, left
-    if last not in right.variables:
-        return None
     reduced = {axis.variable for axis in summed}
-    if not reduced <= left.variables or not reduced <= right.variables:
+    if not reduced <= left.variables or not reduced | {last} <= right.variables:
         return None
     batch = _select(axes, left.variables & right.variables)
     m = _select(axes, left.variables - right.variables)

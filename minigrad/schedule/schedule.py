@@ -145,23 +145,6 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     return result
 
 
-def _with_copies(
-    targets: Iterable[tuple[Node, int]], deferred: frozenset[int]
-) -> tuple[list[tuple[Node, int]], list[Node]]:
-    """Roots with their slots: for deferred slots copies, made when nobody needs the old value.
-
-    Also gives these copies.
-    """
-    found: list[tuple[Node, int]] = []
-    copies: list[Node] = []
-    for root, slot in targets:
-        if slot in deferred:
-            root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
-            copies.append(root)
-        found.append((root, slot))
-    return found, copies
-
-
 class _Plan:
     """One attempt at a schedule."""
 
@@ -175,9 +158,14 @@ class _Plan:
         target: Target,
         stages: Stages,
     ) -> None:
-        # writes that need a copy: computed elsewhere, and copied into place last
-        targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
-        roots = [*roots, *late]
+        # writes that need a copy: computed elsewhere, and copied when nobody needs the old value
+        pairs = [*zip(roots, graph.outputs, strict=True)]
+        late = {
+            x: make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), "late", x.device)
+            for x, slot in pairs if slot in deferred
+        }  # fmt: skip
+        targets = [(late.get(root, root), slot) for root, slot in pairs]
+        roots = [*roots, *late.values()]
         order = topological(roots)
         order = topological(exchanges_in_order(roots, order))
         # which values get memory, and a stage for each of them
@@ -189,7 +177,7 @@ class _Plan:
             if isinstance(node.arg, Part):
                 self.stages[node] = placed(stage, node.arg)
         alone = self._cut_to_parts(root for root, _ in targets)
-        alone |= {self.arrays[node] for node in late}
+        alone |= {self.arrays[node] for node in late.values()}
         self._order_results(target)
         # which stages share a kernel, and which kernels must wait for which
         self.chains = Chains(self.stages.values(), self.slots, fuse)
