@@ -178,7 +178,7 @@ class _Plan:
                 self.stages[node] = placed(stage, node.arg)
         alone = self._cut_to_parts(root for root, _ in targets)
         alone |= {self.arrays[node] for node in late.values()}
-        self._order_results(target)
+        self._order_results(target, fuse)
         # which stages share a kernel, and which kernels must wait for which
         self.chains = Chains(self.stages.values(), self.slots, fuse)
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
@@ -246,14 +246,15 @@ class _Plan:
                     found.add(array)
         return frozenset(found)
 
-    def _order_results(self, target: Target) -> None:
+    def _order_results(self, target: Target, in_blocks: bool) -> None:
         """Compute and store products in the axis order in which their results are needed.
 
         A copy of a whole result, or an elementwise stage on it that no other stage reads, takes the
         product's axes and becomes its epilogue. With vectors that may store columns as rows, but
-        not if matrix registers compute the product. A product that only products read is stored in
-        the order in which they read it.
+        not if matrix registers or attention's blocks (in_blocks: there may be some) compute the
+        product. A product that only products read is stored in the order in which they read it.
         """
+        blocks = Chains(self.stages.values(), self.slots, in_blocks).sinks
         readers: dict[Array, list[Node]] = {}
         for node, stage in self.stages.items():
             for array in stage.reads:
@@ -262,7 +263,7 @@ class _Plan:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]
             in_matrices = target.matrices and product.multiplies(dtypes.bfloat16)
-            across = target.vector_bytes > 0 and not in_matrices
+            across = target.vector_bytes > 0 and not in_matrices and array not in blocks
             for node, stage in zip(nodes, found, strict=True):
                 copied = node.op is Op.CONTIGUOUS or stage.array not in readers
                 if stage.op is None and copied:
