@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
-    distinguish                          separate loops for parts (index_sets.py)
+    split_index_set                      separate loops for parts (elementwise.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
@@ -166,7 +166,7 @@ class LoopNest:
 
     @_step
     def split_index_set(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Replace loops over x by what `parts` makes of them: see index_sets.py."""
+        """Replace loops over x by what `parts` makes of them: see elementwise.py."""
         self._change(x, lambda loop, _: parts(loop))
 
     @_step

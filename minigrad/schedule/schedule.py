@@ -18,12 +18,11 @@ from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.axis import place_along
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
-from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
+from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import after_needs, freeing_early
-from minigrad.schedule.partial_writes import part_written
 from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
 
