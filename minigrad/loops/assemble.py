@@ -25,18 +25,7 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import cost, nest
 from minigrad.loops.axes import indices
 from minigrad.loops.build import combine, in_pieces, lanes_loop, put
-from minigrad.loops.nest import (
-    Loop,
-    Loops,
-    Lowered,
-    MatrixProduct,
-    Nest,
-    Prefetch,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-)
+from minigrad.loops.nest import Loop, Loops, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.registers import renamed
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
@@ -63,7 +52,7 @@ RUN_BYTES = 1 << 17  # of memory that a chunk reads contiguously (see in_long_ru
 OPERATIONS_A_BYTE = 16
 
 
-def assemble(kernel: Kernel, made: Lowered, target: Target) -> Nest:
+def assemble(kernel: Kernel, made: nest.Lowered, target: Target) -> Nest:
     """The nest of a recipe's result, with long sums in levels."""
     loop, stages = in_levels(made.loop, target), kernel.stages
     found, symbols = _used(loop)
@@ -114,7 +103,7 @@ def _products_at_once(loop: Loop, computed: Iterable[expr.Expr]) -> int:
     vectors.)
     """
     for statement in nest.walk(loop):
-        if isinstance(statement, MatrixProduct):
+        if isinstance(statement, nest.MatrixProduct):
             return 32 // statement.of.itemsize
     return 2 if any(e.op is Leaf.DOT for e in computed) else 1
 
@@ -332,7 +321,7 @@ def _used_otherwise(statements: Iterable[Statement]) -> set[Array]:
     """The places that statements do not only add to."""
     others: set[Array] = set()
     for one in statements:
-        if isinstance(one, Prefetch):
+        if isinstance(one, nest.Prefetch):
             continue
         values, indices, reads, writes = one.parts()
         more = _added(one)

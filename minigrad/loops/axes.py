@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from minigrad.graph.shapes import iterations, unflatten
+from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, places_along
 from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.layout import is_near
@@ -19,12 +19,6 @@ from minigrad.target import Target
 # The largest distance of elements that are picked from whole vectors (see render/llvm_memory.py).
 NEIGHBOURS = 4
 LEAST_LANES = 8  # elements with which an axis outweighs a few jumps: half a vector
-
-
-def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
-    """The variables of axes at a position in the row-major order of all of them."""
-    found = unflatten(place, [axis.extent for axis in axes])
-    return {axis.variable: part for axis, part in zip(axes, found, strict=True)}
 
 
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:

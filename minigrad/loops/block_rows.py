@@ -38,21 +38,9 @@ from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
-from minigrad.loops import build
+from minigrad.loops import block_plan, build
 from minigrad.loops.axes import enough_lanes, fix_rows
-from minigrad.loops.block_plan import (
-    WORDS,
-    BlockPlan,
-    BlockSums,
-    Operands,
-    as_pairs,
-    column,
-    in_squares,
-    last_axis,
-    neighbours,
-    products_before_readers,
-    rounded_once,
-)
+from minigrad.loops.block_plan import WORDS, BlockPlan, BlockSums, Operands
 from minigrad.loops.build import Bounds, with_values
 from minigrad.loops.cost import LEAST_FULL, SQUARE, choose_nr, row_stride, vectors_each
 from minigrad.loops.gemm import again
@@ -76,10 +64,10 @@ MOST_BLOCKS = 8  # that share the copy of an operand: beside 128 rows a copy cos
 
 def block_rows(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a kernel of kind "block_rows"."""
-    kernel = products_before_readers(kernel)
-    extent = neighbours(kernel)
+    kernel = block_plan.products_before_readers(kernel)
+    extent = block_plan.neighbours(kernel)
     width, height = _block_width(kernel, target, extent), _tile_height(target)
-    if squares := in_squares(kernel, extent, target):
+    if squares := block_plan.in_squares(kernel, extent, target):
         width = height = SQUARE
     block = Rows(kernel.rows, extent, width, height)
     outer, number = block.outer, block.number
@@ -89,7 +77,7 @@ def block_rows(kernel: Kernel, target: Target) -> Lowered:
         for stage in kernel.stages if stage.op is not None or stage.array not in kernel.sums
     }  # fmt: skip
     products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
-    stages = rounded_once([*fixed.values()], products, sums.stored, target)
+    stages = block_plan.rounded_once([*fixed.values()], products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored, squares)
     run, blocks = _run(kernel, block)
     early: list[Statement] = []  # copies for several blocks
@@ -186,8 +174,8 @@ class Step:
         if self.along and self.block.width > 1:
             self.at[only_atom(self.block.lane)] = self.block.row.index - self.block.start
         if self.read is not None:
-            own = expr.substitute_in(self.read.own, self.at)
-            self.read = as_pairs(replace(self.read, own=own), plan, self.number, target, self.along)
+            read = replace(self.read, own=expr.substitute_in(self.read.own, self.at))
+            self.read = block_plan.as_pairs(read, plan, self.number, target, self.along)
             plan.in_pairs |= {self.number} if self.read.pairs else set()
         self.squares = plan.squares and self.read is not None and self.read.pairs is not None
 
@@ -219,7 +207,7 @@ class Step:
         A product clears a register for each element and adds to it along k. Row statistics have
         registers, too, which are cleared before the loops over elements and stored after them.
         """
-        head, axis, last = self.head, column(self.head), last_axis(self.head)
+        head, axis, last = self.head, block_plan.column(self.head), block_plan.last_axis(self.head)
         outer, inner = (head.axes, head.reduced) if axis is None else ((), (axis,))
         values: dict[Array, Expr] = {}
         begin: list[Statement] = []
@@ -234,7 +222,7 @@ class Step:
             body += build.loops_over(read.ks, [more], self._bounds_of_k(read))
         for number in self.numbers:
             stage, place = self.plan.stages[number], self.plan.place(number)
-            axis, value = last_axis(stage), values.get(stage.array)
+            axis, value = block_plan.last_axis(stage), values.get(stage.array)
             here = {} if axis is None or last is None else {axis.variable: last.index}
             if value is None:
                 value = with_values(expr.substitute_in(self.bodies[number], here), values)
@@ -284,7 +272,7 @@ class Step:
         axis, k, other = self.head.axes[-1].variable, read.ks[-1], read.other
         lanes, name = self.target.lanes(other.dtype), f"other{self.number}"
         if other.op is Leaf.WORD:
-            near = all(coefficient(load.index, axis) == 1 for load in expr.loads(other))
+            near = expr.strides(axis, other) == {1}
             wide = {axis if near else k.variable: lanes}
             layout = [((axis,), None), ((k.variable,), row_stride(k.most, 4))]
             order = [axis, k.variable]
@@ -310,7 +298,7 @@ class Step:
             s.stage("other", None, order, None, f"other{self.number}", wide)
             if self.sums:
                 order, name = [side.variable, k.variable], f"panel{self.number}"
-                s.stage("own", number, order, None, name, flat=WORDS)
+                s.stage("own", number, order, None, name, {k.variable: WORDS})
             else:
                 self._pack_rows(s, read)
         s.vectorize(axis.variable, width, LANE if self.squares else None)

@@ -6,24 +6,16 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten, iterations
-from minigrad.graph.substitution import coefficient, proven_nonnegative, substitute, variables
+from minigrad.graph.shapes import iterations, numel, unflatten
+from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
-from minigrad.loops.axes import fix_rows, indices, merge, places_along
-from minigrad.loops.nest import (
-    Fold,
-    Loop,
-    MatrixProduct,
-    Prefetch,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-)
+from minigrad.loops import nest
+from minigrad.loops.axes import fix_rows, indices, merge
+from minigrad.loops.nest import Loop, Prefetch, Statement, Statements, Store, Stores
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
+from minigrad.schedule.axis import Axis, make_axis, place_along, places_along
 from minigrad.schedule.byte_dots import added_to
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
 
@@ -37,7 +29,7 @@ def inline_stages(
     A load of an element of an earlier stage is replaced by its value. results: what stands for the
     stages that are sums.
     """
-    place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+    place = place_along(axes)
     made: dict[Array, Expr] = {}
     stores: list[Store] = []
 
@@ -61,7 +53,7 @@ def inline_stages(
 
 def with_values(e: Expr, values: Mapping[Array, Expr]) -> Expr:
     """An expression with loads of some arrays replaced by known values."""
-    return expr.rebuild(e, lambda one: values.get(one.array) if one.op is Leaf.LOAD else None)
+    return expr.map_loads(e, lambda load: values.get(load.array))
 
 
 def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -> list[Store]:
@@ -69,15 +61,25 @@ def substitute_stores(stores: Sequence[Store], values: Mapping[Atom, Integer]) -
     return list(map(substitution(values).store, stores)) if values else list(stores)
 
 
-def elements(
-    stages: Sequence[Stage], stored: Container[Array]
-) -> tuple[list[Axis], list[Store]]:
-    """As few axes as possible, and the stores of one element, of stages with the same elements."""
-    main = max(stages, key=lambda stage: len(stage.axes))
-    stores = inline_stages(stages, stored, main.axes)
-    used = indices([s.value for s in stores], [x for s in stores for x in (s.index, *s.guard)])
-    axes, values = merge(main.axes, used)
-    return list(axes), substitute_stores(stores, values)
+def in_few_axes(
+    stages: Sequence[Stage], stored: Container[Array], totals: Sequence[Expr] = (),
+    groups: Sequence[tuple[Axis, ...]] = (), known: bool = False,
+) -> tuple[list[Store], list[tuple[Axis, ...]], dict[Atom, Integer]]:  # fmt: skip
+    """The stores of stages along merged axes; `totals` stand for the stages that are sums.
+
+    groups: axes that are merged with each other only (see `merge`); those of the elements if there
+    are none. Also returns the merged axes of each group, and the values of the old variables along
+    them.
+    """
+    sums = [stage for stage in stages if stage.op is not None]
+    results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
+    main = sums[0] if sums else max(stages, key=lambda stage: len(stage.axes))
+    stores = inline_stages(stages, stored, main.axes, results)
+    values = [*(stage.body for stage in sums), *(store.value for store in stores)]
+    used = indices(values, [x for store in stores for x in (store.index, *store.guard)])
+    merged = [merge(axes, used, known) for axes in groups or [main.axes]]
+    places = {x: place for _, places in merged for x, place in places.items()}
+    return substitute_stores(stores, places), [axes for axes, _ in merged], places
 
 
 def lanes_loop(axis: Axis, width: int, body: Statements) -> Loop:
@@ -91,6 +93,7 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
+UNROLLED = 32  # iterations of a work-item's copy that are unrolled, at most
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
@@ -126,6 +129,26 @@ def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     return serial_loop(axes[0], body)
 
 
+def by_items(
+    copying: Sequence[Loop], width: int, item: Axis
+) -> tuple[list[Loop], dict[Atom, Integer], Guard]:
+    """All loops merged into one, in vectors that work-items take in turn.
+
+    Also returns the variables' values, and a guard: there may be fewer vectors than items.
+    """
+    extents = [one.trips for one in copying]
+    count = numel(extents) // width
+    q, y = make_axis("q", 0, ceildiv(count, item.count)), make_axis("y", 0, width)
+    number = q.index * item.count + item.index
+    places = unflatten(number * width + (y.index if width > 1 else 0), extents)
+    values: dict[Atom, Integer] = {}
+    for one, place in zip(copying, places, strict=True):
+        values[one.variable] = substitute(one.start, values) + place
+    kind = "unroll" if q.count <= UNROLLED else "serial"
+    loops = [Loop(q.variable, 0, (q.count,), (), kind), lanes_loop(y, width, ())]
+    return loops[: 1 + (width > 1)], values, expr.restrict((), [count - 1 - number])
+
+
 Move = Callable[[Array, Integer], tuple[Array, Integer]]
 
 
@@ -154,12 +177,12 @@ class Change:
             return self.store(one)
         if isinstance(one, Stores):
             return Stores(tuple([self.store(item) for item in one.items]))
-        if isinstance(one, Fold):
+        if isinstance(one, nest.Fold):
             source, slot = self.move(one.source, at(one.slot))
             return replace(one, source=source, slot=slot)
         if isinstance(one, Prefetch):
             return replace(one, index=at(one.index))
-        if isinstance(one, MatrixProduct):
+        if isinstance(one, nest.MatrixProduct):
             total, left, right = (replace(m, index=at(m.index)) for m in one.matrices)
             depths = tuple(map(at, one.depths))
             return replace(one, total=total, left=left, right=right, depths=depths)
@@ -207,16 +230,13 @@ def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
 def with_loads(e: Expr, move: Move) -> Expr:
     """An expression whose loads are moved to other arrays and indices."""
 
-    def read(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD:
-            return None
-        array, index = move(leaf.array, leaf.index)
+    def read(load: Expr) -> Expr:
+        array, index = move(load.array, load.index)
         if array.in_registers:
-            zero = expr.const(0, leaf.dtype)
-            return expr.guarded(leaf.guard, expr.load(array, index), zero)
-        return expr.load(array, index, leaf.guard)
+            return expr.guarded(load.guard, expr.load(array, index), expr.const(0, load.dtype))
+        return expr.load(array, index, load.guard)
 
-    return expr.rebuild(e, read)
+    return expr.map_loads(e, read)
 
 
 def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
@@ -270,12 +290,11 @@ def kept_inside(
 def guard_loads(e: Expr, conditions: Sequence[Integer]) -> Expr:
     """An expression whose loads give 0 where a condition fails."""
 
-    def change(leaf: Expr) -> Expr | None:
-        if leaf.op is not Leaf.LOAD or leaf.in_registers:
-            return None
-        return expr.load(leaf.array, leaf.index, expr.restrict(leaf.guard, conditions))
+    def change(load: Expr) -> Expr | None:
+        guard = expr.restrict(load.guard, conditions)
+        return None if load.in_registers else expr.load(load.array, load.index, guard)
 
-    return expr.rebuild(e, change)
+    return expr.map_loads(e, change)
 
 
 def reduction(op: Op, result: Expr, axes: Sequence[Axis], terms: Sequence[Expr]) -> list[Statement]:
@@ -313,5 +332,5 @@ def streams(
     """
     if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
         return False
-    unknown = (coefficient(load.index, along) is None for load in expr.loads(*exprs))
-    return all(array not in stage.reads for stage in stages) and not any(unknown)
+    known = None not in expr.strides(along, *exprs)
+    return known and all(array not in stage.reads for stage in stages)

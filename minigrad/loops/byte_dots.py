@@ -29,9 +29,9 @@ from collections.abc import Mapping
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.loops import nest
 from minigrad.loops.assemble import in_levels
 from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
@@ -44,13 +44,11 @@ from minigrad.loops.nest import (
     Statements,
     Store,
     Stores,
-    expressions,
-    loop_over,
 )
 from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, size_of
+from minigrad.schedule.axis import Axis, place_along, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
@@ -111,7 +109,7 @@ def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
     """The matrix elements so many bytes ahead: loads that the lanes do not share."""
     lanes = {one.variable for one in around.values() if one.kind == "lanes"}
     loads = [
-        e for e in expr.loads(*expressions(loop))
+        e for e in expr.loads(*nest.expressions(loop))
         if not lanes.isdisjoint(e.variables) and not e.in_registers
     ]  # fmt: skip
     nbytes = LANES * sum(e.array.dtype.itemsize for e in loads)
@@ -135,9 +133,8 @@ class Squares:
         self.length = size_of(self.inner)
         self.deep = self.length * len(self.terms[0])
         self.size = cut(rows.count, 1, LANES)
-        group = flatten([a.index for a in self.groups], [a.extent for a in self.groups])
-        self.word = flatten([a.index for a in self.inner], [a.extent for a in self.inner])
-        self.panel_at = group * self.deep * LANES
+        self.word = place_along(self.inner)
+        self.panel_at = place_along(self.groups) * self.deep * LANES
         count = size_of(self.groups) * self.deep * LANES
         self.panel = Array("panel", dtypes.uint32, count, "scratch")
         self.places = {
@@ -173,7 +170,7 @@ class Squares:
 
     def products(self, loop: Loop, around: Around) -> list[Statement]:
         """The products of a group, for a block of rows."""
-        rows, found = loop_over(self.rows.variable, loop.body), list[Statement]()
+        rows, found = nest.loop_over(self.rows.variable, loop.body), list[Statement]()
         at = {**self._first(), self.rows.variable: rows.start}
         for square, terms in zip(self.places.values(), self.terms, strict=True):
             vector = terms[0][1]

@@ -287,7 +287,8 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= rows:  # so many blocks that all threads have work
         wanted = FEW_TASKS if packs else ENOUGH_TASKS
-        mc = rows_of_block(rows, mr, ceildiv(wanted, problem.batches * panels))
+        pieces = min(ceildiv(wanted, problem.batches * panels), rows // LEAST_ROWS)
+        mc = ceildiv(rows, pieces * mr) * mr if pieces > 1 else rows
     tasks = problem.batches * ceildiv(rows, mc) * panels
     tasks //= prod(size for _, size in rows_of_panel(problem.m, mc, tasks))
     # several panels for each task, if enough tasks remain
@@ -341,14 +342,6 @@ def cut(extent: int, unit: int, most: int) -> int:
     units = ceildiv(extent, unit)
     pieces = ceildiv(units, max(most // unit, 1))
     return ceildiv(units, pieces) * unit
-
-
-def rows_of_block(rows: int, mr: int, wanted: int) -> int:
-    """Rows of one parallel iteration: all of them, or a multiple of the tile's."""
-    pieces = min(wanted, rows // LEAST_ROWS)
-    if pieces <= 1:
-        return rows
-    return ceildiv(rows, pieces * mr) * mr
 
 
 def blocks_of(
@@ -414,11 +407,8 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
 def needs_packing(problem: Problem, nr: int, rows: int) -> bool:
     """Whether the right operand's panels are copied: their vectors are scattered or far apart."""
     right = problem.right
-    column = problem.column.variable
-    for load in expr.loads(right):
-        if load.guard or coefficient(load.index, column) != 1:
-            return True
-    if right.op is not Leaf.LOAD:
+    adjacent = right.op is Leaf.LOAD and expr.strides(problem.column.variable, right) == {1}
+    if not adjacent or any(load.guard for load in expr.loads(right)):
         return True
     span = sum(
         abs(coefficient(right.index, axis.variable) or 1) * axis.most
@@ -477,14 +467,11 @@ def choose_mr(target: Target, rows: int, nr: int, dtype: DType, bound: int = 0) 
 
 def cut_depth(problem: Problem, kc: int) -> tuple[int, int]:
     """The axis of k to cut, and the piece of it that makes at most `kc` elements of k."""
-    axes = problem.k
-    inner = 1
-    for place in range(len(axes) - 1, -1, -1):
-        extent = axes[place].most
-        if inner * extent > kc or place == 0:
-            return place, cut(extent, 1, kc // inner)
-        inner *= extent
-    raise AssertionError("a product has an axis of k")
+    extents = [axis.most for axis in problem.k]
+    place = len(extents) - 1
+    while place and prod(extents[place:]) <= kc:
+        place -= 1
+    return place, cut(extents[place], 1, kc // prod(extents[place + 1 :]))
 
 
 def row_stride(depth: int, itemsize: int) -> int:

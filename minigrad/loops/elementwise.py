@@ -19,28 +19,17 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.loops import build
 from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_width
-from minigrad.loops.build import (
-    Bounds,
-    combine,
-    elements,
-    flat_loop,
-    in_pieces,
-    least,
-    loops_over,
-    put,
-    streams,
-    substitute_statement,
-    substitute_stores,
-)
-from minigrad.loops.index_sets import in_parts
+from minigrad.loops.build import Bounds
 from minigrad.loops.nest import Loop, Lowered, Prefetch, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along
 from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
-from minigrad.schedule.expr import Array, Expr, Guard
+from minigrad.schedule.conditions import end_of
+from minigrad.schedule.expr import Array, Expr, Guard, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import FILL, ITEM_LANES, LINE, Group, Target
@@ -62,6 +51,10 @@ MOST_PARTS = 32  # as many tasks keep the threads busy
 LOOKS = 32  # elements that are initialized in the time in which one update is tested
 TILE = 64  # elements of a tile along vectors: four lines of float32
 SHORT = (2, 4)  # extents of a last axis that fills only a part of a vector
+MOST_LOOPS = 9  # loops, so that a kernel's code does not grow without bounds
+LOOP_COST = 2  # loads of vectors that take as long as one more loop
+
+Range = tuple[int, int]
 
 
 def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
@@ -69,13 +62,13 @@ def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
         return None
-    axes, stores = _with_long_last(*elements(stages, kernel.stored))
-    axes = axes or [make_axis("i", 0, 1)]
+    stores, (merged,), _ = build.in_few_axes(stages, kernel.stored)
+    axes, stores = _with_long_last(merged or (make_axis("i", 0, 1),), stores)
     exprs, positions = [s.value for s in stores], [s.index for s in stores]
     axis = unit_stride_axis(axes, exprs, positions)
     assert axis is not None
     stores = [
-        replace(s, streaming=streams(s.array, stages, target, exprs, axis.variable))
+        replace(s, streaming=build.streams(s.array, stages, target, exprs, axis.variable))
         for s in stores
     ]
     outer = [a for a in axes if a != axis]
@@ -91,14 +84,14 @@ def _in_rows(
 ) -> Loop:
     """Vectors along an axis; threads share the rows, or parts of them if they are few and long."""
     x, xs, exprs = axis.variable, [a.variable for a in outer], [store.value for store in stores]
-    s = LoopNest(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    s = LoopNest(build.loops_over([*outer, axis], (Stores(tuple(stores)),)))
     last = outer[-1] if outer else None
     if outer and numel([a.typical for a in outer]) < FEW and isinstance(axis.extent, int):
         if axis.extent > BLOCK_LENGTH:
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
     if outer:
         lanes = target.lanes(exprs[0].dtype)
-        s.split_index_set(x, lambda loop: in_parts(loop, outer, lanes))
+        s.split_index_set(x, lambda loop: in_ranges(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
     s.vectorize(x, vector_width(target, exprs, axis.extent, False))
     return s.parallelize(*xs)
@@ -113,7 +106,7 @@ def _in_tiles(
     when the rest is stored, however far apart the rows are.
     """
     x, y, extent = axis.variable, across.variable, across.most
-    s = LoopNest(loops_over([*outer, axis], (Stores(tuple(stores)),)))
+    s = LoopNest(build.loops_over([*outer, axis], (Stores(tuple(stores)),)))
     lanes = min(target.lanes(store.array.dtype) for store in stores)
     down = s.split(y, extent if extent <= TILE else DOWN, "down")
     right = s.split(x, max(TILE, lanes), "right")
@@ -137,7 +130,7 @@ def _with_long_last(
     if any(coefficient(store.index, axes[-1].variable) != 1 for store in stores):
         return axes, stores
     last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
-    return [*axes[:-2], *last], substitute_stores(stores, values)
+    return [*axes[:-2], *last], build.substitute_stores(stores, values)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
@@ -153,7 +146,7 @@ def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Lo
             body = (Loop(axis.variable, most.index, (most.index + 1, axis.extent), body),)
             axis = most
         order.append(axis)
-    s, (*xs, x) = LoopNest(loops_over(order, body)), (a.variable for a in order)
+    s, (*xs, x) = LoopNest(build.loops_over(order, body)), (a.variable for a in order)
     enough = size_of(axes) >= ITEM_LANES * group.items * group.units * FILL
     narrow = all(load.dtype.itemsize <= 4 for load in expr.loads(*(one.value for one in stores)))
     known = isinstance(axes[-1].extent, int)  # else there is a loop inside, with a varying end
@@ -186,13 +179,111 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
     return None
 
 
+# ---- separate loops for parts of an axis along which elements come from different places ----
+# Joined, rolled or reflected arrays are selected by conditions on an index: an element of
+# where(i < 3, x[…], y[…]) reads all of them and takes one. Along one part of the axis it is always
+# the same one, so the others need not be read. Parts along the vector axis become consecutive
+# loops; along another axis, each row runs the loop of its part.
+
+
+def in_ranges(loop: Loop, outer: Sequence[Axis], lanes: int) -> Statements:
+    """The vectors' loop, inside of one iteration over each outer axis, as loops for parts.
+
+    lanes: of a vector.
+    """
+    (body,) = loop.body
+    assert isinstance(body, Stores)
+    known = [axis for axis in outer if isinstance(axis.extent, int)]
+    enough = loop.trips >= lanes
+    return tuple(_by_rows(loop, known, body.items, lanes, 1)) if enough else (loop,)
+
+
+def _by_rows(
+    loop: Loop, outer: Sequence[Axis], stores: Sequence[Store], lanes: int, copies: int
+) -> list[Statement]:
+    """copies: how many copies of the loop's code there are, this one included."""
+    for number, axis in enumerate(outer):
+        parts = _parts(axis.variable, axis.count, stores)
+        if len(parts) > 1 and copies * len(parts) <= MOST_LOOPS:
+            found: list[Statement] = []
+            for start, stop in parts:
+                inside = _within(stores, axis.variable, (start, stop))
+                guard = expr.restrict((), [axis.index - start, stop - 1 - axis.index])
+                one, none = (expr.const(times, dtypes.int32) for times in (1, 0))
+                once = make_axis(f"{axis.variable.name}part", start, 2)
+                body = _by_rows(loop, outer[number + 1 :], inside, lanes, copies * len(parts))
+                times = expr.value_of(expr.guarded(guard, one, none))
+                found.append(Loop(once.variable, 0, (times,), tuple(body)))
+            return found
+    return list(_along(loop, stores, lanes, copies))
+
+
+def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Statements:
+    """The vectors' loop as one for each part, if that takes less time.
+
+    Parts begin exactly, or where a vector does, so that results are stored by whole vectors.
+    """
+    x, stop, whole = loop.variable, loop.stops[0], Stores(tuple(stores))
+    if loop.start != 0 or not isinstance(stop, int):
+        return (loop.around((whole,)),)
+    exact = [start for start, _ in _parts(x, stop, stores)]
+    even = {at for start in exact for at in (start // lanes * lanes, ceildiv(start, lanes) * lanes)}
+    ways: list[tuple[int, list[tuple[Range, list[Store]]]]] = []
+    for starts in ([0], sorted({*even, 0}), exact):
+        inside = [at for at in starts if at < stop]
+        parts = [(part, _within(stores, x, part)) for part in pairwise((*inside, stop))]
+        vectors = (ceildiv(end - start, lanes) * _reads(some) for (start, end), some in parts)
+        if len(parts) == 1 or copies * len(parts) <= MOST_LOOPS:
+            ways.append((sum(vectors) + LOOP_COST * len(parts), parts))
+    _, best = min(ways, key=lambda way: way[0])
+    if len(best) == 1:
+        return (loop if loop.body == (whole,) else loop.around((whole,)),)
+    return tuple(
+        replace(loop, start=start, stops=(end,), body=(Stores(tuple(some)),))
+        for (start, end), some in best
+    )
+
+
+def _reads(stores: Sequence[Store]) -> int:
+    return len(expr.loads(*(store.value for store in stores)))
+
+
+def _parts(variable: Atom, count: int, stores: Sequence[Store]) -> list[Range]:
+    """The parts of 0 … count − 1 in which conditions do not change, if each reads less."""
+    ends = {0, count}
+    for e in expr.walk(*(store.value for store in stores)):
+        if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
+            _, end = end_of(e.index, variable) or (0, 0)
+            ends.add(min(max(end, 0), count) if isinstance(end, int) else 0)
+    parts = list(pairwise(sorted(ends)))
+    if len(parts) == 1:
+        return parts
+    most = max(_reads(_within(stores, variable, part)) for part in parts)
+    return parts if most < _reads(stores) else [(0, count)]
+
+
+def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]:
+    """Stores for a variable in a range, simplified by conditions that are known there."""
+    first, stop = part
+    inside = make_axis("part", 0, stop - first)  # its range decides conditions
+
+    def known(e: Expr) -> Expr:
+        there = expr.substitute_in(e, {variable: inside.index + first})
+        return expr.substitute_in(there, {inside.variable: variable.index - first})
+
+    return [replace(store, value=known(store.value)) for store in stores]
+
+
+# ---- additions at positions given by data ----
+
+
 def scatter(kernel: Kernel, target: Target) -> Lowered:
     """Initial values, then one addition after another, in order: deterministic, and parallel."""
     (stage,) = kernel.stages
     assert stage.initial is not None
     xs = [axis.variable for axis in stage.axes]
     last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
-    s = LoopNest(loops_over(stage.axes, _additions(stage, stage.guard)))
+    s = LoopNest(build.loops_over(stage.axes, _additions(stage, stage.guard)))
     fill = stage.initial_axes[-1] if stage.initial_axes and not stage.in_place else None
     if fill is not None and coefficient(stage.initial_position, fill.variable) != 1:
         fill = None
@@ -203,18 +294,18 @@ def scatter(kernel: Kernel, target: Target) -> Lowered:
         and coefficient(stage.position, xs[-1]) == 1  # so the loaded index is that of all lanes
     ):
         width = vector_width(target, [stage.body], last.extent, True)
-        passes_by = streams(stage.array, (), target, [stage.initial], last.variable)
+        passes_by = build.streams(stage.array, (), target, [stage.initial], last.variable)
         cut = _in_parts(stage, _parts_to_fill(stage, target), (last,), passes_by)
         if cut is not None:
             part, body = cut
-            s = LoopNest(loops_over([*stage.axes[:-1], part], body))
+            s = LoopNest(build.loops_over([*stage.axes[:-1], part], body))
             xs.insert(-1, part.variable)
         s.vectorize(xs.pop(), width)
     elif fill is not None:
         s.vectorize(fill.variable, vector_width(target, [stage.initial], fill.extent, True))
-    elif last is not None and any(coefficient(e.index, xs[-1]) == 1 for e in stage.loads):
+    elif last is not None and 1 in expr.strides(xs[-1], *stage.exprs()):
         block, beside, body = _in_blocks(stage, last, target)
-        s = LoopNest(loops_over([*stage.axes[:-1], block], body))
+        s = LoopNest(build.loops_over([*stage.axes[:-1], block], body))
         s.vectorize(beside, vector_width(target, [stage.initial], last.extent, True))
         xs[-1] = block.variable
     return Lowered(s.parallelize(*xs))
@@ -232,10 +323,12 @@ def _additions(
     start = Store(stage.array, stage.initial_position, stage.initial, streaming=streaming)
     op, new = SCATTERS[stage.op], stage.body
     if op is not None:
-        new = combine(op, expr.load(stage.array, stage.position, guard), new)
+        new = build.combine(op, expr.load(stage.array, stage.position, guard), new)
     step = Store(stage.array, stage.position, new, guard)
-    first = () if stage.in_place else loops_over((*stage.initial_axes, *inner), [start], bounds)
-    return (*first, *loops_over((*stage.reduced, *inner), [step], bounds))
+    adding = build.loops_over((*stage.reduced, *inner), [step], bounds)
+    if stage.in_place:
+        return adding
+    return (*build.loops_over((*stage.initial_axes, *inner), [start], bounds), *adding)
 
 
 def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, Statements]:
@@ -252,8 +345,8 @@ def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, St
     bounds = {axis.variable: (begin, begin + size) for axis in (last, beside)}
 
     def copied(array: Array, index: Integer, value: Expr) -> Statements:
-        one = substitute_statement(Store(array, index, value), {last.variable: beside.index})
-        return loops_over((*stage.initial_axes, beside), [one], bounds)
+        one = build.substitute_statement(Store(array, index, value), {last.variable: beside.index})
+        return build.loops_over((*stage.initial_axes, beside), [one], bounds)
 
     inside = stage
     behind: Statements = ()
@@ -295,7 +388,7 @@ def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
     if cut is None:
         return None
     part, body = cut
-    s = LoopNest(loops_over([part, *fixed, *moving], body))
+    s = LoopNest(build.loops_over([part, *fixed, *moving], body))
     return Lowered(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
@@ -350,7 +443,7 @@ def scan(kernel: Kernel, target: Target) -> Lowered:
     (along,) = stage.reduced
     assert stage.op is not None
     body = _running(stage, along, SCANS[stage.op])
-    s, xs = LoopNest(loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
+    s, xs = LoopNest(build.loops_over(stage.axes, body)), [axis.variable for axis in stage.axes]
     if xs and coefficient(stage.position, xs[-1]) == 1:
         width = vector_width(target, [stage.body], stage.axes[-1].extent, True)
         s.vectorize(xs[-1], width)
@@ -380,22 +473,22 @@ def _running(stage: Stage, along: Axis, op: Op) -> tuple[Statement, ...]:
     # the first element may be combined with all before (see sort.py)
     first = sums[0] if levels == 1 else expr.register("first", dtype)
     own, *before = sums if levels == 1 else (*sums, first)
-    value = combine(op, reduce(partial(combine, op), reversed(before)), own) if before else own
+    value = reduce(partial(build.combine, op), [*reversed(before), own])
     zero = identity(op, dtype)
-    alone = put(first, stage.body), Store(stage.array, stage.position, first)
+    alone = build.put(first, stage.body), Store(stage.array, stage.position, first)
     body: tuple[Statement, ...] = (
-        put(own, combine(op, own, expr.substitute_in(stage.body, at))),
+        build.put(own, build.combine(op, own, expr.substitute_in(stage.body, at))),
         Store(stage.array, substitute(stage.position, at), value),
     )
-    once = least(1, along.extent)
+    once = build.least(1, along.extent)
     made = (sums[-1],) if once == (1,) else dict.fromkeys((sums[-1], first))  # perhaps no element
-    start: list[Statement] = [put(one, zero) for one in made]
+    start: list[Statement] = [build.put(one, zero) for one in made]
     start.append(Loop(along.variable, 0, once, alone))
     loop = Loop(later.variable, 0, (later.extent,), body)
     for level, (inner, outer) in enumerate(pairwise(sums), 1):
         number = make_axis("b", level, ceildiv(loop.trips, BLOCK_TERMS))
-        block, counts = in_pieces(loop, number, BLOCK_TERMS)
-        step = put(inner, zero), block, put(outer, combine(op, outer, inner))
+        block, counts = build.in_pieces(loop, number, BLOCK_TERMS)
+        step = build.put(inner, zero), block, build.put(outer, build.combine(op, outer, inner))
         loop = Loop(number.variable, 0, counts, step)
     return (*start, loop)
 
@@ -415,10 +508,10 @@ def distribute(kernel: Kernel, target: Target) -> Lowered:
     where: Integer = expr.value_of(place)
     inside = expr.restrict((), [where, stage.size - 1 - where])
     body = (
-        put(place, expr.load(next_free, stage.position)),
+        build.put(place, expr.load(next_free, stage.position)),
         Store(stage.array, where, stage.body, inside),
         Prefetch(stage.array, where + BIN_AHEAD // stage.array.dtype.itemsize),
         Store(next_free, stage.position, place + 1),
     )  # fmt: skip
-    begin = loops_over([bins], [Store(next_free, stage.initial_position, stage.initial)])
-    return Lowered(flat_loop(stage.axes, (*begin, *loops_over([along], body))))
+    begin = build.loops_over([bins], [Store(next_free, stage.initial_position, stage.initial)])
+    return Lowered(build.flat_loop(stage.axes, (*begin, *build.loops_over([along], body))))

@@ -37,27 +37,16 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
-from minigrad.loops import cost
+from minigrad.loops import cost, product
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
-from minigrad.loops.build import Change, combine, put
+from minigrad.loops.build import Change, combine, loops_over, put
 from minigrad.loops.cost import Tiling, row_stride
-from minigrad.loops.images import hints_below, within_image
 from minigrad.loops.nest import Fold, Loop, Lowered, Prefetch, Statement, loop_over, written
-from minigrad.loops.product import (
-    LANE,
-    Part,
-    Problem,
-    distance,
-    in_words,
-    part_of_image,
-    prepare,
-    strides,
-    with_dynamic_bounds,
-)
+from minigrad.loops.product import LANE, Part, Problem
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
-from minigrad.schedule.expr import Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import identity
 from minigrad.target import LINE, Target
@@ -67,7 +56,7 @@ ROW_WORDS = LINE // 4  # of 32 bits, in a row of a matrix register: 64 bytes
 
 def gemm(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a product and its elementwise epilogue."""
-    problem = with_dynamic_bounds(prepare(kernel))
+    problem = product.with_dynamic_bounds(product.prepare(kernel))
     problem, tiling = planned(problem, target)
     return Lowered(tiled(problem, tiling, target), products=True)
 
@@ -75,11 +64,11 @@ def gemm(kernel: Kernel, target: Target) -> Lowered:
 def planned(problem: Problem, target: Target) -> tuple[Problem, Tiling]:
     """A product in the form in which it is computed, of words if that pays, and its tiling."""
     plain = not problem.ends and problem.terms is None and problem.added is None
-    if target.matrices and plain and (words := in_words(problem, ROW_WORDS)):
+    if target.matrices and plain and (words := product.in_words(problem, ROW_WORDS)):
         if squares := cost.amx_tiling(words, target):
             return words, squares
     dots = target.bfloat16_dots and problem.total.dtype.is_float
-    if dots and plain and (pairs := in_words(problem)):
+    if dots and plain and (pairs := product.in_words(problem)):
         problem = pairs if cost.packing_pays(pairs, target) else problem
     return problem, cost.tiling_of(problem, target)
 
@@ -88,7 +77,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     """A product in tiles, with copies of operands that they cannot read in place."""
     part: Part | None = None
     if tiling.packs_right and not (tiling.kc or tiling.squares):
-        bounded, part = part_of_image(problem)
+        bounded, part = product.part_of_image(problem)
         problem = replace(bounded, left=problem.left) if tiling.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = LoopNest(problem.naive(), left=problem.left, right=problem.right)
@@ -136,7 +125,7 @@ def in_registers(
     shared: Sequence[Atom], target: Target,
 ) -> None:  # fmt: skip
     """Keep the sums of each tile in registers, with its rows unrolled."""
-    m, n = problem.row.variable, problem.column.variable
+    m = problem.row.variable
     costs = sum(expr.operations(store.value) for store in problem.stores)
     long = costs >= LONG_EPILOGUE and tiling.nr > 1 and not tiling.kc
     if long:
@@ -158,14 +147,9 @@ def in_registers(
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
     if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
         ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
-    if tiling.nr > 1:
-        across = any(coefficient(one.index, n) != 1 for one in problem.stores)
-        if across and not target.brief:
-            s.transpose(m, target.lanes(problem.total.dtype))
-    if long:  # its stores stay a loop
-        s.unroll(m, "u", computing=True)
-    else:
-        s.unroll(m, "u")
+    if tiling.nr > 1 and not target.brief and problem.stores_across:
+        s.transpose(m, target.lanes(problem.total.dtype))
+    s.unroll(m, "u", computing=long)  # long ones stay a loop
 
 
 def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
@@ -174,10 +158,8 @@ def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:
     Then all tiles share their code, and it takes half as long to compile. Not if results are stored
     transposed, column after column, nor if they are added to memory for each piece of k.
     """
-    column = problem.column
-    plain = all(coefficient(one.index, column.variable) == 1 for one in problem.stores)
-    whole = not tiling.kc and not tiling.squares
-    return plain and whole and tiling.nr > 1 and low(column.extent) > tiling.nr
+    whole = not tiling.kc and not tiling.squares and not problem.stores_across
+    return whole and tiling.nr > 1 and low(problem.column.extent) > tiling.nr
 
 
 def stage_left(
@@ -185,7 +167,7 @@ def stage_left(
 ) -> None:
     """Copy the block of `left`: tile after tile if rows are near each other, else row after row."""
     operand, m, lanes = problem.left, problem.row.variable, target.lanes(problem.total.dtype)
-    depth, apart = numel([s.trips(k) for k in ks]), strides(operand, m)
+    depth, apart = numel([s.trips(k) for k in ks]), expr.strides(m, operand)
     if not tiling.squares and any(step in range(1, NEIGHBOURS + 1) for step in apart):
         wide = enough_lanes(lanes, tiling.mr)  # 16 for 8 rows would make the copy twice as large
         pitch = ceildiv(tiling.mr, wide) * wide
@@ -208,7 +190,7 @@ def stage_right(
     """Copy a panel of `right`, in the order in which it lies in memory."""
     operand, n, lanes = problem.right, problem.column.variable, target.lanes(problem.total.dtype)
     lanes = tiling.nr if tiling.squares else 0 if target.brief else lanes
-    order = sorted(ks, key=lambda k: -distance(operand, k))
+    order = sorted(ks, key=lambda k: -product.distance(operand, k))
     s.stage("right", n, order, [(ks, None), ((n,), tiling.nr)], "panel", transpose=lanes)
 
 
@@ -233,6 +215,86 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
     summed = Change(lambda value: more).of(replace(loop, prefetch=()))
     once = make_axis("again", 0, 2)
     return [*result, Loop(once.variable, 0, (times,), (rows.around((clear,)), summed))]
+
+
+# ---- images that are read in place ----
+
+
+def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> None:
+    """Skip products with the zeros around images: x + 0·w is x if w is finite.
+
+    If it is not, a NaN is added instead: for each column and position along the axis a NaN or 0 is
+    computed before.
+    """
+    axis, start, stop = part
+    n, dtype = problem.column.variable, problem.total.dtype
+    s.bound(axis.variable, start, stop)
+    axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
+    at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
+    outer = axes.pop(problem.k.index(axis))
+    sums = expr.load(Array("zero", dtype, 1, "registers", lanes=n, width=tiling.nr))
+    sizes, places = (outer.count, tiling.nr), (outer.index, LANE.index)
+    zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
+    times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
+    clear = put(sums, identity(Op.SUM, dtype), everywhere=True)
+    steps = [clear, *loops_over(axes, [put(sums, sums + times)]), put(zeros, sums)]
+
+    def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
+        return loops_over([outer], steps)
+
+    def add(loop: Loop, _: Around) -> list[Loop]:
+        (registers,) = written(loop)
+        total = expr.load(registers)
+        more = (put(total, total + zeros),)
+        ends = (0, start), (stop, outer.count)
+        return [Loop(outer.variable, a, (b,), more) for a, b in ends if a != b]
+
+    s.insert(problem.k[0].variable, add, behind=True)
+    s.insert(n, look)
+
+
+def hints_below(
+    s: LoopNest, problem: Problem, tiling: Tiling, shared: Sequence[Atom], deep: bool
+) -> bool:
+    """Prefetch what is below the pixels that are read; returns whether `left` is such an image.
+
+    If k runs over the channels of a tile's pixels, which are adjacent, that is the tile below:
+    another line for each of a kernel's columns. If it runs over pixels, row after row, it is the
+    next row, of each of the tile's channels; or, if channels are side by side, of those at each
+    pixel. (If there are many, `deep`, they may be no image.)
+    """
+    left, m, k, above = problem.left, problem.row.variable, problem.k[-1], problem.k[-2:-1]
+    if left.op is not Leaf.LOAD or tiling.packs_left:
+        return False
+    around = [axis.variable for axis in above]
+    across, step, far, row = (
+        coefficient(left.index, xs[-1]) or 0 if xs else 0
+        for xs in ([m], [k.variable], around, shared)
+    )  # fmt: skip
+    turn: Integer = 0
+    turns, line = 1, LINE // left.dtype.itemsize
+    # of the tile's channels, which are further apart than all rows
+    each = 0 < step <= NEIGHBOURS and step < far and far * (above[-1].most - 1) < across
+    if each or across == 1 and 0 < step < far and not deep:
+        below = around[-1]
+    elif 0 < across <= NEIGHBOURS and 0 < row < step:
+        below = shared[-1]
+        if 0 < far <= NEIGHBOURS:
+            turn, turns = above[-1].index, above[-1].count
+    else:
+        return False
+
+    def hints(loop: Loop, _: Around) -> list[Statement]:
+        rows = loop_over(m, loop.body)
+        last = {k.variable: k.most - 1} if each else {m: rows.start + rows.trips - 1}
+        end = substitute(left.index, last | {below: below.index + 1})
+        count = ceildiv(step * k.most if each else across * rows.trips, line)
+        places = (end - line * (turn + n) for n in range(0, count, turns))
+        lines = tuple(Prefetch(left.array, place) for place in places)
+        return [rows.around(lines)] if each else list(lines)
+
+    s.insert(below if each else k.variable, hints)
+    return True
 
 
 # ---- prefetches ----
@@ -346,8 +408,8 @@ class TilePrefetches:
         tiles, depth = self.tiles, self.k.high + 1
         one = make_axis("f", 0, nr * max(depth, self.line))
         source = self.sources[0]
-        step = distance(source, self.k)
-        if step < distance(source, self.n):  # its columns lie along k
+        step = product.distance(source, self.k)
+        if step < product.distance(source, self.n):  # its columns lie along k
             each = ceildiv(nr, tiles)
             at = {self.n: self.n.index + (tile * each + one.index + nr),
                   self.k: piece * self.line}  # fmt: skip

@@ -24,10 +24,9 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, ceildiv
 from minigrad.loops.axes import vector_width
-from minigrad.loops.build import loops_over, reduction
+from minigrad.loops.build import in_few_axes, loops_over, reduction
 from minigrad.loops.nest import Loop, Lowered, Statement, Store, Stores, expressions
 from minigrad.loops.prefetch import Place, from_memory
-from minigrad.loops.product import in_few_axes
 from minigrad.loops.transforms import LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, size_of
@@ -97,7 +96,7 @@ def gemv(kernel: Kernel, target: Target) -> Lowered | None:
             for one, last in zip(sums, along, strict=True)
         ]
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
-    naive = loops_over([*outer, *sums[0].m, axis], [*_summed(sums, totals), Stores(stores)])
+    naive = loops_over([*outer, *sums[0].m, axis], [*_summed(sums, totals), Stores(tuple(stores))])
     scales = _scales(sums, axis) if by_rows else {}
     copies = _computed(sums) | scales
     s = LoopNest(naive, **{name: value for name, (value, _) in copies.items()})
@@ -277,7 +276,7 @@ def _variables(sums: Sequence[Sum]) -> tuple[list[Atom], list[Atom]]:
 # ---- what qualifies ----
 
 
-def _prepared(kernel: Kernel) -> tuple[tuple[Store, ...], list[Sum], list[Expr]] | None:
+def _prepared(kernel: Kernel) -> tuple[list[Store], list[Sum], list[Expr]] | None:
     """Stores and sums along merged axes, and the registers that stand for the sums in the stores.
 
     None unless all stages have the same elements, and the sums are such products.

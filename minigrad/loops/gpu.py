@@ -36,15 +36,15 @@ from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
-from minigrad.loops.axes import fix_rows, merge_stage, places_along
+from minigrad.loops.axes import fix_rows, merge_stage
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.mask_bounds import Rows, mask_bounds
 from minigrad.loops.nest import Barrier, Loop, Lowered, Statement, Statements, Store, written
-from minigrad.loops.product import Problem, prepare, strides
+from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis, size_of
+from minigrad.schedule.axis import Axis, make_axis, places_along, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
@@ -94,7 +94,7 @@ def tiled(problem: Problem, tile: Tile) -> Loop:
             ("left", problem.left, problem.m, (i, m), tile.rows),
         ):
             axes = _fixed(axes)
-            along_k = 1 not in strides(operand, axes[-1].variable)
+            along_k = 1 not in expr.strides(axes[-1].variable, operand)
             order = (*own, k) if along_k else (k, *own)
             enough = size * TILE_DEPTH >= ITEM_LANES * tile.items
             vectors = enough and _in_vectors(operand, _inner(problem.k) if along_k else axes)
@@ -149,13 +149,13 @@ def in_whole_tiles(problem: Problem, tile: Tile) -> Problem:
         masked(expr.substitute_in(operand, values), [ends[2], end])
         for operand, end in ((problem.left, ends[0]), (problem.right, ends[1]))
     )
-    stores = tuple(
+    stores = [
         replace(
             store, guard=expr.restrict(store.guard, ends[:2]),
             value=build.guard_loads(store.value, ends[:2]),
         )
         for store in build.substitute_stores(problem.stores, values)
-    )  # fmt: skip
+    ]  # fmt: skip
     m, n, k = whole
     others = [axis for axis in (*problem.m, *problem.n) if axis not in _fixed((axis,))]
     outside = [axis for axis in problem.k if axis not in _inner(problem.k)]
@@ -177,7 +177,7 @@ def _in_vectors(operand: Expr, axes: Sequence[Axis]) -> bool:
     """Whether neighbours along axes, which count as one, are in whole vectors."""
     extent = axes[-1].extent
     whole = len(axes) == 1 and isinstance(extent, int) and extent % ITEM_LANES == 0
-    return whole and strides(operand, axes[-1].variable) == {1}
+    return whole and expr.strides(axes[-1].variable, operand) == {1}
 
 
 def _fixed(axes: Sequence[Axis]) -> tuple[Axis, ...]:

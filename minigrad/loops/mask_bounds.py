@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from minigrad.graph.operations import Op
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high, low
-from minigrad.loops.axes import places_along
 from minigrad.loops.build import Bounds
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.conditions import conditions_of
+from minigrad.schedule.axis import Axis, make_axis, places_along
+from minigrad.schedule.conditions import conditions_of, end_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -67,12 +66,12 @@ def with_makers(root: Expr, makers: Makers) -> Expr:
     """An expression with loads of elementwise stages replaced by what these compute."""
 
     def made(load: Expr) -> Expr | None:
-        maker = makers.get(load.array) if load.op is Leaf.LOAD and load.dtype.is_float else None
+        maker = makers.get(load.array) if load.dtype.is_float else None
         if maker is None or maker.op is not None or load.guard:
             return None
         return with_makers(expr.substitute_in(maker.body, places_in(load.index, maker)), makers)
 
-    return expr.rebuild(root, made)
+    return expr.map_loads(root, made)
 
 
 def places_in(inside: Integer, stage: Stage) -> dict[Atom, Integer]:
@@ -114,20 +113,15 @@ class Rows:
         row = self.row.variable
         known = {row, self.outer.variable, self.number.variable}
         for condition in conditions:
-            slope = coefficient(condition, axis.variable)
-            if slope not in (1, -1):
+            side, end = end_of(condition, axis.variable) or (0, 0)
+            along = coefficient(end, row)
+            if along is None or not variables(end) <= known:
                 continue
-            rest = condition - axis.index * slope
-            along = coefficient(rest, row)
-            if along is None or not variables(rest) <= known:
-                continue
-            most = substitute(rest, {row: self.start + self.width - 1 if along > 0 else self.start})
-            if slope < 0 and low(most) >= 0:
-                stop = (most + self.height) // self.height * self.height
-            if slope > 0 and high(-most) < axis.most:
-                least = -most // self.height
-                if low(least) >= 0:
-                    first = least * self.height
+            end = substitute(end, {row: self.ends[1] - 1 if along * side < 0 else self.start})
+            if side < 0 and low(end) > 0:
+                stop = ceildiv(end, self.height) * self.height
+            if side > 0 and high(end) < axis.most and low(end // self.height) >= 0:
+                first = end // self.height * self.height
         return first, stop
 
 

@@ -15,7 +15,7 @@ that of the masks. Loaded numbers may have any value: they are clamped to the ra
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
@@ -24,23 +24,15 @@ from minigrad.graph.node import Op
 from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
-from minigrad.loops.axes import indices, merge
-from minigrad.loops.build import (
-    combine,
-    guard_loads,
-    inline_stages,
-    loops_over,
-    put,
-    substitute_stores,
-)
+from minigrad.loops.build import combine, guard_loads, in_few_axes, loops_over, put
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
-from minigrad.schedule.conditions import conditions_of, only_conditions
+from minigrad.schedule.conditions import End, conditions_of, end_of, only_conditions
 from minigrad.schedule.contraction import Contraction, as_byte, terms_of
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import Stage, identity
+from minigrad.schedule.stage import identity
 
 LANE: Atom = make_axis("lane", 0, 1 << 10).variable  # of a vector of columns, or rows
 
@@ -58,7 +50,7 @@ class Problem(Contraction):
     instead if the product, with one masked operand, is not finite; None if it is exact itself.
     """
 
-    stores: tuple[Store, ...]
+    stores: Sequence[Store]
     total: Expr
     ends: tuple[Integer, ...] = ()
     needed: Integer | None = None
@@ -89,6 +81,11 @@ class Problem(Contraction):
         """The number of terms of a sum."""
         return size_of(self.k)
 
+    @property
+    def stores_across(self) -> bool:
+        """Whether neighbouring columns of a result are not adjacent in memory."""
+        return any(coefficient(one.index, self.column.variable) != 1 for one in self.stores)
+
     def naive(self) -> tuple[Statement, ...]:
         """For each result: total = 0; for all k: total += left · right, or `added`; the stores."""
         total, row, first = self.total, self.row, self.k[0]
@@ -100,7 +97,8 @@ class Problem(Contraction):
             more = combine(Op.SUM, total, self.added)
         clear = put(total, identity(Op.SUM, total.dtype))
         sums = Loop(first.variable, 0, stops, loops_over(self.k[1:], [put(total, more)]))
-        return loops_over([*self.outer, row, self.column], [clear, sums, Stores(self.stores)])
+        stores = Stores(tuple(self.stores))
+        return loops_over([*self.outer, row, self.column], [clear, sums, stores])
 
 
 def multiply_add(total: Expr, left: Expr, right: Expr) -> Expr:
@@ -139,34 +137,10 @@ def prepare(kernel: Kernel) -> Problem:
     )  # fmt: skip
 
 
-def in_few_axes(
-    stages: Sequence[Stage], stored: Container[Array], totals: Sequence[Expr],
-    groups: Sequence[tuple[Axis, ...]], known: bool = False,
-) -> tuple[tuple[Store, ...], list[tuple[Axis, ...]], dict[Atom, Integer]]:  # fmt: skip
-    """The stores of stages along merged axes; `totals` stand for the stages that are sums.
-
-    groups: axes that are merged with each other only (see `merge`). Also returns the merged axes of
-    each group, and the values of the old variables along them.
-    """
-    sums = [stage for stage in stages if stage.op is not None]
-    results = {stage.array: total for stage, total in zip(sums, totals, strict=True)}
-    stores = inline_stages(stages, stored, sums[0].axes, results)
-    values = [*(stage.body for stage in sums), *(store.value for store in stores)]
-    used = indices(values, [store.index for store in stores])
-    merged = [merge(axes, used, known) for axes in groups]
-    places = {x: place for _, places in merged for x, place in places.items()}
-    return tuple(substitute_stores(stores, places)), [axes for axes, _ in merged], places
-
-
-def strides(operand: Expr, axis: Atom) -> set[int | None]:
-    """The steps of an operand's loads along an axis; None for a step that varies."""
-    return {coefficient(load.index, axis) for load in expr.loads(operand)}
-
-
 def distance(operand: Expr, axis: Atom) -> int:
     """The distance in memory of neighbours along an axis; unknown counts as far."""
-    return max((abs(step) if step is not None else 1 << 62 for step in strides(operand, axis)),
-               default=0)  # fmt: skip
+    steps = expr.strides(axis, operand)
+    return max((1 << 62 if step is None else abs(step) for step in steps), default=0)
 
 
 def in_words(problem: Problem, multiple: int = 1) -> Problem | None:
@@ -279,22 +253,20 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
     operands, firsts, stops = (problem.left, problem.right), list[Integer](), list[Integer]()
     while (found := _common_mask(*operands)) is not None:
         inside, conditions = found
-        rests = [_rest(c, axis.variable, fixed) for c in conditions]
-        if None in rests:
+        ends = [end for c in conditions if (end := _loaded_end(c, axis.variable, fixed))]
+        if len(ends) < len(conditions):
             break
-        for condition, rest in zip(conditions, rests, strict=True):
-            assert rest is not None
-            upper = coefficient(condition, axis.variable) == -1
-            (stops if upper else firsts).append(rest + 1 if upper else -rest)
+        for side, end in ends:
+            (firsts if side > 0 else stops).append(end)
         operands = inside
     if len(firsts) > 1 or not (firsts or stops):
         return problem
     first = clamped(firsts[0], axis.extent) if firsts else 0
     moved = {axis.variable: first + axis.index}
     left, right = (expr.substitute_in(operand, moved) for operand in operands)
-    ends = tuple(clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
+    counts = tuple(clamped(stop, axis.extent) - first for stop in stops or [axis.extent])
     # both operands are masked: terms outside do not count, and the product is exact
-    return replace(problem, left=left, right=right, ends=ends, terms=None)
+    return replace(problem, left=left, right=right, ends=counts, terms=None)
 
 
 def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
@@ -304,13 +276,10 @@ def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affi
     return ((x, y), masks[0]) if masks[0] and masks[0] == masks[1] else None
 
 
-def _rest(condition: Affine, variable: Atom, fixed: frozenset[Atom]) -> Integer | None:
-    """The loaded, fixed number that a condition ±variable + rest ≥ 0 compares with; or None."""
-    slope = coefficient(condition, variable)
-    if slope not in (1, -1):
-        return None
-    rest = condition - variable.index * slope
-    return rest if expr.values_in(rest) and variables(rest) <= fixed else None
+def _loaded_end(condition: Affine, x: Atom, fixed: frozenset[Atom]) -> End | None:
+    """The end that a condition sets for x, if it is a loaded, fixed number; else None."""
+    end = end_of(condition, x)
+    return end if end and expr.values_in(end[1]) and variables(end[1]) <= fixed else None
 
 
 def clamped(x: Integer, most: int) -> Integer:
@@ -331,8 +300,7 @@ def _needed_rows(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         for e in readers
     ]
     for condition in masks[0] if masks and result not in values else ():
-        rest = _rest(condition, row.variable, fixed)
-        upper = coefficient(condition, row.variable) == -1
-        if rest is not None and upper and all(condition in mask for mask in masks):
-            return replace(problem, needed=clamped(rest + 1, row.most))
+        end = _loaded_end(condition, row.variable, fixed)
+        if end and end[0] < 0 and all(condition in mask for mask in masks):
+            return replace(problem, needed=clamped(end[1], row.most))
     return problem

@@ -237,8 +237,8 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         inner = in_parts(statement.body, x, width)
         if inner is not statement.body:
             statement = statement.around(inner)
-        if parts:
-            found = [renamed(one, parts) if _sets(one) else one for one in found]
+        sets = [isinstance(one, Store) and one.array.in_registers for one in found]
+        found = [renamed(one, parts) if own else one for one, own in zip(found, sets, strict=True)]
         found += [renamed(statement, parts), *folds]
     return nest.unless_same(body, found)
 
@@ -254,11 +254,6 @@ def _combined(loop: Loop, x: Atom) -> dict[Array, Op]:
         if value.op in REPEATED and expr.load(register) is value.args[0]
         and register.in_registers
     }  # fmt: skip
-
-
-def _sets(one: Statement) -> bool:
-    """Whether a statement sets a register."""
-    return isinstance(one, Store) and one.array.in_registers
 
 
 def registers_of(body: Sequence[Statement]) -> set[Array]:

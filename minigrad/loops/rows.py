@@ -30,6 +30,7 @@ from math import gcd, prod
 
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
+from minigrad.loops import build, nest, prefetch
 from minigrad.loops.assemble import MOST_CHUNKS, OPERATIONS_A_BYTE
 from minigrad.loops.axes import (
     indices,
@@ -39,37 +40,9 @@ from minigrad.loops.axes import (
     unit_stride_axis,
     vector_width,
 )
-from minigrad.loops.build import (
-    combine,
-    kept_inside,
-    loops_over,
-    put,
-    streams,
-    substitute_statement,
-)
 from minigrad.loops.cost import cut
-from minigrad.loops.nest import (
-    Loop,
-    Loops,
-    Lowered,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-    expressions,
-    loops_in,
-    map_loops,
-    walk,
-)
-from minigrad.loops.prefetch import (
-    AHEAD,
-    Place,
-    far_enough,
-    from_memory,
-    further_along,
-    later_rows,
-    next_rows,
-)
+from minigrad.loops.nest import Loop, Loops, Lowered, Statement, Statements, Store, Stores
+from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
@@ -91,14 +64,15 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     if target.vector_bytes and high(count) > 1 and runs_across_rows(stages, count, target):
         return row_vectors(kernel, target)
     row = make_axis("r", 0, count)
-    passes = row_passes(kept_inside(stages, stored, count, row.index), stored)
+    passes = row_passes(build.kept_inside(stages, stored, count, row.index), stored)
     for one in passes:
         _vectorize(one, kernel, target)
     # Beside vectors of 512 bits, Intel's processors add products of half vectors at half the rate:
     # the copy of an image with 7 columns has no wider ones than its sums (0.6 … 0.86 of the time).
     half = target.lanes(stages[0].array.dtype) // 2
     narrow = any(one.tile and one.width == half for one in passes)
-    s = LoopNest(loops_over([row], [statement for one in passes for statement in one.loops()]))
+    body = [statement for one in passes for statement in one.loops()]
+    s = LoopNest(build.loops_over([row], body))
     for one in passes:
         one.width = min(one.width, half) if narrow else one.width
         if one.axis is not None:
@@ -219,10 +193,10 @@ class Pass:
                 result = expr.load(array)
             else:
                 end.append(Store(array, stage.position, result))
-            begin.append(put(result, identity(stage.op, body.dtype)))
-            steps.append(put(result, combine(stage.op, result, body)))
+            begin.append(build.put(result, identity(stage.op, body.dtype)))
+            steps.append(build.put(result, build.combine(stage.op, result, body)))
         steps += stores if len(stores) < 2 else [Stores(tuple(stores))]
-        return loops_over(outer, [*begin, *loops_over(inner, steps), *end])
+        return build.loops_over(outer, [*begin, *build.loops_over(inner, steps), *end])
 
 
 def row_passes(stages: Sequence[Stage], stored: frozenset[Array]) -> list[Pass]:
@@ -252,7 +226,7 @@ def prefetches(
             continue
         for load in expr.loads(*(stage.body for stage in one.stages)):
             read = load.array not in made and row.variable in load.variables
-            if read and from_memory(load, one.axis, target) == 1:
+            if read and prefetch.from_memory(load, one.axis, target) == 1:
                 position = substitute(load.index, {one.axis.variable: one.shared.index})
                 first.setdefault((one.shared, (load.array, position)), place)
     for (axis, (array, position)), place in first.items():
@@ -260,11 +234,11 @@ def prefetches(
         later = [n for n in range(place + 1, len(passes)) if passes[n].shared == axis]
         if not later and list(first.values()).count(place) > 1:
             continue
-        ahead = far_enough(nbytes) if not later else AHEAD if nbytes > target.l2 // 4 else 0
-        if ahead:
+        near = AHEAD if nbytes > target.l2 // 4 else 0
+        if ahead := near if later else prefetch.far_enough(nbytes):
             position = position + ahead // array.dtype.itemsize
         else:
-            _, position = next_rows((array, position), row.variable, nbytes)
+            _, position = prefetch.next_rows((array, position), row.variable, nbytes)
             place = max(later or [place], key=lambda n: passes[n].operations)
         own = passes[place].axis
         assert own is not None
@@ -351,7 +325,7 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     one.streaming = frozenset(
         stage.array for stage in one.stages
         if stage.op is None and stage.array in kernel.stored
-        and streams(stage.array, kernel.stages, target, [stage.body], axis.variable)
+        and build.streams(stage.array, kernel.stages, target, [stage.body], axis.variable)
     )  # fmt: skip
 
 
@@ -420,9 +394,9 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
         width = size = min(width, least)
     lanes = 1 if columns else width
     lane = LANE.index if lanes > 1 else 0
-    inside = kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
+    inside = build.kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
     body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
-    s = LoopNest(loops_over(axes, body if columns else _written_out(body, width)))
+    s = LoopNest(build.loops_over(axes, body if columns else _written_out(body, width)))
     if columns:
         assert length is not None
         sums = sum(stage.op is not None for stage in stages)
@@ -433,12 +407,12 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     def asked_for(loop: Loop, around: Around) -> tuple[Place, ...]:
         if columns:
             *_, last = around
-            values = expressions(loop)
-            return () if last in xs else later_rows(values, last, axes[-1], size, target)
-        first = {one.variable: 0 for one in loops_in(loop.body)}
-        loads = expr.loads(*(expr.substitute_in(e, first) for e in expressions(loop)))
-        apart = [load for load in loads if from_memory(load, axes[-1], target) > 1]
-        return further_along(axes[-1], None, apart, target)
+            values = nest.expressions(loop)
+            return () if last in xs else prefetch.later_rows(values, last, axes[-1], size, target)
+        first = {one.variable: 0 for one in nest.loops_in(loop.body)}
+        loads = expr.loads(*(expr.substitute_in(e, first) for e in nest.expressions(loop)))
+        apart = [load for load in loads if prefetch.from_memory(load, axes[-1], target) > 1]
+        return prefetch.further_along(axes[-1], None, apart, target)
 
     if columns:
         s.sink(x, space="scratch")
@@ -481,9 +455,9 @@ def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
     """Unroll short loops, so that it is known which elements of a row they read."""
     found: list[Statement] = []
     for one in body:
-        few = prod(loop.trips for loop in loops_in([one])) <= MOST_WRITTEN_OUT
+        few = prod(loop.trips for loop in nest.loops_in([one])) <= MOST_WRITTEN_OUT
         change = _unrolled if few else lambda loop, _: _in_squares(loop, width)
-        found.extend(map_loops((one,), change))
+        found.extend(nest.map_loops((one,), change))
     return found
 
 
@@ -494,7 +468,7 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
     """
     if any(isinstance(one, Loop) for one in loop.body):
         return None
-    (count,), stores = loop.stops, [one for one in walk(*loop.body) if isinstance(one, Store)]
+    (count,), stores = loop.stops, [one for one in nest.walk(*loop.body) if isinstance(one, Store)]
     loads = expr.loads(*(one.value for one in stores))
     if not any(coefficient(load.index, loop.variable) == 1 for load in loads):
         loads = []
@@ -509,7 +483,7 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
     for start, size in ((block.index * lanes, lanes), (block.count * lanes, count % lanes)):
         u = make_axis(f"{loop.variable.name}u", 0, size)
         at = {loop.variable: start + u.index}
-        body = tuple(substitute_statement(one, at) for one in loop.body)
+        body = tuple(build.substitute_statement(one, at) for one in loop.body)
         parts.append(Loop(u.variable, 0, (size,), body, "unroll", transpose=lanes))
     whole, rest = parts
     return (Loop(block.variable, 0, (block.extent,), (whole,)), rest)
@@ -518,7 +492,7 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
 def _unrolled(loop: Loop, around: Loops) -> Statements | None:
     if not isinstance(loop.stops[0], int):
         return None
-    return (replace(loop, kind="unroll", body=map_loops(loop.body, _unrolled)),)
+    return (replace(loop, kind="unroll", body=nest.map_loops(loop.body, _unrolled)),)
 
 
 # ---- sums of columns ----

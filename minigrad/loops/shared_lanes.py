@@ -23,7 +23,7 @@ from minigrad.loops.nest import Lowered
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import LoopNest
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Leaf, loads, substitute_in
+from minigrad.schedule.expr import Leaf, loads, strides, substitute_in
 from minigrad.schedule.schedule import Kernel
 from minigrad.target import Target
 
@@ -59,7 +59,7 @@ def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
             if k.count > MOST_WRITTEN_OUT:
                 s.split(k.variable, _divisor(k), "o", computing=True)
             s.unroll(k.variable, f"v{number}_", computing=True)
-        if any(coefficient(one.index, x) != 1 for one in problem.stores):
+        if problem.stores_across:
             s.transpose(inner[-1], lanes)
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)
@@ -115,7 +115,7 @@ def _several_groups(problem: Problem, lanes: int) -> Problem | None:
         far, near = (coefficient(place, a.variable) for a in (group, column))
         if near is None or far != width * near or near != 1 and place is right.index:
             return None
-    steps = {coefficient(load.index, group.variable) for load in loads(problem.left)}
+    steps = strides(group.variable, problem.left)
     if not all(step is not None and step * (lanes // width) <= lanes for step in steps):
         return None
     vector, lane = make_axis("g", 0, group.count * width // lanes), make_axis("l", 0, lanes)
@@ -126,7 +126,7 @@ def _several_groups(problem: Problem, lanes: int) -> Problem | None:
     left, right = (substitute_in(operand, values) for operand in (problem.left, right))
     return replace(
         problem, left=left, right=right, batch=(*problem.batch[:-1], vector), n=(lane,),
-        stores=tuple(substitute_stores(problem.stores, values)),
+        stores=substitute_stores(problem.stores, values),
     )  # fmt: skip
 
 

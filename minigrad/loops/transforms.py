@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
-    distinguish                          separate loops for parts (index_sets.py)
+    split_index_set                      separate loops for parts (elementwise.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
     vectorize, overlap, unroll, repeat   iterations at once, or written out
@@ -35,16 +35,7 @@ from minigrad.errors import CompileError
 from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
-from minigrad.loops import nest, registers
-from minigrad.loops.build import (
-    flat_loop,
-    in_pieces,
-    least,
-    loops_over,
-    substitute_statement,
-    with_places,
-)
-from minigrad.loops.copies import as_one, by_items
+from minigrad.loops import build, nest, registers
 from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
@@ -113,7 +104,7 @@ class LoopNest:
         def change(loop: Loop, around: Around) -> Statements:
             if whole:
                 return (Loop(pieces.variable, 0, (1,), (loop,)),)
-            piece, counts = in_pieces(loop, pieces, size)
+            piece, counts = build.in_pieces(loop, pieces, size)
             return (Loop(pieces.variable, 0, counts, (piece,)),)
 
         self._change(x, change, computing)
@@ -165,17 +156,17 @@ class LoopNest:
 
             pieces = ceildiv(length, size)
             ends = [stop for stop in loop.stops if stop != pieces]
-            first = replace(loop, stops=least(*ends, whole), body=of(size))
+            first = replace(loop, stops=build.least(*ends, whole), body=of(size))
             if not isinstance(rest, int):  # the last piece ends where x ends
                 return first, replace(loop, start=whole, body=of(size, end))
-            stops = least(whole + 1, *ends)
+            stops = build.least(whole + 1, *ends)
             return first, replace(loop, start=whole, stops=stops, body=of(rest))
 
         self._change(outer, change)
 
     @_step
     def split_index_set(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Replace loops over x by what `parts` makes of them: see index_sets.py."""
+        """Replace loops over x by what `parts` makes of them: see elementwise.py."""
         self._change(x, lambda loop, _: parts(loop))
 
     @_step
@@ -317,17 +308,17 @@ class LoopNest:
                 return place, index
             return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
-        *early, last = (with_places(one, twice) for one in loop.body)
+        *early, last = (build.with_places(one, twice) for one in loop.body)
         shared = nest.loop_over(host, early)
         assert isinstance(last, Loop)
-        late = substitute_statement(last, {row: at - 1, last.variable: shared.index})
+        late = build.substitute_statement(last, {row: at - 1, last.variable: shared.index})
         assert isinstance(late, Loop)
         both = (*shared.prefetch, *late.prefetch)
         joined = replace(shared, body=(*shared.body, *late.body), prefetch=both)
         block = make_axis("b", 0, ceildiv(count, size))
         start = block.index * size
-        stops = least(start + size, count)
-        first = [substitute_statement(one, {row: start}) for one in early]
+        stops = build.least(start + size, count)
+        first = [build.substitute_statement(one, {row: start}) for one in early]
         others = tuple(joined if one is shared else one for one in early)
         body = [
             *first, Loop(row, start + 1, stops, others),
@@ -366,7 +357,7 @@ class LoopNest:
 
         def change(loop: Loop, around: Around) -> Statements:
             if nest.plain_count(loop) == 1:
-                return tuple(substitute_statement(one, {x: loop.start}) for one in loop.body)
+                return tuple(build.substitute_statement(one, {x: loop.start}) for one in loop.body)
             return (_from_zero(loop, prefix, "unroll"),)
 
         self._change(x, change, computing)
@@ -383,7 +374,7 @@ class LoopNest:
         def change(loop: Loop, around: Around) -> Statements:
             if loop.kind != "serial" or any((stop - loop.start) % times for stop in loop.stops):
                 return (loop,)
-            piece, counts = in_pieces(loop, pieces, times)
+            piece, counts = build.in_pieces(loop, pieces, times)
             return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)
 
         self._change(x, change, computing=True)
@@ -417,7 +408,7 @@ class LoopNest:
                 return None
             body = nest.map_loops(loop.body, written)
             places = ({loop.variable: loop.start + number} for number in range(count))
-            return tuple(substitute_statement(one, at) for at in places for one in body)
+            return tuple(build.substitute_statement(one, at) for at in places for one in body)
 
         self.body = nest.map_loops(self.body, written)
 
@@ -450,7 +441,7 @@ class LoopNest:
         # of positions in an array only the first dimension may be symbolic
         symbolic = [axis for axis in axes if not isinstance(axis.extent, int)]
         plain = [axis for axis in axes if isinstance(axis.extent, int)]
-        parallel = flat_loop([*symbolic[:1], *plain], loops_over(symbolic[1:], body))
+        parallel = build.flat_loop([*symbolic[:1], *plain], build.loops_over(symbolic[1:], body))
         self.body = (parallel,)
         return parallel
 
@@ -469,7 +460,7 @@ class LoopNest:
             places = unflatten(item.index, [one.trips for one in loops])
             at = dict(zip(xs, places, strict=True))
             body = (registers.of_item(one, xs, item) for one in loops[-1].body)
-            return tuple(substitute_statement(one, at) for one in body)
+            return tuple(build.substitute_statement(one, at) for one in body)
 
         def group(loop: Loop, around: Around) -> Statements:
             return (loop.around((Loop(item.variable, 0, (item.count,), loop.body, "items"),)),)
@@ -496,7 +487,7 @@ class LoopNest:
                 e = make_axis("e", 0, numel(extents))
                 places = unflatten(e.index, extents)
                 at = {one.variable: one.start + at for one, at in zip(loops, places, strict=True)}
-                body = tuple(substitute_statement(one, at) for one in inner.body)
+                body = tuple(build.substitute_statement(one, at) for one in inner.body)
                 outer, inner = [], Loop(e.variable, 0, (e.extent,), body)
             inner = replace(inner, start=inner.start + item.index, step=item.count)
             for one in reversed(outer):
@@ -511,7 +502,7 @@ class LoopNest:
     def stage(
         self, operand: str, at: Atom | None, loops: Sequence[Atom],
         layout: Sequence[tuple[Sequence[Atom], int | None]] | None, array: str,
-        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 0,
+        wide: Mapping[Atom, int] | None = None, transpose: int = 0, flat: int = 1,
         item: Axis | None = None,
     ) -> Array:  # fmt: skip
         """Copy an operand to scratch memory at the start of each iteration over `at`.
@@ -519,10 +510,9 @@ class LoopNest:
         at: None for the start of the whole body. loops: the loops of the copy, outermost first;
         their bounds cover everything inside of `at`. wide: loops that become vectors of that width.
         layout: of the copy, row-major: groups of variables, each with its padded number of elements
-        (None: unpadded); None: the order of the loops. transpose: of the innermost loop. flat:
-        merge the last two loops into one with vectors of that width. item: the copy is in local
-        memory, and the work-items share its loops, which become one loop with vectors of `flat`
-        elements.
+        (None: unpadded); None: the order of the loops. transpose: of the innermost loop. item: the
+        copy is in local memory, and the work-items share its loops, which become one loop with
+        vectors of `flat` elements.
         """
         # the loops of the copy
         value = self.operands[operand]
@@ -551,11 +541,9 @@ class LoopNest:
         copy = Array(array, value.dtype, numel(sizes), "scratch" if item is None else "local")
         place, guard, values = flatten(places, sizes), tuple[Affine, ...](), dict[Atom, Integer]()
         if item is not None:
-            copying, values, guard = by_items(copying, flat, item)
-        elif flat:
-            copying, values = as_one(copying, flat)
+            copying, values, guard = build.by_items(copying, flat, item)
         copying[-1] = replace(copying[-1], transpose=transpose)
-        body: Statements = (substitute_statement(Store(copy, place, value, guard), values),)
+        body: Statements = (build.substitute_statement(Store(copy, place, value, guard), values),)
         for loop in reversed(copying):
             body = (loop.around(body),)
         # what follows reads the copy
@@ -677,7 +665,7 @@ def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
         return loop
     u = make_axis(prefix, 0, count)
     at = {loop.variable: loop.start + u.index}
-    body = tuple(substitute_statement(one, at) for one in loop.body)
+    body = tuple(build.substitute_statement(one, at) for one in loop.body)
     return Loop(u.variable, 0, (count,), body, kind, transpose=loop.transpose)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from minigrad.errors import CompileError
+from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
 
@@ -47,6 +48,17 @@ class Axis:
 def size_of(axes: Iterable[Axis]) -> int:
     """The number of elements of axes together, at most."""
     return prod(axis.most for axis in axes)
+
+
+def place_along(axes: Sequence[Axis]) -> Integer:
+    """The position in the row-major order of all axes."""
+    return flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+
+
+def places_along(axes: Sequence[Axis], place: Integer) -> dict[Atom, Integer]:
+    """The variables of axes at a position in the row-major order of all of them."""
+    found = unflatten(place, [axis.extent for axis in axes])
+    return {axis.variable: part for axis, part in zip(axes, found, strict=True)}
 
 
 def make_axis(prefix: str, number: int, extent: Integer) -> Axis:

@@ -12,11 +12,10 @@ from dataclasses import replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.shapes import unflatten
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.schedule import expr
-from minigrad.schedule.axis import make_axis
+from minigrad.schedule.axis import make_axis, places_along
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.stage import Stage
 
@@ -110,9 +109,7 @@ def in_blocks(dots: Stage, sums: Stage) -> dict[Expr, Stage] | None:
     }
     found = {}
     for read in reads:
-        places = unflatten(read.index, [axis.extent for axis in dots.axes])
-        outer = {axis.variable: place for axis, place in zip(dots.axes, places, strict=True)}
-        body = expr.substitute_in(words.body, inner | outer)
+        body = expr.substitute_in(words.body, inner | places_along(dots.axes, read.index))
         found[read] = replace(words, body=body, reduced=tuple(axes))
         if not has_tiles(sums, found[read]):
             return None
@@ -128,7 +125,7 @@ def has_tiles(sums: Stage, words: Stage | None) -> bool:
         return False
     matrix, vectors, _ = words.body.args
     *outer, lane = sums.axes
-    if any(coefficient(load.index, lane.variable) != 1 for load in expr.loads(matrix)):
+    if expr.strides(lane.variable, matrix) != {1}:
         return False
     m = [axis for axis in outer if axis.variable not in matrix.variables]
     whole = isinstance(lane.extent, int) and lane.extent % LANES == 0

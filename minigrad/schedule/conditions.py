@@ -8,7 +8,8 @@ difference, as with an arbitrary loaded int64.
 from __future__ import annotations
 
 from minigrad.graph.operations import Op
-from minigrad.graph.symbolic import Affine, Integer, high, low
+from minigrad.graph.substitution import coefficient
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Expr, Leaf
 
@@ -38,6 +39,18 @@ def only_conditions(e: Expr) -> tuple[Affine, ...]:
         left, right = map(only_conditions, e.args)
         return left + right if left and right else ()
     return conditions_of(e)
+
+
+End = tuple[int, Integer]  # (1, the first index), or (−1, the one after the last)
+
+
+def end_of(condition: Affine, x: Atom) -> End | None:
+    """The end of the range of x in which a condition is ≥ 0; None if it is no such condition."""
+    slope = coefficient(condition, x)
+    if slope not in (1, -1):
+        return None
+    rest = condition - x.index * slope
+    return (1, -rest) if slope == 1 else (-1, rest + 1)
 
 
 def _as_index(e: Expr) -> Integer | None:

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.simplify import holds
-from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom
 from minigrad.schedule.axis import Axis, size_of
-from minigrad.schedule.expr import Expr, Leaf, loads
+from minigrad.schedule.expr import Expr, Leaf, strides
 
 BYTES = (dtypes.int8, dtypes.uint8)
 # Rows, columns and terms from which on sums of something else than products are tiled. With fewer
@@ -81,10 +80,8 @@ def contraction_of(
         return None
     if last in left.variables:
         left, right = right, left
-    if last not in right.variables:
-        return None
     reduced = {axis.variable for axis in summed}
-    if not reduced <= left.variables or not reduced <= right.variables:
+    if not reduced <= left.variables or not reduced | {last} <= right.variables:
         return None
     batch = _select(axes, left.variables & right.variables)
     m = _select(axes, left.variables - right.variables)
@@ -98,7 +95,7 @@ def contraction_of(
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None
-    if shared and (mask is not None or not _neighbours(last, left, right)):
+    if shared and (mask is not None or strides(last, left, right) != {1}):
         return None
     if shared and any(not isinstance(a.extent, int) for a in (*m[-2:], *n[-1:], batch[-1])):
         return None
@@ -114,11 +111,6 @@ def as_byte(operand: Expr) -> Expr | None:
     while operand.op is Op.CAST and holds(operand.dtype, operand.args[0].dtype):
         operand = operand.args[0]
     return operand if operand.op is Leaf.LOAD and operand.dtype in BYTES else None
-
-
-def _neighbours(axis: Atom, *operands: Expr) -> bool:
-    """Whether neighbours along an axis are adjacent in memory."""
-    return all(coefficient(load.index, axis) == 1 for load in loads(*operands))
 
 
 def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:

@@ -18,7 +18,13 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
-from minigrad.graph.substitution import proven_nonnegative, replace_values, substitute, variables
+from minigrad.graph.substitution import (
+    coefficient,
+    proven_nonnegative,
+    replace_values,
+    substitute,
+    variables,
+)
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 
 
@@ -310,6 +316,11 @@ def loads(*roots: Expr) -> Sequence[Expr]:
     return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
 
 
+def strides(x: Atom, *roots: Expr) -> set[int | None]:
+    """The steps of all loads below roots along a variable; None for a step that varies."""
+    return {coefficient(load.index, x) for load in loads(*roots)}
+
+
 def _loads_of(root: Expr) -> tuple[Expr, ...]:
     if root._loads is None:
         found = tuple(expr for expr in walk(root) if expr.op is Leaf.LOAD)
@@ -329,6 +340,11 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
         made = with_operands(expr, new)
         new[expr] = made if expr.args else change(made) or made
     return new[root]
+
+
+def map_loads(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
+    """`rebuild`, where only loads are changed."""
+    return rebuild(root, lambda leaf: change(leaf) if leaf.op is Leaf.LOAD else None)
 
 
 def replace_in(root: Expr, values: Mapping[Expr, Expr]) -> Expr:

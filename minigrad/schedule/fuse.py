@@ -12,12 +12,12 @@ import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from minigrad.graph.shapes import flatten, iterations
+from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
-from minigrad.schedule.axis import Axis, size_of
+from minigrad.schedule.axis import Axis, place_along, size_of
 from minigrad.schedule.byte_dots import has_tiles, in_blocks, in_words
 from minigrad.schedule.expr import Array
 from minigrad.schedule.layout import Order
@@ -438,7 +438,7 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
         return False
     prefix = prefix_length(consumer, rows)
     leading = consumer.axes[:prefix]
-    row = flatten([axis.index for axis in leading], [a.extent for a in leading])
+    row = place_along(leading)
     inner = producer.size // high(rows)
     fixed = {axis.variable for axis in leading}
     for load in reads:

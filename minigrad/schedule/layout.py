@@ -10,8 +10,8 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Affine, Atom, Integer, high
 from minigrad.graph.windows import INTERLEAVED
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.axis import Axis, make_axis, place_along
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.stage import Stage
 
 Order = tuple[int, ...]
@@ -27,9 +27,8 @@ def relayout(stage: Stage, order: Order, array: Array) -> Stage:
         for old, axis in zip(order, axes, strict=True)
     }
     shape = tuple(axis.extent for axis in axes)
-    position = flatten([axis.index for axis in axes], shape)
-    body = expr.substitute_in(stage.body, values)
-    return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=position)
+    body, place = expr.substitute_in(stage.body, values), place_along(axes)
+    return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=place)
 
 
 def reading(
@@ -43,14 +42,14 @@ def reading(
     """
 
     def change(e: Expr) -> Expr | None:
-        if e.op is not Leaf.LOAD or e.array not in moved:
+        if e.array not in moved:
             return None
         old, order = moved[e.array]
         parts = _parts(e, old)
         place = flatten([parts[n] for n in order], [old.axes[n].extent for n in order])
         return expr.load(names[e.array] if names else e.array, place, e.guard)
 
-    return replace(stage, body=expr.rebuild(stage.body, change))
+    return replace(stage, body=expr.map_loads(stage.body, change))
 
 
 def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:

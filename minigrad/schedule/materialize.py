@@ -30,7 +30,7 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
     Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
-_MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # not PAD: its zeros are not part of an expanded source
+MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # not PAD: its zeros are not part of an expanded source
 
 
 def choose(
@@ -272,7 +272,7 @@ def _as_large_below(node: Node, kept: Container[Node]) -> tuple[set[Node], set[N
 def contraction_operands(node: Node) -> tuple[Node, ...]:
     """The two factors of a SUM that is a product (however batched or permuted), or ().
 
-    Either both have rows of their own, or one has, and both have the last axis (batch_last.py).
+    Either both have rows of their own, or one has, and both have the last axis (split.py).
     """
     product = _terms(node)
     if product.op is not Op.MUL:
@@ -316,6 +316,6 @@ def is_product(node: Node) -> bool:
 
 def varies(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
-    _, places, index = shown(node, _MOVED)
+    _, places, index = shown(node, MOVED)
     found = frozenset[Atom]().union(*map(variables, index))
     return [not found.isdisjoint(variables(place)) for place in places]

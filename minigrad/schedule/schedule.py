@@ -15,15 +15,15 @@ from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, 
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
+from minigrad.schedule.axis import place_along
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
-from minigrad.schedule.joins import ROWS, Part, placed, with_parts, with_starts
+from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
-from minigrad.schedule.lower import shown
+from minigrad.schedule.lower import Lowering, shown
 from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import after_needs, freeing_early
-from minigrad.schedule.partial_writes import part_written
-from minigrad.schedule.stage import Stage, Stages
+from minigrad.schedule.stage import Stage, array_of, build
 from minigrad.target import LINE, Target
 
 _SHOWING = (Op.RESHAPE, Op.PERMUTE)  # movements that show each element of their source once
@@ -104,10 +104,9 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
     recomputed: frozenset[Node] = frozenset()
     better_kept: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
-    stages = Stages()
 
     def planned() -> _Plan:
-        return _Plan(graph, roots, recomputed, deferred, fuse, target, stages)
+        return _Plan(graph, roots, recomputed, deferred, fuse, target)
 
     plan = planned()
     while True:
@@ -172,7 +171,6 @@ class _Plan:
         deferred: frozenset[int],
         fuse: bool,
         target: Target,
-        stages: Stages,
     ) -> None:
         # writes that need a copy: computed elsewhere, and copied into place last
         targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
@@ -181,9 +179,9 @@ class _Plan:
         order = topological(exchanges_in_order(roots, order))
         # which values get memory, and a stage for each of them
         kept, self.recomputable = choose(order, roots, recomputed, fuse)
-        self._name_arrays(order, targets, kept, stages)
+        self._name_arrays(order, targets, kept)
         nodes = [node for node in kept if numel(node.shape)]  # nothing is computed without elements
-        self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
+        self.stages = self._needed({node: build(node, Lowering(self.arrays)) for node in nodes})
         for node, stage in self.stages.items():
             if isinstance(node.arg, Part):
                 self.stages[node] = placed(stage, node.arg)
@@ -200,9 +198,8 @@ class _Plan:
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _name_arrays(
-        self, order: Sequence[Node], targets: Sequence[tuple[Node, int]], kept: Sequence[Node],
-        stages: Stages,
-    ) -> None:  # fmt: skip
+        self, order: Sequence[Node], targets: Sequence[tuple[Node, int]], kept: Sequence[Node]
+    ) -> None:
         """An array for each BUFFER, root and kept node, and the slots of those of the call.
 
         inputs: those of BUFFERs by slot. rows: arrays where only some rows are written, and none is
@@ -224,9 +221,8 @@ class _Plan:
             if some:
                 self.rows.add(array)
             self.slots[array] = slot
-        for node in kept:
-            if node not in self.arrays:
-                self.arrays[node] = stages.array(node)
+        inner = [node for node in kept if node not in self.arrays]
+        self.arrays.update((node, array_of(node, n)) for n, node in enumerate(inner))
         for node in kept:
             if node.op is Op.CAT:
                 whole = self.arrays[node]
@@ -285,8 +281,7 @@ class _Plan:
                 for node, stage in zip(nodes, found, strict=True):
                     self.stages[node] = reading(stage, {array: (product, order)})
                 own = next(node for node, stage in self.stages.items() if stage.array == array)
-                axes = [product.axes[n] for n in order]
-                place = flatten([axis.index for axis in axes], [axis.extent for axis in axes])
+                place = place_along([product.axes[n] for n in order])
                 self.stages[own] = replace(self.stages[own], position=place)
 
     def better_recomputed(self) -> frozenset[Node]:

@@ -2,7 +2,7 @@
 
 A long sum with few results becomes parallel by that. A deep product becomes parts whose operands
 stay in a cache. The split depends on the shape only, and so do the results, on any number of
-threads.
+threads. Products with a batch axis in last position get operands in another layout.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ from collections.abc import Sequence
 from functools import reduce
 from math import prod
 
-from minigrad.graph import build as graph_build
-from minigrad.graph.axes import pad_along
+from minigrad.graph import build
+from minigrad.graph.axes import pad_along, stored_last
 from minigrad.graph.node import Node, beneath, in_order
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
-from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, ceildiv
-from minigrad.graph.windows import addends
-from minigrad.schedule.batch_last import batch_arranged
+from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.substitution import coefficient, only_atom
+from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.graph.windows import addends, unexpanded
+from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import (
+    MOVED,
     contraction_operands,
     has_loaded_mask,
     in_memory,
     is_product,
     is_zero,
+    varies,
 )
-from minigrad.schedule.onehot_to_gather import added_at, picked
-from minigrad.target import FEW_ROWS
+from minigrad.target import FEW_ROWS, LINE
 
 LONG = 1 << 15  # terms of each sum that are worth another kernel (SMALL in fuse.py)
 FEW_COLUMNS = 1 << 14  # FEW_ROWS blocks of 256 (see loops/rows.py)
@@ -39,6 +41,12 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 DEEP = 3 << 10
 LEAST_TERMS = 16  # of an image's sum, beside which storing one number for it costs nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
+FULL = LINE // 4  # float32 in a vector of 512 bits
+_SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
+PAYS = 8  # reads per element that pay for a copy in another order
+FEWEST = 32  # positions from which on one addition is faster than masked vectors over all of them
+MANY_ADDED = 1 << 14  # additions from which on they are split into parts, for threads
+MOST_SHARES = 16  # such parts
 _IN_MEMORY = frozenset({Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN})
 
 
@@ -48,7 +56,7 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 
 def _arranged(node: Node, src: Sequence[Node]) -> Node:
-    node = added_at(picked(graph_build.rebuild(node, src)))
+    node = added_at(picked(build.rebuild(node, src)))
     if node.op is Op.ADD:
         return _scattered_onto(node)
     if node.op not in REDUCTIONS:
@@ -69,7 +77,7 @@ def _apart(node: Node) -> list[Node]:
     others = [x.src[0] for x in terms if x not in products]
     if not products or not others:
         return products or [node]
-    return [*products, graph_build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
+    return [*products, build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
 
 
 def _decodes(node: Node) -> bool:
@@ -80,7 +88,7 @@ def _decodes(node: Node) -> bool:
 
 def _reduced(node: Node) -> Node:
     reduction, order = batch_arranged(node)
-    return graph_build.permute(_split(reduction), order)
+    return build.permute(_split(reduction), order)
 
 
 def _scattered_onto(node: Node) -> Node:
@@ -95,8 +103,8 @@ def _scattered_onto(node: Node) -> Node:
         zeros = other.op is Op.SCATTER_ADD and is_zero(other.src[0])
         if zeros and inner.op is Op.SUM and contraction_operands(inner):
             _, index, updates = other.src
-            base = x if in_memory(x) is inner else graph_build.contiguous(x)
-            return graph_build.scatter_add(base, index, updates, other.arg)
+            base = x if in_memory(x) is inner else build.contiguous(x)
+            return build.scatter_add(base, index, updates, other.arg)
     return node
 
 
@@ -107,7 +115,7 @@ def _split(node: Node) -> Node:
         return _cut(node, x, cuts, first=True)
     if _of_windows(node):
         images, *others = sorted(node.arg)
-        return graph_build.reduce(Op.SUM, graph_build.reduce(Op.SUM, x, others), (images,))
+        return build.reduce(Op.SUM, build.reduce(Op.SUM, x, others), (images,))
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
@@ -155,14 +163,14 @@ def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node
         if axis in node.arg:
             inner.append(len(shape))
         shape.append(extent)
-    x = graph_build.reshape(x, tuple(shape))
+    x = build.reshape(x, tuple(shape))
     if first:
         order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
-        x = graph_build.permute(x, order)
+        x = build.permute(x, order)
         inner = [order.index(axis) for axis in inner]
         outer = list(range(len(outer)))
-    parts = graph_build.reduce(node.op, x, inner)
-    return graph_build.reshape(graph_build.reduce(node.op, parts, outer), node.shape)
+    parts = build.reduce(node.op, x, inner)
+    return build.reshape(build.reduce(node.op, parts, outer), node.shape)
 
 
 def _cuts_of_product(node: Node) -> dict[int, int]:
@@ -225,3 +233,149 @@ def _sums_columns(node: Node) -> bool:
     if before >= FEW_ROWS or not 1 < behind <= FEW_COLUMNS or before * depth < 8 * FEW_ROWS:
         return False
     return numel(x.shape) >= MANY and not is_product(node)
+
+
+# ---- sums with one-hot masks ----
+# Σ where(i == label, x[i], 0) over i is x[label]. So a loss reads the logit of the right class by
+# one load instead of a pass over all classes. The same holds for every product with a one-hot mask
+# that is written with `where`. Values at other positions are not added; their zeros are, and those
+# change at most the sign of a zero. A label outside the range of i gives 0, as the sum does.
+#
+# Σ where(i == label[a], x[a], 0) over a, for each i, adds x[a] at label[a]: counts, if x is 1.
+
+
+def picked(node: Node) -> Node:
+    """A SUM as a GATHER if it picks one element along its axis, else the SUM itself."""
+    if node.op is not Op.SUM or node.src[0].op is not Op.WHERE or len(node.arg) != 1:
+        return node
+    (axis,) = node.arg
+    x = node.src[0]
+    test, chosen, other = x.src
+    if test.op is not Op.EQ or not is_zero(other):
+        return node
+    for counter, label in (test.src, test.src[::-1]):
+        if _counts_along(counter, axis) and label.dtype.is_int and label.op is Op.EXPAND:
+            inner = label.src[0]
+            if inner.shape[axis] == 1:
+                index = build.expand(inner, node.shape)
+                return build.gather(chosen, index, axis)
+    return node
+
+
+def added_at(node: Node) -> Node:
+    """A SUM as a SCATTER_ADD if it adds each term at one position of another axis, else itself."""
+    if node.op is not Op.SUM or len(node.arg) != 1:
+        return node
+    (along,), terms = node.arg, node.src[0]
+    test, value = beneath(terms, (Op.CAST,)), build.const(1, node.dtype, terms.shape, node.device)
+    if test.op is Op.WHERE and test is terms and is_zero(test.src[2]):
+        test, value, _ = test.src
+    if test.op is not Op.EQ:
+        return node
+    for counter, label in (test.src, test.src[::-1]):
+        for axis, extent in enumerate(terms.shape):
+            alike = [_along_others(x, axis) for x in (label, value)]
+            if axis == along or high(extent) < FEWEST or None in alike:
+                continue
+            if label.dtype.is_int and _counts_along(counter, axis):
+                return _scattered(node, axis, *alike)  # type: ignore[arg-type]
+    return node
+
+
+def _along_others(x: Node, axis: int) -> Node | None:
+    """x with extent 1 along an axis, or None if it may vary along it."""
+    ones = tuple(1 if a == axis else extent for a, extent in enumerate(x.shape))
+    if x.op is Op.CONST:
+        return build.const(x.arg, x.dtype, ones, x.device)
+    if x.op is not Op.EXPAND or x.src[0].shape[axis] != 1:
+        return None
+    return build.expand(x.src[0], ones)
+
+
+def _scattered(node: Node, axis: int, index: Node, x: Node) -> Node:
+    """x added at index along an axis; if there are many, in parts whose results are added."""
+    (along,) = node.arg
+    order = list(range(node.ndim))
+    order[along], order[axis] = axis, along
+    index, x = build.permute(index, order), build.permute(x, order)
+    count, places, parts = x.shape[axis], node.shape[axis], 1
+    if isinstance(count, int) and isinstance(places, int) and count >= MANY_ADDED:
+        most = min(MOST_SHARES, count // (2 * places))
+        parts = next((n for n in range(most, 1, -1) if count % n == 0), 1)
+    lead, behind = node.shape[:axis], node.shape[axis + 1 :]
+    index, x = (
+        build.reshape(one, (*lead, parts, count // parts, *behind)) for one in (index, x)
+    )
+    empty = build.const(0, node.dtype, (*lead, parts, places, *behind), node.device)
+    found = build.scatter_add(empty, index, x, axis + 1)
+    return build.reshape(build.reduce(Op.SUM, found, (axis,)), node.shape)
+
+
+def _counts_along(node: Node, axis: int) -> bool:
+    """Whether a node's elements are 0, 1, 2 … along an axis, and constant along the others."""
+    chain, places, index = shown(node, MOVED)
+    most = high(node.shape[axis]) - 1
+    holds = all(x.dtype.is_int and x.dtype.maximum >= most for x in chain)
+    return holds and chain[-1].op is Op.IOTA and index[0] == places[axis]
+
+
+# ---- a last axis that both operands of a product share ----
+# Vectors run along such an axis (`loops/shared_lanes.py`) if it fills them. Both operands must have
+# its elements next to each other; otherwise they are copied, like the weight of a depthwise
+# convolution. If the axis is short and there are rows and columns, the batch comes first: one
+# matrix product for each of its elements, with a permuted view of the result.
+
+
+def batch_arranged(node: Node) -> tuple[Node, Sequence[int]]:
+    """An equal reduction that is faster, and the permutation that restores the order of its axes.
+
+    A reduction that is no such product stays as it is.
+    """
+    x, as_it_is = node.src[0], (node, range(node.ndim))
+    operands = contraction_operands(node) if node.op is Op.SUM and x.op is Op.MUL else ()
+    if not operands or not node.dtype.is_float:
+        return as_it_is
+    uses = [varies(operand) for operand in operands]
+    kept = [a for a, extent in enumerate(x.shape) if extent != 1 and a not in node.arg]
+    batch = [axis for axis in kept if all(use[axis] for use in uses)]
+    factors = [unexpanded(operand) for operand in operands]
+    if batch and batch[-1:] == kept[-2:-1] and numel((x.shape[kept[-1]],)) < FULL:
+        # few columns: those of several groups are made adjacent, to share a vector
+        last, copied = kept[-2:], [factor.shape[kept[-1]] != 1 for factor in factors]
+    elif not batch or batch[-1] != kept[-1]:
+        return as_it_is
+    else:
+        last, aside = kept[-1:], [is_innermost(factor, kept[-1]) for factor in factors]
+        if all(any(use[axis] for axis in kept if axis not in batch) for use in uses):
+            if numel((x.shape[kept[-1]],)) >= FULL and all(aside):
+                return as_it_is
+            order = [*batch, *(axis for axis in kept if axis not in batch)]
+            return _batch_first(node, factors, aside, order)
+        copied = [not is_so for is_so in aside]
+    pairs = [*zip(factors, copied, strict=True)]
+    if not any(copied) or any(c and PAYS * numel(f.shape) > numel(x.shape) for f, c in pairs):
+        return as_it_is
+    terms = (build.expand(stored_last(f, last) if c else f, x.shape) for f, c in pairs)
+    return build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), node.arg), range(node.ndim)
+
+
+def _batch_first(
+    node: Node, factors: Sequence[Node], aside: Sequence[bool], kept: Sequence[int]
+) -> tuple[Node, Sequence[int]]:
+    """The SUM with kept axes in this order; factors whose batch axis is innermost are copied."""
+    x = node.src[0]
+    order = [*kept, *(axis for axis in range(x.ndim) if axis not in kept)]
+    terms = []
+    for factor, is_last in zip(factors, aside, strict=True):
+        moved = build.permute(factor, order)
+        moved = build.contiguous(moved) if is_last else moved
+        terms.append(build.expand(moved, tuple(x.shape[axis] for axis in order)))
+    summed = [order.index(axis) for axis in node.arg]
+    total = build.reduce(Op.SUM, build.elementwise(Op.MUL, *terms), summed)
+    return total, [order.index(axis) for axis in range(x.ndim)]
+
+
+def is_innermost(node: Node, axis: int) -> bool:
+    """Whether neighbours along an axis are adjacent in memory."""
+    chain, places, index = shown(node, _SEEN_THROUGH)
+    return coefficient(flatten(index, chain[-1].shape), only_atom(places[axis])) == 1

@@ -8,7 +8,7 @@ from property.compare import EXACT
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.schedule.onehot_to_gather import LONG, added_at
+from minigrad.schedule.split import MANY_ADDED, added_at
 
 from .agreement import agree
 from .programs import DEVICE, Inputs, ew, graph_of, plan_of, softmax, total
@@ -75,7 +75,7 @@ def test_small_work_does_not_hold_up_large_work() -> None:
     assert len(heavy) == 1
 
 
-@pytest.mark.parametrize("count", [LONG, 3 * LONG // 2, 16411])
+@pytest.mark.parametrize("count", [MANY_ADDED, 3 * MANY_ADDED // 2, 16411])
 def test_many_additions_at_places_are_in_parts(count: int) -> None:
     """The number of parts divides the number of additions; a prime number has one part."""
 
