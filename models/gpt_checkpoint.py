@@ -12,13 +12,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
@@ -27,9 +28,6 @@ from minigrad.models.sentencepiece import SentencePieceTokenizer
 from minigrad.models.sizing import parameters
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
 from minigrad.models.train import TrainingRun
-
-if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from minigrad import Tensor, jit, nn
 from minigrad.models.decode import Decoder, seen
 from minigrad.models.errors import InputError
@@ -127,8 +129,6 @@ def telling_head(
 
     Most heads rest on the first token. layer, head: to fix one of the two.
     """
-    import numpy as np
-
     best, found = -1.0, (layer or 1, head or 1)
     others = np.tri(len(ids), k=-1)
     others[:, 0] = 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
@@ -15,6 +17,7 @@ from minigrad.models.metrics import Metrics
 
 if TYPE_CHECKING:
     from minigrad.models.mlp import MLP
+
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
 MOST_LABELS = 60  # more labels at an axis overlap
@@ -47,8 +50,6 @@ def whole_steps(axis: Any) -> None:
 
 def draw_losses(axes: Any, metrics: Metrics) -> None:
     """Draw the training loss, its running mean for long runs, and the validation loss."""
-    import numpy as np
-
     steps, losses = metrics.curve("loss")
     reach = len(losses) // 80
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
@@ -162,8 +163,6 @@ def draw_sum(axes: Any) -> float:
 
 def draw_activations(axes: Any, total: float) -> None:
     """Draw each activation over sum − threshold, and where this neuron is."""
-    import numpy as np
-
     sums = np.linspace(-4, 4, 161, dtype=np.float32)
     for name, bend in neuron.ACTIVATIONS.items():
         answer = bend(Tensor([total])).item()
@@ -193,8 +192,6 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     in a long text, so the colour scale enlarges small ones. Later tokens, which cannot be attended
     to, are grey, unlike a share of 0.
     """
-    import numpy as np
-
     size = min(3 + 0.35 * len(names), 16)
     figure = new_figure(size + 1, size)
     axes = figure.subplots()

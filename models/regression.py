@@ -16,7 +16,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from minigrad import Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -25,10 +27,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.mlp import MLP
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[np.float32]]
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 TRUTH = (1.0, 2.0)  # k0, k1
 RATES = {"arrives": 0.3, "crawls": 0.01, "overshoots": 1.05}
@@ -47,8 +46,6 @@ class Points:
 
 def points(count: int, noise: float, seed: int) -> Points:
     """Points at the line k0 + k1·x, x in −1 … 1, with normal `noise` in y."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     x = generator.uniform(-1, 1, count)
     y = TRUTH[0] + TRUTH[1] * x + noise * generator.standard_normal(count)
@@ -83,8 +80,6 @@ def best(data: Points) -> tuple[float, float]:
 
 def gradient_noise(data: Points, draws: int, seed: int) -> list[tuple[int, float]]:
     """(batch size, root mean square difference of a batch's gradient from that of all points)."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     k = Tensor((0.0, 0.0), requires_grad=True)
     (whole,) = loss(k, Tensor(data.x), Tensor(data.y)).gradient(k)
@@ -111,8 +106,6 @@ class Comparison:
 
 def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Comparison:
     """The gradient of an MLP's loss on random images, computed both ways."""
-    import numpy as np
-
     Tensor.manual_seed(seed)
     model = MLP(sizes, "sigmoid")
     generator = np.random.default_rng(seed)
@@ -168,8 +161,6 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
 def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
     """For many lines, from the means of x, y, x², x·y and y², without an array of lines and points.
     """
-    import numpy as np
-
     x, y = data.x.astype(np.float64), data.y.astype(np.float64)
     squares = k0**2 + k1**2 * (x * x).mean() + (y * y).mean()
     return squares + 2 * (k0 * k1 * x.mean() - k0 * y.mean() - k1 * (x * y).mean())
@@ -179,8 +170,6 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
          path: Path) -> None:  # fmt: skip
     """Write a PNG: the points and the line, each path over the loss surface, noise by batch size.
     """
-    import numpy as np
-
     figure = pictures.new_figure(14, 9)
     axes = figure.subplots(2, 3)
     k0, k1 = best(data)

@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -15,6 +15,7 @@ from minigrad.models import console
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
@@ -22,9 +23,6 @@ from minigrad.models.parallel import timeline
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.text import Windows
-
-if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT
 
 RECENT = 50  # batches whose mean is reported as the training loss
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad import Tensor, nn
 from minigrad.dtype import DType, dtypes, named
@@ -24,6 +24,7 @@ from minigrad.models.architectures_hub import config_of_hub
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.data import read_json
 from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.nn.gguf import Value, gguf_read, parts_of
 from minigrad.nn.quantized import (
@@ -33,9 +34,6 @@ from minigrad.nn.quantized import (
     QuantizedStack,
 )
 from minigrad.nn.state import parts_of_index
-
-if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT
 
 Weight = Tensor | Quantized
 PACKED = (Quantized, QuantizedStack)
