@@ -7,7 +7,7 @@ import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -15,7 +15,6 @@ from minigrad.models import console
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT
 from minigrad.models.interrupt import Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
 from minigrad.models.moe import recording
@@ -23,6 +22,9 @@ from minigrad.models.parallel import timeline
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Alone, Replica
 from minigrad.models.text import Windows
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
 
 RECENT = 50  # batches whose mean is reported as the training loss
 
@@ -32,7 +34,6 @@ class LanguageModel(Protocol):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean loss in nats per token, a scalar; both arguments (batch, length) of integers."""
-        ...
 
 
 @dataclass(frozen=True)
