@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigrad.models.data import package_folder, read_bytes
+from minigrad.models.data import package_folder, read_bytes, read_text
 from minigrad.models.errors import InputError
 
 Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
@@ -158,11 +158,7 @@ def _names(folder: Path, parts: tuple[Digits, Digits]) -> tuple[str, ...]:
     """The names of the labels of IDX files."""
     file = folder / NAMES
     if file.is_file():
-        try:
-            lines = read_bytes(file).decode().split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text: {error}") from None
-        found = tuple(line.strip() for line in lines if line.strip())
+        found = tuple(line.strip() for line in read_text(file).split("\n") if line.strip())
         if len(found) != len(DIGITS):
             raise InputError(f"{file}: expected ten lines, the names of 0 … 9, got {len(found)}")
         return found

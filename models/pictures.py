@@ -61,8 +61,7 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
         label = f"mean of {width} batches, centred"
         axes.plot(steps[reach:-reach], means, color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats")
+    axes.set(xlabel="step", ylabel="loss, nats")
     whole_steps(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -154,9 +153,9 @@ def draw_sum(axes: Any) -> float:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names) + 1), [*names, "sum"])
     axes.margins(y=0.12)
-    axes.set_ylabel("sum of weighted signals")
     above = total - neuron.THRESHOLD
-    axes.set_title(f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
+    axes.set(ylabel="sum of weighted signals",
+             title=f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
     axes.legend(loc="lower center")
     return above
 
@@ -169,9 +168,8 @@ def draw_activations(axes: Any, total: float) -> None:
         (line,) = axes.plot(sums, bend(Tensor(sums)).numpy(), label=f"{name}: {answer:.3f}")
         axes.plot(total, answer, "o", color=line.get_color())
     axes.axvline(total, color=GREY, linestyle=":", linewidth=1)
-    axes.set_xlabel("sum − threshold")
-    axes.set_ylabel("activation")
-    axes.set_title(f"answers of the neuron at {total:.2f}")
+    axes.set(xlabel="sum − threshold", ylabel="activation",
+             title=f"answers of the neuron at {total:.2f}")  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
 
@@ -206,8 +204,6 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     axes.set_xticks(places, labels, rotation=90)
     axes.set_yticks(places, labels)
     note = f" (1 of {every} named)" if every > 1 else ""
-    axes.set_xlabel(f"attended-to token{note}")
-    axes.set_ylabel(f"attending token{note}")
-    axes.set_title(title)
+    axes.set(xlabel=f"attended-to token{note}", ylabel=f"attending token{note}", title=title)
     figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{100 * share:.3g}%")
     save_figure(figure, path)

@@ -137,15 +137,11 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
                 x = x.sigmoid() if number + 2 < len(weights) else x
             return x.cross_entropy(labels).realize()
 
-    def timed(times: int) -> float:
-        shortest = float("inf")
-        for _ in range(times):
-            start = time.perf_counter()
-            backward()
-            shortest = min(shortest, time.perf_counter() - start)
-        return shortest
-
-    seconds = timed(10)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        backward()
+        times.append(time.perf_counter() - start)
     exact = np.concatenate([g.numpy().ravel() for g in backward()])
     places = [Tensor([number]) for number in range(sum(counts))]
     for _ in range(3):  # the first calls compile and capture
@@ -155,7 +151,7 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
     blind = time.perf_counter() - start
     slopes = (np.array(tried) - base) / step
     cosine = slopes @ exact / (np.linalg.norm(slopes) * np.linalg.norm(exact))
-    return Comparison(sum(counts), seconds, blind, float(cosine))
+    return Comparison(sum(counts), min(times), blind, float(cosine))
 
 
 def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
@@ -182,34 +178,26 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         place.plot(walked[:, 0], walked[:, 1], "o-", color="#2171b5", markersize=3, linewidth=1)
         place.plot(*walked[0, :2], "s", color="#d94801", label="start")
         place.plot(k0, k1, "*", color="#238b45", markersize=12, label="lowest loss")
-        place.set_xlim(grid0.min(), grid0.max())
-        place.set_ylim(grid1.min(), grid1.max())
-        place.set_xlabel("k0")
-        place.set_ylabel("k1")
-        place.set_title(f"learning rate {RATES[name]}: {name}")
+        place.set(xlim=(grid0.min(), grid0.max()), ylim=(grid1.min(), grid1.max()), xlabel="k0",
+                  ylabel="k1", title=f"learning rate {RATES[name]}: {name}")  # fmt: skip
         place.legend(loc="upper right")
     line, losses, scatter = axes[1]
     some = slice(None, None, ceildiv(len(data.x), MOST_DRAWN))
     line.plot(data.x[some], data.y[some], ".", color="#9ecae1", label="points")
     ends = np.array([-1.0, 1.0])
     line.plot(ends, k0 + k1 * ends, color="#238b45", label=f"y = {k0:.2f} + {k1:.2f}·x")
-    line.set_xticks(np.linspace(-1, 1, 5))
-    line.set_xlabel("x")
-    line.set_ylabel("y")
+    line.set(xticks=np.linspace(-1, 1, 5), xlabel="x", ylabel="y")
     line.legend()
     for name, steps in paths.items():
         losses.plot([step[2] for step in steps], label=f"{RATES[name]}: {name}")
-    losses.set_yscale("log")
-    losses.set_xlabel("step")
+    losses.set(yscale="log", xlabel="step", ylabel="loss")
     pictures.whole_steps(losses.xaxis)
-    losses.set_ylabel("loss")
     losses.legend()
     sizes, spread = [size for size, _ in noise], [value for _, value in noise]
     scatter.loglog(sizes, spread, "o-", color="#d94801", label="measured")
     scatter.loglog(sizes, [spread[0] / size**0.5 for size in sizes], "--", color="#737373",
                    label="1/√batch")  # fmt: skip
-    scatter.set_xlabel("batch size")
-    scatter.set_ylabel("distance from the full gradient")
+    scatter.set(xlabel="batch size", ylabel="distance from the full gradient")
     scatter.legend()
     pictures.save_figure(figure, path)
 
