@@ -12,14 +12,13 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, checkpoint
 from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
-from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.metrics import KEYS, Metrics
@@ -28,6 +27,9 @@ from minigrad.models.sentencepiece import SentencePieceTokenizer
 from minigrad.models.sizing import parameters
 from minigrad.models.tokenizer import CharacterTokenizer, Tokenizer
 from minigrad.models.train import TrainingRun
+
+if TYPE_CHECKING:
+    from minigrad.models.gpt import GPT
 
 OPTIMIZER, HISTORY = "optimizer.", "history"
 
@@ -68,8 +70,7 @@ def save_checkpoint(
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
     """The model and its tokenizer; InputError if the file is damaged or something else."""
-    model, tokenizer, _ = load_training(kind, path)
-    return model, tokenizer
+    return load_training(kind, path)[:2]
 
 
 def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:
