@@ -31,7 +31,7 @@ RUNTIMES = {
     "REF": "minigrad.runtimes.reference",
     "CL": "minigrad.runtimes.opencl",
 }
-# The module that has `open_mesh(mesh: Mesh) -> Runtime` for several devices.
+# The module that has `MeshRuntime(mesh: Mesh)` for several devices.
 MESHES = "minigrad.models.parallel.mesh_device"
 
 
@@ -425,7 +425,7 @@ class _Devices:
         """Make a mesh a device, known by its name and by the tuple of its devices."""
         with self._lock:
             if mesh.name not in self.opened:
-                runtime = importlib.import_module(MESHES).open_mesh(mesh)
+                runtime = importlib.import_module(MESHES).MeshRuntime(mesh)
                 self._spelled[mesh.name] = mesh.name
                 self.meshes[mesh.name], meshes[mesh.name] = mesh, mesh.sizes
                 self.opened[mesh.name] = runtime

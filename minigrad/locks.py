@@ -19,7 +19,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -62,6 +63,37 @@ def in_child(function: Callable[[], object]) -> None:
     """Call a function in the child of each fork, which only has the thread that forked."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=function)
+
+
+class Block:
+    """`with block():`, which several threads may be in; a child of a fork has none of them.
+
+    begin: called when the first one enters; end: when the last one leaves.
+    """
+
+    def __init__(self, begin: Callable[[], object], end: Callable[[], object]) -> None:
+        self._begin, self._end = begin, end
+        self._lock, self._inside = held_over_forks(), 0
+        in_child(lambda: self._leave(self._inside))
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Enter and leave the block."""
+        with self._lock:
+            if self._inside == 0:
+                self._begin()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leave(1)
+
+    def _leave(self, count: int) -> None:
+        if self._inside:  # a child of a fork may have none
+            self._inside -= count
+            if self._inside == 0:
+                self._end()
 
 
 def _imports_elsewhere() -> bool:

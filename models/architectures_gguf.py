@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from minigrad.models.architectures import ARCHITECTURES
-from minigrad.models.architectures_hub import FAMILIES, Facts, rope_type
+from minigrad.models.architectures_hub import FAMILIES, Facts, rope_scaling
 from minigrad.models.gpt_config import GPTConfig, llama
 from minigrad.models.rotary import Scaling, scaled
 
@@ -158,9 +158,7 @@ def metadata_of(config: GPTConfig, kind: str, facts: Mapping[str, Any]) -> dict[
 
 def _scaling(config: GPTConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The rope.scaling entries; Llama 3's scaling is a tensor instead, rope_freqs.weight."""
-    given: Any = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
-    given = given.get("full_attention", given)
-    kind = rope_type(facts)
+    kind, given = rope_scaling(facts)
     if not config.rotary_factors or kind == "llama3":
         return {}
     factor = float(given["factor"])

@@ -193,11 +193,11 @@ def _layers(kind: str, facts: Facts, layers: int) -> tuple[str, int]:
     return (kinds, facts.get("sliding_window", int, 4096)) if "s" in kinds else ("", 0)
 
 
-def rope_type(facts: Mapping[str, Any]) -> str:
-    """The kind of scaling of rotary positions in a config.json."""
+def rope_scaling(facts: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The kind of scaling of rotary positions in a config.json, and its values."""
     given: Any = facts.get("rope_parameters") or facts.get("rope_scaling") or {}
     given = given.get("full_attention", given)
-    return str(given.get("rope_type", given.get("type", "default")))
+    return str(given.get("rope_type", given.get("type", "default"))), given
 
 
 def _rotary(kind: str, facts: Facts, width: int, context: int) -> dict[str, Any]:

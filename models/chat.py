@@ -14,7 +14,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_checks import CHECKPOINT, newest_checkpoint
 from minigrad.models.interrupt import Interruption
-from minigrad.models.pretrained import load_model, load_to_read, smollm, write
+from minigrad.models.pretrained import load_model, load_to_read, write
 from minigrad.models.sampling import Sampler, Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
 
@@ -127,8 +127,7 @@ class Conversation:
 def chat_command(flags: argparse.Namespace) -> None:
     """`chat`: lines of a terminal one by one, or standard input as a single message."""
     settings = sampling_of(flags)
-    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
-    model, tokenizer = load_to_read(path, flags.context)
+    path, model, tokenizer = load_to_read(flags.checkpoint, flags.context)
     check_keep(flags, model)
     talk = Conversation(
         model, tokenizer, flags.system, settings, flags.seed, flags.context_policy, flags.keep

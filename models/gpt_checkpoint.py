@@ -70,8 +70,7 @@ def save_checkpoint(
 
 def load_checkpoint(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer]:
     """The model and its tokenizer; InputError if the file is damaged or something else."""
-    model, tokenizer, _ = load_training(kind, path)
-    return model, tokenizer
+    return load_training(kind, path)[:2]
 
 
 def load_training(kind: type[GPT], path: Path) -> tuple[GPT, Tokenizer, Resumable | None]:

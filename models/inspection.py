@@ -10,13 +10,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from minigrad import Tensor, jit, nn
 from minigrad.models.decode import Decoder, seen
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, Block
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pictures import check_picture, draw_attention
-from minigrad.models.pretrained import load_to_read, smollm
+from minigrad.models.pretrained import load_to_read
 from minigrad.models.text import Windows
 from minigrad.models.tokenizer import Tokenizer
 from minigrad.models.train import TrainingPlan
@@ -32,8 +34,7 @@ WARM, MOST_WITHOUT = 3, 8  # calls before a captured step replays; longer rows t
 def inspect_command(flags: argparse.Namespace) -> None:
     """`inspect`: everything that can be shown for a text."""
     check_picture(flags.picture)
-    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
-    model, tokenizer = load_to_read(path, flags.context)
+    _, model, tokenizer = load_to_read(flags.checkpoint, flags.context)
     ids = tokenizer.encode(flags.text)
     config = model.config
     if not ids:
@@ -127,8 +128,6 @@ def telling_head(
 
     Most heads rest on the first token. layer, head: to fix one of the two.
     """
-    import numpy as np
-
     best, found = -1.0, (layer or 1, head or 1)
     others = np.tri(len(ids), k=-1)
     others[:, 0] = 0

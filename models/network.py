@@ -166,9 +166,9 @@ def draw_sensitivity(config: GPTConfig, itemsize: int, speed: float, path: Path)
             axis.semilogx(values, idle, label=name)
     for network in NETWORKS[1:-1]:
         axes[0].axvline(network.bandwidth, color="0.8", zorder=0)
-    axes[0].set_xlabel("bytes per second and device (grey: the networks of the table)")
+    axes[0].set(xlabel="bytes per second and device (grey: the networks of the table)",
+                ylabel="idle share of a step")  # fmt: skip
     axes[1].set_xlabel("latency, seconds per message")
-    axes[0].set_ylabel("idle share of a step")
     axes[0].legend()
     figure.suptitle(f"{FEW} devices, {TOKENS:,} tokens per step, nothing hidden; {base.name}")
     save_figure(figure, path)

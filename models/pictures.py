@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minigrad import Tensor, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import neuron
@@ -15,6 +17,7 @@ from minigrad.models.metrics import Metrics
 
 if TYPE_CHECKING:
     from minigrad.models.mlp import MLP
+
 
 BLUE, LIGHT_BLUE, ORANGE, GREY = "#2171b5", "#9ecae1", "#d94801", "#737373"
 MOST_LABELS = 60  # more labels at an axis overlap
@@ -47,8 +50,6 @@ def whole_steps(axis: Any) -> None:
 
 def draw_losses(axes: Any, metrics: Metrics) -> None:
     """Draw the training loss, its running mean for long runs, and the validation loss."""
-    import numpy as np
-
     steps, losses = metrics.curve("loss")
     reach = len(losses) // 80
     axes.plot(steps, losses, color=LIGHT_BLUE, linewidth=0.6 if reach else 1.2,
@@ -60,8 +61,7 @@ def draw_losses(axes: Any, metrics: Metrics) -> None:
         label = f"mean of {width} batches, centred"
         axes.plot(steps[reach:-reach], means, color=BLUE, label=label)
     axes.plot(*metrics.curve("val_loss"), "o-", color=ORANGE, label="validation")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats")
+    axes.set(xlabel="step", ylabel="loss, nats")
     whole_steps(axes.xaxis)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -153,26 +153,23 @@ def draw_sum(axes: Any) -> float:
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names) + 1), [*names, "sum"])
     axes.margins(y=0.12)
-    axes.set_ylabel("sum of weighted signals")
     above = total - neuron.THRESHOLD
-    axes.set_title(f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
+    axes.set(ylabel="sum of weighted signals",
+             title=f"sum − threshold = {above:.2f}: {'active' if above > 0 else 'silent'}")
     axes.legend(loc="lower center")
     return above
 
 
 def draw_activations(axes: Any, total: float) -> None:
     """Draw each activation over sum − threshold, and where this neuron is."""
-    import numpy as np
-
     sums = np.linspace(-4, 4, 161, dtype=np.float32)
     for name, bend in neuron.ACTIVATIONS.items():
         answer = bend(Tensor([total])).item()
         (line,) = axes.plot(sums, bend(Tensor(sums)).numpy(), label=f"{name}: {answer:.3f}")
         axes.plot(total, answer, "o", color=line.get_color())
     axes.axvline(total, color=GREY, linestyle=":", linewidth=1)
-    axes.set_xlabel("sum − threshold")
-    axes.set_ylabel("activation")
-    axes.set_title(f"answers of the neuron at {total:.2f}")
+    axes.set(xlabel="sum − threshold", ylabel="activation",
+             title=f"answers of the neuron at {total:.2f}")  # fmt: skip
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left")
 
@@ -193,8 +190,6 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     in a long text, so the colour scale enlarges small ones. Later tokens, which cannot be attended
     to, are grey, unlike a share of 0.
     """
-    import numpy as np
-
     size = min(3 + 0.35 * len(names), 16)
     figure = new_figure(size + 1, size)
     axes = figure.subplots()
@@ -209,8 +204,6 @@ def draw_attention(weights: Any, names: list[str], path: Path, title: str) -> No
     axes.set_xticks(places, labels, rotation=90)
     axes.set_yticks(places, labels)
     note = f" (1 of {every} named)" if every > 1 else ""
-    axes.set_xlabel(f"attended-to token{note}")
-    axes.set_ylabel(f"attending token{note}")
-    axes.set_title(title)
+    axes.set(xlabel=f"attended-to token{note}", ylabel=f"attending token{note}", title=title)
     figure.colorbar(image, ax=axes, label="share", format=lambda share, _: f"{100 * share:.3g}%")
     save_figure(figure, path)

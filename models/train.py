@@ -34,7 +34,6 @@ class LanguageModel(Protocol):
 
     def loss(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Mean loss in nats per token, a scalar; both arguments (batch, length) of integers."""
-        ...
 
 
 @dataclass(frozen=True)

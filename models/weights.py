@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,12 +88,19 @@ def model_of(
     config: GPTConfig | None = None, dtype: str | None = None, context: int | None = None,
 ) -> GPT:  # fmt: skip
     """The model of a Source, whose tensors are removed from it; see `load_pretrained`."""
-    try:
+    with about(path):
         found = config or config_of(source)
         positions = found.context if context is None else min(context, found.context)
         return _build(kind, source, found, None if dtype is None else named(dtype), positions)
+
+
+@contextmanager
+def about(path: str | os.PathLike[str]) -> Iterator[None]:
+    """A ValueError in the block becomes an InputError that begins with the path."""
+    try:
+        yield
     except ValueError as error:
-        colon = "" if str(error).startswith("is ") else ":"
+        colon = "" if str(error).startswith(("is ", "has ")) else ":"
         raise InputError(f"{path}{colon} {error}") from None
 
 
@@ -267,7 +275,7 @@ def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight
         order = (-1, config.width // 2, 2)
     else:
         return weight
-    rows = plain_rows(weight)
+    rows = int(weight.shape[0]) if weight.shape else 1  # type: ignore[arg-type]
     heads = 3 * config.width if part.how == "interleaved" else config.width
     if rows % heads or (part.how == "interleaved" and rows != math.prod(order)):
         raise InputError(f"{name} has {rows} rows: expected whole heads of {config.width}")
@@ -275,11 +283,6 @@ def oriented(weight: Weight, name: str, part: Part, config: GPTConfig) -> Weight
     axes = (0, 1) if part.how == "interleaved" else (1, 2)
     numbers = numbers.transpose(*axes).reshape(-1).realize()
     return weight.select(numbers) if isinstance(weight, Quantized) else weight[numbers].contiguous()
-
-
-def plain_rows(weight: Weight) -> int:
-    """The number of rows."""
-    return int(weight.shape[0]) if weight.shape else 1  # type: ignore[arg-type]
 
 
 def _joined(weights: list[Weight], part: Part, experts: int) -> Weight | QuantizedStack:

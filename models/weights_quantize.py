@@ -17,8 +17,8 @@ from typing import Any
 from minigrad import Tensor
 from minigrad.models import architectures, bpe, console
 from minigrad.models.architectures_gguf import metadata_of
-from minigrad.models.architectures_hub import rope_type
-from minigrad.models.errors import InputError
+from minigrad.models.architectures_hub import rope_scaling
+from minigrad.models.errors import InputError, failing_as
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.pretrained import hub_tokenizer
 from minigrad.models.tokenizer import CONTROL
@@ -26,6 +26,7 @@ from minigrad.models.weights import (
     FACTORS,
     Source,
     Weight,
+    about,
     checked_parts,
     config_of,
     oriented,
@@ -42,8 +43,6 @@ FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q6_K": 18,
               "Q4_K": 15, "Q3_K": 12, "Q2_K": 10}  # fmt: skip
 # Types for rows that are not multiples of 256.
 FALLBACKS = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-# llama.cpp's names for how words are split
-PRE_TOKENIZERS = {"gpt2": "gpt-2", "smollm": "smollm", "qwen2": "qwen2", "llama3": "llama-bpe"}
 NORMAL, UNUSED = 1, 5  # kinds of tokens
 
 
@@ -68,7 +67,7 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
     if kind not in FILE_TYPES:
         raise InputError(f"unknown type {kind!r}: expected {', '.join(FILE_TYPES)}")
     source = read_source(path)
-    try:
+    with failing_as(f"cannot write {target}"), about(path):
         if source.kind == "own":
             raise InputError("is a checkpoint of models/gpt.py: expected GGUF or HuggingFace files")
         config = config_of(source)
@@ -82,11 +81,6 @@ def quantize_file(path: Path, target: Path, kind: str, pure: bool = False) -> tu
             metadata = hub_metadata(config, folder, source.facts)
             tensors = hub_tensors(source, config, parts)
         return _write(target, metadata, tensors, config, kind, pure)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
-    except ValueError as error:
-        colon = "" if str(error).startswith(("is ", "has ")) else ":"
-        raise InputError(f"{path}{colon} {error}") from None
 
 
 def _write(
@@ -195,7 +189,7 @@ def hub_tensors(
                     weight = weight[order.reshape(-1)]
                 # norms and biases are float32 in llama.cpp's files
                 found[new] = weight if is_quantized(new, weight.shape) else weight.float()  # type: ignore[arg-type]
-    if config.rotary_factors and rope_type(source.facts) == "llama3":
+    if config.rotary_factors and rope_scaling(source.facts)[0] == "llama3":
         found[FACTORS] = Tensor(config.rotary_factors)
     return found
 
@@ -219,7 +213,7 @@ def tokenizer_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]
     """The metadata of a folder's tokenizer, as llama.cpp's "gpt2"; InputError for other kinds."""
     tokenizer = hub_tokenizer(folder, facts)
     if not isinstance(tokenizer, bpe.BytePairTokenizer):
-        known = " and ".join(PRE_TOKENIZERS)
+        known = " and ".join(bpe.SPLITS)
         raise InputError(
             f"its tokenizer cannot be written as GGUF: expected BPE over bytes that splits words "
             f"like {known}"
@@ -250,6 +244,7 @@ def tokenizer_metadata(config: GPTConfig, folder: Path, facts: Mapping[str, Any]
     more[prefix + "add_bos_token"] = tokenizer.first is not None  # else some models get one
     if tokenizer.first is not None:
         more[prefix + "bos_token_id"] = tokenizer.first
-    return {prefix + "model": "gpt2", prefix + "pre": PRE_TOKENIZERS[tokenizer.split],
+    split = next(name for name, split in bpe.NAMES.items() if split == tokenizer.split)
+    return {prefix + "model": "gpt2", prefix + "pre": split,
             prefix + "tokens": tokens, prefix + "token_type": kinds, prefix + "merges": merges,
             **more}  # fmt: skip

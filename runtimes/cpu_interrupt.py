@@ -90,11 +90,10 @@ def run_interruptibly(pool: Pool, table: int, count: int, scratch_bytes: int = 0
     watcher, ours = _watcher, _watcher.signalled.fileno()
     before = signal.set_wakeup_fd(ours, warn_on_full_buffer=False)
     try:
-        if before not in (-1, ours):  # other code uses it: restore it
+        if before in (-1, ours):
+            watcher.begin(pool)
+        else:  # other code uses it: restore it
             signal.set_wakeup_fd(before)
-            pool.run(table, count, scratch_bytes)
-            return
-        watcher.begin(pool)
         pool.run(table, count, scratch_bytes)
     finally:
         watcher.end()

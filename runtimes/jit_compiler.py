@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from queue import SimpleQueue
 from typing import Any
@@ -19,7 +19,7 @@ import llvmlite.binding as llvm
 
 from minigrad.errors import CompileError
 from minigrad.graph.interned import kept
-from minigrad.locks import held_over_forks
+from minigrad.locks import Block, held_over_forks
 from minigrad.runtimes.host import host, processors
 
 # Code addresses its constants relative to the instruction, without loading an address. That reaches
@@ -53,8 +53,6 @@ MOST_THREADS = min(len(processors()), 8)
 _FREE: SimpleQueue[Any] = SimpleQueue()
 for _ in range(MOST_THREADS + 1):
     _FREE.put(held_over_forks())
-_switch = held_over_forks()
-_generating = 0  # threads that generate code now
 
 
 @cache
@@ -184,32 +182,19 @@ class Compiler:
         )
 
 
-@contextmanager
-def _fewer_passes() -> Iterator[None]:
-    """Generate code without two of LLVM's passes: a quarter faster, with equal results.
+def _leave_out(value: bytes) -> None:
+    """Whether to leave out two of LLVM's passes: a quarter faster, with equal results.
 
     Strength reduction of loops: the renderer has moved invariant computations out of loops.
     Scheduling after register allocation: processors with vectors reorder instructions themselves.
     These are options of the whole process, in which others may use LLVM too: they are set no longer
     than needed.
     """
-    global _generating
-    with _switch:
-        _generating += 1
-        if _generating == 1:
-            _leave_out(b"true")
-    try:
-        yield
-    finally:
-        with _switch:
-            _generating -= 1
-            if _generating == 0:
-                _leave_out(b"false")
-
-
-def _leave_out(value: bytes) -> None:
     for option in (b"-disable-lsr=", b"-disable-post-ra="):
         _library("LLVMPY_SetCommandLine", False)(b"minigrad", option + value)
+
+
+_fewer_passes = Block(partial(_leave_out, b"true"), partial(_leave_out, b"false"))
 
 
 @cache

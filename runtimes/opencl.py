@@ -84,7 +84,8 @@ class OpenCL(Runtime):
         self.fp64 = has_doubles(device)
         self.group = group_of(device)
         self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
-        self._options = self._build_options()
+        exact = device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
+        self._options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
         self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, longest unused first
         self._staged: deque[Any] = deque()  # events of copies to the device, oldest first
         self._checks = Checks(name)
@@ -292,11 +293,6 @@ class OpenCL(Runtime):
             made[key] = Kernel(one.nest, one.arguments, one.text, *program, *size)
             self._kernels[digest(key)] = made[key]
         return made
-
-    def _build_options(self) -> list[str]:
-        config = opencl().device_fp_config
-        exact = self.device.single_fp_config & config.CORRECTLY_ROUNDED_DIVIDE_SQRT
-        return ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
 
     def _work_size(self, nest: Nest, source: Source) -> tuple[int, int, int]:
         """Work-items of a launch, a multiple of the group; of the group; and of all launches.

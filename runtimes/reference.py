@@ -411,9 +411,7 @@ class ReferenceRuntime(Runtime):
             at, begin = at + stride, begin + step
 
 
-def open_device(name: str) -> Runtime:
-    """The runtime of the device called `name` ("REF", "REF:1", …)."""
-    return ReferenceRuntime(name)
+open_device = ReferenceRuntime  # of the device called "REF", "REF:1", …
 
 
 def evaluate(

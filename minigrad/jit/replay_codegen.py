@@ -54,10 +54,9 @@ _KEPT = """\
             first{n} if refcount(first{n}) == 2 == refcount(first{n}.arg) else
             second{n} if refcount(second{n}) == 2 == refcount(second{n}.arg) else None
         )
-        node{n} = fresh(output{n}) if kept{n} is None else kept{n}
 """
-_FRESH = """\
-        node{n} = fresh(output{n})
+_NODE = """\
+        node{n} = fresh(output{n}) if kept{n} is None else kept{n}
 """
 _ARGUMENTS = """\
         try:
@@ -91,12 +90,10 @@ _GRADIENTS = """\
         for of, gradient, _ in gradients:
             of._grad = gradient
 """
-_TENSOR = """\
+_RESULT = """\
         result{n} = new(Tensor)
         result{n}._grad = result{n}._origin = result{n}._family = result{n}._requires_grad = None
         result{n}.made, result{n}.stopped = False, {stopped!r}
-"""
-_FILE_KEPT = """\
         if kept{n} is None:
             enter_alone(result{n}, node{n})
         else:
@@ -104,9 +101,6 @@ _FILE_KEPT = """\
             result{n}._link = link = Link(result{n})
             link.node_id, link.device = id(node{n}), {device!r}
             by_node[id(node{n})] = link
-"""
-_FILE_FRESH = """\
-        enter_alone(result{n}, node{n})
 """
 
 
@@ -140,12 +134,11 @@ def straight(capture: Capture) -> Serve | None:
         names[f"output{number}"] = output
         dtype, device = output.known.dtype, output.known.device
         kept = output.form.size * dtype.itemsize <= KEPT_BYTES
-        text.append((_KEPT if kept else _FRESH).format(n=number))
+        text.append(((_KEPT if kept else "        kept{n} = None\n") + _NODE).format(n=number))
         for which in ("first", "second") if kept else ():
             names[f"{which}{number}"] = node = capture.fresh(output)
             live_tensors.stay_alone(node)
-        filed.append(_TENSOR.format(n=number, stopped=output.stopped))
-        filed.append((_FILE_KEPT if kept else _FILE_FRESH).format(n=number, device=device))
+        filed.append(_RESULT.format(n=number, stopped=output.stopped, device=device))
     inputs = range(len(capture.inputs))
     for number, known in enumerate(capture.inputs):
         names[f"form{number}"] = known.form

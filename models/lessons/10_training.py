@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -25,16 +24,6 @@ SENTENCES = (
 RATE, KEPT = 0.3, (0, 1, 2, 5, 10, 20, 40, 80, 150)
 WIDTH = 16  # numbers of a word's vector
 PARTS = ("forward", "loss", "backward", "update")
-
-
-@dataclass(frozen=True)
-class Words:
-    """A word's number, by its place in the alphabet."""
-
-    all: list[str]
-
-    def __getitem__(self, word: str) -> int:
-        return self.all.index(word)
 
 
 def iteration(
@@ -66,7 +55,8 @@ def lesson(page: Page) -> None:
         is known. First the text is **sliced** into examples, an input and the word that should
         follow.
     """)
-    words = Words(sorted({word for line in SENTENCES for word in line.split()}))
+    known = sorted({word for line in SENTENCES for word in line.split()})
+    words = {word: number for number, word in enumerate(known)}
     rows = np.array([[words[word] for word in line.split()] for line in SENTENCES], np.int32)
     first = SENTENCES[0].split()
     page.table(["input", "→ target"],
@@ -82,11 +72,11 @@ def lesson(page: Page) -> None:
     """)
     Tensor.manual_seed(1)
     model = GPT(GPTConfig(layers=1, heads=2, dim=WIDTH, context=rows.shape[1] - 1,
-                          vocabulary=len(words.all)))  # fmt: skip
+                          vocabulary=len(words)))  # fmt: skip
     ids, targets = Tensor(rows[:, :-1].copy()), Tensor(rows[:, 1:].copy())
     for _ in range(3):  # another model of its kind, that compiling counts in no stage's time
         iteration(GPT(model.config), ids, targets)
-    page.table(["", "count"], [["words it knows", len(words.all)],
+    page.table(["", "count"], [["words it knows", len(words)],
                                ["parameters", parameter_count(model)]])  # fmt: skip
 
     page.say("""
@@ -117,15 +107,15 @@ def lesson(page: Page) -> None:
                     for word in (on, purple)]  # fmt: skip
             records.append({
                 "step": step, "mean": loss, "milliseconds": taken,
-                "words": [words.all[i] for i in order], "chances": chances[order],
+                "words": [known[i] for i in order], "chances": chances[order],
                 "on": chances[on], "purple": chances[purple], "losses": each,
                 "before": before, "gradient": gradients[0].numpy()[on],
                 "after": model.wte.weight.numpy()[on].copy(),
             })  # fmt: skip
     at_start = records[0]["losses"][0]
     page.check("at the start, the loss is near log of the vocabulary, as for a blind guess",
-               abs(at_start - math.log(len(words.all))) < 0.6,
-               f"{at_start:.2f}, log {len(words.all)} = {math.log(len(words.all)):.2f}")
+               abs(at_start - math.log(len(words))) < 0.6,
+               f"{at_start:.2f}, log {len(words)} = {math.log(len(words)):.2f}")
     page.check("the loss falls", losses[-1] < losses[0] / 2, f"{losses[0]:.3f} → {losses[-1]:.3f}")
     final = records[-1]["losses"]
     page.check("“purple” would now be a far bigger surprise than “on”",

@@ -93,7 +93,7 @@ def _groups(mesh: Mesh, number: int) -> Iterable[tuple[tuple[str, ...], list[int
 
 
 class MeshRuntime(Runtime):
-    """The devices of a mesh as one. local: the devices of this process.
+    """The devices of a mesh as one; under MPI all ranks make it. local: those of this process.
 
     planned: bytes that all ranks together should have sent so far, by the plans of programs that
     ran.
@@ -383,11 +383,6 @@ def _part_of(call: Call, number: int, one: MeshDevice) -> Call:
         program.programs[number], parts(call.buffers), {**call.variables, **one.places},
         parts(call.made), parts(call.written), frozenset(parts(call.read)),
     )  # fmt: skip
-
-
-def open_mesh(mesh: Mesh) -> MeshRuntime:
-    """The runtime of a mesh; under MPI all ranks call this."""
-    return MeshRuntime(mesh)
 
 
 def runtime_of(mesh: Mesh) -> MeshRuntime:

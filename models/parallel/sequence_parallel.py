@@ -15,6 +15,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.node import Node
@@ -26,6 +28,7 @@ from minigrad.tensor.contraction import matmul_where
 
 if TYPE_CHECKING:
     from minigrad.models.gpt import GPT
+
 
 Found = tuple[Tensor, Tensor]  # output, and log-sum-exp of the scores
 
@@ -63,8 +66,6 @@ class SequenceParallel:
 
     def take(self, array: Any) -> Any:
         """This rank's columns of a numpy array (batch, length)."""
-        import numpy as np
-
         return np.concatenate([array[:, start:stop] for start, stop in self.spans], axis=1)
 
     def attach(self, model: GPT) -> None:
