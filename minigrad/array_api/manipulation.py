@@ -101,8 +101,7 @@ def roll(x: Array, /, shift: int | Sequence[int], *, axis: Axes = None) -> Array
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of equal shape joined along a new axis."""
     tensors = _promoted(arrays)
-    place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
-    return Array._of(Tensor.stack(tensors, dim=place))
+    return Array._of(Tensor.stack(tensors, dim=axis_of("stack", axis, arrays[0].ndim + 1, 0)))
 
 
 def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:

@@ -68,8 +68,7 @@ def gradient(
             continue
         if node.op is assign:
             continue  # a leaf: the value that was written to it is a constant
-        rules = rules_of(node)
-        for source, rule in zip(node.src, rules, strict=False):
+        for source, rule in zip(node.src, rules_of(node), strict=False):
             part = rule(node, total) if rule is not None and source in active else None
             if part is not None:
                 parts.setdefault(source, []).append(part)
@@ -178,10 +177,6 @@ def _zeros(like: Node, axis: int, extent: Integer) -> Node:
 # --- reductions ----------------------------------------------------------------------------------
 
 
-def _spread(node: Node, g: Node) -> Node:
-    return build.expand(g, node.src[0].shape)
-
-
 def _max(node: Node, g: Node) -> Node:
     """g, divided evenly among the elements that are the maximum."""
     x = node.src[0]
@@ -272,11 +267,6 @@ def _scatter(node: Node, g: Node) -> Node:
     return by.equals(along(by, node.arg)).where(build.gather(g, index, node.arg), 0.0)
 
 
-def _scatter_add(node: Node, g: Node) -> Node:
-    """The gradient of added elements: that of their place."""
-    return build.gather(g, node.src[1], node.arg)
-
-
 def _share(node: Node, g: Node) -> Node:
     """For SCATTER_MAX: g, divided evenly among the elements that are the maximum of a place."""
     base, index, x = node.src
@@ -347,7 +337,7 @@ def _elementwise(op: Op) -> tuple[Rule | None, ...]:
 # One rule per source; None: nothing flows there.
 RULES: dict[Op, tuple[Rule | None, ...]] = {
     **{op: _elementwise(op) for op in ELEMENTWISE if op.facts.gradient},
-    Op.SUM: (_spread,),
+    Op.SUM: (lambda node, g: build.expand(g, node.src[0].shape),),
     Op.MAX: (_max,),
     Op.PROD: (_prod,),
     Op.CUMSUM: (cumsum_rule,),
@@ -359,7 +349,8 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (_gather, None),
     Op.SCATTER: (_scatter_base, None, _scatter),
-    Op.SCATTER_ADD: (_same, None, _scatter_add),
+    # of added elements: that of their place
+    Op.SCATTER_ADD: (_same, None, lambda node, g: build.gather(g, node.src[1], node.arg)),
     Op.SCATTER_MAX: (_scatter_max_base, None, _scatter_max),
     Op.SCATTER_PROD: (_scatter_prod_base, None, _scatter_prod),
     Op.CONTIGUOUS: (_same,),

@@ -135,8 +135,7 @@ def overlap_add(
     wanted part of each dimension.
     """
     wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
-    terms = [_added(term, windows, shape, wanted) for term in addends(g)]
-    result = reduce(Node.__add__, terms)
+    result = reduce(Node.__add__, [_added(term, windows, shape, wanted) for term in addends(g)])
     if ranges is None:
         _origins[result] = g, tuple(windows), shape
     return result
@@ -222,8 +221,7 @@ def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
     channels, row = (
         product.extents[product.at(*name)] for name in (("sum", 0), ("x", windows[-1][0]))
     )
-    large = numel(product.extents) >= LARGE
-    return large and len(windows) == 2 and reads_in_place(channels, row)
+    return numel(product.extents) >= LARGE and len(windows) == 2 and reads_in_place(channels, row)
 
 
 def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
@@ -311,8 +309,7 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
     """Whether much would be multiplied by zeros that pad windows to a multiple of the step."""
     made = numel([part.places * part.step for part in split])
     needed = numel([part.size or part.places for part in split])
-    large = numel(product.extents) >= LARGE
-    return large and len(product.factors) > 1 and 4 * made > 5 * needed
+    return numel(product.extents) >= LARGE and len(product.factors) > 1 and 4 * made > 5 * needed
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:

@@ -149,8 +149,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     solved = right
     if numel(left.shape):
         seen = as_constant(A)
-        value = at_once(_solution, seen, right)[0]
-        solved = left._with_derivative(value, _solve_rule, right, seen)
+        solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
@@ -202,8 +201,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     [[2.0, 0.0], [1.0, 1.0]]
     """
     checked("cholesky", x, True)
-    factor = at_once(_factored, x)[0] if numel(x.shape) else x
-    result = x._with_derivative(factor, _cholesky_rule)
+    result = x._with_derivative(at_once(_factored, x)[0] if numel(x.shape) else x, _cholesky_rule)
     return result.mT if upper else result
 
 

@@ -79,8 +79,7 @@ class MultiheadAttention(Layer):
                 raise misfit("MultiheadAttention", expected, x)
         if not q.shape[0] == k.shape[0] == v.shape[0]:
             expected = f"equal batch sizes (batch_first={self.batch_first})"
-            batches = (x.shape[0] for x in (q, k, v))
-            raise misfit("MultiheadAttention", expected, *batches)
+            raise misfit("MultiheadAttention", expected, *(x.shape[0] for x in (q, k, v)))
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]

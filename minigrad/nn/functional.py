@@ -448,8 +448,7 @@ def binary_cross_entropy_with_logits(
 
     pos_weight: a factor of the term of positive targets, for data where they are rare.
     """
-    losses = x.binary_crossentropy_logits(target, "none", pos_weight)
-    return _weighted(losses, weight, reduction)
+    return _weighted(x.binary_crossentropy_logits(target, "none", pos_weight), weight, reduction)
 
 
 def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:

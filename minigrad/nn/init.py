@@ -113,8 +113,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     check_choice("kaiming_", ("fan_in", "fan_out"), mode=mode)
-    fan = _fans(tensor)[mode == "fan_out"]
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    return calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[mode == "fan_out"])
 
 
 def kaiming_uniform_(

@@ -49,8 +49,7 @@ class _Factors:
                error=TypeError)  # fmt: skip
         self.optimizer = optimizer
         groups = optimizer.param_groups
-        several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
-        self.factors = list(several)
+        self.factors = list(factors if isinstance(factors, Sequence) else [factors] * len(groups))
         for factor in self.factors:
             expect(callable(factor), type(self).__name__, "a function of the step number",
                    repr(factor), error=TypeError)  # fmt: skip
@@ -160,8 +159,7 @@ class LinearLR(_Factors):
                error=ValueError)  # fmt: skip
 
         def factor(step: int) -> float:
-            share = min(step / total_iters, 1.0)
-            return start_factor + (end_factor - start_factor) * share
+            return start_factor + (end_factor - start_factor) * min(step / total_iters, 1.0)
 
         super().__init__(optimizer, factor, last_epoch)
 

@@ -75,9 +75,7 @@ def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
     `buffer`.
     """
     tensor = data if isinstance(data, Tensor) else Tensor(data)
-    if not requires_grad:
-        return buffer(tensor)
-    return tensor.requires_grad_(True)
+    return tensor.requires_grad_(True) if requires_grad else buffer(tensor)
 
 
 def buffer(data: Any) -> Tensor:

@@ -19,9 +19,8 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     Parameters without a gradient are skipped; lazy. ValueError for a negative clip_value.
     """
     expect(clip_value >= 0, "clip_grad_value_", "≥ 0", error=ValueError, clip_value=clip_value)
-    several = [parameters] if isinstance(parameters, Tensor) else parameters
     with Tensor.no_grad():
-        for parameter in tensors_of("clip_grad_value_", several):
+        for parameter in tensors_of("clip_grad_value_", parameters):
             if parameter.grad is not None:
                 clipped = parameter.grad.clip(-clip_value, clip_value)
                 parameter.grad = clipped.requires_grad_(False)

@@ -10,14 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import (
-    Axis,
-    Scalar,
-    axes_of,
-    axis_of,
-    broadcast_shape,
-    check_ints,
-)
+from minigrad.tensor.broadcasting import Axis, Scalar, axes_of, axis_of, broadcast_shape, check_ints
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence, tensors_in
 
@@ -409,8 +402,7 @@ class Arranging(Composed):
         every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
         places = every[tuple(indices)]
         added = self._filling(values, "index_put").expand(places.shape).flatten()
-        flat = self.flatten().scatter_add(0, places.flatten(), added)
-        return flat.reshape(self.shape)
+        return self.flatten().scatter_add(0, places.flatten(), added).reshape(self.shape)
 
     def take_along_dim(self, indices: Core, dim: Axis = None) -> Self:
         """Elements along dim at indices such as `argsort` returns; other dimensions broadcast.

@@ -129,8 +129,7 @@ class Convolution(Composed):
             result = result.reshape(wide.shape[0], out, *pixels).movedim(1, -1)
             return result.unsqueeze(-2)._channels_second(bias, dtype, batched)
         at = 2 + spatial if apart else 1 + spatial  # where the kernel's dimensions come
-        last = wide._channels_last(groups, apart)
-        padded = last._zeros_around(at - spatial, pairs, not lies)
+        padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs, not lies)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
         places = range(3 + spatial, 3 + 2 * spatial)
         windows = windows.permute(*range(at), *places, *range(at, 3 + spatial))
@@ -346,12 +345,11 @@ class Convolution(Composed):
             place = place.maximum(0)
         low = place.floor()
         share = place - low
-        weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
         first = low.int() - (1 if mode == "bicubic" else 0)
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
         parts: list[Self] = [
             x._taken(axis, first + i, extent) * weight.reshape(shape)
-            for i, weight in enumerate(weights)
+            for i, weight in enumerate([1 - share, share] if mode != "bicubic" else _cubic(share))
         ]
         return sum(parts[1:], parts[0])
 

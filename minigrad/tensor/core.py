@@ -113,8 +113,7 @@ class Core(Holder, metaclass=_TensorType):
         if len(data) != numel(shape) * dtype.itemsize:
             said = f"from_bytes of {show(shape)} {dtype.name}"
             raise misfit(said, f"{numel(shape) * dtype.itemsize} bytes", len(data))
-        where = Device.canonical(device)
-        result = cls._of(stored(data, dtype, shape, where))
+        result = cls._of(stored(data, dtype, shape, Device.canonical(device)))
         result.made = True
         return result
 
@@ -142,8 +141,7 @@ class Core(Holder, metaclass=_TensorType):
         """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
         self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        own = target.op is Op.BUFFER and not self._borrows(target)
-        if own and views.writable(self) is None:
+        if target.op is Op.BUFFER and not self._borrows(target) and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
             return

@@ -399,8 +399,7 @@ class Elementwise(Methods):
         """
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._filling(value, "masked_fill").node
-        nodes = [condition("masked_fill", mask), filled, self.node]
-        return self._chosen(nodes, shape)
+        return self._chosen([condition("masked_fill", mask), filled, self.node], shape)
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """self limited to min … max; None leaves that side open. Keywords: min, max.
