@@ -255,11 +255,6 @@ def _written_by(node: Node) -> Node:
     return build.scatter(Op.SCATTER, none, index, along(index, node.arg), node.arg)
 
 
-def _scatter_base(node: Node, g: Node) -> Node:
-    """The gradient of places that were not written."""
-    return _written_by(node).less(0).where(g, 0.0)
-
-
 def _scatter(node: Node, g: Node) -> Node:
     """The gradient of elements that were not overwritten: that of their place."""
     _, index, _ = node.src
@@ -348,7 +343,8 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.EXPAND: (_expand,),
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (_gather, None),
-    Op.SCATTER: (_scatter_base, None, _scatter),
+    # of the base: that of places that were not written
+    Op.SCATTER: (lambda node, g: _written_by(node).less(0).where(g, 0.0), None, _scatter),
     # of added elements: that of their place
     Op.SCATTER_ADD: (_same, None, lambda node, g: build.gather(g, node.src[1], node.arg)),
     Op.SCATTER_MAX: (_scatter_max_base, None, _scatter_max),

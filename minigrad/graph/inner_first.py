@@ -134,8 +134,7 @@ def _remade(node: Node, given: list[Node]) -> Node:
     if op in REDUCTIONS:
         order = before or range(src[0].ndim)
         axes = [order.index(place) for axis in node.arg for place in places[axis]]
-        reduced = _permuted(build.reduce(op, given[0], axes), _inverse(order))
-        made = build.reshape(reduced, shape)
+        made = build.reshape(_permuted(build.reduce(op, given[0], axes), _inverse(order)), shape)
         return _fronted(made) if before or shape[-1] == 1 else _stored(made)
     if op is Op.RESHAPE:
         return _reshaped(src[0], shape)

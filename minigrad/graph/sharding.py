@@ -22,7 +22,7 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from minigrad.errors import ShapeError, expect, misfit
+from minigrad.errors import ShapeError, expect
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import strides_of
 from minigrad.graph.symbolic import Integer, ceildiv
@@ -217,9 +217,8 @@ class P(tuple[object, ...]):
 
     def dims(self, shape: Shape, sizes: Sizes, mesh: str) -> Dims:
         """The digits of an array; ShapeError if it cannot be divided so."""
-        if len(self) > len(shape):
-            raise misfit(repr(self),
-                         f"at most {len(shape)} entries, for the dimensions of {tuple(shape)}")
+        expect(len(self) <= len(shape), repr(self),
+               f"at most {len(shape)} entries, for the dimensions of {tuple(shape)}")  # fmt: skip
         found: list[Digits] = []
         used: set[str] = set()
         for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):

@@ -104,8 +104,7 @@ class _Product:
         places = [self.names.index(name) for name in (*order, *summed)]
         shape = tuple(self.extents[place] for place in places)
         factors = [build.expand(build.permute(factor, places), shape) for factor in self.factors]
-        terms = reduce(Node.__mul__, factors)
-        total = build.reduce(Op.SUM, terms, range(len(order), len(places)))
+        total = build.reduce(Op.SUM, reduce(Node.__mul__, factors), range(len(order), len(places)))
         return build.reshape(total, shape[: len(order)])
 
 

@@ -103,8 +103,7 @@ def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor
     """
     batch, n, width = panel.shape
     rows, here = panel._numbered(1), panel._numbered(2).eq(j)
-    candidates = (rows >= k).where(columns_at(panel, j).abs(), -1.0)
-    chosen = candidates.argmax(1, True)  # (batch, 1, 1)
+    chosen = (rows >= k).where(columns_at(panel, j).abs(), -1.0).argmax(1, True)  # (batch, 1, 1)
     source = rows.eq(k).where(chosen, rows.eq(chosen).where(k, rows))
     panel = panel._at(1, source.expand(batch, n, width))
     row = rows_at(panel, k)

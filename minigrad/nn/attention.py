@@ -74,12 +74,11 @@ class MultiheadAttention(Layer):
     def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Queries, keys and values for the heads, from inputs (batch, length, dim) each."""
         for x in (q, k, v):
-            if x.ndim != 3 or x.shape[-1] != self.embed_dim:
-                expected = f"(…, {self.embed_dim}) with 3 dimensions, or 2 without a batch"
-                raise misfit("MultiheadAttention", expected, x)
-        if not q.shape[0] == k.shape[0] == v.shape[0]:
-            expected = f"equal batch sizes (batch_first={self.batch_first})"
-            raise misfit("MultiheadAttention", expected, *(x.shape[0] for x in (q, k, v)))
+            expect(x.ndim == 3 and x.shape[-1] == self.embed_dim, "MultiheadAttention",
+                   f"(…, {self.embed_dim}) with 3 dimensions, or 2 without a batch", x)  # fmt: skip
+        batches = [x.shape[0] for x in (q, k, v)]
+        expect(len({*batches}) == 1, "MultiheadAttention",
+               f"equal batch sizes (batch_first={self.batch_first})", *batches)  # fmt: skip
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]

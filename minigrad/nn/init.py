@@ -151,8 +151,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     rows, *others = tensor._known_shape()
     columns = math.prod(others)
     with Tensor.no_grad():
-        drawn = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device)
-        q, r = drawn.qr()
+        q, r = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device).qr()
         q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # makes the distribution uniform
         whole = (q if rows >= columns else q.transpose()) * gain
         return _filled(tensor, whole.reshape(tensor.shape))

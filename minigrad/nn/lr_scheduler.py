@@ -12,11 +12,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.dtype import convert, dtypes
 from minigrad.errors import StateError, expect
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
@@ -401,6 +401,4 @@ class ReduceLROnPlateau:
 
 
 check_functions(globals())
-
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())
+hint_names(globals())

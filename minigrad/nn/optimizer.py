@@ -258,8 +258,7 @@ class Optimizer(Steps):
         for options, some in groups.values():
             count = self.counts[some[0]]
             written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
-            grads = [self.params[place].grad for place in some]
-            given = chain(grads, chain.from_iterable(written))
+            given = chain([self.params[place].grad for place in some], chain.from_iterable(written))
             made = update(self.rule, len(moments), self.lr, count, *given, **options)
             for tensor, node in zip(chain.from_iterable(written), made, strict=True):
                 tensor._write(node)

@@ -319,8 +319,7 @@ def _rounded(x: Any, half: DType | None) -> Any:
 def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
     """All with the same batch dimensions, and `seen` with `shape` for its last two."""
     batch = broadcast_shape("attention", *(tensor.shape[:-2] for tensor in (seen, x, y)))
-    last = (shape, x.shape[-2:], y.shape[-2:])
-    pairs = zip((seen, x, y), last, strict=True)
+    pairs = zip((seen, x, y), (shape, x.shape[-2:], y.shape[-2:]), strict=True)
     return [tensor._new(broadcast_to(tensor.node, (*batch, *two))) for tensor, two in pairs]
 
 

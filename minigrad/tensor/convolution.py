@@ -191,9 +191,8 @@ class Convolution(Composed):
 
     def _batched(self, name: str, weight: Core) -> tuple[Self, bool]:
         device_of(name, (self.raw, weight.raw))
-        if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
-            expected = "(batch, channels, *space) and a weight (…, …, *kernel) with equal ndim"
-            raise misfit(name, expected, self, weight)
+        expect(weight.ndim >= 3 and self.ndim in (weight.ndim, weight.ndim - 1), name, "(batch, "
+               "channels, *space) and a weight (…, …, *kernel) with equal ndim", self, weight)
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
 
     def _channels_last(self, groups: int, apart: bool = False) -> Self:

@@ -28,8 +28,7 @@ def condition(name: str, x: Core) -> Node:
     """The node of a bool condition; DTypeError for numbers, as in PyTorch's x.where(mask, y)."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
-        raise misfit(name, "a bool condition, as in (x != 0).where(a, b)", given,
-                     error=DTypeError)  # fmt: skip
+        raise misfit(name, "a bool condition, as in (x != 0).where(a, b)", given, error=DTypeError)
     return x.node
 
 

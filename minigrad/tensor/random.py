@@ -90,8 +90,7 @@ class _State:
 
     def _advanced(self) -> Node:
         """The state after all draws since the buffer was last advanced."""
-        step = build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
-        return self.buffer + step
+        return self.buffer + build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
 
 
 def _state_bytes(seed: int) -> bytes:
