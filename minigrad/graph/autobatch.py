@@ -25,7 +25,7 @@ from minigrad.graph.node import INDEX, SOURCES, Node, Op, beneath, grouped, pick
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, plain
 from minigrad.graph.vmap import batch, rows, sum_of_rows
 
 MANY = 8  # up to so many copies share a kernel as they are; more are computed together
@@ -102,9 +102,7 @@ def stacked(nodes: Sequence[Node], axis: int = 0) -> Node:
 
 def unstacked(whole: Node) -> list[Node]:
     """The rows of an array."""
-    (count, *_) = whole.shape
-    assert isinstance(count, int)
-    return [row_of(whole, number) for number in range(count)]
+    return [row_of(whole, number) for number in range(plain(whole.shape[0]))]
 
 
 def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:

@@ -210,6 +210,12 @@ def high(x: Integer) -> int:
     return x if isinstance(x, int) else x.high
 
 
+def plain(x: Integer) -> int:
+    """x, which is a plain int."""
+    assert isinstance(x, int)
+    return x
+
+
 def ceildiv(x: Whole, divisor: int) -> Whole:
     """x / divisor, rounded up: how many pieces of `divisor` cover x."""
     return (x + divisor - 1) // divisor

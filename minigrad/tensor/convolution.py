@@ -21,7 +21,7 @@ from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape, device_of
 from minigrad.graph.sharding import meshes
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv, plain
 from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
@@ -198,7 +198,6 @@ class Convolution(Composed):
     def _channels_last(self, groups: int, apart: bool = False) -> Self:
         """(b, groups·c, *space) → (b, *space, groups, c), or apart: (b, groups, *space, c)."""
         batch, channels, *space = self.shape
-        assert isinstance(channels, int)
         x = self.reshape(batch, groups, channels // groups, *space)
         order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
         return x.permute(0, *order, 2)
@@ -316,8 +315,7 @@ class Convolution(Composed):
         self, axis: int, count: int, scale: float | None, mode: str, align_corners: bool
     ) -> Self:
         """`count` new elements along an axis, `scale` apart in units of self's elements."""
-        extent = self.shape[axis]
-        assert isinstance(extent, int)
+        extent = plain(self.shape[axis])
         if count < 1 or extent < 1:
             raise ShapeError(f"interpolate: dimension {axis} of shape {self.shape} has no elements")
         apart = extent / count if scale is None else scale
