@@ -131,8 +131,6 @@ def layout_of(node: Node) -> Layout | None:
     if node.op is Op.BUFFER:
         return node.arg.memory.layout or whole(node.ndim)
 
-    def known(buffer: Any) -> Layout | None:
-        return getattr(buffer.memory, "layout", None)
-
     (root,) = without_barriers([node])
-    return LayoutPlan([root], known, [None]).choices[root].made
+    plan = LayoutPlan([root], lambda buffer: getattr(buffer.memory, "layout", None), [None])
+    return plan.choices[root].made
