@@ -1,7 +1,6 @@
 """minigrad: a deep-learning framework with its own compiler, written to be read."""
 
 import os
-from typing import TYPE_CHECKING
 
 # In a checkout `runtimes` and `models` are beside this folder, not in it (see setup.py): let
 # `minigrad.runtimes` be found there too, when Python is started from the checkout itself.
@@ -15,7 +14,7 @@ from minigrad.dtype import dtypes  # noqa: E402
 from minigrad.explain import explain  # noqa: E402
 from minigrad.graph.sharding import Blocks, P  # noqa: E402
 from minigrad.graph.variable import Variable  # noqa: E402
-from minigrad.hints import names_of  # noqa: E402
+from minigrad.hints import hint_names  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
 from minigrad.mesh import Mesh  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
@@ -36,5 +35,4 @@ __all__ = [
     "__version__", "dtypes", "explain", "getenv", "jit", "nn",
 ]  # fmt: skip
 
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())
+hint_names(globals())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -99,10 +99,13 @@ def answer(module: str, typed: str) -> None:
     room.__class__, room._typed = _Room, typed
 
 
-def names_of(module: str, names: dict[str, Any]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module; `names` are the names that exist in it."""
+def hint_names(module: dict[str, Any], known: Iterable[str] | None = None) -> None:
+    """Let a module (its globals) say what to type instead of a name that it lacks.
+
+    known: the names to suggest; all of the module's unless given.
+    """
 
     def __getattr__(name: str) -> Any:
-        raise missing(module.rpartition(".")[2], name, names)
+        raise missing(module["__name__"].rpartition(".")[2], name, known or module)
 
-    return __getattr__
+    module["__getattr__"] = __getattr__

@@ -189,9 +189,7 @@ def _key(key: Any) -> Any:
         return tuple(_key(part) for part in key)
     if not isinstance(key, Array):
         return key
-    if key.ndim == 0 and key.dtype.is_int:
-        return int(key)
-    return key._tensor
+    return int(key) if key.ndim == 0 and key.dtype.is_int else key._tensor
 
 
 def _scalar(value: Any, beside: Array) -> Array:
@@ -255,9 +253,8 @@ def _operators(symbol: str, name: str, allowed: Kinds, apply: Operation) -> None
         self._tensor.assign(result._tensor)
         return self
 
-    compares = symbol in ("==", "!=", "<", "<=", ">", ">=")
     made = {f"__{name}__": forward}
-    if not compares:
+    if symbol not in ("==", "!=", "<", "<=", ">", ">="):
         made |= {f"__r{name}__": reflected, f"__i{name}__": in_place}
     for method, function in made.items():
         function.__name__ = method

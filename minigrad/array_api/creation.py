@@ -30,8 +30,7 @@ def asarray(
             return Array._of(Tensor.from_dlpack(obj, device=device, copy=False))
         raise ValueError(f"asarray(copy=False): cannot share a {type(obj).__name__}; use copy=None")
     obj = _plain(obj)
-    tensor = Tensor(obj, dtype=_wanted(dtype, obj), device=device)
-    return Array._of(tensor)
+    return Array._of(Tensor(obj, dtype=_wanted(dtype, obj), device=device))
 
 
 def _plain(obj: Any) -> Any:

@@ -118,8 +118,7 @@ def _plain(rtol: float | Array | None) -> Any:
 
 def matrix_rank(x: Array, /, *, rtol: float | Array | None = None) -> Array:
     """How many singular values are above rtol · the largest."""
-    rank = linalg.matrix_rank(x._tensor, rtol=_plain(rtol))
-    return Array._of(rank.cast(kinds.DEFAULT_INTEGER))
+    return Array._of(linalg.matrix_rank(x._tensor, rtol=_plain(rtol)).cast(kinds.DEFAULT_INTEGER))
 
 
 def slogdet(x: Array, /) -> SlogdetResult[Array]:

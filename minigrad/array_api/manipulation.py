@@ -7,7 +7,7 @@ from typing import Any
 
 from minigrad.array_api import dtypes as kinds
 from minigrad.array_api.array import Array, _check
-from minigrad.errors import expect, misfit
+from minigrad.errors import expect
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import Axes, axes_of, axis_of
@@ -101,8 +101,7 @@ def roll(x: Array, /, shift: int | Sequence[int], *, axis: Axes = None) -> Array
 def stack(arrays: Sequence[Array], /, *, axis: int = 0) -> Array:
     """Arrays of equal shape joined along a new axis."""
     tensors = _promoted(arrays)
-    place = axis_of("stack", axis, arrays[0].ndim + 1, 0)
-    return Array._of(Tensor.stack(tensors, dim=place))
+    return Array._of(Tensor.stack(tensors, dim=axis_of("stack", axis, arrays[0].ndim + 1, 0)))
 
 
 def unstack(x: Array, /, *, axis: int = 0) -> tuple[Array, ...]:
@@ -128,9 +127,8 @@ def repeat(x: Array, repeats: Any, /, *, axis: int | None = None) -> Array:
     _check_integers("repeat", repeats)
     if repeats.size == 1 and repeats.ndim <= 1:
         return repeat(x, int(repeats._tensor.item()), axis=axis)
-    if repeats.shape != (x.shape[axis],):
-        expected = f"1 count, or {x.shape[axis]} (one per element of axis {axis})"
-        raise misfit("repeat", expected, f"counts of shape {repeats.shape} for {x.shape}")
+    expect(repeats.shape == (x.shape[axis],), "repeat", f"1 count, or {x.shape[axis]} (one per "
+           f"element of axis {axis})", f"counts of shape {repeats.shape} for {x.shape}")
     counts = repeats._tensor
     if not x.shape[axis]:
         return x

@@ -160,8 +160,7 @@ def searchsorted(
         raise ValueError(f"searchsorted: expected a vector and its sorter, got {x1.shape}{by}")
     common = kinds.result_type(x1.dtype, x2.dtype)
     order = None if sorter is None else sorter._tensor
-    wanted = x2._tensor.cast(common)
-    place = x1._tensor.cast(common).searchsorted(wanted, side=side, sorter=order)
+    place = x1._tensor.cast(common).searchsorted(x2._tensor.cast(common), side=side, sorter=order)
     return Array._of(place.cast(kinds.DEFAULT_INTEGER))
 
 

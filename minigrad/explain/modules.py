@@ -49,10 +49,9 @@ def _read(step: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, Any]]:
     if id(step) in seen or depth > DEEPEST:
         return
     seen.add(id(step))
-    cells = zip(step.__code__.co_freevars, step.__closure__ or (), strict=False)
     values = {name: step.__globals__[name] for name in step.__code__.co_names
               if name in step.__globals__}  # fmt: skip
-    for name, cell in cells:
+    for name, cell in zip(step.__code__.co_freevars, step.__closure__ or (), strict=False):
         try:
             values[name] = cell.cell_contents
         except ValueError:  # not bound yet

@@ -198,8 +198,7 @@ class Story:
 
     def read(self, number: int) -> list[Array]:
         """The arrays that a kernel reads or sends."""
-        kernel = self.plan.kernels[number]
-        return [array for stage in kernel.stages for array in stage.reads]
+        return [array for stage in self.plan.kernels[number].stages for array in stage.reads]
 
     def _formulas(self, kernel: Kernel) -> str:
         one = Schedule((kernel,), self.plan.slots)

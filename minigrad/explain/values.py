@@ -69,9 +69,8 @@ class Values:
                 buffer = buffers[slot]
                 found = _faults(_numbers(buffer.memory, buffer.dtype, buffer.size))
                 self._known[buffer] = found
-                name = story.name_of(slot)[0]
                 for fault in found:
-                    self.firsts.setdefault(fault, First(fault, -1, name, "given"))
+                    self.firsts.setdefault(fault, First(fault, -1, story.name_of(slot)[0], "given"))
 
     def ran(self, number: int) -> None:
         """Called after a kernel has run."""

@@ -206,8 +206,7 @@ class Ranks:
         if not self.several:
             return [what]
         data = json.dumps(what).encode()
-        lengths = self._together(Tensor([len(data)], device=self.device)).tolist()
-        most = max(lengths)
+        most = max(self._together(Tensor([len(data)], device=self.device)).tolist())
         own = Tensor(list(data.ljust(most)), dtype=dtypes.uint8, device=self.device)
         rows = bytes(self._together(own).tolist())
         return [json.loads(rows[most * rank : most * (rank + 1)]) for rank in range(self.size)]

@@ -21,30 +21,18 @@ from weakref import WeakKeyDictionary
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
-from minigrad.graph.node import (
-    BUFFER,
-    CONST,
-    INDEX,
-    SOURCES,
-    Node,
-    Op,
-    Shape,
-    beneath,
-    grouped,
-    picked,
-    topological,
-)
+from minigrad.graph.node import INDEX, SOURCES, Node, Op, beneath, grouped, picked, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, plain
 from minigrad.graph.vmap import batch, rows, sum_of_rows
 
 MANY = 8  # up to so many copies share a kernel as they are; more are computed together
 # Bytes of an array that a copy reads, and of each of its reductions, at most: larger ones take
 # longer than what is saved, and would need the memory of all copies at once.
 MOST_BYTES = 1 << 16
-LEAVES = frozenset({BUFFER, CONST})
+LEAVES = frozenset({Op.BUFFER, Op.CONST})
 _JOINS = (Op.RESHAPE, Op.CAT)
 _CAST = frozenset({Op.CAST, Op.RESHAPE})  # of which alone there is one pattern (`program.realize`)
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
@@ -114,9 +102,7 @@ def stacked(nodes: Sequence[Node], axis: int = 0) -> Node:
 
 def unstacked(whole: Node) -> list[Node]:
     """The rows of an array."""
-    (count, *_) = whole.shape
-    assert isinstance(count, int)
-    return [row_of(whole, number) for number in range(count)]
+    return [row_of(whole, number) for number in range(plain(whole.shape[0]))]
 
 
 def rows_of(nodes: Sequence[Node], kept: Set[Node]) -> Node | None:
@@ -135,7 +121,7 @@ def is_single(node: Node) -> bool:
     So must a CUSTOM whose value is in memory already, such as the solution of a system: its rule
     may need numbers, which no step has.
     """
-    at_once = node.op is Op.CUSTOM and beneath(node.src[0], MOVEMENT).op is BUFFER
+    at_once = node.op is Op.CUSTOM and beneath(node.src[0], MOVEMENT).op is Op.BUFFER
     return at_once or node.op in _SINGLE
 
 
@@ -278,9 +264,7 @@ def _sum(terms: Sequence[Node], kinds: _Kinds) -> Node | None:
     parts: list[Node] = []
     for some, made in kinds.together(terms, _grouped):
         parts += some if made is None else [sum_of_rows(made)]
-    if len(parts) == len(terms):
-        return None
-    return reduce(Node.__add__, parts)
+    return None if len(parts) == len(terms) else reduce(Node.__add__, parts)
 
 
 # For copies that were computed together, and for the nodes below them: the first one → the ages of
@@ -340,7 +324,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
     return new[first]
 
 
-def parts(x: Node, varies: bool, shape: Shape, ranges: Sequence[Any]) -> Node:
+def parts(x: Node, varies: bool, shape: Sequence[Integer], ranges: Sequence[Any]) -> Node:
     """Parts of one shape, as rows (len, *shape); ranges: start and stop along each axis.
 
     varies: whether each is a part of its own row of x; otherwise all are parts of x itself.
@@ -360,8 +344,7 @@ def _of_one(x: Node, axis: int, starts: Sequence[int], length: Integer) -> Node:
     if list(starts) == [first + length * n for n in range(count)]:
         whole = part_along(x, axis, first, first + length * count)
     else:
-        index = build.reshape(_index(starts, length, x), (count * length,))
-        whole = _gathered(x, axis, index)
+        whole = _gathered(x, axis, build.reshape(_index(starts, length, x), (count * length,)))
     found = split_axis(whole, axis, count, length)
     return build.permute(found, (axis, *range(axis), *range(axis + 1, found.ndim)))
 

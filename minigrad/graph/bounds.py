@@ -12,13 +12,14 @@ import os.path
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any, ClassVar, Self
 
 from minigrad.dtype import dtypes
 from minigrad.errors import BoundsError, DomainError
 from minigrad.graph import build
 from minigrad.graph.axes import spread
-from minigrad.graph.node import Node, Op, make
+from minigrad.graph.node import Node, Op, grouped, make
 from minigrad.graph.symbolic import Integer, high, low
 
 NO_LINE = ("", 0)
@@ -74,8 +75,7 @@ class Check:
         if isinstance(limit, int):
             top = build.const(limit, wide.dtype, wide.shape, wide.device)
         else:
-            value = build.cast(build.variable(limit, wide.device), wide.dtype)
-            top = spread(value, wide.shape)
+            top = spread(build.cast(build.variable(limit, wide.device), wide.dtype), wide.shape)
         wrong = wide.less(-top if self.wraps else 0) | top.operation("le", wide)
         least, most = index.dtype.minimum, index.dtype.maximum
         if self.ignored is None or not least <= self.ignored <= most:
@@ -164,14 +164,10 @@ def _each_once(x: Node) -> Node:
 
 def any_outside(checked: Sequence[tuple[Node, Check]]) -> Node:
     """A uint32 scalar that is 0 if every index is in range, also if there is none."""
-    by_shape: dict[object, Node] = {}
-    for wrong in dict.fromkeys(what.outside(_each_once(index)) for index, what in checked):
-        before = by_shape.get(wrong.shape)
-        by_shape[wrong.shape] = wrong if before is None else before | wrong
-    total: Node | None = None
-    for wrong in by_shape.values():
+    found = dict.fromkeys(what.outside(_each_once(index)) for index, what in checked)
+    flags: list[Node] = []
+    for alike in grouped((wrong.shape, wrong) for wrong in found).values():
+        wrong = reduce(Node.__or__, alike)
         some = build.reduce(Op.MAX, build.cast(wrong, dtypes.uint32), range(wrong.ndim))
-        some = build.reshape(some, ())
-        total = some if total is None else total | some
-    assert total is not None
-    return build.contiguous(total)
+        flags.append(build.reshape(some, ()))
+    return build.contiguous(reduce(Node.__or__, flags))

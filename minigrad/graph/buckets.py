@@ -38,8 +38,7 @@ class _Bucket:
 
 def in_buckets(roots: Sequence[Node], sent: Mapping[Node, Sent]) -> tuple[list[Node], list[Sent]]:
     """The roots with exchanges merged, and these exchanges in order. sent: by exchange."""
-    order = topological(roots)
-    buckets = _buckets(roots, order)
+    buckets = _buckets(roots, topological(roots))
     place = {node: at for at, bucket in enumerate(buckets) for node in bucket.members}
     first = [source for bucket in buckets for one in bucket.members for source in one.src]
     new: dict[Node, Node] = {}

@@ -306,8 +306,7 @@ def window(x: Node, windows: Sequence[Window]) -> Node:
         shape[axis] = (extent - dilation * (size - 1) - 1) // step + 1
     if len({axis for axis, *_ in windows}) < len(windows):
         raise ShapeError(f"window: expected each axis once, got {windows}")
-    full = (*shape, *(size for _, size, _, _ in windows))
-    return _moved(Op.WINDOW, x, full, windows)
+    return _moved(Op.WINDOW, x, (*shape, *(size for _, size, _, _ in windows)), windows)
 
 
 def gather(x: Node, index: Node, axis: int) -> Node:

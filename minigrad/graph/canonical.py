@@ -129,8 +129,7 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
         if checked:
             roots.append(any_outside(checked))
             outputs, count = (*outputs, count), count + 1
-        device = self.roots[0].device
-        return Graph(tuple(roots), outputs, count, variables, device, self.layouts)
+        return Graph(tuple(roots), outputs, count, variables, self.roots[0].device, self.layouts)
 
 
 # Makes a node of a rewritten graph from the old node, its new sources, and its arg.

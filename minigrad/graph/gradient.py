@@ -68,8 +68,7 @@ def gradient(
             continue
         if node.op is assign:
             continue  # a leaf: the value that was written to it is a constant
-        rules = rules_of(node)
-        for source, rule in zip(node.src, rules, strict=False):
+        for source, rule in zip(node.src, rules_of(node), strict=False):
             part = rule(node, total) if rule is not None and source in active else None
             if part is not None:
                 parts.setdefault(source, []).append(part)
@@ -178,10 +177,6 @@ def _zeros(like: Node, axis: int, extent: Integer) -> Node:
 # --- reductions ----------------------------------------------------------------------------------
 
 
-def _spread(node: Node, g: Node) -> Node:
-    return build.expand(g, node.src[0].shape)
-
-
 def _max(node: Node, g: Node) -> Node:
     """g, divided evenly among the elements that are the maximum."""
     x = node.src[0]
@@ -260,21 +255,11 @@ def _written_by(node: Node) -> Node:
     return build.scatter(Op.SCATTER, none, index, along(index, node.arg), node.arg)
 
 
-def _scatter_base(node: Node, g: Node) -> Node:
-    """The gradient of places that were not written."""
-    return _written_by(node).less(0).where(g, 0.0)
-
-
 def _scatter(node: Node, g: Node) -> Node:
     """The gradient of elements that were not overwritten: that of their place."""
     _, index, _ = node.src
     by = build.gather(_written_by(node), index, node.arg)
     return by.equals(along(by, node.arg)).where(build.gather(g, index, node.arg), 0.0)
-
-
-def _scatter_add(node: Node, g: Node) -> Node:
-    """The gradient of added elements: that of their place."""
-    return build.gather(g, node.src[1], node.arg)
 
 
 def _share(node: Node, g: Node) -> Node:
@@ -347,7 +332,7 @@ def _elementwise(op: Op) -> tuple[Rule | None, ...]:
 # One rule per source; None: nothing flows there.
 RULES: dict[Op, tuple[Rule | None, ...]] = {
     **{op: _elementwise(op) for op in ELEMENTWISE if op.facts.gradient},
-    Op.SUM: (_spread,),
+    Op.SUM: (lambda node, g: build.expand(g, node.src[0].shape),),
     Op.MAX: (_max,),
     Op.PROD: (_prod,),
     Op.CUMSUM: (cumsum_rule,),
@@ -358,8 +343,10 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     Op.EXPAND: (_expand,),
     Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
     Op.GATHER: (_gather, None),
-    Op.SCATTER: (_scatter_base, None, _scatter),
-    Op.SCATTER_ADD: (_same, None, _scatter_add),
+    # of the base: that of places that were not written
+    Op.SCATTER: (lambda node, g: _written_by(node).less(0).where(g, 0.0), None, _scatter),
+    # of added elements: that of their place
+    Op.SCATTER_ADD: (_same, None, lambda node, g: build.gather(g, node.src[1], node.arg)),
     Op.SCATTER_MAX: (_scatter_max_base, None, _scatter_max),
     Op.SCATTER_PROD: (_scatter_prod_base, None, _scatter_prod),
     Op.CONTIGUOUS: (_same,),

@@ -39,9 +39,8 @@ def inner_first(graph: Graph) -> Graph:
 
     Raises ShapeError if such a dimension is used otherwise than by merging and splitting it.
     """
-    fronted = remade(graph.roots, _remade)  # with varying dimensions in front
     roots = []
-    for root, made in zip(graph.roots, fronted, strict=True):
+    for root, made in zip(graph.roots, remade(graph.roots, _remade), strict=True):
         shape = _split(root.shape)
         if _order(shape) and root.op is not Op.ASSIGN:
             made = _natural(build.contiguous(made), shape)
@@ -135,8 +134,7 @@ def _remade(node: Node, given: list[Node]) -> Node:
     if op in REDUCTIONS:
         order = before or range(src[0].ndim)
         axes = [order.index(place) for axis in node.arg for place in places[axis]]
-        reduced = _permuted(build.reduce(op, given[0], axes), _inverse(order))
-        made = build.reshape(reduced, shape)
+        made = build.reshape(_permuted(build.reduce(op, given[0], axes), _inverse(order)), shape)
         return _fronted(made) if before or shape[-1] == 1 else _stored(made)
     if op is Op.RESHAPE:
         return _reshaped(src[0], shape)
@@ -208,8 +206,7 @@ def _gather(node: Node, x: Node, index: Node) -> Node:
         x = repeat_along(split_axis(x, axis, x.shape[axis], 1), axis + 1, parts[1])
     order = _order(index.shape)
     if order and order == _order(x.shape):
-        made = build.gather(_fronted(x), _fronted(index), order.index(axis))
-        return _natural(made, index.shape)
+        return _natural(build.gather(_fronted(x), _fronted(index), order.index(axis)), index.shape)
     return build.gather(x, index, axis)
 
 
@@ -218,8 +215,7 @@ def _scatter(node: Node, base: Node, index: Node, x: Node) -> Node:
     axis = _one_place(node, node.src[0].shape, node.arg)
     if len(_parts(node.src[1].shape[node.arg])) > 1:
         order = [*range(axis), axis + 1, axis, *range(axis + 2, index.ndim)]
-        extent = node.src[1].shape[node.arg]
-        shape = (*index.shape[:axis], extent, *index.shape[axis + 2 :])
+        shape = (*index.shape[:axis], node.src[1].shape[node.arg], *index.shape[axis + 2 :])
         index, x = (build.reshape(build.permute(one, order), shape) for one in (index, x))
     return build.scatter(node.op, base, index, x, axis)
 

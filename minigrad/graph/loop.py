@@ -105,8 +105,7 @@ class Loop:
         for target, part in zip(targets, found[len(floats) :], strict=True):
             if part is not None:
                 (all_rows,) = batched([part], rows, self.count)
-                varies = target in self.elements
-                gradients[target] = all_rows if varies else sum_of_rows(all_rows)
+                gradients[target] = all_rows if target in self.elements else sum_of_rows(all_rows)
         return [gradients.get(x) for x in (*self.carries, *self.elements, *self.constants)]
 
     def _of_a_step(
@@ -176,8 +175,7 @@ class Looped:
             tuple(body[len(step.next) :]),
         )  # fmt: skip
         src = (*init, *batched(varying, rows, count), *fixed)
-        device = src[0].device if src else ""
-        self.node = make(Op.LOOP, dtypes.float32, (), src, self.loop, device)
+        self.node = make(Op.LOOP, dtypes.float32, (), src, self.loop, src[0].device if src else "")
         free = [out for out in step.outs if out not in carried]
         outs = dict(zip(free, batched(free, rows, count), strict=True))
         outs |= {out: _result(self.node, "out", number) for number, out in enumerate(held)}
@@ -241,8 +239,7 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
     if g is None:
         return total
     loop: Loop = node.arg
-    last = loop.count - loop.first
-    alone = pad_along(build.reshape(g, (1, *g.shape)), 0, last, loop.first)
+    alone = pad_along(build.reshape(g, (1, *g.shape)), 0, loop.count - loop.first, loop.first)
     return alone if total is None else total + alone
 
 

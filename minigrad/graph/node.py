@@ -199,8 +199,7 @@ def elementwise(op: Op, *src: Node) -> Node:
         raise DTypeError(f"where: expected a bool condition, got {src[0].dtype.name}")
     if dtype.kind not in facts.kinds:
         raise misfit(op.value, TAKEN[facts.kinds], dtype.name, error=DTypeError)
-    made = dtypes.bool if facts.compares else dtype
-    return make(op, made, shape, src, None, device)
+    return make(op, dtypes.bool if facts.compares else dtype, shape, src, None, device)
 
 
 def cast(x: Node, dtype: DType) -> Node:

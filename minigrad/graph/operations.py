@@ -15,7 +15,6 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 from minigrad.dtype import DType
-from minigrad.graph import scalars
 from minigrad.graph.formulas import exponential, gamma, power, threefry, trigonometry
 from minigrad.graph.numeric import Numeric
 
@@ -36,6 +35,68 @@ class Words(NamedTuple):
 
 
 NO_WORDS = Words()
+
+
+# --- operations on plain numbers, as every device computes them, not yet rounded or wrapped -------
+
+
+def divide(x: float, y: float) -> float:
+    """x / y, also by zero."""
+    if y != 0:
+        return x / y
+    if x == 0 or x != x:
+        return math.nan
+    return math.copysign(math.inf, x) * math.copysign(1.0, y)
+
+
+def floor_divide(x: int, y: int) -> int:
+    """x // y, rounded down; 0 if y is 0."""
+    return x // y if y else 0
+
+
+def remainder(x: Any, y: Any) -> int | None:
+    """x % y, with the sign of y; 0 if y is 0. None for floats, which devices compute."""
+    if isinstance(x, float):
+        return None
+    return x % y if y else 0
+
+
+def square_root(x: float) -> float:
+    """√x, NaN below 0."""
+    return math.sqrt(x) if x >= 0 else x if x != x else math.nan
+
+
+def larger(x: Any, y: Any) -> Any:
+    """The maximum; NaN wins, and of two zeros 0 over −0."""
+    return x if x != x or x > y or (x == y and str(y)[0] == "-") else y
+
+
+def smaller(x: Any, y: Any) -> Any:
+    """The minimum; NaN wins, and of two zeros −0 over 0."""
+    return x if x != x or x < y or (x == y and str(x)[0] == "-") else y
+
+
+def whole(function: Callable[[float], int]) -> Callable[[float], float]:
+    """floor, ceil … as floats: the sign of zero stays, and so do infinities and NaN."""
+    return lambda x: math.copysign(float(function(x)), x) if math.isfinite(x) else x
+
+
+def complement(x: int) -> int:
+    """Logical not of a bool, bitwise not of an int."""
+    return not x if isinstance(x, bool) else ~x
+
+
+def shift_left(x: int, count: int) -> int:
+    """0 if the count is negative; a count of the width or more leaves nothing after wrapping."""
+    return x << count if 0 <= count < 64 else 0
+
+
+def shift_right(x: int, count: int) -> int:
+    """0 or the sign if the count is negative or reaches the width."""
+    return x >> min(count, 64) if count >= 0 else -int(x < 0)
+
+
+# --- the facts of an operation --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -125,7 +186,7 @@ def _word_of_a_hash(number: int) -> Elementwise:
 
 def _rounding(scalar: Callable[[float], int], numpy: str, llvm: str, opencl: str) -> Elementwise:
     return Elementwise(
-        1, "f", scalar=scalars.whole(scalar), numpy=numpy, flat=True,
+        1, "f", scalar=whole(scalar), numpy=numpy, flat=True,
         llvm=Words(llvm), opencl=Words(opencl),
     )  # fmt: skip
 
@@ -198,10 +259,10 @@ class Op(Enum):
         1, "fiu", scalar=operator.neg, numpy="negative", gradient=(lambda g, y, x: -g,)
     )
     NOT = "not", Elementwise(  # logical for bool, bitwise for integers
-        1, "iub", scalar=scalars.complement, numpy="invert"
+        1, "iub", scalar=complement, numpy="invert"
     )
     SQRT = "sqrt", Elementwise(  # its derivative is infinite at 0
-        1, "f", scalar=scalars.square_root, numpy="sqrt", cost=12,
+        1, "f", scalar=square_root, numpy="sqrt", cost=12,
         gradient=(lambda g, y, x: g / (y * 2.0),), llvm=Words("sqrt"), opencl=Words("sqrt"),
     )
     EXP = "exp", _function(exponential.exp, math.exp, lambda g, y, x: g * y, 17, numpy="exp")
@@ -267,16 +328,16 @@ class Op(Enum):
         llvm=Words("fmul", "mul", "and"), opencl=Words(bool="&"),
     )
     DIV = "div", Elementwise(  # floats only
-        2, "f", scalar=scalars.divide, numpy="divide", cost=8, symbol="/",
+        2, "f", scalar=divide, numpy="divide", cost=8, symbol="/",
         gradient=(lambda g, z, x, y: g / y, lambda g, z, x, y: -(g * (z / y))),
         llvm=Words("fdiv"),
     )
     IDIV = "idiv", Elementwise(  # integers, floor; x // 0 = 0
-        2, "iu", scalar=scalars.floor_divide, numpy="floor_divide", cost=12, symbol="//",
+        2, "iu", scalar=floor_divide, numpy="floor_divide", cost=12, symbol="//",
         neutral=1,
     )
     MOD = "mod", Elementwise(  # sign of the divisor; integers: x % 0 = 0
-        2, "fiu", scalar=scalars.remainder, numpy="remainder", cost=12, symbol="%",
+        2, "fiu", scalar=remainder, numpy="remainder", cost=12, symbol="%",
         gradient=(_same, lambda g, z, x, y: -(g * (x / y).operation("floor"))),
     )
     POW = "pow", Elementwise(  # floats only
@@ -284,11 +345,11 @@ class Op(Enum):
         gradient=(power.by_base, power.by_exponent), formula=power.power,
     )
     MAXIMUM = "maximum", _extremum(  # NaN wins
-        scalars.larger, "maximum", lambda x, y: x.less(y), Words("larger", "max", "|"), "or",
+        larger, "maximum", lambda x, y: x.less(y), Words("larger", "max", "|"), "or",
         "minimum",
     )
     MINIMUM = "minimum", _extremum(  # NaN wins
-        scalars.smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and",
+        smaller, "minimum", lambda x, y: y.less(x), Words("smaller", "min", "&"), "and",
         "maximum",
     )
     LT = "lt", _comparison(operator.lt, "less", "<", "olt", "lt")
@@ -299,10 +360,10 @@ class Op(Enum):
     OR = "or", _bitwise(operator.or_, "bitwise_or", "|", "or", 0)
     XOR = "xor", _bitwise(operator.xor, "bitwise_xor", "^", "xor", 0)
     SHL = "shl", Elementwise(  # integers; a shift by the width or more gives 0
-        2, "iu", scalar=scalars.shift_left, numpy="left_shift", symbol="<<", neutral=0,
+        2, "iu", scalar=shift_left, numpy="left_shift", symbol="<<", neutral=0,
     )
     SHR = "shr", Elementwise(  # signed: arithmetic; by the width or more it gives 0 or the sign
-        2, "iu", scalar=scalars.shift_right, numpy="right_shift", symbol=">>", neutral=0,
+        2, "iu", scalar=shift_right, numpy="right_shift", symbol=">>", neutral=0,
     )
     # elementwise, three sources
     WHERE = "where", Elementwise(  # bool, then, else

@@ -289,8 +289,7 @@ class Emitter(Converter):
                 if (node, kept, 0) not in self.made:
                     return (yield from self._compute(node, want.dims))
             elif node.op in PULLED and kept == made:
-                source = node.src[0]
-                value = yield source, Layout(direct[0].dims, want.partial)
+                value = yield node.src[0], Layout(direct[0].dims, want.partial)
                 return rule_of(node).local(self, node, want.dims, (), [value])
         value = yield node, kept
         self.after = self._gate(node) if plan.is_gathered(node, want) else []
@@ -316,8 +315,7 @@ class Emitter(Converter):
         sources = []
         for source, need in zip(node.src, needs, strict=True):
             sources.append((yield source, need))
-        inner = self.plan.choices[node].inner
-        value = rule_of(node).local(self, node, dims, inner, sources)
+        value = rule_of(node).local(self, node, dims, self.plan.choices[node].inner, sources)
         if not self._fed.isdisjoint(node.src) or any(
             self.plan.is_gathered(*one) for one in zip(node.src, needs, strict=True)
         ):

@@ -84,8 +84,7 @@ class Leaf(Rule):
     def local(self, emit: Converter, node: Node, dims: Dims, inner: Dims, src: list[Node]) -> Node:
         """The device's part."""
         if node.op is Op.CONST:
-            shape = local_shape(node.shape, dims)
-            return build.const(node.arg, node.dtype, shape, emit.device)
+            return build.const(node.arg, node.dtype, local_shape(node.shape, dims), emit.device)
         here = make(node.op, node.dtype, node.shape, (), node.arg, emit.device)
         return emit.convert(here, node.shape, whole(node.ndim), Layout(dims))
 
@@ -131,8 +130,7 @@ class Aligned(Rule):
         return True
 
     def _fitting(self, node: Node, dims: Dims) -> Dims:
-        pairs = enumerate(dims)
-        return tuple(d if d and self.fits(node, axis, d) else () for axis, d in pairs)
+        return tuple(d if d and self.fits(node, axis, d) else () for axis, d in enumerate(dims))
 
     def forward(self, plan: LayoutPlan, node: Node, given: Sequence[Layout]) -> Choice:
         """See the class."""
@@ -296,8 +294,7 @@ def _own_indices(emit: Converter, index: Node, extent: Any, digits: Digits) -> N
     for axis, stride, ways in digits:
         found = value.operation("idiv", stride).operation("mod", ways)
         mine = mine & found.equals(emit.place(axis, value.shape, value.dtype))
-        blocks = value.operation("idiv", stride * ways)
-        value = blocks * stride + value.operation("mod", stride)
+        value = value.operation("idiv", stride * ways) * stride + value.operation("mod", stride)
     return mine.where(value, -1)
 
 

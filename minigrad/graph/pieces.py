@@ -11,18 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from minigrad.graph.node import (
-    ASSIGN,
-    BUFFER,
-    CONST,
-    WHERE,
-    Node,
-    Op,
-    beneath,
-    grouped,
-    in_order,
-    topological,
-)
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, beneath, grouped, in_order, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
 from minigrad.graph.shapes import numel
 
@@ -30,7 +19,8 @@ from minigrad.graph.shapes import numel
 # piece that writes: an optimizer's update should store nothing else.
 DEEPEST, OF_WRITES = 6, 32
 CHEAP = 4  # cost up to which each reader computes a value again, if it is larger than its sources
-_LEAVES = frozenset({BUFFER, CONST, Op.IOTA, Op.VARIABLE})
+_LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
+_STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
 
@@ -91,8 +81,7 @@ def _reads_memory(node: Node, again: Set[Node]) -> bool:
 
 def _is_step(node: Node) -> bool:
     """Whether a node adds a term to others, or a part to others that were written before."""
-    op = node.op
-    return (op in REPEATED or op is WHERE) and any(source.op is op for source in node.src)
+    return node.op in _STEPS and any(source.op is node.op for source in node.src)
 
 
 def _shown_by(nodes: Iterable[Node]) -> Iterator[Node]:

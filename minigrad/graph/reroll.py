@@ -129,9 +129,8 @@ def reroll(
         third = range(start + 2 * period, start + 3 * period)
         if any(_has_other_weights(nodes[at], nodes[at + period]) for at in third):
             continue
-        chain = _Chain(nodes, start, period, length)
         try:
-            by = chain.as_loop(roots, order, kept)
+            by = _Chain(nodes, start, period, length).as_loop(roots, order, kept)
         except (_NotALoop, ScanError):
             continue
         return replaced(roots, by)
@@ -201,8 +200,8 @@ class _Chain:
         """
         if any(node in kept or is_single(node) for node in self.inside):
             raise _NotALoop
-        for place, nodes in enumerate(zip(*self.at, strict=True)):
-            self._classify_sources(place, nodes, kept)
+        for nodes in zip(*self.at, strict=True):
+            self._classify_sources(nodes, kept)
         if not self.carried:
             raise _NotALoop
         # one step, of placeholders for carried values and for rows
@@ -211,8 +210,7 @@ class _Chain:
         stand |= {one: stand_in(one) for one in self.elements}
         by = {**stand, **{one: one for one in self.same}}
         wanted = self._wanted(roots, order)
-        places = [*self.carried, *wanted]
-        made = replaced([second[place] for place in places], by)
+        made = replaced([second[place] for place in [*self.carried, *wanted]], by)
         here = list(stand.values())
         step = Step(
             tuple(here[: len(self.carried)]), tuple(here[len(self.carried) :]),
@@ -228,7 +226,7 @@ class _Chain:
             found.setdefault(self.at[-1][place], last)
         return found
 
-    def _classify_sources(self, place: int, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
+    def _classify_sources(self, nodes: tuple[Node, ...], kept: Set[Node]) -> None:
         """Classify the sources of the nodes at one place of all steps."""
         one = nodes[1]
         # parts of one array, such as x[0], x[1] …: rows, whose offsets differ

@@ -128,5 +128,4 @@ def selected(mask: Node) -> tuple[Node, Node]:
     behind = build.expand(count, first.shape) + (along(first, 0) * chunk - first)
     starts = along(first, 1).equals(1).where(first, behind)
     places = split_axis(build.iota(rows * chunk, mask.device), 0, rows, chunk)
-    found = build.distribute(starts, flags.cast(dtypes.uint8), places)
-    return found, build.reshape(count, (1,))
+    return build.distribute(starts, flags.cast(dtypes.uint8), places), build.reshape(count, (1,))

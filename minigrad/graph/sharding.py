@@ -22,10 +22,10 @@ from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
-from minigrad.errors import ShapeError, expect, misfit
+from minigrad.errors import ShapeError, expect
 from minigrad.graph.node import Node, Op, Shape, make
 from minigrad.graph.shapes import strides_of
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import ceildiv, plain
 
 Sizes = Mapping[str, int]
 
@@ -153,17 +153,12 @@ def reshaped(old: Shape, dims: Dims, new: Shape) -> tuple[Dims, bool]:
             first = stride * step
             last = first * ways
             for at, other in enumerate(steps):
-                if first % other == 0 and other * _known(new[at]) % last == 0:
+                if first % other == 0 and other * plain(new[at]) % last == 0:
                     found[at].append(Digit(axis, first // other, ways))
                     break
             else:
                 lost = True
     return tuple(tuple(sorted(digits, key=lambda d: -d.stride)) for digits in found), not lost
-
-
-def _known(extent: Integer) -> int:
-    assert isinstance(extent, int)
-    return extent
 
 
 # --- layouts in a graph ---------------------------------------------------------------------------
@@ -217,9 +212,8 @@ class P(tuple[object, ...]):
 
     def dims(self, shape: Shape, sizes: Sizes, mesh: str) -> Dims:
         """The digits of an array; ShapeError if it cannot be divided so."""
-        if len(self) > len(shape):
-            raise misfit(repr(self),
-                         f"at most {len(shape)} entries, for the dimensions of {tuple(shape)}")
+        expect(len(self) <= len(shape), repr(self),
+               f"at most {len(shape)} entries, for the dimensions of {tuple(shape)}")  # fmt: skip
         found: list[Digits] = []
         used: set[str] = set()
         for extent, entry in zip(shape, (*self, *(None,) * (len(shape) - len(self))), strict=True):
@@ -237,10 +231,10 @@ class P(tuple[object, ...]):
             if axes and not isinstance(extent, int):
                 raise ShapeError(f"{self!r}: cannot divide the symbolic dimension {extent}")
             ways = prod(sizes[axis] for axis in axes)
-            even = count == 1 or not axes or not _known(extent) % (count * ways)
+            even = count == 1 or not axes or not plain(extent) % (count * ways)
             expect(not axes or (extent != 1 and even), f"{self!r}: cannot divide a dimension of "
                    f"{extent} into {count} × {ways}", "a multiple of that, or None")  # fmt: skip
-            found.append(blocks(_known(extent), axes, sizes, count) if axes else ())
+            found.append(blocks(plain(extent), axes, sizes, count) if axes else ())
         return tuple(found)
 
 

@@ -191,8 +191,7 @@ def reduce_constant(node: Node) -> Node | None:
     x = node.src[0]
     extents = [x.shape[axis] for axis in node.arg]
     if 0 in extents:
-        identity = {Op.SUM: 0, Op.PROD: 1, Op.MAX: node.dtype.minimum}[node.op]
-        return node.constant(identity)
+        return node.constant({Op.SUM: 0, Op.PROD: 1, Op.MAX: node.dtype.minimum}[node.op])
     if x.op is not Op.CONST or is_symbolic(tuple(extents)):
         return None
     one, count = node.constant(x.arg), numel(extents)
@@ -233,8 +232,7 @@ def shrink_of_cat(node: Node) -> Node | None:
         stop = start + piece.shape[axis]
         inside = (max(first, start) - start, min(last, stop) - start)
         if inside[0] < inside[1]:
-            ranges = [*node.arg[:axis], inside, *node.arg[axis + 1 :]]
-            parts.append(build.shrink(piece, ranges))
+            parts.append(build.shrink(piece, [*node.arg[:axis], inside, *node.arg[axis + 1 :]]))
         start = stop
     if len(parts) == len(joined.src):
         return None  # all pieces are needed: no gain

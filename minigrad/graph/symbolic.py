@@ -75,9 +75,7 @@ class Atom:
             alone = len(self.inner.terms) == 1 and not self.inner.constant
             inner = f"{self.inner!r}" if alone else f"({self.inner!r})"
             return f"({inner} {sign} {self.divisor})"
-        if self.kind == "value":
-            return f"[{self.payload!r}]"
-        return self.name
+        return f"[{self.payload!r}]" if self.kind == "value" else self.name
 
     @property
     def index(self) -> Affine:
@@ -173,8 +171,7 @@ class Affine:
     def __mul__(self, factor: Integer) -> Integer:
         """Raises ValueError for a product of two symbolic integers."""
         if isinstance(factor, Affine):
-            text = f"cannot multiply two symbolic integers, {self} and {factor}"
-            raise ValueError(text)
+            raise ValueError(f"cannot multiply two symbolic integers, {self} and {factor}")
         return 0 if factor == 0 else self if factor == 1 else _mul(self, factor)
 
     __rmul__ = __mul__
@@ -211,6 +208,12 @@ def low(x: Integer) -> int:
 def high(x: Integer) -> int:
     """A safe upper bound."""
     return x if isinstance(x, int) else x.high
+
+
+def plain(x: Integer) -> int:
+    """x, which is a plain int."""
+    assert isinstance(x, int)
+    return x
 
 
 def ceildiv(x: Whole, divisor: int) -> Whole:
@@ -438,8 +441,7 @@ def _split(x: Affine, d: int) -> tuple[int, Integer, Integer] | None:
     """
     factors = [c for _, c in x.terms]
     for g in sorted({gcd(d, *factors), *(gcd(d, c) for c in factors)} - {1}, reverse=True):
-        inner = {atom: c for atom, c in x.terms if c % g}
-        rest = _build(x.constant % g, inner)
+        rest = _build(x.constant % g, {atom: c for atom, c in x.terms if c % g})
         if low(rest) >= 0 and high(rest) < g:
             whole = {atom: c // g for atom, c in x.terms if c % g == 0}
             return g, _build(x.constant // g, whole), rest

@@ -32,7 +32,7 @@ from minigrad.graph.node import Node, Op, Shape, beneath
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.scans import along
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer, ceildiv, low
+from minigrad.graph.symbolic import Integer, ceildiv, low, plain
 
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the position in a window, ("sum", n) a summed one.
@@ -84,9 +84,8 @@ class _Product:
 
     def place(self, place: int, before: int, length: int) -> None:
         """Put a dimension into one of `length`, at index `before`; what exceeds it is cut off."""
-        count = self.extents[place]
-        assert isinstance(count, int)
-        low, high = (min(max(end, 0), length) for end in (before, before + count))
+        ends = before, before + plain(self.extents[place])
+        low, high = (min(max(end, 0), length) for end in ends)
         self.only(place, *((low - before, high - before) if high > low else (0, 0)))
         self.pad(place, low, length - max(high, low))
 
@@ -104,8 +103,7 @@ class _Product:
         places = [self.names.index(name) for name in (*order, *summed)]
         shape = tuple(self.extents[place] for place in places)
         factors = [build.expand(build.permute(factor, places), shape) for factor in self.factors]
-        terms = reduce(Node.__mul__, factors)
-        total = build.reduce(Op.SUM, terms, range(len(order), len(places)))
+        total = build.reduce(Op.SUM, reduce(Node.__mul__, factors), range(len(order), len(places)))
         return build.reshape(total, shape[: len(order)])
 
 
@@ -135,8 +133,7 @@ def overlap_add(
     wanted part of each dimension.
     """
     wanted = tuple((0, extent) for extent in shape) if ranges is None else tuple(ranges)
-    terms = [_added(term, windows, shape, wanted) for term in addends(g)]
-    result = reduce(Node.__add__, terms)
+    result = reduce(Node.__add__, [_added(term, windows, shape, wanted) for term in addends(g)])
     if ranges is None:
         _origins[result] = g, tuple(windows), shape
     return result
@@ -222,8 +219,7 @@ def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
     channels, row = (
         product.extents[product.at(*name)] for name in (("sum", 0), ("x", windows[-1][0]))
     )
-    large = numel(product.extents) >= LARGE
-    return large and len(windows) == 2 and reads_in_place(channels, row)
+    return numel(product.extents) >= LARGE and len(windows) == 2 and reads_in_place(channels, row)
 
 
 def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:
@@ -311,8 +307,7 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
     """Whether much would be multiplied by zeros that pad windows to a multiple of the step."""
     made = numel([part.places * part.step for part in split])
     needed = numel([part.size or part.places for part in split])
-    large = numel(product.extents) >= LARGE
-    return large and len(product.factors) > 1 and 4 * made > 5 * needed
+    return numel(product.extents) >= LARGE and len(product.factors) > 1 and 4 * made > 5 * needed
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:
@@ -340,11 +335,9 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
             if part in chosen:
                 first, end = part.having(chosen[part])
                 x = piece.at("x", part.axis)
-                long = piece.extents[x]
-                assert isinstance(long, int)
                 piece.only(piece.at("f", part.axis), chosen[part], chosen[part] + 1)
                 piece.only(piece.at("j", part.axis), first, end)
-                piece.only(x, places - end, long - first)
+                piece.only(x, places - end, plain(piece.extents[x]) - first)
                 places = end - first
             _slide(piece, part.axis, places, part.dilation)
         pieces.append(piece.result(order))
@@ -375,8 +368,7 @@ def _woven(pieces: Sequence[Node], places: Sequence[int], steps: Sequence[int]) 
 def _prepare(product: _Product, window: Window, wanted: tuple[Integer, Integer]) -> _Split:
     """Split the positions j of a window by the step."""
     axis, size, step, dilation = window
-    start, count = wanted[0], product.extents[product.at("x", axis)]
-    assert isinstance(start, int) and isinstance(count, int)
+    start, count = plain(wanted[0]), plain(product.extents[product.at("x", axis)])
     if step > 1 and dilation > 1:  # both: zeros between windows instead
         place = product.at("x", axis)
         varying = product.varying(place)
@@ -403,8 +395,7 @@ def _surround(product: _Product, part: _Split, wanted: tuple[Integer, Integer]) 
 
     The first wanted position becomes i = 0, which moves j and w by the same amount.
     """
-    start, stop = wanted
-    assert isinstance(start, int) and isinstance(stop, int)
+    start, stop = map(plain, wanted)
     reach, length = part.dilation * (part.places - 1), ceildiv(stop - start, part.step)
     product.place(product.at("x", part.axis), reach - ceildiv(start, part.step), length + reach)
 
@@ -422,9 +413,7 @@ def _slide(product: _Product, axis: int, size: int, dilation: int) -> None:
             factor = build.permute(factor, order)  # (…, slid, j, …)
             factor = diagonal(factor, j) if placed[i] else split_axis(factor, j + 1)
         product.factors[i] = factor
-    known = product.extents[x]
-    assert isinstance(known, int)
-    product.extents[x] = known - dilation * (size - 1)
+    product.extents[x] -= dilation * (size - 1)
     product.extents[j] = size
     product.names[j] = ("sum", sum(kind == "sum" for kind, _ in product.names))
 
@@ -435,7 +424,6 @@ def diagonal(x: Node, axis: int) -> Node:
     In rows of n + 1 elements the diagonal is the first column.
     """
     n = x.shape[axis]
-    assert isinstance(n, int)
     lines = split_axis(pad_along(merge_axes(x, axis), axis, 0, n), axis, n, n + 1)
     return row_of(lines, 0, axis + 1)
 
@@ -444,6 +432,5 @@ def _between(x: Node, ranges: Ranges) -> Node:
     """Elements start … stop − 1 of each dimension; those beyond its end are zeros."""
     for axis, (extent, (_, stop)) in enumerate(zip(x.shape, ranges, strict=True)):
         if extent != stop:
-            assert isinstance(extent, int) and isinstance(stop, int)
-            x = pad_along(x, axis, 0, max(stop - extent, 0))
+            x = pad_along(x, axis, 0, max(plain(stop) - plain(extent), 0))
     return build.shrink(x, ranges)

@@ -2,9 +2,7 @@
 
 # ruff: noqa: F403, F405
 
-from typing import TYPE_CHECKING
-
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.linalg.decompositions import qr, svd
 from minigrad.linalg.systems import *
 from minigrad.tensor import Tensor
@@ -17,5 +15,4 @@ __all__ = [
     "solve", "svd", "svdvals", "vecdot", "vector_norm",
 ]  # fmt: skip
 
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, __all__)
+hint_names(globals(), __all__)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from minigrad.errors import DTypeError, expect, misfit
+from minigrad.errors import DTypeError, expect
 from minigrad.graph.node import is_symbolic
 from minigrad.graph.shapes import numel
 from minigrad.linalg.panels import at_once, inverse_of_triangle, missing
@@ -76,9 +76,9 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
 def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
     """The shape of float matrices; an error for other tensors."""
     expect(x.dtype.is_float, name, "a float dtype; use .float()", x.dtype.name, error=DTypeError)
-    if x.ndim < 2 or is_symbolic(x.shape) or (square and x.shape[-1] != x.shape[-2]):
-        what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
-        raise misfit(name, f"{what} of known sizes", x)
+    what = "square matrices (…, n, n)" if square else "matrices (…, rows, columns)"
+    fits = x.ndim >= 2 and not is_symbolic(x.shape) and (not square or x.shape[-1] == x.shape[-2])
+    expect(fits, name, f"{what} of known sizes", x)
     return x._known_shape()
 
 

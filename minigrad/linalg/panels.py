@@ -41,8 +41,7 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
         given[0].realize(*given[1:])
         # on a mesh a program is specific to a layout
         known = tuple((value.shape, value.dtype, layout_of(value.raw)) for value in given)
-        call = _captured(function, given[0].raw.device, known, tuple(numbers.items()))
-        return call(*given)
+        return _captured(function, given[0].raw.device, known, tuple(numbers.items()))(*given)
 
 
 def as_constant(x: Tensor) -> Tensor:

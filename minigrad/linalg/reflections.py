@@ -110,8 +110,7 @@ def bidiagonal(s: Tensor) -> tuple[Tensor, Tensor, Panel]:
 
 def _less(x: Tensor, u: Tensor, t: Tensor) -> Tensor:
     """x − U·T·Uᵀ·x."""
-    inner = (t @ (u.transpose(1, 2) @ x).contiguous()).contiguous()
-    return x - u @ inner
+    return x - u @ (t @ (u.transpose(1, 2) @ x).contiguous()).contiguous()
 
 
 def _reflector(x: Tensor, rows: Tensor, k: Any) -> Tensor:

@@ -103,8 +103,7 @@ def _pivoted(panel: Tensor, order: Tensor, k: Tensor, j: Tensor) -> tuple[Tensor
     """
     batch, n, width = panel.shape
     rows, here = panel._numbered(1), panel._numbered(2).eq(j)
-    candidates = (rows >= k).where(columns_at(panel, j).abs(), -1.0)
-    chosen = candidates.argmax(1, True)  # (batch, 1, 1)
+    chosen = (rows >= k).where(columns_at(panel, j).abs(), -1.0).argmax(1, True)  # (batch, 1, 1)
     source = rows.eq(k).where(chosen, rows.eq(chosen).where(k, rows))
     panel = panel._at(1, source.expand(batch, n, width))
     row = rows_at(panel, k)
@@ -149,8 +148,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     solved = right
     if numel(left.shape):
         seen = as_constant(A)
-        value = at_once(_solution, seen, right)[0]
-        solved = left._with_derivative(value, _solve_rule, right, seen)
+        solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
@@ -202,8 +200,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     [[2.0, 0.0], [1.0, 1.0]]
     """
     checked("cholesky", x, True)
-    factor = at_once(_factored, x)[0] if numel(x.shape) else x
-    result = x._with_derivative(factor, _cholesky_rule)
+    result = x._with_derivative(at_once(_factored, x)[0] if numel(x.shape) else x, _cholesky_rule)
     return result.mT if upper else result
 
 

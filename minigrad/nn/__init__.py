@@ -2,9 +2,7 @@
 
 # ruff: noqa: F403, F405
 
-from typing import TYPE_CHECKING
-
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.nn import functional, init, optim, schedule, state, utils
 from minigrad.nn.attention import *
 from minigrad.nn.containers import *
@@ -20,5 +18,4 @@ __all__ += [  # defined in this package's modules: all names with a capital
     if name[0].isupper() and getattr(value, "__module__", "").startswith(f"{__name__}.")
 ]  # fmt: skip
 
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())
+hint_names(globals())

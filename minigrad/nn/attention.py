@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from typing import ClassVar
 
 from minigrad.errors import DTypeError, expect, misfit
 from minigrad.nn import functional as F
-from minigrad.nn.containers import ModuleList
+from minigrad.nn.containers import Function, ModuleList
 from minigrad.nn.init import xavier_uniform_
 from minigrad.nn.layers import Dropout, Linear, uniform
 from minigrad.nn.members import get_parameters
@@ -74,13 +73,11 @@ class MultiheadAttention(Layer):
     def _projected(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Queries, keys and values for the heads, from inputs (batch, length, dim) each."""
         for x in (q, k, v):
-            if x.ndim != 3 or x.shape[-1] != self.embed_dim:
-                expected = f"(…, {self.embed_dim}) with 3 dimensions, or 2 without a batch"
-                raise misfit("MultiheadAttention", expected, x)
-        if not q.shape[0] == k.shape[0] == v.shape[0]:
-            expected = f"equal batch sizes (batch_first={self.batch_first})"
-            batches = (x.shape[0] for x in (q, k, v))
-            raise misfit("MultiheadAttention", expected, *batches)
+            expect(x.ndim == 3 and x.shape[-1] == self.embed_dim, "MultiheadAttention",
+                   f"(…, {self.embed_dim}) with 3 dimensions, or 2 without a batch", x)  # fmt: skip
+        batches = [x.shape[0] for x in (q, k, v)]
+        expect(len({*batches}) == 1, "MultiheadAttention",
+               f"equal batch sizes (batch_first={self.batch_first})", *batches)  # fmt: skip
         weights, bias = self.in_proj_weight.chunk(3), self.in_proj_bias
         biases = (None, None, None) if bias is None else bias.chunk(3)
         return [F.linear(*each) for each in zip((q, k, v), weights, biases, strict=True)]
@@ -157,10 +154,10 @@ class TransformerEncoderLayer(Layer):
 
     def __init__(
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = "relu", layer_norm_eps: float = 1e-5,
+        activation: str | Function = "relu", layer_norm_eps: float = 1e-5,
         batch_first: bool = False, norm_first: bool = False, bias: bool = True,
     ) -> None:  # fmt: skip
-        known: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+        known: dict[str, Function] = {"relu": F.relu, "gelu": F.gelu}
         chosen = known.get(activation) if isinstance(activation, str) else activation
         if not callable(chosen):
             raise misfit("TransformerEncoderLayer", "'relu', 'gelu' or a function of a tensor",
@@ -193,9 +190,7 @@ class TransformerEncoderLayer(Layer):
         x = self._added(src, attend, self.norm1)
         return self._added(x, lambda x: self.dropout2(self._feed(x)), self.norm2)
 
-    def _added(
-        self, x: Tensor, block: Callable[[Tensor], Tensor], norm: Callable[[Tensor], Tensor]
-    ) -> Tensor:
+    def _added(self, x: Tensor, block: Function, norm: Function) -> Tensor:
         """A residual block, with its norm before or after."""
         return x + block(norm(x)) if self.norm_first else norm(x + block(x))
 
@@ -244,8 +239,7 @@ class TransformerEncoder(Layer):
     """
 
     def __init__(
-        self, encoder_layer: TransformerEncoderLayer, num_layers: int,
-        norm: Callable[[Tensor], Tensor] | None = None,
+        self, encoder_layer: TransformerEncoderLayer, num_layers: int, norm: Function | None = None
     ) -> None:  # fmt: skip
         self.layers = ModuleList(copy.deepcopy(encoder_layer) for _ in range(num_layers))
         self.num_layers, self.norm = num_layers, norm
@@ -269,8 +263,7 @@ class TransformerDecoder(Layer):
     """
 
     def __init__(
-        self, decoder_layer: TransformerDecoderLayer, num_layers: int,
-        norm: Callable[[Tensor], Tensor] | None = None,
+        self, decoder_layer: TransformerDecoderLayer, num_layers: int, norm: Function | None = None
     ) -> None:  # fmt: skip
         self.layers = ModuleList(copy.deepcopy(decoder_layer) for _ in range(num_layers))
         self.num_layers, self.norm = num_layers, norm
@@ -298,7 +291,7 @@ class Transformer(Layer):
     def __init__(
         self, d_model: int = 512, nhead: int = 8, num_encoder_layers: int = 6,
         num_decoder_layers: int = 6, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | Callable[[Tensor], Tensor] = "relu", *, layer_norm_eps: float = 1e-5,
+        activation: str | Function = "relu", *, layer_norm_eps: float = 1e-5,
         batch_first: bool = False, norm_first: bool = False, bias: bool = True,
     ) -> None:  # fmt: skip
         options = (

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.errors import expect, misfit
 from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Integer
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import as_python, check_choice
@@ -69,9 +69,8 @@ def _pools(spatial: int) -> tuple[Pool, Pool]:
 
 
 def _check_space(name: str, x: Tensor, spatial: int) -> None:
-    if x.ndim not in (spatial + 1, spatial + 2):
-        expected = f"(batch, channels, *space), or no batch, with {spatial} spatial dimensions"
-        raise misfit(name, expected, x)
+    expect(x.ndim in (spatial + 1, spatial + 2), name, "(batch, channels, *space), or no batch, "
+           f"with {spatial} spatial dimensions", x)  # fmt: skip
 
 
 def _adaptive(spatial: int, kind: str) -> Pool:
@@ -362,8 +361,7 @@ def grid_sample(
     values: list[Tensor] = []
     for corner in corners:
         index, weight, inside = (each.flatten(1).unsqueeze(1) for each in corner)
-        picked = flat.gather(2, index.expand(-1, flat.shape[1], -1))
-        values.append(inside.where(picked * weight, 0))
+        values.append(inside.where(flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight, 0))
     result: Tensor = sum(values[1:], values[0])
     return result.unflatten(2, grid._known_shape()[1:-1])
 
@@ -448,8 +446,7 @@ def binary_cross_entropy_with_logits(
 
     pos_weight: a factor of the term of positive targets, for data where they are rare.
     """
-    losses = x.binary_crossentropy_logits(target, "none", pos_weight)
-    return _weighted(losses, weight, reduction)
+    return _weighted(x.binary_crossentropy_logits(target, "none", pos_weight), weight, reduction)
 
 
 def l1_loss(x: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
@@ -541,6 +538,4 @@ def triplet_margin_loss(
 
 
 check_functions(globals(), "minigrad.tensor", first=True)
-
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())
+hint_names(globals())

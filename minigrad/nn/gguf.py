@@ -82,9 +82,8 @@ class _Reader:
 
     def text(self, what: str) -> str:
         """A UTF-8 string, preceded by its length."""
-        data = self.take(self.number("<Q", what), what)
         try:
-            return data.decode()
+            return self.take(self.number("<Q", what), what).decode()
         except UnicodeDecodeError:
             raise GGUFError(f"{what} is not UTF-8") from None
 

@@ -80,8 +80,7 @@ class Layout:
         """The inverse of `unpack`. Minima are stored with the opposite sign."""
         q, *rest = parts
         q = q ^ 128 if self.integers[0][1] == 8 else q
-        found = {name: gathered(q >> below, bits, run)
-                 for name, bits, run, below in self.integers}  # fmt: skip
+        found = {name: gathered(q >> below, bits, run) for name, bits, run, below in self.integers}
         if self.codec is not None:
             rows, blocks, _ = q._known_shape()
             scales = [(part + self.codec.zero).bitcast(dtypes.uint8).reshape(rows, blocks, -1)

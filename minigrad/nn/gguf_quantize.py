@@ -73,8 +73,7 @@ def _parts(kind: Kind, flat: Tensor) -> Parts:
         scale, *minima = [part.reshape(-1, 1).float() for part in stored]
     above = x - minima[0] if minima else x
     integers = (above * reciprocal(scale)).round().clip(low, high)
-    whole = (integers + kind.zero).cast(dtypes.uint8)
-    return [whole.reshape(1, -1, kind.block), *stored]
+    return [(integers + kind.zero).cast(dtypes.uint8).reshape(1, -1, kind.block), *stored]
 
 
 def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[Tensor]]:
@@ -83,10 +82,9 @@ def _factored(kind: Kind, most: int, found: list[Tensor]) -> tuple[Parts, list[T
     most: the largest scale in units of its factor; without minima, scales are signed. found:
     scales, and perhaps minima ≤ 0, each (groups, 1).
     """
-    groups = SUPER // kind.group
     integers, factors, meant = [], [], []
     for part, sign in zip(found, (1, -1), strict=False):
-        each = part.reshape(-1, groups) * sign
+        each = part.reshape(-1, SUPER // kind.group) * sign
         if kind.minimum:
             least, factor = 0, each.max(1, keepdim=True) / most
         else:  # one more integer below 0 than above

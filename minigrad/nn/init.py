@@ -113,8 +113,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     check_choice("kaiming_", ("fan_in", "fan_out"), mode=mode)
-    fan = _fans(tensor)[mode == "fan_out"]
-    return calculate_gain(nonlinearity, a) / math.sqrt(fan)
+    return calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[mode == "fan_out"])
 
 
 def kaiming_uniform_(
@@ -152,8 +151,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     rows, *others = tensor._known_shape()
     columns = math.prod(others)
     with Tensor.no_grad():
-        drawn = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device)
-        q, r = drawn.qr()
+        q, r = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device).qr()
         q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # makes the distribution uniform
         whole = (q if rows >= columns else q.transpose()) * gain
         return _filled(tensor, whole.reshape(tensor.shape))

@@ -249,17 +249,20 @@ def _unflatten(x: Tensor, dim: int, unflattened_size: Any) -> Tensor:
     return x.unflatten(dim, unflattened_size)
 
 
-def _padded(dimensions: int, mode: str) -> Callable[..., Tensor]:
-    """The function of a padding layer."""
+def _padding_layers(mode: str) -> list[type[FunctionLayer]]:
+    """The layers that pad one, two and three dimensions."""
 
-    def pad(x: Tensor, padding: int | Sequence[int]) -> Tensor:
-        """Pad the last dimensions. padding: one width, or (left, right, top, bottom, …)."""
-        widths = [padding] * 2 * dimensions if isinstance(padding, int) else [*padding]
-        expect(len(widths) == 2 * dimensions, "padding", f"an int or {2 * dimensions} of them",
-               widths)  # fmt: skip
-        return x.pad(widths, mode=mode)
+    def padded(dimensions: int) -> Callable[..., Tensor]:
+        def pad(x: Tensor, padding: int | Sequence[int]) -> Tensor:
+            """Pad the last dimensions. padding: one width, or (left, right, top, bottom, …)."""
+            widths = [padding] * 2 * dimensions if isinstance(padding, int) else [*padding]
+            expect(len(widths) == 2 * dimensions, "padding", f"an int or {2 * dimensions} of them",
+                   widths)  # fmt: skip
+            return x.pad(widths, mode=mode)
 
-    return pad
+        return pad
+
+    return _layers(*map(padded, F.DIMENSIONS))
 
 
 ReLU, ReLU6, SiLU, Mish, Hardswish, Hardsigmoid, Hardtanh = _layers(
@@ -288,14 +291,10 @@ AvgPool1d, AvgPool2d, AvgPool3d = _layers(*F.avg_pools)
 AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d = _layers(*F.adaptive_avg_pools)
 AdaptiveMaxPool1d, AdaptiveMaxPool2d, AdaptiveMaxPool3d = _layers(*F.adaptive_max_pools)
 Upsample, PixelShuffle, PixelUnshuffle = _layers(F.interpolate, F.pixel_shuffle, F.pixel_unshuffle)
-ReflectionPad1d, ReflectionPad2d, ReflectionPad3d = _layers(
-    *(_padded(n, "reflect") for n in (1, 2, 3))
-)
-ReplicationPad1d, ReplicationPad2d, ReplicationPad3d = _layers(
-    *(_padded(n, "replicate") for n in (1, 2, 3))
-)
-CircularPad1d, CircularPad2d, CircularPad3d = _layers(*(_padded(n, "circular") for n in (1, 2, 3)))
-ZeroPad1d, ZeroPad2d, ZeroPad3d = _layers(*(_padded(n, "constant") for n in (1, 2, 3)))
+ReflectionPad1d, ReflectionPad2d, ReflectionPad3d = _padding_layers("reflect")
+ReplicationPad1d, ReplicationPad2d, ReplicationPad3d = _padding_layers("replicate")
+CircularPad1d, CircularPad2d, CircularPad3d = _padding_layers("circular")
+ZeroPad1d, ZeroPad2d, ZeroPad3d = _padding_layers("constant")
 for _name, _kind in [*globals().items()]:
     if isinstance(_kind, type) and _kind.__name__ == "layer":
         _kind.__name__ = _kind.__qualname__ = _name

@@ -57,8 +57,7 @@ class LBFGS(Optimizer):
         self.moments["history"] = [self._kept(shape) for shape in shapes]
 
     def _kept(self, shape: tuple[int, ...]) -> Tensor:
-        dtype = self.params[0].dtype
-        return Tensor.zeros(*shape, dtype=dtype, device=self.device)._own_memory()
+        return Tensor.zeros(*shape, dtype=self.params[0].dtype, device=self.device)._own_memory()
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         """Take steps; closure() sets the gradients and returns the loss. Returns the first loss.

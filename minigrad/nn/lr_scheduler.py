@@ -12,15 +12,17 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.dtype import convert, dtypes
 from minigrad.errors import StateError, expect
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
 
+Rate = Callable[[int], float]  # of a step: its learning rate, or a factor of it
+Rates = Rate | Sequence[Rate]  # one for all groups, or one for each
 _EXPECTED = "expected the result of a scheduler's state_dict()"
 _NOTHING = 1e-12  # a smaller factor counts as 0: base rates cannot be computed by dividing by it
 
@@ -41,16 +43,14 @@ class _Factors:
     """
 
     def __init__(
-        self, optimizer: Any, factors: Callable[[int], float] | Sequence[Callable[[int], float]],
-        last_epoch: int = -1, least: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, optimizer: Any, factors: Rates, last_epoch: int = -1, least: float = 0.0
+    ) -> None:
         expect(hasattr(optimizer, "param_groups"),
                type(self).__name__, "an optimizer", type(optimizer).__name__,
                error=TypeError)  # fmt: skip
         self.optimizer = optimizer
         groups = optimizer.param_groups
-        several = factors if isinstance(factors, Sequence) else [factors] * len(groups)
-        self.factors = list(several)
+        self.factors = list(factors if isinstance(factors, Sequence) else [factors] * len(groups))
         for factor in self.factors:
             expect(callable(factor), type(self).__name__, "a function of the step number",
                    repr(factor), error=TypeError)  # fmt: skip
@@ -129,10 +129,7 @@ class LambdaLR(_Factors):
     optimizer: an `Optimizer` or `OptimizerGroup`. lr_lambda: a function, or one for each group.
     """
 
-    def __init__(
-        self, optimizer: Any,
-        lr_lambda: Callable[[int], float] | Sequence[Callable[[int], float]], last_epoch: int = -1,
-    ) -> None:  # fmt: skip
+    def __init__(self, optimizer: Any, lr_lambda: Rates, last_epoch: int = -1) -> None:
         super().__init__(optimizer, lr_lambda, last_epoch)
 
     def _first(self, group: Any, lr: float) -> float:
@@ -160,8 +157,7 @@ class LinearLR(_Factors):
                error=ValueError)  # fmt: skip
 
         def factor(step: int) -> float:
-            share = min(step / total_iters, 1.0)
-            return start_factor + (end_factor - start_factor) * share
+            return start_factor + (end_factor - start_factor) * min(step / total_iters, 1.0)
 
         super().__init__(optimizer, factor, last_epoch)
 
@@ -306,9 +302,8 @@ class OneCycleLR(LambdaLR):
         if three_phase:
             self.corners.append((2 * top, first, max_momentum))
         self.corners.append((total - 1.0, first / final_div_factor, max_momentum))
-        self.momenta: list[Tensor] = []
-        for group in optimizer.param_groups if cycle_momentum else ():
-            self.momenta.append(self._momentum_of(group.optimizer, max_momentum))
+        cycled = optimizer.param_groups if cycle_momentum else ()
+        self.momenta = [self._momentum_of(group.optimizer, max_momentum) for group in cycled]
         several = max_lr if isinstance(max_lr, Sequence) else [max_lr] * len(optimizer.param_groups)
         expect(len(several) == len(optimizer.param_groups), "OneCycleLR", "a number for each group",
                f"{len(several)} for {len(optimizer.param_groups)}", error=ValueError)  # fmt: skip
@@ -403,6 +398,4 @@ class ReduceLROnPlateau:
 
 
 check_functions(globals())
-
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())
+hint_names(globals())

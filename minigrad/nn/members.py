@@ -166,8 +166,9 @@ def warn_of_unmarked(found: list[Member]) -> None:
 
 
 def tensors_of(name: str, params: Any) -> list[Tensor]:
-    """Several tensors as a list; TypeError for anything else, such as a model."""
-    given = [*params] if isinstance(params, Iterable) else [params]
+    """One tensor or several, as a list; TypeError for anything else, such as a model."""
+    several = isinstance(params, Iterable) and not isinstance(params, Tensor)
+    given = [*params] if several else [params]
     for tensor in given:
         if not isinstance(tensor, Tensor):
             what = f"{name}: expected tensors, got {type(tensor).__name__}"
@@ -223,8 +224,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
     try:
         return value if isinstance(value, Tensor) else Tensor(value)
     except (TypeError, ValueError, OverflowError) as error:
-        what = f"load_state_dict: {name}"
-        raise DTypeError(f"{what}: {error}") from None
+        raise DTypeError(f"load_state_dict: {name}: {error}") from None
 
 
 check_functions(globals())

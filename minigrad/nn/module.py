@@ -75,9 +75,7 @@ def Parameter(data: Any, requires_grad: bool = True) -> Tensor:
     `buffer`.
     """
     tensor = data if isinstance(data, Tensor) else Tensor(data)
-    if not requires_grad:
-        return buffer(tensor)
-    return tensor.requires_grad_(True)
+    return tensor.requires_grad_(True) if requires_grad else buffer(tensor)
 
 
 def buffer(data: Any) -> Tensor:
@@ -105,10 +103,8 @@ def _in_own_mode(function: Callable[..., Any], is_forward: bool) -> Callable[...
                 home = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
                 given = f"{type(self).__name__}: expected a tensor, got {home}{kind.__name__}"
                 raise TypeError(f"{given}; {hint('model(a)')}")
-        observe(self, "_training")
-        observe(self, "_moves")
-        observe(self, "_settings")
-        observe(self, "_hooks")
+        for attribute in ("_training", "_moves", "_settings", "_hooks"):
+            observe(self, attribute)
         # called by a subclass's method (super().__call__), it is this function all the same
         first = type(self).__call__ is call
         run = self.forward if first and is_forward else functools.partial(function, self)

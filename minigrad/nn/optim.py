@@ -6,11 +6,11 @@ import math
 import sys
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import expect
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.nn import lr_scheduler
 from minigrad.nn.lbfgs import LBFGS
 from minigrad.nn.optimizer import Optimizer, OptimizerGroup, ParamGroup, Rule, clip_grad_norm
@@ -260,8 +260,7 @@ def _orthogonal(
     norm = x.float().square().sum().sqrt().cast(dtype).maximum(eps)
     x = (x / norm).contiguous()
     for _ in range(steps):
-        gram = (x @ x.T).contiguous()
-        wide = gram.float()
+        wide = (x @ x.T).contiguous().float()
         step = (wide * b + wide @ wide * c).cast(dtype).contiguous().float()
         wide = x.float()
         x = (wide * a + step @ wide).cast(dtype).contiguous()
@@ -329,7 +328,5 @@ __all__ = [
 ]  # fmt: skip
 
 check_functions(globals())
+hint_names(globals())
 sys.modules[f"{__name__}.lr_scheduler"] = lr_scheduler  # PyTorch's programs import from it
-
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, globals())

@@ -13,12 +13,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
-from minigrad.nn.members import (
-    Training,
-    check_names_and_tensors,
-    load_state_dict,
-    tensors_of,
-)
+from minigrad.nn.members import Training, check_names_and_tensors, load_state_dict, tensors_of
 from minigrad.nn.module import _forget_gradients
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
@@ -179,8 +174,7 @@ class Optimizer(Steps):
         expect(not isinstance(params, Tensor), f"{name}(params)",
                f"a list of tensors; write {name}([x])", "a single Tensor",
                error=TypeError)  # fmt: skip
-        given = tensors_of(name, params)
-        self.params = list({id(tensor): tensor for tensor in given}.values())
+        self.params = list({id(tensor): tensor for tensor in tensors_of(name, params)}.values())
         expect(self.params, name, "at least one parameter", "none", error=ValueError)
         for tensor in self.params:
             if tensor.requires_grad is None and tensor._descends_from_leaves():
@@ -264,8 +258,7 @@ class Optimizer(Steps):
         for options, some in groups.values():
             count = self.counts[some[0]]
             written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
-            grads = [self.params[place].grad for place in some]
-            given = chain(grads, chain.from_iterable(written))
+            given = chain([self.params[place].grad for place in some], chain.from_iterable(written))
             made = update(self.rule, len(moments), self.lr, count, *given, **options)
             for tensor, node in zip(chain.from_iterable(written), made, strict=True):
                 tensor._write(node)
@@ -414,9 +407,9 @@ def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor
     Lazy: this becomes part of the program of the next step.
     """
     expect(max_norm >= 0, "clip_grad_norm", "a number ≥ 0", error=ValueError, max_norm=max_norm)
-    params = [params] if isinstance(params, Tensor) else tensors_of("clip_grad_norm", params)
+    given = tensors_of("clip_grad_norm", params)
     with Tensor.no_grad():
-        grads = [(param, param.grad) for param in params if param.grad is not None]
+        grads = [(param, param.grad) for param in given if param.grad is not None]
         if not grads:
             raise GradientError("clip_grad_norm: no parameter has a gradient")
         norm, *clipped = _clipped(max_norm, *[grad for _, grad in grads])

@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from minigrad.dtype import promote
 from minigrad.errors import ShapeError, expect, misfit
-from minigrad.graph.node import Shape
 from minigrad.nn.layers import blank, uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
@@ -16,9 +15,8 @@ from minigrad.tensor.broadcasting import check_choice, check_share
 PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def parts_of(layer: Any, state: Any, kept: tuple[str, ...] | None = None) -> tuple[Tensor, ...]:
+def parts_of(layer: Any, state: Any, kept: tuple[str, ...]) -> tuple[Tensor, ...]:
     """The tensors of a state, given alone or in a tuple; ShapeError or TypeError for others."""
-    kept = kept or layer.kept
     parts = tuple(state) if isinstance(state, (tuple, list)) else (state,)
     are_tensors = all(isinstance(part, Tensor) for part in parts)
     if len(parts) != len(kept) or not are_tensors:
@@ -49,13 +47,12 @@ class _Cell(Layer):
         self.bias_ih = uniform((rows,), hidden_size) if bias else None
         self.bias_hh = uniform((rows,), hidden_size) if bias else None
 
-    def _zeros(self, x: Tensor) -> Tensor:
-        """The initial state."""
-        return Tensor.zeros(*x.shape[:-1], self.hidden_size, dtype=x.dtype, device=x.device)
-
     def _parts(self, x: Tensor, state: Any) -> tuple[Tensor, ...]:
         """The tensors of a state; zeros if there is none."""
-        return (self._zeros(x),) * len(self.kept) if state is None else parts_of(self, state)
+        if state is not None:
+            return parts_of(self, state, self.kept)
+        shape = (*x.shape[:-1], self.hidden_size)
+        return (Tensor.zeros(shape, dtype=x.dtype, device=x.device),) * len(self.kept)
 
     def _products(self, x: Tensor, hidden: Tensor, *more: Tensor) -> tuple[Tensor, Tensor]:
         """For all gates (…, gates·hidden): the contributions of x and of the hidden state."""
@@ -180,11 +177,6 @@ class _Recurrent(Layer):
             setattr(made, name, getattr(self, f"{name}_{end}"))
         return made
 
-    def _check_state(self, state: tuple[Tensor, ...], batch: Shape) -> None:
-        wanted = (self.num_layers * (1 + self.bidirectional), *batch, self.hidden_size)
-        expect(all(part.shape == wanted for part in state), f"{type(self).__name__}: state",
-               f"{' and '.join(self.cell.kept)} of shape {wanted}", *state)  # fmt: skip
-
     def __call__(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
 
@@ -197,9 +189,10 @@ class _Recurrent(Layer):
                f"(length, batch, {n}), or (batch, length, {n}) with batch_first", x)  # fmt: skip
         time = 1 if self.batch_first and x.ndim == 3 else 0
         given = None if state is None else parts_of(self, state, self.cell.kept)
-        if given is not None:
-            self._check_state(given, x.shape[1 - time : 2 - time] if x.ndim == 3 else ())
         whole = x.transpose(0, time)
+        wanted = (self.num_layers * (1 + self.bidirectional), *whole.shape[1:-1], self.hidden_size)
+        expect(all(part.shape == wanted for part in given or ()), f"{type(self).__name__}: state",
+               f"{' and '.join(self.cell.kept)} of shape {wanted}", *(given or ()))  # fmt: skip
         weight: Tensor = getattr(self, f"{PARAMETERS[0]}_l0")
         dtype = promote(*(one.dtype for one in (x, weight, *(given or ()))))
         last: list[tuple[Tensor, ...]] = []

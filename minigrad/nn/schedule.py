@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from minigrad.errors import expect
 from minigrad.nn.lr_scheduler import LambdaLR
+from minigrad.nn.lr_scheduler import Rate as Rate
 from minigrad.tensor.arguments import check_functions
-
-Rate = Callable[[int], float]  # steps taken so far → learning rate of the next step
 
 
 def constant(lr: float) -> Rate:

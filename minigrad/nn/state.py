@@ -157,8 +157,7 @@ def safe_load(path: str | os.PathLike[str], device: str | None = None) -> dict[s
     package = _package("safe_load")
     result: dict[str, Tensor] = {}
     if os.fspath(path).endswith(".index.json"):
-        parts = parts_of_index(Path(path))
-        for part, names in parts.items():
+        for part, names in parts_of_index(Path(path)).items():
             found = safe_load(part, device)
             missing = [name for name in names if name not in found]
             if missing:

@@ -1,10 +1,9 @@
 """PyTorch's torch.nn.utils: gradients made smaller."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from minigrad.errors import expect
-from minigrad.hints import names_of
+from minigrad.hints import hint_names
 from minigrad.nn.members import tensors_of
 from minigrad.nn.optim import clip_grad_norm as clip_grad_norm_
 from minigrad.tensor import Tensor
@@ -19,15 +18,11 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     Parameters without a gradient are skipped; lazy. ValueError for a negative clip_value.
     """
     expect(clip_value >= 0, "clip_grad_value_", "≥ 0", error=ValueError, clip_value=clip_value)
-    several = [parameters] if isinstance(parameters, Tensor) else parameters
     with Tensor.no_grad():
-        for parameter in tensors_of("clip_grad_value_", several):
+        for parameter in tensors_of("clip_grad_value_", parameters):
             if parameter.grad is not None:
-                clipped = parameter.grad.clip(-clip_value, clip_value)
-                parameter.grad = clipped.requires_grad_(False)
+                parameter.grad = parameter.grad.clip(-clip_value, clip_value).requires_grad_(False)
 
 
 check_functions(globals())
-
-if not TYPE_CHECKING:
-    __getattr__ = names_of(__name__, __all__)
+hint_names(globals(), __all__)

@@ -187,8 +187,7 @@ class Arithmetic(Composed):
         ratio = (y.abs().eq(math.inf) & x.abs().eq(math.inf)).where(math.pi / 4, ratio)
         turned = x.signbit().where(math.pi - ratio, ratio)
         turned = y.signbit().where(-turned, turned)
-        angle = (y.isnan() | x.isnan()).where(math.nan, turned)
-        return y._with_derivative(angle, _atan2_rule, x)
+        return y._with_derivative((y.isnan() | x.isnan()).where(math.nan, turned), _atan2_rule, x)
 
     def hypot(self, other: Any) -> Self:
         """√(self² + other²) without overflow.
@@ -334,8 +333,7 @@ class Arithmetic(Composed):
         >>> Tensor([1, 2]).kron(Tensor([1, 10])).tolist()
         [1, 10, 2, 20]
         """
-        ndim = max(self.ndim, other.ndim)
-        a, b = ((1,) * (ndim - x.ndim) + x.shape for x in (self, other))
+        a, b = ((1,) * (max(self.ndim, other.ndim) - x.ndim) + x.shape for x in (self, other))
         x = self.reshape([e for extent in a for e in (extent, 1)])
         y = other.reshape([e for extent in b for e in (1, extent)])
         return (x * y).reshape([m * n for m, n in zip(a, b, strict=True)])

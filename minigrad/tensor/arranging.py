@@ -10,14 +10,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.symbolic import Affine, Integer, low
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import (
-    Axis,
-    Scalar,
-    axes_of,
-    axis_of,
-    broadcast_shape,
-    check_ints,
-)
+from minigrad.tensor.broadcasting import Axis, Scalar, axes_of, axis_of, broadcast_shape, check_ints
 from minigrad.tensor.core import Core
 from minigrad.tensor.movement import sequence, tensors_in
 
@@ -290,9 +283,8 @@ class Arranging(Composed):
         (1, 1, 4, 4)
         """
         r = upscale_factor
-        if r < 1 or self.ndim < 3 or self.shape[-3] % (r * r):
-            expected = f"r ≥ 1 and (…, channels, height, width), channels divisible by {r * r}"
-            raise misfit(f"pixel_shuffle({r})", expected, self)
+        expect(r >= 1 and self.ndim >= 3 and not self.shape[-3] % (r * r), f"pixel_shuffle({r})",
+               f"r ≥ 1 and (…, channels, height, width), channels divisible by {r * r}", self)
         return self.rearrange("... (c p q) h w -> ... c (h p) (w q)", p=r, q=r)
 
     def pixel_unshuffle(self, downscale_factor: int) -> Self:
@@ -409,8 +401,7 @@ class Arranging(Composed):
         every = self.arange(self.numel(), device=self.raw.device).reshape(self.shape)
         places = every[tuple(indices)]
         added = self._filling(values, "index_put").expand(places.shape).flatten()
-        flat = self.flatten().scatter_add(0, places.flatten(), added)
-        return flat.reshape(self.shape)
+        return self.flatten().scatter_add(0, places.flatten(), added).reshape(self.shape)
 
     def take_along_dim(self, indices: Core, dim: Axis = None) -> Self:
         """Elements along dim at indices such as `argsort` returns; other dimensions broadcast.
@@ -428,8 +419,7 @@ class Arranging(Composed):
 
     def _take_along(self, name: str, indices: Core, axis: int) -> Self:
         """`take_along_dim`; `name` is for messages."""
-        if indices.ndim != self.ndim:
-            raise misfit(name, f"indices with {self.ndim} dimensions", indices)
+        expect(indices.ndim == self.ndim, name, f"indices with {self.ndim} dimensions", indices)
         shapes = [(*x.shape[:axis], 1, *x.shape[axis + 1 :]) for x in (self, indices)]
         common = broadcast_shape(name, *shapes)
         x, places = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import DTypeError, misfit
+from minigrad.errors import DTypeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import merge_axes, repeat_along, split_axis
 from minigrad.graph.node import Node, Op
@@ -34,19 +34,25 @@ def _resized(node: Node, wanted: DType) -> Node:
     return build.bitcast(split_axis(whole, axis + 1), wanted)
 
 
-def _to(name: str, dtype: DType) -> Method:
+class _To(Method):
     """The method that casts to a dtype."""
 
-    def cast(self: Any) -> Any:
-        return self.cast(dtype)
+    def __init__(self, dtype: DType) -> None:
+        self.dtype = dtype
 
-    cast.__name__ = name
-    cast.__doc__ = f"""{dtype.name}, as `cast`.
+    def __set_name__(self, family: type, name: str) -> None:
+        dtype = self.dtype
+
+        def cast(self: Any) -> Any:
+            return self.cast(dtype)
+
+        cast.__name__ = name
+        cast.__doc__ = f"""{dtype.name}, as `cast`.
 
         >>> Tensor([1]).{name}().dtype.name
         '{dtype.name}'
         """
-    return cast  # type: ignore[return-value]
+        setattr(family, name, cast)
 
 
 class Casts(Methods):
@@ -75,19 +81,15 @@ class Casts(Methods):
         wanted = resolve(dtype)
         if wanted is self.dtype:
             return self
-        if dtypes.bool in (wanted, self.dtype):
-            raise misfit(f"bitcast from {self.dtype.name} to {wanted.name}", "numbers; use cast",
-                         error=DTypeError)  # fmt: skip
+        expect(dtypes.bool not in (wanted, self.dtype), f"bitcast from {self.dtype.name} to "
+               f"{wanted.name}", "numbers; use cast", error=DTypeError)  # fmt: skip
         if wanted.itemsize == self.dtype.itemsize:
             return self._view(lambda node: build.bitcast(node, wanted))
         return self._view(lambda node: _resized(node, wanted))
 
-    half, float, double, bfloat16, long = map(
-        _to, ("half", "float", "double", "bfloat16", "long"), (
-            dtypes.float16, dtypes.float32, dtypes.float64, dtypes.bfloat16, dtypes.int64
-        )
-    )  # fmt: skip
-    int, bool, char, short, byte = map(
-        _to, ("int", "bool", "char", "short", "byte"),
-        (dtypes.int32, dtypes.bool, dtypes.int8, dtypes.int16, dtypes.uint8),
-    )  # fmt: skip
+    half, float, double, bfloat16 = map(
+        _To, (dtypes.float16, dtypes.float32, dtypes.float64, dtypes.bfloat16)
+    )
+    long, int, bool, char, short, byte = map(
+        _To, (dtypes.int64, dtypes.int32, dtypes.bool, dtypes.int8, dtypes.int16, dtypes.uint8)
+    )

@@ -204,8 +204,7 @@ class Contraction(Methods):
         """Which keys a query sees, as a mask (queries, keys) or broadcast; what is added to scores.
         """
         if attn_mask is None and not is_causal:
-            every = build.const(True, dtypes.bool, (1, 1), self.raw.device)
-            return self._new(every), None
+            return self._new(build.const(True, dtypes.bool, (1, 1), self.raw.device)), None
         if attn_mask is None:
             rows = self.arange(self.shape[-2], device=self.raw.device).unsqueeze(1)
             return self.arange(key.shape[-2], device=self.raw.device) <= rows, None
@@ -233,8 +232,7 @@ class Contraction(Methods):
         axes_of("layernorm", axis, self.ndim)
         x = self._wide()
         away = x - x.mean(axis, True)
-        variance = (away * away).mean(axis, True)
-        result = away * (variance + eps).rsqrt()
+        result = away * ((away * away).mean(axis, True) + eps).rsqrt()
         if weight is not None:
             result = result * weight
         if bias is not None:
@@ -281,9 +279,7 @@ def matmul_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
     left, right = _rounded(x, half), _rounded(y, half)
     lines = right.transpose(-1, -2).unsqueeze(-3)  # (…, 1, n, k)
     terms = seen.unsqueeze(-2).where(left.unsqueeze(-2) * lines, 0.0)
-
-    value = terms.sum(-1, dtype=x.dtype)
-    return seen._with_derivative(value, _matmul_where_rule(half), x, y)
+    return seen._with_derivative(terms.sum(-1, dtype=x.dtype), _matmul_where_rule(half), x, y)
 
 
 @cache
@@ -311,8 +307,7 @@ def _scores_where_rule(half: DType | None) -> Any:
     @templated
     def rule(g: Any, value: Any, seen: Any, x: Any, y: Any) -> tuple[Any, ...]:
         dy = matmul_where(seen.transpose(-1, -2), g.transpose(-1, -2), x, half)
-        dx = matmul_where(seen, g, y.transpose(-1, -2), half)
-        return None, dx, dy.transpose(-1, -2)
+        return None, matmul_where(seen, g, y.transpose(-1, -2), half), dy.transpose(-1, -2)
 
     return rule
 
@@ -324,8 +319,7 @@ def _rounded(x: Any, half: DType | None) -> Any:
 def _aligned(seen: Any, x: Any, y: Any, shape: Shape) -> list[Any]:
     """All with the same batch dimensions, and `seen` with `shape` for its last two."""
     batch = broadcast_shape("attention", *(tensor.shape[:-2] for tensor in (seen, x, y)))
-    last = (shape, x.shape[-2:], y.shape[-2:])
-    pairs = zip((seen, x, y), last, strict=True)
+    pairs = zip((seen, x, y), (shape, x.shape[-2:], y.shape[-2:]), strict=True)
     return [tensor._new(broadcast_to(tensor.node, (*batch, *two))) for tensor, two in pairs]
 
 
@@ -372,8 +366,7 @@ def _ratio(many: Any, few: Any) -> int:
 
 def _parse_einsum(equation: str, ndims: Sequence[int]) -> tuple[list[list[str]], list[str]]:
     """The names of each operand's dimensions and of the result's; … gets names of its own."""
-    text = equation.replace(" ", "").replace("...", "…")
-    left, arrow, right = text.partition("->")
+    left, arrow, right = equation.replace(" ", "").replace("...", "…").partition("->")
     parts = left.split(",")
     if len(parts) != len(ndims):
         raise ShapeError(f"einsum {equation!r}: expected {len(parts)} operands, got {len(ndims)}")

@@ -21,7 +21,7 @@ from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.build import Window
 from minigrad.graph.node import Shape, device_of
 from minigrad.graph.sharding import meshes
-from minigrad.graph.symbolic import Integer, ceildiv
+from minigrad.graph.symbolic import Integer, ceildiv, plain
 from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
@@ -129,8 +129,7 @@ class Convolution(Composed):
             result = result.reshape(wide.shape[0], out, *pixels).movedim(1, -1)
             return result.unsqueeze(-2)._channels_second(bias, dtype, batched)
         at = 2 + spatial if apart else 1 + spatial  # where the kernel's dimensions come
-        last = wide._channels_last(groups, apart)
-        padded = last._zeros_around(at - spatial, pairs, not lies)
+        padded = wide._channels_last(groups, apart)._zeros_around(at - spatial, pairs, not lies)
         windows = padded._windows(windows_of(at - spatial, kernel, steps, gaps))
         places = range(3 + spatial, 3 + 2 * spatial)
         windows = windows.permute(*range(at), *places, *range(at, 3 + spatial))
@@ -192,15 +191,13 @@ class Convolution(Composed):
 
     def _batched(self, name: str, weight: Core) -> tuple[Self, bool]:
         device_of(name, (self.raw, weight.raw))
-        if weight.ndim < 3 or self.ndim not in (weight.ndim, weight.ndim - 1):
-            expected = "(batch, channels, *space) and a weight (…, …, *kernel) with equal ndim"
-            raise misfit(name, expected, self, weight)
+        expect(weight.ndim >= 3 and self.ndim in (weight.ndim, weight.ndim - 1), name, "(batch, "
+               "channels, *space) and a weight (…, …, *kernel) with equal ndim", self, weight)
         return (self, True) if self.ndim == weight.ndim else (self.unsqueeze(0), False)
 
     def _channels_last(self, groups: int, apart: bool = False) -> Self:
         """(b, groups·c, *space) → (b, *space, groups, c), or apart: (b, groups, *space, c)."""
         batch, channels, *space = self.shape
-        assert isinstance(channels, int)
         x = self.reshape(batch, groups, channels // groups, *space)
         order = (1, *range(3, x.ndim)) if apart else (*range(3, x.ndim), 1)
         return x.permute(0, *order, 2)
@@ -318,8 +315,7 @@ class Convolution(Composed):
         self, axis: int, count: int, scale: float | None, mode: str, align_corners: bool
     ) -> Self:
         """`count` new elements along an axis, `scale` apart in units of self's elements."""
-        extent = self.shape[axis]
-        assert isinstance(extent, int)
+        extent = plain(self.shape[axis])
         if count < 1 or extent < 1:
             raise ShapeError(f"interpolate: dimension {axis} of shape {self.shape} has no elements")
         apart = extent / count if scale is None else scale
@@ -346,12 +342,11 @@ class Convolution(Composed):
             place = place.maximum(0)
         low = place.floor()
         share = place - low
-        weights = [1 - share, share] if mode != "bicubic" else _cubic(share)
         first = low.int() - (1 if mode == "bicubic" else 0)
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
         parts: list[Self] = [
             x._taken(axis, first + i, extent) * weight.reshape(shape)
-            for i, weight in enumerate(weights)
+            for i, weight in enumerate([1 - share, share] if mode != "bicubic" else _cubic(share))
         ]
         return sum(parts[1:], parts[0])
 

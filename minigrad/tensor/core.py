@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Never, Self
 
 from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import BY_NAME, DType, check_holds, resolve
-from minigrad.errors import GradientError, ScanError, misfit
+from minigrad.errors import GradientError, ScanError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
 from minigrad.graph.shapes import numel
@@ -110,11 +110,10 @@ class Core(Holder, metaclass=_TensorType):
         [1, 2]
         """
         dtype = resolve(dtype)
-        if len(data) != numel(shape) * dtype.itemsize:
-            said = f"from_bytes of {show(shape)} {dtype.name}"
-            raise misfit(said, f"{numel(shape) * dtype.itemsize} bytes", len(data))
-        where = Device.canonical(device)
-        result = cls._of(stored(data, dtype, shape, where))
+        size = numel(shape) * dtype.itemsize
+        expect(len(data) == size, f"from_bytes of {show(shape)} {dtype.name}", f"{size} bytes",
+               len(data))  # fmt: skip
+        result = cls._of(stored(data, dtype, shape, Device.canonical(device)))
         result.made = True
         return result
 
@@ -142,8 +141,7 @@ class Core(Holder, metaclass=_TensorType):
         """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
         self._check_own()
         target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
-        own = target.op is Op.BUFFER and not self._borrows(target)
-        if own and views.writable(self) is None:
+        if target.op is Op.BUFFER and not self._borrows(target) and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
             return

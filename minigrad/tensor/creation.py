@@ -222,8 +222,7 @@ class Creation(Methods):
         """
         checked_shape("eye", (n, n if m is None else m))
         rows = cls.arange(n, device=device)
-        columns = cls.arange(n if m is None else m, device=device)
-        same = rows.unsqueeze(1).eq(columns)
+        same = rows.unsqueeze(1).eq(cls.arange(n if m is None else m, device=device))
         return cls._made(same.cast(dtype_or(dtype, dtypes.default_float)).node, requires_grad)
 
     def meshgrid(self, *others: Any, indexing: str = "ij") -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ the structure that a capsule points to say so (DLPack 1.1, https://dmlc.github.i
 from __future__ import annotations
 
 import ctypes
+from types import SimpleNamespace
 from typing import Any, Self
 
 from minigrad.device import Buffer, Device, about_to_read
@@ -27,16 +28,6 @@ _is_valid = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.c_char_p)(
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
-
-
-class _Capsule:
-    """An object with the `__dlpack__` that numpy asks for, around a bare capsule."""
-
-    def __init__(self, capsule: Any) -> None:
-        self.capsule = capsule
-
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.capsule
 
 
 class DLPack(Composed):
@@ -170,7 +161,7 @@ def _consume(data: Any) -> tuple[Any, DType, bool]:
     halves = code.value == _BFLOAT
     code.value = _UNSIGNED if halves else code.value
     try:
-        array = np.from_dlpack(_Capsule(capsule))
+        array: Any = np.from_dlpack(SimpleNamespace(__dlpack__=lambda **options: capsule))
     except (BufferError, RuntimeError) as error:
         raise DTypeError(
             f"from_dlpack of {type(data).__name__}: expected bool, integers or real floats in the "

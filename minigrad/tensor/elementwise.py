@@ -28,8 +28,7 @@ def condition(name: str, x: Core) -> Node:
     """The node of a bool condition; DTypeError for numbers, as in PyTorch's x.where(mask, y)."""
     if not isinstance(x, Core) or not x.dtype.is_bool:
         given = x.dtype.name if isinstance(x, Core) else repr(x)
-        raise misfit(name, "a bool condition, as in (x != 0).where(a, b)", given,
-                     error=DTypeError)  # fmt: skip
+        raise misfit(name, "a bool condition, as in (x != 0).where(a, b)", given, error=DTypeError)
     return x.node
 
 
@@ -399,8 +398,7 @@ class Elementwise(Methods):
         """
         shape = broadcast_shape("masked_fill", self.shape, mask.shape)
         filled = self._filling(value, "masked_fill").node
-        nodes = [condition("masked_fill", mask), filled, self.node]
-        return self._chosen(nodes, shape)
+        return self._chosen([condition("masked_fill", mask), filled, self.node], shape)
 
     def clip(self, min_: Any = None, max_: Any = None, **named_bounds: Any) -> Self:
         """self limited to min … max; None leaves that side open. Keywords: min, max.

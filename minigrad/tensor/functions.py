@@ -381,8 +381,7 @@ class Functions(Methods):
         if isinstance(other, (bool, int, float)) and not reverse:
             if isinstance(other, int) and other < 0 and not self.dtype.is_float:
                 expected = f"an exponent ≥ 0; write x.float() ** {other}"
-                what = f"{self.dtype.name} ** {other}"
-                raise misfit("pow", expected, what, error=ValueError)
+                raise misfit("pow", expected, f"{self.dtype.name} ** {other}", error=ValueError)
             simple = self._pow_number(other)
             if simple is not None:
                 return simple
@@ -595,8 +594,7 @@ class Functions(Methods):
         """
         x = self._as_float()
         size = (x < 0).where(-x, x)
-        result = (size * 2 / (1 - size)).log1p() * 0.5
-        return x._with_derivative(x._odd(result), _ATANH)
+        return x._with_derivative(x._odd((size * 2 / (1 - size)).log1p() * 0.5), _ATANH)
 
     # --- activations ------------------------------------------------------------------------------
 

@@ -172,8 +172,7 @@ def record(
             if node in void:
                 lost.setdefault(buffer, void[node])
     known = [leaves, *(history.leaves for history in found.values())] if free else []
-    alive = {id(link): link for links in known for link in links if link() is not None}
-    ends = [*alive.values()]
+    ends = [*{id(link): link for links in known for link in links if link() is not None}.values()]
     for node in written:
         _histories.pop(node, None)
     for buffer, node in zip(graphs, nodes, strict=True):

@@ -35,8 +35,7 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     dtype: what the caller asked for. Values of Python lists are converted to it here; arrays keep
     their own dtype.
     """
-    kind = type(data)
-    if kind in _NUMBERS:
+    if type(data) in _NUMBERS:
         dtype = dtype or dtype_of("Tensor(…)", (data,))
         check_holds("Tensor(…)", dtype, data)
         return pack((data,), dtype), (), dtype

@@ -180,8 +180,7 @@ def _groups(pattern: str, side: str) -> list[list[str]]:
     """The dimensions of one side: lists of names; a 1 has no name."""
     groups = []
     for part in re.findall(r"\([^()]*\)|\w+|\.\.\.|\S", side):
-        bracketed = part[1:].endswith(")")
-        names = re.findall(r"\w+|\.\.\.|\S", part[1:-1]) if bracketed else [part]
+        names = re.findall(r"\w+|\.\.\.|\S", part[1:-1]) if part[1:].endswith(")") else [part]
         for name in names:
             if name in "()":
                 raise ShapeError(f"rearrange {pattern!r}: unbalanced brackets")

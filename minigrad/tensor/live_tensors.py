@@ -165,14 +165,10 @@ def _links(number: int) -> list[Link]:
     return [filed] if isinstance(filed, Link) else [*filed.values()]
 
 
-def _is_view(link: Link) -> bool:
-    holder = link()
-    return holder is not None and holder._origin is not None
-
-
 def _several(number: int) -> bool:
     """Whether several tensors that are not views stand for a node."""
-    return sum(not _is_view(link) for link in _links(number)) > 1
+    holders = (link() for link in _links(number))
+    return sum(holder is None or holder._origin is None for holder in holders) > 1
 
 
 def _mourn(holder: Holder) -> None:
@@ -253,8 +249,7 @@ def leaves_among(nodes: Iterable[Node]) -> list[Node]:
 def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        alive = _alive([*_lazy.values()])
-        return [holder for holder in alive if holder.raw.op is not BUFFER]
+        return [holder for holder in _alive([*_lazy.values()]) if holder.raw.op is not BUFFER]
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:

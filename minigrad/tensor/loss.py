@@ -169,9 +169,8 @@ class Loss(Composed):
 
     def _check_same_shape(self, name: str, target: Core) -> None:
         """ShapeError unless shapes are equal: (4, 1) and (4,) would broadcast to 16 differences."""
-        if target.shape != self.shape:
-            expected = "equal shapes; reshape or expand one of them"
-            raise misfit(name, expected, self, f"targets {target.shape}")
+        expect(target.shape == self.shape, name, "equal shapes; reshape or expand one of them",
+               self, f"targets {target.shape}")  # fmt: skip
 
     def _away(self, name: str, target: Core) -> Self:
         """self − target, of equal shapes, in floats: a difference of bytes would wrap."""

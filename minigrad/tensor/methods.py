@@ -76,7 +76,6 @@ if TYPE_CHECKING:
 
         # reduce.py
         def _float_dtype(self) -> DType: ...
-        def _check_not_empty(self, name: str, axis: Any) -> None: ...
 
         sum = max = any = mean = softmax = _count = _mirrored = _wide = _Declared._any
         cumsum = argsort = _Declared._any

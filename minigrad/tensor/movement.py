@@ -96,8 +96,7 @@ class Movement(Methods):
         start = axis_of("flatten", start_dim, self.ndim)
         end = axis_of("flatten", end_dim, self.ndim)
         if start > end:
-            what = f"flatten({start_dim}, {end_dim})"
-            raise misfit(what, "start_dim ≤ end_dim")
+            raise misfit(f"flatten({start_dim}, {end_dim})", "start_dim ≤ end_dim")
         merged = product(self.shape[start : end + 1])
         return self.reshape(self.shape[:start] + (merged,) + self.shape[end + 1 :])
 

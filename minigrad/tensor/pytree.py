@@ -58,11 +58,9 @@ def _structure(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
         tensors.append(value)
         return TENSOR
     if isinstance(value, list | tuple):
-        inner = tuple(_structure(item, tensors, values) for item in value)
-        return (type(value).__name__, inner)
+        return (type(value).__name__, tuple(_structure(item, tensors, values) for item in value))
     if isinstance(value, dict):
-        items = tuple((key, _structure(item, tensors, values)) for key, item in value.items())
-        return ("dict", items)
+        return ("dict", tuple((k, _structure(item, tensors, values)) for k, item in value.items()))
     if isinstance(value, Affine):
         return unbind(value, values)
     if isinstance(value, float):  # 0.0 and −0.0 differ, and NaN equals itself

@@ -90,8 +90,7 @@ class _State:
 
     def _advanced(self) -> Node:
         """The state after all draws since the buffer was last advanced."""
-        step = build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
-        return self.buffer + step
+        return self.buffer + build.pad(build.const(self.drawn, _WORD, (1,), self.device), [(2, 0)])
 
 
 def _state_bytes(seed: int) -> bytes:
@@ -124,8 +123,7 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
         raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
     if numel(extents) > 2**_WORD.bits:  # the counter of an element would occur twice
         raise ShapeError(f"{name}{extents}: expected at most 2³² numbers; draw them in parts")
-    state = _state_of(Device.canonical(device))
-    return state.draw(extents)  # type: ignore[arg-type]
+    return _state_of(Device.canonical(device)).draw(extents)  # type: ignore[arg-type]
 
 
 def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:

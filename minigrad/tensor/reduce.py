@@ -219,8 +219,7 @@ class Reduce(Methods):
         # the first one is the one with most elements from it to the end
         dtype = dtypes.int32 if high(self.shape[place]) <= dtypes.int32.maximum else dtypes.int64
         extent = self._count(place, dtype)
-        behind = found.where(extent - self._numbered(place, dtype), 0)
-        return extent - behind.max(place, keepdim)
+        return extent - found.where(extent - self._numbered(place, dtype), 0).max(place, keepdim)
 
     def argmin(self, axis: Axis = None, keepdim: bool = False, *, dim: Axis = None) -> Self:
         """Position (int32) of the first smallest element, or of the first NaN.

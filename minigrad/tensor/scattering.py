@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, expect, misfit
+from minigrad.errors import DTypeError, expect
 from minigrad.graph import build
 from minigrad.graph.axes import within
 from minigrad.graph.node import Op
@@ -143,11 +143,10 @@ class Scattering(Methods):
         values = self._filling(src, name)
         if isinstance(src, (bool, int, float)):
             return axis, part, places, values._broadcast_to(index.shape)
-        if values.ndim != index.ndim or any(
-            low(have - want) < 0 for have, want in zip(values.shape, index.shape, strict=True)
-        ):
-            expected = "a src with equal ndim and sizes at least as large"
-            raise misfit(name, expected, f"index {index.shape}", f"src {values.shape}")
+        pairs = zip(values.shape, index.shape, strict=False)
+        expect(values.ndim == index.ndim and all(low(have - want) >= 0 for have, want in pairs),
+               name, "a src with equal ndim and sizes at least as large", f"index {index.shape}",
+               f"src {values.shape}")  # fmt: skip
         return axis, part, places, values.shrink([(0, extent) for extent in index.shape])
 
     def _scattered(self, op: Op, places: Self, values: Self, axis: int) -> Self:

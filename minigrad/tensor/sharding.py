@@ -9,7 +9,7 @@ from typing import Any, Self
 from minigrad.errors import DeviceError, expect
 from minigrad.graph.node import Node, Op
 from minigrad.graph.partition import LayoutPlan, without_barriers
-from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show
+from minigrad.graph.sharding import Dims, Layout, P, axes_of, meshes, show, whole
 from minigrad.graph.sharding import stored as stored_dims
 from minigrad.mesh import Mesh, mesh_of
 from minigrad.tensor import views
@@ -129,11 +129,8 @@ def layout_of(node: Node) -> Layout | None:
     if node.device not in meshes:
         return None
     if node.op is Op.BUFFER:
-        found: Layout | None = node.arg.memory.layout
-        return found or Layout(((),) * node.ndim)
-
-    def known(buffer: Any) -> Layout | None:
-        return getattr(buffer.memory, "layout", None)
+        return node.arg.memory.layout or whole(node.ndim)
 
     (root,) = without_barriers([node])
-    return LayoutPlan([root], known, [None]).choices[root].made
+    plan = LayoutPlan([root], lambda buffer: getattr(buffer.memory, "layout", None), [None])
+    return plan.choices[root].made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Self
 
 from minigrad.dtype import DTypeLike
-from minigrad.errors import misfit
+from minigrad.errors import expect
 from minigrad.tensor.arithmetic import Arithmetic
 from minigrad.tensor.arranging import Arranging
 from minigrad.tensor.basic import Basic, Composed
@@ -77,9 +77,8 @@ class Spellings(Composed):
         >>> Tensor([1, 2]).replace(Tensor([3, 4])).tolist()
         [3, 4]
         """
-        if other.shape != self.shape or other.dtype is not self.dtype:
-            raise misfit("replace", "equal shapes and dtypes",
-                         *(f"{x.dtype.name} {x.shape}" for x in (self, other)))  # fmt: skip
+        expect(other.shape == self.shape and other.dtype is self.dtype, "replace", "equal shapes "
+               "and dtypes", *(f"{x.dtype.name} {x.shape}" for x in (self, other)))  # fmt: skip
         return self.assign(other)
 
     def zero_(self) -> Self:

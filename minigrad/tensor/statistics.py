@@ -264,9 +264,8 @@ class Statistics(Composed):
         alike = low.eq(high)
         low, high = alike.where(low - 1, low), alike.where(high + 1, high)
         place = ((x - low) * bins / (high - low)).floor().int()
-        inside = (x >= low) & (x <= high)
         empty = self.zeros(bins, dtype=sum_dtype(self.dtype), device=self.raw.device)
-        return empty.scatter_add(0, place.clip(0, bins - 1), inside)
+        return empty.scatter_add(0, place.clip(0, bins - 1), (x >= low) & (x <= high))
 
     def searchsorted(
         self, values: Any, *, right: bool = False, side: str | None = None,

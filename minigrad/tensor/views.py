@@ -170,11 +170,10 @@ def hand_over(base: Holder, heir: Holder) -> None:
 def same(view: Holder, other: Holder) -> bool:
     """Whether two tensors are views of the same elements of one tensor."""
     base = base_of(view)
-    return (
-        base is not None and base is base_of(other)
-        and placeholder(view._origin.steps(), base.raw)
-        is placeholder(other._origin.steps(), base.raw)
-    )  # fmt: skip
+    if base is None or base is not base_of(other):
+        return False
+    one, two = (placeholder(shown._origin.steps(), base.raw) for shown in (view, other))
+    return one is two
 
 
 def bases_of_copies() -> list[Holder]:

@@ -79,8 +79,7 @@ def convolved(x: T, weight: T, pairs: Sequence[tuple[int, int]], space: Sequence
     images = _stacked(_transformed(parts, OF_IMAGE, len(space)))
     rows = weight.flatten(2).movedim(-1, 0)
     factors = _stacked(_transformed(_unstacked(rows), OF_WEIGHT, len(space)))
-    ones = [1] * (images.ndim - 2)
-    factors = factors.reshape(len(parts), *ones, *factors.shape[1:])
+    factors = factors.reshape(len(parts), *[1] * (images.ndim - 2), *factors.shape[1:])
     products = (images.unsqueeze(-2) * factors).sum(-1, dtype=images.dtype)
     parts = _transformed(_unstacked(products), OF_RESULT, len(space))
     for axis in reversed(inside):
