@@ -30,6 +30,18 @@ CALLS = {
     "X.cross(Tensor(1.0))": "cross along dimension -1: expected size 3 there, got shapes (2",
     "_zeros(3).cross(_zeros(3, 3), 0)": "cross along dimension 0: expected size 3 there, got",
     "_zeros(3, 3).addmm(_zeros(3, 2), _zeros(2, 1))": "does not broadcast to (3, 1)",
+    # floats that an integer tensor would have cut off
+    "INTS.index_add(0, Tensor([0]), INTS[:1], alpha=0.5)": "index_add: expected values of int32",
+    "INTS.index_add_(0, Tensor([0]), HALF)": "got floats; write src.cast(\"int32\"), or x.float()",
+    "INTS.scatter_add(0, Tensor([0]), HALF)": "scatter_add: expected values of int32, got floats",
+    "INTS.scatter(0, Tensor([0]), HALF)": "scatter: expected values of int32",
+    "INTS.index_copy(0, Tensor([0]), HALF)": "index_copy: expected values of int32",
+    "INTS.scatter_reduce(0, Tensor([0]), HALF, 'amin')": "expected values of int32",
+    # the ends of an interval, as in numpy, where sizes are expected: they gave an empty array
+    "Tensor.randint(0, 10)": "randint(0, 10): expected sizes first, as randint(2, 3, low=0, high",
+    "Tensor.randint(0, 10, 3)": "randint(0, 10, 3): expected sizes first",
+    "Tensor.uniform(0, 1)": "uniform(0, 1): expected sizes first, as uniform(2, 3, low=0, high=1)",
+    "Tensor.normal(0, 1, 3)": "normal(0, 1, 3): expected sizes first, as normal(2, 3, mean=0, std",
     "X.index_add(1, Tensor([0, 1, 2]), Tensor(1.0))": "index_add: expected values of shape (2, 3)",
     "X.index_copy(1, Tensor([0, 1, 2]), Tensor(1.0))": "index_copy: expected values of shape (2",
     "_zeros(4, 3).take_along_dim(Tensor([[0, 1, 2]] * 2), 1)": "take_along_dim: shapes (4, 1) and",

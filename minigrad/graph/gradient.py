@@ -22,7 +22,7 @@ from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
 from minigrad.graph.node import Node, is_symbolic, reading, topological
 from minigrad.graph.operations import ELEMENTWISE, Op
-from minigrad.graph.scans import along, cummax_rule, cumprod_rule, cumsum_rule
+from minigrad.graph.scans import along, cummax_rule, cumprod_rule, cumsum_rule, wide
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
@@ -181,10 +181,9 @@ def _max(node: Node, g: Node) -> Node:
     """g, divided evenly among the elements that are the maximum."""
     x = node.src[0]
     is_maximum = x.equals(build.expand(node, x.shape))
-    # counted in at least float32: bfloat16 cannot hold 257
-    wide = dtypes.float32 if x.dtype.itemsize < 4 else x.dtype
-    count = build.reduce(Op.SUM, is_maximum.cast(wide), node.arg)
-    share = (g.cast(wide) / count).cast(x.dtype)
+    whole = wide(g)
+    count = build.reduce(Op.SUM, is_maximum.cast(whole.dtype), node.arg)
+    share = (whole / count).cast(x.dtype)
     return is_maximum.where(build.expand(share, x.shape), 0.0)
 
 
@@ -223,7 +222,8 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 
 def _expand(node: Node, g: Node) -> Node:
     old = node.src[0].shape
-    return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
+    axes = [d for d in range(node.ndim) if old[d] != node.shape[d]]
+    return build.reduce(Op.SUM, wide(g), axes).cast(g.dtype)
 
 
 def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
@@ -245,7 +245,7 @@ def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
 def _gather(node: Node, g: Node) -> Node:
     """Add each element's gradient at the place from which it was read."""
     x, index = node.src
-    return build.scatter_add(x.constant(0.0), index, g, node.arg)
+    return build.scatter_add(wide(x).constant(0.0), index, wide(g), node.arg).cast(x.dtype)
 
 
 def _written_by(node: Node) -> Node:

@@ -15,6 +15,11 @@ Values = tuple[Node, ...]
 CHUNK = 8192  # elements of a mask that one thread goes through in order
 
 
+def wide(x: Node) -> Node:
+    """x in at least float32: sums and counts of many halves stop at 256 in bfloat16."""
+    return x.cast(dtypes.float32) if x.dtype.itemsize < 4 else x
+
+
 def cumsum_rule(node: Node, g: Node) -> Node:
     """Element i takes part in the sums i, i + 1, …"""
     axis = (node.arg,)
@@ -24,7 +29,8 @@ def cumsum_rule(node: Node, g: Node) -> Node:
 def cummax_rule(node: Node, g: Node) -> Node:
     """All of it goes to the latest of the elements that are the maximum."""
     x, axis = node.src[0], node.arg
-    return build.scatter_add(x.constant(0.0), latest(x, node, axis), g, axis)
+    zeros = wide(x).constant(0.0)
+    return build.scatter_add(zeros, latest(x, node, axis), wide(g), axis).cast(x.dtype)
 
 
 def cumprod_rule(node: Node, g: Node) -> Node:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -34,6 +35,8 @@ def _single(rate: float) -> float:
 
 class _Factors:
     """Sets each group's learning rate to its base rate times factor(steps taken).
+
+    Factors are methods or partial functions, not local ones, because pickle knows only those.
 
     least: a part of the rate that is not multiplied. base_lrs: the learning rates at a factor of 1;
     they are recomputed if another scheduler or the user has changed a group's rate since the last
@@ -155,11 +158,12 @@ class LinearLR(_Factors):
                f"LinearLR({start_factor}, {end_factor}, {total_iters})",
                "0 < start_factor ≤ 1, 0 ≤ end_factor ≤ 1, total_iters ≥ 1",
                error=ValueError)  # fmt: skip
+        self.start_factor, self.end_factor, self.total_iters = start_factor, end_factor, total_iters
+        super().__init__(optimizer, self._factor, last_epoch)
 
-        def factor(step: int) -> float:
-            return start_factor + (end_factor - start_factor) * min(step / total_iters, 1.0)
-
-        super().__init__(optimizer, factor, last_epoch)
+    def _factor(self, step: int) -> float:
+        share = min(step / self.total_iters, 1.0)
+        return self.start_factor + (self.end_factor - self.start_factor) * share
 
 
 class StepLR(_Factors):
@@ -169,7 +173,11 @@ class StepLR(_Factors):
         self, optimizer: Any, step_size: int, gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
         expect(step_size >= 1, "StepLR", "an int ≥ 1", error=ValueError, step_size=step_size)
-        super().__init__(optimizer, lambda step: gamma ** (step // step_size), last_epoch)
+        self.step_size, self.gamma = step_size, gamma
+        super().__init__(optimizer, self._factor, last_epoch)
+
+    def _factor(self, step: int) -> float:
+        return self.gamma ** (step // self.step_size)
 
 
 class MultiStepLR(_Factors):
@@ -178,15 +186,18 @@ class MultiStepLR(_Factors):
     def __init__(
         self, optimizer: Any, milestones: Sequence[int], gamma: float = 0.1, last_epoch: int = -1
     ) -> None:
-        at = sorted(milestones)
-        super().__init__(optimizer, lambda step: gamma ** bisect_right(at, step), last_epoch)
+        self.milestones, self.gamma = sorted(milestones), gamma
+        super().__init__(optimizer, self._factor, last_epoch)
+
+    def _factor(self, step: int) -> float:
+        return self.gamma ** bisect_right(self.milestones, step)
 
 
 class ExponentialLR(_Factors):
     """lr · gamma^steps."""
 
     def __init__(self, optimizer: Any, gamma: float, last_epoch: int = -1) -> None:
-        super().__init__(optimizer, lambda step: gamma**step, last_epoch)
+        super().__init__(optimizer, partial(pow, gamma), last_epoch)
 
 
 class CosineAnnealingLR(_Factors):
@@ -199,11 +210,11 @@ class CosineAnnealingLR(_Factors):
         self, optimizer: Any, T_max: float, eta_min: float = 0.0, last_epoch: int = -1
     ) -> None:
         expect(T_max >= 1, "CosineAnnealingLR", "an int ≥ 1", error=ValueError, T_max=T_max)
-        self.eta_min = eta_min
-        super().__init__(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / T_max)), last_epoch,
-            eta_min,
-        )
+        self.T_max, self.eta_min = T_max, eta_min
+        super().__init__(optimizer, self._factor, last_epoch, eta_min)
+
+    def _factor(self, step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / self.T_max))
 
 
 class CosineAnnealingWarmRestarts(LambdaLR):
@@ -217,14 +228,14 @@ class CosineAnnealingWarmRestarts(LambdaLR):
     ) -> None:
         expect(T_0 >= 1 and T_mult >= 1, f"CosineAnnealingWarmRestarts({T_0}, {T_mult})",
                "T_0 ≥ 1 and T_mult ≥ 1", error=ValueError)  # fmt: skip
+        self.T_0, self.T_mult = T_0, T_mult
+        _Factors.__init__(self, optimizer, self._factor, last_epoch, eta_min)
 
-        def factor(step: int) -> float:
-            period = T_0
-            while step >= period:
-                step, period = step - period, period * T_mult
-            return 0.5 * (1 + math.cos(math.pi * step / period))
-
-        _Factors.__init__(self, optimizer, factor, last_epoch, eta_min)
+    def _factor(self, step: int) -> float:
+        period = self.T_0
+        while step >= period:
+            step, period = step - period, period * self.T_mult
+        return 0.5 * (1 + math.cos(math.pi * step / period))
 
 
 class PolynomialLR(_Factors):
@@ -235,9 +246,11 @@ class PolynomialLR(_Factors):
     ) -> None:
         expect(total_iters >= 1, "PolynomialLR", "steps ≥ 1", error=ValueError,
                total_iters=total_iters)  # fmt: skip
-        super().__init__(
-            optimizer, lambda step: max(1 - step / total_iters, 0.0) ** power, last_epoch
-        )
+        self.total_iters, self.power = total_iters, power
+        super().__init__(optimizer, self._factor, last_epoch)
+
+    def _factor(self, step: int) -> float:
+        return max(1 - step / self.total_iters, 0.0) ** self.power  # type: ignore[no-any-return]
 
 
 class SequentialLR(LambdaLR):
@@ -259,7 +272,7 @@ class SequentialLR(LambdaLR):
                    f"SequentialLR of a {type(one).__name__}", "schedulers of this optimizer that "
                    "step without a metric", error=ValueError)  # fmt: skip
         self.schedulers, self.milestones = list(schedulers), list(milestones)
-        super().__init__(optimizer, lambda step: 1.0, last_epoch)
+        super().__init__(optimizer, partial(pow, 1.0), last_epoch)
 
     def get_last_lr(self) -> list[float]:
         """The learning rates of the next step."""
@@ -309,7 +322,10 @@ class OneCycleLR(LambdaLR):
                f"{len(several)} for {len(optimizer.param_groups)}", error=ValueError)  # fmt: skip
         for group, lr in zip(optimizer.param_groups, several, strict=True):
             vars(group.optimizer)["initial_lr"] = lr
-        super().__init__(optimizer, lambda step: self._at(step)[0], last_epoch)
+        super().__init__(optimizer, self._factor, last_epoch)
+
+    def _factor(self, step: int) -> float:
+        return self._at(step)[0]
 
     @staticmethod
     def _momentum_of(optimizer: Any, value: float) -> Tensor:

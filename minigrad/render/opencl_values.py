@@ -94,14 +94,15 @@ $T smaller_$T($T a, $T b) {  // NaN wins
     return ((b < a) | (b != b)) ? b : a;
 }""",
     "half_bits": """
-ushort$N half_bits$N(float$N x) {
-    ushort$N bits;
-    vstore_half${N}_rte(x, 0, (half *)&bits);
-    return bits;
+ushort$N half_bits$N(float$N x) {  // bytes: compilers assume that halves never alias ushorts
+    union { ushort$N bits; uchar bytes[sizeof(ushort$N)]; } made;
+    vstore_half${N}_rte(x, 0, (half *)made.bytes);
+    return made.bits;
 }""",
     "half_value": """
 float$N half_value$N(ushort$N bits) {
-    return vload_half$N(0, (half *)&bits);
+    union { ushort$N bits; uchar bytes[sizeof(ushort$N)]; } given = {bits};
+    return vload_half$N(0, (half *)given.bytes);
 }""",
     "bfloat_bits": """
 ushort$N bfloat_bits$N(float$N x) {  // to nearest, ties to even

@@ -209,7 +209,9 @@ def check_functions(names: dict[str, Any], *homes: str, first: bool = False) -> 
             continue
         made = vars(value).get("__init__")
         if isinstance(value, FunctionType):
-            names[name] = checked(value, first=first)
+            names[name] = call = checked(value, first=first)
+            # where pickle looks for it
+            call.__module__, call.__qualname__ = names["__name__"], name
         elif made is not None and not hasattr(made, "__wrapped__"):
             type.__setattr__(value, "__init__", checked(made))
 
@@ -235,4 +237,5 @@ def check_methods(kind: type) -> None:
                 checking = checked(function, _words_of(name, function), owner=own)
                 if checking is not function:
                     form = type(method) if function is not method else (lambda f: f)
+                    checking.__qualname__ = f"{kind.__name__}.{name}"  # where pickle looks for it
                     setattr(kind, name, form(checking))

@@ -126,6 +126,16 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
     return _state_of(Device.canonical(device)).draw(extents)  # type: ignore[arg-type]
 
 
+def _check_sizes(name: str, shape: tuple[Any, ...], plain: bool, example: str) -> None:
+    """ShapeError for f(0, 10), which means numbers from 0 to 10 in other libraries.
+
+    plain: no interval is given.
+    """
+    if plain and len(shape) > 1 and shape[0] == 0:
+        numbers = ", ".join(map(str, shape))
+        raise ShapeError(f"{name}({numbers}): expected sizes first, as {name}(2, 3, {example})")
+
+
 def _uniform(words: tuple[Node, Node], dtype: DType) -> Node:
     """Floats in [0, 1), made of as many leading bits as the significand holds."""
     if dtype is dtypes.float64:
@@ -213,6 +223,7 @@ class Random(Methods):
         >>> Tensor.randint(4, low=3, high=4).tolist()
         [3, 3, 3, 3]
         """
+        _check_sizes("randint", shape, (low, high) == (0, 10), "low=0, high=10")
         if not 0 < high - low <= 2**32:
             raise ValueError(f"randint(low={low}, high={high}): expected 0 < high − low ≤ 2³²")
         wanted = dtype_or(dtype, dtype_of("randint", (low, high - 1)))
@@ -233,6 +244,7 @@ class Random(Methods):
         >>> Tensor.normal(2, mean=5.0, std=0.0).tolist()
         [5.0, 5.0]
         """
+        _check_sizes("normal", shape, (mean, std) == (0, 1), "mean=0, std=1")
         expect(std >= 0, "normal", "std ≥ 0", error=ValueError, std=std)
         drawn = (cls.randn(checked_shape("normal", shape), **options) * std + mean).node
         return cls._made(drawn, requires_grad, drawn=True)
@@ -250,6 +262,7 @@ class Random(Methods):
         >>> Tensor.uniform(2, low=1.0, high=1.0).tolist()
         [1.0, 1.0]
         """
+        _check_sizes("uniform", shape, (low, high) == (0, 1), "low=0, high=1")
         wanted = dtype_or(dtype, dtypes.default_float)
         wide = dtypes.float64 if wanted.is_int or wanted is dtypes.float64 else dtypes.float32
         held = convert(low, wanted), convert(high, wanted), convert(high - low, wide)

@@ -117,7 +117,7 @@ class Scattering(Methods):
         """
         check_choice("scatter_reduce", REDUCTIONS, reduce=reduce)
         if reduce == "amin":  # the smallest element is the largest mirrored one
-            mirrored = self._filling(src, "scatter_reduce")._mirrored()
+            mirrored = self._kept(src, "scatter_reduce")._mirrored()
             largest = self._mirrored().scatter_reduce(
                 dim, index, mirrored, "amax", include_self=include_self
             )
@@ -137,10 +137,19 @@ class Scattering(Methods):
             changed = changed / terms if self.dtype.is_float else changed // terms
         return self._with_part(changed)
 
+    def _kept(self, src: Any, name: str) -> Self:
+        """src in self's dtype; DTypeError for a tensor of floats that integers would cut off."""
+        floats = isinstance(src, Core) and src.dtype.is_float
+        own = self.dtype.name
+        expect(self.dtype.is_float or not floats, name,
+               f'values of {own}; write src.cast("{own}"), or x.float() to keep fractions',
+               "floats", error=DTypeError)  # fmt: skip
+        return self._filling(src, name)
+
     def _updates(self, name: str, dim: int, index: Core, src: Any) -> tuple[int, Self, Self, Self]:
         """Axis, the part of self that is written to, the places, and the values."""
         axis, part, places = self._addressed(name, dim, index)
-        values = self._filling(src, name)
+        values = self._kept(src, name)
         if isinstance(src, (bool, int, float)):
             return axis, part, places, values._broadcast_to(index.shape)
         pairs = zip(values.shape, index.shape, strict=False)

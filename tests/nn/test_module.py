@@ -286,6 +286,19 @@ def test_saving_and_loading(on_device, tmp_path):
         second.load_state_dict(arrays)
 
 
+def test_layers_with_functions_can_be_copied(on_device):
+    """Whatever the name of the function is, and where it was taken from."""
+    for owner in (Tensor, nn.functional):
+        for name in dir(owner):
+            function = getattr(owner, name)
+            if callable(function) and not name.startswith("_"):
+                assert pickle.loads(pickle.dumps(function)) == function, name
+    layer = nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.relu).eval()
+    x = Tensor.rand(1, 3, 4)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert other.eval()(x).tolist() == layer(x).tolist()
+
+
 def test_gradients_are_forgotten(on_device):
     net = Net()
     net(Tensor.ones(2, 4)).sum().backward()

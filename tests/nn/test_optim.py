@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -583,3 +587,33 @@ def test_schedule_sets_the_rate(on_device):
     assert optimizer.lr.item() == 1.0
     assert isinstance(optimizer.lr, Tensor)
     assert nn.optim is optim
+
+
+RATES = optim.lr_scheduler
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "linear": RATES.LinearLR,
+    "steps": lambda o: RATES.StepLR(o, 2),
+    "milestones": lambda o: RATES.MultiStepLR(o, [2, 3]),
+    "exponential": lambda o: RATES.ExponentialLR(o, 0.9),
+    "cosine": lambda o: RATES.CosineAnnealingLR(o, 5, 0.01),
+    "restarts": lambda o: RATES.CosineAnnealingWarmRestarts(o, 2, 2),
+    "polynomial": lambda o: RATES.PolynomialLR(o, 6, 2.0),
+    "one cycle": lambda o: RATES.OneCycleLR(o, 0.5, 8),
+    "sequence": lambda o: RATES.SequentialLR(
+        o, [RATES.LinearLR(o), RATES.ExponentialLR(o, 0.9)], [3]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_are_copied_with_their_optimizer(name):
+    optimizer = optim.SGD([Tensor(W)], lr=0.3, momentum=0.9)
+    both = optimizer, SCHEDULERS[name](optimizer)
+    both[1].step()
+    found = []
+    for own, scheduler in [both, copy.deepcopy(both), pickle.loads(pickle.dumps(both))]:
+        assert scheduler.optimizer is own
+        found.append([own.lr.item()])
+        for _ in range(5):
+            scheduler.step()
+            found[-1].append(own.lr.item())
+    assert found[0] == found[1] == found[2] and len({*found[0]}) > 1

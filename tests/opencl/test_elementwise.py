@@ -96,6 +96,15 @@ def test_vectors_of_halves_may_lie_anywhere(device):
     assert np.array_equal(Tensor(x, device=device).argmax(0).numpy(), x.argmax(0))
 
 
+def test_halves_go_through_local_memory(device):
+    """Sums of columns, that the items of a group share: PoCL 3 read them before they were written,
+    because its compiler assumes that halves and shorts are never in the same memory.
+    """
+    halves = build.reshape(node([1.0] * 3000, dtypes.float16, device), (750, 4))
+    sums = build.cast(build.reduce(Op.SUM, halves, (0,)), dtypes.float32)
+    assert values([build.reduce(Op.MAX, sums, (0, 1))])[0].item() == 750
+
+
 def test_float_remainder_and_nan_in_maximum(device):
     edges = [0.0, -0.0, 1.0, -1.0, 5.5, -5.5, 0.3, 1e30, -7e-42, np.inf, -np.inf, np.nan]
     pairs = [(a, b) for a in edges for b in edges if not a == b == 0]

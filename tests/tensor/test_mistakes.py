@@ -34,6 +34,7 @@ LEAF = _leaf()
 scheduler = optim.lr_scheduler
 X, Y = _zeros(2, 3), _zeros(5, 2, 3)
 IMAGE, PIXEL = _zeros(1, 1, 4, 4), _zeros(2, 3, 1, 1)
+INTS, HALF = Tensor([1, 2]), Tensor([0.5])
 HEADS = nn.MultiheadAttention(3, 1)
 MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),

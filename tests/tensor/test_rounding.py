@@ -1,10 +1,13 @@
-"""A product minus its own rounded value is 0: x·y − max(x·y) is never above 0.
+"""Where values are rounded, and where they are not.
 
-If the subtraction were fused with the product (one rounding instead of two), it would give the
-product's rounding error: 2e-5 for scores of 300, in softmax and in its gradient.
+A product minus its own rounded value is 0: x·y − max(x·y) is never above 0. If the subtraction were
+fused with the product (one rounding instead of two), it would give the product's rounding error:
+2e-5 for scores of 300, in softmax and in its gradient. Sums of halves are float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,3 +31,31 @@ def test_the_gradient_of_attention_with_large_scores(device: str, length: int) -
     loss = x.scaled_dot_product_attention(x, x, is_causal=True).square().mean()
     got = loss.gradient(x)[0].numpy()
     np.testing.assert_allclose(got, 2 * h / h.size, rtol=2e-6, atol=1e-7)
+
+
+SUMMED: dict[str, Callable[[Tensor], Tensor]] = {
+    "expand": lambda x: x.expand(3000, 4),
+    "index": lambda x: x[[0] * 3000],
+    "gather": lambda x: x.gather(0, Tensor.zeros(3000, 4, dtype="int32", device=x.device)),
+    "embedding": lambda x: Tensor.zeros(3000, dtype="int32", device=x.device).embedding(x),
+    "cummax": lambda x: x.cat(x.zeros_like().expand(2999, 4)).cummax(0)[0],
+}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", SUMMED)
+def test_gradients_of_many_halves_are_summed_in_float32(device: str, name: str, dtype: str) -> None:
+    """One after the other, ones would stop at 256 in bfloat16, and at 2,048 in float16."""
+    x = Tensor.ones(1, 4, dtype=dtype, device=device).realize()
+    (found,) = SUMMED[name](x).gradient(x, gradient=Tensor.ones(3000, 4, device=device))
+    assert found.dtype is x.dtype
+    assert found.tolist() == [[3000 if dtype == "float16" else 3008] * 4]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_random_gradients_of_halves_are_rounded_once(device: str, dtype: str) -> None:
+    """Along columns, that one thread of a CPU adds row by row."""
+    given = Tensor(np.random.default_rng(1).random((64, 300)), device=device).cast(dtype)
+    x = Tensor.ones(1, 300, dtype=dtype, device=device).realize()
+    (found,) = x.expand(64, 300).gradient(x, gradient=given)
+    assert found.tolist() == given.float().sum(0, keepdim=True).cast(dtype).tolist()
