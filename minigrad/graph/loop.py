@@ -21,11 +21,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, part_along, row_of
+from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient
 from minigrad.graph.interned import kept
 from minigrad.graph.node import Node, Op, depending, make, topological
@@ -45,6 +47,8 @@ class Loop:
     carries: before the step; next: after it. elements: rows of the arrays. outs: values that may be
     wanted; only those that are wanted are computed and stored. Reductions are among them, so that a
     gradient need not compute them again.
+
+    Loops of one form are equal: what was derived from one serves the next (`graph/template.py`).
     """
 
     count: int
@@ -54,6 +58,24 @@ class Loop:
     constants: tuple[Node, ...]
     next: tuple[Node, ...]
     outs: tuple[Node, ...]
+
+    @kept
+    def form(self) -> tuple[Any, ...]:
+        """What equal loops share: their nodes, whatever these stand for."""
+        ends = (*self.carries, *self.elements, *self.constants, *self.next, *self.outs)
+        counts = map(len, (self.carries, self.elements, self.constants))
+        return self.count, self.reverse, *counts, exact(topological(ends), ends)
+
+    @kept
+    def number(self) -> int:
+        """The hash of the form."""
+        return hash(self.form)
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Loop) and self.form == other.form)
 
     @property
     def first(self) -> int:
@@ -169,13 +191,13 @@ class Looped:
         varying, fixed = ([b for b in bases if (b in varied) is kind] for kind in (True, False))
         stand = {base: stand_in(base) for base in bases}
         body = replaced(roots, stand)
-        self.loop = Loop(
+        loop = Loop(
             count, reverse, step.carries, tuple(stand[b] for b in varying),
             tuple(stand[b] for b in fixed), tuple(body[: len(step.next)]),
             tuple(body[len(step.next) :]),
         )  # fmt: skip
         src = (*init, *batched(varying, rows, count), *fixed)
-        self.node = make(Op.LOOP, dtypes.float32, (), src, self.loop, src[0].device if src else "")
+        self.node = make(Op.LOOP, dtypes.float32, (), src, loop, src[0].device if src else "")
         free = [out for out in step.outs if out not in carried]
         outs = dict(zip(free, batched(free, rows, count), strict=True))
         outs |= {out: _result(self.node, "out", number) for number, out in enumerate(held)}

@@ -28,7 +28,7 @@ from minigrad.graph.operations import MOVEMENT
 from minigrad.settings import thread
 
 OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
-_OWN_HASH = frozenset({Op.CUSTOM, Op.LOOP, Op.COLLECTIVE})  # hash by identity
+_OWN_HASH = frozenset({Op.CUSTOM, Op.COLLECTIVE})  # hash by identity
 MOST_FORMS, MOST_ONCE = 32, 1 << 12  # templates, and hashes of forms seen once; then none is kept
 MOST_NODES = 1 << 13  # larger graphs are mostly Python loops, of a new length each time
 MOST_TRIES = 4  # graphs of as many nodes whose forms were computed in vain: others will be, too
