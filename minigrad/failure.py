@@ -19,6 +19,7 @@ from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.shapes import numel, unflatten
 from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate
+from minigrad.programs import programs
 
 
 def failure_of(
@@ -99,8 +100,8 @@ def _values(index: Node, variables: Mapping[str, int], given: Mapping[Buffer, Bu
         memory = Buffer(index.device, index.dtype, size)
         call = canonicalize([index])
         buffers = [given.get(buffer, buffer) for buffer in call.inputs]
-        program = runtime.compile(call.graph())
-        program.run([*buffers, memory], {**call.values, **variables})
+        program, values = programs.find(call, runtime.compile, False)
+        program.run([*buffers, memory], {**call.values, **values, **variables})
     data = bytearray(size * index.dtype.itemsize)
     if data:
         runtime.copy_out(memory.memory, memoryview(data))

@@ -1,18 +1,20 @@
-"""A program that runs as several programs: those of its graph's pieces (`graph/pieces.py`)."""
+"""A program that runs as several programs: of its graph's pieces (`graph/pieces.py`), or loops."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
 from minigrad.device import Buffer, Program
 from minigrad.graph.build import assign, buffer
-from minigrad.graph.canonical import Canonical, canonicalize
-from minigrad.graph.node import ASSIGN, Node, in_order, make
+from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.loop import StepsInMemory, stages_of
+from minigrad.graph.node import ASSIGN, BUFFER, Node, in_order, make
 from minigrad.graph.pieces import pieces
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 
 # The program of a call, and values. It gets a function, too, which adds the nodes to the call.
@@ -21,24 +23,27 @@ Find: TypeAlias = Callable[..., tuple[Program, Mapping[str, int]]]
 
 @dataclass(frozen=True)
 class _Piece:
-    """A program, the values of its variables, and the slots of its buffers.
+    """A program, the values of its variables in each of its runs, and the slots of its buffers.
 
     new: the nodes that it stores for later pieces, by slot; over: the slots that no later piece
     reads.
     """
 
     program: Program
-    values: Mapping[str, int]
+    values: Sequence[Mapping[str, int]]
     slots: Sequence[int]
     new: Mapping[int, Node]
     over: list[int] = field(default_factory=list)
 
 
 class Pieced:
-    """The programs of the pieces, in order; the last one makes all in-place writes."""
+    """The programs of the pieces, in order; the last one makes all in-place writes.
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
-        self.pieces = pieces
+    loops: the graph has LOOPs, so it has no single program.
+    """
+
+    def __init__(self, pieces: Sequence[_Piece], loops: bool = False) -> None:
+        self.pieces, self.loops = pieces, loops
         latest = {slot: piece for piece in pieces for slot in piece.slots}
         for slot in itertools.chain.from_iterable(piece.new for piece in pieces):
             latest[slot].over.append(slot)
@@ -49,19 +54,16 @@ class Pieced:
         for piece in self.pieces:
             for slot, node in piece.new.items():
                 memory[slot] = Buffer(node.device, node.dtype, numel(node.shape))
-            piece.program.run([memory[slot] for slot in piece.slots], piece.values)
+            own = [memory[slot] for slot in piece.slots]
+            for values in piece.values:
+                piece.program.run(own, values)
             for slot in piece.over:
                 del memory[slot]
 
 
 def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     """A call in pieces, whose programs `find` finds; None if there is only one piece."""
-    graph = call.rewritten(_without_writes, ())
-    roots = [
-        root if slot >= len(call.inputs) or root.op is ASSIGN
-        else assign(buffer(slot, root.dtype, root.shape, root.device), root)
-        for root, slot in zip(graph.roots, graph.outputs, strict=True)
-    ]  # fmt: skip
+    graph, roots = _on_slots(call)
     slots, free = dict(zip(roots, graph.outputs, strict=True)), itertools.count(graph.slots)
     cut = pieces(roots) if len(slots) == len(roots) else []
     if len(cut) < 2:
@@ -76,9 +78,86 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
         program, values = find(own, partial(_reading, own, read))
         written = [slot for slot, node in new.items() if node.op is not ASSIGN]
         kept = {slot: node for slot, node in new.items() if slot >= graph.slots}
-        made.append(_Piece(program, values, (*own.inputs, *written), kept))
+        made.append(_Piece(program, [values], (*own.inputs, *written), kept))
         stored.update((node, slot) for slot, node in new.items())
     return Pieced(made)
+
+
+def _on_slots(call: Canonical) -> tuple[Graph, list[Node]]:
+    """The graph of a call, and its roots; those that are stored in inputs are ASSIGNs."""
+    graph = call.rewritten(_without_writes, ())
+    return graph, [
+        root if slot >= len(call.inputs) or root.op is ASSIGN
+        else assign(buffer(slot, root.dtype, root.shape, root.device), root)
+        for root, slot in zip(graph.roots, graph.outputs, strict=True)
+    ]  # fmt: skip
+
+
+def in_stages(call: Canonical, find: Find) -> Pieced:
+    """A call with LOOPs: what these read, their steps, and the rest. `find` finds the programs."""
+    graph, roots = _on_slots(call)
+    stages = _Stages(find, itertools.count(graph.slots))
+    outputs = dict(zip(roots, graph.outputs, strict=True))
+    cut = stages_of(roots)
+    for number, loops in enumerate(cut.stages):
+        needs = [source for loop in loops for source in loop.arg.read(loop)]
+        early = (one.src[1] if one.op is ASSIGN else one for one in cut.at(number, roots))
+        stages.store((*needs, *early), outputs)
+        for loop in loops:
+            stages.run(loop, cut.results.get(loop, ()))
+    stages.finish(zip(roots, graph.outputs, strict=True))
+    return Pieced(stages.pieces, True)
+
+
+class _Stages:
+    """Collects pieces. known: nodes in memory by then → BUFFERs of slots, or parts of these."""
+
+    def __init__(self, find: Find, free: Iterator[int]) -> None:
+        self._find, self._free = find, free
+        self.pieces: list[_Piece] = []
+        self.known: dict[Node, Node] = {}
+
+    def store(self, nodes: Iterable[Node], outputs: Mapping[Node, int]) -> None:
+        """Compute nodes that are not in memory, into their output's slot or a new one."""
+        now = [n for n in dict.fromkeys(nodes) if n not in self.known and n.op is not BUFFER]
+        places = {n: outputs[n] if n in outputs else next(self._free) for n in now}
+        made = {n: buffer(at, n.dtype, n.shape, n.device) for n, at in places.items()}
+        new = {at: n for n, at in places.items() if n not in outputs}
+        self._add(replaced(now, self.known), [*places.values()], new)
+        self.known.update(made)
+
+    def run(self, loop: Node, results: Sequence[Node]) -> None:
+        """Run a LOOP, whose sources are in memory."""
+        new: dict[int, Node] = {}
+
+        def memory(like: Node, rows: int) -> Node:
+            slot = next(self._free)
+            new[slot] = buffer(slot, like.dtype, (rows, *like.shape), like.device)
+            return new[slot]
+
+        sources = {one: self.known.get(one, one) for one in loop.arg.read(loop)}
+        steps = StepsInMemory(loop, sources, results, memory)
+        self._add(steps.begin, (), new)
+        self._add(steps.step, (), {}, [*steps.values()])
+        self.known.update(steps.results)
+
+    def finish(self, outputs: Iterable[tuple[Node, int]]) -> None:
+        """Compute the outputs that are not in their slots."""
+        left = [(root, slot) for root, slot in outputs
+                if root.op is ASSIGN or root not in self.known or self.known[root].arg != slot]
+        roots = replaced([root for root, _ in left], self.known)
+        self._add(roots, [slot for root, slot in left if root.op is not ASSIGN], {})
+
+    def _add(
+        self, roots: Sequence[Node], slots: Sequence[int], new: Mapping[int, Node],
+        every: Sequence[Mapping[str, int]] = ({},),
+    ) -> None:  # fmt: skip
+        """Add a piece. slots: where the roots that write nowhere are stored."""
+        if roots:
+            call = canonicalize(roots)
+            program, values = self._find(call)
+            runs = [{**call.values, **values, **own} for own in every]
+            self.pieces.append(_Piece(program, runs, (*call.inputs, *slots), new))
 
 
 def _without_writes(node: Node, src: Sequence[Node], arg: Any) -> Node:

@@ -27,11 +27,12 @@ from minigrad.failure import failure_of
 from minigrad.graph.autobatch import MANY, MOST_BYTES, nbytes
 from minigrad.graph.build import buffer, cast
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
-from minigrad.graph.loop import StepsInMemory
+from minigrad.graph.loop import STAGED, StepsInMemory, read_of, stages_of
 from minigrad.graph.node import (
     BUFFER,
     COLLECTIVE,
     CONST,
+    DEVICES,
     OPS,
     RESHAPE,
     Node,
@@ -39,11 +40,11 @@ from minigrad.graph.node import (
     beneath,
     depending,
     form_of,
-    in_order,
     is_symbolic,
     needed,
     needed_among,
     own_buffer,
+    picked,
 )
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
@@ -137,8 +138,10 @@ GlobalCounters = _Counters()
 
 
 _RESHAPE = frozenset({RESHAPE})
-_STAGED = frozenset({Op.COPY, Op.LOOP})  # a graph is cut at these
-_PREPARED = _STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # `realize` does something about these
+_PREPARED = STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # `realize` does something about these
+_LOOPS = frozenset({Op.LOOP})
+MOST_ONCE = 1 << 12  # graphs with loops that came once; then none is remembered
+_once: set[int] = set()  # their hashes
 
 
 # A call, its program, and the values of its variables besides the call's.
@@ -168,8 +171,12 @@ def realize(
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
-        if not _STAGED.isdisjoint(operations):
-            return _in_stages(roots, failures)
+        if not STAGED.isdisjoint(operations):
+            call = _with_loops(roots, order) if Op.COPY not in operations else None
+            if call is None:
+                return _in_stages(roots, failures)
+            made = _run(call, *_program_of(call), failures)
+            return [made.get(root, root) for root in roots]
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
@@ -189,12 +196,34 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
     order: `topological(roots)`.
     """
     operations, devices = {*map(OPS, order)}, {root.device for root in roots}
-    if len(devices) > 1 or not (devices.isdisjoint(meshes) and operations.isdisjoint(_STAGED)):
+    if len(devices) > 1 or not devices.isdisjoint(meshes) or Op.COPY in operations:
         return None
     order = needed_among(order, roots) if Op.CUSTOM in operations else order
     call = canonicalize(roots, Op.CHECK in operations and flag("BOUNDS") != 0, order)
     found = programs.known(call)
     return found and (call, *found)
+
+
+def _with_loops(roots: Sequence[Node], order: Sequence[Node]) -> Canonical | None:
+    """The call of a graph with LOOPs, if it came before: its programs are kept together.
+
+    None: it came the first time, is captured or explained, or a step checks indices.
+    order: the nodes that the roots need.
+    """
+    devices = {*map(DEVICES, order)}
+    if recording.calls is not None or timeline.programs is not None or len(devices) > 1:
+        return None
+    some = [root for root in dict.fromkeys(roots) if root.op is not BUFFER]
+    call = canonicalize(some, flag("BOUNDS") != 0, order)
+    if call.values or any(loop.arg.checks for loop in picked(order, _LOOPS)):
+        return None
+    number = hash((call.structure, call.cells))
+    if number in _once:
+        return call
+    if len(_once) >= MOST_ONCE:
+        _once.clear()
+    _once.add(number)
+    return None
 
 
 def _with_joins(
@@ -374,26 +403,15 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     interrupted.
     """
     found: list[MinigradError] = []
-    stages: list[list[Node]] = []  # stages[n]: COPYs and LOOPs that depend on a chain of n others
-    behind: dict[Node, int] = {}  # node → the longest chain of COPYs and LOOPs that it depends on
-    results: dict[Node, list[Node]] = {}  # of each LOOP
-    for node in in_order(roots, _read_of):
-        behind[node] = stage = max([behind[source] for source in _read_of(node)], default=0)
-        if node.op in _STAGED:
-            if stage == len(stages):
-                stages.append([])
-            stages[stage].append(node)
-            behind[node] += 1
-        elif node.op is Op.RESULT:
-            results.setdefault(node.src[0], []).append(node)
+    stages, behind, results = stages_of(roots)
     new: dict[Node, Node] = {}  # node → BUFFER of what is computed by now
     for stage, first in enumerate(stages):
-        needs = [source for node in first for source in _read_of(node)]
+        needs = [source for node in first for source in read_of(node)]
         some = map(_written, (*needs, *(root for root in roots if behind[root] == stage)))
         now = [node for node in dict.fromkeys(some) if node not in new]
         new.update(zip(now, realize(replaced(now, new), found), strict=True))
         for node in first if not found else ():
-            read = {source: new[_written(source)] for source in _read_of(node)}
+            read = {source: new[_written(source)] for source in read_of(node)}
             if node.op is Op.COPY:
                 (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
                 new[node] = _copied(node, source)
@@ -414,13 +432,6 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
     )  # fmt: skip
     poison([target.arg], reason)
     return target
-
-
-def _read_of(node: Node) -> Sequence[Node]:
-    """The sources of a node whose values it needs."""
-    if node.op is Op.LOOP:
-        return node.arg.read(node)
-    return node.src[:1] if node.op is Op.CUSTOM else node.src
 
 
 def _written(node: Node) -> Node:

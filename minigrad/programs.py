@@ -16,11 +16,11 @@ from minigrad.errors import CompileError
 from minigrad.gc_pause import young_gc_only
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
-from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS
+from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS, Op
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
-from minigrad.pieced import Pieced, in_pieces
+from minigrad.pieced import Pieced, in_pieces, in_stages
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -72,8 +72,9 @@ class Family:
         """
         program = self.special.get(cells)
         if program is not None and (
-            not isinstance(program, Pieced) or (may_pad and not self._is_frequent(cells))
-        ):
+            not isinstance(program, Pieced) or program.loops
+            or (may_pad and not self._is_frequent(cells))
+        ):  # fmt: skip
             return program, NO_VALUES
         for general, program in self.general:
             values = general.match(cells)
@@ -230,6 +231,10 @@ class Programs:
 
         Pieces come before general programs, unless a structure comes for the second time.
         """
+        if Op.LOOP in map(OPS, call.order):
+            own = partial(self.find, compile=compile, may_pad=may_pad)
+            family.keep(call.cells, in_stages(call, own))
+            return
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
         general = partial(family.generalize, call, compile, may_pad)
         pieces = partial(self._in_pieces, call, family, compile, may_pad)

@@ -18,10 +18,10 @@ for each step; everything else is recomputed, in large pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.dtype import dtypes
 from minigrad.errors import ScanError
@@ -30,7 +30,7 @@ from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient
 from minigrad.graph.interned import kept
-from minigrad.graph.node import Node, Op, depending, make, topological
+from minigrad.graph.node import Node, Op, depending, in_order, make, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.symbolic import Atom, Integer
@@ -86,6 +86,11 @@ class Loop:
     def body(self) -> list[Node]:
         """What is computed in a step: next and outs, without gradient rules."""
         return without_rules([*self.next, *self.outs])
+
+    @kept
+    def checks(self) -> bool:
+        """Whether a step checks indices."""
+        return any(node.op is Op.CHECK for node in topological(self.body))
 
     @kept
     def used(self) -> list[bool]:
@@ -263,6 +268,50 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
     loop: Loop = node.arg
     alone = pad_along(build.reshape(g, (1, *g.shape)), 0, loop.count - loop.first, loop.first)
     return alone if total is None else total + alone
+
+
+STAGED = frozenset({Op.COPY, Op.LOOP})  # a graph is cut at these
+
+
+class Stages(NamedTuple):
+    """The COPYs and LOOPs of a graph, in the order in which they can run.
+
+    stages[n]: those that depend on a chain of n others. behind: node → the longest chain that it
+    depends on. results: of each LOOP.
+    """
+
+    stages: list[list[Node]]
+    behind: dict[Node, int]
+    results: dict[Node, list[Node]]
+
+    def at(self, stage: int, roots: Iterable[Node]) -> list[Node]:
+        """The roots that can be computed at a stage."""
+        return [root for root in roots if self.behind[root] == stage]
+
+
+def stages_of(roots: Sequence[Node]) -> Stages:
+    """How to cut a graph into stages."""
+    stages: list[list[Node]] = []
+    behind: dict[Node, int] = {}
+    results: dict[Node, list[Node]] = {}
+    for node in in_order(roots, read_of):
+        behind[node] = stage = max([behind[source] for source in read_of(node)], default=0)
+        if node.op in STAGED:
+            if stage == len(stages):
+                stages.append([])
+            stages[stage].append(node)
+            behind[node] += 1
+        elif node.op is Op.RESULT:
+            results.setdefault(node.src[0], []).append(node)
+    return Stages(stages, behind, results)
+
+
+def read_of(node: Node) -> Sequence[Node]:
+    """The sources of a node whose values it needs."""
+    if node.op is Op.LOOP:
+        loop: Loop = node.arg
+        return loop.read(node)
+    return node.src[:1] if node.op is Op.CUSTOM else node.src
 
 
 class StepsInMemory:

@@ -16,7 +16,7 @@ from minigrad.errors import (
     ShapeError,
 )
 from minigrad.graph import build, rewrite
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, Op
 
 COUNT, ROWS, WIDTH = 5, 3, 4
 ALIKE = 5e-5  # relative to the largest element
@@ -141,6 +141,74 @@ def test_values_and_gradients(make: Callable[[Weights], Step], reverse: bool, de
     assert len(got) == len(wanted)
     for number, (a, b) in enumerate(zip(got, wanted, strict=True)):
         close(a, b, f"{make.__name__}, result {number}")
+
+
+@pytest.mark.parametrize("make", STEPS)
+def test_steps_that_came_before(make: Callable[[Weights], Step], device: str) -> None:
+    """From the second time on, the programs of a graph with a loop are kept and run as one."""
+    w = Weights(device)
+    for turn in range(4):
+        w.start = Tensor(np.full((ROWS, WIDTH), turn - 1.5, np.float32), device=device)
+        w.start.requires_grad = True
+        found = []
+        for scan in (Tensor.scan, one_by_one):
+            last, outs = scan(make(w), w.start, w.xs)
+            loss = sum((y.square().sum() for y in results(last, outs)), Tensor(0, device=device))
+            found.append([*results(last, outs), *loss.gradient(w.xs, w.start)])
+        before = GlobalCounters.program_calls
+        Tensor.realize(*found[0])
+        calls = GlobalCounters.program_calls - before
+        for number, (a, b) in enumerate(zip(*found, strict=True)):
+            close(a, b, f"{make.__name__}, turn {turn}, result {number}")
+    # a step that checks an index is not among them
+    assert (calls == 1) == (make is not addressed)
+
+
+def test_training_with_loops(device: str) -> None:
+    """Steps with kept programs, and captured ones, change weights in the same way."""
+    data = np.random.default_rng(3).standard_normal((6, 5, 2, 3)).astype(np.float32)
+
+    def trained(wrap: Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]) -> Any:
+        Tensor.manual_seed(1)
+        model = nn.GRU(3, 4).to(device)
+        optimizer = nn.optim.Adam(model.parameters(), lr=0.05)
+
+        def step(x: Tensor) -> Tensor:
+            loss = model(x)[0].square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        call = wrap(step)
+        losses = [call(Tensor(x, device=device)).item() for x in data]
+        return [losses, *(weight.numpy() for weight in model.parameters())]
+
+    weights = [trained(lambda step: step), trained(jit)]
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_equal_loops() -> None:
+    """Loops are equal if they compute the same, whatever they compute it of."""
+
+    def loop_of(f: Step, count: int = COUNT) -> Any:
+        last, _ = Tensor.scan(f, Tensor.ones(2).realize(), Tensor.ones(count, 2).realize())
+        node = last.node
+        while node.op is not Op.LOOP:
+            node = node.src[0]
+        return node.arg
+
+    by, other = Tensor.ones(2).realize(), Tensor.ones(2).realize()
+    first = loop_of(lambda c, x: (c * by + x, None))
+    again = loop_of(lambda c, x: (c * other + x, None))
+    assert first == again and hash(first) == hash(again) and first is not again
+    for unlike in (
+        loop_of(lambda c, x: (c * by - x, None)), loop_of(lambda c, x: (c * x + by, None)),
+        loop_of(lambda c, x: (c * by + x, c)), loop_of(lambda c, x: (c * by + x, None), COUNT + 1),
+        loop_of(lambda c, x: (c * 2 + x, None)), loop_of(lambda c, x: (c * 3 + x, None)),
+    ):  # fmt: skip
+        assert first != unlike
 
 
 def depends(loss: Tensor, x: Tensor) -> bool:
@@ -318,12 +386,17 @@ def test_scans_of_scans_take_time_with_their_number(monkeypatch: pytest.MonkeyPa
 def test_index_out_of_range(device: str) -> None:
     table = Tensor.ones(4, 2, device=device)
     places = Tensor([1, 3, 7, 0], device=device)
-    with pytest.raises(BoundsError, match=r"index 7 .*out of range for 4"):
-        zero = Tensor.zeros(2, device=device)
-        Tensor.scan(lambda c, i: (c + table[i], None), zero, places)[0].numpy()
+    zero = Tensor.zeros(2, device=device).realize()
+    for _ in range(3):  # also with programs that are kept
+        with pytest.raises(BoundsError, match=r"index 7 .*out of range for 4"):
+            Tensor.scan(lambda c, i: (c + table[i], None), zero, places)[0].numpy()
     with pytest.raises(BoundsError, match="out of range for 4"):
         count = Tensor(2, device=device)
         Tensor.scan(lambda c, _: (c + 1, table[c]), count, length=3)[1].numpy()
+    one = Tensor(1, device=device).realize()
+    for _ in range(3):  # an index that a loop computes
+        with pytest.raises(BoundsError, match=r"index 8 .*out of range for 4"):
+            table[Tensor.scan(lambda c, _: (c * 2, None), one, length=3)[0]].numpy()
 
 
 def test_refusals() -> None:
