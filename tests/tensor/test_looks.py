@@ -251,7 +251,7 @@ def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
         w.grad = None
         want = want - 0.01 * (6 * want if way == "twice" else 3 * want**2)
         nodes.append(len(topological([w.raw])))
-    assert max(nodes[4:]) <= max(nodes[:3]), nodes
+    assert max(nodes[TURNS // 2 :]) <= max(nodes[: TURNS // 2]), nodes
     np.testing.assert_allclose(w.numpy(), want, rtol=1e-5)
 
 
