@@ -39,11 +39,11 @@ class _Piece:
 class Pieced:
     """The programs of the pieces, in order; the last one makes all in-place writes.
 
-    loops: the graph has LOOPs, so it has no single program.
+    final: there are no faster programs for its graph.
     """
 
-    def __init__(self, pieces: Sequence[_Piece], loops: bool = False) -> None:
-        self.pieces, self.loops = pieces, loops
+    def __init__(self, pieces: Sequence[_Piece], final: bool = False) -> None:
+        self.pieces, self.final = pieces, final
         latest = {slot: piece for piece in pieces for slot in piece.slots}
         for slot in itertools.chain.from_iterable(piece.new for piece in pieces):
             latest[slot].over.append(slot)
@@ -93,8 +93,11 @@ def _on_slots(call: Canonical) -> tuple[Graph, list[Node]]:
     ]  # fmt: skip
 
 
-def in_stages(call: Canonical, find: Find) -> Pieced:
-    """A call with LOOPs: what these read, their steps, and the rest. `find` finds the programs."""
+def in_stages(call: Canonical, find: Find, final: bool) -> Pieced:
+    """A call with LOOPs: what these read, their steps, and the rest. `find` finds the programs.
+
+    final: none of these are padded or in pieces.
+    """
     graph, roots = _on_slots(call)
     stages = _Stages(find, itertools.count(graph.slots))
     outputs = dict(zip(roots, graph.outputs, strict=True))
@@ -104,9 +107,9 @@ def in_stages(call: Canonical, find: Find) -> Pieced:
         early = (one.src[1] if one.op is ASSIGN else one for one in cut.at(number, roots))
         stages.store((*needs, *early), outputs)
         for loop in loops:
-            stages.run(loop, cut.results.get(loop, ()))
+            stages.run(loop, cut.results.get(loop, ()), outputs)
     stages.finish(zip(roots, graph.outputs, strict=True))
-    return Pieced(stages.pieces, True)
+    return Pieced(stages.pieces, final)
 
 
 class _Stages:
@@ -126,8 +129,8 @@ class _Stages:
         self._add(replaced(now, self.known), [*places.values()], new)
         self.known.update(made)
 
-    def run(self, loop: Node, results: Sequence[Node]) -> None:
-        """Run a LOOP, whose sources are in memory."""
+    def run(self, loop: Node, results: Sequence[Node], outputs: Mapping[Node, int]) -> None:
+        """Run a LOOP, whose sources are in memory. results: its RESULTs that are wanted."""
         new: dict[int, Node] = {}
 
         def memory(like: Node, rows: int) -> Node:
@@ -137,9 +140,12 @@ class _Stages:
 
         sources = {one: self.known.get(one, one) for one in loop.arg.read(loop)}
         steps = StepsInMemory(loop, sources, results, memory)
-        self._add(steps.begin, (), new)
-        self._add(steps.step, (), {}, [*steps.values()])
-        self.known.update(steps.results)
+        own = {place: buffer(outputs[one], one.dtype, one.shape, one.device)
+               for one, place in steps.results.items() if one in outputs and place.op is BUFFER}
+        new = {slot: place for slot, place in new.items() if place not in own}
+        self._add(replaced(steps.begin, own), (), new)
+        self._add(replaced(steps.step, own), (), {}, [*steps.values()])
+        self.known.update(zip(steps.results, replaced([*steps.results.values()], own), strict=True))
 
     def finish(self, outputs: Iterable[tuple[Node, int]]) -> None:
         """Compute the outputs that are not in their slots."""

@@ -72,7 +72,7 @@ class Family:
         """
         program = self.special.get(cells)
         if program is not None and (
-            not isinstance(program, Pieced) or program.loops
+            not isinstance(program, Pieced) or program.final
             or (may_pad and not self._is_frequent(cells))
         ):  # fmt: skip
             return program, NO_VALUES
@@ -231,11 +231,12 @@ class Programs:
 
         Pieces come before general programs, unless a structure comes for the second time.
         """
-        if Op.LOOP in map(OPS, call.order):
-            own = partial(self.find, compile=compile, may_pad=may_pad)
-            family.keep(call.cells, in_stages(call, own))
-            return
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
+        if Op.LOOP in map(OPS, call.order):
+            may_pad = may_pad and not often
+            own = partial(self.find, compile=compile, may_pad=may_pad)
+            family.keep(call.cells, in_stages(call, own, final=not may_pad))
+            return
         general = partial(family.generalize, call, compile, may_pad)
         pieces = partial(self._in_pieces, call, family, compile, may_pad)
         first, second = (general, pieces) if len(family.samples) == 1 else (pieces, general)

@@ -164,6 +164,24 @@ def test_steps_that_came_before(make: Callable[[Weights], Step], device: str) ->
     assert (calls == 1) == (make is not addressed)
 
 
+def test_one_value_may_be_wanted_several_times(device: str) -> None:
+    xs = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3) / 8, device=device).realize()
+    for turn in range(4):
+        start = Tensor([float(turn)] * 3, device=device).realize()
+        last, outs = Tensor.scan(lambda c, x: (c * 0.5 + x, c), start, xs)
+        found = [last.softmax(-1), last.softmax(-1), last, outs, outs * 1, outs.sum(), last + 0]
+        Tensor.realize(*found)
+        wanted = [np.full(3, turn, np.float32)]
+        for x in xs.numpy():
+            wanted.append(wanted[-1] * 0.5 + x)
+        final, rows = wanted[-1], np.stack(wanted[:-1])
+        share = np.exp(final) / np.exp(final).sum()
+        for got, value in zip(
+            found, [share, share, final, rows, rows, rows.sum(), final], strict=True
+        ):
+            np.testing.assert_allclose(got.numpy(), value, rtol=1e-5)
+
+
 def test_training_with_loops(device: str) -> None:
     """Steps with kept programs, and captured ones, change weights in the same way."""
     data = np.random.default_rng(3).standard_normal((6, 5, 2, 3)).astype(np.float32)
