@@ -175,8 +175,8 @@ def realize(
             call = _with_loops(roots, order) if Op.COPY not in operations else None
             if call is None:
                 return _in_stages(roots, failures)
-            made = _run(call, *_program_of(call), failures)
-            return [made.get(root, root) for root in roots]
+            known = _run(call, *_program_of(call), failures)
+            return [known.get(root, root) for root in roots]
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
