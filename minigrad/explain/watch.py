@@ -256,11 +256,11 @@ def run(
             again.explained = True
         again = partial(_realized, again, *args)
         first = 2 if captured and not step.captured else 1
-        for _ in range(first):
-            watched.plainly(plain)
-        watched.closely(again)
-        watched.ran.clear()
         with origins.recording() if speaks else nullcontext():
+            for _ in range(first):
+                watched.plainly(plain)
+            watched.closely(again)
+            watched.ran.clear()
             watched.closely(again)
         found = watched.ran[:]
         _check_work(found)

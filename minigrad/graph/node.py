@@ -138,16 +138,18 @@ Plain = tuple[Op, DType, Shape, Callable[[list[Node]], tuple[Node, ...]], Any, s
 def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
     """Append the node of each step to `values`, in half of the time of `make`. No CONST or BUFFER.
 
-    Most are new, so most are not looked up: a program's graph has equal nodes once anyway.
+    Most are new, so most are not looked up: a program's graph has equal nodes once anyway. All are,
+    if their creation is being recorded.
     """
-    append, settle, new = values.append, _interned.settle, Node
+    append, settle, new, watched = values.append, _interned.settle, Node, is_watched()
     for op, dtype, shape, sources_of, arg, device, shared in steps:
         src = sources_of(values)
         node = new()
         node.op, node.dtype, node.shape = op, dtype, shape
         node.src, node.arg, node.device = src, arg, device
         node.form, node.age = None, next(ages)
-        append(settle((op, dtype, shape, src, arg, device), node) if shared else node)
+        look = shared or watched
+        append(settle((op, dtype, shape, src, arg, device), node) if look else node)
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
