@@ -48,16 +48,12 @@ def mean(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     return _reduced("mean", kinds.FLOATING, x, axis, keepdims)
 
 
-def var(
-    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
-) -> Array:
+def var(x: Array, /, *, axis: Axes = None, correction: float = 0, keepdims: bool = False) -> Array:
     """Sum of squared deviations from the mean, over N − correction."""
     return _reduced("var", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
 
-def std(
-    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
-) -> Array:
+def std(x: Array, /, *, axis: Axes = None, correction: float = 0, keepdims: bool = False) -> Array:
     """The square root of `var`."""
     return _reduced("std", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
@@ -190,9 +186,7 @@ class UniqueInverse(NamedTuple):
 def unique_all(x: Array, /) -> UniqueAll:
     """Distinct elements in order, their first positions, each element's index in them, counts."""
     values, *places = x._tensor._distinct()
-    return UniqueAll(
-        Array._of(values), *(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
-    )
+    return UniqueAll(Array._of(values), *(Array._of(p.cast(kinds.DEFAULT_INTEGER)) for p in places))
 
 
 def unique_values(x: Array, /) -> Array:
