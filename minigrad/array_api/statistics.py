@@ -48,12 +48,16 @@ def mean(x: Array, /, *, axis: Axes = None, keepdims: bool = False) -> Array:
     return _reduced("mean", kinds.FLOATING, x, axis, keepdims)
 
 
-def var(x: Array, /, *, axis: Axes = None, correction: float = 0, keepdims: bool = False) -> Array:
+def var(
+    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
+) -> Array:
     """Sum of squared deviations from the mean, over N − correction."""
     return _reduced("var", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
 
-def std(x: Array, /, *, axis: Axes = None, correction: float = 0, keepdims: bool = False) -> Array:
+def std(
+    x: Array, /, *, axis: Axes = None, correction: float = 0.0, keepdims: bool = False
+) -> Array:
     """The square root of `var`."""
     return _reduced("std", kinds.FLOATING, x, axis, keepdims, correction=correction)
 
