@@ -7,23 +7,21 @@ from typing import Any
 
 from minigrad.device import Device
 from minigrad.dtype import DType, promote
-from minigrad.dtype import dtypes as all_dtypes
+from minigrad.dtype import dtypes as every
 from minigrad.errors import expect
 
 VERSIONS = ("2022.12", "2023.12", "2024.12")
 
-bool = all_dtypes.bool
-int8, int16, int32, int64 = (all_dtypes.int8, all_dtypes.int16, all_dtypes.int32, all_dtypes.int64)
-uint8, uint16, uint32, uint64 = (
-    all_dtypes.uint8, all_dtypes.uint16, all_dtypes.uint32, all_dtypes.uint64
-)  # fmt: skip
-float32, float64 = all_dtypes.float32, all_dtypes.float64
+bool = every.bool
+int8, int16, int32, int64 = every.int8, every.int16, every.int32, every.int64
+uint8, uint16, uint32, uint64 = every.uint8, every.uint16, every.uint32, every.uint64
+float32, float64 = every.float32, every.float64
 
 SIGNED = (int8, int16, int32, int64)
 UNSIGNED = (uint8, uint16, uint32, uint64)
 INTEGER = SIGNED + UNSIGNED
 # beyond the standard: minigrad has two more float dtypes, which combine with the standard's
-FLOATING = (float32, float64, all_dtypes.float16, all_dtypes.bfloat16)
+FLOATING = (float32, float64, every.float16, every.bfloat16)
 NUMERIC = INTEGER + FLOATING
 INTEGER_OR_BOOL = (bool, *INTEGER)
 ALL = (bool, *NUMERIC)
@@ -155,9 +153,7 @@ class Info:
 
     def dtypes(self, *, device: str | None = None, kind: Any = None) -> dict[str, DType]:
         """The standard's dtypes by name, all or of one kind."""
-        return {
-            name: dtype for name, dtype in _STANDARD.items() if kind is None or isdtype(dtype, kind)
-        }
+        return {name: one for name, one in _STANDARD.items() if kind is None or isdtype(one, kind)}
 
 
 def __array_namespace_info__() -> Info:

@@ -56,10 +56,7 @@ def trace(x: Array, /, *, offset: int = 0, dtype: DTypeLike = None) -> Array:
     return sum(diagonal(x, offset=offset), axis=-1, dtype=dtype)
 
 
-def vector_norm(
-    x: Array, /, *, axis: Axes = None, keepdims: bool = False,
-    ord: float = 2,
-) -> Array:  # fmt: skip
+def vector_norm(x: Array, /, *, axis: Axes = None, keepdims: bool = False, ord: float = 2) -> Array:
     """(Σ |x|^ord)^(1/ord); for inf the largest |x|, for -inf the smallest, for 0 a count."""
     _check("vector_norm", kinds.FLOATING, x)
     return Array._of(x._tensor.norm(ord, axes_of("vector_norm", axis, x.ndim, 0), keepdims))

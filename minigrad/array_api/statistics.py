@@ -190,9 +190,7 @@ class UniqueInverse(NamedTuple):
 def unique_all(x: Array, /) -> UniqueAll:
     """Distinct elements in order, their first positions, each element's index in them, counts."""
     values, *places = x._tensor._distinct()
-    return UniqueAll(
-        Array._of(values), *(Array._of(place.cast(kinds.DEFAULT_INTEGER)) for place in places)
-    )
+    return UniqueAll(Array._of(values), *(Array._of(p.cast(kinds.DEFAULT_INTEGER)) for p in places))
 
 
 def unique_values(x: Array, /) -> Array:

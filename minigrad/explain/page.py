@@ -149,8 +149,7 @@ class Data:
         computing = code.get("vectors", 0) / best.vectors
         moving = best.moving(code["traffic"]) if code.get("traffic") else 0.0
         shares = told["shares"]
-        nodes = [[text, self._stack(origin), origin.module, origin.phase]
-                 for text, origin in told["nodes"]]  # fmt: skip
+        nodes = [[text, self._stack(at), at.module, at.phase] for text, at in told["nodes"]]
         same = ("label", "kind", "code", "plan", "why", "writes", "needs")
         return {
             **{name: told[name] for name in same}, "program": self.numbers[story], "number": number,

@@ -57,8 +57,7 @@ class Round:
     def by_device(self) -> list[list[Row]]:
         """The rows of each device, of all programs."""
         devices = max((len(rows) for _, rows in self.programs), default=1)
-        return [[row for _, rows in self.programs for row in rows[number]]
-                for number in range(devices)]  # fmt: skip
+        return [[row for _, rows in self.programs for row in rows[d]] for d in range(devices)]
 
 
 class Timed:
@@ -313,11 +312,9 @@ def _apart(one: Round, plain: Sequence[float], captured: bool) -> float:
     return (one.busy if captured else one.seconds) / median(plain) - 1
 
 
-def _aligned(
-    found: Sequence[tuple[Canonical, Timed]], best: Round
-) -> list[tuple[Canonical, Timed]]:
+def _aligned(seen: Sequence[tuple[Canonical, Timed]], best: Round) -> list[tuple[Canonical, Timed]]:
     """The calls of the recorded step that a round made again; others were preparations."""
-    left, result = iter(found), list[tuple[Canonical, Timed]]()
+    left, result = iter(seen), list[tuple[Canonical, Timed]]()
     for timed, _ in best.programs:
         call = next((call for call, other in left if other is timed), None)
         if call is None:

@@ -184,8 +184,7 @@ class _Chain:
         start, count = start + phase, (length - phase) // period
         steps = range(start, start + count * period, period)
         self.at = [nodes[first : first + period] for first in steps]
-        self.inside = {node: divmod(number[node] - start, period)
-                       for step in self.at for node in step}  # fmt: skip
+        self.inside = {one: divmod(number[one] - start, period) for step in self.at for one in step}
         self.carried: dict[int, Node] = {}  # place → its value before the first step
         self.elements: dict[Node, Node] = {}  # a varying source of the second step → all rows
         self.same: set[Node] = set()

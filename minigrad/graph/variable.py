@@ -119,9 +119,7 @@ def most(x: Integer, values: Mapping[str, int]) -> int:
 
 def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
     """x with a program's own variables replaced by values."""
-    own: dict[Atom, Integer] = {
-        atom: values[atom.name] for atom in variables(x) if is_own(atom.name)
-    }
+    own: dict[Atom, Integer] = {a: values[a.name] for a in variables(x) if is_own(a.name)}
     return substitute(x, own) if own else x
 
 

@@ -216,9 +216,7 @@ def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
     images = (beneath(f, MOVEMENT) for f in product.factors)
     if ("sum", 0) not in product.names or any(f.op is Op.CAST for f in images):
         return False
-    channels, row = (
-        product.extents[product.at(*name)] for name in (("sum", 0), ("x", windows[-1][0]))
-    )
+    channels, row = (product.extents[product.at(*of)] for of in (("sum", 0), ("x", windows[-1][0])))
     return numel(product.extents) >= LARGE and len(windows) == 2 and reads_in_place(channels, row)
 
 
@@ -320,8 +318,7 @@ def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Na
     strided = [part for part in split if part.step > 1]
     steps = tuple(part.step for part in strided)
     woven = numel(steps) <= MOST_WOVEN and all(kind != "sum" for kind, _ in product.names)
-    between, slid = ([(kind, part.axis) for part in some]
-                     for kind, some in (("f", strided), ("x", split)))  # fmt: skip
+    between, slid = [("f", one.axis) for one in strided], [("x", one.axis) for one in split]
     rest = [name for name in order if name not in between + slid]
     in_turn = [name for name in order if name in between + slid]
     lies = [*rest, *in_turn] if steps[-1] <= INTERLEAVED else [*between, *rest, *slid]

@@ -165,14 +165,10 @@ def reciprocal(x: Tensor) -> Tensor:
 
 def with_gradients(
     x: Tensor, values: tuple[Tensor, ...],
-    gradient: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
+    rule: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Factors of x, whose gradient for x is gradient(x, factors, a gradient or None for each)."""
-    rules = (_rule_of(gradient, place) for place in range(len(values)))
-    return tuple(
-        x._with_derivative(value, rule, *values)
-        for value, rule in zip(values, rules, strict=True)
-    )
+    """Factors of x, whose gradient for x is rule(x, factors, a gradient or None for each)."""
+    return tuple(x._with_derivative(v, _rule_of(rule, i), *values) for i, v in enumerate(values))
 
 
 @cache

@@ -44,7 +44,7 @@ def at_once(function: Function, *values: Tensor, **numbers: int) -> tuple[Tensor
         return _captured(function, given[0].raw.device, known, tuple(numbers.items()))(*given)
 
 
-def as_constant(x: Tensor) -> Tensor:
+def stored(x: Tensor) -> Tensor:
     """The values of x as memory of their own, for a gradient rule.
 
     The x that a rule is given is a graph from the leaves, which would be computed again.

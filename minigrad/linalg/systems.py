@@ -12,15 +12,7 @@ from typing import Any
 from minigrad.errors import expect
 from minigrad.graph.shapes import numel
 from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
-from minigrad.linalg.panels import (
-    as_constant,
-    at_once,
-    by_panels,
-    columns_at,
-    missing,
-    numbers,
-    rows_at,
-)
+from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, numbers, rows_at, stored
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
 from minigrad.tensor import Tensor
@@ -147,7 +139,7 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     right = right.expand((*shape, *right.shape[-2:]))
     solved = right
     if numel(left.shape):
-        seen = as_constant(A)
+        seen = stored(A)
         solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
@@ -167,7 +159,7 @@ def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     shape = checked("slogdet", x, True)[:-2]
     if not numel(x.shape):
         return SlogdetResult(x.new_ones(shape), x.new_zeros(shape))
-    seen = as_constant(x)
+    seen = stored(x)
     sign, logarithm = at_once(_sign_and_logarithm, seen)
     return SlogdetResult(sign, x._with_derivative(logarithm, _slogdet_rule, seen))
 
@@ -185,7 +177,7 @@ def det(x: Tensor) -> Tensor:
     shape = checked("det", x, True)[:-2]
     if not numel(x.shape):
         return x.new_ones(shape)
-    seen = as_constant(x)
+    seen = stored(x)
     return x._with_derivative(at_once(_determinant, seen)[0], _det_rule, seen)
 
 

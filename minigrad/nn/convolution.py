@@ -11,14 +11,7 @@ from minigrad.nn.layers import uniform
 from minigrad.nn.module import Layer
 from minigrad.tensor import Tensor
 from minigrad.tensor.broadcasting import check_choice
-from minigrad.tensor.convolution import (
-    Numbers,
-    Padding,
-    Pairs,
-    check_output_padding,
-    geometry,
-    per_dimension,
-)
+from minigrad.tensor.convolution import Numbers, Padding, Pairs, check_more, geometry, per_dimension
 
 
 class _Kernel(Layer):
@@ -136,7 +129,7 @@ class _TransposedConvolution(_Kernel):
         name = type(self).__name__
         steps, gaps, _ = self._geometry()
         more = per_dimension(name, "output_padding", output_padding, self.spatial, least=0)
-        check_output_padding(name, more, steps, gaps)
+        check_more(name, more, steps, gaps)
 
     def __call__(self, x: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(batch, in_channels, *space) → (batch, out_channels, *space′).

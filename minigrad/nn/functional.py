@@ -291,11 +291,9 @@ def _batch_statistics(x: Tensor, axes: tuple[int, ...]) -> _Statistics:
     return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
 
 
-def _move_statistics(
-    mean: Tensor | None, var: Tensor | None, found: _Statistics, share: Any
-) -> None:
+def _move_statistics(mean: Tensor | None, var: Tensor | None, got: _Statistics, share: Any) -> None:
     """Move running statistics, if there are any, towards those of a batch by a share."""
-    new, spread, count = found
+    new, spread, count = got
     if isinstance(count, int) and count < 2:
         raise misfit("BatchNorm in training", "at least 2 elements per channel", count)
     if mean is not None and var is not None:

@@ -65,8 +65,7 @@ class Layout:
     def unpack(self, fields: Fields) -> Parts:
         """The parts as in `Quantized`, but with each integer in its own element."""
         halves = [half(fields[name]) for name in "dm" if name in fields]
-        q, *upper = [spread(fields[name], bits, run) << below
-                     for name, bits, run, below in self.integers]  # fmt: skip
+        q, *upper = [spread(fields[name], bits, run) << by for name, bits, run, by in self.integers]
         for more in upper:
             q = q | more
         if self.codec is None:

@@ -176,7 +176,7 @@ def tensors_of(name: str, params: Any) -> list[Tensor]:
     return given
 
 
-def check_names_and_tensors(title: str, state: Any) -> None:
+def check_state(title: str, state: Any) -> None:
     """TypeError unless a state is a dict; says how a path or a model gives one."""
     how = "; use nn.state.safe_load(path)" if isinstance(state, str | PurePath) else ""
     how = "; use nn.state.get_state_dict(model)" if hasattr(type(state), "_members") else how
@@ -194,7 +194,7 @@ def load_state_dict(
     names differ, ShapeError if shapes differ, DTypeError if floats would become integers; after one
     of these the model is unchanged.
     """
-    check_names_and_tensors("load_state_dict", state)
+    check_state("load_state_dict", state)
     own = get_state_dict(model)
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]

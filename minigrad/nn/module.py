@@ -411,8 +411,7 @@ class Module:
         place = None if device is None else Device.canonical(device)
         kinds = (Kind.PARAMETER, Kind.BUFFER, Kind.TRANSIENT, Kind.LOOSE)
         found = [tensor for _, tensor, _ in self._tensors(kinds, "", True)]
-        moved = [_move(tensor, place, wanted if tensor.dtype.is_float else None)
-                 for tensor in found]  # fmt: skip
+        moved = [_move(one, place, wanted if one.dtype.is_float else None) for one in found]
         for module in self.modules() if any(moved) else ():
             observe(module, "_moves", written=True)
             object.__setattr__(module, "_moves", module._moves + 1)

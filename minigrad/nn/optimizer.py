@@ -13,7 +13,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.errors import GradientError, expect
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
-from minigrad.nn.members import Training, check_names_and_tensors, load_state_dict, tensors_of
+from minigrad.nn.members import Training, check_state, load_state_dict, tensors_of
 from minigrad.nn.module import _forget_gradients
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
@@ -91,8 +91,7 @@ class Steps(Training):
             # all of them before the first write, because this raises if a captured step would
             # have to read a count
             places = [part._separate_counts() for part in parts]
-            written = [one for part, own in zip(parts, places, strict=True)
-                       for one in part._write(own)]  # fmt: skip
+            written = [x for part, own in zip(parts, places, strict=True) for x in part._write(own)]
             if forget:
                 self.zero_grad()
             if not written:
@@ -117,7 +116,7 @@ class Steps(Training):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state_dict` returned; errors as for `nn.state.load_state_dict`."""
-        check_names_and_tensors("load_state_dict", state)
+        check_state("load_state_dict", state)
         parts = self._parts()
         counts = [part._counts_in(state, prefix) for prefix, part in parts.items()]
         load_state_dict(self._named(counts), state)

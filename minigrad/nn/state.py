@@ -18,12 +18,7 @@ from minigrad.device import Device
 from minigrad.dtype import FLOATS, INTS, dtypes
 from minigrad.errors import DTypeError
 from minigrad.nn.gguf import gguf_load
-from minigrad.nn.members import (
-    check_names_and_tensors,
-    get_parameters,
-    get_state_dict,
-    load_state_dict,
-)
+from minigrad.nn.members import check_state, get_parameters, get_state_dict, load_state_dict
 from minigrad.nn.torch_file import torch_load
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.arguments import check_functions
@@ -54,7 +49,7 @@ def safe_save(
     safetensors. TypeError for values that are not tensors, OSError if the file cannot be written.
     """
     save = _package("safe_save").numpy.save
-    check_names_and_tensors("safe_save", tensors)
+    check_state("safe_save", tensors)
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             what, nested = f"{name!r} is {type(tensor).__name__}", isinstance(tensor, Mapping)

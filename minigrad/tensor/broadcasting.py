@@ -136,9 +136,7 @@ def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
     return axis % ndim if ndim else 0
 
 
-def axes_of(
-    name: str, axes: int | Sequence[int] | None, ndim: int, least: int = 1
-) -> tuple[int, ...]:
+def axes_of(name: str, axes: Axes, ndim: int, least: int = 1) -> tuple[int, ...]:
     """Axes counted from the left; None means all of them. least: as for `axis_of`."""
     if axes is None:
         return tuple(range(ndim))

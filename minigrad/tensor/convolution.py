@@ -170,7 +170,7 @@ class Convolution(Composed):
                f"shape {self.shape}, a weight {weight.shape} and groups={groups}")  # fmt: skip
         steps, gaps, pairs = geometry(name, kernel, stride, padding, dilation)
         more = per_dimension(name, "output_padding", output_padding, spatial, least=0)
-        check_output_padding(name, more, steps, gaps)
+        check_more(name, more, steps, gaps)
         full = [
             (n - 1) * s + d * (k - 1) + 1 + m
             for n, s, d, k, m in zip(space, steps, gaps, kernel, more, strict=True)
@@ -292,13 +292,11 @@ class Convolution(Composed):
             x = (x + 0.5).floor()  # halves up, as in PyTorch
         return x.cast(self.dtype)
 
-    def _resized(
-        self, size: Any, scale_factor: Any, spatial: int
-    ) -> tuple[list[int], list[float | None]]:
+    def _resized(self, size: Any, scale: Any, spatial: int) -> tuple[list[int], list[float | None]]:
         """New extents, and the distance of their elements in self where a factor was given."""
-        if (size is None) == (scale_factor is None):
+        if (size is None) == (scale is None):
             raise ValueError("interpolate: expected one of size and scale_factor")
-        given = size if scale_factor is None else scale_factor
+        given = size if scale is None else scale
         numbers = list(given) if isinstance(given, (tuple, list)) else [given] * spatial
         space = [extent for extent in self.shape[2:] if isinstance(extent, int)]
         kind, word = ((int, float), "number") if size is None else (int, "int")
@@ -306,14 +304,12 @@ class Convolution(Composed):
         expect(fits and all(isinstance(n, kind) and n > 0 for n in numbers), "interpolate",
                f"one {word} > 0, or {spatial} of them, and known sizes",
                f"{given!r} for shape {self.shape}")  # fmt: skip
-        if scale_factor is None:
+        if scale is None:
             return numbers, [None] * spatial
         extents = [int(e * f) for e, f in zip(space, numbers, strict=True)]
         return extents, [1 / f for f in numbers]
 
-    def _along(
-        self, axis: int, count: int, scale: float | None, mode: str, align_corners: bool
-    ) -> Self:
+    def _along(self, axis: int, count: int, scale: float | None, mode: str, aligned: bool) -> Self:
         """`count` new elements along an axis, `scale` apart in units of self's elements."""
         extent = plain(self.shape[axis])
         if count < 1 or extent < 1:
@@ -330,11 +326,11 @@ class Convolution(Composed):
         x = self.contiguous()  # previous results are computed once, not for each neighbour
         groups = gcd(count, extent)
         zoom, step = count // groups, extent // groups
-        regular = isclose(apart * count, extent) and not align_corners
+        regular = isclose(apart * count, extent) and not aligned
         if regular and max(zoom, step) <= MOST_ZOOM and (step == 1 or zoom in WOVEN):
             return x._zoomed(axis, groups, zoom, step, mode)
         place = self._ramp(count, self.dtype)
-        if align_corners:
+        if aligned:
             place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
         else:
             place = (place + 0.5) * apart - 0.5
@@ -445,9 +441,7 @@ def windows_of(
     return [(first + i, k, s, d) for i, (k, s, d) in enumerate(sizes)]
 
 
-def check_output_padding(
-    name: str, more: Sequence[int], steps: Sequence[int], gaps: Sequence[int]
-) -> None:
+def check_more(name: str, more: Sequence[int], steps: Sequence[int], gaps: Sequence[int]) -> None:
     """ShapeError for an output_padding that is neither less than the stride nor than the dilation.
     """
     expect(all(m < max(s, d) for m, s, d in zip(more, steps, gaps, strict=True)),

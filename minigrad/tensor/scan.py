@@ -125,8 +125,7 @@ def _one_by_one(
         carry, out = _called(f, carry, rebuild(xs, (array[number] for array in arrays).__next__))
         outs.append(flatten(out)[0])
     if not count:
-        shown = [array._new(given(array.dtype, array.shape[1:], array.raw.device))
-                 for array in arrays]  # fmt: skip
+        shown = [one._new(given(one.dtype, one.shape[1:], one.raw.device)) for one in arrays]
         _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
         none = (e._new(build.const(0, e.dtype, (0, *e.shape), e.raw.device))
                 for e in flatten(out)[0])  # fmt: skip

@@ -82,14 +82,12 @@ class Scattering(Methods):
         """
         return self._scatter("scatter", dim, index, src, reduce)
 
-    def _scatter(
-        self, name: str, dim: int, index: Core, src: Any, reduce: str | None = None
-    ) -> Self:  # fmt: skip
+    def _scatter(self, name: str, dim: int, index: Core, src: Any, how: str | None = None) -> Self:
         """`scatter`; `name` is for messages."""
-        check_choice("scatter", (None, "add", "multiply"), reduce=reduce)
+        check_choice("scatter", (None, "add", "multiply"), reduce=how)
         axis, part, places, values = self._updates(name, dim, index, src)
-        if reduce is not None:
-            op = Op.SCATTER_ADD if reduce == "add" else Op.SCATTER_PROD
+        if how is not None:
+            op = Op.SCATTER_ADD if how == "add" else Op.SCATTER_PROD
             return self._with_part(part._scattered(op, places, values, axis))
         return self._with_part(part._last_written(axis, places, values))
 

@@ -28,7 +28,17 @@ from minigrad.graph.substitution import (
     substitute,
     variables,
 )
-from minigrad.graph.symbolic import Affine, Atom, ceildiv, high, low, var, weighted, where_small
+from minigrad.graph.symbolic import (
+    Affine,
+    Atom,
+    ceildiv,
+    high,
+    low,
+    plain,
+    var,
+    weighted,
+    where_small,
+)
 from minigrad.graph.variable import Variable, evaluate, rebind, unbind
 
 RANGES = {"i": (0, 5), "j": (0, 2), "k": (-3, 3), "n": (1, 4)}
@@ -473,6 +483,12 @@ def test_bounds_of_sums_with_many_terms():
     corners = itertools.product(*((-n, n + 1) for n in range(6)))
     values = [evaluate(x, {f"v{n}": v for n, v in enumerate(corner)}) for corner in corners]
     assert (low(x), high(x)) == (min(values), max(values))
+
+
+def test_only_an_int_is_plain():
+    assert plain(7) == 7
+    with pytest.raises(AssertionError):
+        plain(Variable("n", 1, 7).bind(3))
 
 
 def test_module_has_no_untested_public_function():
