@@ -631,7 +631,7 @@ class LoopNest:
     def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         def text() -> str:
             words = [_word(arg) for arg in args]
-            words += [f"{key}={_word(arg)}" for key, arg in named.items()]
+            words += [f"{key}={_word(arg)}" for key, arg in named.items() if arg]
             return f"{name}({', '.join(words)})" if words else name
 
         if watching.see is not None:
