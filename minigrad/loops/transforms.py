@@ -547,11 +547,11 @@ class LoopNest:
         for loop in reversed(copying):
             body = (loop.around(body),)
         # what follows reads the copy
-        new = {value: expr.load(copy, place)}
-        self.operands[operand] = new[value]
+        self.operands[operand] = load = expr.load(copy, place)
+        reading = build.Change(lambda e: expr.replace_in(e, {value: load}))
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(registers.replaced(statement, new) for statement in inside))
+            return (*body, *map(reading.of, inside))
 
         if at is None:
             self.body = behind(self.body)
