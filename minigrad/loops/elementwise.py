@@ -355,7 +355,7 @@ def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, St
         apart = coefficient(stage.initial_position, along.variable) or 0
         alike = stage.position - place * apart == stage.initial_position - along.index * apart
         own = Array("block", stage.array.dtype, along.most * size, "scratch")
-        if alike and own.size * own.dtype.itemsize <= target.l2 // 2:
+        if alike and own.nbytes <= target.l2 // 2:
             position, at = (x * size + (last.index - begin) for x in (place, along.index))
             inside = replace(stage, array=own, position=position, initial_position=at)
             behind = copied(stage.array, stage.initial_position, expr.load(own, at))

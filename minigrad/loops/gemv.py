@@ -182,7 +182,7 @@ def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
     count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
     most = 16 if target.registers >= 32 else 8
     matrices = {load.array for one in sums for load in one.of_matrix()}
-    cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
+    cached = sum(array.nbytes for array in matrices) <= 16 * target.l2
     row_bytes = max(sum(_bytes(load, one.k) for load in one.of_matrix()) for one in sums)
     rows = 1
     if count > 1 and cached or CHAINS * row_bytes <= NEAR_BYTES:
