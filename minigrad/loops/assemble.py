@@ -118,7 +118,7 @@ def _sharing(loop: Loop, computed: Iterable[expr.Expr], target: Target) -> int:
     """
     most = 1
     for e in computed:
-        if e.op is Leaf.LOAD and e.array.size * e.array.dtype.itemsize > target.l2 // 4:
+        if e.op is Leaf.LOAD and e.array.nbytes > target.l2 // 4:
             terms = e.index.terms if isinstance(e.index, Affine) else ()
             own = [atom for atom, _ in terms if loop.variable in variables(atom.index)]
             if len(own) == 1 and own[0].kind == "div" and own[0].inner == loop.index:

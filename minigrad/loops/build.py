@@ -93,7 +93,6 @@ def serial_loop(axis: Axis, body: Statements) -> Loop:
     return Loop(axis.variable, 0, (axis.extent,), body)
 
 
-UNROLLED = 32  # iterations of a work-item's copy that are unrolled, at most
 Bounds = tuple[Integer, Integer]  # of a loop: its first iteration, and the one after its last
 
 
@@ -129,10 +128,13 @@ def flat_loop(axes: Sequence[Axis], body: Statements) -> Loop:
     return serial_loop(axes[0], body)
 
 
+MOST_UNROLLED = 32  # iterations of a work-item's copy that are unrolled
+
+
 def by_items(
     copying: Sequence[Loop], width: int, item: Axis
 ) -> tuple[list[Loop], dict[Atom, Integer], Guard]:
-    """All loops merged into one, in vectors that work-items take in turn.
+    """The loops of a copy merged into one, in vectors that work-items take in turn.
 
     Also returns the variables' values, and a guard: there may be fewer vectors than items.
     """
@@ -144,7 +146,7 @@ def by_items(
     values: dict[Atom, Integer] = {}
     for one, place in zip(copying, places, strict=True):
         values[one.variable] = substitute(one.start, values) + place
-    kind = "unroll" if q.count <= UNROLLED else "serial"
+    kind = "unroll" if q.count <= MOST_UNROLLED else "serial"
     loops = [Loop(q.variable, 0, (q.count,), (), kind), lanes_loop(y, width, ())]
     return loops[: 1 + (width > 1)], values, expr.restrict((), [count - 1 - number])
 
@@ -330,7 +332,7 @@ def streams(
     (each element is read twice, say): its lanes are known for aligned vectors only, and a streamed
     vector may begin anywhere.
     """
-    if not target.l3 or array.size * array.dtype.itemsize < target.l3 // 2:
+    if not target.l3 or array.nbytes < target.l3 // 2:
         return False
     known = None not in expr.strides(along, *exprs)
     return known and all(array not in stage.reads for stage in stages)

@@ -62,14 +62,14 @@ def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     stages = kernel.stages
     if not _same_elements(stages, kernel.rows):
         return None
-    stores, (merged,), _ = build.in_few_axes(stages, kernel.stored)
-    axes, stores = _with_long_last(merged or (make_axis("i", 0, 1),), stores)
-    exprs, positions = [s.value for s in stores], [s.index for s in stores]
+    plain, (merged,), _ = build.in_few_axes(stages, kernel.stored)
+    axes, joined = _with_long_last(merged or (make_axis("i", 0, 1),), plain)
+    exprs, positions = [s.value for s in joined], [s.index for s in joined]
     axis = unit_stride_axis(axes, exprs, positions)
     assert axis is not None
     stores = [
         replace(s, streaming=build.streams(s.array, stages, target, exprs, axis.variable))
-        for s in stores
+        for s in joined
     ]
     outer = [a for a in axes if a != axis]
     if target.group is not None:
@@ -355,7 +355,7 @@ def _in_blocks(stage: Stage, last: Axis, target: Target) -> tuple[Axis, Atom, St
         apart = coefficient(stage.initial_position, along.variable) or 0
         alike = stage.position - place * apart == stage.initial_position - along.index * apart
         own = Array("block", stage.array.dtype, along.most * size, "scratch")
-        if alike and own.size * own.dtype.itemsize <= target.l2 // 2:
+        if alike and own.nbytes <= target.l2 // 2:
             position, at = (x * size + (last.index - begin) for x in (place, along.index))
             inside = replace(stage, array=own, position=position, initial_position=at)
             behind = copied(stage.array, stage.initial_position, expr.load(own, at))

@@ -149,7 +149,7 @@ def in_registers(
         ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
     if tiling.nr > 1 and not target.brief and problem.stores_across:
         s.transpose(m, target.lanes(problem.total.dtype))
-    s.unroll(m, "u", computing=long)  # long ones stay a loop
+    s.unroll(m, "u", computing=long)  # the stores of a long epilogue stay a loop
 
 
 def tiles_overlap(problem: Problem, tiling: Tiling) -> bool:

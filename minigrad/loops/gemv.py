@@ -10,7 +10,6 @@ Such a product is as fast as its matrix can be read, so the loops follow the mat
 Several sums with the same vectors' axes may share a kernel.
 
     parallel over batch × blocks of the result:
-      vectors' = vectors                (scratch; where they are computed, not just loaded)
       vectors' = vectors                (scratch; if they are computed, not just loaded)
       sums += vectors' · matrix         (by columns or by rows)
 """
@@ -97,11 +96,10 @@ def gemv(kernel: Kernel, target: Target) -> Lowered | None:
         ]
     outer = [*sums[0].batch, *(a for a in sums[0].n if a != axis)]
     naive = loops_over([*outer, *sums[0].m, axis], [*_summed(sums, totals), Stores(tuple(stores))])
-    scales = _scales(sums, axis) if by_rows else {}
-    copies = _computed(sums) | scales
+    copies = _computed(sums)
     s = LoopNest(naive, **{name: value for name, (value, _) in copies.items()})
     tasks = size_of(outer)
-    size = (_rows if by_rows else _columns)(sums, axis, tasks, scales, target)
+    size = (_rows if by_rows else _columns)(sums, axis, tasks, target)
     block = s.split(axis.variable, size, "b")
     xs = [*(a.variable for a in outer), block]
     s.reorder(*xs, *(a.variable for a in sums[0].m), axis.variable)
@@ -129,11 +127,8 @@ def _bytes(e: Expr, axes: Sequence[Axis]) -> int:
     return e.dtype.itemsize * _along(axes, e)
 
 
-Copies = dict[str, tuple[Expr, list[Axis]]]  # name → what is copied, and along which axes
-
-
-def _computed(sums: Sequence[Sum]) -> Copies:
-    """The vectors that are not just loaded element after element."""
+def _computed(sums: Sequence[Sum]) -> dict[str, tuple[Expr, list[Axis]]]:
+    """The vectors that are not just loaded element after element, by name, with their axes."""
     found: dict[Expr, list[Axis]] = {}
     for one in sums:
         for vector in one.vectors:
@@ -144,34 +139,10 @@ def _computed(sums: Sequence[Sum]) -> Copies:
     return {f"vectors{n}": both for n, both in enumerate(found.items())}
 
 
-def _scales(sums: Sequence[Sum], row: Axis) -> Copies:
-    """Values that are computed from the matrix and shared by many neighbours in its rows.
-
-    Each element of the matrix is used once, so its cost decides how fast a product is. The scales
-    of a quantized matrix are converted beforehand, many at a time, and are then one operand of a
-    multiply-add.
-    """
-    found: dict[Expr, list[Axis]] = {}
-    for one in sums:
-        varies = {a.variable for a in (*one.m, one.k[-1])}
-        pending = [one.body]
-        while pending:
-            e = pending.pop()
-            if row.variable not in e.variables or not e.args:
-                continue
-            if varies.isdisjoint(e.variables):
-                found[e] = [row, *(a for a in one.k if a.variable in e.variables)]
-            else:
-                pending.extend(e.args)
-    return {f"scales{n}": both for n, both in enumerate(found.items())}
-
-
 # ---- by columns: sums[m, block] += vector[m, k] · matrix[k, block], several k at a time ----
 
 
-def _columns(
-    sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: Target
-) -> int:
+def _columns(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
     """Columns of a block: long runs of each row, but enough blocks to share."""
     dtype = sums[0].body.dtype
     size = max(load.array.dtype.itemsize for load in sums[0].of_matrix())
@@ -211,7 +182,7 @@ def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
     count, lanes = sums[0].count, target.lanes(sums[0].body.dtype)
     most = 16 if target.registers >= 32 else 8
     matrices = {load.array for one in sums for load in one.of_matrix()}
-    cached = sum(a.size * a.dtype.itemsize for a in matrices) <= 16 * target.l2
+    cached = sum(array.nbytes for array in matrices) <= 16 * target.l2
     row_bytes = max(sum(_bytes(load, one.k) for load in one.of_matrix()) for one in sums)
     rows = 1
     if count > 1 and cached or CHAINS * row_bytes <= NEAR_BYTES:
@@ -223,13 +194,11 @@ def _at_once(sums: Sequence[Sum], target: Target) -> tuple[int, int]:
     return rows, lanes * (1 << (vectors.bit_length() - 1))
 
 
-def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, scales: Copies, target: Target) -> int:
+def _rows(sums: Sequence[Sum], axis: Axis, tasks: int, target: Target) -> int:
     """Rows of one parallel iteration."""
     rows, _ = _at_once(sums, target)
     steps = min(axis.count // max(ENOUGH_TASKS // tasks, 1) // rows, MOST_STEPS)
-    nbytes = sum(_bytes(scale, axes) for scale, (_, *axes) in scales.values())
-    fit = HALF_OF_L1 // max(nbytes * rows, 1)
-    return rows * max(min(steps, fit), 1)
+    return rows * max(steps, 1)
 
 
 def _add_rows(s: LoopNest, sums: Sequence[Sum], n: Atom, target: Target) -> None:

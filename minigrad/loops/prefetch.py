@@ -37,7 +37,7 @@ Place = tuple[Array, Integer]
 def from_memory(load: Expr, axis: Axis, target: Target) -> int:
     """The step of a load along an axis, if it is small and the array is larger than L2; else 0."""
     array, position, guard = load.array, load.index, load.guard
-    large = array.space == "buffer" and array.size * array.dtype.itemsize > target.l2
+    large = array.space == "buffer" and array.nbytes > target.l2
     stride = coefficient(position, axis.variable) if large and not guard else 0
     return stride if stride is not None and 1 <= stride <= WIDEST else 0
 

@@ -256,8 +256,8 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
         ends = [end for c in conditions if (end := _loaded_end(c, axis.variable, fixed))]
         if len(ends) < len(conditions):
             break
-        for side, end in ends:
-            (firsts if side > 0 else stops).append(end)
+        for side, place in ends:
+            (firsts if side > 0 else stops).append(place)
         operands = inside
     if len(firsts) > 1 or not (firsts or stops):
         return problem

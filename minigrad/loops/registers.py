@@ -12,7 +12,7 @@ from minigrad.graph.shapes import flatten, numel
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops import nest
-from minigrad.loops.build import Change, combine, least, put, with_places
+from minigrad.loops.build import combine, least, put, with_places
 from minigrad.loops.nest import Fold, Loop, Matrix, MatrixProduct, Statement, Statements, Store
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
@@ -212,11 +212,6 @@ def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
         return replace(place, name=name, size=size), substitute(index, dict.fromkeys(xs, 0))
 
     return with_places(statement, move)
-
-
-def replaced(statement: Statement, new: Mapping[Expr, Expr]) -> Statement:
-    """A statement with expressions replaced in the values that it stores."""
-    return Change(lambda value: expr.replace_in(value, new)).of(statement)
 
 
 def in_parts(body: Statements, x: Atom, width: int) -> Statements:

@@ -124,7 +124,7 @@ def _delayed(
         return None
     read = (array for stage in last.stages for array in stage.reads)
     kept = frozenset(array for array in read if array.space == "scratch")
-    if sum(array.size * array.dtype.itemsize for array in kept) > target.l2 // 8:
+    if sum(array.nbytes for array in kept) > target.l2 // 8:
         return None
     assert host.axis is not None
     return host.axis.variable, size, kept
@@ -291,12 +291,9 @@ def _overwrites(writer: Stage, one: Pass) -> bool:
 
     Its array may be the memory of any array of its size.
     """
-    nbytes = writer.array.size * writer.array.dtype.itemsize
     reads = (load for stage in one.stages for load in stage.loads if load.array.space == "buffer")
-    return any(
-        load.index != writer.position and load.array.size * load.dtype.itemsize == nbytes
-        for load in reads
-    )
+    nbytes = writer.array.nbytes
+    return any(x.index != writer.position and x.array.nbytes == nbytes for x in reads)
 
 
 def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:

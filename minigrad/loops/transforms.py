@@ -547,11 +547,11 @@ class LoopNest:
         for loop in reversed(copying):
             body = (loop.around(body),)
         # what follows reads the copy
-        new = {value: expr.load(copy, place)}
-        self.operands[operand] = new[value]
+        self.operands[operand] = load = expr.load(copy, place)
+        reading = build.Change(lambda e: expr.replace_in(e, {value: load}))
 
         def behind(inside: Statements) -> Statements:
-            return (*body, *(registers.replaced(statement, new) for statement in inside))
+            return (*body, *map(reading.of, inside))
 
         if at is None:
             self.body = behind(self.body)
@@ -631,7 +631,7 @@ class LoopNest:
     def _show(self, name: str, args: Sequence[object], named: Mapping[str, object]) -> None:
         def text() -> str:
             words = [_word(arg) for arg in args]
-            words += [f"{key}={_word(arg)}" for key, arg in named.items()]
+            words += [f"{key}={_word(arg)}" for key, arg in named.items() if arg]
             return f"{name}({', '.join(words)})" if words else name
 
         if watching.see is not None:

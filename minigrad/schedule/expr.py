@@ -76,6 +76,11 @@ class Array:
         return hash(self.name)
 
     @property
+    def nbytes(self) -> int:
+        """Its bytes in memory."""
+        return self.size * self.dtype.itemsize
+
+    @property
     def in_registers(self) -> bool:
         """Whether it consists of registers."""
         return self.space == "registers"

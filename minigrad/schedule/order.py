@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from minigrad.graph.node import in_order
 from minigrad.schedule.expr import Array
@@ -44,11 +44,11 @@ def freeing_early(
         for needed in member.needs:
             followers[needed].append(member)
     missing = {member: len(member.needs) for member in order}
-    fills = {member: _bytes(filled[member]) for member in order}
+    fills = {member: sum(array.nbytes for array in filled[member]) for member in order}
 
     def pays(members: Collection[Cluster]) -> bool:
         own = {array: None for member in members for array in reads[member]}
-        freed = _bytes(array for array in own if left[array].keys() <= {*members})
+        freed = sum(array.nbytes for array in own if left[array].keys() <= {*members})
         filling = sum(fills[member] for member in members)
         return freed > filling or bool(own and filling <= LITTLE)
 
@@ -73,7 +73,3 @@ def freeing_early(
             if member.kind == "exchange" or not exchanges:
                 early, held = early + sorted(held, key=fills.__getitem__), []
     return list(result)
-
-
-def _bytes(arrays: Iterable[Array]) -> int:
-    return sum(array.size * array.dtype.itemsize for array in arrays)

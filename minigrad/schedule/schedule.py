@@ -495,7 +495,7 @@ def live_ranges(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[Live
             one = replace(one, first=before.first, arrays=(*before.arrays, array))
         held[array] = one
         ending.setdefault(one.last, []).append(array)
-    return sorted(held.values(), key=lambda one: -one.arrays[0].size * one.arrays[0].dtype.itemsize)
+    return sorted(held.values(), key=lambda one: -one.arrays[0].nbytes)
 
 
 def _written_over(kernel: Kernel, array: Array, dying: Sequence[Array]) -> Array | None:

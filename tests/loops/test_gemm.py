@@ -574,16 +574,6 @@ def test_what_tiles_share_is_stored_once(rows: Integer, machine: str) -> None:
         np.testing.assert_allclose(found, (x @ y + z @ y) @ w, rtol=1e-4, atol=1e-4)
 
 
-def test_scales_are_at_hand() -> None:
-    """Multiply-adds read scales that were converted once per block."""
-    graph, _ = graph_of(quantized_row)
-    (kernel,) = schedule_of(graph, GOLDEN).kernels
-    nest = lower(kernel, target_of("avx512"))
-    loops = show(nest)
-    inner = loops[loops.index("sum0_part4[0] = (") :].partition("= sum of")[0]
-    assert "float16" not in inner and "scales0[" in inner and "scales1[" in inner
-
-
 def turned_left(inputs: Inputs) -> list[Node]:
     return [product(transpose(inputs(1024, 1536)), inputs(1024, 384))]
 
