@@ -31,7 +31,7 @@ MOST = 10**18  # limit of integers; its square of floats. Products of larger one
 
 def _limited(
     kind: Callable[[str], float], least: float, what: str, most: float
-) -> Callable[[str], Any]:
+) -> Callable[[str], float]:
     """An argparse type: a finite number from `least` to `most`. what: "at least 1", for errors."""
 
     def parse(text: str) -> float:

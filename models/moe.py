@@ -410,10 +410,8 @@ class MoE:
 
 def auxiliary_loss(routes: Sequence[Routing], balance: float, z: float) -> Tensor:
     """balance · mean load-balancing loss + z · mean z-loss over all routers, a scalar."""
-    total = routes[0].balance_loss() * balance + routes[0].z_loss() * z
-    for route in routes[1:]:
-        total = total + route.balance_loss() * balance + route.z_loss() * z
-    return total / len(routes)
+    first, *others = (route.balance_loss() * balance + route.z_loss() * z for route in routes)
+    return sum(others, first) / len(routes)
 
 
 if __name__ == "__main__":

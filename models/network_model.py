@@ -255,31 +255,31 @@ def _exchanges(
     """The exchanges of a device in a step."""
     turns = layout.micro if layout.pp > 1 else 1
     layers = config.layers / layout.pp
+
+    def along(axis: str, messages: float, nbytes: float) -> Exchange:
+        return Exchange(axis, messages, nbytes, cluster.between(layout.span(axis)))
+
     yield from _of_weights(config, work, layout, cluster, turns)
     tokens = work.tokens / (layout.batch * layout.sp)  # on all devices that share matrices
     activations = tokens * config.dim * work.itemsize / turns
     n = layout.tp
     if n > 1:
-        network = cluster.between(layout.span("tp"))
-        yield Exchange("tp", 4 * layers * turns * 2 * (n - 1), activations / n, network)
+        yield along("tp", 4 * layers * turns * 2 * (n - 1), activations / n)
     n = layout.sp
     if n > 1:
-        network = cluster.between(layout.span("sp"))
         width = config.key_value_heads * config.width / layout.tp
         block = 2 * tokens / turns * width * work.itemsize
         # in the backward pass they go around again with their gradients, which then return
-        yield Exchange("sp", layers * turns * n, block, network)
-        yield Exchange("sp", layers * turns * (n - 1), 2 * block, network)
+        yield along("sp", layers * turns * n, block)
+        yield along("sp", layers * turns * (n - 1), 2 * block)
     n = layout.ep
     if n > 1:
-        network = cluster.between(layout.span("ep"))
         routed = activations * config.active / (layout.tp if layout.tokens else 1)
-        yield Exchange("ep", 4 * layers * turns * (n - 1), routed / n, network)
+        yield along("ep", 4 * layers * turns * (n - 1), routed / n)
     if layout.pp > 1:
-        network = cluster.between(layout.span("pp"))
         boundary = activations / (layout.tp if layout.tokens else 1)
         count = 2 * (layout.micro * layout.pieces + layout.pp - 1)  # one after the other
-        yield Exchange("pp", count, boundary, network)
+        yield along("pp", count, boundary)
 
 
 def _of_weights(

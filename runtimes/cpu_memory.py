@@ -18,11 +18,10 @@ import mmap
 import os
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 
 from minigrad.errors import BoundsError
-from minigrad.locks import held_over_forks
+from minigrad.locks import Block, held_over_forks
 from minigrad.program import GlobalCounters
 from minigrad.runtimes.host import memory_bytes
 
@@ -95,7 +94,7 @@ class _Blocks:
         self.idle_large_bytes = 0
         self.held = 0  # bytes that the system has given us
         self.held_peak = 0
-        self.keepers = 0  # see `keeping`
+        self.keeps = False  # see `keeping`
         self.slab = self.slab_end = 0
         self.shared = self.shared_end = 0  # addresses that `more_pages` has not used yet
 
@@ -166,7 +165,7 @@ class _Blocks:
             if size > LARGEST_SMALL:
                 self.idle_large[address] = size
                 self.idle_large_bytes += size
-        if self.idle_large_bytes > _KEEP // 8 and not self.keepers:
+        if self.idle_large_bytes > _KEEP // 8 and not self.keeps:
             self.trim(max(min(_KEEP, memory_bytes() // 8), self.held_peak // 4))
 
     def trim(self, limit: int) -> None:
@@ -381,16 +380,6 @@ def held_bytes() -> int:
     return _blocks.held
 
 
-@contextmanager
-def keeping() -> Iterator[None]:
-    """Keep all idle memory meanwhile, for timed code that takes the same blocks again and again.
-
-    If it needs more than is usually kept, it would spend its time on new pages.
-    """
-    with _blocks.lock:
-        _blocks.keepers += 1
-    try:
-        yield
-    finally:
-        with _blocks.lock:
-            _blocks.keepers -= 1
+# In this block all idle memory is kept, for timed code that takes the same blocks again and again.
+# If it needs more than is usually kept, it would spend its time on new pages.
+keeping = Block(partial(setattr, _blocks, "keeps", True), partial(setattr, _blocks, "keeps", False))

@@ -232,24 +232,20 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
 
     def lanes_of(self, e: Expr) -> int:
         """Lanes of an expression's value."""
-        for atom, lanes in self.vectors.items():
-            if atom in e.variables:
-                return lanes.width
-        return 1
+        return 1 if self.vectors.keys().isdisjoint(e.variables) else self.width()
 
-    def _masking(self) -> Scope | None:
-        """The innermost level that determines which lanes are active."""
-        return next((level for level in reversed(self.levels) if level.mask is not None), None)
+    def _masking(self) -> Scope:
+        """The innermost level that determines which lanes are active; the outermost without one."""
+        levels = (level for level in reversed(self.levels) if level.mask is not None)
+        return next(levels, self.levels[0])
 
     def mask(self) -> str | None:
         """The mask in force, or None."""
-        level = self._masking()
-        return level.mask or None if level is not None else None
+        return self._masking().mask or None
 
     def counting(self) -> str | None:
         """How many lanes the mask in force lets be active, or None."""
-        level = self._masking()
-        return level.counting or None if level is not None else None
+        return self._masking().counting or None
 
     # ---- indices ----
 
@@ -297,13 +293,15 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         return total, offset, height
 
     def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
-        """The result and its level, which is further in if it is known there already."""
-        key = (name, left, right)
+        """The result and its level."""
+        text = f"{name} i64 {left}, {right}"
+        return self._once(text, level, lambda: self.builder().line(text))
+
+    def _once(self, key: object, level: int, make: Callable[[], str]) -> tuple[str, int]:
+        """The text of a value, made at a level if it is not known; and its level."""
         if key not in self.memo:
-            with self.at(level):
-                text = self.builder().line(f"{name} i64 {left}, {right}")
-            self.remember(key, Value(text, dtypes.int64, 1), level)
-        known, level = self.memo[key]
+            self.remember(key, Value(self.at(level, make), dtypes.int64, 1), level)
+        known, level = self.memo[key]  # further in if it is known there already
         return known.text, level
 
     def minimum(self, a: str, b: str) -> str:
@@ -355,45 +353,18 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         if atom.kind == "value":
             value = self.value(atom.payload)
             level = self.memo[self.expand(atom.payload)][1]
-            with self.at(level):
-                key = ("wide", value.text)
-                if key not in self.memo:
-                    wide = values.cast(self.builder(), value, dtypes.int64)
-                    self.remember(key, wide, level)
-            return self.memo[key][0].text, level
+            return self._once(
+                ("wide", value.text), level,
+                lambda: values.cast(self.builder(), value, dtypes.int64).text,
+            )  # fmt: skip
         assert atom.inner is not None
         inner, level = self._sum(atom.inner)
         if is_number(inner):
             number = int(inner)
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
             return str(result), level
-        known = (atom.kind, inner, atom.divisor)
-        if known not in self.memo:
-            with self.at(level):
-                divided = self._divide(Value(inner, dtypes.int64, 1), atom)
-            self.remember(known, divided, level)
-        divided, level = self.memo[known]  # further in if it is known there already
-        return divided.text, level
-
-    def _divide(self, x: Value, atom: Atom) -> Value:
-        """Floor division or remainder by a positive constant."""
-        here = self.builder()
-        scalar = values.register_type(x.dtype)
-        divisor = values.literal(atom.divisor, scalar, x.lanes)
-        assert atom.inner is not None
-        if atom.inner.low >= 0:
-            name = "udiv" if atom.kind == "div" else "urem"
-            return Value(here.line(f"{name} {x.typed}, {divisor}"), x.dtype, x.lanes)
-        zero = values.literal(0, scalar, x.lanes)
-        rest = here.line(f"srem {x.typed}, {divisor}")
-        negative = here.line(f"icmp slt {x.type} {rest}, {zero}")
-        mask = values.mask_type(x)
-        found, change = rest, f"add {x.type} {rest}, {divisor}"
-        if atom.kind == "div":
-            found = here.line(f"sdiv {x.typed}, {divisor}")
-            change = f"sub {x.type} {found}, {values.literal(1, scalar, x.lanes)}"
-        text = f"select {mask} {negative}, {x.type} {here.line(change)}, {x.type} {found}"
-        return Value(here.line(text), x.dtype, x.lanes)
+        x, key = Value(inner, dtypes.int64, 1), (atom.kind, inner, atom.divisor)
+        return self._once(key, level, lambda: _divided(self.builder(), x, atom).text)
 
     def vector(self, x: Integer, width: int) -> Value:
         """A sum with vector variables, one value per lane: i32 if all its parts fit, else i64."""
@@ -437,7 +408,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             value = values.broadcast(here, self.value(atom.payload), width)
             return values.cast(here, value, dtype)
         assert atom.inner is not None
-        return self._divide(self._vector(atom.inner, width, dtype), atom)
+        return _divided(here, self._vector(atom.inner, width, dtype), atom)
 
     def lane_stride(self, x: Integer) -> int | None:
         """The stride of an index along the vector in scope; None if it is not constant."""
@@ -481,12 +452,8 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         base = self.bases[array]
         kind = memory_type(array.dtype)
         if dynamic is not None:
-            key = ("pointer", base, dynamic)
-            if key not in self.memo:
-                with self.at(level):
-                    text = self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {dynamic}")
-                self.remember(key, Value(text, dtypes.int64, 1), level)
-            base = self.memo[key][0].text
+            at = f"getelementptr {kind}, ptr {base}, i64 {dynamic}"
+            base, _ = self._once(at, level, lambda: self.builder().line(at))
         if offset == 0:
             return base
         return self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {offset}")
@@ -544,6 +511,26 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         if mask is not None:
             return self._and(Value(mask, dtypes.bool, width), guard).text
         return values.broadcast(self.builder(), guard, width).text
+
+
+def _divided(here: Builder, x: Value, atom: Atom) -> Value:
+    """Floor division or remainder by a positive constant."""
+    scalar = values.register_type(x.dtype)
+    divisor = values.literal(atom.divisor, scalar, x.lanes)
+    assert atom.inner is not None
+    if atom.inner.low >= 0:
+        name = "udiv" if atom.kind == "div" else "urem"
+        return Value(here.line(f"{name} {x.typed}, {divisor}"), x.dtype, x.lanes)
+    zero = values.literal(0, scalar, x.lanes)
+    rest = here.line(f"srem {x.typed}, {divisor}")
+    negative = here.line(f"icmp slt {x.type} {rest}, {zero}")
+    mask = values.mask_type(x)
+    found, change = rest, f"add {x.type} {rest}, {divisor}"
+    if atom.kind == "div":
+        found = here.line(f"sdiv {x.typed}, {divisor}")
+        change = f"sub {x.type} {found}, {values.literal(1, scalar, x.lanes)}"
+    text = f"select {mask} {negative}, {x.type} {here.line(change)}, {x.type} {found}"
+    return Value(here.line(text), x.dtype, x.lanes)
 
 
 def is_number(text: str) -> bool:

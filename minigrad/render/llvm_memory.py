@@ -161,14 +161,12 @@ class MemoryEmitter(IndexEmitter):
     def _side_by_side(self, parts: Sequence[Expr], lanes: int) -> str:
         """The elements in memory from a vector's first word on: the neighbours of each lane."""
         array, index, count = parts[0].array, parts[0].index, len(parts)
-        kind, size = vector_type(memory_type(array.dtype), count * lanes), array.dtype.itemsize
         masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in parts]
-        pointer, here = self.pointer(array, self.at_base(index)), self.builder()
-        if not any(masks):
-            return here.line(f"load {kind}, ptr {pointer}, align {size}")
-        flags = [mask or "splat (i1 true)" for mask in masks]
-        mask = in_turn(here, flags, "i1", lanes)
-        return self._masked_load(array.dtype, pointer, count * lanes, mask)
+        pointer, mask = self.pointer(array, self.at_base(index)), None
+        if any(masks):
+            flags = [mask or "splat (i1 true)" for mask in masks]
+            mask = in_turn(self.builder(), flags, "i1", lanes)
+        return self._loaded(array.dtype, pointer, count * lanes, mask)
 
     def load(self, e: Expr, lanes: int) -> Value:
         """The value of a LOAD."""
@@ -178,14 +176,11 @@ class MemoryEmitter(IndexEmitter):
     def _bits(self, e: Expr, lanes: int) -> str:
         """The bits that a LOAD reads, as a value of the memory's type."""
         array, index, guard_conditions = e.array, e.index, e.guard
-        here = self.builder()
-        kind = vector_type(memory_type(array.dtype), lanes)
-        size = array.dtype.itemsize
         if lanes == 1:
             pointer, guard = self.pointer(array, index), self.guard(guard_conditions)
             if guard is not None:
                 pointer = self._or_zeros(pointer, guard)
-            return here.line(f"load {kind}, ptr {pointer}, align {size}")
+            return self._loaded(array.dtype, pointer, lanes)
         alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
@@ -199,10 +194,8 @@ class MemoryEmitter(IndexEmitter):
         if not neighbours:
             return self._gather(array, index, lanes, mask)
         pointer = self.pointer(array, self.at_base(index))
-        if mask is None:
-            return here.line(f"load {kind}, ptr {pointer}, align {size}")
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
-        return self._masked_load(array.dtype, pointer, lanes, mask)
+        return self._loaded(array.dtype, pointer, lanes, mask)
 
     def any(self, mask: str, lanes: int) -> str:
         """Whether any lane of a mask is set."""
@@ -230,9 +223,11 @@ class MemoryEmitter(IndexEmitter):
             some = Value(self.any(some, width), dtypes.bool, 1)
         return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
-    def _masked_load(self, dtype: DType, pointer: str, lanes: int, mask: str) -> str:
+    def _loaded(self, dtype: DType, pointer: str, lanes: int, mask: str | None = None) -> str:
         """Adjacent elements in memory; zero outside of a mask."""
         kind, size = vector_type(memory_type(dtype), lanes), dtype.itemsize
+        if mask is None:
+            return self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
         return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
             f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
         ])  # fmt: skip
@@ -325,15 +320,14 @@ class MemoryEmitter(IndexEmitter):
             here = self.builder()
             if common is not None:
                 pointer = self._or_zeros(pointer, common)
-            if there(begin, size):
-                loaded = here.line(f"load {kind}, ptr {pointer}, align {array.dtype.itemsize}")
-            else:
+            mask = None
+            if not there(begin, size):
                 read = {
                     at for lane, n, at in zip(part, vector, place, strict=True)
                     if n == number and known[lane]
                 }  # fmt: skip
                 mask = values.flags(at in read for at in range(size))
-                loaded = self._masked_load(array.dtype, pointer, size, mask)
+            loaded = self._loaded(array.dtype, pointer, size, mask)
             if number == 0 or size < width:
                 own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
                 loaded = here.shuffle(kind, loaded, own)

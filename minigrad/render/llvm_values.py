@@ -310,10 +310,10 @@ def round_half(b: Builder, x: Value) -> Value:
     if not x.dtype.is_float or x.dtype.itemsize != 2:
         return x
     if x.dtype.name == "float16":
-        half = vector_type("half", x.lanes)
-        narrow = b.line(f"fptrunc {x.typed} to {half}")
-        return Value(b.line(f"fpext {half} {narrow} to {x.type}"), x.dtype, x.lanes)
-    return Value(_from_bits(b, bfloat_bits(b, x), x.lanes), x.dtype, x.lanes)
+        return from_memory(b, to_memory(b, x), x.dtype, x.lanes)
+    kind = vector_type("i32", x.lanes)
+    upper = b.line(f"and {kind} {bfloat_bits(b, x)}, {literal(-65536, 'i32', x.lanes)}")
+    return Value(b.line(f"bitcast {kind} {upper} to {x.type}"), x.dtype, x.lanes)
 
 
 def bfloat_bits(b: Builder, x: Value) -> str:
@@ -331,12 +331,6 @@ def bfloat_bits(b: Builder, x: Value) -> str:
     quiet = b.line(f"or {kind} {bits}, {number(0x400000)}")
     unordered = b.line(f"fcmp uno {x.typed}, {x.text}")
     return b.line(f"select {mask_type(x)} {unordered}, {kind} {quiet}, {kind} {rounded}")
-
-
-def _from_bits(b: Builder, bits: str, lanes: int) -> str:
-    kind = vector_type("i32", lanes)
-    upper = b.line(f"and {kind} {bits}, {literal(-65536, 'i32', lanes)}")
-    return b.line(f"bitcast {kind} {upper} to {vector_type('float', lanes)}")
 
 
 def to_memory(b: Builder, x: Value) -> str:

@@ -155,7 +155,7 @@ class Emitter(scopes.Levels[Scope, str]):
         offset, level = x.constant, 0
         parts: list[tuple[int, str]] = []
         for atom, factor in x.terms:
-            value = self._constant(atom)
+            value = self.constants.get(atom, atom.low if atom.low == atom.high else None)
             if value is None:
                 text, known = self._atom(atom, kind)
                 value = parse(text)
@@ -176,12 +176,6 @@ class Emitter(scopes.Levels[Scope, str]):
             words[1] = f"-{words[1]}"
         joined = " ".join(words[1:])
         return (joined if joined.replace("_", "").isalnum() else f"({joined})"), level
-
-    def _constant(self, atom: Atom) -> int | None:
-        """The value of an atom, if it is known here."""
-        if atom in self.constants:
-            return self.constants[atom]
-        return atom.low if atom.low == atom.high else None
 
     def _atom(self, atom: Atom, kind: str) -> tuple[str, int]:
         """An atom as an operand of type `kind`, and its level; quotients are named by text."""
@@ -307,8 +301,7 @@ class Emitter(scopes.Levels[Scope, str]):
         if root.op is Op.CONST or text.isidentifier() and not root.in_registers:
             return text
         _, level = self.memo[root]
-        with self.at(level):
-            name = self._declared(root, text)
+        name = self.at(level, self._declared, root, text)
         self.remember(root, name, level, self.changing(root))
         return name
 

@@ -7,8 +7,8 @@ closed, or until an array or register that it depends on changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -18,6 +18,7 @@ from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
 from minigrad.schedule.expr import Array, Expr, Leaf
 
+R = TypeVar("R")
 L = TypeVar("L", bound="Scope")
 V = TypeVar("V")
 
@@ -66,14 +67,12 @@ class Levels(Generic[L, V]):
         """The level at which instructions are emitted now."""
         return len(self.levels) - 1 if self._current is None else self._current
 
-    @contextmanager
-    def at(self, level: int) -> Iterator[None]:
-        """Emit instructions at an outer level for a while."""
+    def at(self, level: int, make: Callable[..., R], *given: Any) -> R:
+        """The result of make(*given), which emits instructions, at an outer level."""
         before, self._current = self._current, level
-        try:
-            yield
-        finally:
-            self._current = before
+        made = make(*given)
+        self._current = before
+        return made
 
     def pop(self, *known: dict[Atom, Any]) -> L:
         """Close the innermost level, and forget its values and variables, in `known` too."""
@@ -199,10 +198,7 @@ class Levels(Generic[L, V]):
         elif not e.args:  # an operation depends on its operands only
             bound = (self.where.get(atom, 0) for atom in e.variables)
             level = max(level, *bound, *map(self.pinned, depends), 0)
-        before, self._current = self._current, level  # like `at`, but faster
-        value = self.emitted(e)
-        self._current = before
-        self.remember(e, value, level, depends)
+        self.remember(e, self.at(level, self.emitted, e), level, depends)
 
     def needed(self, e: Expr) -> tuple[Expr, ...]:
         """The expressions that must be known before this one is emitted."""

@@ -130,7 +130,6 @@ def _seat(
                 yield Rank(number, mesh, device, **seat.groups, timeline=timeline)
         finally:
             _leave(evictions)  # if this rank has hung, it was evicted before it woke
-            live_tensors.rank.number = known
 
 
 def _evict(seat: Seat, number: int | None) -> None:
@@ -227,21 +226,19 @@ class _Threads:
     def _work(self, function: Function, number: int) -> None:
         device = f"{self.kind}:{number}" if number else self.kind
         activity = self.activities[number]
-        registry_number = live_tensors.rank.number
-        try:
-            live_tensors.rank.number = number
-            transport = LocalTransport(number, self.exchange)
-            with _seat(number, self.mesh, transport, device, activity, self.threads_each,
-                       self.evictions[number], self.settings) as rank:  # fmt: skip
-                self.results[number] = function(rank)
-        except BaseException as error:
-            self.errors[number] = error
-            self.exchange.fail(_blame(number, error))
-        finally:
-            while activity.state != "ended":  # an exception from outside comes now or never
-                with suppress(_Ended), self.throwing:
-                    activity.enter("ended")
-            live_tensors.rank.number = registry_number
+        transport = LocalTransport(number, self.exchange)
+        with having(live_tensors.rank, number=number):
+            try:
+                with _seat(number, self.mesh, transport, device, activity, self.threads_each,
+                           self.evictions[number], self.settings) as rank:  # fmt: skip
+                    self.results[number] = function(rank)
+            except BaseException as error:
+                self.errors[number] = error
+                self.exchange.fail(_blame(number, error))
+            finally:
+                while activity.state != "ended":  # an exception from outside comes now or never
+                    with suppress(_Ended), self.throwing:
+                        activity.enter("ended")
 
     def _watch(self, idents: Sequence[int]) -> None:
         """Watch for a rank that hangs."""

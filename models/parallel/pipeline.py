@@ -37,6 +37,7 @@ from minigrad.models.parallel.schedules import (
     Task,
     Timed,
     forward_table,
+    needs,
 )
 from minigrad.models.parallel.training import Divided
 from minigrad.runtimes.host import usable_threads
@@ -95,8 +96,7 @@ class Port:
 
     def blank(self, shape: Shape) -> Tensor:
         """Memory for float32 values that one piece passes to the next."""
-        sizes, name = self.runtime.mesh.sizes, self.runtime.name
-        return self._blank(shape, Layout(self.spec.dims(shape, sizes, name)))
+        return self._blank(shape, self._layout(shape, self.spec))
 
     def like(self, tensor: Tensor) -> Tensor:
         """Memory for values divided like another tensor."""
@@ -107,11 +107,12 @@ class Port:
     def place(self, array: Any, spec: P) -> Tensor:
         """A numpy array, divided; without lazy tensors, which captured steps would look for.
         """
-        sizes, name = self.runtime.mesh.sizes, self.runtime.name
-        dtype = resolve(array.dtype)
-        made = self._blank(array.shape, Layout(spec.dims(array.shape, sizes, name)), dtype)
+        made = self._blank(array.shape, self._layout(array.shape, spec), resolve(array.dtype))
         self.runtime.copy_in(made.raw.arg.memory, memoryview(array.tobytes()))
         return made
+
+    def _layout(self, shape: Shape, spec: P) -> Layout:
+        return Layout(spec.dims(shape, self.runtime.mesh.sizes, self.runtime.name))
 
     def _blank(self, shape: Shape, layout: Layout, dtype: DType = dtypes.float32) -> Tensor:
         memory, name = MeshMemory(), self.runtime.name
@@ -467,6 +468,5 @@ def _cut_rows(array: Any, rows: int) -> list[Any]:
 
 def _source(task: Task, last: int) -> int | None:
     """The piece whose message a task waits for."""
-    if task.kind == FORWARD:
-        return task.piece - 1 if task.piece else None
-    return task.piece + 1 if task.kind != WEIGHTS and task.piece < last else None
+    others = (one.piece for one in needs(task, last + 1) if one.piece != task.piece)
+    return next(others, None)

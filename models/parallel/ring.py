@@ -214,32 +214,30 @@ def broadcast(transport: Transport, address: int, nbytes: int, root: int) -> Non
 
 def permute(transport: Transport, source: int, target: int, nbytes: int, shift: int) -> None:
     """Send bytes `shift` ranks on, and receive those of the rank `shift` places before."""
-    rank, size = transport.rank, transport.size
-    if shift % size == 0:
-        ctypes.memmove(target, source, nbytes)
-        return
-    requests = []
-    for offset, length in _messages(nbytes, MESSAGE):
-        requests.append(transport.isend((rank + shift) % size, source + offset, length, TAG))
-        requests.append(transport.irecv((rank - shift) % size, target + offset, length, TAG))
-    transport.wait(requests)
+    transport.wait(_shifted(transport, shift, source, target, nbytes))
 
 
 def all_to_all(transport: Transport, source: int, target: int, nbytes: int) -> None:
     """Send part s of an array (nbytes each) to rank s; the part from rank s becomes part s."""
-    rank, size = transport.rank, transport.size
-    requests = []
+    rank, size, requests = transport.rank, transport.size, list[Any]()
     for step in range(size):
-        to, origin = (rank + step) % size, (rank - step) % size
-        if step == 0:
-            ctypes.memmove(target + rank * nbytes, source + rank * nbytes, nbytes)
-            continue
-        for offset, length in _messages(nbytes, MESSAGE):
-            place = to * nbytes + offset
-            requests.append(transport.isend(to, source + place, length, TAG))
-            place = origin * nbytes + offset
-            requests.append(transport.irecv(origin, target + place, length, TAG))
+        own, their = source + (rank + step) % size * nbytes, target + (rank - step) % size * nbytes
+        requests += _shifted(transport, step, own, their, nbytes)
     transport.wait(requests)
+
+
+def _shifted(
+    transport: Transport, shift: int, source: int, target: int, nbytes: int
+) -> list[Any]:
+    """Begin to send bytes `shift` ranks on, and to receive others from `shift` places before."""
+    rank, size, requests = transport.rank, transport.size, list[Any]()
+    if shift % size == 0:
+        ctypes.memmove(target, source, nbytes)
+        return requests
+    for offset, length in _messages(nbytes, MESSAGE):
+        requests.append(transport.isend((rank + shift) % size, source + offset, length, TAG))
+        requests.append(transport.irecv((rank - shift) % size, target + offset, length, TAG))
+    return requests
 
 
 def _messages(nbytes: int, most: int) -> Iterator[tuple[int, int]]:

@@ -118,27 +118,18 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, group: RankGroup, scale: float) ->
     rank, size = group.rank, group.size
     if size == 1:
         return [_attend(q, k, v, scale, causal=True)]
-    second = _halves(q)[1]
-    keys, values, moved = k, v, _rotate([k, v], group)
-    low: Found | None = None
-    high: Found | None = None
-    for step in range(size):
-        origin = (rank - step) % size
-        if step == 0:
-            found = _attend(q, k, v, scale, causal=True)
-            low, high = _halves_of(found)
-        elif origin < rank:  # its early chunk is before both of ours, its late one after both
+    second, moved = _halves(q)[1], _rotate([k, v], group)
+    low, high = _halves_of(_attend(q, k, v, scale, causal=True))
+    for step in range(1, size):
+        keys, values = moved
+        if step + 1 < size:  # under way while this step computes, not earlier
+            moved = _rotate([keys, values], group, after=[high[0]])
+        if (rank - step) % size < rank:  # its early chunk is before both of ours, its late one not
             found = _attend(q, _halves(keys)[0], _halves(values)[0], scale)
             early, late = _halves_of(found)
             low, high = _merged(low, early), _merged(high, late)
         else:  # both of its chunks are between ours
             high = _merged(high, _attend(second, keys, values, scale))
-        if step + 1 < size:
-            keys, values = moved
-        if step + 2 < size:  # under way while the next step computes, not earlier
-            assert high is not None
-            moved = _rotate([keys, values], group, after=[high[0]])
-    assert low is not None and high is not None
     return [low, high]
 
 
@@ -151,31 +142,22 @@ def _backward(
     wide, away = g.cast(statistic.dtype).contiguous(), output.cast(statistic.dtype)
     delta = (wide * away).sum(axis=-1, keepdim=True).contiguous()
     rows = Rows(q, wide, statistic, delta)
-    if size == 1:
-        parts = _attend_backward(rows, k, v, scale, causal=True)
-        return [part.cast(of.dtype) for part, of in zip(parts, (q, k, v), strict=True)]
     late = Rows(*(_halves(tensor)[1] for tensor in rows))
-    keys, values, moved = k, v, _rotate([k, v], group)
-    carried: list[Tensor] = []
-    dq: Any = None
-    for step in range(size):
-        origin = (rank - step) % size
-        if step == 0:
-            dq, dk, dv = _attend_backward(rows, k, v, scale, causal=True)
-        elif origin < rank:
+    moved = _rotate([k, v], group) if size > 1 else []
+    dq, *carried = _attend_backward(rows, k, v, scale, causal=True)
+    for step in range(1, size):
+        carried = _rotate(carried, group)
+        keys, values = moved
+        if step + 1 < size:
+            moved = _rotate([keys, values], group)
+        if (rank - step) % size < rank:
             more, dk, dv = _attend_backward(rows, _halves(keys)[0], _halves(values)[0], scale)
             dk, dv = (_at_half(part, 0) for part in (dk, dv))
-            dq = dq + more
         else:
             more, dk, dv = _attend_backward(late, keys, values, scale)
-            dq = dq + _at_half(more, 1)
-        if carried:
-            dk, dv = dk + carried[0], dv + carried[1]
-        carried = _rotate([dk, dv], group)
-        if step + 1 < size:
-            keys, values = moved
-        if step + 2 < size:
-            moved = _rotate([keys, values], group)
+            more = _at_half(more, 1)
+        dq, carried = dq + more, [dk + carried[0], dv + carried[1]]
+    carried = _rotate(carried, group) if size > 1 else carried
     return [part.cast(of.dtype) for part, of in zip((dq, *carried), (q, k, v), strict=True)]
 
 
@@ -237,9 +219,8 @@ def _attend_backward(
     return matmul_where(seen, slopes, keys), dk, dv
 
 
-def _merged(found: Found | None, more: Found) -> Found:
+def _merged(found: Found, more: Found) -> Found:
     """The result over the keys of both."""
-    assert found is not None
     (x, a), (y, b) = found, more
     largest = a.maximum(b)
     left, right = (a - largest).exp(), (b - largest).exp()

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -54,15 +55,11 @@ class Timeline:
         label = f"{LETTERS[one.task.kind]}{one.task.micro}"
         self.add(label, one.start, one.stop, kind="task", task=[*one.task])
 
-    def kernel(self, label: str, start: float, stop: float) -> None:
-        """Record a kernel that a device has run."""
-        self.add(label, start, stop, kind="kernel")
-
     def kernels(self) -> AbstractContextManager[None]:
         """Record the kernels that this thread runs in the block."""
         if self.zero is None:
             return NOTHING
-        return having(program.timeline, record=self.kernel)
+        return having(program.timeline, record=partial(self.add, kind="kernel"))
 
     def span(self, name: str, what: str = "", nbytes: int = 0) -> AbstractContextManager[None]:
         """Record the duration of the block."""
@@ -157,14 +154,13 @@ def write_trace(path: Path, ranks: Iterable[tuple[int, list[dict[str, Any]]]]) -
 
 def read_trace(path: Path) -> list[tuple[int, list[dict[str, Any]]]]:
     """The timelines in a file of `write_trace`."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for event in json.loads(path.read_text("utf-8"))["traceEvents"]:
-        if event["ph"] != "M":
-            start, length = event["ts"] / 1e6, event.get("dur", 0.0) / 1e6
-            found.setdefault(event["pid"], []).append({
-                "name": event["name"], "row": event["cat"], "start": start,
-                "stop": start + length, "about": event["args"],
-            })  # fmt: skip
+    found = grouped(
+        (event["pid"], {
+            "name": event["name"], "row": event["cat"], "start": event["ts"] / 1e6,
+            "stop": event["ts"] / 1e6 + event.get("dur", 0.0) / 1e6, "about": event["args"],
+        })
+        for event in json.loads(path.read_text("utf-8"))["traceEvents"] if event["ph"] != "M"
+    )  # fmt: skip
     return sorted(found.items())
 
 
