@@ -109,8 +109,9 @@ def from_any_row(out, x, draw):
 
 
 def from_two_blocks(out, x, draw):
-    for i in (0, 2, 4, 6, 8, 4, 2, 0, 8, 6):
-        out[i : i + 2] = out[i + 1 : i + 3] * 0.5 + x[i : i + 2]
+    for _ in range(3):
+        for i in range(2, 12, 2):
+            out[i : i + 2] = out[i - 1 : i + 1] * 0.5 + x[i : i + 2]
 
 
 def one_place(out, x, draw):
@@ -141,7 +142,8 @@ LOOPS = (
     rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks,
     blocks_that_do_not_divide, blocks_beside_each_other_but_in_no_grid, counts, sums,
     sums_the_other_way, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay,
-    from_any_row, from_two_blocks, one_place, places_that_overlap, columns_and_rows, with_reads_of_all,
+    from_any_row, from_two_blocks, one_place, places_that_overlap, columns_and_rows,
+    with_reads_of_all,
 )  # fmt: skip
 
 
