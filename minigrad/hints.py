@@ -50,7 +50,7 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
         return AttributeError(f"{owner} has no {name!r} here: {how}", name=name)
     from difflib import get_close_matches
 
-    alike = get_close_matches(name, known, 3)
+    alike = get_close_matches(name, [one for one in known if not one.startswith("_")], 3)
     more = f"; did you mean {' or '.join(alike)}?" if alike else ""
     return AttributeError(f"{owner} has no {name!r}{more}", name=name)
 

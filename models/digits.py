@@ -120,6 +120,8 @@ def _idx_of(
 
 
 def _idx_pair(folder: Path, part: str) -> Digits:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: expected one with MNIST's files")
     arrays = []
     for kind, rank in (("images-idx3", 3), ("labels-idx1", 1)):
         stems = (f"{part}-{kind}-ubyte", f"{part}-{kind[:-5]}.{kind[-4:]}-ubyte")

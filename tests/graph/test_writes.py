@@ -56,6 +56,21 @@ def blocks(out, x, draw):
         out[i : i + 2] = i / 2
 
 
+def blocks_that_do_not_divide(out, x, draw):
+    for i in (0, 5) * 6:
+        out[i : i + 5] += x[i : i + 5]
+
+
+def blocks_beside_each_other_but_in_no_grid(out, x, draw):
+    for i in (0, 3, 6, 9, 3, 0) * 2:
+        out[i : i + 2] += x[i : i + 2]
+
+
+def sums_the_other_way(out, x, draw):
+    for i in draw.choices(range(12), k=30):
+        out[i] = x[11 - i] * 2 + out[i]
+
+
 def counts(out, x, draw):
     for i, j in zip(draw.choices(range(12), k=40), draw.choices(range(3), k=40), strict=True):
         out[i, j] += 1
@@ -93,6 +108,12 @@ def from_any_row(out, x, draw):
         out[i] = out[draw.randrange(12)] * 0.5 + x[i]
 
 
+def from_two_blocks(out, x, draw):
+    for _ in range(3):
+        for i in range(2, 12, 2):
+            out[i : i + 2] = out[i - 1 : i + 1] * 0.5 + x[i : i + 2]
+
+
 def one_place(out, x, draw):
     for i in range(12):
         out[3] = x[i % 12]
@@ -118,9 +139,11 @@ def with_reads_of_all(out, x, draw):
 
 
 LOOPS = (
-    rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks, counts,
-    sums, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay, from_any_row,
-    one_place, places_that_overlap, columns_and_rows, with_reads_of_all,
+    rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks,
+    blocks_that_do_not_divide, blocks_beside_each_other_but_in_no_grid, counts, sums,
+    sums_the_other_way, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay,
+    from_any_row, from_two_blocks, one_place, places_that_overlap, columns_and_rows,
+    with_reads_of_all,
 )  # fmt: skip
 
 
@@ -166,7 +189,7 @@ def test_gradients_are_differences(on_device, loop):
     ("loop", "op"),
     [(rows_in_order, Op.MUL), (rows_anywhere, Op.ADD), (one_place, Op.SHRINK),
      (all_rows_but_one, Op.SCATTER), (counts, Op.SCATTER_ADD), (sums, Op.SCATTER_ADD),
-     (differences, Op.SCATTER_ADD)],
+     (sums_the_other_way, Op.SCATTER_ADD), (differences, Op.SCATTER_ADD)],
 )  # fmt: skip
 def test_no_choice_is_left(loop, op):
     out, x = Tensor.zeros(*SHAPE), Tensor(array(*SHAPE)).realize()

@@ -171,7 +171,8 @@ def test_the_script_reads_digits(tmp_path: Path, device: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--data", "missing"], "missing has neither train-images-idx3-ubyte"),
+    [(["--data", "missing"], "missing is not a folder: expected one with MNIST's files"),
+     (["--data", "."], "neither train-images-idx3-ubyte nor train-images-idx3-ubyte.gz"),
      (["--device", "TPU"], "unknown device 'TPU'")],
 )  # fmt: skip
 def test_plain_errors(

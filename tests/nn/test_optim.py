@@ -22,6 +22,50 @@ B = rng.normal(size=(3,)).astype(np.float32)
 X = rng.normal(size=(8, 5)).astype(np.float32)
 Y = rng.integers(0, 3, 8)
 
+
+def own(rule: Callable[..., Any], lr: float, *moments: str, **options: float) -> Any:
+    """An optimizer with its own rule, as the hint for PyTorch's other optimizers says."""
+    kind = type("Own", (optim.Optimizer,), {"rule": staticmethod(rule)})
+    return lambda params: kind(params, lr, moments, **options)
+
+
+def adagrad(param, grad, lr, t, total, *, eps):
+    total = total + grad * grad
+    return param - lr * grad / (total.sqrt() + eps), total
+
+
+def adadelta(param, grad, lr, t, square, moved, *, rho, eps):
+    square = square * rho + grad * grad * (1 - rho)
+    step = grad * (moved + eps).sqrt() / (square + eps).sqrt()
+    return param - lr * step, square, moved * rho + step * step * (1 - rho)
+
+
+def adamax(param, grad, lr, t, mean, most, *, b1, b2, eps):
+    mean, most = mean.lerp(grad, 1 - b1), (most * b2).maximum(grad.abs() + eps)
+    return param - lr / (1 - b1**t) * mean / most, mean, most
+
+
+def radam(param, grad, lr, t, mean, square, *, b1, b2, eps):
+    mean, square = mean.lerp(grad, 1 - b1), square * b2 + grad * grad * (1 - b2)
+    t = t.double()
+    left, longest = 1 - b2**t, 2 / (1 - b2) - 1
+    length = longest - 2 * t * b2**t / left
+    factor = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    scale = (factor * left).maximum(0).sqrt().float() / (square.sqrt() + eps)
+    mean_now = mean / (1 - b1**t).float()
+    return param - lr * mean_now * (length > 5).where(scale, 1), mean, square
+
+
+def nadam(param, grad, lr, t, mean, square, product, *, b1, b2, eps, decay):
+    now, later = (b1 * (1 - 0.5 * 0.96 ** (n * decay)) for n in (t, t + 1))
+    product = (t <= 1).where(1, product) * now  # moments begin at 0
+    mean, square = mean.lerp(grad, 1 - b1), square * b2 + grad * grad * (1 - b2)
+    ahead = grad * (1 - now) / (1 - product) + mean * later / (1 - product * later)
+    left = (1 - b2 ** t.double()).float()
+    return param - lr * ahead / ((square / left).sqrt() + eps), mean, square, product
+
+
+BETAS = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 # name → (ours, PyTorch's name, its arguments)
 OPTIMIZERS = {
     "sgd": (lambda p: optim.SGD(p, lr=0.1), "SGD", {"lr": 0.1}),
@@ -44,6 +88,12 @@ OPTIMIZERS = {
                          {"lr": 0.01, "alpha": 0.95, "eps": 0.01, "centered": True}),
     "rmsprop, all of it": (lambda p: optim.RMSprop(p, 0.01, momentum=0.5, centered=True), "RMSprop",
                            {"lr": 0.01, "momentum": 0.5, "centered": True}),
+    "adagrad": (own(adagrad, 0.1, "sum", eps=1e-10), "Adagrad", {"lr": 0.1}),
+    "adadelta": (own(adadelta, 1.0, "square", "moved", rho=0.9, eps=1e-6), "Adadelta", {"lr": 1.0}),
+    "adamax": (own(adamax, 0.02, "mean", "most", **BETAS), "Adamax", {"lr": 0.02}),
+    "radam": (own(radam, 0.02, "mean", "square", **BETAS), "RAdam", {"lr": 0.02}),
+    "nadam": (own(nadam, 0.02, "mean", "square", "product", **BETAS, decay=0.004), "NAdam",
+              {"lr": 0.02}),
 }  # fmt: skip
 
 

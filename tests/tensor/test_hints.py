@@ -47,6 +47,8 @@ def test_what_sounds_alike() -> None:
     """Typos get a suggestion, too; names asked for by hasattr and protocols are simply absent."""
     with pytest.raises(AttributeError, match="Linear"):
         nn.Linar(2, 3)  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"did you mean max_pools or avg_pools or Pool\?"):
+        nn.functional.pools()  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"x\.copy_\(x\.erf\(…\)\)"):
         Tensor([1.0]).erf_()  # type: ignore[attr-defined]
     assert not hasattr(Tensor([1.0]), "__cuda_array_interface__")
