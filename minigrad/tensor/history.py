@@ -13,6 +13,7 @@ import itertools
 import weakref
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from sys import getrefcount
 from typing import Any
 
 from minigrad.device import Buffer
@@ -24,6 +25,8 @@ from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import REPLAYED, Holder, leaves_among, wants_gradient
 
 _MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
+_DETACHED = frozenset({Op.BITCAST})
+MOST_BACK = 8  # earlier states that are looked for; a loop may keep the last few
 _writes = itertools.count(1)
 _latest = 0  # the number of the last write
 _written: weakref.WeakKeyDictionary[Buffer, int] = weakref.WeakKeyDictionary()  # its last write
@@ -40,7 +43,7 @@ class _History:
     buffer that it reads was written later. marked: it leads to a marked leaf. lost: the tensor that
     it would need, if it was void from the start; replayed: because a replay keeps no history.
     leaves: for one without a marked leaf, the tensors that may get a gradient by it; it ends with
-    them.
+    them. detached: BUFFERs with histories of their own whose values it reads.
     """
 
     node: Node
@@ -49,6 +52,7 @@ class _History:
     lost: Node | None = None
     replayed: bool = False
     leaves: Sequence[weakref.ref[Holder]] = ()
+    detached: Sequence[weakref.ref[Node]] = ()
 
     def leads_nowhere(self) -> bool:
         """Whether all unmarked leaves it led to are gone."""
@@ -165,6 +169,7 @@ def record(
         order = topological(wholes)
     if graphs:
         _met.update(node.arg for node in (*graphs, *picked(order, _MEMORY)))
+    detached = [weakref.ref(source) for source in _detached(order)]
     nodes, found = _with_histories(wholes, order)
     void, lost = dict(_overwritten(found)), dict[Node, Node]()
     for buffer, graph in zip(graphs, wholes, strict=True) if void else ():
@@ -179,7 +184,27 @@ def record(
         if buffer in lost:
             lose(buffer, lost[buffer])
         else:
-            _histories[buffer] = _History(node, _latest, buffer not in free, leaves=ends)
+            _histories[buffer] = _History(
+                node, _latest, buffer not in free, leaves=ends, detached=detached
+            )
+
+
+def _detached(order: Collection[Node]) -> list[Node]:
+    """The BUFFERs with a history that an order reads detached.
+
+    Those that their histories read so lose their own, if nothing else needs them: a state would
+    keep all earlier ones.
+    """
+    sources = (node.src[0] for node in picked(order, _DETACHED)) if recorded else ()
+    found = {node: history for node in sources if (history := _histories.get(node)) is not None}
+    links = [link for history in found.values() for link in history.detached]
+    for link in links:
+        node = link()
+        if node is not None and getrefcount(node) <= 3:  # the BITCAST's, and those of two calls
+            _histories.pop(node, None)
+        elif node is not None and node in _histories and len(links) < MOST_BACK:
+            links += _histories[node].detached
+    return [*found]
 
 
 def lose(buffer: Node, source: Node | None = None) -> None:

@@ -237,6 +237,26 @@ def test_a_detached_state_keeps_nothing_of_turns_that_are_over(on_device):
     np.testing.assert_allclose(w.grad.numpy(), h.numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_detached_state_in_memory_keeps_nothing_of_turns_that_are_over(on_device, trained):
+    """Nobody writes the weight, so no history becomes void; the latest ones have their gradient."""
+    w, h, held = Tensor([0.5] * 100, requires_grad=True), Tensor.zeros(100).realize(), []
+    kept = []
+    for turn in range(3 * TURNS):
+        before, h = h, (h.detach() * w + turn).realize()
+        if trained:
+            w.grad = None
+            h.sum().backward()
+        if turn < 3:
+            kept.append((before.numpy(), h))
+        held.append(GlobalCounters.mem_used)
+    assert max(held[2 * TURNS :]) <= max(held[TURNS : 2 * TURNS])
+    for value, result in kept:  # as for PyTorch, what a name stands for can be differentiated
+        w.grad = None
+        result.sum().backward()
+        np.testing.assert_allclose(w.grad.numpy(), value, rtol=1e-5)
+
+
 @pytest.mark.parametrize("way", ["backward", "twice", "gradient"])
 def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
     w, want, nodes = Tensor([1.0, 2.0], requires_grad=True), np.array([1.0, 2.0]), []
