@@ -131,7 +131,7 @@ def _check_sizes(name: str, shape: tuple[Any, ...], plain: bool, example: str) -
 
     plain: no interval is given.
     """
-    if plain and len(shape) > 1 and shape[0] == 0:
+    if plain and len(shape) > 1 and shape[0] == 0 and {*map(type, shape)} == {int}:
         numbers = ", ".join(map(str, shape))
         raise ShapeError(f"{name}({numbers}): expected sizes first, as {name}(2, 3, {example})")
 

@@ -62,7 +62,7 @@ def _missing(result: Any, name: str) -> NoReturn:
     raise AttributeError(f"a result of several tensors has no {name!r}; use {parts}", name=name)
 
 
-for _kind in (Found, QRResult, SVDResult, EighResult, SlogdetResult):
+for _kind in (Found, QRResult, SVDResult, EighResult, LstsqResult, SlogdetResult):
     _kind.__getattr__ = _missing  # type: ignore[union-attr]
 
 

@@ -12,7 +12,7 @@ import pytest
 from devices import REFERENCE
 from wrong_arguments import CALLS
 
-from minigrad import Context, Mesh, P, Tensor, Variable, jit, nn
+from minigrad import Context, Mesh, P, Tensor, Variable, jit, linalg, nn
 from minigrad.errors import AxisError, DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
@@ -49,6 +49,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: Tensor([1]).add_(0.5), TypeError, "write x = x.add(…)",
     ),
     "a pair as a tensor": (lambda: X.sort(1).shape, AttributeError, "use .values or .indices"),
+    "a result of lstsq as a tensor": (
+        lambda: linalg.lstsq(X, X).shape, AttributeError, "use .solution or .residuals",
+    ),
     "a mesh of a name": (
         lambda: Mesh("dp", dp=1), DeviceError, "Mesh('dp'): expected devices, as (",
     ),
