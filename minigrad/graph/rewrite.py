@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, in_order
+from minigrad.graph.node import Node, Op, in_order, make
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -94,5 +94,15 @@ def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
 
 
 def without_rules(roots: Sequence[Node]) -> list[Node]:
-    """The roots without gradient rules: each CUSTOM replaced by its value."""
-    return remade(roots, lambda node, src: src[0] if node.op is Op.CUSTOM else rebuild(node, src))
+    """The roots without gradient rules: each CUSTOM replaced by its value. Equal nodes become one.
+    """
+
+    def remake(node: Node, src: list[Node]) -> Node:
+        if node.op is Op.CUSTOM:
+            return src[0]
+        new = rebuild(node, src)
+        if new is not node or not src:
+            return new
+        return make(node.op, node.dtype, node.shape, node.src, node.arg, node.device)
+
+    return remade(roots, remake)
