@@ -172,7 +172,7 @@ def realize(
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
         if not STAGED.isdisjoint(operations):
-            call = _with_loops(roots, order) if Op.COPY not in operations else None
+            call = _repeated(roots, order) if Op.COPY not in operations else None
             if call is None:
                 return _in_stages(roots, failures)
             known = _run(call, *_program_of(call), failures)
@@ -204,7 +204,7 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
     return found and (call, *found)
 
 
-def _with_loops(roots: Sequence[Node], order: Sequence[Node]) -> Canonical | None:
+def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Canonical | None:
     """The call of a graph with LOOPs, if it came before: its programs are kept together.
 
     None: it came the first time, is captured or explained, or a step checks indices.
@@ -394,7 +394,7 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Node]:
-    """Realize roots that depend on COPYs and LOOPs.
+    """Realize roots that depend on COPYs, or on LOOPs if they are not `_repeated`.
 
     Compute what the first of these need, run them, replace them by their results, and repeat until
     none is left.
