@@ -20,10 +20,10 @@ from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
-from minigrad.schedule.lower import Lowering, shown
+from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import MEMORY_COST, choose
 from minigrad.schedule.order import after_needs, freeing_early
-from minigrad.schedule.stage import Stage, array_of, build
+from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
 
 _SHOWING = (Op.RESHAPE, Op.PERMUTE)  # movements that show each element of their source once
@@ -104,9 +104,10 @@ def schedule(graph: Graph, roots: Sequence[Node], target: Target, fuse: bool = T
     recomputed: frozenset[Node] = frozenset()
     better_kept: frozenset[Node] = frozenset()
     deferred: frozenset[int] = frozenset()
+    stages = Stages()
 
     def planned() -> _Plan:
-        return _Plan(graph, roots, recomputed, deferred, fuse, target)
+        return _Plan(graph, roots, recomputed, deferred, fuse, target, stages)
 
     plan = planned()
     while True:
@@ -171,6 +172,7 @@ class _Plan:
         deferred: frozenset[int],
         fuse: bool,
         target: Target,
+        stages: Stages,
     ) -> None:
         # writes that need a copy: computed elsewhere, and copied into place last
         targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
@@ -179,9 +181,9 @@ class _Plan:
         order = topological(exchanges_in_order(roots, order))
         # which values get memory, and a stage for each of them
         kept, self.recomputable = choose(order, roots, recomputed, fuse)
-        self._name_arrays(order, targets, kept)
+        self._name_arrays(order, targets, kept, stages)
         nodes = [node for node in kept if numel(node.shape)]  # nothing is computed without elements
-        self.stages = self._needed({node: build(node, Lowering(self.arrays)) for node in nodes})
+        self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         for node, stage in self.stages.items():
             if isinstance(node.arg, Part):
                 self.stages[node] = placed(stage, node.arg)
@@ -198,8 +200,9 @@ class _Plan:
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _name_arrays(
-        self, order: Sequence[Node], targets: Sequence[tuple[Node, int]], kept: Sequence[Node]
-    ) -> None:
+        self, order: Sequence[Node], targets: Sequence[tuple[Node, int]], kept: Sequence[Node],
+        stages: Stages,
+    ) -> None:  # fmt: skip
         """An array for each BUFFER, root and kept node, and the slots of those of the call.
 
         inputs: those of BUFFERs by slot. rows: arrays where only some rows are written, and none is
@@ -221,8 +224,9 @@ class _Plan:
             if some:
                 self.rows.add(array)
             self.slots[array] = slot
-        inner = [node for node in kept if node not in self.arrays]
-        self.arrays.update((node, array_of(node, n)) for n, node in enumerate(inner))
+        for node in kept:
+            if node not in self.arrays:
+                self.arrays[node] = stages.array(node)
         for node in kept:
             if node.op is Op.CAT:
                 whole = self.arrays[node]

@@ -161,14 +161,42 @@ class Stage:
         )
 
 
-def array_of(node: Node, number: int) -> Array:
-    """The array of a value inside the program; of a copy with zeros around it with its `image`."""
+class Stages:
+    """Builds stages, and reuses those that were built for an earlier choice of kept values."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[Node, Array] = {}
+        self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
+
+    def array(self, node: Node) -> Array:
+        """The array of a value inside the program; each node has one."""
+        if node not in self._arrays:
+            number = len(self._arrays)
+            image = _image(node)
+            self._arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape), image=image)
+        return self._arrays[node]
+
+    def of(self, node: Node, arrays: Mapping[Node, Array]) -> Stage:
+        """The stage of a kept node; sources that are kept, too, are read from `arrays`."""
+        if node in self._built:
+            stage, decisions = self._built[node]
+            if all(arrays.get(met) == array for met, array in decisions.items()):
+                return stage
+        lowering = Lowering(arrays)
+        stage = build(node, lowering)
+        met = {node, *(request[0] for request in lowering.known)}
+        if node.op is Op.COLLECTIVE:
+            met.update(map(in_memory, node.src))
+        self._built[node] = (stage, {other: arrays.get(other) for other in met})
+        return stage
+
+
+def _image(node: Node) -> tuple[tuple[int, int, int], ...]:
+    """`Array.image` of a copy with zeros around it; else ()."""
     x = node.src[0] if node.op is Op.CONTIGUOUS else node
-    image: tuple[tuple[int, int, int], ...] = ()
-    if x.op is Op.PAD and not is_symbolic(node.shape[1:]):
-        shape = zip(map(high, node.shape), x.arg, strict=True)
-        image = tuple((n, before, n - after) for n, (before, after) in shape)
-    return Array(f"t{number}", node.dtype, numel(node.shape), image=image)
+    if x.op is not Op.PAD or is_symbolic(node.shape[1:]):
+        return ()
+    return tuple((n, a, n - b) for n, (a, b) in zip(map(high, node.shape), x.arg, strict=True))
 
 
 def build(node: Node, lowering: Lowering) -> Stage:

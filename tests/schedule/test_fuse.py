@@ -397,7 +397,7 @@ def check_overwrites(plan: Schedule) -> None:
 def test_the_check_of_overwrites_can_fail() -> None:
     plan = plan_of(old_value_in_several_columns, {0: 0})
     (new,) = (array for held in plan.held for array in held.arrays)
-    with pytest.raises(AssertionError, match="s0 is read after t0 was written over it"):
+    with pytest.raises(AssertionError, match="s0 is read after t1 was written over it"):
         check_overwrites(replace(plan, slots={**plan.slots, new: 0}))
 
 

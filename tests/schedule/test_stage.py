@@ -1,20 +1,61 @@
-"""Stages describe how a value is computed."""
+"""Stages describe how a value is computed; keeping them between attempts changes nothing."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.operations import Op
+from minigrad.graph.node import topological
+from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import high, low
 from minigrad.schedule.expr import Array
+from minigrad.schedule.joins import with_parts
 from minigrad.schedule.lower import Lowering
-from minigrad.schedule.stage import build, identity
+from minigrad.schedule.stage import Stages, build, identity
 
 from .machine import GOLDEN
 from .programs import F32, LENGTH, PROGRAMS, Inputs, add, graph_of, total
+from .random_graphs import random_program
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_stages_that_are_kept_equal_new_ones(seed: int) -> None:
+    """A stage kept from an earlier attempt equals one that is built anew."""
+    random_ = random.Random(seed)
+    graph, _ = graph_of(random_program(seed, 25))
+    roots = with_parts(graph.roots)
+    order = topological(roots)
+    free = [node for node in order if node.op in ELEMENTWISE]
+    always = {
+        node for node in order
+        if node.op in REDUCTIONS or node in roots
+        or node.op in (Op.SCATTER_ADD, Op.BUFFER, Op.CAT, Op.CONTIGUOUS)
+    }  # fmt: skip
+    stages = Stages()
+    reused = 0
+    for _ in range(6):
+        kept = always | {node for node in free if random_.random() < 0.5}
+        arrays = {node: stages.array(node) for node in order if node in kept}
+        known = dict(stages._built)
+        for node in arrays:
+            if node.op is Op.BUFFER:
+                continue
+            stage = stages.of(node, arrays)
+            assert stage == build(node, Lowering(arrays))
+            reused += node in known and known[node][0] is stage
+    assert reused or not free
+
+
+def test_arrays_keep_their_names() -> None:
+    inputs = Inputs()
+    x, y = inputs(3), inputs(3, 4)
+    stages = Stages()
+    names = [stages.array(node) for node in (x, y, x)]
+    assert names == [Array("t0", F32, 3), Array("t1", F32, 12), Array("t0", F32, 3)]
 
 
 def test_a_sum() -> None:
