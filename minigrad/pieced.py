@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from minigrad.device import Buffer, Program
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
-from minigrad.graph.loop import StepsInMemory, stages_of
+from minigrad.graph.loop import StepsInMemory, stages_of, written
 from minigrad.graph.node import ASSIGN, BUFFER, Node, in_order, make
 from minigrad.graph.pieces import pieces
 from minigrad.graph.rewrite import replaced
@@ -104,8 +104,7 @@ def in_stages(call: Canonical, find: Find, final: bool) -> Pieced:
     cut = stages_of(roots)
     for number, loops in enumerate(cut.stages):
         needs = [source for loop in loops for source in loop.arg.read(loop)]
-        early = (one.src[1] if one.op is ASSIGN else one for one in cut.at(number, roots))
-        stages.store((*needs, *early), outputs)
+        stages.store((*needs, *cut.at(number, roots)), outputs)
         for loop in loops:
             stages.run(loop, cut.results.get(loop, ()), outputs)
     stages.finish(zip(roots, graph.outputs, strict=True))
@@ -168,8 +167,7 @@ class _Stages:
 
 def _without_writes(node: Node, src: Sequence[Node], arg: Any) -> Node:
     """A node that reads the values of in-place writes, not these."""
-    src = tuple([x.src[1] if x.op is ASSIGN else x for x in src])
-    return make(node.op, node.dtype, node.shape, src, arg, node.device)
+    return make(node.op, node.dtype, node.shape, tuple(map(written, src)), arg, node.device)
 
 
 def _reading(call: Canonical, read: Mapping[Node, int]) -> Canonical:

@@ -27,7 +27,7 @@ from minigrad.failure import failure_of
 from minigrad.graph.autobatch import MANY, MOST_BYTES, nbytes
 from minigrad.graph.build import buffer, cast
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
-from minigrad.graph.loop import STAGED, StepsInMemory, read_of, stages_of
+from minigrad.graph.loop import STAGED, StepsInMemory, read_of, stages_of, written
 from minigrad.graph.node import (
     BUFFER,
     COLLECTIVE,
@@ -403,20 +403,20 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     interrupted.
     """
     found: list[MinigradError] = []
-    stages, behind, results = stages_of(roots)
+    cut = stages_of(roots)
     new: dict[Node, Node] = {}  # node → BUFFER of what is computed by now
-    for stage, first in enumerate(stages):
+    for stage, first in enumerate(cut.stages):
         needs = [source for node in first for source in read_of(node)]
-        some = map(_written, (*needs, *(root for root in roots if behind[root] == stage)))
+        some = (*map(written, needs), *cut.at(stage, roots))
         now = [node for node in dict.fromkeys(some) if node not in new]
         new.update(zip(now, realize(replaced(now, new), found), strict=True))
         for node in first if not found else ():
-            read = {source: new[_written(source)] for source in read_of(node)}
+            read = {source: new[written(source)] for source in read_of(node)}
             if node.op is Op.COPY:
                 (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
                 new[node] = _copied(node, source)
             else:
-                new.update(_run_loop(node, read, results.get(node, ()), found))
+                new.update(_run_loop(node, read, cut.results.get(node, ()), found))
         if found:
             failures += found
             return [_lost(root, new.get(root), str(found[0])) for root in roots]
@@ -432,11 +432,6 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
     )  # fmt: skip
     poison([target.arg], reason)
     return target
-
-
-def _written(node: Node) -> Node:
-    """The value of an in-place write, which COPYs and LOOPs read: the write itself comes last."""
-    return node.src[1] if node.op is Op.ASSIGN else node
 
 
 def _copied(node: Node, source: Node) -> Node:

@@ -30,7 +30,7 @@ from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient
 from minigrad.graph.interned import kept
-from minigrad.graph.node import Node, Op, depending, in_order, make, topological
+from minigrad.graph.node import Node, Op, depending, in_order, make, topological, value_src
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.symbolic import Atom, Integer
@@ -285,8 +285,8 @@ class Stages(NamedTuple):
     results: dict[Node, list[Node]]
 
     def at(self, stage: int, roots: Iterable[Node]) -> list[Node]:
-        """The roots that can be computed at a stage."""
-        return [root for root in roots if self.behind[root] == stage]
+        """The values of the roots that can be computed at a stage."""
+        return [written(root) for root in roots if self.behind[root] == stage]
 
 
 def stages_of(roots: Sequence[Node]) -> Stages:
@@ -306,12 +306,17 @@ def stages_of(roots: Sequence[Node]) -> Stages:
     return Stages(stages, behind, results)
 
 
+def written(node: Node) -> Node:
+    """The value of an in-place write, which COPYs and LOOPs read: the write itself comes last."""
+    return node.src[1] if node.op is Op.ASSIGN else node
+
+
 def read_of(node: Node) -> Sequence[Node]:
     """The sources of a node whose values it needs."""
     if node.op is Op.LOOP:
         loop: Loop = node.arg
         return loop.read(node)
-    return node.src[:1] if node.op is Op.CUSTOM else node.src
+    return value_src(node)
 
 
 class StepsInMemory:

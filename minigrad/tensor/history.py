@@ -200,7 +200,7 @@ def _detached(order: Collection[Node]) -> list[Node]:
     links = [link for history in found.values() for link in history.detached]
     for link in links:
         node = link()
-        if node is not None and getrefcount(node) <= 3:  # the BITCAST's, and those of two calls
+        if node is not None and getrefcount(node) <= 3:  # the BITCAST, this name, the call
             _histories.pop(node, None)
         elif node is not None and node in _histories and len(links) < MOST_BACK:
             links += _histories[node].detached
