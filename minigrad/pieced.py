@@ -14,8 +14,10 @@ from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.loop import StepsInMemory, stages_of, written
 from minigrad.graph.node import ASSIGN, BUFFER, Node, in_order, make
 from minigrad.graph.pieces import pieces
-from minigrad.graph.rewrite import replaced
+from minigrad.graph.rewrite import remade, replaced
 from minigrad.graph.shapes import numel
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Affine
 
 # The program of a call, and values. It gets a function, too, which adds the nodes to the call.
 Find: TypeAlias = Callable[..., tuple[Program, Mapping[str, int]]]
@@ -48,7 +50,7 @@ class Pieced:
         for slot in itertools.chain.from_iterable(piece.new for piece in pieces):
             latest[slot].over.append(slot)
 
-    def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
+    def run(self, buffers: Sequence[Buffer], given: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         memory = dict(enumerate(buffers))
         for piece in self.pieces:
@@ -56,14 +58,15 @@ class Pieced:
                 memory[slot] = Buffer(node.device, node.dtype, numel(node.shape))
             own = [memory[slot] for slot in piece.slots]
             for values in piece.values:
-                piece.program.run(own, values)
+                piece.program.run(own, {**given, **values} if given else values)
             for slot in piece.over:
                 del memory[slot]
 
 
 def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     """A call in pieces, whose programs `find` finds; None if there is only one piece."""
-    graph, roots = _on_slots(call)
+    graph = call.rewritten(_without_writes, ())
+    roots = _on_slots(graph, len(call.inputs))
     slots, free = dict(zip(roots, graph.outputs, strict=True)), itertools.count(graph.slots)
     cut = pieces(roots) if len(slots) == len(roots) else []
     if len(cut) < 2:
@@ -83,22 +86,23 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     return Pieced(made)
 
 
-def _on_slots(call: Canonical) -> tuple[Graph, list[Node]]:
-    """The graph of a call, and its roots; those that are stored in inputs are ASSIGNs."""
-    graph = call.rewritten(_without_writes, ())
-    return graph, [
-        root if slot >= len(call.inputs) or root.op is ASSIGN
+def _on_slots(graph: Graph, inputs: int) -> list[Node]:
+    """The roots of a graph; those that are stored in inputs are ASSIGNs."""
+    return [
+        root if slot >= inputs or root.op is ASSIGN
         else assign(buffer(slot, root.dtype, root.shape, root.device), root)
         for root, slot in zip(graph.roots, graph.outputs, strict=True)
     ]  # fmt: skip
 
 
-def in_stages(call: Canonical, find: Find, final: bool) -> Pieced:
-    """A call with LOOPs: what these read, their steps, and the rest. `find` finds the programs.
+def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
+    """A graph with LOOPs: what these read, their steps, and the rest. `find` finds the programs.
 
-    final: none of these are padded or in pieces.
+    inputs: the number of slots that exist before a call. final: no program is padded or in pieces.
     """
-    graph, roots = _on_slots(call)
+    roots = remade(
+        _on_slots(graph, inputs), lambda node, src: _without_writes(node, src, node.arg)
+    )
     stages = _Stages(find, itertools.count(graph.slots))
     outputs = dict(zip(roots, graph.outputs, strict=True))
     cut = stages_of(roots)
@@ -160,7 +164,9 @@ class _Stages:
         """Add a piece. slots: where the roots that write nowhere are stored."""
         if roots:
             call = canonicalize(roots)
-            program, values = self._find(call)
+            free = {atom.name for cell in call.cells if isinstance(cell, Affine)
+                    for atom in variables(cell)} - call.values.keys()  # fmt: skip
+            program, values = self._find(call._replace(values=dict.fromkeys(free, 0) | call.values))
             runs = [{**call.values, **values, **own} for own in every]
             self.pieces.append(_Piece(program, runs, (*call.inputs, *slots), new))
 

@@ -140,8 +140,6 @@ GlobalCounters = _Counters()
 _RESHAPE = frozenset({RESHAPE})
 _PREPARED = STAGED | {Op.CAT, Op.CUSTOM, Op.CHECK}  # `realize` does something about these
 _LOOPS = frozenset({Op.LOOP})
-MOST_ONCE = 1 << 12  # graphs with loops that came once; then none is remembered
-_once: set[int] = set()  # their hashes
 
 
 # A call, its program, and the values of its variables besides the call's.
@@ -172,10 +170,10 @@ def realize(
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
         if not STAGED.isdisjoint(operations):
-            call = _repeated(roots, order) if Op.COPY not in operations else None
-            if call is None:
+            found = _repeated(roots, order) if Op.COPY not in operations else None
+            if found is None:
                 return _in_stages(roots, failures)
-            known = _run(call, *_program_of(call), failures)
+            known = _run(*found, failures)
             return [known.get(root, root) for root in roots]
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
@@ -204,10 +202,10 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
     return found and (call, *found)
 
 
-def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Canonical | None:
-    """The call of a graph with LOOPs, if it came before: its programs are kept together.
+def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
+    """The program of a graph with LOOPs, if such a graph came before: its stages' programs.
 
-    None: it came the first time, is captured or explained, or a step checks indices.
+    None: it comes for the first time, is captured or explained, or a step checks indices.
     order: the nodes that the roots need.
     """
     devices = {*map(DEVICES, order)}
@@ -215,15 +213,10 @@ def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Canonical | None:
         return None
     some = [root for root in dict.fromkeys(roots) if root.op is not BUFFER]
     call = canonicalize(some, flag("BOUNDS") != 0, order)
-    if call.values or any(loop.arg.checks for loop in picked(order, _LOOPS)):
+    if any(loop.arg.checks for loop in picked(order, _LOOPS)):
         return None
-    number = hash((call.structure, call.cells))
-    if number in _once:
-        return call
-    if len(_once) >= MOST_ONCE:
-        _once.clear()
-    _once.add(number)
-    return None
+    found = programs.seek(call, _compiled)
+    return found and (call, *found)
 
 
 def _with_joins(

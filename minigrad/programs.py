@@ -60,8 +60,8 @@ class Family:
         self.uses = 0  # how often
 
     def __len__(self) -> int:
-        of_each = (OF_PIECED if isinstance(one, Pieced) else 1 for one in self.special.values())
-        return sum(of_each) + len(self.general)
+        programs = (*self.special.values(), *(program for _, program in self.general))
+        return sum(OF_PIECED if isinstance(one, Pieced) else 1 for one in programs) or OF_PIECED
 
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
@@ -198,19 +198,31 @@ class Programs:
         may_pad: whether it may copy the call's arrays to others (not in a captured step).
         complete: makes the call with its nodes, if it has only a key and inputs so far.
         """
+        found = self.seek(call, compile, may_pad, complete, always=True)
+        assert found is not None, call
+        return found
+
+    def seek(
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
+        complete: Callable[[], Canonical] | None = None, always: bool = False,
+    ) -> tuple[Program, Mapping[str, int]] | None:  # fmt: skip
+        """As `find`; but None (unless `always`) for a graph with LOOPs that shall run in stages.
+
+        It comes for the first time, or no general program covers its numbers.
+        """
         found = self.known(call, may_pad)
         if found is None:
             with self._lock:
-                family = self._families.setdefault(_key_of(call), Family())
+                key = _key_of(call)
+                before = len(self._families[key]) if key in self._families else 0
+                family = self._families.setdefault(key, Family())
                 if family.find(call.cells, may_pad) is None:
                     call = call if complete is None else complete()
                     self._make_room(family)
-                    before = len(family)
                     with young_gc_only():
-                        self._make(call, family, compile, may_pad)
+                        self._make(call, family, compile, may_pad, always)
                     self._about += len(family) - before
                 found = self.known(call, may_pad, family)
-                assert found is not None, call
         return found
 
     def known(
@@ -225,8 +237,9 @@ class Programs:
         return found
 
     def _make(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
-    ) -> None:
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool,
+        always: bool,
+    ) -> None:  # fmt: skip
         """Compile what `find` then finds: a general program, one in pieces, or a special one.
 
         Pieces come before general programs, unless a structure comes for the second time.
@@ -235,7 +248,12 @@ class Programs:
         if Op.LOOP in map(OPS, call.order):
             may_pad = may_pad and not often
             own = partial(self.find, compile=compile, may_pad=may_pad)
-            family.keep(call.cells, in_stages(call, own, final=not may_pad))
+            loops = partial(in_stages, inputs=len(call.inputs), find=own, final=not may_pad)
+            if always or often or call.cells in family.samples:
+                family.keep(call.cells, loops(call.graph()))
+            else:
+                family.generalize(call, loops, may_pad=False)
+            family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
             return
         general = partial(family.generalize, call, compile, may_pad)
         pieces = partial(self._in_pieces, call, family, compile, may_pad)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import add
@@ -158,7 +158,7 @@ def generalize(
     reason = "an inner dimension of an input or result varies"
     near = IMAGES if any(node.op is Op.WINDOW for node in call.order) else NEAR
     for reach, merges in ((FAR, False), (near, True), (near, False))[: 3 if may_pad else 1]:
-        holes, formulas = unify(samples, _kinds(call), reach, lines)
+        holes, formulas = unify(samples, _kinds(call), reach, lines, call.values)
         try:
             found = _general(call, samples, holes, formulas, merges, refused)
         except Special as special:
@@ -248,11 +248,12 @@ def _kinds(call: Canonical) -> list[str]:
 
 def unify(
     samples: Sequence[tuple[Cell, ...]], kinds: Sequence[str], reach: tuple[int, int, float],
-    lines: bool,
+    lines: bool, taken: Container[str] = (),
 ) -> tuple[Sequence[Hole], Mapping[int, Affine]]:
     """The least general variables that give all samples: one for all cells that differ alike.
 
-    Also the formulas of these cells. Raises Special if a cell differs that cannot be a variable.
+    Also the formulas of these cells. taken: names of other variables. Raises Special if a cell
+    differs that cannot be a variable.
     """
     columns: dict[tuple[int, ...], list[int]] = {}
     alone: dict[Any, Followers] = {}  # places and floats: no extent follows from them
@@ -286,8 +287,9 @@ def unify(
             bases.append((column, dict.fromkeys(found, (1, 0))))
     holes: list[Hole] = []
     formulas: dict[int, Any] = {}
-    for number, followers in enumerate([*alone.values(), *(one for _, one in bases)]):
-        hole = _hole(f"_{number}", samples, followers, kinds, reach)
+    names = (name for name in map("_{}".format, itertools.count()) if name not in taken)
+    for name, followers in zip(names, [*alone.values(), *(one for _, one in bases)], strict=False):
+        hole = _hole(name, samples, followers, kinds, reach)
         holes.append(hole)
         for place, (factor, constant) in followers.items():
             formulas[place] = hole.index * factor + constant

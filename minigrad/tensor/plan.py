@@ -220,6 +220,9 @@ class Plan:
         self.readers: set[Node] = set()  # roots only because they read a target
         self.parts: dict[Node, Node] = {}
         self.serves: dict[Node, list[Node]] = {}
+        if pending and by_itself():
+            self._extend()
+            self._add_waiting()
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -291,6 +294,20 @@ class Plan:
         write = _write_to(target)
         if write is not None and companion_of(target) is None:
             self.roots.setdefault(write)
+
+    def _add_waiting(self) -> None:
+        """Add the waiting writes of values that depend on what this program computes.
+
+        If they waited, their program would compute it again: `loss.backward(); p.data -= p.grad;
+        loss.item()` does not need the new weights, but the next step does.
+        """
+        computed = [n for n in self.order if n.src and n.op not in _CHEAP | _STORED]
+        oldest = min([node.age for node in computed], default=1 << 62)
+        writes = [h.raw for h in not_captured(lazy_since(oldest)) if is_waiting(h.raw)
+                  and h.raw not in self.roots and companion_of(h.raw.src[0]) is None]  # fmt: skip
+        if writes:
+            found = depending(topological(writes, self.order), computed)
+            self.roots.update(dict.fromkeys(write for write in writes if write in found))
 
     def _add_computed(self) -> None:
         """Add tensors whose values would be computed again, or that depend on such values.

@@ -203,12 +203,22 @@ def test_writes_to_what_no_history_reads_are_not_numbered(on_device):
 
 def test_what_a_part_of_a_result_was_written_over_is_told(on_device):
     w, a = leaf([1, 2]), Tensor([3.0, 4.0]).realize()
-    b = a * w.tanh()
+    b = (a * w.tanh()).realize()
     a[1:] = b[:1]
-    b.realize()
     a.realize()
     with pytest.raises(GradientError, match="since been overwritten in place"):
         b.sum().backward()
+
+
+def test_what_a_program_writes_with_its_result_is_saved(on_device):
+    w, a = leaf([1, 2]), Tensor([3.0, 4.0]).realize()
+    b = a * w.tanh()
+    a[1:] = b[:1]  # b's program carries it out, too
+    b.realize()
+    b.sum().backward()
+    slope = 1 - np.tanh([1.0, 2.0]) ** 2
+    np.testing.assert_allclose(w.grad.numpy(), [3, 4] * slope, rtol=1e-5)
+    np.testing.assert_allclose(a.numpy(), [3, 3 * np.tanh(1.0)], rtol=1e-6)
 
 
 OVERWRITES = {

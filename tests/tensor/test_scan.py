@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad import GlobalCounters, Tensor, jit, nn, program
 from minigrad.errors import (
     BoundsError,
     DTypeError,
@@ -204,6 +204,48 @@ def test_training_with_loops(device: str) -> None:
 
     weights = [trained(lambda step: step), trained(jit)]
     for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_numbers_that_vary_from_step_to_step(
+    by_hand: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps on parts of a text, with a carried state, have one program and compute all once."""
+    random = np.random.default_rng(5)
+    text = random.standard_normal((41, 2, 3)).astype(np.float32)
+    places = [(0, 2.0), (10, 2.5), (5, 0.5), (20, 1.0), (31, 3.0), (5, 0.25), (7, 1.5)]
+
+    def trained() -> tuple[list[Any], int]:
+        Tensor.manual_seed(1)
+        model = nn.LSTM(3, 4, 2).to(device)
+        optimizer = nn.optim.SGD(model.parameters(), lr=0.1)
+        data = Tensor(text, device=device).realize()
+        state = (data[0, :, :1].expand(2, 2, 4) * 0.1,) * 2
+        losses = []
+        for start, scale in places:
+            state = (state[0].detach(), state[1].detach())
+            before = GlobalCounters.program_calls
+            y, state = model(data[start : start + 9], state)
+            loss = (y - data[start + 1 : start + 10].mean(-1, keepdim=True)).square().mean() * scale
+            optimizer.zero_grad()
+            loss.backward()
+            if by_hand:
+                for weight in model.parameters():
+                    weight.data.add_(weight.grad, alpha=-0.1)
+            else:
+                optimizer.step()
+            losses.append(loss.item())
+        calls = GlobalCounters.program_calls - before
+        return [losses, *(one.numpy() for one in (*state, *model.parameters()))], calls
+
+    got, calls = trained()
+    assert calls == 1
+    program.programs.forget()
+    monkeypatch.setattr(program, "_repeated", lambda roots, order: None)
+    wanted, stages = trained()
+    assert stages > 1
+    for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
