@@ -270,7 +270,6 @@ class Plan:
                     self.waits[node.src[0]] = node
                 else:
                     self.replaced.add(node)
-                    self._add_newest(node.src[0])
                 if node in self.marked or node not in self.replaced:
                     self.roots.setdefault(node)
             elif node in self.marked:
@@ -285,23 +284,14 @@ class Plan:
             self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
 
-    def _add_newest(self, target: Node) -> None:
-        """Add the write that replaces another one in the order.
-
-        It probably depends on what this program computes. If it waited, a loop that updates weights
-        and then reads its loss would compute all earlier steps again in each one.
-        """
-        write = _write_to(target)
-        if write is not None and companion_of(target) is None:
-            self.roots.setdefault(write)
-
     def _add_waiting(self) -> None:
         """Add the waiting writes of values that depend on what this program computes.
 
         If they waited, their program would compute it again: `loss.backward(); p.data -= p.grad;
         loss.item()` does not need the new weights, but the next step does.
         """
-        computed = [n for n in self.order if n.src and n.op not in _CHEAP | _STORED]
+        computed = [n for n in self.order
+                    if n in self.replaced or (n.src and n.op not in _CHEAP | _STORED)]
         oldest = min([node.age for node in computed], default=1 << 62)
         writes = [h.raw for h in not_captured(lazy_since(oldest)) if is_waiting(h.raw)
                   and h.raw not in self.roots and companion_of(h.raw.src[0]) is None]  # fmt: skip
