@@ -220,9 +220,6 @@ class Plan:
         self.readers: set[Node] = set()  # roots only because they read a target
         self.parts: dict[Node, Node] = {}
         self.serves: dict[Node, list[Node]] = {}
-        if pending and by_itself():
-            self._extend()
-            self._add_waiting()
         size = -1
         while size != len(self.roots):
             size = len(self.roots)
@@ -280,6 +277,8 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
+        if len(pending) > len(self.waits) and by_itself():
+            self._add_waiting()
         if computed and by_itself():
             self.again += compress(new, map(computed.__contains__, map(id, new)))
             self._add_computed()
