@@ -152,6 +152,17 @@ def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
         append(settle((op, dtype, shape, src, arg, device), node) if look else node)
 
 
+def unshared(node: Node) -> Node:
+    """Another node with the same fields. What is made of it is not what is made of the first."""
+    if is_watched():  # a page that explains a step shows equal nodes once
+        return node
+    other = Node()
+    other.op, other.dtype, other.shape = node.op, node.dtype, node.shape
+    other.src, other.arg, other.device = node.src, node.arg, node.device
+    other.form, other.age = node.form, next(ages)
+    return other
+
+
 def number_key(value: Number, dtype: DType) -> bytes | int:
     """A number as it is compared: floats by their bits.
 

@@ -11,7 +11,7 @@ from typing import Any
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import AxisError, ShapeError
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape
+from minigrad.graph.node import Node, Op, Shape, unshared
 from minigrad.graph.symbolic import Affine, Integer
 
 Scalar = int | float | bool
@@ -174,6 +174,10 @@ def write_through(base: Node, steps: Sequence[Step], value: Node) -> Node:
     mask = build.const(True, dtypes.bool, step.shape, base.device)
     while step.op is not Op.BUFFER:
         source = step.src[0]
+        if mask.op is Op.CONST:
+            # Masks of equal places share nothing. Otherwise the structure of a loop's graph would
+            # tell which of its places are equal, for instance the letters of a word.
+            mask = unshared(mask)
         value, mask = _undo(step, source, value), _undo(step, source, mask)
         step = source
     if mask.op is Op.CONST:

@@ -265,6 +265,25 @@ def test_a_few_writes_at_new_places_compile_nothing(compiled):
     assert made[2:] == [0, 0]
 
 
+def test_which_places_are_equal_is_not_structure(compiled):
+    """The letters of words as rows with a single 1: they differ in which letters are equal."""
+    programs.forget()
+    weight = np.random.default_rng(0).standard_normal((9, 3)).astype(np.float32)
+    w, made = Tensor(weight).realize(), []
+    for word in ("abcdef", "badhfi", "aabbcc", "abcabc", "fffffa"):
+        before = GlobalCounters.programs_compiled
+        rows, expected = Tensor.zeros(6, 1, 9), 0
+        for number, letter in enumerate(word):
+            rows[number][0][ord(letter) - ord("a")] = 1
+            expected = np.tanh(expected + weight[ord(letter) - ord("a")])
+        state = Tensor.zeros(1, 3)
+        for row in rows:
+            state = (state + row @ w).tanh()
+        np.testing.assert_allclose(state.numpy()[0], expected, rtol=1e-5, atol=1e-6)
+        made.append(GlobalCounters.programs_compiled - before)
+    assert made[2:] == [0, 0, 0]
+
+
 def test_gradients_by_what_a_loop_reads_and_writes(on_device):
     """Tensors in the middle of a loop stay what they are, as targets of a gradient."""
     x, out = Tensor(array(12, 3), requires_grad=True), Tensor(array(12, 3, seed=1)) * 1
