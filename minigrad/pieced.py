@@ -120,6 +120,7 @@ class _Stages:
 
     def __init__(self, find: Find, free: Iterator[int]) -> None:
         self._find, self._free = find, free
+        self._instead: dict[int, int] = {}  # slots of a loop's results → outputs' slots
         self.pieces: list[_Piece] = []
         self.known: dict[Node, Node] = {}
 
@@ -143,19 +144,25 @@ class _Stages:
 
         sources = {one: self.known.get(one, one) for one in loop.arg.read(loop)}
         steps = StepsInMemory(loop, sources, results, memory)
-        own = {place: buffer(outputs[one], one.dtype, one.shape, one.device)
-               for one, place in steps.results.items() if one in outputs and place.op is BUFFER}
-        new = {slot: place for slot, place in new.items() if place not in own}
-        self._add(replaced(steps.begin, own), (), new)
-        self._add(replaced(steps.step, own), (), {}, [*steps.values()])
-        self.known.update(zip(steps.results, replaced([*steps.results.values()], own), strict=True))
+        for one, place in steps.results.items():
+            if one in outputs and place.op is BUFFER:
+                self._instead[place.arg] = outputs[one]
+        new = {slot: place for slot, place in new.items() if slot not in self._instead}
+        self._add(steps.begin, (), new)
+        self._add(steps.step, (), {}, [*steps.values()])
+        self.known.update(steps.results)
 
     def finish(self, outputs: Iterable[tuple[Node, int]]) -> None:
         """Compute the outputs that are not in their slots."""
         left = [(root, slot) for root, slot in outputs
-                if root.op is ASSIGN or root not in self.known or self.known[root].arg != slot]
+                if root.op is ASSIGN or not self._is_in(root, slot)]
         roots = replaced([root for root, _ in left], self.known)
         self._add(roots, [slot for root, slot in left if root.op is not ASSIGN], {})
+
+    def _is_in(self, root: Node, slot: int) -> bool:
+        """Whether a slot has a root's value."""
+        place = self.known.get(root)
+        return place is not None and self._instead.get(place.arg, place.arg) == slot
 
     def _add(
         self, roots: Sequence[Node], slots: Sequence[int], new: Mapping[int, Node],
@@ -168,7 +175,8 @@ class _Stages:
                     for atom in variables(cell)} - call.values.keys()  # fmt: skip
             program, values = self._find(call._replace(values=dict.fromkeys(free, 0) | call.values))
             runs = [{**call.values, **values, **own} for own in every]
-            self.pieces.append(_Piece(program, runs, (*call.inputs, *slots), new))
+            inputs = [self._instead.get(slot, slot) for slot in call.inputs]
+            self.pieces.append(_Piece(program, runs, (*inputs, *slots), new))
 
 
 def _without_writes(node: Node, src: Sequence[Node], arg: Any) -> Node:

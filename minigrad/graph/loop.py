@@ -33,7 +33,7 @@ from minigrad.graph.interned import kept
 from minigrad.graph.node import Node, Op, depending, in_order, make, topological, value_src
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.graph.vmap import batched, stand_in, sum_of_rows
 
 MOST_STEPS = (1 << 31) - 1  # so that a row's number fits an int32
@@ -332,40 +332,49 @@ class StepsInMemory:
     ) -> None:  # fmt: skip
         loop: Loop = node.arg
         self.loop = loop
+        self._places: dict[tuple[str, int], str] = {}  # a kind of row, rows of a value → variable
         wanted = {result.arg for result in results}
-        row, *ends = map(_own, ("_row", "_before", "_after", "_from", "_to"))
         stand: dict[Node, Node] = {}
-        places: list[tuple[Node, Integer]] = []  # where a step writes its carries and outs
+        written: list[tuple[Node, Node, str]] = []  # for each carry and out: array, like, where
         self.begin: list[Node] = []
         found: dict[tuple[str, int], Node] = {}  # a RESULT's arg → its node
         for number, carry in enumerate(loop.carries):
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
-            read, write = ends[:2] if all_rows else ends[2:]
-            stand[carry] = row_of(whole, read)
-            places.append((whole, write))
-            start = build.reshape(sources[node.src[number]], (1, *carry.shape))
-            self.begin.append(build.assign(whole, start, loop.first if all_rows else 0))
+            stand[carry] = self._read(whole, carry, "before" if all_rows else "from")
+            written.append((whole, carry, "after" if all_rows else "to"))
+            start = loop.first if all_rows else 0
+            self.begin.append(_written_at(whole, carry, sources[node.src[number]], start))
             end = loop.count - loop.first if all_rows else loop.count % 2
             found["carry", number], found["last", number] = whole, row_of(whole, end)
         values = loop.body[: len(loop.carries)]
         for number, out in enumerate(loop.outs):
             if ("out", number) in wanted:
-                whole = new(out, loop.count)
-                places.append((whole, row))
+                found["out", number] = new(out, loop.count)
+                written.append((found["out", number], out, "row"))
                 values.append(loop.body[len(loop.carries) + number])
-                found["out", number] = whole
-        self.memory = [whole for whole, _ in places]
+        self.memory = [whole for whole, _, _ in written]
         self.results = {result: found[result.arg] for result in results}
         stands = (*loop.elements, *loop.constants)
         for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
             if source in sources:  # others are not read
                 known = sources[source]
-                stand[one] = row_of(known, row) if one in loop.elements else known
+                stand[one] = self._read(known, one, "row") if one in loop.elements else known
         self.step = [
-            build.assign(whole, build.reshape(value, (1, *value.shape)), row)
-            for (whole, row), value in zip(places, replaced(values, stand), strict=True)
+            _written_at(whole, like, value, self._at(where, _together(whole, like)[1]))
+            for (whole, like, where), value in zip(written, replaced(values, stand), strict=True)
         ]
+
+    def _read(self, whole: Node, like: Node, where: str) -> Node:
+        """One of the values in an array."""
+        rows, count = _together(whole, like)
+        start = self._at(where, count)
+        return build.reshape(part_along(rows, 0, start, start + count), like.shape)
+
+    def _at(self, where: str, count: int) -> Integer:
+        """Where a value of `count` rows begins: a variable, so that any number of steps may run."""
+        name = self._places.setdefault((where, count), f"_{where}{len(self._places)}")
+        return Atom("var", name, 0, MOST_STEPS, payload=0).index
 
     def values(self) -> Iterator[dict[str, int]]:
         """The variables' values for each step, in order."""
@@ -373,10 +382,29 @@ class StepsInMemory:
         rows = range(count - 1, -1, -1) if self.loop.reverse else range(count)
         for number, row in enumerate(rows):
             before, after = row + self.loop.reverse, row + (not self.loop.reverse)
-            yield {"_row": row, "_before": before, "_after": after,
-                   "_from": number % 2, "_to": 1 - number % 2}  # fmt: skip
+            now = {"row": row, "before": before, "after": after,
+                   "from": number % 2, "to": 1 - number % 2}  # fmt: skip
+            yield {name: now[where] * of_each
+                   for (where, of_each), name in self._places.items()}  # fmt: skip
 
 
-def _own(name: str) -> Integer:
-    """A variable of a step's program, which runs for any number of steps."""
-    return Atom("var", name, 0, MOST_STEPS, payload=0).index
+def _together(whole: Node, like: Node) -> tuple[Node, int]:
+    """An array of values like a node as the rows of all of them, and how many rows one has.
+
+    The position of row j of value i would be i · n + j, which is not linear if n varies: so where a
+    value begins, i · n, is one number.
+    """
+    count = like.shape[0] if like.shape else 1
+    if not like.shape or not isinstance(count, int) or high(whole.shape[0]) * count > MOST_STEPS:
+        return whole, 1
+    shape = (whole.shape[0] * count, *like.shape[1:])
+    if whole.op is Op.BUFFER:
+        return build.buffer(whole.arg, whole.dtype, shape, whole.device), count
+    return build.reshape(whole, shape), count
+
+
+def _written_at(whole: Node, like: Node, value: Node, start: Integer) -> Node:
+    """A write of a value to an array of such values. start: a variable, or the value's number."""
+    rows, count = _together(whole, like)
+    place = start * count if isinstance(start, int) else start
+    return build.assign(rows, build.reshape(value, (count, *rows.shape[1:])), place)

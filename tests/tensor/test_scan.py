@@ -249,6 +249,26 @@ def test_numbers_that_vary_from_step_to_step(
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
+def test_batches_of_other_sizes_compile_nothing(compiled: str) -> None:
+    """Not from the fourth on, though a row of what a loop stores has another size each time."""
+    programs = []
+    model, ends = nn.GRU(3, 4).to(compiled), []
+    for batch in (2, 5, 3, 7, 4, 6):
+        before = GlobalCounters.programs_compiled
+        random = np.random.default_rng(batch)
+        x = Tensor(random.standard_normal((6, batch, 3)).astype(np.float32), device=compiled)
+        out, _ = model(x)
+        out.square().sum().backward()
+        weights = [weight.grad for weight in model.parameters()]
+        Tensor.realize(out, *weights)
+        programs.append(GlobalCounters.programs_compiled - before)
+        ends.append((out.numpy()[:, :1], x))
+        model.zero_grad()
+    assert programs[3:] == [0] * 3, programs
+    for first, x in ends:  # alone, an example gets the same result
+        np.testing.assert_allclose(first, model(x[:, :1])[0].numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_equal_loops() -> None:
     """Loops are equal if they compute the same, whatever they compute it of."""
 
