@@ -59,3 +59,20 @@ def test_random_gradients_of_halves_are_rounded_once(device: str, dtype: str) ->
     x = Tensor.ones(1, 300, dtype=dtype, device=device).realize()
     (found,) = x.expand(64, 300).gradient(x, gradient=given)
     assert found.tolist() == given.float().sum(0, keepdim=True).cast(dtype).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_gradients_of_windows_of_halves_are_rounded_once(
+    device: str, step: int, dtype: str
+) -> None:
+    """Sums of multiples of 1/1024 are exact in float32, in any order."""
+    x = Tensor.ones(400, dtype=dtype, device=device).realize()
+    count = (400 - 300) // step + 1
+    parts = np.random.default_rng(2).integers(1, 1025, (count, 300)) / 1024
+    given = Tensor(parts, device=device).cast(dtype).realize()
+    (found,) = x.unfold(0, 300, step).gradient(x, gradient=given)
+    sums = np.zeros(400)
+    for row, window in enumerate(given.float().numpy()):
+        sums[row * step : row * step + 300] += window
+    assert found.tolist() == Tensor(sums, device=device).cast(dtype).tolist()
