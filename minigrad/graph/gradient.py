@@ -222,8 +222,7 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 
 def _expand(node: Node, g: Node) -> Node:
     old = node.src[0].shape
-    axes = [d for d in range(node.ndim) if old[d] != node.shape[d]]
-    return build.reduce(Op.SUM, wide(g), axes).cast(g.dtype)
+    return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
 
 
 def _cat_rules(node: Node) -> tuple[Rule | None, ...]:

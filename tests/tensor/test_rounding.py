@@ -76,3 +76,14 @@ def test_gradients_of_windows_of_halves_are_rounded_once(
     for row, window in enumerate(given.float().numpy()):
         sums[row * step : row * step + 300] += window
     assert found.tolist() == Tensor(sums, device=device).cast(dtype).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_all_steps_of_halves_are_rounded_once(device: str, dtype: str) -> None:
+    """The gradient of what each step of a scan reads is a sum over the steps."""
+    parts = np.random.default_rng(3).integers(1, 1025, (1200, 250)) / 1024
+    given = Tensor(parts, device=device).cast(dtype).realize()
+    zeros, x = (Tensor.full((250,), one, dtype=dtype, device=device).realize() for one in (0, 1))
+    _, states = Tensor.scan(lambda state, _: (x + state * 0, state), zeros, given)
+    (found,) = states.gradient(x, gradient=given)
+    assert found.tolist() == given[1:].float().sum(0).cast(dtype).tolist()
