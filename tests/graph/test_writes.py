@@ -81,6 +81,20 @@ def sums(out, x, draw):
         out[i] += x[11 - i] * 2
 
 
+def rows_that_are_read_twice(out, x, draw):
+    for i in draw.choices(range(11), k=12):
+        old = out[i] * 2
+        out[i] += x[i]
+        out[11] += old
+
+
+def sums_that_are_read_twice(out, x, draw):
+    for i in draw.choices(range(11), k=12):
+        new = out[i] + x[i]
+        out[i] = new
+        out[11] += new
+
+
 def differences(out, x, draw):
     for i in draw.choices(range(12), k=30):
         out[i] -= x[11 - i]
@@ -141,7 +155,8 @@ def with_reads_of_all(out, x, draw):
 LOOPS = (
     rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks,
     blocks_that_do_not_divide, blocks_beside_each_other_but_in_no_grid, counts, sums,
-    sums_the_other_way, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay,
+    sums_the_other_way, rows_that_are_read_twice, sums_that_are_read_twice, differences,
+    from_the_row_before, from_the_row_behind, from_rows_that_stay,
     from_any_row, from_two_blocks, one_place, places_that_overlap, columns_and_rows,
     with_reads_of_all,
 )  # fmt: skip
