@@ -188,8 +188,7 @@ class _Remaker:
         """Decide how a node is made that reads a state."""
         one, number = self.place[source]
         following = one.writes[number + 1 : number + 2]
-        if any(node is write.read or (node is write.node and source not in node.src[:2])
-               for write in following):  # fmt: skip
+        if any(node in (write.read, write.node) for write in following):
             return
         at = None
         if node.op is Op.SHRINK and one.writes[0].read is None and _is_known(node.arg):
