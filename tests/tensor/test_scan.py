@@ -210,8 +210,11 @@ def test_training_with_loops(device: str) -> None:
 def test_equal_loops() -> None:
     """Loops are equal if they compute the same, whatever they compute it of."""
 
-    def loop_of(f: Step, count: int = COUNT) -> Any:
-        last, _ = Tensor.scan(f, Tensor.ones(2).realize(), Tensor.ones(count, 2).realize())
+    def loop_of(f: Step, count: int = COUNT, arrays: int = 1, reverse: bool = False) -> Any:
+        xs = [Tensor.ones(count, 2).realize() for _ in range(arrays)]
+        last, _ = Tensor.scan(
+            f, Tensor.ones(2).realize(), xs[0] if arrays == 1 else tuple(xs), reverse=reverse
+        )
         node = last.node
         while node.op is not Op.LOOP:
             node = node.src[0]
@@ -225,8 +228,25 @@ def test_equal_loops() -> None:
         loop_of(lambda c, x: (c * by - x, None)), loop_of(lambda c, x: (c * x + by, None)),
         loop_of(lambda c, x: (c * by + x, c)), loop_of(lambda c, x: (c * by + x, None), COUNT + 1),
         loop_of(lambda c, x: (c * 2 + x, None)), loop_of(lambda c, x: (c * 3 + x, None)),
+        loop_of(lambda c, x: (c * by + x, None), reverse=True),
     ):  # fmt: skip
         assert first != unlike
+    rows = loop_of(lambda c, x: (c * x[0] + x[1], None), arrays=2)
+    assert rows != loop_of(lambda c, x: (c * x + by, None)), "a row of an array is no constant"
+
+
+def test_both_directions_in_one_program(device: str) -> None:
+    """The two loops have the same body and read the same memory."""
+    w, step = Weights(device), plain(Weights(device))
+    runs = []
+    for scan in (one_by_one, Tensor.scan):
+        pairs = [scan(step, w.start, w.xs, reverse=way) for way in (False, True)]
+        last, outs = zip(*pairs, strict=True)
+        loss = (last[0] + last[1] * 3).square().sum() + (outs[0] + outs[1] * 2).sum()
+        runs.append([*last, *outs, *loss.gradient(w.xs, w.start)])
+        Tensor.realize(*runs[-1])
+    for number, (wanted, got) in enumerate(zip(*runs, strict=True)):
+        close(got, wanted, str(number))
 
 
 def depends(loss: Tensor, x: Tensor) -> bool:
