@@ -161,7 +161,7 @@ class _Stages:
         if roots:
             call = canonicalize(roots)
             program, values = self._find(call)
-            runs = [{**call.values, **values, **own} for own in every]
+            runs = [{**values, **own} for own in every]
             self.pieces.append(_Piece(program, runs, (*call.inputs, *slots), new))
 
 

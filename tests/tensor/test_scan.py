@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, jit, nn
+from minigrad import GlobalCounters, Tensor, Variable, jit, nn
 from minigrad.errors import (
     BoundsError,
     DTypeError,
@@ -249,6 +249,15 @@ def test_both_directions_in_one_program(device: str) -> None:
         close(got, wanted, str(number))
 
 
+def test_variables_have_the_values_of_the_call(device: str) -> None:
+    """Also in a program of a loop that came before."""
+    x, xs = (Tensor(np.arange(size, dtype=np.float32), device=device).realize() for size in (8, 3))
+    for count in (2, 2, 3, 3, 5, 2):
+        part = x[: Variable("count", 1, 8).bind(count)]
+        last, _ = Tensor.scan(lambda state, row: (state * 0.5 + row, None), part.sum(), xs)
+        assert last.item() == count * (count - 1) / 16 + 2.5
+
+
 def depends(loss: Tensor, x: Tensor) -> bool:
     try:
         loss.gradient(x)
@@ -313,6 +322,15 @@ def test_copies_to_another_device(device: str, other: str) -> None:
     last, outs = Tensor.scan(lambda c, x: (c + x, c), start, xs)
     assert last.to(other).tolist() == [8.0, 9.0]
     assert outs.to(other).tolist() == [[1.0, 2.0], [4.0, 5.0]]
+
+
+def test_on_two_devices_at_once(device: str, other: str) -> None:
+    for number in range(3):
+        starts = [Tensor.full((2,), float(number), device=one).realize() for one in (device, other)]
+        last = [Tensor.scan(lambda state, _: (state * 0.5 + 1, None), start, start)[0]
+                for start in starts]  # fmt: skip
+        Tensor.realize(*last)
+        assert [one.tolist() for one in last] == [[number / 4 + 1.5] * 2] * 2
 
 
 def test_writes_in_between(device: str) -> None:
