@@ -333,6 +333,19 @@ def test_on_two_devices_at_once(device: str, other: str) -> None:
         assert [one.tolist() for one in last] == [[number / 4 + 1.5] * 2] * 2
 
 
+def test_memory_of_loops_that_came_before(compiled: str) -> None:
+    """What no later loop reads is given back: two of four results are in memory at a time."""
+    x = Tensor.ones(100, 500, device=compiled).realize()
+    start = Tensor.zeros(500, device=compiled).realize()
+    for number in range(3):
+        GlobalCounters.reset()
+        before, y = GlobalCounters.mem_used, x
+        for _ in range(4):
+            _, y = Tensor.scan(lambda state, row: (state * 0.5 + row, state * row), start, y)
+        y.sum().item()
+        assert GlobalCounters.mem_peak - before < (5 if number == 0 else 2.5) * x.nbytes()
+
+
 def test_writes_in_between(device: str) -> None:
     """Two scans around an in-place write, realized together: each reads the values of its time."""
     x = Tensor([1.0, 2.0], device=device).realize()
