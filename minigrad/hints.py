@@ -99,6 +99,21 @@ def answer(module: str, typed: str) -> None:
     room.__class__, room._typed = _Room, typed
 
 
+class _Finder:
+    """Let imports say what to type instead of a name that a package lacks. The last finder."""
+
+    @staticmethod
+    def find_spec(name: str, *more: object) -> None:
+        owner, _, last = name.rpartition(".")
+        if owner.partition(".")[0] == "minigrad" and " here: " in (
+            text := str(missing(owner.rpartition(".")[2], last))
+        ):
+            raise ModuleNotFoundError(text)  # without its name: `from` would ignore it
+
+
+sys.meta_path.append(_Finder)
+
+
 def hint_names(module: dict[str, Any], known: Iterable[str] | None = None) -> None:
     """Let a module (its globals) say what to type instead of a name that it lacks.
 

@@ -174,7 +174,7 @@ class _Stages:
             free = {atom.name for cell in call.cells if isinstance(cell, Affine)
                     for atom in variables(cell)} - call.values.keys()  # fmt: skip
             program, values = self._find(call._replace(values=dict.fromkeys(free, 0) | call.values))
-            runs = [{**call.values, **values, **own} for own in every]
+            runs = [{**values, **own} for own in every]
             inputs = [self._instead.get(slot, slot) for slot in call.inputs]
             self.pieces.append(_Piece(program, runs, (*inputs, *slots), new))
 

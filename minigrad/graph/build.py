@@ -49,12 +49,17 @@ def variable(value: Affine, device: str) -> Node:
 
 
 def reduce(op: Op, x: Node, axes: Sequence[int]) -> Node:
-    """A reduction; reduced axes keep length 1. Over no elements it gives the identity."""
+    """A reduction; reduced axes keep length 1. Over no elements it gives the identity.
+
+    Halves are summed in float32: in bfloat16, ones would stop at 256.
+    """
     if op not in REDUCTIONS:
         raise ValueError(f"{op} is not a reduction")
     axes = _long_axes(op.value, x, axes)
     if not axes:
         return x
+    if op is Op.SUM and x.dtype.is_float and x.dtype.itemsize < 4:
+        return cast(reduce(op, cast(x, dtypes.float32), axes), x.dtype)
     shape = tuple(1 if axis in axes else extent for axis, extent in enumerate(x.shape))
     return make(op, x.dtype, shape, (x,), axes, x.device)
 

@@ -222,8 +222,7 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 
 def _expand(node: Node, g: Node) -> Node:
     old = node.src[0].shape
-    axes = [d for d in range(node.ndim) if old[d] != node.shape[d]]
-    return build.reduce(Op.SUM, wide(g), axes).cast(g.dtype)
+    return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
 
 
 def _cat_rules(node: Node) -> tuple[Rule | None, ...]:
@@ -341,7 +340,9 @@ RULES: dict[Op, tuple[Rule | None, ...]] = {
     **dict.fromkeys(build.UNDONE, (build.undone,)),
     Op.PAD: (lambda node, g: cropped(g, build.inside(node)),),
     Op.EXPAND: (_expand,),
-    Op.WINDOW: (lambda node, g: overlap_add(g, node.arg, node.src[0].shape),),
+    Op.WINDOW: (
+        lambda node, g: overlap_add(wide(g), node.arg, node.src[0].shape).cast(g.dtype),
+    ),
     Op.GATHER: (_gather, None),
     # of the base: that of places that were not written
     Op.SCATTER: (lambda node, g: _written_by(node).less(0).where(g, 0.0), None, _scatter),

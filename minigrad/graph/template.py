@@ -124,7 +124,7 @@ class Derived:
             self.once[number] = [weakref.ref(arg) for arg in own]
             return
         template = Template(order, made)
-        if OWN.isdisjoint(node.op for node in template.kept):
+        if not template.own:
             if len(self.templates) >= MOST_FORMS:
                 self.templates.clear()
             self.templates[form] = template

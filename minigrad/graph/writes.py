@@ -24,7 +24,6 @@ from minigrad.graph.axes import spread, within
 from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, is_symbolic, picked
 from minigrad.graph.symbolic import Integer
 
-FEW = 4  # distances, in writes, between reads of a loop's array and the writes of what they read
 _WRITES = frozenset({WHERE})
 Box = tuple[tuple[int, int], ...]  # start and stop along each axis
 
@@ -172,34 +171,24 @@ class _Remaker:
         self.reads: dict[Node, tuple[Chain, int]] = {}
         self.needed = {root for root in roots if root in self.place}
         self.new: dict[Node, Node] = {}
-        distances: dict[Chain, set[int]] = {one: set() for one in chains}
         for node in order:
             for source in node.src:
                 if source in self.place:
-                    self._add_reader(node, source, distances)
-        for node, (one, _) in list(self.reads.items()):
-            if len(distances[one]) > FEW:  # by chance, such as those of drawn indices
-                del self.reads[node]
-                self.needed.update(node.src)
+                    self._add_reader(node, source)
 
-    def _add_reader(
-        self, node: Node, source: Node, distances: Mapping[Chain, set[int]]
-    ) -> None:
+    def _add_reader(self, node: Node, source: Node) -> None:
         """Decide how a node is made that reads a state."""
         one, number = self.place[source]
         following = one.writes[number + 1 : number + 2]
-        if any(node is write.read or (node is write.node and source not in node.src[:2])
-               for write in following):  # fmt: skip
+        if any(node in (write.read, write.node) for write in following):
             return
         at = None
         if node.op is Op.SHRINK and one.writes[0].read is None and _is_known(node.arg):
             at = one.read(number, node.arg)
         if at is None:
             self.needed.add(source)
-            return
-        self.reads[node] = one, at
-        if at >= 0:
-            distances[one].add(number - at)
+        else:
+            self.reads[node] = one, at
 
     def remade(
         self, roots: Sequence[Node], order: Sequence[Node], kept: Set[Node]

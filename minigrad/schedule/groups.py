@@ -37,22 +37,21 @@ def beside(
     """
     runs = list[list[int]]()  # for each group, the work of its kernels
     hows: list[int] = []
-    read, written = set[Source](), dict[Source, Array | None]()
+    # Memory is written twice only after somebody has read it, who waits for the first writer.
+    read, written = set[Source](), set[Source]()
     joins_before, count_before = set[Array | None](), 0
     for kernel, own, count in zip(kernels, work, chunks, strict=True):
         inside = {stage.array for stage in kernel.stages}.difference(kernel.stored)
         arrays = {array for stage in kernel.stages for array in stage.reads} - inside
         reads = {places[memory_of(array)] for array in arrays}
-        writes = {places[memory_of(array)]: array.whole for array in kernel.stored}
-        again = any(p in written and (join is None or written[p] != join)
-                    for p, join in writes.items())  # fmt: skip
-        joins = {*writes.values()}
+        writes = {places[memory_of(array)] for array in kernel.stored}
+        joins = {array.whole for array in kernel.stored}
         waits = not runs or NEVER in (own, runs[-1][-1])
-        if waits or again or not (read.isdisjoint(writes) and reads.isdisjoint(written)):
-            read, written = set(), {}
+        if waits or not (read.isdisjoint(writes) and reads.isdisjoint(written)):
+            read, written = set(), set()
             runs.append([])
         alike = 0 < count == count_before and joins == joins_before
-        hows.append(INTERLEAVED if alike and len(joins) == 1 and None not in joins else CONCURRENT)
+        hows.append(INTERLEAVED if alike and None not in joins else CONCURRENT)
         runs[-1].append(own)
         read, written = read | reads, written | writes
         joins_before, count_before = joins, count

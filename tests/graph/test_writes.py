@@ -119,6 +119,11 @@ def one_place(out, x, draw):
         out[3] = x[i % 12]
 
 
+def from_a_row_that_stays(out, x, draw):
+    for i in range(12):
+        out[3] = out[5] * 0.5 + x[i]
+
+
 def places_that_overlap(out, x, draw):
     for i in range(6):
         out[i : i + 3] = x[i : i + 3]
@@ -142,8 +147,8 @@ LOOPS = (
     rows_in_order, rows_backwards, rows_anywhere, all_rows_but_one, parts_of_rows, blocks,
     blocks_that_do_not_divide, blocks_beside_each_other_but_in_no_grid, counts, sums,
     sums_the_other_way, differences, from_the_row_before, from_the_row_behind, from_rows_that_stay,
-    from_any_row, from_two_blocks, one_place, places_that_overlap, columns_and_rows,
-    with_reads_of_all,
+    from_any_row, from_two_blocks, from_a_row_that_stays, one_place, places_that_overlap,
+    columns_and_rows, with_reads_of_all,
 )  # fmt: skip
 
 
@@ -188,6 +193,7 @@ def test_gradients_are_differences(on_device, loop):
 @pytest.mark.parametrize(
     ("loop", "op"),
     [(rows_in_order, Op.MUL), (rows_anywhere, Op.ADD), (one_place, Op.SHRINK),
+     (from_a_row_that_stays, Op.MUL),
      (all_rows_but_one, Op.SCATTER), (counts, Op.SCATTER_ADD), (sums, Op.SCATTER_ADD),
      (sums_the_other_way, Op.SCATTER_ADD), (differences, Op.SCATTER_ADD)],
 )  # fmt: skip
@@ -220,6 +226,21 @@ def test_states_that_are_kept_stay(on_device):
     expected = np.arange(1, 21)
     for state, count in zip([*states, x], (5, 13, 20), strict=True):
         assert state.tolist() == [*expected[:count], *[0] * (20 - count)]
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_rows_that_are_added_to_are_read_elsewhere(new, on_device):
+    """The old row, or the new one: what reads it needs the state, though the write does not."""
+    x, sums = array(12, 3), []
+    for out, rows in (Tensor.zeros(12, 3), Tensor(x)), (np.zeros((12, 3), np.float32), x):
+        total = rows[0] * 0
+        for i in random.Random(3).choices(range(12), k=20):
+            old = out[i : i + 1]
+            row = old + rows[i]
+            total = total + (row if new else old * 2)
+            out[i : i + 1] = row
+        sums.append(total)
+    np.testing.assert_allclose(sums[0].numpy(), sums[1], rtol=1e-5, atol=1e-5)
 
 
 def test_negative_zeros_and_nans_are_written_as_they_are(on_device):

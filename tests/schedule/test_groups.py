@@ -90,6 +90,7 @@ def test_who_takes_memory_waits_for_all_its_readers() -> None:
     ([SHORT, SHARED, SHORT], [False, True, True]),
     ([SHORT, SHORT, SHARED], [False, True, True]),
     ([SHARED, NEVER, SHARED], [False, False, False]),
+    ([NEVER, SHARED, SHARED], [False, False, True]),
     ([*[SHARED] * 5, NEVER, SHARED], [False, True, True, True, True, False, False]),
 ])  # fmt: skip
 def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) -> None:

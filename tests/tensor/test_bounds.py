@@ -297,6 +297,27 @@ def test_a_training_step() -> None:
         step(_wrong(2)).tolist()
 
 
+def test_what_a_later_program_of_a_replay_wrote_is_lost(on_device: str) -> None:
+    """Also in place; what does not depend on the index keeps its value."""
+    table = _table().realize()
+    total, steps = Tensor([10.0]).realize(), Tensor([0.0]).realize()
+
+    @jit
+    def step(index: Tensor) -> Tensor:
+        row = table[index].realize()
+        total.add_(row.sum()).realize()
+        steps.add_(1).realize()
+        return row
+
+    for _ in range(3):
+        step(_wrong(2)).tolist()
+    with pytest.raises(BoundsError):
+        step(_wrong(ROWS)).tolist()
+    with pytest.raises(LostValueError, match="index 5"):
+        total.tolist()
+    assert steps.tolist() == [4]
+
+
 def test_others_go_on_beside_what_is_lost() -> None:
     """Lost gradients and results do not stop other programs from running."""
     x = _table().requires_grad_()

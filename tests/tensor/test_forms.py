@@ -13,7 +13,7 @@ from graph.nodes import form_of
 from minigrad import Tensor
 from minigrad.graph import reroll, template
 from minigrad.graph.build import custom
-from minigrad.graph.node import topological
+from minigrad.graph.node import Node, topological
 from minigrad.graph.template import Derived
 from minigrad.tensor import backward
 
@@ -118,6 +118,22 @@ def test_a_rule_that_is_made_each_time_is_not_kept(derived: Derived) -> None:
         made.sum().backward()
         assert of[0].grad.tolist() == [[2.0] * 4] * 3
     assert not derived.templates
+
+
+def test_what_a_rule_reads_from_outside_is_that_of_the_call(derived: Derived) -> None:
+    """The rule is one function, but the memory that it reads is another each time."""
+    scales = [Tensor([float(number)] * 4).realize() for number in range(6)]
+    current: list[Tensor] = []
+
+    def scaled(_: Node, g: Node) -> list[Node]:
+        return [(Tensor._of(g) * current[-1]).node]
+
+    for scale in scales:
+        current.append(scale)
+        of = leaves()
+        node = of[0].node
+        Tensor._of(custom(node, [node], scaled)).sum().backward()
+        assert of[0].grad.tolist() == [scale.tolist()] * 3
 
 
 def a_recurrence(x: Tensor, y: Tensor) -> Tensor:

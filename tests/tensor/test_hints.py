@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import warnings
@@ -56,6 +57,28 @@ def test_what_sounds_alike() -> None:
     assert "cuda" not in dir(nn.Linear(2, 3)) and "forward" in dir(nn.Linear(2, 3))
     assert not hasattr(Tensor, "erf_") and "erf_" not in dir(Tensor) and "add_" in dir(Tensor)
     assert "cuda" not in dir(Tensor) and "cuda" not in dir(Tensor([1.0])) and "data" in dir(Tensor)
+
+
+@pytest.mark.parametrize("typed, told", [
+    ("import minigrad.optim", "minigrad has no 'optim' here: nn.optim"),
+    ("from minigrad.optim import Adam", "nn.optim"),
+    ("from minigrad.data import DataLoader", "torch.utils.data.DataLoader feeds steps as it is"),
+    ("from minigrad.utils.data import DataLoader", "torch.utils.data.DataLoader feeds"),
+    ("import minigrad.functional as F", "nn.functional"),
+    ("from minigrad.nn.datasets import mnist", "nn has no 'datasets' here: models/mlp.py"),
+    ("from minigrad import optim", "nn.optim"), ("from minigrad import relu", "Tensor.relu"),
+])  # fmt: skip
+def test_imports(typed: str, told: str) -> None:
+    with pytest.raises(ModuleNotFoundError, match=re.escape(told)):
+        exec(typed, {})
+
+
+@pytest.mark.parametrize("name", ["nothing", "nn.nothing", "tensor.nothing"])
+def test_other_imports_that_fail(name: str) -> None:
+    """They are Python's errors; who asks whether there is a module gets None."""
+    assert importlib.util.find_spec(f"minigrad.{name}") is None
+    with pytest.raises(ModuleNotFoundError, match=f"No module named 'minigrad.{name}'"):
+        importlib.import_module(f"minigrad.{name}")
 
 
 def test_unpacking() -> None:

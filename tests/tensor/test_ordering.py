@@ -212,7 +212,8 @@ def test_running_reductions_of_other_sizes(
         Tensor.realize(*found)
         for ours, theirs in zip(found, wanted, strict=True):
             scale = np.abs(theirs).max()
-            np.testing.assert_allclose(ours.numpy() / scale, theirs / scale, rtol=0, atol=2e-5)
+            np.testing.assert_allclose(ours.numpy() / scale, theirs / scale, rtol=0, atol=2e-5,
+                                       err_msg=f"sizes {sizes}")  # fmt: skip
         counts.append(GlobalCounters.programs_compiled)
     assert counts[0] < counts[1] == counts[-1], sizes
 

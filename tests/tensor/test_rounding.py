@@ -59,3 +59,31 @@ def test_random_gradients_of_halves_are_rounded_once(device: str, dtype: str) ->
     x = Tensor.ones(1, 300, dtype=dtype, device=device).realize()
     (found,) = x.expand(64, 300).gradient(x, gradient=given)
     assert found.tolist() == given.float().sum(0, keepdim=True).cast(dtype).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("step", [1, 2])
+def test_gradients_of_windows_of_halves_are_rounded_once(
+    device: str, step: int, dtype: str
+) -> None:
+    """Sums of multiples of 1/1024 are exact in float32, in any order."""
+    x = Tensor.ones(400, dtype=dtype, device=device).realize()
+    count = (400 - 300) // step + 1
+    parts = np.random.default_rng(2).integers(1, 1025, (count, 300)) / 1024
+    given = Tensor(parts, device=device).cast(dtype).realize()
+    (found,) = x.unfold(0, 300, step).gradient(x, gradient=given)
+    sums = np.zeros(400)
+    for row, window in enumerate(given.float().numpy()):
+        sums[row * step : row * step + 300] += window
+    assert found.tolist() == Tensor(sums, device=device).cast(dtype).tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_gradients_of_all_steps_of_halves_are_rounded_once(device: str, dtype: str) -> None:
+    """The gradient of what each step of a scan reads is a sum over the steps."""
+    parts = np.random.default_rng(3).integers(1, 1025, (1200, 250)) / 1024
+    given = Tensor(parts, device=device).cast(dtype).realize()
+    zeros, x = (Tensor.full((250,), one, dtype=dtype, device=device).realize() for one in (0, 1))
+    _, states = Tensor.scan(lambda state, _: (x + state * 0, state), zeros, given)
+    (found,) = states.gradient(x, gradient=given)
+    assert found.tolist() == given[1:].float().sum(0).cast(dtype).tolist()

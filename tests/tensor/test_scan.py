@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigrad import GlobalCounters, Tensor, jit, nn, program
+from minigrad import GlobalCounters, Tensor, Variable, jit, nn, program
 from minigrad.errors import (
     BoundsError,
     DTypeError,
@@ -272,8 +272,11 @@ def test_batches_of_other_sizes_compile_nothing(compiled: str) -> None:
 def test_equal_loops() -> None:
     """Loops are equal if they compute the same, whatever they compute it of."""
 
-    def loop_of(f: Step, count: int = COUNT) -> Any:
-        last, _ = Tensor.scan(f, Tensor.ones(2).realize(), Tensor.ones(count, 2).realize())
+    def loop_of(f: Step, count: int = COUNT, arrays: int = 1, reverse: bool = False) -> Any:
+        xs = [Tensor.ones(count, 2).realize() for _ in range(arrays)]
+        last, _ = Tensor.scan(
+            f, Tensor.ones(2).realize(), xs[0] if arrays == 1 else tuple(xs), reverse=reverse
+        )
         node = last.node
         while node.op is not Op.LOOP:
             node = node.src[0]
@@ -287,8 +290,34 @@ def test_equal_loops() -> None:
         loop_of(lambda c, x: (c * by - x, None)), loop_of(lambda c, x: (c * x + by, None)),
         loop_of(lambda c, x: (c * by + x, c)), loop_of(lambda c, x: (c * by + x, None), COUNT + 1),
         loop_of(lambda c, x: (c * 2 + x, None)), loop_of(lambda c, x: (c * 3 + x, None)),
+        loop_of(lambda c, x: (c * by + x, None), reverse=True),
     ):  # fmt: skip
         assert first != unlike
+    rows = loop_of(lambda c, x: (c * x[0] + x[1], None), arrays=2)
+    assert rows != loop_of(lambda c, x: (c * x + by, None)), "a row of an array is no constant"
+
+
+def test_both_directions_in_one_program(device: str) -> None:
+    """The two loops have the same body and read the same memory."""
+    w, step = Weights(device), plain(Weights(device))
+    runs = []
+    for scan in (one_by_one, Tensor.scan):
+        pairs = [scan(step, w.start, w.xs, reverse=way) for way in (False, True)]
+        last, outs = zip(*pairs, strict=True)
+        loss = (last[0] + last[1] * 3).square().sum() + (outs[0] + outs[1] * 2).sum()
+        runs.append([*last, *outs, *loss.gradient(w.xs, w.start)])
+        Tensor.realize(*runs[-1])
+    for number, (wanted, got) in enumerate(zip(*runs, strict=True)):
+        close(got, wanted, str(number))
+
+
+def test_variables_have_the_values_of_the_call(device: str) -> None:
+    """Also in a program of a loop that came before."""
+    x, xs = (Tensor(np.arange(size, dtype=np.float32), device=device).realize() for size in (8, 3))
+    for count in (2, 2, 3, 3, 5, 2):
+        part = x[: Variable("count", 1, 8).bind(count)]
+        last, _ = Tensor.scan(lambda state, row: (state * 0.5 + row, None), part.sum(), xs)
+        assert last.item() == count * (count - 1) / 16 + 2.5
 
 
 def depends(loss: Tensor, x: Tensor) -> bool:
@@ -357,6 +386,28 @@ def test_copies_to_another_device(device: str, other: str) -> None:
     assert outs.to(other).tolist() == [[1.0, 2.0], [4.0, 5.0]]
 
 
+def test_on_two_devices_at_once(device: str, other: str) -> None:
+    for number in range(3):
+        starts = [Tensor.full((2,), float(number), device=one).realize() for one in (device, other)]
+        last = [Tensor.scan(lambda state, _: (state * 0.5 + 1, None), start, start)[0]
+                for start in starts]  # fmt: skip
+        Tensor.realize(*last)
+        assert [one.tolist() for one in last] == [[number / 4 + 1.5] * 2] * 2
+
+
+def test_memory_of_loops_that_came_before(compiled: str) -> None:
+    """What no later loop reads is given back: two of four results are in memory at a time."""
+    x = Tensor.ones(100, 500, device=compiled).realize()
+    start = Tensor.zeros(500, device=compiled).realize()
+    for number in range(3):
+        GlobalCounters.reset()
+        before, y = GlobalCounters.mem_used, x
+        for _ in range(4):
+            _, y = Tensor.scan(lambda state, row: (state * 0.5 + row, state * row), start, y)
+        y.sum().item()
+        assert GlobalCounters.mem_peak - before < (5 if number == 0 else 2.5) * x.nbytes()
+
+
 def test_writes_in_between(device: str) -> None:
     """Two scans around an in-place write, realized together: each reads the values of its time."""
     x = Tensor([1.0, 2.0], device=device).realize()
@@ -365,11 +416,12 @@ def test_writes_in_between(device: str) -> None:
     def loop() -> Tensor:
         return Tensor.scan(lambda c, e: (c + e * w, None), Tensor([0.0], device=device), x)[0]
 
-    before, square = loop(), w * w
-    w.assign(w * 2)
-    after = loop() + square
-    Tensor.realize(after, before, w)
-    assert (before.item(), after.item(), w.item()) == (9.0, 18.0 + 9.0, 6.0)
+    for old in (3, 6, 12):  # from the second time on their programs are kept together
+        before, square = loop(), w * w
+        w.assign(w * 2)
+        after = loop() + square
+        Tensor.realize(after, before, w)
+        assert (before.item(), after.item(), w.item()) == (3 * old, 6 * old + old**2, 2 * old)
 
 
 def training(device: str, scan: Any, captured: bool) -> list[float]:
