@@ -63,7 +63,7 @@ class Mesh:
                f"Mesh({words})", f"{self.size} different devices", ', '.join(names),
                error=DeviceError)  # fmt: skip
         self.devices = Devices(names, self.name)
-        self._contexts: list[Context] = []
+        self._context = Context(DEVICE=self.name)
         Device.add_mesh(self)
 
     def __repr__(self) -> str:
@@ -79,12 +79,11 @@ class Mesh:
         return hash(self.name)
 
     def __enter__(self) -> Mesh:
-        self._contexts.append(Context(DEVICE=self.name))
-        self._contexts[-1].__enter__()
+        self._context.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._contexts.pop().__exit__(*error)
+        self._context.__exit__(*error)
 
     def places(self, number: int) -> dict[str, int]:
         """A device's position along each axis."""

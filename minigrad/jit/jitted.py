@@ -88,7 +88,6 @@ from minigrad.tensor.live_tensors import all_holders, lazy_links, of_this_thread
 from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
-EXPLAINED = "explained"  # the mode of a thread whose step is being explained
 MOST_OTHERS = 16  # captures that are kept for other kinds of inputs
 
 P = ParamSpec("P")
@@ -235,7 +234,7 @@ class Jitted(Generic[P, R]):
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs normally, or the second, which is captured."""
-        inside = recording.calls is not None or EXPLAINED in thread.unusual
+        inside = recording.calls is not None or thread.values["EXPLAINED"]
         if inside and not self.explained:  # inside another step: become part of it
             return self.function(*args, **kwargs)
         key = thread.key
