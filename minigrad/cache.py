@@ -1,9 +1,9 @@
 """The kernel cache: compiled code is reused, in this process and in others.
 
 One file per entry, in a folder that belongs to the user: `MINIGRAD_CACHE`, else
-`$XDG_CACHE_HOME/minigrad`, else `~/.cache/minigrad`. Entries hold machine code, and reading a pickle
-may run code, too, so nobody else may have write permission for the folder. A file is named after
-its key, a hash of everything that the entry depends on:
+`$XDG_CACHE_HOME/minigrad`, else `~/.cache/minigrad`. Entries hold machine code, and a pickle may
+run code when it is read, so nobody else may have write permission for the folder. A file is named
+after its key, a hash of everything that the entry depends on:
 
     checksum (of format, key and all that follows) · the entry, as `pickle` writes it
 
