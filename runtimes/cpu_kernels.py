@@ -205,8 +205,8 @@ class Kernels:
         result = LaunchPlan(tuple(kernels), tuple(sources), tuple(held), tuple(joined))
         cache = self._cache()
         if cache is not None:
-            named = [kernel if kernel.exchange else kernel.key for kernel in kernels]
-            cache.write(key, replace(result, kernels=tuple(named)))
+            named: Any = tuple(kernel if kernel.exchange else kernel.key for kernel in kernels)
+            cache.write(key, replace(result, kernels=named))
         return result
 
     def _work(self, kernel: Kernel) -> int:
