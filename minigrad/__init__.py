@@ -18,9 +18,8 @@ from minigrad.hints import hint_names  # noqa: E402
 from minigrad.jit import jit  # noqa: E402
 from minigrad.mesh import Mesh  # noqa: E402
 from minigrad.program import GlobalCounters  # noqa: E402
-from minigrad.settings import getenv  # noqa: E402
+from minigrad.settings import Context, getenv  # noqa: E402
 from minigrad.tensor import Tensor  # noqa: E402
-from minigrad.tensor.modes import Context  # noqa: E402
 
 interrupts.never_lost()
 TinyJit = jit  # tinygrad's name

@@ -1,11 +1,11 @@
 """The kernel cache: compiled code is reused, in this process and in others.
 
 One file per entry, in a folder that belongs to the user: `MINIGRAD_CACHE`, else
-`$XDG_CACHE_HOME/minigrad`, else `~/.cache/minigrad`. Entries hold machine code, so nobody else may
-have write permission for the folder. A file is named after its key, a hash of everything that the
-entry depends on:
+`$XDG_CACHE_HOME/minigrad`, else `~/.cache/minigrad`. Entries hold machine code, and a pickle may
+run code when it is read, so nobody else may have write permission for the folder. A file is named
+after its key, a hash of everything that the entry depends on:
 
-    checksum (of format, key and all that follows) · length of the description · description · data
+    checksum (of format, key and all that follows) · the entry, as `pickle` writes it
 
 A file is written under a temporary name and then renamed. So a reader sees a whole file or none,
 and no lock is needed. A damaged or truncated file, or one with another file's name, counts as
@@ -16,8 +16,8 @@ Errors of the cache never fail a program; they only cost time.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import pickle
 import re
 import stat
 import struct
@@ -31,7 +31,7 @@ from typing import Any
 from minigrad.locks import new_lock
 from minigrad.settings import getenv
 
-FORMAT = 2  # of the files; changing it makes all older files invalid
+FORMAT = 3  # of the files; changing it makes all older files invalid
 MOST_BYTES = 1 << 30  # in the folder; beyond that, the longest unused files are removed
 LARGEST = 1 << 28  # bytes of one file
 STALE = 3600  # seconds after which a temporary file is no longer in use
@@ -41,8 +41,6 @@ CHECKED = 32  # bytes of a checksum
 
 _LENGTH = struct.Struct("<I")
 _OURS = re.compile(r"[0-9a-f]{64}\.minigrad(\.[0-9a-f]+\.tmp)?")
-
-Entry = tuple[dict[str, Any], bytes]
 
 
 def digest(*parts: str | bytes) -> str:
@@ -84,38 +82,33 @@ class Cache:
         """The file of a key."""
         return self.folder / f"{key}.minigrad"
 
-    def read(self, key: str) -> Entry | None:
-        """The description and the data of an entry; None if there is no valid one."""
+    def read(self, key: str) -> Any:
+        """The entry of a key; None if there is no valid one."""
         with suppress(OSError):
             return unpack(key, _content(self.path(key)))
         return None
 
-    def write(self, key: str, about: dict[str, Any], data: bytes) -> None:
-        """Write an entry, if possible. `about`: the description, as JSON can hold it."""
+    def write(self, key: str, entry: object) -> None:
+        """Write an entry, if possible."""
         try:
             if not self._swept:
                 self._swept = True
                 sweep(self.folder, MOST_BYTES)
-            _put(self.path(key), pack(key, about, data))
+            _put(self.path(key), pack(key, entry))
         except OSError as error:
             _say(f"cannot write to the kernel cache {self.folder}: {error.strerror}")
 
 
-def pack(key: str, about: dict[str, Any], data: bytes) -> bytes:
+def pack(key: str, entry: object) -> bytes:
     """The content of a file."""
-    text = json.dumps(about, separators=(",", ":")).encode()
-    body = b"".join((_LENGTH.pack(len(text)), text, data))
+    body = pickle.dumps(entry)
     return _checksum(key, body) + body
 
 
-def unpack(key: str, content: bytes) -> Entry | None:
-    """The arguments of `pack`; None if a single bit has changed, or the key is another."""
+def unpack(key: str, content: bytes) -> Any:
+    """The entry of `pack`; None if a single bit has changed, or the key is another."""
     body = content[CHECKED:]
-    if content[:CHECKED] != _checksum(key, body):
-        return None
-    (length,) = _LENGTH.unpack_from(body)
-    begin = _LENGTH.size + length
-    return json.loads(body[_LENGTH.size : begin]), body[begin:]
+    return pickle.loads(body) if content[:CHECKED] == _checksum(key, body) else None
 
 
 def _checksum(key: str, body: bytes) -> bytes:

@@ -32,7 +32,7 @@ class Devices(tuple[str, ...]):
         return tuple(self), self.mesh
 
 
-class Mesh:
+class Mesh(Context):
     """Devices along named axes: Mesh(dp=2, tp=2) has four, of the kind of the default device.
 
     The last axis varies fastest: CPU and CPU:1 are neighbours along "tp". devices: their names, if
@@ -63,7 +63,7 @@ class Mesh:
                f"Mesh({words})", f"{self.size} different devices", ', '.join(names),
                error=DeviceError)  # fmt: skip
         self.devices = Devices(names, self.name)
-        self._contexts: list[Context] = []
+        super().__init__(DEVICE=self.name)
         Device.add_mesh(self)
 
     def __repr__(self) -> str:
@@ -77,14 +77,6 @@ class Mesh:
 
     def __hash__(self) -> int:
         return hash(self.name)
-
-    def __enter__(self) -> Mesh:
-        self._contexts.append(Context(DEVICE=self.name))
-        self._contexts[-1].__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._contexts.pop().__exit__(*error)
 
     def places(self, number: int) -> dict[str, int]:
         """A device's position along each axis."""

@@ -52,7 +52,7 @@ from minigrad.graph.sharding import meshes
 from minigrad.interrupts import hold
 from minigrad.programs import Programs
 from minigrad.programs import programs as programs
-from minigrad.settings import flag, state_that
+from minigrad.settings import Context, flag, having
 
 
 class _Recording(threading.local):
@@ -75,13 +75,8 @@ def recorded_calls(may_pad: bool = False) -> Iterator[list[Call]]:
     may_pad: whether these may be padded, or in pieces.
     """
     calls: list[Call] = []
-    recording.calls, recording.may_pad = calls, may_pad
-    state_that("recording", True)
-    try:
+    with having(recording, calls=calls, may_pad=may_pad), Context(RECORDING=True):
         yield calls
-    finally:
-        recording.calls, recording.may_pad = None, True
-        state_that("recording", False)
 
 
 class _Timeline(threading.local):

@@ -13,11 +13,12 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ContextDecorator, contextmanager
+from threading import get_ident, local
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 from minigrad.errors import SettingError
 
@@ -37,9 +38,17 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, without an error
 })  # fmt: skip
 
-# Besides its arguments, these settings, and the modes set by `state_that`, determine which program
-# a function runs. A captured step is only replayed if none of them has changed.
-DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE", "WINOGRAD")
+# What a thread is doing: settings that only code changes.
+MODES: Mapping[str, bool] = MappingProxyType({
+    "TRAINING": False,  # layers such as dropout behave as in training
+    "GRADIENTS": True,  # results depend on leaves, else they are constants
+    "RECORDING": False,  # it captures a step
+    "EXPLAINED": False,  # its step is being explained
+})
+
+# Besides its arguments, these settings and the modes determine which program a function runs. A
+# captured step is only replayed if none of them has changed.
+DECIDING = ("DEBUG", "DEVICE", "FUSE", "GUARD", "BOUNDS", "TUNE", "WINOGRAD", *MODES)
 
 
 def _from_environment() -> dict[str, int | str]:
@@ -54,34 +63,27 @@ def _from_environment() -> dict[str, int | str]:
     return values
 
 
-class _Thread(threading.local):
+class _Thread(local):
     """The state of a thread.
 
-    values: its settings. unusual: names of the modes that it is in, see `state_that`. key: one
+    values: its settings and modes. gradients: one of them, which every operation reads. key: one
     number for all of the deciding state, so that one comparison shows whether any of it changed.
     """
 
     def __init__(self) -> None:
-        self.values = _from_environment()
-        self.unusual: frozenset[str] = frozenset()
+        self.values = {**MODES, **_from_environment()}
         self.settle()
 
     def settle(self) -> None:
         """Find the key of the present state."""
-        state = (*(self.values[name] for name in DECIDING), self.unusual)
+        state = tuple([self.values[name] for name in DECIDING])
         self.key = _keys.setdefault(state, next(_numbers))
+        self.gradients = bool(self.values["GRADIENTS"])
 
 
 _keys: dict[tuple[object, ...], int] = {}
 _numbers = itertools.count()
 thread = _Thread()
-
-
-def state_that(mode: str, unusual: bool) -> None:
-    """Note that this thread is, or is no longer, in a mode that decides which programs run."""
-    others = thread.unusual - {mode}
-    thread.unusual = others | {mode} if unusual else others
-    thread.settle()
 
 
 def getenv(name: str, default: Any = None) -> Any:
@@ -131,9 +133,8 @@ def report(level: int, text: Callable[[], str]) -> None:
 
 def _check(name: str, value: object) -> None:
     """KeyError for an unknown setting, SettingError for a value of another type."""
-    kind = type(getenv(name))
+    kind, expected = (str, "a string") if isinstance(getenv(name), str) else (int, "an int")
     if not isinstance(value, kind):
-        expected = {int: "an int", str: "a string"}[kind]
         raise SettingError(f"{name}={value!r}: expected {expected}")
 
 
@@ -157,21 +158,21 @@ def having(owner: Any, **attributes: Any) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-class Context:
-    """Change settings inside a `with` block: `with Context(DEBUG=2, FUSE=0): …`."""
+class Context(ContextDecorator):
+    """Change settings inside a `with` block or a function: `with Context(DEBUG=2, FUSE=0): …`."""
 
     def __init__(self, **changes: int | str) -> None:
         for name, value in changes.items():
             _check(name, value)
         self.changes = changes
-        self.saved: list[dict[str, int | str]] = []
+        self.saved: defaultdict[int, list[dict[str, int | str]]] = defaultdict(list)  # by thread
 
-    def __enter__(self) -> Context:
-        self.saved.append(dict(thread.values))
+    def __enter__(self) -> Self:
+        self.saved[get_ident()].append({name: thread.values[name] for name in self.changes})
         thread.values.update(self.changes)
         thread.settle()
         return self
 
     def __exit__(self, *_: object) -> None:
-        thread.values = self.saved.pop()
+        thread.values.update(self.saved[get_ident()].pop())
         thread.settle()

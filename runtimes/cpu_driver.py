@@ -336,8 +336,8 @@ def compiled(kind: str, source: Source, names: Sequence[str]) -> tuple[dict[str,
         key = digest(kind, compiler.key, Path(native.__file__).read_bytes(), repr(source))
     except OSError:
         disk = None  # edits of the translator would go unnoticed: nothing is cached
-    entry = disk.read(key) if disk is not None else None
-    code = entry[1] if entry is not None else compiler.object_code(native.translate(*source))
-    if disk is not None and entry is None:
-        disk.write(key, {}, code)
+    known = disk.read(key) if disk is not None else None
+    code: bytes = known or compiler.object_code(native.translate(*source))
+    if disk is not None and known is None:
+        disk.write(key, code)
     return compiler.load(code, names)

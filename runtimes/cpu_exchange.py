@@ -33,12 +33,6 @@ class ExchangeCode:
     counts: tuple[int, ...]
     size: int
 
-    @classmethod
-    def read(cls, about: dict[str, Any]) -> ExchangeCode:
-        """The inverse of `asdict`, after a way through JSON."""
-        what, counts = Collective(**about["collective"]), tuple(about["counts"])
-        return cls(**{**about, "collective": what, "counts": counts})
-
 
 class Exchanges:
     """The exchanges of one program on a device; `address` gives the functions of its entries."""

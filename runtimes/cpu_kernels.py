@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from minigrad.cache import Cache, Entry, digest, open_cache, source_digest
+from minigrad.cache import Cache, digest, open_cache, source_digest
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.symbolic import Integer, ceildiv, high
-from minigrad.graph.variable import as_data, of_data
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
-from minigrad.runtimes import cpu_memory, jit_compiler
+from minigrad.runtimes import cpu_exchange, cpu_memory, jit_compiler
 from minigrad.runtimes.cpu_exchange import ExchangeCode
 from minigrad.runtimes.cpu_pool import Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
@@ -121,15 +120,12 @@ def _exchange_of(step: Step) -> tuple[Kernel, tuple[Array, ...]]:
     counts = tuple(array.size for array in sent)
     code = ExchangeCode(stage.exchange.collective, stage.array.dtype.name, counts, stage.size)
     taken = (*sent, stage.array) if step.kind == "exchange" else ()
-    return _exchange(step.kind, label(step), code), taken
-
-
-def _exchange(kind: str, text: str, code: ExchangeCode) -> Kernel:
-    return Kernel(kind, KernelCode("", (), (), 0, 1, 1, 0, 0, 0, text), 0, None, code)
+    nothing = KernelCode("", (), (), 0, 1, 1, 0, 0, 0, label(step))
+    return Kernel(step.kind, nothing, 0, None, code), taken
 
 
 # Errors that a missing or malformed entry of the disk causes.
-MISSES = (KeyError, TypeError, ValueError, CompileError)
+MISSES = (AttributeError, KeyError, TypeError, ValueError, CompileError)
 
 
 class Kernels:
@@ -142,7 +138,7 @@ class Kernels:
         self._objects: WeakValueDictionary[str, _MachineCode] = WeakValueDictionary()
         self._lock = new_rlock()
         try:
-            source = source_digest(__file__, jit_compiler.__file__)
+            source = source_digest(__file__, cpu_exchange.__file__, jit_compiler.__file__)
         except OSError:
             source = ""  # edits of the compiler would go unnoticed: nothing is cached
         self._source = source
@@ -163,7 +159,7 @@ class Kernels:
         """The cache on disk; None if edits of the compiler would go unnoticed."""
         return open_cache() if self._source else None
 
-    def _entry(self, key: str) -> Entry:
+    def _entry(self, key: str) -> Any:
         """An entry of the disk; KeyError if there is none."""
         cache = self._cache()
         entry = cache.read(key) if cache is not None else None
@@ -175,24 +171,12 @@ class Kernels:
 
     def _stored_plan(self, key: str) -> LaunchPlan:
         """A plan from the disk; raises one of MISSES if it or one of its kernels is incomplete."""
-        about, _ = self._entry(key)
-        held = tuple(
-            LiveRange(of_data(nbytes), int(first), int(last))
-            for nbytes, first, last in about["held"]
-        )
-        sources = tuple(
-            tuple((str(kind), where) for kind, where in one) for one in about["sources"]
-        )
+        plan: LaunchPlan = self._entry(key)
         kernels = tuple(
-            self._stored_kernel(one) if isinstance(one, str)
-            else _exchange(one[0], one[1], ExchangeCode.read(one[2]))
-            for one in about["kernels"]
-        )  # fmt: skip
-        joined = tuple(int(one) for one in about["beside"])
-        if {len(sources), len(joined)} != {len(kernels)}:
-            raise ValueError("not of one program")
+            self._stored_kernel(one) if isinstance(one, str) else one for one in plan.kernels
+        )
         GlobalCounters.cache_hits += 1
-        return LaunchPlan(kernels, sources, held, joined)
+        return replace(plan, kernels=kernels)
 
     def _new_plan(self, key: str, graph: Graph) -> LaunchPlan:
         """Schedule a graph, find or compile its kernels, and cache the result."""
@@ -217,20 +201,12 @@ class Kernels:
             for code in (kernel.code for kernel in kernels)
         ]
         joined = beside(made.kernels, places, list(map(self._work, kernels)), chunks)
-        held = in_groups(made.held, joined)
-        result = LaunchPlan(tuple(kernels), tuple(sources), held, tuple(joined))
+        held = [replace(one, arrays=()) for one in in_groups(made.held, joined)]
+        result = LaunchPlan(tuple(kernels), tuple(sources), tuple(held), tuple(joined))
         cache = self._cache()
         if cache is not None:
-            about = {
-                "held": [(as_data(one.nbytes), one.first, one.last) for one in result.held],
-                "kernels": [
-                    (one.key, one.code.label, asdict(one.exchange)) if one.exchange else one.key
-                    for one in kernels
-                ],
-                "sources": sources,
-                "beside": joined,
-            }
-            cache.write(key, about, b"")
+            named: Any = tuple(kernel if kernel.exchange else kernel.key for kernel in kernels)
+            cache.write(key, replace(result, kernels=named))
         return result
 
     def _work(self, kernel: Kernel) -> int:
@@ -305,7 +281,7 @@ class Kernels:
         if len(batch) > 1:
             place = self._key(" ".join(names.values()))
             if cache is not None:
-                cache.write(place, {"functions": list(names.values())}, data)
+                cache.write(place, ([*names.values()], data))
         made = {}
         machine = self._loaded(data, list(names.values()))
         for key, one in batch.items():
@@ -317,8 +293,7 @@ class Kernels:
             kernel = Kernel(own, code, machine.addresses[code.entry], machine)
             made[key] = self._known[own] = kernel
             if cache is not None:
-                about = {**vars(code), "total": as_data(code.total), "object": place}
-                cache.write(own, about, b"" if place else data)
+                cache.write(own, (code, place, b"" if place else data))
         return made
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
@@ -349,10 +324,7 @@ class Kernels:
         """A kernel from memory or the disk; raises one of MISSES if neither has it."""
         known = self._known.get(key)
         if known is None:
-            about, data = self._entry(key)
-            place = about.pop("object")
-            lists = {name: tuple(about[name]) for name in ("arguments", "symbols")}
-            code = KernelCode(**{**about, **lists, "total": of_data(about["total"])})
+            code, place, data = self._entry(key)
             machine = self._shared(place) if place else self._loaded(data, [code.entry])
             known = Kernel(key, code, machine.addresses[code.entry], machine)
             self._known[key] = known
@@ -363,8 +335,8 @@ class Kernels:
         """An object file of several kernels, from memory or the disk."""
         known = self._objects.get(place)
         if known is None:
-            about, data = self._entry(place)
-            known = self._objects[place] = self._loaded(data, about["functions"])
+            names, data = self._entry(place)
+            known = self._objects[place] = self._loaded(data, names)
         return known
 
     def _loaded(self, data: bytes, names: Sequence[str]) -> _MachineCode:

@@ -9,19 +9,19 @@ disturbances only make a measurement longer.
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from math import log
 
+from minigrad.compile import best_of_rounds
 from minigrad.dtype import dtypes
 from minigrad.graph.symbolic import Integer
 from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
 from minigrad.render.llvm import render
 from minigrad.runtimes import cpu_memory
-from minigrad.runtimes.cpu_pool import Launch, Pool
+from minigrad.runtimes.cpu_pool import Pool, Table
 from minigrad.runtimes.host import host, threads
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule import expr
@@ -35,8 +35,6 @@ ACCUMULATORS = 8  # vectors that a reader loads per round
 CHUNK_BYTES = 1 << 17
 SOON = 1 << 14  # how many bytes ahead to prefetch
 SIZES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128, 256))  # bytes, read and written
-LEAST_RUNS = 3
-MEASURING_SECONDS = 0.012  # per kernel and size: about 3 to 100 runs
 
 
 @dataclass(frozen=True)
@@ -103,15 +101,9 @@ limits = cache(measured_limits)  # the result of the first call
 
 def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0) -> float:
     """Seconds of the fastest run of a kernel, one chunk per iteration."""
-    arguments = (ctypes.c_int64 * 2)(memory, memory + half)
     grain = max(chunks // (16 * pool.threads), 1)
-    table = (Launch * 1)(Launch(kernel, ctypes.addressof(arguments), chunks, grain))
-    times: list[float] = []
-    while len(times) < LEAST_RUNS or sum(times) < MEASURING_SECONDS:
-        start = time.perf_counter()
-        pool.run(ctypes.addressof(table), 1)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    table = Table((memory, memory + half), [(kernel, chunks, grain, 0, 0)])
+    return best_of_rounds(lambda number: pool.run(table.place(), 1), 1)[0]
 
 
 # ---- the kernels: each iteration reads or writes the bytes of one chunk ----

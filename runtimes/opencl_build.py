@@ -60,7 +60,7 @@ def _build_together(
         warnings.simplefilter("ignore")  # a driver's remarks are not the user's concern
         if found is not None:
             try:
-                program = cl.Program(context, [device], [found[1]]).build(options)
+                program = cl.Program(context, [device], [found]).build(options)
             except cl.Error:
                 pass  # made by another driver with the same name and version
             else:
@@ -82,7 +82,7 @@ def _build_together(
         members = program.get_info(cl.program_info.DEVICES)  # of the context
         binary = program.get_info(cl.program_info.BINARIES)[members.index(device)]
         if binary:
-            cache.write(key, {"kernels": names}, bytes(binary))
+            cache.write(key, bytes(binary))
     return [(program, name) for name in names]
 
 

@@ -34,6 +34,7 @@ KEY = digest("a key")
 OTHER = digest("another key")
 ABOUT = {"entry": "kernel", "arguments": [0, 2, 1], "label": "rows: 4×8"}
 DATA = bytes(range(256)) * 3
+ENTRY = ABOUT, DATA
 
 
 def names_in(folder: Path) -> set[str]:
@@ -93,13 +94,12 @@ def test_parts_of_a_key_do_not_run_together():
 
 
 def test_a_file_gives_back_what_it_was_given():
-    for data in (b"", DATA):
-        for about in ({}, ABOUT):
-            assert unpack(KEY, pack(KEY, about, data)) == (about, data)
+    for entry in (b"", DATA, {}, ENTRY):
+        assert unpack(KEY, pack(KEY, entry)) == entry
 
 
 def test_every_flipped_bit_is_noticed():
-    content = pack(KEY, ABOUT, DATA[:40])
+    content = pack(KEY, (ABOUT, DATA[:40]))
     for place in range(len(content)):
         for bit in range(8):
             damaged = bytearray(content)
@@ -108,7 +108,7 @@ def test_every_flipped_bit_is_noticed():
 
 
 def test_every_other_length_is_noticed():
-    content = pack(KEY, ABOUT, DATA[:40])
+    content = pack(KEY, (ABOUT, DATA[:40]))
     for length in range(len(content)):
         assert unpack(KEY, content[:length]) is None
     assert unpack(KEY, content + b"\0") is None
@@ -116,11 +116,11 @@ def test_every_other_length_is_noticed():
 
 
 def test_another_keys_file_is_noticed():
-    assert unpack(OTHER, pack(KEY, ABOUT, DATA)) is None
+    assert unpack(OTHER, pack(KEY, ENTRY)) is None
 
 
 def test_another_format_is_none_of_ours(monkeypatch):
-    content = pack(KEY, ABOUT, DATA)
+    content = pack(KEY, ENTRY)
     monkeypatch.setattr(cache, "FORMAT", cache.FORMAT + 1)
     assert unpack(KEY, content) is None
 
@@ -129,8 +129,8 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
     folder.mkdir()
     kept = Cache(folder)
     assert kept.read(KEY) is None
-    kept.write(KEY, ABOUT, DATA)
-    assert kept.read(KEY) == (ABOUT, DATA)
+    kept.write(KEY, ENTRY)
+    assert kept.read(KEY) == ENTRY
     path = kept.path(KEY)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o622)
@@ -139,7 +139,7 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     assert kept.read(KEY) is None
     monkeypatch.undo()
-    assert kept.read(KEY) == (ABOUT, DATA)
+    assert kept.read(KEY) == ENTRY
     elsewhere = tmp_path / "elsewhere"
     path.rename(elsewhere)
     path.symlink_to(elsewhere)
@@ -147,12 +147,12 @@ def test_only_plain_files_of_our_own_are_read(folder, tmp_path, monkeypatch):
     path.unlink()
     os.mkfifo(path)
     assert kept.read(KEY) is None
-    kept.write(KEY, ABOUT, DATA)
-    assert kept.read(KEY) == (ABOUT, DATA)
+    kept.write(KEY, ENTRY)
+    assert kept.read(KEY) == ENTRY
     path.unlink()
     (path / "inner").mkdir(parents=True)
     assert kept.read(KEY) is None
-    kept.write(KEY, ABOUT, DATA)  # impossible, but no error
+    kept.write(KEY, ENTRY)  # impossible, but no error
     assert kept.read(KEY) is None
     sweep(folder, 0)
     assert names_in(folder) == {path.name} and (path / "inner").is_dir()
@@ -197,7 +197,7 @@ def test_readers_see_whole_files_only(folder):
         from minigrad.cache import Cache
         kept, number = Cache(Path({str(folder)!r})), int(sys.argv[1])
         for turn in range(1500):
-            kept.write({KEY!r}, {{"number": number}}, bytes([number]) * (1000 * number + turn))
+            kept.write({KEY!r}, (number, bytes([number]) * (1000 * number + turn)))
     """)
     writers = [
         subprocess.Popen([sys.executable, "-P", "-c", writer, str(number)]) for number in (1, 50)
@@ -209,9 +209,9 @@ def test_readers_see_whole_files_only(folder):
         if entry is None:
             assert sum(seen.values()) == 0  # after the first write there is always one
             continue
-        about, data = entry
-        assert set(data) == {about["number"]} and len(data) >= 1000 * about["number"]
-        seen[about["number"]] += 1
+        number, data = entry
+        assert set(data) == {number} and len(data) >= 1000 * number
+        seen[number] += 1
     assert [process.returncode for process in writers] == [0, 0]
     assert all(seen.values())
     assert names_in(folder) == {kept.path(KEY).name}
@@ -298,7 +298,7 @@ def fill(folder: Path, count: int, size: int) -> list[Path]:
     paths = []
     for number in range(count):
         key = digest(str(number))
-        kept.write(key, {}, bytes(size))
+        kept.write(key, bytes(size))
         paths.append(kept.path(key))
         age = time.time() - 1000 * (count - number)
         os.utime(paths[-1], (age, age))
@@ -350,9 +350,9 @@ def test_a_process_sweeps_before_it_adds(folder, monkeypatch):
     monkeypatch.setattr(cache, "MOST_BYTES", 10_000)
     fill(folder, 30, 1000)  # a cache sweeps once, at its first write
     assert len(names_in(folder)) == 30
-    Cache(folder).write(KEY, ABOUT, DATA)
+    Cache(folder).write(KEY, ENTRY)
     assert len(names_in(folder)) < 9
-    assert Cache(folder).read(KEY) == (ABOUT, DATA)
+    assert Cache(folder).read(KEY) == ENTRY
 
 
 def test_two_sweeps_at_once(folder):

@@ -1,12 +1,15 @@
 """Settings in the environment of a process."""
 
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import CompletedProcess
 from types import SimpleNamespace
 
 import pytest
 from child import ended
 
-from minigrad.settings import having
+from minigrad.settings import DEFAULTS, MODES, having
+
+from minigrad import Context, Tensor, getenv  # isort: skip
 
 
 def run(**variables: str) -> CompletedProcess[str]:
@@ -37,3 +40,38 @@ def test_attributes_for_the_time_of_a_block() -> None:
         assert (owner.a, owner.b) == (3, 2)
         raise KeyError
     assert (owner.a, owner.b) == (1, 2)
+
+
+def test_a_block_restores_what_it_has_changed() -> None:
+    """And nothing else: settings and modes that were changed inside of it for good stay."""
+    with Context(FUSE=0), Tensor.no_grad():
+        Tensor.training = True
+        assert getenv("FUSE") == 0 and Tensor([1.0]).stopped
+    assert Tensor.training and getenv("FUSE") == 1 and not Tensor([1.0]).stopped
+    Tensor.training = False
+
+
+def test_a_context_decorates_a_function() -> None:
+    @Context(TRAINING=1)
+    def trains() -> bool:
+        return Tensor.training
+
+    assert trains() and not Tensor.training and trains()
+
+
+def test_threads_may_use_the_same_block() -> None:
+    """Each thread gets back what it had itself, in whatever order they leave the block."""
+    block = Tensor.no_grad()
+    with ThreadPoolExecutor(1) as other, Tensor.no_grad():
+        other.submit(block.__enter__).result()
+        block.__enter__()
+        other.submit(block.__exit__).result()
+        block.__exit__()
+        assert Tensor([1.0]).stopped
+        assert not other.submit(lambda: Tensor([1.0]).stopped).result()
+
+
+def test_the_environment_has_settings_but_no_modes() -> None:
+    assert MODES.keys().isdisjoint(DEFAULTS)
+    said = ended("-c", "import minigrad; print(minigrad.Tensor.training)", MINIGRAD_TRAINING="1")
+    assert said.stdout == "False\n"

@@ -19,10 +19,10 @@ from minigrad.explain.origins import Origins
 from minigrad.graph.canonical import Canonical, Graph
 from minigrad.graph.collective import exchange
 from minigrad.graph.conversions import group_name
-from minigrad.jit.jitted import EXPLAINED, Jitted
+from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
-from minigrad.settings import flag, having, state_that
+from minigrad.settings import Context, flag, having
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.pytree import flatten
 
@@ -153,12 +153,9 @@ class Watched(Programs):
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """Run a step kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
-        state_that(EXPLAINED, True)
-        try:
+        with Context(EXPLAINED=True):
             step()
             Device.synchronize()
-        finally:
-            state_that(EXPLAINED, False)
         current.seconds = time.perf_counter() - current.start
         return current
 

@@ -387,6 +387,10 @@ def custom(value: Node, sources: Sequence[Node], rule: Any) -> Node:
 
 
 SHAPED = frozenset({RESHAPE, EXPAND})  # their argument is the shape of the result
+# Their argument names the dimensions along which they work.
+ALONG = frozenset({
+    Op.FLIP, Op.WINDOW, Op.SORT, Op.CAT, Op.GATHER, *REDUCTIONS, *SCANS, *SCATTERS
+})  # fmt: skip
 # Constructors of an operation from its sources and its argument; for other operations, `make`.
 _MAKERS: dict[Op, Callable[..., Node]] = {
     **{op: partial(elementwise, op) for op in ELEMENTWISE},
@@ -414,3 +418,11 @@ def rebuild(node: Node, src: Sequence[Node], arg: Any = None) -> Node:
     if maker is None:
         return make(op, node.dtype, node.shape, src, arg, node.device)
     return maker(*src) if arg is None else maker(*src, arg)
+
+
+def along(node: Node, src: Sequence[Node], number: Callable[[int], int]) -> Node:
+    """An operation of `ALONG` on other sources, along dimensions with other numbers."""
+    arg = node.arg
+    if node.op is Op.WINDOW:
+        return window(src[0], [(number(axis), *how) for axis, *how in arg])
+    return rebuild(node, src, [*map(number, arg)] if isinstance(arg, tuple) else number(arg))

@@ -17,7 +17,6 @@ from functools import reduce
 from itertools import accumulate, repeat
 
 from minigrad.dtype import dtypes
-from minigrad.errors import DTypeError, GradientError, ShapeError, expect
 from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
 from minigrad.graph.node import Node, is_symbolic, reading, topological
@@ -40,11 +39,10 @@ def gradient(
 
     If outputs depend on a target only in ways whose derivative is zero, the gradient is zeros.
 
-    Each seed has its output's shape and dtype, each result its target's. A target may lie between
-    an output and another target. An in-place write is a leaf: the written value is a constant.
-    GradientError if an output is not a float. order: `topological(outputs)`, if known.
+    Outputs are floats. Each seed has its output's shape and dtype, each result its target's. A
+    target may lie between an output and another target. An in-place write is a leaf: the written
+    value is a constant. order: `topological(outputs)`, if known.
     """
-    _check(outputs, seeds)
     if order is None:
         order = topological(outputs)
     active = _active(order, targets)
@@ -95,20 +93,6 @@ def reached(outputs: Sequence[Node], order: Sequence[Node]) -> list[Node]:
                 if rule and source.dtype.is_float:
                     found.add(source)
     return [node for node in order if node in found]
-
-
-def _check(outputs: Sequence[Node], seeds: Sequence[Node]) -> None:
-    expect(len(outputs) == len(seeds), "gradient", "one seed per output",
-           f"{len(seeds)} for {len(outputs)} outputs", error=GradientError)  # fmt: skip
-    for output, seed in zip(outputs, seeds, strict=True):
-        if not output.dtype.is_float:
-            raise GradientError(
-                f"no gradient for {output!r}: only floats have gradients; cast it to a float dtype"
-            )
-        if output.shape != seed.shape:
-            raise ShapeError(f"gradient: the seed of {output!r} has shape {seed.shape}")
-        if output.dtype is not seed.dtype:
-            raise DTypeError(f"gradient: the seed of {output!r} has dtype {seed.dtype.name}")
 
 
 def _active(order: Sequence[Node], targets: Sequence[Node]) -> set[Node]:

@@ -23,7 +23,7 @@ from minigrad.graph import build
 from minigrad.graph.axes import repeat_along, split_axis
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make
-from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
+from minigrad.graph.operations import REDUCTIONS, SCATTERS
 from minigrad.graph.rewrite import remade
 from minigrad.graph.symbolic import Affine, Integer
 
@@ -167,16 +167,8 @@ def _moved(node: Node, src: list[Node], shape: Shape, places: list[tuple[int, ..
         return _gather(node, *src)
     if op is Op.PERMUTE:
         return _permuted(src[0], [place for axis in node.arg for place in places[axis]])
-    if op is Op.FLIP:
-        return build.flip(src[0], [_one_place(node, node.shape, axis) for axis in node.arg])
-    if op is Op.SORT or op in SCANS:
-        return build.rebuild(node, src, _one_place(node, node.shape, node.arg))
-    if op is Op.CAT:
-        return build.cat(src, _one_place(node, node.shape, node.arg))
-    if op is Op.WINDOW:
-        return build.window(src[0], [
-            (_one_place(node, node.src[0].shape, axis), *how) for axis, *how in node.arg
-        ])
+    if op in build.ALONG:
+        return build.along(node, src, lambda axis: _one_place(node, node.src[0].shape, axis))
     if op is Op.ASSIGN and not is_symbolic(node.src[0].shape):
         return make(op, node.dtype, shape, tuple(src), node.arg, node.device)
     raise ShapeError(f"{op.value} of {node.shape}: a varying inner dimension is not supported")

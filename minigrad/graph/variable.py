@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from numbers import Integral
 from operator import index
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
 from minigrad.errors import expect
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, var, weighted
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
 
 
 class Variable:
@@ -121,28 +121,3 @@ def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
     """x with a program's own variables replaced by values."""
     own: dict[Atom, Integer] = {a: values[a.name] for a in variables(x) if is_own(a.name)}
     return substitute(x, own) if own else x
-
-
-def as_data(x: Integer) -> Any:
-    """x, without loaded values, as JSON data: an int, or [constant, terms]."""
-    if isinstance(x, int):
-        return x
-    return [x.constant, [
-        [c, atom.kind, atom.name, as_data(atom.inner or 0), atom.divisor, atom.low, atom.high]
-        for atom, c in x.terms
-    ]]  # fmt: skip
-
-
-def of_data(data: Any) -> Integer:
-    """The inverse of `as_data`; TypeError or ValueError for anything else."""
-    if isinstance(data, int):
-        return data
-    constant, terms = data
-    parts: list[tuple[Integer, int]] = []
-    for c, kind, name, inner, divisor, least, greatest in terms:
-        if kind == "var":
-            parts.append((var(name, least, greatest), c))
-        else:
-            whole = of_data(inner)
-            parts.append((whole // divisor if kind == "div" else whole % divisor, c))
-    return weighted(int(constant), parts)

@@ -13,7 +13,6 @@ from minigrad.dtype import DType
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, make, topological
-from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.symbolic import Integer
 
 
@@ -90,15 +89,13 @@ def batch(node: Node, src: Sequence[Node]) -> Node:
     if op is Op.CUSTOM:  # the rule keeps none of the node's sources, which may be large
         one = make(op, node.dtype, node.shape, (*map(stand_in, node.src),), node.arg, node.device)
         return build.custom(src[0], src[1:], _Rows(one))
+    if op in build.ALONG:
+        return build.along(node, src, lambda axis: axis + 1)
     if op in _LATER:
         return build.rebuild(node, src, _LATER[op](node.arg, full[0]))
     if op is Op.CONTIGUOUS or op.facts.arity:
         return build.rebuild(node, src)
     raise ScanError(f"Tensor.scan: {op.value} cannot be computed for all steps at once")
-
-
-def _later(axes: Sequence[int], count: Integer) -> list[int]:
-    return [axis + 1 for axis in axes]
 
 
 @dataclass(frozen=True)
@@ -119,12 +116,9 @@ class _Rows:
         return [None if part is None else next(made) for part in found]
 
 
-# Arguments that name dimensions, after a new first dimension of a given extent.
+# Arguments for all dimensions, after a new first dimension of a given extent.
 _LATER: dict[Op, Callable[[Any, Integer], Any]] = {
-    **dict.fromkeys((Op.SORT, Op.CAT, Op.GATHER, *SCANS, *SCATTERS), lambda axis, _: axis + 1),
-    **dict.fromkeys((Op.FLIP, *REDUCTIONS), _later),
-    Op.PERMUTE: lambda order, count: (0, *_later(order, count)),
+    Op.PERMUTE: lambda order, count: (0, *(axis + 1 for axis in order)),
     Op.PAD: lambda pairs, count: ((0, 0), *pairs),
     Op.SHRINK: lambda ranges, count: ((0, count), *ranges),
-    Op.WINDOW: lambda windows, count: [(axis + 1, *rest) for axis, *rest in windows],
 }

@@ -88,7 +88,6 @@ from minigrad.tensor.live_tensors import all_holders, lazy_links, of_this_thread
 from minigrad.tensor.observed import Observed, capturing
 from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
 
-EXPLAINED = "explained"  # the mode of a thread whose step is being explained
 MOST_OTHERS = 16  # captures that are kept for other kinds of inputs
 
 P = ParamSpec("P")
@@ -235,7 +234,7 @@ class Jitted(Generic[P, R]):
 
     def _prepare(self, args: Any, kwargs: Any) -> R:
         """The first call, which runs normally, or the second, which is captured."""
-        inside = recording.calls is not None or EXPLAINED in thread.unusual
+        inside = recording.calls is not None or thread.values["EXPLAINED"]
         if inside and not self.explained:  # inside another step: become part of it
             return self.function(*args, **kwargs)
         key = thread.key
@@ -247,11 +246,11 @@ class Jitted(Generic[P, R]):
             else:
                 given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
-                with recorded_calls(self.varies) as calls, _logged() as data, _noting() as noted:
+                with recorded_calls(self.varies) as calls, _noting() as noted:
                     result = self._run(*args, **kwargs)
                 _give_memory(before)
                 _, structure = flatten(result)
-                self._called[key] = _Called(given, structure, data, calls, noted)
+                self._called[key] = _Called(given, structure, calls, noted)
                 return result
         return self(*args, **kwargs)
 
@@ -276,8 +275,7 @@ class Jitted(Generic[P, R]):
         watching.watch = watch
         failed = True
         try:
-            with (recorded_calls(self.varies) as recorded.calls, _logged() as data,
-                  _noting() as noted):  # fmt: skip
+            with recorded_calls(self.varies) as recorded.calls, _noting() as noted:
                 result = self.function(*args, **kwargs)
                 results, found = flatten(result, dict(values))
                 others = objects(found)
@@ -294,7 +292,7 @@ class Jitted(Generic[P, R]):
         recorded.settle_inputs()
         with _after_the_work():
             self._refuse_objects(others)
-            call = _Called(called_with, found, data, recorded.calls, noted)
+            call = _Called(called_with, found, recorded.calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn)
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
@@ -368,7 +366,7 @@ class Jitted(Generic[P, R]):
                 f"{show(now.result)} in its second, but a replay would always return the latter; "
                 "return tensors, and compute the rest outside"
             )
-        if Counter(now.data) - Counter(before.data):
+        if Counter(now.noted.data) - Counter(before.noted.data):
             raise JitError(
                 f"{self.name} makes a tensor of host data (numbers, a list, an array) that differs "
                 "from the first call's, but a replay would always use the same data; make the "
@@ -409,17 +407,14 @@ def _settle(used: set[Buffer], tensors: Sequence[Tensor]) -> None:
 class _Called:
     """A call that was not a replay.
 
-    given: a hash of its arguments (`_given`). result: the structure of its result. data: what it
-    took from the host. used: memory. numbers: of its programs (`graph/canonical.py`). noted: what
-    it read.
+    given: a hash of its arguments (`_given`). result: the structure of its result. used: memory.
+    numbers: of its programs (`graph/canonical.py`). noted: what it read.
 
     changed: whether the numbers differed from those of the call before.
     """
 
-    def __init__(
-        self, given: int, result: Any, data: list[int], calls: Sequence[Call], noted: Observed
-    ) -> None:
-        self.given, self.result, self.data, self.noted = given, result, data, noted
+    def __init__(self, given: int, result: Any, calls: Sequence[Call], noted: Observed) -> None:
+        self.given, self.result, self.noted = given, result, noted
         self.changed = False
         self.used = weakref.WeakSet(buffer for call in calls for buffer in call.buffers)
         self.numbers = set[tuple[int, tuple[str, ...]]]().union(*(call.numbers for call in calls))
@@ -445,20 +440,13 @@ def _after_the_work() -> Iterator[None]:
 
 @contextmanager
 def _noting() -> Iterator[Observed]:
-    """Note the attributes that code of this thread reads."""
+    """Note what code of this thread reads, and the data that the host gives to tensors."""
     capturing[get_ident()] = noted = Observed()
     try:
-        yield noted
+        with having(watching, log=noted.data):
+            yield noted
     finally:
         capturing.pop(get_ident(), None)  # a child of a fork has none
-
-
-@contextmanager
-def _logged() -> Iterator[list[int]]:
-    """Record the data that the host gives to tensors."""
-    log: list[int] = []
-    with having(watching, log=log):
-        yield log
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

@@ -17,9 +17,9 @@ from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside, Store
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
+from minigrad.settings import thread
 from minigrad.tensor import Tensor, access, history, no_grad, realization, views
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
-from minigrad.tensor.modes import modes
 from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
 
 
@@ -257,7 +257,7 @@ class Capture:
         """
         outputs = any(o.known.dtype.is_float and o.stopped is not True for o in self.outputs)
         passes = outputs or self.written_inputs or self.owners
-        if self.outside.differentiates or (modes.gradients and passes):
+        if self.outside.differentiates or (thread.gradients and passes):
             self.marks = [tensor._requires_grad for tensor in tensors]
             self.led_back = led_back
         if self.outside.differentiates:

@@ -19,10 +19,10 @@ from minigrad.graph.shapes import numel
 from minigrad.linalg.panels import at_once, inverse_of_triangle, missing
 from minigrad.linalg.reflections import bidiagonal, empty, householder, reflected
 from minigrad.linalg.tridiagonal import spectrum
+from minigrad.settings import thread
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
-from minigrad.tensor.modes import modes
 from minigrad.tensor.results import QRResult, SVDResult
 
 Gradients = Sequence[Tensor | None]  # one, or None, for each factor
@@ -66,7 +66,7 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
     else:
         (u, _), s = empty(wide, m if full_matrices else k), x.new_zeros((*batch, k))
         v, _ = empty(wide.mT, n if full_matrices else k)
-    if modes.gradients and numel(x.shape):
+    if thread.gradients and numel(x.shape):
         first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _svd_gradient)
         u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
         v = last if v.shape[-1] == k else last.cat(v[..., k:], dim=-1)

@@ -26,6 +26,7 @@ from minigrad.nn.members import (
     walk,
     warn_of_unmarked,
 )
+from minigrad.settings import thread
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag
@@ -484,9 +485,9 @@ class Layer(Module):
 
     def _trains(self) -> bool:
         """Whether to behave as in training; if no mode was ever set, an optimizer's step warns."""
-        if self._training is None and modes.gradients and not modes.training:
+        if self._training is None and thread.gradients and not Tensor.training:
             modes.unsaid = weakref.ref(self)
-        return modes.training
+        return Tensor.training
 
     def extra_repr(self) -> str:
         """The sizes, and the options by name."""

@@ -81,7 +81,7 @@ class Steps(Training):
         check_flag(f"{name}.step", "forget", forget)
         layer = modes.unsaid and modes.unsaid()
         modes.unsaid = None
-        if layer is not None and layer._training is None and not modes.training:
+        if layer is not None and layer._training is None and not Tensor.training:
             warnings.warn(
                 f"{type(layer).__name__} was in evaluation mode during this training step; choose "
                 "a mode with model.train() or `with Tensor.train():`, or model.eval()", stacklevel=2

@@ -18,6 +18,7 @@ from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.hints import present
 from minigrad.mesh import mesh_of
+from minigrad.settings import thread
 from minigrad.tensor import history, hostdata, realization, views
 from minigrad.tensor.broadcasting import (
     axis_of,
@@ -49,11 +50,11 @@ class _TensorType(type):
     @property
     def training(cls) -> bool:
         """Whether layers such as dropout behave as in training; set by `Tensor.train()`."""
-        return modes.training
+        return bool(thread.values["TRAINING"])
 
     @training.setter
     def training(cls, mode: bool) -> None:
-        modes.put("training", mode)
+        train(mode).__enter__()  # and never left
 
     def __dir__(cls) -> list[str]:
         return present("Tensor", super().__dir__())
@@ -152,7 +153,7 @@ class Core(Holder, metaclass=_TensorType):
     def _start(self, node: Node, is_new: bool = False, origin: views.Origin | None = None) -> None:
         """Initialize as the tensor of a node; is_new: a BUFFER that nothing else refers to."""
         self._grad, self.made, self._origin, self._family = None, False, origin, None
-        self._requires_grad, self.stopped = None, not modes.gradients
+        self._requires_grad, self.stopped = None, not thread.gradients
         if is_new:
             enter_alone(self, node)
             return
@@ -177,7 +178,7 @@ class Core(Holder, metaclass=_TensorType):
     def _view(self, step: Callable[[Node], Node], stops: bool = False) -> Self:
         """A view of this tensor: writing to it writes here. stops: no gradient flows through it."""
         result = self.__class__.__new__(self.__class__)
-        origin = views.Origin(self, step, stops or not modes.gradients)
+        origin = views.Origin(self, step, stops or not thread.gradients)
         result._start(step(self.raw if stops else self.node), origin=origin)
         origin.family.add(result)
         if stops or result.raw is self.raw:
@@ -189,7 +190,7 @@ class Core(Holder, metaclass=_TensorType):
     @property
     def node(self) -> Node:
         """The node to compute with, behind a barrier if no gradient may flow."""
-        if not (self.stopped and modes.gradients):
+        if not (self.stopped and thread.gradients):
             return self.raw
         if self.stopped == REPLAYED:  # from now on a gradient may be requested
             history.lose(self.raw)
@@ -498,7 +499,7 @@ class Core(Holder, metaclass=_TensorType):
         base = views.base_of(self)
         if isinstance(base, Core) and not self._origin.stops:
             base._check_no_leaf()
-        if self._requires_grad and modes.gradients:
+        if self._requires_grad and thread.gradients:
             raise GradientError(
                 f"cannot write in place to a leaf of shape {show(self.shape)} that requires a "
                 "gradient; write inside `with Tensor.no_grad():`, or to a .clone()"
@@ -520,7 +521,7 @@ class Core(Holder, metaclass=_TensorType):
         if not self._requires_grad:
             now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
             flows = now.op is not Op.BUFFER or history.has_history(now) or wants_gradient(now)
-            self.stopped = flows and not modes.gradients
+            self.stopped = flows and not thread.gradients
         views.written(self)
         if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:
             realization.realize([self])  # the host may read it at any time

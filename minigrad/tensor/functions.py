@@ -12,10 +12,10 @@ from minigrad.dtype import dtypes
 from minigrad.errors import DTypeError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op
+from minigrad.settings import thread
 from minigrad.tensor.broadcasting import Scalar, check_choice
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
 # By itemsize: above this x² + 1 = x² (and the square is finite), so asinh x = log 2x.
@@ -131,7 +131,7 @@ class Functions(Methods):
         Derived step by step, every term would have the factor g. Here f' is a value of its own, so
         it can be computed in the forward pass, together with f, and share its exponentials.
         """
-        if not modes.gradients:
+        if not thread.gradients:
             return value
         sources = [x.node for x in (self, *others)]
         return self._new(build.custom(value.node, sources, rule_of_nodes(self.__class__, rule)))

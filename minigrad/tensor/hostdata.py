@@ -17,7 +17,7 @@ from minigrad.dtype import ALL, BY_NAME, DType, check_holds, convert, dtype_of, 
 from minigrad.errors import DTypeError, ShapeError, expect
 from minigrad.graph.bounds import users_line
 from minigrad.graph.symbolic import Integer, high
-from minigrad.tensor.modes import modes
+from minigrad.settings import thread
 
 _BY_FORMAT = {dtype.code: dtype for dtype in ALL if dtype.code} | {
     "c": dtypes.uint8, "l": BY_NAME[f"int{8 * struct.calcsize('l')}"],
@@ -118,7 +118,7 @@ def _read_nested(data: Any, dtype: DType | None) -> HostArray:
 def _warn_of_gradients(arrays: list[Any]) -> None:
     """Warn if one is a tensor whose gradient is lost."""
     tensors = [x for x in arrays if hasattr(x, "_descends_from_leaves")]
-    if modes.gradients and any(tensor._descends_from_leaves() for tensor in tensors):
+    if thread.gradients and any(tensor._descends_from_leaves() for tensor in tensors):
         said = ("Tensor(a list of tensors) copies their values without gradients; use "
                 "Tensor.stack(them) to keep the gradients")  # fmt: skip
         warnings.warn_explicit(said, UserWarning, *users_line())

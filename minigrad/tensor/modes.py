@@ -6,53 +6,37 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ContextDecorator
 from typing import Any, Self, TypeVar
 
-from minigrad import settings
-from minigrad.settings import state_that
+from minigrad.settings import Context
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-USUAL = {"training": False, "gradients": True}  # the modes of a new thread
-
-
 class _Modes(threading.local):
-    """The modes of a thread: read them directly, change them by `put`.
+    """What else a thread is doing; its other modes are settings.
 
-    training: layers behave as in training. gradients: results depend on leaves, else they are
-    constants. describing: while `Tensor.scan` calls its step function, the age from which on nodes
-    belong to the step; else None. unsaid: returns a layer that did not train because no mode was
-    set, if that layer still exists.
+    describing: while `Tensor.scan` calls its step function, the age from which on nodes belong to
+    the step; else None. unsaid: returns a layer that did not train because no mode was set, if that
+    layer still exists.
     """
 
-    def __init__(self) -> None:
-        self.training, self.gradients = USUAL["training"], USUAL["gradients"]
-        self.describing: int | None = None
-        self.unsaid: Callable[[], Any] | None = None
-
-    def put(self, name: str, mode: bool) -> None:
-        """Set training or gradients."""
-        if not isinstance(mode, bool):
-            raise TypeError(f"Tensor.train({mode!r}): expected True or False")
-        setattr(self, name, mode)
-        state_that(name, mode is not USUAL[name])
+    describing: int | None = None
+    unsaid: Callable[[], Any] | None = None
 
 
 modes = _Modes()
 
 
-class _Mode(ContextDecorator):
+class _Mode(Context):
     """A mode of this thread for a block or a function; never entered, it has no effect, and warns.
     """
 
-    used = False
-    name: str  # the attribute of `modes` that it changes
+    used = True
 
-    def __init__(self, mode: bool) -> None:
-        self.mode = mode
-        self.saved: list[bool] = []
+    def __init__(self, **changes: bool) -> None:
+        super().__init__(**changes)
+        self.used = False
 
     def __call__(self, function: F) -> F:
         self.used = True
@@ -60,12 +44,7 @@ class _Mode(ContextDecorator):
 
     def __enter__(self) -> Self:
         self.used = True
-        self.saved.append(getattr(modes, self.name))
-        modes.put(self.name, self.mode)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        modes.put(self.name, self.saved.pop())
+        return super().__enter__()
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if not self.used and not ending():
@@ -82,10 +61,10 @@ class train(_Mode):
     Per thread; also a decorator.
     """
 
-    name = "training"
-
     def __init__(self, mode: bool = True) -> None:
-        super().__init__(mode)
+        if not isinstance(mode, bool):
+            raise TypeError(f"Tensor.train({mode!r}): expected True or False")
+        super().__init__(TRAINING=mode)
 
 
 class no_grad(_Mode):
@@ -94,29 +73,5 @@ class no_grad(_Mode):
     Per thread; also a decorator.
     """
 
-    name = "gradients"
-
     def __init__(self) -> None:
-        super().__init__(False)
-
-
-class Context(settings.Context):
-    """Settings inside a `with` block: `with Context(DEBUG=2): …`.
-
-    TRAINING=1 (tinygrad's) also means `Tensor.train()`.
-    """
-
-    def __init__(self, *, TRAINING: int | None = None, **changes: int | str) -> None:
-        super().__init__(**changes)
-        self.mode = None if TRAINING is None else train(bool(TRAINING))
-
-    def __enter__(self) -> Context:
-        super().__enter__()
-        if self.mode is not None:
-            self.mode.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.mode is not None:
-            self.mode.__exit__()
-        super().__exit__(*error)
+        super().__init__(GRADIENTS=False)

@@ -13,12 +13,14 @@ from minigrad.locks import in_child
 class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
     """Owners of attributes that code has read, by id and name; None for those that it wrote first.
 
-    left: nodes of tensors that the code replaced by others. graded: tensors whose gradient was set
-    or removed, by id, and whether that overwrote their previous gradient (else it was added to).
+    data: hashes of what the host gave to tensors. left: nodes of tensors that the code replaced by
+    others. graded: tensors whose gradient was set or removed, by id, and whether that overwrote
+    their previous gradient (else it was added to).
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.data: list[int] = []
         self.left: list[Node] = []
         self.graded: dict[int, tuple[weakref.ref[Any], bool]] = {}
 

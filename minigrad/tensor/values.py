@@ -12,11 +12,11 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
 from minigrad.program import recording
+from minigrad.settings import thread
 from minigrad.tensor import access, hostdata
 from minigrad.tensor.broadcasting import Scalar
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.methods import Methods
-from minigrad.tensor.modes import modes
 from minigrad.tensor.sharding import layout_of
 
 MANY, EDGE = 1000, 3  # from so many elements on, repr shows so many at each end; numpy's defaults
@@ -113,7 +113,8 @@ class Values(Methods):
         return values if dtype is None else values.astype(dtype)
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
-        if context and array.dtype.kind == "f" and modes.gradients and self._descends_from_leaves():
+        floats = array.dtype.kind == "f"
+        if context and floats and thread.gradients and self._descends_from_leaves():
             name = context[0].__name__
             warnings.warn(
                 f"np.{name}(…) of a tensor gives an array without gradients; use the tensor's own "

@@ -33,7 +33,7 @@ from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.timeline import of_rank
 from minigrad.runtimes.host import usable_threads
-from minigrad.settings import Context, flag, put, thread
+from minigrad.settings import Context, flag, thread
 
 
 class MeshMemory:
@@ -455,8 +455,8 @@ class Team:
             action, fail, values, ends = tasks.get()
             if known != values:
                 known = dict(values)
-                for name, value in known.items():
-                    put(name, value)
+                thread.values.update(known)
+                thread.settle()
             ends[number] = _tried(action, number, fail)
             self._ended.put(None)
 

@@ -18,6 +18,7 @@ import pytest
 from child import ended, environment, said
 
 from minigrad.cache import pack, unpack
+from minigrad.runtimes.cpu_kernels import KernelCode, LaunchPlan
 
 # A small training step with several kernels, and one with a symbolic size.
 STEP = """
@@ -61,6 +62,11 @@ def assert_nothing_made(counters: dict[str, int]) -> None:
     assert counters["cache_hits"] > 0
 
 
+def is_shared(entry: object) -> bool:
+    """Whether an entry is an object file of several kernels: their names, and the code."""
+    return isinstance(entry, tuple) and len(entry) == 2
+
+
 def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
@@ -102,10 +108,10 @@ def test_a_second_process_makes_nothing(filled):
     assert again == results and errors == ""
     assert_nothing_made(more)
     found = [unpack(path.stem, path.read_bytes()) for path in place.iterdir()]
-    several = [entry for entry in found if entry is not None and "functions" in entry[0]]
+    several = [entry for entry in found if is_shared(entry)]
     kept = len(found) - len(several) - 1  # and the driver
     assert more["cache_hits"] == made + counters["programs_scheduled"] == kept
-    assert several and all(code and len(about["functions"]) > 1 for about, code in several)
+    assert several and all(code and len(functions) > 1 for functions, code in several)
     assert more["kernel_count"] == counters["kernel_count"]
 
 
@@ -224,8 +230,7 @@ def test_one_missing_kernel_is_made_alone(copied, filled):
     """A known program that lacks a kernel is scheduled again and completed."""
     for path in copied.iterdir():
         entry = unpack(path.stem, path.read_bytes())
-        assert entry is not None
-        if entry[0].get("entry"):
+        if isinstance(entry, tuple) and isinstance(entry[0], KernelCode):
             path.unlink()
             break
     results, counters, _ = run(copied)
@@ -238,9 +243,9 @@ def test_a_missing_object_file_is_made_with_its_kernels(copied, filled):
     """Small kernels of a program are functions of one object file, which may be missing."""
     gone = 0
     for path in copied.iterdir():
-        about, _ = unpack(path.stem, path.read_bytes()) or ({}, b"")
-        if "functions" in about:
-            gone += len(about["functions"])
+        entry = unpack(path.stem, path.read_bytes())
+        if is_shared(entry):
+            gone += len(entry[0])
             path.unlink()
     assert gone > 1
     results, counters, _ = run(copied)
@@ -252,21 +257,18 @@ def test_a_missing_object_file_is_made_with_its_kernels(copied, filled):
 @pytest.mark.parametrize("functions", [["other"], "no list"])
 def test_object_files_without_their_functions_are_misses(functions, copied, filled):
     for path in copied.iterdir():
-        about, data = unpack(path.stem, path.read_bytes()) or ({}, b"")
-        if "functions" in about:
-            path.write_bytes(pack(path.stem, {"functions": functions}, data))
+        entry = unpack(path.stem, path.read_bytes())
+        if is_shared(entry):
+            path.write_bytes(pack(path.stem, (functions, entry[1])))
     results, counters, errors = run(copied)
     assert results == filled[1] and errors == "" and counters["kernels_compiled"] > 1
 
 
-def test_descriptions_that_make_no_sense_are_misses(copied, filled):
-    abouts = itertools.cycle([
-        {}, {"entry": 1}, {"arguments": [0], "more": 1}, {"arena_bytes": "x", "kernels": 3}
-    ])  # fmt: skip
-    for path, about in zip(sorted(copied.iterdir()), abouts, strict=False):
-        entry = unpack(path.stem, path.read_bytes())
-        assert entry is not None
-        path.write_bytes(pack(path.stem, about, entry[1]))
+def test_entries_that_make_no_sense_are_misses(copied, filled):
+    entries = itertools.cycle([{}, 1, ("code", "", b""), LaunchPlan(("no kernel",), (), (), ())])
+    for path, entry in zip(sorted(copied.iterdir()), entries, strict=False):
+        if not isinstance(unpack(path.stem, path.read_bytes()), bytes):  # the driver
+            path.write_bytes(pack(path.stem, entry))
     results, counters, _ = run(copied)
     assert results == filled[1] and counters["cache_hits"] == 0
 
