@@ -86,7 +86,7 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
-    if flags.dp * flags.ep * flags.sp * flags.tp * flags.pp == 1:
+    if layouts.devices_of(flags) == 1:
         return
     ring = flags.sp > 1 and flags.tp == 1
     if ring and (config.window or config.attention_cap or config.attention_scale):

@@ -16,7 +16,7 @@ from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, launch, run
+from minigrad.models.parallel import Rank, RankError, all_reduce, faults, launch, run
 
 from .cases import captured
 from .faulty import program
@@ -298,6 +298,6 @@ def test_fewer_ranks_resume_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_meshes_of_another_size() -> None:
-    assert run(lambda rank: (rank.dp.rank, rank.sp.rank), Mesh(2, 2)) == [
+    assert run(lambda rank: (rank.dp.rank, rank.sp.rank), 2, 2) == [
         (0, 0), (0, 1), (1, 0), (1, 1),
     ]  # fmt: skip
