@@ -166,7 +166,11 @@ def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) 
             f"{len(begun.tokenizer):,}")  # fmt: skip
     say(f"{parameter_count(begun.model):,} parameters")
     if flags.checkpoint != flags.wanted:
-        say(f"{flags.wanted} already exists: this model will be saved as {flags.checkpoint}")
+        wanted = flags.wanted
+        why = f"{wanted} already exists" if Path(wanted).exists() else (
+            f"another training writes {wanted}"
+        )  # fmt: skip
+        say(f"{why}: this model will be saved as {flags.checkpoint}")
 
 
 def train_command(

@@ -218,6 +218,17 @@ def test_two_trainings_do_not_write_one_file(
     assert end_of(gpt_commands, given, capsys)[0] == 0
 
 
+def test_two_trainings_in_one_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first has saved nothing yet, so the second finds no file of its name."""
+    (folder / "gpt.safetensors").unlink()
+    with alone_at(Path("gpt.safetensors")), alone_at(Path("gpt-2.safetensors")):
+        status, out, said = end_of(gpt_commands, SMALL, capsys)
+    assert (status, said) == (0, "") and "checkpoint gpt-3.safetensors" in out
+    told = "another training writes gpt.safetensors: this model will be saved as gpt-3.safetensors"
+    assert f"{told}\n" in out
+    assert not (folder / "gpt.safetensors").exists()
+
+
 def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resuming = ["--resume", "gpt.safetensors", "--steps"]
     stored = load_training(gpt.GPT, folder / "gpt.safetensors")[2]
