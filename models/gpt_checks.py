@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Set
+from itertools import count
 from pathlib import Path
 
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console
+from minigrad.models.checkpoint import is_written
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable
@@ -86,7 +88,7 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
-    if flags.dp * flags.ep * flags.sp * flags.tp * flags.pp == 1:
+    if layouts.devices_of(flags) == 1:
         return
     ring = flags.sp > 1 and flags.tp == 1
     if ring and (config.window or config.attention_cap or config.attention_scale):
@@ -145,19 +147,22 @@ def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
 def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> str:
     """The path to save the model at; an existing file needs --overwrite or --resume.
 
-    InputError for an existing file that was named; without a name, an unused one is chosen.
+    InputError for an existing file that was named. Without a name, one is chosen that no file has,
+    nor another training here. (All ranks choose before the first one begins to train.)
     """
     path = Path(flags.checkpoint)
     same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
-    if flags.overwrite or same or not path.exists() or path.is_dir():
+    if flags.overwrite or same or path.is_dir():
         return str(flags.checkpoint)
-    if "checkpoint" in given:
+    if "checkpoint" not in given:
+        names = (path if number == 1 else numbered(path, number) for number in count(1))
+        return str(next(one for one in names if not one.exists() and not is_written(one)))
+    if path.exists():
         raise InputError(
             f"{path} already exists: --overwrite replaces it, --resume {path} continues it; or "
             "give another --checkpoint"
         )
-    return str(next(other for number in range(2, 1 << 31)
-                    if not (other := numbered(path, number)).exists()))  # fmt: skip
+    return str(flags.checkpoint)
 
 
 def numbered(path: Path, number: int) -> Path:

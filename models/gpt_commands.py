@@ -38,12 +38,10 @@ from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
-from minigrad.models.parallel.launch import Mesh, Rank, started_by_mpi
-from minigrad.models.parallel.launch import run as run_ranks
-from minigrad.models.parallel.layouts import division_of, ending_all, is_divided, is_first
+from minigrad.models.parallel.launch import Rank
+from minigrad.models.parallel.layouts import devices_of, division_of, is_first, on_devices
 from minigrad.models.parallel.pipeline import Pipeline
-from minigrad.models.parallel.tracing import traced
-from minigrad.models.parallel.training import Alone, Replica
+from minigrad.models.parallel.training import Replica
 from minigrad.models.pictures import save_curves
 from minigrad.models.pretrained import load_model, write
 from minigrad.models.sampling import Sampling
@@ -148,10 +146,9 @@ def begin(
     check_layout(flags, config)
     check_memory(flags, replace(config, context=context))
     model = model or GPT(config)
-    division: Alone | None = division_of(flags, model) if is_divided(flags) else None
-    if rank is not None:
-        division = replica = Replica.of_gpt(rank, model, context)
-        Tensor.manual_seed(replica.seed(flags.seed))
+    division = division_of(flags, model, context, rank)
+    if isinstance(division, Replica):
+        Tensor.manual_seed(division.seed(flags.seed))
     run, history = TrainingRun(model, make_plan(flags), division), []
     if earlier is not None and earlier[2] is not None:
         go_on(flags, run, earlier[2], config)
@@ -169,7 +166,11 @@ def describe(flags: argparse.Namespace, begun: Begun, say: Callable[..., None]) 
             f"{len(begun.tokenizer):,}")  # fmt: skip
     say(f"{parameter_count(begun.model):,} parameters")
     if flags.checkpoint != flags.wanted:
-        say(f"{flags.wanted} already exists: this model will be saved as {flags.checkpoint}")
+        wanted = flags.wanted
+        why = f"{wanted} already exists" if Path(wanted).exists() else (
+            f"another training writes {wanted}"
+        )  # fmt: skip
+        say(f"{why}: this model will be saved as {flags.checkpoint}")
 
 
 def train_command(
@@ -180,7 +181,7 @@ def train_command(
     `earlier`: the content of --resume's checkpoint. Among several ranks, only rank 0 writes metrics
     and pictures, and prints.
     """
-    speaks = is_first() if is_divided(flags) else rank is None or rank.is_first
+    speaks = is_first() if rank is None else rank.is_first
     say = console.speaker(speaks)
     begun = begin(flags, earlier, rank, speaks)
     model, run = begun.model, begun.run
@@ -230,8 +231,7 @@ def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: boo
             else:
                 end = f"{stopped}; to resume: {resuming(flags)}"
             raise Stopped(stopped.number, end) from None
-        devices = flags.dp * flags.ep * flags.pp * max(flags.sp, flags.tp)
-        say(utilization(begun.model.config, begun.context, metrics, devices))
+        say(utilization(begun.model.config, begun.context, metrics, devices_of(flags)))
         if isinstance(division, Pipeline):
             say(f"stages were idle for {division.idle:.1%} of the last step")
         say(f"\nvalidation loss {shown(loss)} nats per {begun.unit}\n", flush=True)
@@ -276,27 +276,18 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
-    if is_divided(flags):
-        console.check_device_of_ranks(flags.dp * flags.ep * flags.tp * flags.pp)
-        if flags.pp > 1 and not flags.micro:
-            flags.micro = micro_batches(flags)
-        with ending_all(), traced(flags.trace):
-            train_command(flags, earlier)
-        return
-    mesh = Mesh(flags.dp, flags.sp)
-    if mesh.size == 1 and not started_by_mpi():
-        console.refuse_trace(flags.trace, "--dp, --sp, --tp, --ep or --pp")
-        train_command(flags, earlier)
-        return
+    console.check_device_of_ranks(devices_of(flags))
+    if flags.pp > 1 and not flags.micro:
+        flags.micro = micro_batches(flags)
 
-    console.check_device_of_ranks(mesh.size)
-
-    def train(rank: Rank) -> None:
-        # a checkpoint is read again: its tensors belong on this rank's device
-        own = None if earlier is None else load_training(GPT, Path(flags.resume))
+    def train(rank: Rank | None) -> None:
+        own = earlier
+        if rank is not None and earlier is not None:
+            # a checkpoint is read again: its tensors belong on this rank's device
+            own = load_training(GPT, Path(flags.resume))
         train_command(flags, own, rank)
 
-    run_ranks(train, mesh, trace=flags.trace)
+    on_devices(flags, train, flags.trace)
 
 
 def resuming(flags: argparse.Namespace) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -20,7 +21,8 @@ class Metrics:
 
     Each line is a JSON object with all of KEYS (null if a figure was not measured), and whatever
     else the script records. An existing file is replaced; for a run that continues after the steps
-    of `history`, its lines for those stay. InputError if they are another run's.
+    of `history`, its lines for those stay. InputError if they are another run's, or if another
+    process records to the file.
     """
 
     def __init__(self, path: str | None = None, history: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -31,8 +33,11 @@ class Metrics:
             with self._writing():
                 if history:
                     _cut(Path(path), {line["step"]: line["loss"] for line in history})
-                mode = "a" if history else "w"
-                self.file = Path(path).open(mode, encoding="utf-8")  # noqa: SIM115
+                self.file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115
+                if Path(path).is_file():  # not a pipe, or /dev/null
+                    _claim(self.file, path)
+                    if not history:
+                        self.file.truncate(0)
 
     def _writing(self) -> AbstractContextManager[None]:
         return failing_as(f"cannot write --metrics {self.path}")
@@ -61,6 +66,17 @@ class Metrics:
         """(steps, values) for which the figure `key` was measured."""
         taken = [(line["step"], line[key]) for line in self.history if line[key] is not None]
         return [step for step, _ in taken], [value for _, value in taken]
+
+
+def _claim(file: IO[str], path: str) -> None:
+    """InputError if another process records to the same file; when it ends, the file is free."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"another process writes --metrics {path}: give another file") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def _cut(path: Path, losses: Mapping[int, float]) -> None:

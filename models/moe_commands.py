@@ -15,6 +15,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_flags import add_basics
 from minigrad.models.moe import recording
+from minigrad.models.parallel.launch import started_by_mpi
 from minigrad.models.parallel.layouts import Division, check, ending_all, is_first
 from minigrad.models.parallel.training import Alone
 from minigrad.models.sizing import parameters, peak_bytes
@@ -125,7 +126,8 @@ def compare(flags: argparse.Namespace) -> None:
     say(f"{sizes.total:,} parameters, {sizes.active:,} of them active per token")
     Tensor.manual_seed(flags.seed)
     model = GPT(config)
-    division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if flags.ep > 1 else Alone(model)
+    shared = flags.ep > 1 or started_by_mpi()
+    division = Division(model, Mesh(dp=1, ep=flags.ep), 0) if shared else Alone(model)
     run = TrainingRun(model, plan, division)
     if flags.explain is not None:
         run.explain(windows, flags.explain, is_first(), flags.explain_values)

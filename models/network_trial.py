@@ -25,10 +25,8 @@ from minigrad import GlobalCounters, Tensor
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.network_model import Layout
-from minigrad.models.parallel import Mesh as Ranks
-from minigrad.models.parallel import Rank, run
-from minigrad.models.parallel.layouts import division_of, is_divided
-from minigrad.models.parallel.training import Alone, Replica
+from minigrad.models.parallel import Rank
+from minigrad.models.parallel.layouts import division_of, on_devices
 from minigrad.models.text import Windows
 from minigrad.models.train import TrainingPlan, TrainingRun
 
@@ -49,10 +47,7 @@ class Trial:
         self.windows = Windows(ids.astype(np.int32), config.context, "random tokens")
         parts = layout.micro if layout.pp == 1 else 1  # one after the other
         model, plan = GPT(config), TrainingPlan(batch=batch, accumulate=parts)
-        flags = _flags(layout, config)
-        division: Alone | None = division_of(flags, model) if is_divided(flags) else None
-        if rank is not None:
-            division = Replica.of_gpt(rank, model, config.context)
+        division = division_of(_flags(layout, config), model, config.context, rank)
         self.run = TrainingRun(model, plan, division)
 
     def step(self) -> float:
@@ -77,10 +72,8 @@ def with_trial(config: GPTConfig, batch: int, layout: Layout, use: Callable[[Tri
             trial.step()
         return use(trial)
 
-    if is_divided(_flags(layout, config)) or layout.devices == 1:
-        return begin()
-    found = run(begin, Ranks(layout.dp, layout.sp))
-    return next((one for one in found if one is not None), None)
+    # copies of a training on one device are independent, also if MPI has started them
+    return begin() if layout.devices == 1 else on_devices(_flags(layout, config), begin)
 
 
 # --- processes of such a training -----------------------------------------------------------------

@@ -80,6 +80,16 @@ def test_the_front_door_is_short() -> None:
 # ---- named files and settings exist ----
 
 
+def test_the_map_of_the_models_has_every_file_once() -> None:
+    """A file that is new belongs to a subject; one that is gone leads nowhere."""
+    folder = ROOT / "models"
+    text = (folder / "README.md").read_text("utf-8")
+    section = text.partition("## The files\n")[2].partition("\n## ")[0]
+    named = sorted(re.findall(r"`([\w/]+\.py)`", section))
+    files = [*folder.glob("[!_]*.py"), *(folder / "parallel").glob("[!_]*.py")]
+    assert named == sorted(str(path.relative_to(folder)) for path in files)
+
+
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
 def test_files_that_are_named_exist(path: Path) -> None:
     """Links, and files in code spans: relative to the README's folder, or one name of a script."""

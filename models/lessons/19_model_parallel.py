@@ -10,7 +10,7 @@ from minigrad import Tensor
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.lessons.page import Page, alone
 from minigrad.models.lessons.shared import last_step, losses_of, traced
-from minigrad.models.parallel import Mesh, Rank, all_reduce, run
+from minigrad.models.parallel import Rank, all_reduce, run
 from minigrad.models.parallel.schedules import bubble, length, make_table, simulate
 from minigrad.models.parallel.training import Replica
 from minigrad.models.sizing import bytes_text, parameters
@@ -34,7 +34,7 @@ def learn(ranks: int) -> tuple[list[float], int, str]:
         held = replica.part(*batches[0])[0].shape[1]
         return losses_of(replica, model, batches, lr=0.5), held
 
-    results, done = traced(program, Mesh(sp=ranks))
+    results, done = traced(program, sp=ranks)
     return *results[0], last_step(done, STEPS)
 
 

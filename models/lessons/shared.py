@@ -16,7 +16,7 @@ from minigrad import Tensor, nn
 from minigrad.models.gpt import GPT
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.inspection import shown
-from minigrad.models.parallel import Mesh, Rank, run
+from minigrad.models.parallel import Rank, run
 from minigrad.models.parallel.timeline import Ranks, as_text, read_trace
 from minigrad.models.parallel.training import Replica
 from minigrad.models.pretrained import load_model, smollm
@@ -95,11 +95,11 @@ def losses_of(
     return losses
 
 
-def traced(program: Callable[[Rank], Any], ranks: int | Mesh) -> tuple[list[Any], Ranks]:
-    """What a program gives on each of some ranks, and what they did when."""
+def traced(program: Callable[[Rank], Any], dp: int = 1, sp: int = 1) -> tuple[list[Any], Ranks]:
+    """What a program gives on each of dp · sp ranks, and what they did when."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
-        return run(program, ranks, trace=path), read_trace(path)
+        return run(program, dp, sp, trace=path), read_trace(path)
 
 
 def last_step(done: Ranks, steps: int) -> str:

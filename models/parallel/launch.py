@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -29,44 +29,14 @@ from minigrad.tensor import live_tensors
 
 
 @dataclass(frozen=True)
-class Mesh:
-    """The arrangement of ranks: dp copies of the model; sp ranks share the sequences of each.
-
-    Rank d·sp + s has place d in its "dp" group and place s in its "sp" group, so that the ranks of
-    one sequence, which communicate most, are neighbours.
-    """
-
-    dp: int = 1
-    sp: int = 1
-
-    def __post_init__(self) -> None:
-        if self.dp < 1 or self.sp < 1:
-            raise ValueError(f"Mesh: expected at least 1 each, got dp={self.dp}, sp={self.sp}")
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self.dp * self.sp
-
-    def groups(self, rank: int) -> dict[str, list[int]]:
-        """The members of each group that a rank is in."""
-        first = rank - rank % self.sp
-        return {
-            "world": list(range(self.size)),
-            "dp": list(range(rank % self.sp, self.size, self.sp)),
-            "sp": list(range(first, first + self.sp)),
-        }
-
-
-@dataclass(frozen=True)
 class Rank:
     """The argument of a parallel function: the rank that it runs as.
 
-    world, dp, sp: its groups. device: of its tensors; the default device of its thread.
+    world, dp, sp: its groups; rank d·sp + s has place d in its "dp" group and place s in its "sp"
+    group. device: of its tensors; the default device of its thread.
     """
 
     number: int
-    mesh: Mesh
     device: str
     world: RankGroup
     dp: RankGroup
@@ -80,14 +50,16 @@ class Rank:
 
 
 Function = Callable[[Rank], Any]
+Groups = Mapping[str, Sequence[int]]  # the members of each group that a rank is in
 
 
 def run(
-    function: Function, ranks: int | Mesh, *, patience: float | None = None,
+    function: Function, dp: int = 1, sp: int = 1, *, patience: float | None = None,
     trace: str | Path | None = None,
 ) -> list[Any]:  # fmt: skip
     """Call function(rank) once per rank; returns the results in the order of ranks.
 
+    There are dp · sp ranks: dp copies of a model, and sp ranks that share the sequences of each.
     In a process that MPI started as one of several, it is called once, as this process's rank, and
     the list has None for the others. Otherwise each rank is a thread with its own device ("CPU",
     "CPU:1" … of the default device's kind), and rank 0 is the calling thread. patience: seconds
@@ -95,13 +67,23 @@ def run(
     a file for the timelines of all ranks. Raises RankError, naming the rank, if one raises, is lost
     or hangs; exceptions of rank 0 are raised unchanged.
     """
-    mesh = ranks if isinstance(ranks, Mesh) else Mesh(dp=ranks)
+    if dp < 1 or sp < 1:
+        raise ValueError(f"run: expected at least one rank along each axis, got dp={dp}, sp={sp}")
+    groups = [_groups(rank, dp, sp) for rank in range(dp * sp)]
     limit = float(flag("PATIENCE")) if patience is None else patience
     processes = world(limit)
     with traced(trace):
         if processes is None:
-            return _Threads(mesh, limit).run(function)
-        return _run_process(processes, function, mesh)
+            return _Threads(groups, limit).run(function)
+        return _run_process(processes, function, groups)
+
+
+def _groups(rank: int, dp: int, sp: int) -> Groups:
+    """The groups of a rank. Ranks of one sequence, which communicate most, are neighbours."""
+    first = rank - rank % sp
+    return {
+        "world": range(dp * sp), "dp": range(rank % sp, dp * sp, sp), "sp": range(first, first + sp)
+    }  # fmt: skip
 
 
 def started_by_mpi() -> bool:
@@ -111,8 +93,8 @@ def started_by_mpi() -> bool:
 
 @contextmanager
 def _seat(
-    number: int, mesh: Mesh, transport: collective.Transport, device: str, activity: Activity,
-    threads: int, evictions: list[Callable[[], None]],
+    number: int, groups: Groups, transport: collective.Transport, device: str,
+    activity: Activity, threads: int, evictions: list[Callable[[], None]],
     settings: dict[str, int | str] | None = None,
 ) -> Iterator[Rank]:  # fmt: skip
     """Make the calling thread a rank for the time of the block.
@@ -123,11 +105,11 @@ def _seat(
     wanted |= {"DEVICE": device, "THREADS": wanted["THREADS"] or threads}
     with Context(**wanted):
         timeline = of_rank(number)
-        seat = Seat(device, transport, mesh.groups(number), activity, timeline)
+        seat = Seat(device, transport, groups, activity, timeline)
         evictions.append(partial(_evict, seat, known))
         try:
             with having(own, timelines=(timeline,)), timeline.kernels():
-                yield Rank(number, mesh, device, **seat.groups, timeline=timeline)
+                yield Rank(number, device, **seat.groups, timeline=timeline)
         finally:
             _leave(evictions)  # if this rank has hung, it was evicted before it woke
 
@@ -164,20 +146,21 @@ GIVEN_UP = 5.0  # seconds after which a thread that cannot be ended is abandoned
 
 
 class _Threads:
-    """One parallel run in this process."""
+    """One parallel run in this process. groups: of each rank."""
 
-    def __init__(self, mesh: Mesh, patience: float) -> None:
-        self.mesh, self.patience = mesh, patience
-        self.exchange = Exchange(mesh.size)
+    def __init__(self, groups: Sequence[Groups], patience: float) -> None:
+        self.groups, self.patience = groups, patience
+        self.size = len(groups)
+        self.exchange = Exchange(self.size)
         self.clock = Clock()
-        self.activities = [Activity(self.clock) for _ in range(mesh.size)]
-        self.results: list[Any] = [None] * mesh.size
-        self.errors: list[BaseException | None] = [None] * mesh.size
-        self.threads_each = max(usable_threads() // mesh.size, 1)
+        self.activities = [Activity(self.clock) for _ in range(self.size)]
+        self.results: list[Any] = [None] * self.size
+        self.errors: list[BaseException | None] = [None] * self.size
+        self.threads_each = max(usable_threads() // self.size, 1)
         self.kind = Device.DEFAULT.partition(":")[0]
         self.settings = dict(this_thread.values)
         self.over = threading.Event()
-        self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(mesh.size)]
+        self.evictions: list[list[Callable[[], None]]] = [[] for _ in range(self.size)]
         self.throwing = new_lock()  # held while a rank is being ended, and while one ends
 
     def run(self, function: Function) -> list[Any]:
@@ -185,7 +168,7 @@ class _Threads:
         others = [
             threading.Thread(target=self._work, args=(function, number), daemon=True,
                              name=f"minigrad rank {number}")
-            for number in range(1, self.mesh.size)
+            for number in range(1, self.size)
         ]  # fmt: skip
         for thread in others:
             thread.start()
@@ -229,8 +212,10 @@ class _Threads:
         transport = LocalTransport(number, self.exchange)
         with having(live_tensors.rank, number=number):
             try:
-                with _seat(number, self.mesh, transport, device, activity, self.threads_each,
-                           self.evictions[number], self.settings) as rank:  # fmt: skip
+                with _seat(
+                    number, self.groups[number], transport, device, activity, self.threads_each,
+                    self.evictions[number], self.settings,
+                ) as rank:  # fmt: skip
                     self.results[number] = function(rank)
             except BaseException as error:
                 self.errors[number] = error
@@ -271,18 +256,17 @@ def _blame(number: int, error: BaseException) -> RankError:
 # --- ranks that are processes ---------------------------------------------------------------------
 
 
-def _run_process(ranks: World, function: Function, mesh: Mesh) -> list[Any]:
+def _run_process(ranks: World, function: Function, groups: Sequence[Groups]) -> list[Any]:
     """Run one rank of a parallel run, which all processes call."""
-    if ranks.size != mesh.size:
-        raise RankError(
-            -1, f"MPI started {ranks.size} ranks, but the mesh has {mesh.dp} × {mesh.sp}: "
-            f"use mpiexec -n {mesh.size}"
-        )  # fmt: skip
-    results: list[Any] = [None] * mesh.size
-    transport = ranks.transport(range(mesh.size))
+    size = len(groups)
+    if ranks.size != size:
+        raise RankError(-1, f"MPI started {ranks.size} ranks, but the program has {size}: "
+                        f"use mpiexec -n {size}")  # fmt: skip
+    results: list[Any] = [None] * size
+    transport = ranks.transport(range(size))
     try:
-        with _seat(ranks.rank, mesh, transport, Device.DEFAULT, ranks.activity, ranks.threads,
-                   []) as rank:  # fmt: skip
+        with _seat(ranks.rank, groups[ranks.rank], transport, Device.DEFAULT, ranks.activity,
+                   ranks.threads, []) as rank:  # fmt: skip
             results[ranks.rank] = function(rank)
     except BaseException as error:
         mpi.abort(ranks.library, error)

@@ -14,7 +14,7 @@ zero  what AdamW keeps (1), gradients too (2), parameters too (3) are divided ov
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -23,9 +23,11 @@ from typing import Any
 
 from minigrad import Blocks, Device, Mesh, P, Tensor, nn
 from minigrad.graph.sharding import mark
+from minigrad.models import console
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import EndedAtOnce, Stopped
 from minigrad.models.parallel import mpi
+from minigrad.models.parallel.launch import Rank, run, started_by_mpi
 from minigrad.models.parallel.mesh_device import runtime_of
 from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.pieces import Piece
@@ -38,7 +40,8 @@ from minigrad.models.parallel.schedules import (
     picture,
     simulate,
 )
-from minigrad.models.parallel.training import Divided
+from minigrad.models.parallel.tracing import traced
+from minigrad.models.parallel.training import Alone, Divided, Replica
 from minigrad.models.sizing import flops_per_token
 from minigrad.settings import flag
 
@@ -199,14 +202,45 @@ def _piece(model: Any, named: Mapping[str, Tensor], first: int, stop: int, size:
     return Piece(forward, params, size, shared)
 
 
+# --- how devices share a training, by the flags of `gpt.py` -------------------------------------
+
+
 def is_divided(flags: Any) -> bool:
-    """Whether the flags divide the model itself."""
+    """Whether the flags divide the model itself; otherwise each rank has all of it."""
     routed = flags.experts and flags.dp > 1  # their load balance is that of the whole batch
     return bool(flags.tp > 1 or flags.ep > 1 or flags.zero or flags.pp > 1 or routed)
 
 
-def division_of(flags: Any, model: Any) -> Division | Pipeline:
-    """A GPT divided as --dp, --ep, --tp, --zero and --pp say."""
+def devices_of(flags: Any) -> int:
+    """The number of devices."""
+    return int(flags.dp * flags.ep * flags.pp * max(flags.sp, flags.tp))
+
+
+def on_devices(
+    flags: Any, function: Callable[[Rank | None], Any], trace: str | None = None
+) -> Any:
+    """Call function(rank); returns its result, or that of the first rank in this process.
+
+    Ranks with a whole model each call it at once. Devices that divide a model need one call only,
+    and a single device does: then `rank` is None.
+    """
+    if is_divided(flags):
+        with ending_all(), traced(trace):
+            return function(None)
+    if devices_of(flags) == 1 and not started_by_mpi():
+        console.refuse_trace(trace, "--dp, --sp, --tp, --ep or --pp")
+        return function(None)
+    found = run(function, flags.dp, flags.sp, trace=trace)
+    return next((one for one in found if one is not None), None)
+
+
+def division_of(flags: Any, model: Any, length: int, rank: Rank | None = None) -> Alone:
+    """How devices share a GPT that learns from windows of `length` tokens; rank: of `on_devices`.
+    """
+    if rank is not None:
+        return Replica.of_gpt(rank, model, length)
+    if not is_divided(flags):
+        return Alone(model)
     axes = {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp}
     if flags.ep == 1:
         del axes["ep"]

@@ -118,10 +118,10 @@ class MeshRuntime(Runtime):
         mesh, ranks, self._process = self.mesh, world(), os.getpid()
         if ranks is not None:
             members = _members(mesh, ranks.size)
-            if ranks.rank not in members:
-                raise DeviceError(
-                    f"{mesh}: MPI started {ranks.size} ranks: use mpiexec -n {mesh.size}"
-                )
+            needed = max(members) + 1
+            if ranks.rank not in members or needed > ranks.size:
+                raise DeviceError(f"{mesh}: MPI started {ranks.size} ranks, but the mesh needs "
+                                  f"{needed}: use mpiexec -n {needed}")  # fmt: skip
             device = Device.DEFAULT if Device.DEFAULT not in Device.meshes else "CPU"
             number = members.index(ranks.rank)
             self.local = [

@@ -28,7 +28,6 @@ from minigrad.explain.watch import Timed
 from minigrad.graph import node
 from minigrad.models import gpt_commands, moe_commands
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Mesh as RankMesh
 from minigrad.models.parallel import Rank, all_reduce, run
 from minigrad.programs import programs
 from minigrad.runtimes.cpu_limits import Limits
@@ -289,7 +288,7 @@ def test_ranks(cpu: str, tmp_path: Path) -> None:
 
         explain(step, x, out=out if rank.is_first else None, rounds=1, ranks=rank.world)
 
-    run(program, RankMesh(dp=2))
+    run(program, 2)
     data = data_of(out)
     kinds = [kernel["kind"] for kernel in data["kernels"]]
     assert kinds.index("exchange") < kinds.index("wait")

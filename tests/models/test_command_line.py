@@ -218,6 +218,34 @@ def test_two_trainings_do_not_write_one_file(
     assert end_of(gpt_commands, given, capsys)[0] == 0
 
 
+def test_two_trainings_do_not_write_one_record(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The later one emptied the file, and then both wrote to it."""
+    given = [*SMALL, "--checkpoint", "new.safetensors", "--metrics", "m.jsonl"]
+    with metrics.Metrics("m.jsonl") as other:
+        other.record(step=1, loss=2.0)
+        status, _, said = end_of(gpt_commands, given, capsys)
+    assert status == 1 and "another process writes --metrics m.jsonl: give another file" in said
+    assert len(Path("m.jsonl").read_text().splitlines()) == 1
+    assert end_of(gpt_commands, given, capsys)[0] == 0
+    assert len(Path("m.jsonl").read_text().splitlines()) == 3
+    for _ in range(2):  # files that are no records are not claimed
+        with metrics.Metrics(os.devnull), metrics.Metrics(os.devnull) as nothing:
+            nothing.record(step=1, loss=2.0)
+
+
+def test_two_trainings_in_one_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first has saved nothing yet, so the second finds no file of its name."""
+    (folder / "gpt.safetensors").unlink()
+    with alone_at(Path("gpt.safetensors")), alone_at(Path("gpt-2.safetensors")):
+        status, out, said = end_of(gpt_commands, SMALL, capsys)
+    assert (status, said) == (0, "") and "checkpoint gpt-3.safetensors" in out
+    told = "another training writes gpt.safetensors: this model will be saved as gpt-3.safetensors"
+    assert f"{told}\n" in out
+    assert not (folder / "gpt.safetensors").exists()
+
+
 def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resuming = ["--resume", "gpt.safetensors", "--steps"]
     stored = load_training(gpt.GPT, folder / "gpt.safetensors")[2]

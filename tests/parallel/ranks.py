@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minigrad.models.parallel import Mesh, run
+from minigrad.models.parallel import run
 
 from .cases import OVER_MPI
 
@@ -41,26 +41,25 @@ def start(
     )  # fmt: skip
 
 
-def on_ranks(kind: str, case: Callable[..., Any], mesh: int | Mesh, *more: Any) -> list[Any]:
+def on_ranks(kind: str, case: Callable[..., Any], ranks: int, *more: Any) -> list[Any]:
     """The results of case(rank, *more), rank by rank; kind: "local" or "mpi"."""
     if kind == "local":
-        return run(lambda rank: case(rank, *more), mesh)
-    places = mesh if isinstance(mesh, Mesh) else Mesh(mesh)
-    return over_mpi(places)[case.__name__, more]
+        return run(lambda rank: case(rank, *more), ranks)
+    return over_mpi(ranks)[case.__name__, more]
 
 
 @cache
-def over_mpi(mesh: Mesh) -> dict[tuple[str, tuple[Any, ...]], list[Any]]:
+def over_mpi(ranks: int) -> dict[tuple[str, tuple[Any, ...]], list[Any]]:
     """Results of all cases of `OVER_MPI`, from one job, because starting ranks takes seconds."""
-    known = OVER_MPI[mesh.size]
-    found = alone(mesh, *known)
+    known = OVER_MPI[ranks]
+    found = alone(ranks, *known)
     return {(case.__name__, tuple(more)): some
             for (case, *more), some in zip(known, found, strict=True)}  # fmt: skip
 
 
-def alone(mesh: Mesh, *some: tuple[Any, ...]) -> list[list[Any]]:
+def alone(ranks: int, *some: tuple[Any, ...]) -> list[list[Any]]:
     """Results of some cases (case, *more) on each rank, in a job of their own."""
-    return on_mesh("parallel.ranks", mesh.size, packed(mesh, *some))
+    return on_mesh("parallel.ranks", ranks, packed(ranks, *some))
 
 
 def on_mesh(module: str, ranks: int, *more: str) -> list[Any]:
@@ -76,15 +75,15 @@ def on_mesh(module: str, ranks: int, *more: str) -> list[Any]:
     return found
 
 
-def packed(mesh: Mesh, *some: tuple[Any, ...]) -> str:
+def packed(ranks: int, *some: tuple[Any, ...]) -> str:
     """Some cases, as an argument of this module."""
-    return pickle.dumps((mesh, some)).hex()
+    return pickle.dumps((ranks, some)).hex()
 
 
 def main() -> None:
     """One process of a job; rank 0 prints the results of all ranks, case by case."""
-    mesh, some = pickle.loads(bytes.fromhex(sys.argv[1]))
-    found = [run(lambda rank, case=case, more=more: case(rank, *more), mesh)
+    ranks, some = pickle.loads(bytes.fromhex(sys.argv[1]))
+    found = [run(lambda rank, case=case, more=more: case(rank, *more), ranks)
              for case, *more in some]  # fmt: skip
     from mpi4py import MPI  # not before `run`, which initializes MPI
 

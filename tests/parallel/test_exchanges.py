@@ -15,7 +15,6 @@ from minigrad import Tensor, dtypes
 from minigrad.errors import DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.graph.collective import exchange
 from minigrad.models.parallel import (
-    Mesh,
     Rank,
     RankError,
     all_reduce,
@@ -61,7 +60,7 @@ def test_two_ranks_add_in_memory_that_they_share() -> None:
 def test_ranks_of_other_machines_share_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPIR_CVAR_NOLOCAL", "1")
     monkeypatch.setenv("UCX_LOG_LEVEL", "fatal")  # else UCX reports unread heartbeats
-    (((first, sent, wrong), (second, _, also)),) = alone(Mesh(2), (cases.shared, 11))
+    (((first, sent, wrong), (second, _, also)),) = alone(2, (cases.shared, 11))
     assert first == second and not wrong and not also
     assert sent != 3 * len(first)
 
@@ -212,7 +211,7 @@ def test_different_exchanges_are_an_error(name: str) -> None:
 @pytest.mark.parametrize("name", ["dtype", "far"])
 def test_different_exchanges_of_processes_end_all(name: str) -> None:
     _, _, size, sentence = cases.DIFFERENT[name]
-    process = start(["-m", "parallel.ranks", packed(Mesh(size), (cases.different, name))], size)
+    process = start(["-m", "parallel.ranks", packed(size, (cases.different, name))], size)
     _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 1 and sentence in errors, errors
 
@@ -238,7 +237,12 @@ def test_what_cannot_be_exchanged() -> None:
     run(wrong, 2)
 
 
-def test_meshes() -> None:
-    assert Mesh(2, 3).groups(4) == {"world": [0, 1, 2, 3, 4, 5], "dp": [1, 4], "sp": [3, 4, 5]}
-    with pytest.raises(ValueError, match="at least 1"):
-        Mesh(0, 2)
+def test_groups() -> None:
+    def groups(rank: Rank) -> dict[str, list[int]]:
+        return {one.name: list(one.members.ranks) for one in (rank.world, rank.dp, rank.sp)}
+
+    found = run(groups, dp=2, sp=3)
+    assert found[4] == {"world": [0, 1, 2, 3, 4, 5], "dp": [1, 4], "sp": [3, 4, 5]}
+    for wrong in ({"dp": 0, "sp": 2}, {"sp": -1}):
+        with pytest.raises(ValueError, match="at least one rank along each axis, got dp="):
+            run(groups, **wrong)

@@ -16,13 +16,14 @@ from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Mesh, Rank, RankError, all_reduce, faults, launch, run
+from minigrad.models.parallel import Rank, RankError, all_reduce, faults, launch, run
 
 from .cases import captured
 from .faulty import program
 from .ranks import LIMIT, start
 
 FAULTY = str(Path(__file__).with_name("faulty.py"))
+MODELS = Path(__file__).resolve().parents[2] / "models"
 
 
 def threads_of_ranks() -> set[threading.Thread]:
@@ -126,10 +127,14 @@ def test_a_rank_that_ends_too_early_is_named() -> None:
 def test_ranks_that_wait_for_different_exchanges() -> None:
     """No rank hangs; exchanges of two groups with the same ranks are kept apart."""
 
-    def crossed(rank: Rank) -> None:
-        for group in (rank.dp, rank.world)[:: 1 - 2 * rank.number]:
+    def in_order(rank: Rank, way: int = 1) -> None:
+        for group in (rank.dp, rank.world)[::way]:
             all_reduce(Tensor([1.0]), group).realize()
 
+    def crossed(rank: Rank) -> None:
+        in_order(rank, 1 - 2 * rank.number)
+
+    run(in_order, 2)  # compiles; a busy machine would take longer for that than the patience below
     sentence = r"waited for . s \(rank 0 after 1, rank 1 after 1 exchanges\): all ranks must"
     with pytest.raises(RankError, match=sentence):
         run(crossed, 2, patience=0.5)
@@ -209,10 +214,10 @@ def still_there(numbers: list[int]) -> list[int]:
     return left
 
 
-def end_of(way: str, faulty: int) -> tuple[int, str]:
+def end_of(way: str, faulty: int, ranks: int = 3) -> tuple[int, str]:
     """(exit status, error output) of three processes, one of which fails; none may be left."""
     mark = uuid4().hex
-    process = start([FAULTY, way, str(faulty)], 3, {"MINIGRAD_TEST_MARK": mark})
+    process = start([FAULTY, way, str(faulty)], ranks, {"MINIGRAD_TEST_MARK": mark})
     try:
         out, errors = process.communicate(timeout=LIMIT)
     except subprocess.TimeoutExpired:
@@ -286,6 +291,24 @@ def test_data_that_ranks_have_differently_end_all() -> None:
     assert re.search(r"rank . places 12 bytes .* as exchange 2, rank .* the same seed", said), said
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("way", ["none", "data"])
+def test_a_wrong_number_of_processes(way: str, ranks: int) -> None:
+    """Of the program's ranks, and of a mesh; with too few, MPI itself complained about the mesh."""
+    status, said = end_of(way, 9, ranks)
+    sentence = rf"MPI started {ranks} ranks, but .* 3: use mpiexec -n 3; all {ranks} ranks are"
+    assert status != 0 and re.search(sentence, said), said
+    assert "Invalid rank" not in said
+
+
+@pytest.mark.parametrize("script", ["moe.py", "mlp.py", "gpt.py"])
+def test_processes_without_a_flag_that_uses_them(script: str) -> None:
+    """Each process of moe.py once trained a model of its own."""
+    process = start([str(MODELS / script)], 2)
+    _, errors = process.communicate(timeout=LIMIT)
+    assert process.returncode != 0 and "use mpiexec -n 1" in errors, errors
+
+
 def test_fewer_ranks_resume_after_a_failure(tmp_path: Path) -> None:
     """Training resumes from the parts that each rank wrote, with the losses of the first run."""
     from . import kills  # imported here, as it imports this module
@@ -298,6 +321,6 @@ def test_fewer_ranks_resume_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_meshes_of_another_size() -> None:
-    assert run(lambda rank: (rank.dp.rank, rank.sp.rank), Mesh(2, 2)) == [
+    assert run(lambda rank: (rank.dp.rank, rank.sp.rank), 2, 2) == [
         (0, 0), (0, 1), (1, 0), (1, 1),
     ]  # fmt: skip
