@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
@@ -50,8 +49,7 @@ class Leaf(Enum):
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, rounded to zero
 
 
-@dataclass(frozen=True)
-class Array:
+class Array(NamedTuple):
     """Memory, or registers of a loop nest, that stages and loops read and write.
 
     space: "buffer" (a kernel argument), "scratch", "local" (memory that a work-group shares), or
@@ -71,9 +69,6 @@ class Array:
     lanes: Atom | None = None
     width: int = 1
     image: tuple[tuple[int, int, int], ...] = ()
-
-    def __hash__(self) -> int:  # called all the time; arrays have different names
-        return hash(self.name)
 
     @property
     def nbytes(self) -> int:

@@ -96,10 +96,10 @@ class _Writer:
         plain = _PLAIN.get(x.__class__)
         if plain is not None:
             return plain(x)
-        if isinstance(x, tuple):
-            return f"({','.join(map(self.text, x))})"
         if isinstance(x, (Array, Atom, Affine, Expr)):
             return self.known.get(x) or self._number(x)
+        if isinstance(x, tuple):
+            return f"({','.join(map(self.text, x))})"
         if isinstance(x, Axis):
             return f"{self.text(x.variable)}:{self.text(x.extent)}"
         raise CompileError(f"{x!r} has no key: see schedule/key.py")
