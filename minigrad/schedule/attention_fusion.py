@@ -80,8 +80,6 @@ class Chains:
             self._collect(banned)
             bad = self._unreadable(fixed) or self._too_deep()
             banned, look = banned | bad, bool(bad)
-        if self.members:
-            self._lay_out()
 
     def _collect(self, banned: Container[Array]) -> None:
         """Take all candidates as members, and elementwise values that only these read.
@@ -254,17 +252,17 @@ class Chains:
         count = iterations([axis.extent for axis in (*outer, row)])
         return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
         """Rearrange the arrays of sinks so that rows come first, and change their readers."""
+        if not self.sinks:
+            return
         changed: dict[Array, tuple[Stage, Order]] = {}
         for number, stage in enumerate(self.stages):
             if (sink := self.sinks.get(stage.array)) is not None:
                 if sink.stage is not stage:
                     changed[stage.array] = (stage, sink.order)
                 stage = sink.stage
-            if changed:
-                stage = reading(stage, changed)
-            self.stages[number] = stage
+            self.stages[number] = stage = reading(stage, changed)
             if sink is not None:
                 self.sinks[stage.array] = replace(sink, stage=stage)
             elif stage.array in self.members:

@@ -309,10 +309,9 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
         return _no(home, "it does not read each result of that product once, at its own position")
     if len(home.arrays) >= MOST_ARRAYS:
         return _no(home, f"that kernel already has {MOST_ARRAYS} arrays")
-    rows = home.rows & own.rows
-    for array in stage.reads:
-        if array in home.made:
-            rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
+    rows, made = home.rows & own.rows, [home.made[a] for a in stage.reads if a in home.made]
+    while rows and not all(aligned(stage, one, max(rows, key=high)) for one in made):
+        rows -= {max(rows, key=high)}  # what is aligned for many rows, is for fewer, longer ones
     if not rows:
         return _no(home, "a row of it needs more than the same row there: all must be done first")
     best = max(rows, key=high)

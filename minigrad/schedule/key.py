@@ -38,7 +38,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
         if stage.exchange is not None:
             raise CompileError(f"cannot compile {stage.exchange}: an exchange is not a kernel")
         writer.add("stage", *(getattr(stage, name) for name in _OF_A_STAGE))
-    stored, sums = (_items(sorted(map(writer.text, x))) for x in (kernel.stored, kernel.sums))
+    stored, sums = (_items(sorted(writer.texts(x))) for x in (kernel.stored, kernel.sums))
     writer.add(kernel.kind, kernel.rows, stored, sums)
     return "\n".join(writer.lines), tuple(x for x in writer.known if isinstance(x, Array))
 
@@ -88,20 +88,21 @@ class _Writer:
 
     def add(self, *parts: Any) -> None:
         """Write a line."""
-        words = [self.text(part) for part in parts]  # this adds their own lines first
+        words = self.texts(parts)  # this adds their own lines first
         self.lines.append(" ".join(words))
 
-    def text(self, x: Any) -> str:
-        """The text of a field, or of a node's `arg`; objects without a line get one."""
-        plain = _PLAIN.get(x.__class__)
-        if plain is not None:
-            return plain(x)
+    def texts(self, some: Iterable[Any]) -> list[str]:
+        """The texts of fields, or of a node's `arg`; objects without a line get one."""
+        plain, other = _PLAIN, self._text
+        return [plain[x.__class__](x) if x.__class__ in plain else other(x) for x in some]
+
+    def _text(self, x: Any) -> str:
         if isinstance(x, (Array, Atom, Affine, Expr)):
             return self.known.get(x) or self._number(x)
         if isinstance(x, tuple):
-            return f"({','.join(map(self.text, x))})"
+            return f"({','.join(self.texts(x))})"
         if isinstance(x, Axis):
-            return f"{self.text(x.variable)}:{self.text(x.extent)}"
+            return ":".join(self.texts((x.variable, x.extent)))
         raise CompileError(f"{x!r} has no key: see schedule/key.py")
 
     def _number(self, x: Array | Atom | Affine | Expr) -> str:

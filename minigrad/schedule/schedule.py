@@ -9,8 +9,7 @@ from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph.canonical import Graph
-from minigrad.graph.collective import exchanges_in_order
-from minigrad.graph.node import Node, is_symbolic, make, topological
+from minigrad.graph.node import Node, is_symbolic, make
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
@@ -21,7 +20,7 @@ from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.lower import shown
-from minigrad.schedule.materialize import MEMORY_COST, choose
+from minigrad.schedule.materialize import MEMORY_COST
 from minigrad.schedule.order import after_needs, freeing_early
 from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
@@ -176,12 +175,10 @@ class _Plan:
     ) -> None:
         # writes that need a copy: computed elsewhere, and copied into place last
         targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
-        roots = [*roots, *late]
-        order = topological(roots)
-        order = topological(exchanges_in_order(roots, order))
+        values = stages.values([*roots, *late])
         # which values get memory, and a stage for each of them
-        kept, self.recomputable = choose(order, roots, recomputed, fuse)
-        self._name_arrays(order, targets, kept, stages)
+        kept, self.recomputable = values.choose(recomputed, fuse)
+        self._name_arrays(values.order, targets, kept, stages)
         nodes = [node for node in kept if numel(node.shape)]  # nothing is computed without elements
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         for node, stage in self.stages.items():
@@ -192,6 +189,7 @@ class _Plan:
         self._order_results(target, fuse)
         # which stages share a kernel, and which kernels must wait for which
         self.chains = Chains(self.stages.values(), self.slots, fuse)
+        self.chains.lay_out()
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
         self.readers: dict[Array, list[Cluster]] = {}
         for member in self.clusters:

@@ -24,7 +24,7 @@ from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
-from minigrad.schedule.materialize import in_memory
+from minigrad.schedule.materialize import Values, in_memory
 
 # Stages that are kernels of their own kind: they have no rows to share with others.
 ALONE: dict[Op | None, str] = {
@@ -165,8 +165,15 @@ class Stages:
     """Builds stages, and reuses those that were built for an earlier choice of kept values."""
 
     def __init__(self) -> None:
+        self._values: Values | None = None
         self._arrays: dict[Node, Array] = {}
         self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
+
+    def values(self, roots: Sequence[Node]) -> Values:
+        """What these roots need; it is kept until other roots are asked for."""
+        if self._values is None or self._values.roots != roots:
+            self._values = Values(roots)
+        return self._values
 
     def array(self, node: Node) -> Array:
         """The array of a value inside the program; each node has one."""
