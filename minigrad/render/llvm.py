@@ -67,6 +67,8 @@ def together(texts: Mapping[str, str]) -> str:
 class _Emitter(MemoryEmitter):
     """Emits statements and expressions. Memory accesses are in the base class."""
 
+    before_branch = slice(None, None, 2)
+
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
         self.streams = False
@@ -329,10 +331,6 @@ class _Emitter(MemoryEmitter):
             return values.cast(self.builder(), x, e.dtype)
         return self.condition(e.index)
 
-    def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """The expressions that must be known before this one: not those that a branch computes."""
-        return e.args[::2] if e.op is Leaf.RARELY else super().needed(e)
-
     def _rarely(self, e: Expr, lanes: int) -> Value:
         """A RARELY, with a branch that runs if a lane needs it; outside of its loop without."""
         test, then, otherwise = e.args
@@ -353,7 +351,8 @@ class _Emitter(MemoryEmitter):
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()
-        args = [values.broadcast(here, self.memo[arg][0], lanes) for arg in e.args]
+        given = [self.memo[arg][0] for arg in e.args]
+        args = [x if x.lanes == lanes else values.broadcast(here, x, lanes) for x in given]
         if e.op is Leaf.FMA:
             kind = args[0].type
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])

@@ -30,6 +30,8 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 class Leaf(Enum):
     """Operations of expressions besides those of graphs; fields are in parentheses."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python
+
     LOAD = "load"  # (array, index, guard) an array at a flat index; 0 where the guard fails
     INDEX = "index"  # (index) an index as a value
     CONDITION = "condition"  # (index) whether it is ≥ 0
@@ -115,7 +117,7 @@ class Expr(Numeric):
     @property
     def in_registers(self) -> bool:
         """Whether it is the value of a register."""
-        return self.op is Leaf.LOAD and self.array.in_registers
+        return self.op is Leaf.LOAD and self.array.space == "registers"
 
     def __repr__(self) -> str:
         return show(self)
@@ -160,19 +162,21 @@ _interned: Interned[Expr] = Interned()
 
 
 def _make(
-    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], *parts: Any, **fields: Any
-) -> Expr:
-    """The expression whose identity is op, dtype, args and parts."""
-    key = (op, dtype, args, parts)
+    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...] = (), indices: tuple[Integer, ...] = (),
+    beside: Any = None, value: Any = None,
+) -> Expr:  # fmt: skip
+    """The one expression of an op, a dtype, args, indices, and an array or a constant's bits."""
+    key = (op, dtype, args, indices, beside)
     link = _interned.get(key)
     expr = None if link is None else link()
     if expr is None:
         expr = Expr()
         expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
-        expr.indices = fields.get("indices", ())
-        for name, value in fields.items():
-            setattr(expr, name, value)
-        expr.operands = args or tuple([e for x in expr.indices for e in values_in(x)])
+        expr.indices, expr.array, expr.value = indices, beside, value
+        if indices:
+            expr.index, *guard = indices
+            expr.guard = tuple(guard)
+        expr.operands = args or tuple([e for x in indices for e in values_in(x)])
         expr.variables = _variables_of(expr)
         expr = _interned.settle(key, expr)
     return expr
@@ -199,13 +203,12 @@ def const(value: int | float | bool, dtype: DType) -> Expr:
     """A constant."""
     value = convert(value, dtype)
     key = struct.pack("<d", value) if dtype.is_float else int(value)
-    return _make(Op.CONST, dtype, (), key, value=value)
+    return _make(Op.CONST, dtype, beside=key, value=value)
 
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:
     """array[index], or 0 where one of the guard's conditions is negative."""
-    fields = {"array": array, "index": index, "guard": guard, "indices": (index, *guard)}
-    return _make(Leaf.LOAD, array.dtype, (), array, index, guard, **fields)
+    return _make(Leaf.LOAD, array.dtype, (), (index, *guard), array)
 
 
 def register(name: str, dtype: DType) -> Expr:
@@ -217,14 +220,14 @@ def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
     """An index as a value."""
     if isinstance(value, int):
         return const(value, dtype)
-    return _make(Leaf.INDEX, dtype, (), value, index=value, indices=(value,))
+    return _make(Leaf.INDEX, dtype, (), (value,))
 
 
 def condition(value: Integer) -> Expr:
     """Whether value ≥ 0."""
     if isinstance(value, int) or value.high < 0:
         return const(high(value) >= 0, dtypes.bool)
-    return _make(Leaf.CONDITION, dtypes.bool, (), value, index=value, indices=(value,))
+    return _make(Leaf.CONDITION, dtypes.bool, (), (value,))
 
 
 def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
@@ -337,7 +340,7 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     """
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        made = with_operands(expr, new)
+        made = with_operands(expr, new) if expr.operands else expr
         new[expr] = made if expr.args else change(made) or made
     return new[root]
 
