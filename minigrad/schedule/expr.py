@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -94,13 +95,13 @@ class Expr(Numeric):
 
     operands: what it is computed from, `args` or the expressions inside a leaf's indices. indices:
     those of a leaf, guards included. variables: the loop variables that its value depends on.
-    Other fields depend on the op: CONST has a `value`; LOAD `array`, `index` and `guard`; INDEX and
-    CONDITION an `index`.
+    inner_loads: all LOADs below it, each once. Other fields depend on the op: CONST has a `value`;
+    LOAD `array`, `index` and `guard`; INDEX and CONDITION an `index`.
     """
 
     __slots__ = (
         "op", "dtype", "args", "operands", "value", "array", "index", "guard", "indices",
-        "variables", "_loads", "__weakref__",
+        "variables", "inner_loads", "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
     dtype: DType
@@ -112,7 +113,7 @@ class Expr(Numeric):
     guard: Guard
     indices: tuple[Integer, ...]
     variables: frozenset[Atom]
-    _loads: tuple[Expr, ...] | None  # the cached result of `loads`
+    inner_loads: tuple[Expr, ...]
 
     @property
     def in_registers(self) -> bool:
@@ -171,13 +172,13 @@ def _make(
     expr = None if link is None else link()
     if expr is None:
         expr = Expr()
-        expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
+        expr.op, expr.dtype, expr.args = op, dtype, args
         expr.indices, expr.array, expr.value = indices, beside, value
         if indices:
             expr.index, *guard = indices
             expr.guard = tuple(guard)
         expr.operands = args or tuple([e for x in indices for e in values_in(x)])
-        expr.variables = _variables_of(expr)
+        expr.variables, expr.inner_loads = _variables_of(expr), tuple(loads(*expr.operands))
         expr = _interned.settle(key, expr)
     return expr
 
@@ -290,6 +291,8 @@ def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
 
 def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
+    if len(roots) == 1 and not roots[0].operands:
+        return [*roots]
     return in_order(roots, _operands)
 
 
@@ -314,23 +317,13 @@ def loads(*roots: Expr) -> Sequence[Expr]:
 
     Loads inside an index come before the load that has the index.
     """
-    if len(roots) == 1:
-        return _loads_of(roots[0])
-    return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
+    found = [(*e.inner_loads, e) if e.op is Leaf.LOAD else e.inner_loads for e in roots]
+    return found[0] if len(found) == 1 else [*dict.fromkeys(chain.from_iterable(found))]
 
 
 def strides(x: Atom, *roots: Expr) -> set[int | None]:
     """The steps of all loads below roots along a variable; None for a step that varies."""
     return {coefficient(load.index, x) for load in loads(*roots)}
-
-
-def _loads_of(root: Expr) -> tuple[Expr, ...]:
-    if root._loads is None:
-        found = tuple(expr for expr in walk(root) if expr.op is Leaf.LOAD)
-        if root.op is Leaf.LOAD:  # a reference to itself would keep it alive
-            return found
-        root._loads = found
-    return root._loads
 
 
 def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:

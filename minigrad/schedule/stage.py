@@ -108,7 +108,7 @@ class Stage:
             arrays = (*self.exchange.sent, *self.exchange.after)
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
-    @property
+    @kept
     def loads(self) -> Sequence[Expr]:
         """The distinct loads in all of its expressions."""
         return expr.loads(*self.exprs())
@@ -191,7 +191,7 @@ class Stages:
                 return stage
         lowering = Lowering(arrays)
         stage = build(node, lowering)
-        met = {node, *(request[0] for request in lowering.known)}
+        met = {node}.union(*lowering.known.values())
         if node.op is Op.COLLECTIVE:
             met.update(map(in_memory, node.src))
         self._built[node] = (stage, {other: arrays.get(other) for other in met})
