@@ -163,7 +163,7 @@ _interned: Interned[Expr] = Interned()
 
 
 def _make(
-    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...] = (), indices: tuple[Integer, ...] = (),
+    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...] = (), indices: tuple[Any, ...] = (),
     beside: Any = None, value: Any = None,
 ) -> Expr:  # fmt: skip
     """The one expression of an op, a dtype, args, indices, and an array or a constant's bits."""

@@ -63,7 +63,7 @@ def renamed(kernel: Kernel, number: int) -> Kernel:
     names: dict[Array, Array] = {}
 
     def other(array: Array) -> Array:
-        return names.setdefault(array, replace(array, name=f"x{(len(names) * 7 + number) % 101}"))
+        return names.setdefault(array, array._replace(name=f"x{(len(names) * 7 + number) % 101}"))
 
     def change(e: Expr) -> Expr | None:
         if e.op is not Leaf.LOAD:
