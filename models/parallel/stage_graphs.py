@@ -3,9 +3,9 @@
 So the forward pass of a piece of a model, the gradient of its input and those of its weights become
 separate programs, which a pipeline's schedule can call at any time. They keep what a single program
 would keep in memory (`materialize.Values.choose`): sums with the values added to them, an
-activation and its derivative instead of their common input. They do not keep what leads from attention's
-scores, products that are larger than their factors and of small depth, to its readers: that is
-recomputed.
+activation and its derivative instead of their common input. They do not keep what leads from
+attention's scores, products that are larger than their factors and of small depth, to its readers:
+that is recomputed.
 """
 
 from __future__ import annotations
