@@ -68,16 +68,11 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         self.vectors: dict[Atom, Lanes] = {}
         self._at_base: dict[Integer, Integer] = {}  # results of `at_base` for the vectors in scope
         self._asked: set[str] = set()  # names of values in registers that are read
-        # names of values, each time a new one
+        # a new name of a value, or of a block
         self.fresh: Callable[[], str] = map("%v{}".format, count(1)).__next__
-        self._labels = 0
+        self.label: Callable[[], str] = map("b{}".format, count(1)).__next__
 
     # ---- levels ----
-
-    def label(self) -> str:
-        """A new label."""
-        self._labels += 1
-        return f"b{self._labels}"
 
     def builder(self) -> Builder:
         """A builder at the current level."""

@@ -16,7 +16,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf, loads
 
 R = TypeVar("R")
 L = TypeVar("L", bound="Scope")
@@ -54,7 +54,6 @@ class Levels(Generic[L, V]):
     def __init__(self, outermost: L, nest: Nest) -> None:
         self.nest, self.writable = nest, written(nest.parallel)
         self._expanded: dict[Expr, Expr] = {}
-        self._changing: dict[Expr, frozenset[Array]] = {}
         self.levels: list[L] = [outermost]
         self.memo: dict[object, tuple[V, int]] = {}
         self.dependents: dict[Array, list[object]] = {}
@@ -150,13 +149,9 @@ class Levels(Generic[L, V]):
         """Emit all iterations of a loop with known bounds, one after the other."""
         assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
         for number in range(loop.start, loop.stops[0], loop.step):
-            self.once(loop, number)
-
-    def once(self, loop: Loop, number: int) -> None:
-        """Emit one iteration, without a loop."""
-        with self.straight(loop.changes):
-            self.bind_constant(loop.variable, number)
-            self.body(loop)
+            with self.straight(loop.changes):
+                self.bind_constant(loop.variable, number)
+                self.body(loop)
 
     # ---- expressions ----
 
@@ -169,14 +164,7 @@ class Levels(Generic[L, V]):
 
     def changing(self, e: Expr) -> frozenset[Array]:
         """The arrays and registers below an expression that this kernel changes."""
-        found = self._changing.get(e)
-        if found is None:
-            own = e.op is Leaf.LOAD and e.array in self.writable
-            found = frozenset((e.array,)) if own else frozenset()
-            for operand in e.operands:
-                found |= self.changing(operand)
-            self._changing[e] = found
-        return found
+        return self.writable.intersection([load.array for load in loads(e)])
 
     def value(self, root: Expr) -> V:
         """The value of an expression; each part is emitted at the outermost level possible."""
@@ -196,7 +184,8 @@ class Levels(Generic[L, V]):
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
         """Emit an expression whose operands (`below`) are known, and remember its value."""
-        depends, memo = self.changing(e), self.memo
+        memo = self.memo
+        depends = self.changing(e) if e.inner_loads or e.op is Leaf.LOAD else frozenset()
         levels = [self._least, *[memo[operand][1] for operand in below]]
         if not e.args:  # an operation depends on its operands only
             levels += [self.where.get(atom, 0) for atom in e.variables]

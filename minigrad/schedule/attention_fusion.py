@@ -146,7 +146,7 @@ class Chains:
         """Products that are better stored: small ones without row statistics, or deep ones."""
         orders: dict[Array, set[Order]] = {}
         for sink in self.sinks.values():
-            for array, order in self._all_reads(sink.reads):
+            for array, order in self.needed(sink.reads):
                 orders.setdefault(array, set()).add(order)
         bad = set()
         for array, found in orders.items():
@@ -163,7 +163,7 @@ class Chains:
                 bad.add(array)
         return bad
 
-    def _all_reads(self, reads: Iterable[tuple[Array, Order]]) -> list[tuple[Array, Order]]:
+    def needed(self, reads: Iterable[tuple[Array, Order]]) -> list[tuple[Array, Order]]:
         """These members, and all that they are computed from, each in the order it needs."""
         found = dict.fromkeys(reads)
         stack = list(found)
@@ -235,7 +235,7 @@ class Chains:
 
     def _have_rows(self, reads: Iterable[tuple[Array, Order]], rows: int) -> bool:
         """Whether members, in these orders, and all below them can be computed by rows."""
-        return all(_has_rows(self.members[a], order, rows) for a, order in self._all_reads(reads))
+        return all(_has_rows(self.members[a], order, rows) for a, order in self.needed(reads))
 
     def _summed(self, sink: Sink) -> Sink | None:
         """The sink as a sum over the rows of other sinks, block by block; None if it is not one.

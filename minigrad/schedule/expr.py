@@ -178,7 +178,11 @@ def _make(
             expr.index, *guard = indices
             expr.guard = tuple(guard)
         expr.operands = args or tuple([e for x in indices for e in values_in(x)])
-        expr.variables, expr.inner_loads = _variables_of(expr), tuple(loads(*expr.operands))
+        known = [arg.variables for arg in args] or [*map(variables, indices)]
+        if op is Leaf.LOAD and beside.lanes is not None:
+            known.append(frozenset((beside.lanes,)))
+        expr.variables = frozenset().union(*known)
+        expr.inner_loads = tuple(loads(*expr.operands))
         expr = _interned.settle(key, expr)
     return expr
 
@@ -191,13 +195,6 @@ def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
         return index(new(leaf.index), leaf.dtype)
     test = new(leaf.index)
     return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
-
-
-def _variables_of(expr: Expr) -> frozenset[Atom]:
-    parts = [arg.variables for arg in expr.args] or [*map(variables, expr.indices)]
-    if expr.op is Leaf.LOAD and expr.array.lanes is not None:
-        parts.append(frozenset((expr.array.lanes,)))
-    return frozenset().union(*parts)
 
 
 def const(value: int | float | bool, dtype: DType) -> Expr:

@@ -371,11 +371,11 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: s
             _no(home, "it has different blocks of rows")
         elif way.sums and high(way.count) < FEW_TASKS * way.extent:
             _no(home, "one thread would have all its blocks")
+        elif len({*chains.needed(way.reads)} - home.pulled.keys()) >= most:
+            _no(home, "they share no value that would then be computed once")
         else:
             parts, known = chains.pull(way, home.pulled, mark)
-            if len(parts) > most:
-                _no(home, "they share no value that would then be computed once")
-            elif not all(_goes_along(home, part, way, set(known.values())) for part in parts):
+            if not all(_goes_along(home, part, way, set(known.values())) for part in parts):
                 _no(home, "a row of it needs more than the same row there")
             else:
                 return Fit(home.rows, parts, known, way.sums)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, fields
+from itertools import chain
 from operator import attrgetter
 from types import NoneType
 from typing import Any
@@ -97,7 +98,7 @@ class _Writer:
         return [plain[x.__class__](x) if x.__class__ in plain else other(x) for x in some]
 
     def _text(self, x: Any) -> str:
-        if isinstance(x, (Array, Atom, Affine, Expr)):
+        if x.__class__ in _PARTS:
             return self.known.get(x) or self._number(x)
         if isinstance(x, tuple):
             return f"({','.join(self.texts(x))})"
@@ -109,24 +110,29 @@ class _Writer:
         """Add a line for x after those of its parts; returns the reference to it."""
         for one in walk(x) if isinstance(x, Expr) else (x,):
             if one not in self.known:
-                self.add(*_parts(one))
+                self.add(*_PARTS[one.__class__](one))
                 self.known[one] = f"#{len(self.lines)}"
         return self.known[x]
 
 
-def _parts(x: Array | Atom | Affine | Expr) -> tuple[Any, ...]:
-    """All that identifies x, except an array's name."""
-    if isinstance(x, Array):
-        if x.in_registers:
-            raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
-        return "array", x.dtype, x.size, x.space, x.image
-    if isinstance(x, Affine):
-        return "sum", x.constant, *(part for atom, factor in x.terms for part in (factor, atom))
-    if isinstance(x, Atom):
-        return x.kind, x.name, x.inner, x.divisor, x.low, x.high, x.payload
+def _of_array(x: Array) -> tuple[Any, ...]:
+    if x.in_registers:
+        raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
+    return "array", x.dtype, x.size, x.space, x.image
+
+
+def _of_expr(x: Expr) -> tuple[Any, ...]:
     if x.op is Op.CONST:
         return x.op, x.dtype, _bits(x.value, x.dtype)
     return (x.op, x.dtype, *x.args, *((x.array,) if x.op is Leaf.LOAD else ()), *x.indices)
+
+
+# For what has a line of its own: all that identifies it, except an array's name.
+_PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    Array: _of_array, Expr: _of_expr,
+    Affine: lambda x: ("sum", x.constant, *chain.from_iterable(map(reversed, x.terms))),
+    Atom: attrgetter("kind", "name", "inner", "divisor", "low", "high", "payload"),
+}  # fmt: skip
 
 
 # All but fields that are not compiled (exchange, pieces), and `start`, which `position` includes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 
 from minigrad.graph.collective import exchanges_in_order
-from minigrad.graph.node import Node, beneath, topological
+from minigrad.graph.node import Node, beneath, grouped, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -38,19 +38,50 @@ class Values:
     """The values that some roots need, in topological order, and what all plans ask of them.
 
     Of each value, if nothing on the way is stored: below: operations that it takes; again: those to
-    compute it again; leaves: large arrays that it reads; depth: nodes of its longest chain.
+    compute it again, without those of what is expanded to many elements, which is kept for itself;
+    leaves: large arrays that it reads; depth: nodes of its longest chain. size: its elements.
     """
 
     def __init__(self, roots: Sequence[Node]) -> None:
         self.roots = roots
         order = topological(roots)
         self.order = topological(exchanges_in_order(roots, order))
-        self.below, self.again, self.leaves, self.depth = _measure(self.order)
-        self.readers: dict[Node, list[Node]] = {}
+        pairs = ((source, node) for node in self.order for source in dict.fromkeys(node.src))
+        self.readers, self._operands = grouped(pairs), dict[Node, tuple[list[Node], set[Node]]]()
+        self.size = {node: numel(node.shape) for node in self.order}
+        self.below, self.again, self.depth = dict[Node, int](), dict[Node, int](), dict[Node, int]()
+        reads: dict[Node, frozenset[Node]] = {}
         for node in self.order:
-            for source in dict.fromkeys(node.src):
-                self.readers.setdefault(source, []).append(node)
-        self._operands: dict[Node, tuple[list[Node], set[Node]]] = {}
+            self._measure(node, reads)
+        self.leaves = {
+            node: size > 1 and sum([2 * self.size[leaf] >= size for leaf in reads[node]])
+            for node, size in self.size.items()
+        }
+
+    def _measure(self, node: Node, reads: dict[Node, frozenset[Node]]) -> None:
+        """Set below, again and depth of a node, and the arrays that it reads."""
+        below, again, depth = self.below, self.again, self.depth
+        depth[node] = 1 + max(map(depth.__getitem__, node.src), default=0)
+        if node.op in _LEAVES:
+            below[node] = again[node] = 0
+            reads[node] = frozenset((node,))
+            if node.op is not Op.BUFFER:
+                depth[node] = 0
+            return
+        if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
+            below[node], again[node] = below[node.src[0]], again[node.src[0]]
+            reads[node] = reads[node.src[0]]
+            return
+        own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
+        below[node] = min(own + sum(map(below.__getitem__, node.src)), 1 << 20)
+        again[node] = min(own + sum(map(again.__getitem__, node.src)), 1 << 20)
+        if node.op is Op.EXPAND and self.size[node] >= OFTEN * self.size[node.src[0]]:
+            again[node] = 0 if below[node] > CHEAP else again[node]
+        found: frozenset[Node] = frozenset()
+        for source in node.src:
+            if len(found) < 8:
+                found |= reads[source]
+        reads[node] = found
 
     def choose(
         self, recomputed: frozenset[Node], fuse: bool
@@ -77,7 +108,7 @@ class Values:
             elif not fuse and node.op not in MOVEMENT and node.src:
                 kept.add(node)
             elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
-                size = numel(node.shape)
+                size = self.size[node]
                 extra = evaluations - size  # those that storing it would save
                 stays, many_leaves = node in seen_through, self.leaves[node] > 1
                 if many_leaves and node.op in ELEMENTWISE and not stays and 2 * extra >= size:
@@ -90,7 +121,7 @@ class Values:
             # how often its sources are evaluated for it
             if node in kept:
                 inner = node.src[0] if node.op in REDUCTIONS else node
-                passed = {node: numel(inner.shape)}
+                passed = {node: self.size[inner]}
             elif node.op in MOVEMENT:
                 passed = {node: evaluations}
             else:
@@ -138,45 +169,6 @@ class Values:
                 if base.op in ELEMENTWISE or base.op is Op.GATHER:
                     bases.append(base)
         return self._operands[node]
-
-
-def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
-    """Per node: operations from kept values down to it (below); the same without those of what is
-    expanded to many elements, which is kept for itself (again); large arrays that it reads
-    (leaves); nodes of its longest chain (depth).
-    """
-    below: dict[Node, int] = {}
-    again: dict[Node, int] = {}
-    reads: dict[Node, frozenset[Node]] = {}
-    depth: dict[Node, int] = {}
-    for node in order:
-        depth[node] = 1 + max(map(depth.__getitem__, node.src), default=0)
-        if node.op in _LEAVES:
-            below[node] = again[node] = 0
-            reads[node] = frozenset((node,))
-            if node.op is not Op.BUFFER:
-                depth[node] = 0
-            continue
-        if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
-            below[node], again[node] = below[node.src[0]], again[node.src[0]]
-            reads[node] = reads[node.src[0]]
-            continue
-        own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
-        below[node] = min(own + sum(map(below.__getitem__, node.src)), 1 << 20)
-        again[node] = min(own + sum(map(again.__getitem__, node.src)), 1 << 20)
-        if node.op is Op.EXPAND and numel(node.shape) >= OFTEN * numel(node.src[0].shape):
-            again[node] = 0 if below[node] > CHEAP else again[node]
-        found: frozenset[Node] = frozenset()
-        for source in node.src:
-            if len(found) < 8:
-                found |= reads[source]
-        reads[node] = found
-    size = {node: numel(node.shape) for node in order}
-    leaves = {
-        node: sum(2 * size[leaf] >= size[node] for leaf in reads[node]) if size[node] > 1 else 0
-        for node in order
-    }
-    return below, again, leaves, depth
 
 
 def in_memory(node: Node) -> Node:
@@ -341,6 +333,8 @@ def is_product(node: Node) -> bool:
 
 def varies(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
+    if node.op not in MOVED:
+        return [True] * node.ndim
     _, places, index = shown(node, MOVED)
     found = frozenset[Atom]().union(*map(variables, index))
     return [not found.isdisjoint(variables(place)) for place in places]

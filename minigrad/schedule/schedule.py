@@ -9,7 +9,7 @@ from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import Node, is_symbolic, make
+from minigrad.graph.node import Node, grouped, is_symbolic, make
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
@@ -143,21 +143,9 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     return result
 
 
-def _with_copies(
-    targets: Iterable[tuple[Node, int]], deferred: frozenset[int]
-) -> tuple[list[tuple[Node, int]], list[Node]]:
-    """Roots with their slots: for deferred slots copies, made when nobody needs the old value.
-
-    Also gives these copies.
-    """
-    found: list[tuple[Node, int]] = []
-    copies: list[Node] = []
-    for root, slot in targets:
-        if slot in deferred:
-            root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
-            copies.append(root)
-        found.append((root, slot))
-    return found, copies
+def _copied_last(root: Node) -> Node:
+    """A copy of a root that is made when nobody needs the old value."""
+    return make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
 
 
 class _Plan:
@@ -174,7 +162,11 @@ class _Plan:
         stages: Stages,
     ) -> None:
         # writes that need a copy: computed elsewhere, and copied into place last
-        targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
+        targets = [
+            (_copied_last(root) if slot in deferred else root, slot)
+            for root, slot in zip(roots, graph.outputs, strict=True)
+        ]
+        late = [root for root, slot in targets if slot in deferred]
         values = stages.values([*roots, *late])
         # which values get memory, and a stage for each of them
         kept, self.recomputable = values.choose(recomputed, fuse)
@@ -191,10 +183,10 @@ class _Plan:
         self.chains = Chains(self.stages.values(), self.slots, fuse)
         self.chains.lay_out()
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
-        self.readers: dict[Array, list[Cluster]] = {}
-        for member in self.clusters:
-            for array in {a: None for stage in member.stages for a in stage.reads}:
-                self.readers.setdefault(array, []).append(member)
+        self.readers = grouped(
+            (array, member) for member in self.clusters
+            for array in dict.fromkeys([a for stage in member.stages for a in stage.reads])
+        )  # fmt: skip
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _name_arrays(
@@ -264,10 +256,7 @@ class _Plan:
         product. A product that only products read is stored in the order in which they read it.
         """
         blocks = Chains(self.stages.values(), self.slots, in_blocks).sinks
-        readers: dict[Array, list[Node]] = {}
-        for node, stage in self.stages.items():
-            for array in stage.reads:
-                readers.setdefault(array, []).append(node)
+        readers = grouped((a, node) for node, stage in self.stages.items() for a in stage.reads)
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]

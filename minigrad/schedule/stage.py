@@ -81,9 +81,9 @@ class Stage:
     def contraction(self) -> Contraction | None:
         """The same for matrix products of floats: those with columns along the last axis."""
         found = self.product
-        if found is None or found.shared or found.of_bytes:
+        if found is None or found.shared or found.of_bytes or found.added is not None:
             return None
-        return found if found.added is None else None
+        return found
 
     def multiplies(self, dtype: DType) -> bool:
         """Whether it computes with numbers of a dtype, loaded or rounded."""
