@@ -246,7 +246,7 @@ def _cut(loop: Loop, sums: Mapping[Array, int], around: Loops, target: Target) -
         name = f"{place.name}_{loop.variable.name}"
         while name in taken:  # the loop was cut before
             name += "_"
-        own[place] = place._replace(name=name)
+        own[place] = replace(place, name=name)
     inner = loop.around(tuple(renamed(one, own) for one in loop.body))
     size = ceildiv(loop.vectors, max(sums.values()))
     if size == 1:

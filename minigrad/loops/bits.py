@@ -94,7 +94,7 @@ class _Views:
 
 def view(array: Array) -> Array:
     """The same memory as uint16."""
-    return array._replace(dtype=dtypes.uint16, of=array)
+    return replace(array, dtype=dtypes.uint16, of=array)
 
 
 def bitcast(e: Expr, dtype: DType) -> Expr:

@@ -79,7 +79,7 @@ def rounded_once(
         pairs = all(in_pairs(one, target) for one in readers)
         alone = pairs and len(readers) == 1 and _is_short(stage.body)
         body = exact if pairs else stage.body.cast(exact.dtype)
-        kept = replace(stage, array=stage.array._replace(dtype=exact.dtype), body=body)
+        kept = replace(stage, array=replace(stage.array, dtype=exact.dtype), body=body)
         changed = {stage.array: kept}
         for one in readers:
             new = dict[Expr, Expr]()
@@ -332,7 +332,7 @@ def _in_memory(pair: Expr) -> Expr | None:
     if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
         return None
     array = first.array
-    view = array._replace(dtype=dtypes.uint32, size=array.size // 2, of=array)
+    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=array)
     return expr.load(view, first.index // 2) if divides(first.index, 2) else None
 
 

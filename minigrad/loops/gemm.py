@@ -202,7 +202,7 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
     (registers,) = written(loop)
     rows = loop_over(m, loop.body)
     total = expr.load(registers, m.index - rows.start)
-    wrong = registers._replace(name=f"{registers.name}_wrong", size=1)
+    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
     found = expr.load(wrong)
     result: list[Statement] = [put(found, found.constant(0.0), everywhere=True)]
     result.append(rows.around((put(found, found + total * 0.0),)))

@@ -105,7 +105,7 @@ def loops_of_their_own(
         here = registers_of(leaf)
         for register in sorted((here & seen).difference(crossing), key=lambda one: one.name):
             if space == "registers":
-                several = register._replace(name=f"{register.name}{size}", size=size)
+                several = replace(register, name=f"{register.name}{size}", size=size)
                 crossing[register] = expr.load(several, place)
             else:
                 vectors = [one.lane for x, one in around.items() if x == register.lanes]
@@ -209,7 +209,7 @@ def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
             return place, index
         size = place.size // item.count
         name = f"{place.name.removesuffix(str(place.size))}{size}"
-        return place._replace(name=name, size=size), substitute(index, dict.fromkeys(xs, 0))
+        return replace(place, name=name, size=size), substitute(index, dict.fromkeys(xs, 0))
 
     return with_places(statement, move)
 
@@ -226,7 +226,7 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         folds: list[Statement] = []
         for register, op in _combined(statement, x).items() if here else ():
             if register in here:
-                part = register._replace(name=f"{register.name}_part", lanes=x, width=width)
+                part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
                 parts[register] = part
                 folds.append(Fold(register, op, part))
         inner = in_parts(statement.body, x, width)

@@ -265,7 +265,7 @@ class LoopNest:
             if loop.kind != "serial" or any(one.kind == "lanes" for one in inside):
                 return (loop,)
             own = {
-                register: register._replace(lanes=x, width=width)
+                register: replace(register, lanes=x, width=width)
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
             body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
@@ -306,7 +306,7 @@ class LoopNest:
         def twice(place: Array, index: Integer) -> tuple[Array, Integer]:
             if place not in kept:
                 return place, index
-            return place._replace(size=2 * place.size), index + (at + 1) % 2 * place.size
+            return replace(place, size=2 * place.size), index + (at + 1) % 2 * place.size
 
         *early, last = (build.with_places(one, twice) for one in loop.body)
         shared = nest.loop_over(host, early)

@@ -297,7 +297,7 @@ class Chains:
                     name = f"{array.name}_{mark}_{len(known)}"
                     if key not in self._laid_out:
                         self._laid_out[key] = relayout(member, order, array)
-                    own = replace(self._laid_out[key], array=array._replace(name=name))
+                    own = replace(self._laid_out[key], array=replace(array, name=name))
                     made.append(copied(own, self._below(array, order)))
                     known[key] = own.array
                 moved[array], names[array] = (member, order), known[key]

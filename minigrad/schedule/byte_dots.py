@@ -62,7 +62,7 @@ def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
         array, place = e.array, substitute(e.index, {k: first})
         if coefficient(e.index, k) != 1 or place % 4 != 0 or e.guard:
             return None
-        words = array._replace(dtype=dtypes.uint32, size=array.size // 4, of=array.of or array)
+        words = replace(array, dtype=dtypes.uint32, size=array.size // 4, of=array.of or array)
         return expr.load(words, place // 4)
     if e.op is Op.SHR and e.args[1].op is Op.CONST:
         word, count = _word(e.args[0], k, first), int(e.args[1].value)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from itertools import chain
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
@@ -52,7 +53,19 @@ class Leaf(Enum):
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, rounded to zero
 
 
-class Array(NamedTuple):
+class _OneOfEach(type):
+    """A class of which equal objects are one object, so that tables find it by its address."""
+
+    def __call__(cls, *values: Any, **named: Any) -> Any:
+        made = super().__call__(*values, **named)
+        return _arrays.settle((*vars(made).values(),), made)
+
+
+_arrays: Interned[Array] = Interned()
+
+
+@dataclass(frozen=True, eq=False)
+class Array(metaclass=_OneOfEach):
     """Memory, or registers of a loop nest, that stages and loops read and write.
 
     space: "buffer" (a kernel argument), "scratch", "local" (memory that a work-group shares), or
@@ -182,7 +195,7 @@ def _make(
         if op is Leaf.LOAD and beside.lanes is not None:
             known.append(frozenset((beside.lanes,)))
         expr.variables = frozenset().union(*known)
-        expr.inner_loads = tuple(loads(*expr.operands))
+        expr.inner_loads = tuple(loads(*expr.operands)) if expr.operands else ()
         expr = _interned.settle(key, expr)
     return expr
 

@@ -98,7 +98,8 @@ class _Writer:
         return [plain[x.__class__](x) if x.__class__ in plain else other(x) for x in some]
 
     def _text(self, x: Any) -> str:
-        if x.__class__ in _PARTS:
+        kind: type = x.__class__
+        if kind in _PARTS:
             return self.known.get(x) or self._number(x)
         if isinstance(x, tuple):
             return f"({','.join(self.texts(x))})"

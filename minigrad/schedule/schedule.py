@@ -221,7 +221,7 @@ class _Plan:
             if node.op is Op.CAT:
                 whole = self.arrays[node]
                 for place, piece in enumerate(node.src):
-                    part = whole._replace(name=f"{whole.name}_{place}", whole=whole)
+                    part = replace(whole, name=f"{whole.name}_{place}", whole=whole)
                     self.arrays[piece] = part
                     if whole in self.slots:
                         self.slots[part] = self.slots[whole]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -187,6 +188,6 @@ def test_none_of_a_group_touches_what_another_writes() -> None:
 def test_memory_has_one_name() -> None:
     """Also as words of another dtype, and as a part of a join."""
     whole = Array("whole", dtypes.uint8, 64)
-    part = whole._replace(name="part", whole=whole)
-    assert memory_of(whole._replace(dtype=dtypes.uint32, size=16, of=whole)) == whole
-    assert memory_of(part) == whole == memory_of(part._replace(name="words", of=part))
+    part = replace(whole, name="part", whole=whole)
+    assert memory_of(replace(whole, dtype=dtypes.uint32, size=16, of=whole)) == whole
+    assert memory_of(part) == whole == memory_of(replace(part, name="words", of=part))
