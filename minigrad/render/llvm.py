@@ -335,7 +335,7 @@ class _Emitter(MemoryEmitter):
         """A RARELY, with a branch that runs if a lane needs it; outside of its loop without."""
         test, then, otherwise = e.args
         chosen = apply(Op.WHERE, (test, then, otherwise), e.dtype)
-        if self.level < len(self.levels) - 1:
+        if self.current is not self.levels[-1]:
             return self.value(chosen)
         array, here = Array(self.fresh(), e.dtype, 1, "registers"), self.builder()
         some = values.broadcast(here, self.memo[test][0], lanes)
@@ -351,8 +351,7 @@ class _Emitter(MemoryEmitter):
 
     def _operation(self, e: Expr, lanes: int) -> Value:
         here = self.builder()
-        given = [self.memo[arg][0] for arg in e.args]
-        args = [x if x.lanes == lanes else values.broadcast(here, x, lanes) for x in given]
+        args = [values.broadcast(here, self.memo[arg][0], lanes) for arg in e.args]
         if e.op is Leaf.FMA:
             kind = args[0].type
             text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])

@@ -282,7 +282,7 @@ class Emitter(scopes.Levels[Scope, str]):
     def emitted(self, e: Expr) -> str:
         """The text of a value, or its name if it is used again or declared further out."""
         text = self._text(e)
-        again = self.uses[e] > 1 or self.level < len(self.levels) - 1 or len(text) > LONGEST
+        again = self.uses[e] > 1 or self.current is not self.levels[-1] or len(text) > LONGEST
         named = again and not e.in_registers and e.op is not Op.CONST
         return self._declared(e, text) if named else text
 

@@ -63,13 +63,8 @@ class Levels(Generic[L, V]):
         self._least = 0  # the minimum level of values that a branch computes
 
     @property
-    def level(self) -> int:
-        """The level at which instructions are emitted now."""
-        return len(self.levels) - 1 if self._number < 0 else self._number
-
-    @property
     def current(self) -> L:
-        """The same level itself."""
+        """The level at which instructions are emitted now."""
         return self.levels[self._number]
 
     def at(self, level: int, make: Callable[..., R], *given: Any) -> R:
@@ -184,9 +179,8 @@ class Levels(Generic[L, V]):
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
         """Emit an expression whose operands (`below`) are known, and remember its value."""
-        memo = self.memo
         depends = self.changing(e) if e.inner_loads or e.op is Leaf.LOAD else frozenset()
-        levels = [self._least, *[memo[operand][1] for operand in below]]
+        levels = [self._least, *[self.memo[operand][1] for operand in below]]
         if not e.args:  # an operation depends on its operands only
             levels += [self.where.get(atom, 0) for atom in e.variables]
             levels += map(self.pinned, depends)

@@ -38,12 +38,11 @@ class Lowering:
         while stack:
             try:
                 asked = stack[-1].send(answer)  # type: ignore[arg-type]  # None begins
+                stack.append(self._lowered(*asked))
+                answer = None
             except StopIteration as end:
                 answer = end.value
                 stack.pop()
-            else:
-                stack.append(self._lowered(*asked))
-                answer = None
         assert answer is not None
         return answer
 

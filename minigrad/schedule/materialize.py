@@ -44,8 +44,7 @@ class Values:
 
     def __init__(self, roots: Sequence[Node]) -> None:
         self.roots = roots
-        order = topological(roots)
-        self.order = topological(exchanges_in_order(roots, order))
+        self.order = topological(exchanges_in_order(roots, topological(roots)))
         pairs = ((source, node) for node in self.order for source in dict.fromkeys(node.src))
         self.readers, self._operands = grouped(pairs), dict[Node, tuple[list[Node], set[Node]]]()
         self.size = {node: numel(node.shape) for node in self.order}

@@ -167,7 +167,7 @@ class _Plan:
             for root, slot in zip(roots, graph.outputs, strict=True)
         ]
         late = [root for root, slot in targets if slot in deferred]
-        values = stages.values([*roots, *late])
+        values = stages.values((*roots, *late))
         # which values get memory, and a stage for each of them
         kept, self.recomputable = values.choose(recomputed, fuse)
         self._name_arrays(values.order, targets, kept, stages)

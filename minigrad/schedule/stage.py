@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
@@ -165,15 +166,9 @@ class Stages:
     """Builds stages, and reuses those that were built for an earlier choice of kept values."""
 
     def __init__(self) -> None:
-        self._values: Values | None = None
+        self.values = lru_cache(maxsize=1)(Values)  # of some roots; kept until others are asked for
         self._arrays: dict[Node, Array] = {}
         self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
-
-    def values(self, roots: Sequence[Node]) -> Values:
-        """What these roots need; it is kept until other roots are asked for."""
-        if self._values is None or self._values.roots != roots:
-            self._values = Values(roots)
-        return self._values
 
     def array(self, node: Node) -> Array:
         """The array of a value inside the program; each node has one."""
