@@ -34,7 +34,7 @@ FOLLOWED: dict[CodeType, str] = {
         (program._in_stages, "node"), (canonical.Canonical.rewritten, "node"),
         (partition.Emitter.value, "node"), (buckets.in_buckets, "node"),
         (writes._Remaker.remade, "node"),
-        (schedule._distinct_roots, "root"), (schedule._with_copies, "root"),
+        (schedule._distinct_roots, "root"), (schedule._copied_last, "root"),
     )
 }  # fmt: skip
 _BACKWARD = gradient.gradient.__code__

@@ -19,6 +19,7 @@ from itertools import islice, product
 from math import prod
 
 from minigrad.dtype import DType
+from minigrad.graph.node import grouped
 from minigrad.graph.operations import SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, variables
@@ -28,7 +29,7 @@ from minigrad.loops.nest import Loop, Statement, Store, divides, walk_with_loops
 from minigrad.loops.product import Problem, distance, part_of_image
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Leaf
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage
 from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
@@ -107,10 +108,7 @@ def vectors_each(stage: Stage, target: Target) -> float:
     Values that are equal for all elements do not count, nor do loads, which have their own ports.
     """
     order = expr.walk(stage.body)
-    readers: dict[Expr, list[Op | Leaf]] = {}
-    for e in order:
-        for arg in e.args:
-            readers.setdefault(arg, []).append(e.op)
+    readers = grouped((arg, e.op) for e in order for arg in e.args)
     if stage.op is not None:
         readers.setdefault(stage.body, []).append(Op.ADD if stage.op is Op.SUM else stage.op)
     total = 0.0 if stage.op is None else 1 / target.lanes(stage.body.dtype)

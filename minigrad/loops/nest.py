@@ -13,7 +13,7 @@ them reach every barrier: no bound of a loop around one depends on the item.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -294,11 +294,10 @@ def divides(x: Integer, width: int) -> bool:
 
 def walk(*statements: Statement) -> list[Statement]:
     """All statements, nested ones too, in order; each comes before those inside of it."""
-    found: list[Statement] = []
-    for statement in statements:
-        found.append(statement)
-        if statement.inside:
-            found += walk(*statement.inside)
+    found, stack = list[Statement](), [*reversed(statements)]
+    while stack:
+        found.append(stack.pop())
+        stack += reversed(found[-1].inside)
     return found
 
 
@@ -315,12 +314,9 @@ def walk_with_loops(
     return found
 
 
-def loops_in(body: Sequence[Statement]) -> Iterator[Loop]:
+def loops_in(body: Sequence[Statement]) -> list[Loop]:
     """All loops in statements, each before those inside of it."""
-    for statement in body:
-        if isinstance(statement, Loop):
-            yield statement
-            yield from loops_in(statement.body)
+    return [statement for statement in walk(*body) if isinstance(statement, Loop)]
 
 
 def plain_count(loop: Loop) -> int | None:

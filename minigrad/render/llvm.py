@@ -67,6 +67,8 @@ def together(texts: Mapping[str, str]) -> str:
 class _Emitter(MemoryEmitter):
     """Emits statements and expressions. Memory accesses are in the base class."""
 
+    before_branch = slice(None, None, 2)
+
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
         self.streams = False
@@ -329,15 +331,11 @@ class _Emitter(MemoryEmitter):
             return values.cast(self.builder(), x, e.dtype)
         return self.condition(e.index)
 
-    def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """The expressions that must be known before this one: not those that a branch computes."""
-        return e.args[::2] if e.op is Leaf.RARELY else super().needed(e)
-
     def _rarely(self, e: Expr, lanes: int) -> Value:
         """A RARELY, with a branch that runs if a lane needs it; outside of its loop without."""
         test, then, otherwise = e.args
         chosen = apply(Op.WHERE, (test, then, otherwise), e.dtype)
-        if self.level < len(self.levels) - 1:
+        if self.current is not self.levels[-1]:
             return self.value(chosen)
         array, here = Array(self.fresh(), e.dtype, 1, "registers"), self.builder()
         some = values.broadcast(here, self.memo[test][0], lanes)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
+from itertools import count
+from operator import itemgetter
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
@@ -66,24 +68,15 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         self.vectors: dict[Atom, Lanes] = {}
         self._at_base: dict[Integer, Integer] = {}  # results of `at_base` for the vectors in scope
         self._asked: set[str] = set()  # names of values in registers that are read
-        self._names = 0
-        self._labels = 0
+        # a new name of a value, or of a block
+        self.fresh: Callable[[], str] = map("%v{}".format, count(1)).__next__
+        self.label: Callable[[], str] = map("b{}".format, count(1)).__next__
 
     # ---- levels ----
 
-    def fresh(self) -> str:
-        """A new name."""
-        self._names += 1
-        return f"%v{self._names}"
-
-    def label(self) -> str:
-        """A new label."""
-        self._labels += 1
-        return f"b{self._labels}"
-
     def builder(self) -> Builder:
         """A builder at the current level."""
-        level = self.levels[self.level]
+        level = self.current
         if level.builder is None:
             level.builder = Builder(self.fresh, self.declarations.add, level.lines)
         return level.builder
@@ -280,7 +273,8 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
                 terms.append((level, text, factor))
         if not terms:
             return None, offset, 0
-        terms.sort(key=lambda term: term[0])
+        if len(terms) > 1:
+            terms.sort(key=itemgetter(0))
         total, height = "", 0
         for level, text, factor in terms:
             if factor != 1:
@@ -535,4 +529,4 @@ def _divided(here: Builder, x: Value, atom: Atom) -> Value:
 
 def is_number(text: str) -> bool:
     """Whether an operand is a constant."""
-    return text.lstrip("-").isdecimal()
+    return text[0] != "%"

@@ -60,6 +60,7 @@ def memory_type(dtype: DType) -> str:
     return register_type(dtype)
 
 
+@cache
 def vector_type(scalar: str, lanes: int) -> str:
     """<lanes x scalar>, or the scalar."""
     return scalar if lanes == 1 else f"<{lanes} x {scalar}>"

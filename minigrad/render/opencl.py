@@ -90,6 +90,8 @@ class Emitter(scopes.Levels[Scope, str]):
     vector: of the lanes loop that is being emitted.
     """
 
+    before_branch = slice(1, 2)  # there are no branches
+
     def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(Scope(), nest)
         self.language, self.words = language, Words(language)
@@ -277,14 +279,10 @@ class Emitter(scopes.Levels[Scope, str]):
             self.uses = outer
         return self.memo[root][0]
 
-    def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """The expressions that must be known before this one: there are no branches."""
-        return e.args[1:2] if e.op is Leaf.RARELY else super().needed(e)
-
     def emitted(self, e: Expr) -> str:
         """The text of a value, or its name if it is used again or declared further out."""
         text = self._text(e)
-        again = self.uses[e] > 1 or self.level < len(self.levels) - 1 or len(text) > LONGEST
+        again = self.uses[e] > 1 or self.current is not self.levels[-1] or len(text) > LONGEST
         named = again and not e.in_registers and e.op is not Op.CONST
         return self._declared(e, text) if named else text
 
@@ -292,7 +290,7 @@ class Emitter(scopes.Levels[Scope, str]):
         """Declare a constant at the current level; returns its name."""
         name = self.number("v")
         line = f"const {self.words_of(e).type_of(e.dtype)} {name} = {bare(text)};"
-        self.levels[self.level].lines.append(line)
+        self.current.lines.append(line)
         return name
 
     def kept(self, root: Expr) -> str:

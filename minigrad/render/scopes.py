@@ -16,7 +16,7 @@ from minigrad.graph.substitution import coefficient
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf, loads
 
 R = TypeVar("R")
 L = TypeVar("L", bound="Scope")
@@ -49,29 +49,29 @@ class Levels(Generic[L, V]):
     set: Callable[[Store, V], None]
     emitted: Callable[[Expr], V]
     straight: Callable[..., AbstractContextManager[None]]
+    before_branch: slice  # the arguments of a RARELY that are not computed in its branch
 
     def __init__(self, outermost: L, nest: Nest) -> None:
         self.nest, self.writable = nest, written(nest.parallel)
         self._expanded: dict[Expr, Expr] = {}
-        self._changing: dict[Expr, frozenset[Array]] = {}
         self.levels: list[L] = [outermost]
         self.memo: dict[object, tuple[V, int]] = {}
         self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
         self.constants: dict[Atom, int] = {}
-        self._current: int | None = None
+        self._number = -1  # the number of the current level, or −1 for the innermost
         self._least = 0  # the minimum level of values that a branch computes
 
     @property
-    def level(self) -> int:
+    def current(self) -> L:
         """The level at which instructions are emitted now."""
-        return len(self.levels) - 1 if self._current is None else self._current
+        return self.levels[self._number]
 
     def at(self, level: int, make: Callable[..., R], *given: Any) -> R:
         """The result of make(*given), which emits instructions, at an outer level."""
-        before, self._current = self._current, level
+        before, self._number = self._number, level
         made = make(*given)
-        self._current = before
+        self._number = before
         return made
 
     def pop(self, *known: dict[Atom, Any]) -> L:
@@ -144,13 +144,9 @@ class Levels(Generic[L, V]):
         """Emit all iterations of a loop with known bounds, one after the other."""
         assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
         for number in range(loop.start, loop.stops[0], loop.step):
-            self.once(loop, number)
-
-    def once(self, loop: Loop, number: int) -> None:
-        """Emit one iteration, without a loop."""
-        with self.straight(loop.changes):
-            self.bind_constant(loop.variable, number)
-            self.body(loop)
+            with self.straight(loop.changes):
+                self.bind_constant(loop.variable, number)
+                self.body(loop)
 
     # ---- expressions ----
 
@@ -163,14 +159,7 @@ class Levels(Generic[L, V]):
 
     def changing(self, e: Expr) -> frozenset[Array]:
         """The arrays and registers below an expression that this kernel changes."""
-        found = self._changing.get(e)
-        if found is None:
-            own = e.op is Leaf.LOAD and e.array in self.writable
-            found = frozenset((e.array,)) if own else frozenset()
-            for operand in e.operands:
-                found |= self.changing(operand)
-            self._changing[e] = found
-        return found
+        return self.writable.intersection([load.array for load in loads(e)])
 
     def value(self, root: Expr) -> V:
         """The value of an expression; each part is emitted at the outermost level possible."""
@@ -179,7 +168,7 @@ class Levels(Generic[L, V]):
         while waiting:
             e = waiting[-1]
             if e not in memo:
-                below = self.needed(e)
+                below = e.args[self.before_branch] if e.op is Leaf.RARELY else e.operands
                 missing = [operand for operand in below if operand not in memo]
                 if missing:
                     waiting += reversed(missing)
@@ -190,19 +179,13 @@ class Levels(Generic[L, V]):
 
     def _emit(self, e: Expr, below: Iterable[Expr]) -> None:
         """Emit an expression whose operands (`below`) are known, and remember its value."""
-        depends, memo, level = self.changing(e), self.memo, self._least
-        for operand in below:
-            level = max(level, memo[operand][1])
-        if e.in_registers:
-            level = len(self.levels) - 1
-        elif not e.args:  # an operation depends on its operands only
-            bound = (self.where.get(atom, 0) for atom in e.variables)
-            level = max(level, *bound, *map(self.pinned, depends), 0)
+        depends = self.changing(e) if e.inner_loads or e.op is Leaf.LOAD else frozenset()
+        levels = [self._least, *[self.memo[operand][1] for operand in below]]
+        if not e.args:  # an operation depends on its operands only
+            levels += [self.where.get(atom, 0) for atom in e.variables]
+            levels += map(self.pinned, depends)
+        level = len(self.levels) - 1 if e.in_registers else max(levels)
         self.remember(e, self.at(level, self.emitted, e), level, depends)
-
-    def needed(self, e: Expr) -> tuple[Expr, ...]:
-        """The expressions that must be known before this one is emitted."""
-        return e.operands
 
     def kept(self, root: Expr) -> V:
         """A value that later stores do not change."""

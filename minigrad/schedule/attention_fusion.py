@@ -80,8 +80,6 @@ class Chains:
             self._collect(banned)
             bad = self._unreadable(fixed) or self._too_deep()
             banned, look = banned | bad, bool(bad)
-        if self.members:
-            self._lay_out()
 
     def _collect(self, banned: Container[Array]) -> None:
         """Take all candidates as members, and elementwise values that only these read.
@@ -148,7 +146,7 @@ class Chains:
         """Products that are better stored: small ones without row statistics, or deep ones."""
         orders: dict[Array, set[Order]] = {}
         for sink in self.sinks.values():
-            for array, order in self._all_reads(sink.reads):
+            for array, order in self.needed(sink.reads):
                 orders.setdefault(array, set()).add(order)
         bad = set()
         for array, found in orders.items():
@@ -165,7 +163,7 @@ class Chains:
                 bad.add(array)
         return bad
 
-    def _all_reads(self, reads: Iterable[tuple[Array, Order]]) -> list[tuple[Array, Order]]:
+    def needed(self, reads: Iterable[tuple[Array, Order]]) -> list[tuple[Array, Order]]:
         """These members, and all that they are computed from, each in the order it needs."""
         found = dict.fromkeys(reads)
         stack = list(found)
@@ -237,7 +235,7 @@ class Chains:
 
     def _have_rows(self, reads: Iterable[tuple[Array, Order]], rows: int) -> bool:
         """Whether members, in these orders, and all below them can be computed by rows."""
-        return all(_has_rows(self.members[a], order, rows) for a, order in self._all_reads(reads))
+        return all(_has_rows(self.members[a], order, rows) for a, order in self.needed(reads))
 
     def _summed(self, sink: Sink) -> Sink | None:
         """The sink as a sum over the rows of other sinks, block by block; None if it is not one.
@@ -254,17 +252,17 @@ class Chains:
         count = iterations([axis.extent for axis in (*outer, row)])
         return replace(sink, count=count, extent=row.count, reads=reads, sums=True)
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
         """Rearrange the arrays of sinks so that rows come first, and change their readers."""
+        if not self.sinks:
+            return
         changed: dict[Array, tuple[Stage, Order]] = {}
         for number, stage in enumerate(self.stages):
             if (sink := self.sinks.get(stage.array)) is not None:
                 if sink.stage is not stage:
                     changed[stage.array] = (stage, sink.order)
                 stage = sink.stage
-            if changed:
-                stage = reading(stage, changed)
-            self.stages[number] = stage
+            self.stages[number] = stage = reading(stage, changed)
             if sink is not None:
                 self.sinks[stage.array] = replace(sink, stage=stage)
             elif stage.array in self.members:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 
 from minigrad.errors import CompileError
+from minigrad.graph.interned import kept
 from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
@@ -22,7 +23,7 @@ class Axis:
     variable: Atom
     extent: Integer
 
-    @property
+    @kept
     def index(self) -> Affine:
         """The variable as an index."""
         return self.variable.index
@@ -34,7 +35,7 @@ class Axis:
             return self.extent
         raise CompileError(f"{self.variable!r} has size {self.extent}: expected a known number")
 
-    @property
+    @kept
     def most(self) -> int:
         """The extent, or the upper bound of one that varies."""
         return high(self.extent)

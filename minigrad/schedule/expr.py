@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from operator import attrgetter
 from typing import Any
 
@@ -31,6 +32,8 @@ from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
 class Leaf(Enum):
     """Operations of expressions besides those of graphs; fields are in parentheses."""
 
+    __hash__ = object.__hash__  # Enum's own is written in Python
+
     LOAD = "load"  # (array, index, guard) an array at a flat index; 0 where the guard fails
     INDEX = "index"  # (index) an index as a value
     CONDITION = "condition"  # (index) whether it is ≥ 0
@@ -50,8 +53,19 @@ class Leaf(Enum):
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, rounded to zero
 
 
-@dataclass(frozen=True)
-class Array:
+class _OneOfEach(type):
+    """A class of which equal objects are one object, so that tables find it by its address."""
+
+    def __call__(cls, *values: Any, **named: Any) -> Any:
+        made = super().__call__(*values, **named)
+        return _arrays.settle((*vars(made).values(),), made)
+
+
+_arrays: Interned[Array] = Interned()
+
+
+@dataclass(frozen=True, eq=False)
+class Array(metaclass=_OneOfEach):
     """Memory, or registers of a loop nest, that stages and loops read and write.
 
     space: "buffer" (a kernel argument), "scratch", "local" (memory that a work-group shares), or
@@ -71,9 +85,6 @@ class Array:
     lanes: Atom | None = None
     width: int = 1
     image: tuple[tuple[int, int, int], ...] = ()
-
-    def __hash__(self) -> int:  # called all the time; arrays have different names
-        return hash(self.name)
 
     @property
     def nbytes(self) -> int:
@@ -97,13 +108,13 @@ class Expr(Numeric):
 
     operands: what it is computed from, `args` or the expressions inside a leaf's indices. indices:
     those of a leaf, guards included. variables: the loop variables that its value depends on.
-    Other fields depend on the op: CONST has a `value`; LOAD `array`, `index` and `guard`; INDEX and
-    CONDITION an `index`.
+    inner_loads: all LOADs below it, each once. Other fields depend on the op: CONST has a `value`;
+    LOAD `array`, `index` and `guard`; INDEX and CONDITION an `index`.
     """
 
     __slots__ = (
         "op", "dtype", "args", "operands", "value", "array", "index", "guard", "indices",
-        "variables", "_loads", "__weakref__",
+        "variables", "inner_loads", "__weakref__",
     )  # fmt: skip
     op: Op | Leaf
     dtype: DType
@@ -115,12 +126,12 @@ class Expr(Numeric):
     guard: Guard
     indices: tuple[Integer, ...]
     variables: frozenset[Atom]
-    _loads: tuple[Expr, ...] | None  # the cached result of `loads`
+    inner_loads: tuple[Expr, ...]
 
     @property
     def in_registers(self) -> bool:
         """Whether it is the value of a register."""
-        return self.op is Leaf.LOAD and self.array.in_registers
+        return self.op is Leaf.LOAD and self.array.space == "registers"
 
     def __repr__(self) -> str:
         return show(self)
@@ -165,20 +176,26 @@ _interned: Interned[Expr] = Interned()
 
 
 def _make(
-    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...], *parts: Any, **fields: Any
-) -> Expr:
-    """The expression whose identity is op, dtype, args and parts."""
-    key = (op, dtype, args, parts)
+    op: Op | Leaf, dtype: DType, args: tuple[Expr, ...] = (), indices: tuple[Any, ...] = (),
+    beside: Any = None, value: Any = None,
+) -> Expr:  # fmt: skip
+    """The one expression of an op, a dtype, args, indices, and an array or a constant's bits."""
+    key = (op, dtype, args, indices, beside)
     link = _interned.get(key)
     expr = None if link is None else link()
     if expr is None:
         expr = Expr()
-        expr.op, expr.dtype, expr.args, expr._loads = op, dtype, args, None
-        expr.indices = fields.get("indices", ())
-        for name, value in fields.items():
-            setattr(expr, name, value)
-        expr.operands = args or tuple([e for x in expr.indices for e in values_in(x)])
-        expr.variables = _variables_of(expr)
+        expr.op, expr.dtype, expr.args = op, dtype, args
+        expr.indices, expr.array, expr.value = indices, beside, value
+        if indices:
+            expr.index, *guard = indices
+            expr.guard = tuple(guard)
+        expr.operands = args or tuple([e for x in indices for e in values_in(x)])
+        known = [arg.variables for arg in args] or [*map(variables, indices)]
+        if op is Leaf.LOAD and beside.lanes is not None:
+            known.append(frozenset((beside.lanes,)))
+        expr.variables = frozenset().union(*known)
+        expr.inner_loads = tuple(loads(*expr.operands)) if expr.operands else ()
         expr = _interned.settle(key, expr)
     return expr
 
@@ -193,24 +210,16 @@ def with_indices(leaf: Expr, new: Callable[[Integer], Integer]) -> Expr:
     return const(True, dtypes.bool) if proven_nonnegative(test) else condition(test)
 
 
-def _variables_of(expr: Expr) -> frozenset[Atom]:
-    parts = [arg.variables for arg in expr.args] or [*map(variables, expr.indices)]
-    if expr.op is Leaf.LOAD and expr.array.lanes is not None:
-        parts.append(frozenset((expr.array.lanes,)))
-    return frozenset().union(*parts)
-
-
 def const(value: int | float | bool, dtype: DType) -> Expr:
     """A constant."""
     value = convert(value, dtype)
     key = struct.pack("<d", value) if dtype.is_float else int(value)
-    return _make(Op.CONST, dtype, (), key, value=value)
+    return _make(Op.CONST, dtype, beside=key, value=value)
 
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:
     """array[index], or 0 where one of the guard's conditions is negative."""
-    fields = {"array": array, "index": index, "guard": guard, "indices": (index, *guard)}
-    return _make(Leaf.LOAD, array.dtype, (), array, index, guard, **fields)
+    return _make(Leaf.LOAD, array.dtype, (), (index, *guard), array)
 
 
 def register(name: str, dtype: DType) -> Expr:
@@ -222,14 +231,14 @@ def index(value: Integer, dtype: DType = dtypes.int32) -> Expr:
     """An index as a value."""
     if isinstance(value, int):
         return const(value, dtype)
-    return _make(Leaf.INDEX, dtype, (), value, index=value, indices=(value,))
+    return _make(Leaf.INDEX, dtype, (), (value,))
 
 
 def condition(value: Integer) -> Expr:
     """Whether value ≥ 0."""
     if isinstance(value, int) or value.high < 0:
         return const(high(value) >= 0, dtypes.bool)
-    return _make(Leaf.CONDITION, dtypes.bool, (), value, index=value, indices=(value,))
+    return _make(Leaf.CONDITION, dtypes.bool, (), (value,))
 
 
 def apply(op: Op | Leaf, args: tuple[Expr, ...], dtype: DType) -> Expr:
@@ -292,6 +301,8 @@ def guarded(guard: Guard, inner: Expr, otherwise: Expr) -> Expr:
 
 def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
+    if len(roots) == 1 and not roots[0].operands:
+        return [*roots]
     return in_order(roots, _operands)
 
 
@@ -316,23 +327,13 @@ def loads(*roots: Expr) -> Sequence[Expr]:
 
     Loads inside an index come before the load that has the index.
     """
-    if len(roots) == 1:
-        return _loads_of(roots[0])
-    return list(dict.fromkeys(found for root in roots for found in _loads_of(root)))
+    found = [(*e.inner_loads, e) if e.op is Leaf.LOAD else e.inner_loads for e in roots]
+    return found[0] if len(found) == 1 else [*dict.fromkeys(chain.from_iterable(found))]
 
 
 def strides(x: Atom, *roots: Expr) -> set[int | None]:
     """The steps of all loads below roots along a variable; None for a step that varies."""
     return {coefficient(load.index, x) for load in loads(*roots)}
-
-
-def _loads_of(root: Expr) -> tuple[Expr, ...]:
-    if root._loads is None:
-        found = tuple(expr for expr in walk(root) if expr.op is Leaf.LOAD)
-        if root.op is Leaf.LOAD:  # a reference to itself would keep it alive
-            return found
-        root._loads = found
-    return root._loads
 
 
 def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
@@ -342,7 +343,7 @@ def rebuild(root: Expr, change: Callable[[Expr], Expr | None]) -> Expr:
     """
     new: dict[Expr, Expr] = {}
     for expr in walk(root):
-        made = with_operands(expr, new)
+        made = with_operands(expr, new) if expr.operands else expr
         new[expr] = made if expr.args else change(made) or made
     return new[root]
 

@@ -79,12 +79,12 @@ class Fit(NamedTuple):
 class Cluster:
     """Stages that become one kernel.
 
-    rows: the row counts that divide all of them; kind: as in Kernel; needs: clusters whose arrays
-    it reads; made: its stages by array; arrays: all that they read and make; work: evaluations of
-    all bodies; largest: elements of the largest value. All are updated as stages join, because
-    clusters may be long. The rest is for "block_rows" (see attention_fusion.py): extent: rows that
-    may share a block; pulled: its own copies of arrays of chains; sums: arrays that its blocks add
-    to.
+    rows: the row counts that divide all of them; most_rows: the largest, or 0; kind: as in Kernel;
+    needs: clusters whose arrays it reads; made: its stages by array; arrays: all that they read and
+    make; work: evaluations of all bodies; largest: elements of the largest value. All are updated
+    as stages join, because clusters may be long. The rest is for "block_rows" (see
+    attention_fusion.py): extent: rows that may share a block; pulled: its own copies of arrays of
+    chains; sums: arrays that its blocks add to.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Cluster:
     ) -> None:
         self.target = target
         self.stages: list[Stage] = []
-        self.rows, self.kind, self.extent = rows, kind, extent
+        self.rows, self.most_rows, self.kind, self.extent = rows, _most(rows), kind, extent
         self.needs: set[Cluster] = set()
         self.made: dict[Array, Stage] = {}
         self.arrays: set[Array] = set()
@@ -103,7 +103,8 @@ class Cluster:
 
     def add(self, fit: Fit) -> None:
         """Let a stage join, with the stages that it needs."""
-        self.rows = fit.rows
+        if fit.rows != self.rows:
+            self.rows, self.most_rows = fit.rows, _most(fit.rows)
         self.pulled.update(fit.pulled)
         for stage in fit.parts:
             self.stages.append(stage)
@@ -111,11 +112,6 @@ class Cluster:
             self.arrays.update(stage.reads, (stage.array,))
             self.work += stage.iterations
             self.largest = max(self.largest, stage.size)
-
-    @property
-    def most_rows(self) -> Integer:
-        """The largest of its row counts; 0 if it has none."""
-        return max(self.rows, key=high, default=0)
 
     def costs(self, rows: Integer) -> tuple[float, float]:
         """Vector instructions per row of all stages: with vectors across rows, and along."""
@@ -125,6 +121,10 @@ class Cluster:
             across, along = across + first, along + second
         self._costs[rows] = (len(self.stages), across, along)
         return across, along
+
+
+def _most(rows: Iterable[Integer]) -> Integer:
+    return max(rows, key=high, default=0)
 
 
 class Waits:
@@ -309,13 +309,12 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
         return _no(home, "it does not read each result of that product once, at its own position")
     if len(home.arrays) >= MOST_ARRAYS:
         return _no(home, f"that kernel already has {MOST_ARRAYS} arrays")
-    rows = home.rows & own.rows
-    for array in stage.reads:
-        if array in home.made:
-            rows = frozenset(r for r in rows if aligned(stage, home.made[array], r))
+    rows, made = home.rows & own.rows, [home.made[a] for a in stage.reads if a in home.made]
+    while rows and not all(aligned(stage, one, _most(rows)) for one in made):
+        rows -= {_most(rows)}  # what is aligned for many rows, is for fewer, longer ones
     if not rows:
         return _no(home, "a row of it needs more than the same row there: all must be done first")
-    best = max(rows, key=high)
+    best = _most(rows)
     count, most = high(best), (high(home.most_rows), high(own.most_rows))
     work = home.work + stage.iterations
     parallel = count >= min(*most, ENOUGH_ROWS)
@@ -372,11 +371,11 @@ def _shared_blocks(home: Cluster, chains: Chains, sink: Sink, most: int, mark: s
             _no(home, "it has different blocks of rows")
         elif way.sums and high(way.count) < FEW_TASKS * way.extent:
             _no(home, "one thread would have all its blocks")
+        elif len({*chains.needed(way.reads)} - home.pulled.keys()) >= most:
+            _no(home, "they share no value that would then be computed once")
         else:
             parts, known = chains.pull(way, home.pulled, mark)
-            if len(parts) > most:
-                _no(home, "they share no value that would then be computed once")
-            elif not all(_goes_along(home, part, way, set(known.values())) for part in parts):
+            if not all(_goes_along(home, part, way, set(known.values())) for part in parts):
                 _no(home, "a row of it needs more than the same row there")
             else:
                 return Fit(home.rows, parts, known, way.sums)

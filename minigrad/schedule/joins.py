@@ -49,8 +49,10 @@ def with_parts(roots: Sequence[Node]) -> list[Node]:
 
     A CAT that only one other CAT reads is merged into it.
     """
-    numbers = count()
-    uses = Counter(source for node in topological(roots) for source in node.src)
+    order, numbers = topological(roots), count()
+    if not any(node.op is Op.CAT or node.op is Op.ASSIGN for node in order):
+        return list(roots)
+    uses = Counter(source for node in order for source in node.src)
     uses.update(roots)
 
     def remake(node: Node, src: list[Node]) -> Node:

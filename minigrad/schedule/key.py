@@ -15,6 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, fields
+from itertools import chain
 from operator import attrgetter
 from types import NoneType
 from typing import Any
@@ -38,7 +39,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
         if stage.exchange is not None:
             raise CompileError(f"cannot compile {stage.exchange}: an exchange is not a kernel")
         writer.add("stage", *(getattr(stage, name) for name in _OF_A_STAGE))
-    stored, sums = (_items(sorted(map(writer.text, x))) for x in (kernel.stored, kernel.sums))
+    stored, sums = (_items(sorted(writer.texts(x))) for x in (kernel.stored, kernel.sums))
     writer.add(kernel.kind, kernel.rows, stored, sums)
     return "\n".join(writer.lines), tuple(x for x in writer.known if isinstance(x, Array))
 
@@ -88,44 +89,51 @@ class _Writer:
 
     def add(self, *parts: Any) -> None:
         """Write a line."""
-        words = [self.text(part) for part in parts]  # this adds their own lines first
+        words = self.texts(parts)  # this adds their own lines first
         self.lines.append(" ".join(words))
 
-    def text(self, x: Any) -> str:
-        """The text of a field, or of a node's `arg`; objects without a line get one."""
-        plain = _PLAIN.get(x.__class__)
-        if plain is not None:
-            return plain(x)
-        if isinstance(x, tuple):
-            return f"({','.join(map(self.text, x))})"
-        if isinstance(x, (Array, Atom, Affine, Expr)):
+    def texts(self, some: Iterable[Any]) -> list[str]:
+        """The texts of fields, or of a node's `arg`; objects without a line get one."""
+        plain, other = _PLAIN, self._text
+        return [plain[x.__class__](x) if x.__class__ in plain else other(x) for x in some]
+
+    def _text(self, x: Any) -> str:
+        kind: type = x.__class__
+        if kind in _PARTS:
             return self.known.get(x) or self._number(x)
+        if isinstance(x, tuple):
+            return f"({','.join(self.texts(x))})"
         if isinstance(x, Axis):
-            return f"{self.text(x.variable)}:{self.text(x.extent)}"
+            return ":".join(self.texts((x.variable, x.extent)))
         raise CompileError(f"{x!r} has no key: see schedule/key.py")
 
     def _number(self, x: Array | Atom | Affine | Expr) -> str:
         """Add a line for x after those of its parts; returns the reference to it."""
         for one in walk(x) if isinstance(x, Expr) else (x,):
             if one not in self.known:
-                self.add(*_parts(one))
+                self.add(*_PARTS[one.__class__](one))
                 self.known[one] = f"#{len(self.lines)}"
         return self.known[x]
 
 
-def _parts(x: Array | Atom | Affine | Expr) -> tuple[Any, ...]:
-    """All that identifies x, except an array's name."""
-    if isinstance(x, Array):
-        if x.in_registers:
-            raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
-        return "array", x.dtype, x.size, x.space, x.image
-    if isinstance(x, Affine):
-        return "sum", x.constant, *(part for atom, factor in x.terms for part in (factor, atom))
-    if isinstance(x, Atom):
-        return x.kind, x.name, x.inner, x.divisor, x.low, x.high, x.payload
+def _of_array(x: Array) -> tuple[Any, ...]:
+    if x.in_registers:
+        raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
+    return "array", x.dtype, x.size, x.space, x.image
+
+
+def _of_expr(x: Expr) -> tuple[Any, ...]:
     if x.op is Op.CONST:
         return x.op, x.dtype, _bits(x.value, x.dtype)
     return (x.op, x.dtype, *x.args, *((x.array,) if x.op is Leaf.LOAD else ()), *x.indices)
+
+
+# For what has a line of its own: all that identifies it, except an array's name.
+_PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    Array: _of_array, Expr: _of_expr,
+    Affine: lambda x: ("sum", x.constant, *chain.from_iterable(map(reversed, x.terms))),
+    Atom: attrgetter("kind", "name", "inner", "divisor", "low", "high", "payload"),
+}  # fmt: skip
 
 
 # All but fields that are not compiled (exchange, pieces), and `start`, which `position` includes.

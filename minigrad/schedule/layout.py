@@ -40,6 +40,8 @@ def reading(
 
     moved: array → its stage before, and the order of its axes.
     """
+    if moved.keys().isdisjoint(stage.reads):
+        return stage
 
     def change(e: Expr) -> Expr | None:
         if e.array not in moved:

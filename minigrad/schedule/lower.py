@@ -7,10 +7,10 @@ condition, and what is left at the leaves is a load at an index expression.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Generator, Mapping
+from collections.abc import Callable, Container, Generator, Mapping, Sequence
 
 from minigrad.errors import CompileError
-from minigrad.graph.node import Node
+from minigrad.graph.node import Node, in_order
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, Op
 from minigrad.graph.shapes import flatten, reshape_index
 from minigrad.graph.substitution import replace_atoms
@@ -29,41 +29,51 @@ class Lowering:
 
     def __init__(self, arrays: Mapping[Node, Array]) -> None:
         self.arrays = arrays
-        self.known: dict[Request, Expr] = {}
+        self.known: dict[tuple[Index, Guard], dict[Node, Expr]] = {}
 
     def value(self, node: Node, index: Index, inside: bool = False) -> Expr:
         """The expression of node[index]; `inside` computes node even if it has an array."""
-        first: Request = (node, index, ())
-        stack = [(first, self._lowered(first, inside))]
+        stack = [self._lowered(node, index, (), inside)]
         answer: Expr | None = None
         while stack:
-            request, work = stack[-1]
             try:
-                asked = work.send(answer)  # type: ignore[arg-type]  # None begins
+                asked = stack[-1].send(answer)  # type: ignore[arg-type]  # None begins
+                stack.append(self._lowered(*asked))
+                answer = None
             except StopIteration as end:
-                answer = self.known[request] = end.value
+                answer = end.value
                 stack.pop()
-                continue
-            answer = self.known.get(asked)
-            if answer is None:
-                stack.append((asked, self._lowered(asked)))
         assert answer is not None
         return answer
 
-    def _lowered(self, request: Request, inside: bool = False) -> Generator[Request, Expr, Expr]:
-        """The expression of a request; yields requests for what it needs.
+    def _lowered(
+        self, node: Node, index: Index, guard: Guard, inside: bool = False
+    ) -> Generator[Request, Expr, Expr]:
+        """The expression of a request; yields requests for elements at other indices.
 
         (A coroutine, because graphs are deeper than Python's stack.)
         """
-        node, index, guard = request
+        known = self.known.setdefault((index, guard), {})
+        arrays, own = self.arrays, node if inside else None
+
+        def below(x: Node) -> Sequence[Node]:
+            computed = x.op in ELEMENTWISE and x not in known and (x not in arrays or x is own)
+            return x.src if computed else ()
+
+        for x in in_order([node], below):
+            if x in known:
+                continue
+            if x in arrays and x is not own:
+                known[x] = expr.load(arrays[x], flatten(index, x.shape), guard)
+            elif x.op in ELEMENTWISE:
+                known[x] = expr.apply(x.op, tuple([known[source] for source in x.src]), x.dtype)
+            else:
+                known[x] = yield from self._leaf(x, index, guard)
+        return known[node]
+
+    def _leaf(self, node: Node, index: Index, guard: Guard) -> Generator[Request, Expr, Expr]:
+        """The same for a node that is not stored, and whose sources have another index."""
         op = node.op
-        if node in self.arrays and not inside:
-            return expr.load(self.arrays[node], flatten(index, node.shape), guard)
-        if op in ELEMENTWISE:
-            args = []
-            for source in node.src:
-                args.append((yield source, index, guard))
-            return expr.apply(op, tuple(args), node.dtype)
         if op is Op.CONST:
             return expr.const(node.arg, node.dtype)
         if op is Op.IOTA or op is Op.VARIABLE:

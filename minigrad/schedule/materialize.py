@@ -7,9 +7,10 @@ several readers would read several arrays instead of one; or if a contraction re
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
-from minigrad.graph.node import Node, beneath
+from minigrad.graph.collective import exchanges_in_order
+from minigrad.graph.node import Node, beneath, grouped, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -33,125 +34,140 @@ _LEAVES = _ALWAYS | {Op.BUFFER}
 MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # not PAD: its zeros are not part of an expanded source
 
 
-def choose(
-    order: Sequence[Node], roots: Sequence[Node], recomputed: frozenset[Node], fuse: bool
-) -> tuple[list[Node], dict[Node, int]]:
-    """The nodes to store, in the given topological order.
+class Values:
+    """The values that some roots need, in topological order, and what all plans ask of them.
 
-    Also returns those that are stored only to save operations and could be recomputed, with the
-    number of operations per element. recomputed: nodes that are not to be stored for their cost.
+    Of each value, if nothing on the way is stored: below: operations that it takes; again: those to
+    compute it again, without those of what is expanded to many elements, which is kept for itself;
+    leaves: large arrays that it reads; depth: nodes of its longest chain. size: its elements.
     """
-    # Of each node, if nothing on the way is stored: operations that it takes, and those to compute
-    # it again; the number of arrays that it reads; the length of its chain of operations.
-    below, again, leaves, depth = _measure(order)
-    readers: dict[Node, list[Node]] = {}
-    for node in order:
-        for source in dict.fromkeys(node.src):
-            readers.setdefault(source, []).append(node)
-    kept = set(roots)
-    recomputable: dict[Node, int] = {}
-    seen_through: set[Node] = set()
-    # node → evaluations, by the last kept value or movement on the way to the reader. Readers
-    # behind the same one need the same elements at the same time and share the computation.
-    uses: dict[Node, dict[Node, int]] = {node: {} for node in order}
-    for node in reversed(order):  # users first, so that all uses of a node are known
-        if node.op is Op.BUFFER:
-            kept.discard(node)
-            continue
-        evaluations = sum(uses[node].values())
-        if node.op in _ALWAYS or depth[node] % DEEPEST == 0:
-            kept.add(node)
-        elif not fuse and node.op not in MOVEMENT and node.src:
-            kept.add(node)
-        elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
-            size = numel(node.shape)
-            extra = evaluations - size  # those that storing it would save
-            many_leaves = leaves[node] > 1 and node.op in ELEMENTWISE and node not in seen_through
-            if many_leaves and 2 * extra >= size:  # each reader would read several arrays
-                kept.add(node)
-            elif below[node] > CHEAP and extra * again[node] > SCRATCH_COST * size:
-                if node not in recomputed and node not in seen_through:
-                    kept.add(node)
-                    if evaluations < OFTEN * size:
-                        recomputable[node] = again[node]
-        # how often its sources are evaluated for it
-        if node in kept:
-            inner = node.src[0] if node.op in REDUCTIONS else node
-            passed = {node: numel(inner.shape)}
-        elif node.op in MOVEMENT:
-            passed = {node: evaluations}
-        else:
-            passed = uses[node] if len(uses[node]) <= MOST_USES else {node: evaluations}
-        for source in node.src:
-            uses[source].update(passed)
-        if node.op is Op.GATHER:  # its source is evaluated at other elements
-            uses[node.src[0]].update({node: evaluations})
-        if node.op is Op.COLLECTIVE:  # what it sends must be in memory, in any shape
-            kept.update(in_memory(source) for source in node.src)
-        if node.op is Op.SUM:
-            for base in _operands_in_memory(node, seen_through):
-                kept.add(base)
-                recomputable.pop(base, None)
-    if fuse:
-        plain = kept - recomputable.keys()
-        kept.update(
-            node
-            for node in order
-            if node.op in ELEMENTWISE and below[node] > MEMORY_COST and leaves[node] == 1
-            and all(r.op in ELEMENTWISE and leaves[r] > 1 for r in readers.get(node, ()))
-            and _belongs_to_its_source(node, plain, below, readers)
-        )  # fmt: skip
-    return [node for node in order if node in kept], recomputable
 
+    def __init__(self, roots: Sequence[Node]) -> None:
+        self.roots = roots
+        self.order = topological(exchanges_in_order(roots, topological(roots)))
+        pairs = ((source, node) for node in self.order for source in dict.fromkeys(node.src))
+        self.readers, self._operands = grouped(pairs), dict[Node, tuple[list[Node], set[Node]]]()
+        self.size = {node: numel(node.shape) for node in self.order}
+        self.below, self.again, self.depth = dict[Node, int](), dict[Node, int](), dict[Node, int]()
+        reads: dict[Node, frozenset[Node]] = {}
+        for node in self.order:
+            self._measure(node, reads)
+        self.leaves = {
+            node: size > 1 and sum([2 * self.size[leaf] >= size for leaf in reads[node]])
+            for node, size in self.size.items()
+        }
 
-def _operands_in_memory(node: Node, seen_through: set[Node]) -> Iterator[Node]:
-    """Arrays that a matrix product reads repeatedly, and which are therefore stored."""
-    for operand in contraction_operands(node):
-        used = zip(varies(operand), operand.shape, strict=True)
-        if all(uses or extent == 1 for uses, extent in used):
-            continue  # read once: a factor of a product along a shared last axis
-        base = _below_movement(operand, seen_through)
-        if base.op in ELEMENTWISE or base.op is Op.GATHER:
-            yield base
-
-
-def _measure(order: Sequence[Node]) -> tuple[dict[Node, int], ...]:
-    """Per node: operations from kept values down to it (below); the same without those of what is
-    expanded to many elements, which is kept for itself (again); large arrays that it reads
-    (leaves); nodes of its longest chain (depth).
-    """
-    below: dict[Node, int] = {}
-    again: dict[Node, int] = {}
-    reads: dict[Node, frozenset[Node]] = {}
-    depth: dict[Node, int] = {}
-    for node in order:
-        depth[node] = 1 + max((depth[source] for source in node.src), default=0)
+    def _measure(self, node: Node, reads: dict[Node, frozenset[Node]]) -> None:
+        """Set below, again and depth of a node, and the arrays that it reads."""
+        below, again, depth = self.below, self.again, self.depth
+        depth[node] = 1 + max(map(depth.__getitem__, node.src), default=0)
         if node.op in _LEAVES:
             below[node] = again[node] = 0
             reads[node] = frozenset((node,))
             if node.op is not Op.BUFFER:
                 depth[node] = 0
-            continue
+            return
         if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
             below[node], again[node] = below[node.src[0]], again[node.src[0]]
             reads[node] = reads[node.src[0]]
-            continue
+            return
         own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
-        below[node] = min(own + sum(below[source] for source in node.src), 1 << 20)
-        again[node] = min(own + sum(again[source] for source in node.src), 1 << 20)
-        if node.op is Op.EXPAND and numel(node.shape) >= OFTEN * numel(node.src[0].shape):
+        below[node] = min(own + sum(map(below.__getitem__, node.src)), 1 << 20)
+        again[node] = min(own + sum(map(again.__getitem__, node.src)), 1 << 20)
+        if node.op is Op.EXPAND and self.size[node] >= OFTEN * self.size[node.src[0]]:
             again[node] = 0 if below[node] > CHEAP else again[node]
         found: frozenset[Node] = frozenset()
         for source in node.src:
             if len(found) < 8:
                 found |= reads[source]
         reads[node] = found
-    size = {node: numel(node.shape) for node in order}
-    leaves = {
-        node: sum(2 * size[leaf] >= size[node] for leaf in reads[node]) if size[node] > 1 else 0
-        for node in order
-    }
-    return below, again, leaves, depth
+
+    def choose(
+        self, recomputed: frozenset[Node], fuse: bool
+    ) -> tuple[list[Node], dict[Node, int]]:
+        """The nodes to store, in order.
+
+        Also returns those that are stored only to save operations and could be recomputed, with the
+        number of operations per element. recomputed: nodes that are not to be stored for their
+        cost.
+        """
+        kept = set(self.roots)
+        recomputable: dict[Node, int] = {}
+        seen_through: set[Node] = set()
+        # node → evaluations, by the last kept value or movement on the way to the reader. Readers
+        # behind the same one need the same elements at the same time and share the computation.
+        uses: dict[Node, dict[Node, int]] = {node: {} for node in self.order}
+        for node in reversed(self.order):  # users first, so that all uses of a node are known
+            if node.op is Op.BUFFER:
+                kept.discard(node)
+                continue
+            evaluations = sum(uses[node].values())
+            if node.op in _ALWAYS or self.depth[node] % DEEPEST == 0:
+                kept.add(node)
+            elif not fuse and node.op not in MOVEMENT and node.src:
+                kept.add(node)
+            elif node not in kept and (node.op in ELEMENTWISE or node.op is Op.GATHER):
+                size = self.size[node]
+                extra = evaluations - size  # those that storing it would save
+                stays, many_leaves = node in seen_through, self.leaves[node] > 1
+                if many_leaves and node.op in ELEMENTWISE and not stays and 2 * extra >= size:
+                    kept.add(node)  # each reader would read several arrays
+                elif self.below[node] > CHEAP and extra * self.again[node] > SCRATCH_COST * size:
+                    if node not in recomputed and not stays:
+                        kept.add(node)
+                        if evaluations < OFTEN * size:
+                            recomputable[node] = self.again[node]
+            # how often its sources are evaluated for it
+            if node in kept:
+                inner = node.src[0] if node.op in REDUCTIONS else node
+                passed = {node: self.size[inner]}
+            elif node.op in MOVEMENT:
+                passed = {node: evaluations}
+            else:
+                passed = uses[node] if len(uses[node]) <= MOST_USES else {node: evaluations}
+            for source in node.src:
+                uses[source].update(passed)
+            if node.op is Op.GATHER:  # its source is evaluated at other elements
+                uses[node.src[0]].update({node: evaluations})
+            if node.op is Op.COLLECTIVE:  # what it sends must be in memory, in any shape
+                kept.update(in_memory(source) for source in node.src)
+            if node.op is Op.SUM:
+                bases, through = self._operands_in_memory(node)
+                seen_through |= through
+                kept.update(bases)
+                for base in bases:
+                    recomputable.pop(base, None)
+        if fuse:
+            plain = kept - recomputable.keys()
+            kept.update(
+                node
+                for node in self.order
+                if node.op in ELEMENTWISE
+                and self.below[node] > MEMORY_COST
+                and self.leaves[node] == 1
+                and all(
+                    reader.op in ELEMENTWISE and self.leaves[reader] > 1
+                    for reader in self.readers.get(node, ())
+                )
+                and _belongs_to_its_source(node, plain, self.below, self.readers)
+            )
+        return [node for node in self.order if node in kept], recomputable
+
+    def _operands_in_memory(self, node: Node) -> tuple[list[Node], set[Node]]:
+        """Arrays that a matrix product reads repeatedly, and which are therefore stored.
+
+        Also returns the masks and conversions through which it sees them.
+        """
+        if node not in self._operands:
+            bases, through = self._operands[node] = list[Node](), set[Node]()
+            for operand in contraction_operands(node):
+                used = zip(varies(operand), operand.shape, strict=True)
+                if all(uses or extent == 1 for uses, extent in used):
+                    continue  # read once: a factor of a product along a shared last axis
+                base = _below_movement(operand, through)
+                if base.op in ELEMENTWISE or base.op is Op.GATHER:
+                    bases.append(base)
+        return self._operands[node]
 
 
 def in_memory(node: Node) -> Node:
@@ -316,6 +332,8 @@ def is_product(node: Node) -> bool:
 
 def varies(node: Node) -> list[bool]:
     """For each axis, whether the value changes along it (False where it is expanded)."""
+    if node.op not in MOVED:
+        return [True] * node.ndim
     _, places, index = shown(node, MOVED)
     found = frozenset[Atom]().union(*map(variables, index))
     return [not found.isdisjoint(variables(place)) for place in places]

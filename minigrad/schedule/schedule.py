@@ -9,8 +9,7 @@ from typing import Any
 
 from minigrad.dtype import dtypes
 from minigrad.graph.canonical import Graph
-from minigrad.graph.collective import exchanges_in_order
-from minigrad.graph.node import Node, is_symbolic, make, topological
+from minigrad.graph.node import Node, grouped, is_symbolic, make
 from minigrad.graph.operations import ELEMENTWISE, REDUCTIONS, SCANS, SCATTERS, Op
 from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
@@ -21,7 +20,7 @@ from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
 from minigrad.schedule.lower import shown
-from minigrad.schedule.materialize import MEMORY_COST, choose
+from minigrad.schedule.materialize import MEMORY_COST
 from minigrad.schedule.order import after_needs, freeing_early
 from minigrad.schedule.stage import Stage, Stages
 from minigrad.target import LINE, Target
@@ -144,21 +143,9 @@ def _distinct_roots(roots: Sequence[Node]) -> list[Node]:
     return result
 
 
-def _with_copies(
-    targets: Iterable[tuple[Node, int]], deferred: frozenset[int]
-) -> tuple[list[tuple[Node, int]], list[Node]]:
-    """Roots with their slots: for deferred slots copies, made when nobody needs the old value.
-
-    Also gives these copies.
-    """
-    found: list[tuple[Node, int]] = []
-    copies: list[Node] = []
-    for root, slot in targets:
-        if slot in deferred:
-            root = make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
-            copies.append(root)
-        found.append((root, slot))
-    return found, copies
+def _copied_last(root: Node) -> Node:
+    """A copy of a root that is made when nobody needs the old value."""
+    return make(Op.CONTIGUOUS, root.dtype, root.shape, (root,), "late", root.device)
 
 
 class _Plan:
@@ -175,13 +162,15 @@ class _Plan:
         stages: Stages,
     ) -> None:
         # writes that need a copy: computed elsewhere, and copied into place last
-        targets, late = _with_copies(zip(roots, graph.outputs, strict=True), deferred)
-        roots = [*roots, *late]
-        order = topological(roots)
-        order = topological(exchanges_in_order(roots, order))
+        targets = [
+            (_copied_last(root) if slot in deferred else root, slot)
+            for root, slot in zip(roots, graph.outputs, strict=True)
+        ]
+        late = [root for root, slot in targets if slot in deferred]
+        values = stages.values((*roots, *late))
         # which values get memory, and a stage for each of them
-        kept, self.recomputable = choose(order, roots, recomputed, fuse)
-        self._name_arrays(order, targets, kept, stages)
+        kept, self.recomputable = values.choose(recomputed, fuse)
+        self._name_arrays(values.order, targets, kept, stages)
         nodes = [node for node in kept if numel(node.shape)]  # nothing is computed without elements
         self.stages = self._needed({node: stages.of(node, self.arrays) for node in nodes})
         for node, stage in self.stages.items():
@@ -192,11 +181,12 @@ class _Plan:
         self._order_results(target, fuse)
         # which stages share a kernel, and which kernels must wait for which
         self.chains = Chains(self.stages.values(), self.slots, fuse)
+        self.chains.lay_out()
         self.clusters, self.waits = cluster(self.chains, target, fuse, alone)
-        self.readers: dict[Array, list[Cluster]] = {}
-        for member in self.clusters:
-            for array in {a: None for stage in member.stages for a in stage.reads}:
-                self.readers.setdefault(array, []).append(member)
+        self.readers = grouped(
+            (array, member) for member in self.clusters
+            for array in dict.fromkeys([a for stage in member.stages for a in stage.reads])
+        )  # fmt: skip
         self.maker = {stage.array: member for member in self.clusters for stage in member.stages}
 
     def _name_arrays(
@@ -266,10 +256,7 @@ class _Plan:
         product. A product that only products read is stored in the order in which they read it.
         """
         blocks = Chains(self.stages.values(), self.slots, in_blocks).sinks
-        readers: dict[Array, list[Node]] = {}
-        for node, stage in self.stages.items():
-            for array in stage.reads:
-                readers.setdefault(array, []).append(node)
+        readers = grouped((a, node) for node, stage in self.stages.items() for a in stage.reads)
         for product in [stage for stage in self.stages.values() if stage.contraction is not None]:
             array, nodes = product.array, readers.get(product.array, ())
             found = [self.stages[node] for node in nodes]

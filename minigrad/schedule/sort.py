@@ -45,14 +45,17 @@ MOST_PASSES = 16  # up to so many keys are selected one by one, each by a pass o
 
 def expand_sorts(roots: Sequence[Node]) -> list[Node]:
     """The graph with SORTs and long running reductions replaced by other operations."""
-    taken = _taken(roots)
+    order = topological(roots)
+    if not any(node.op is Op.SORT or node.op in SCANS for node in order):
+        return list(roots)
+    taken = _taken(roots, order)
     return remade(roots, lambda node, src: _expanded(node, src, taken))
 
 
-def _taken(roots: Sequence[Node]) -> dict[Node, Integer]:
+def _taken(roots: Sequence[Node], order: Sequence[Node]) -> dict[Node, Integer]:
     """How many elements of each SORT's rows are read, if only SHRINKs read it."""
     taken: dict[Node, Integer] = {}
-    for node in topological(roots):
+    for node in order:
         for source in node.src:
             if source.op is Op.SORT:
                 before, axis = taken.get(source, 0), source.arg

@@ -52,25 +52,26 @@ _IN_MEMORY = frozenset({Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN})
 
 def split_reductions(roots: Sequence[Node]) -> list[Node]:
     """The roots with reductions split in two if it pays, and one-hot sums as gathers, scatters."""
-    return remade(roots, _arranged)
+    floats = set[Node]()  # known not to be computed from integers
+    return remade(roots, lambda node, src: _arranged(node, src, floats))
 
 
-def _arranged(node: Node, src: Sequence[Node]) -> Node:
+def _arranged(node: Node, src: Sequence[Node], floats: set[Node]) -> Node:
     node = added_at(picked(build.rebuild(node, src)))
     if node.op is Op.ADD:
         return _scattered_onto(node)
     if node.op not in REDUCTIONS:
         return node
-    return reduce(Node.__add__, map(_reduced, _apart(node)))
+    return reduce(Node.__add__, map(_reduced, _apart(node, floats)))
 
 
-def _apart(node: Node) -> list[Node]:
+def _apart(node: Node, floats: set[Node]) -> list[Node]:
     """Split a SUM of added products into one SUM for each large product and one for the rest.
 
     Not if a term is computed from integers in memory, as quantized weights are: the terms share
     these, and a row's sums would depend on how many rows there are.
     """
-    if node.src[0].op is not Op.ADD or not node.dtype.is_float or _decodes(node.src[0]):
+    if node.src[0].op is not Op.ADD or not node.dtype.is_float or _decodes(node.src[0], floats):
         return [node]
     terms = addends(node)
     products = [x for x in terms if contraction_operands(x) and numel(x.src[0].shape) >= LONG]
@@ -80,10 +81,13 @@ def _apart(node: Node) -> list[Node]:
     return [*products, build.reduce(Op.SUM, reduce(Node.__add__, others), node.arg)]
 
 
-def _decodes(node: Node) -> bool:
-    """Whether a value is computed from integers."""
-    order = in_order([node], lambda x: () if x.op in _IN_MEMORY else x.src)
-    return any(x.op is Op.CAST and x.src[0].dtype.is_int for x in order)
+def _decodes(node: Node, floats: set[Node]) -> bool:
+    """Whether a value is computed from integers. floats: known not to be; others are added."""
+    order = in_order([node], lambda x: () if x.op in _IN_MEMORY else x.src, floats)
+    if any(x.op is Op.CAST and x.src[0].dtype.is_int for x in order):
+        return True
+    floats.update(order)
+    return False
 
 
 def _reduced(node: Node) -> Node:

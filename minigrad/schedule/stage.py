@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from minigrad.dtype import DType
 from minigrad.graph.collective import Collective
@@ -24,7 +25,7 @@ from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.contraction import Contraction, contraction_of
 from minigrad.schedule.expr import Array, Expr, Guard, restrict
 from minigrad.schedule.lower import Index, Lowering
-from minigrad.schedule.materialize import in_memory
+from minigrad.schedule.materialize import Values, in_memory
 
 # Stages that are kernels of their own kind: they have no rows to share with others.
 ALONE: dict[Op | None, str] = {
@@ -81,9 +82,9 @@ class Stage:
     def contraction(self) -> Contraction | None:
         """The same for matrix products of floats: those with columns along the last axis."""
         found = self.product
-        if found is None or found.shared or found.of_bytes:
+        if found is None or found.shared or found.of_bytes or found.added is not None:
             return None
-        return found if found.added is None else None
+        return found
 
     def multiplies(self, dtype: DType) -> bool:
         """Whether it computes with numbers of a dtype, loaded or rounded."""
@@ -108,7 +109,7 @@ class Stage:
             arrays = (*self.exchange.sent, *self.exchange.after)
         return (self.body, *initial, *inside, *(expr.load(array, 0, ()) for array in arrays))
 
-    @property
+    @kept
     def loads(self) -> Sequence[Expr]:
         """The distinct loads in all of its expressions."""
         return expr.loads(*self.exprs())
@@ -165,6 +166,7 @@ class Stages:
     """Builds stages, and reuses those that were built for an earlier choice of kept values."""
 
     def __init__(self) -> None:
+        self.values = lru_cache(maxsize=1)(Values)  # of some roots; kept until others are asked for
         self._arrays: dict[Node, Array] = {}
         self._built: dict[Node, tuple[Stage, dict[Node, Array | None]]] = {}
 
@@ -184,7 +186,7 @@ class Stages:
                 return stage
         lowering = Lowering(arrays)
         stage = build(node, lowering)
-        met = {node, *(request[0] for request in lowering.known)}
+        met = {node}.union(*lowering.known.values())
         if node.op is Op.COLLECTIVE:
             met.update(map(in_memory, node.src))
         self._built[node] = (stage, {other: arrays.get(other) for other in met})

@@ -2,9 +2,10 @@
 
 So the forward pass of a piece of a model, the gradient of its input and those of its weights become
 separate programs, which a pipeline's schedule can call at any time. They keep what a single program
-would keep in memory (`materialize.choose`): sums with the values added to them, an activation and
-its derivative instead of their common input. They do not keep what leads from attention's scores,
-products that are larger than their factors and of small depth, to its readers: that is recomputed.
+would keep in memory (`materialize.Values.choose`): sums with the values added to them, an
+activation and its derivative instead of their common input. They do not keep what leads from
+attention's scores, products that are larger than their factors and of small depth, to its readers:
+that is recomputed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.operations import ELEMENTWISE
 from minigrad.graph.partition import CHEAP, HANDED_ON, LEAVES
 from minigrad.schedule.attention_fusion import DEPTH_WITH_STATISTICS
-from minigrad.schedule.materialize import choose, contraction_operands
+from minigrad.schedule.materialize import Values, contraction_operands
 
 COMPUTED_AGAIN = (CHEAP | LEAVES | {Op.CHECK, Op.CUSTOM}) - {Op.CONTIGUOUS}
 
@@ -37,7 +38,7 @@ def cut(programs: Sequence[Sequence[Node]], given: Collection[Node]) -> list[Par
         for node in topological(roots):
             owner.setdefault(node, number)
     shared = {root for roots in programs for root in roots}
-    kept = shared | _kept([*owner], [*shared])
+    kept = shared | _kept([node for node in owner if node in shared])
     soonest: dict[Node, int] = {}  # the first program that has all sources of a value
     for node, number in owner.items():
         found = max((soonest[source] for source in node.src), default=0)
@@ -67,17 +68,18 @@ def cut(programs: Sequence[Sequence[Node]], given: Collection[Node]) -> list[Par
     return [Part(some, tuple(made)) for some, made in zip(reversed(reads), writes, strict=True)]
 
 
-def _kept(order: Sequence[Node], roots: Sequence[Node]) -> set[Node]:
+def _kept(roots: Sequence[Node]) -> set[Node]:
     """The values that a single program would keep in memory."""
+    values = Values(roots)
     passing = set[Node]()  # scores, and elementwise functions of them
-    for node in order:
+    for node in values.order:
         if any(source in passing and _size(source) <= _size(node) for source in node.src):
             is_passing = node.op in COMPUTED_AGAIN
         else:
             is_passing = _is_short_product(node)
         if is_passing:
             passing.add(node)
-    kept, _ = choose(order, roots, frozenset(), fuse=True)
+    kept, _ = values.choose(frozenset(), fuse=True)
     return set(kept) - passing
 
 

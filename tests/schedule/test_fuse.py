@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
+from itertools import accumulate
 from threading import Thread
 
 import numpy as np
@@ -54,6 +56,21 @@ KERNELS = {
     "any_and_all": 1, "scattered": 1, "scattered_inside_rows": 2, "long_sum": 2,
     "rows_before": 2, "rows_behind": 2,
 }  # fmt: skip
+
+
+def test_what_is_aligned_for_many_rows_is_aligned_for_fewer() -> None:
+    """`_shared_rows` relies on it: it tests row counts from the largest down."""
+    tested = 0
+    for build in [*PROGRAMS.values(), *map(random_program, range(20))]:
+        for kernel in plan_of(build).kernels:
+            made = {stage.array: stage for stage in kernel.stages}
+            for stage in kernel.stages:
+                counts = accumulate((axis.most for axis in stage.axes), operator.mul, initial=1)
+                for producer in [made[array] for array in stage.reads if array in made]:
+                    found = [fusion.aligned(stage, producer, n) for n in sorted({*counts})]
+                    assert found == sorted(found, reverse=True), (stage, producer)
+                    tested += len(set(found)) == 2
+    assert tested > 10  # aligned for some, but not for all
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -225,7 +225,7 @@ def test_no_field_is_forgotten():
         "start",  # which `position` contains
     }  # fmt: skip
     known = {"op", "dtype", "args", "value", "array", "index", "guard"}
-    derived = {"indices", "operands", "variables"}
+    derived = {"indices", "operands", "variables", "inner_loads"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | derived
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
         "kind", "name", "inner", "divisor", "low", "high", "payload",
