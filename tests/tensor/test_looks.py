@@ -260,7 +260,7 @@ def test_a_detached_state_in_memory_keeps_nothing_of_turns_that_are_over(on_devi
 @pytest.mark.parametrize("way", ["backward", "twice", "gradient"])
 def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
     w, want, nodes = Tensor([1.0, 2.0], requires_grad=True), np.array([1.0, 2.0]), []
-    for _ in range(TURNS):
+    for _ in range(2 * TURNS):  # what is made of a form is copied from about its fourth time on
         loss = (w**3).sum()
         if way == "gradient":
             w.grad = loss.gradient(w)[0]
@@ -271,7 +271,7 @@ def test_updates_of_a_leaf_that_nobody_reads_do_not_pile_up(on_device, way):
         w.grad = None
         want = want - 0.01 * (6 * want if way == "twice" else 3 * want**2)
         nodes.append(len(topological([w.raw])))
-    assert max(nodes[TURNS // 2 :]) <= max(nodes[: TURNS // 2]), nodes
+    assert max(nodes[TURNS:]) <= max(nodes[:TURNS]), nodes
     np.testing.assert_allclose(w.numpy(), want, rtol=1e-5)
 
 
