@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from minigrad.device import Buffer, Program
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.loop import StepsInMemory, stages_of, written
-from minigrad.graph.node import ASSIGN, BUFFER, Node, in_order, make
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, in_order, make
 from minigrad.graph.pieces import pieces
 from minigrad.graph.rewrite import remade, replaced
 from minigrad.graph.shapes import numel
@@ -113,6 +113,42 @@ def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
             stages.run(loop, cut.results.get(loop, ()), outputs)
     stages.finish(zip(roots, graph.outputs, strict=True))
     return Pieced(stages.pieces, final)
+
+
+def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
+    """A call cut at some of its RESHAPEs: what they read is stored, and read as it is reshaped."""
+    reshapes = [node for node in call.order if node.op is Op.RESHAPE]
+    cuts, made = {reshapes[number] for number in numbers}, dict[Node, None]()
+
+    def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
+        new = _without_writes(node, src, arg)
+        made.update({new: None} if node in cuts else {})
+        return new
+
+    graph = call.rewritten(remake, ())
+    roots = _on_slots(graph, len(call.inputs))
+    stages = _Stages(find, itertools.count(graph.slots))
+    outputs = dict(zip(roots, graph.outputs, strict=True))
+    level: dict[Node, int] = {}
+    others = {*roots}  # what is read not only by these RESHAPEs
+    for node in in_order(roots, None):
+        level[node] = max([level[source] for source in node.src], default=0) + (node in made)
+        others.update(() if node in made else node.src)
+    for number in range(1, max(level.values()) + 1):
+        read = {node: _apart(node.src[0], others) for node in made if level.get(node) == number}
+        stages.store([*(node.src[0] for node in read), *read.values()], outputs)
+        for node, source in read.items():
+            place = stages.known[source].arg
+            stages.known[node] = buffer(place, node.dtype, node.shape, node.device)
+    stages.finish(zip(roots, graph.outputs, strict=True))
+    return Pieced(stages.pieces)
+
+
+def _apart(x: Node, others: Container[Node]) -> Node:
+    """x, or a copy: a program cannot read an array in two shapes if both vary."""
+    if x.op is BUFFER or x in others:
+        return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
+    return x
 
 
 class _Stages:

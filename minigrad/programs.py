@@ -15,12 +15,12 @@ from minigrad.device import Device, Program
 from minigrad.errors import CompileError
 from minigrad.gc_pause import young_gc_only
 from minigrad.graph.canonical import Canonical, Cell, Graph
-from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize
+from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize, merging
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS, Op
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
-from minigrad.pieced import Pieced, in_pieces, in_stages
+from minigrad.pieced import Pieced, at_merges, in_pieces, in_stages
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -33,12 +33,18 @@ MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
 LEAST_NODES = 64  # of such graphs: fewer compile in no time, and pieces are not cut again
 OF_PROGRAM = 12  # nodes that compile, within a whole graph, in the time of a piece's program
 WORTH = 64 * OF_PROGRAM
-# A program in pieces counts as so many, because its key is large (the structure of a whole graph)
-# and may never come again.
+# Programs in pieces count as so many more, because their key is large (the structure of a whole
+# graph) and may never come again.
 OF_PIECED = 16
 # Uses with the same numbers after which a padded program, or one in pieces, gets a special one
 # beside it: up to twice as fast, but compiling it takes as long as some hundred uses.
 FREQUENT = 32
+# Graphs of so many nodes are cut at merges. (In larger ones, of several layers, the parts seldom
+# have general programs: they would be padded to too many elements.)
+MOST_CUT = 512
+# Such cuts in succession whose parts had to be compiled, after which a family is not cut. The parts
+# of the first two are always new, and those of some others, if sizes are equal by chance.
+MOST_FAILED = 8
 
 
 class Family:
@@ -54,14 +60,17 @@ class Family:
         self.samples: list[tuple[Cell, ...]] = []
         self.refused: dict[int, str] = {}  # see `generalize`
         self.generalizes = True
+        self.merges: list[int] = []  # see `merging`
+        self.failed = 0  # cuts there, in succession, whose parts had to be compiled
         # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
         self.used = 0  # when a program was last found, on the clock of `Programs`
         self.uses = 0  # how often
 
     def __len__(self) -> int:
-        programs = (*self.special.values(), *(program for _, program in self.general))
-        return sum(OF_PIECED if isinstance(one, Pieced) else 1 for one in programs) or OF_PIECED
+        programs = [*self.special.values(), *(program for _, program in self.general)]
+        large = any(isinstance(one, Pieced) for one in programs) if programs else bool(self.samples)
+        return len(programs) + OF_PIECED * large
 
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
@@ -137,6 +146,17 @@ def _key_of(call: Canonical) -> Any:
     """What programs of one family share. Hashing it is expensive: it describes a whole graph."""
     values = thread.values
     return call.structure, values["FUSE"], values["GUARD"], values["TUNE"]
+
+
+class _Counted:
+    """Compiles graphs, and counts them."""
+
+    def __init__(self, compile: Callable[[Graph], Program]) -> None:
+        self._compile, self.new = compile, 0
+
+    def __call__(self, graph: Graph) -> Program:
+        self.new += 1
+        return self._compile(graph)
 
 
 class _Kind:
@@ -257,11 +277,33 @@ class Programs:
             return
         general = partial(family.generalize, call, compile, may_pad)
         pieces = partial(self._in_pieces, call, family, compile, may_pad)
-        first, second = (general, pieces) if len(family.samples) == 1 else (pieces, general)
+        cut = partial(self._at_merges, call, family, compile, may_pad)
+        ways = (general, pieces, cut) if len(family.samples) == 1 else (pieces, general, cut)
         may = not often and Device[call.roots[0].device].generalizes
-        if not may or not (first() or second()):
+        if not may or not any(way() for way in ((cut,) if family.merges else ways)):
             family.keep(call.cells, compile(call.graph()))
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
+
+    def _at_merges(
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
+    ) -> bool:
+        """Cut a call where several varying dimensions become one, if it has such; whether it has.
+
+        Each part has a general program, which the whole has not.
+        """
+        exchanges = call.roots[0].device in meshes or COLLECTIVE in map(OPS, call.order)
+        large = len(call.order) > MOST_CUT
+        if large or exchanges or call.values or not may_pad or family.failed > MOST_FAILED:
+            return False
+        family.merges = family.merges or merging(call, [*family.samples, call.cells])
+        if not family.merges:
+            return False
+        counted = _Counted(compile)
+        family.keep(call.cells, at_merges(call, family.merges, partial(self.find, compile=counted)))
+        family.failed = family.failed + 1 if counted.new else 0
+        if family.failed > MOST_FAILED:
+            family.merges.clear()
+        return True
 
     def _in_pieces(
         self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
@@ -278,14 +320,9 @@ class Programs:
         kind.latest.append((weakref.ref(family), family.uses, len(call.order)))
         if not rare:
             return False
-        new: list[Graph] = []
-
-        def counted(graph: Graph) -> Program:
-            new.append(graph)
-            return compile(graph)
-
+        counted = _Counted(compile)
         program = in_pieces(call, lambda *piece: self.find(piece[0], counted, True, piece[1]))
-        kind.cut(len(new) * OF_PROGRAM > len(call.order))
+        kind.cut(counted.new * OF_PROGRAM > len(call.order))
         if program is not None:
             family.keep(call.cells, program)
         return program is not None

@@ -8,7 +8,7 @@ order, so no dependences need to be declared.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -244,7 +244,7 @@ class OpenCL(Runtime):
         with self.doing(f"looking up the kernel {name!r} in its program{where}"):
             return opencl().Kernel(program, name)
 
-    def launch(self, launches: Sequence[Launch]) -> None:
+    def launch(self, launches: Sequence[Launch], variables: Mapping[str, int]) -> None:
         """Enqueue kernels whose arguments are set; with DEBUG, wait and show their times.
 
         The caller handles errors of the driver: see `doing`.
@@ -255,7 +255,8 @@ class OpenCL(Runtime):
         enqueue = cl.enqueue_nd_range_kernel
         queue = self.timed_queue if level else self.queue
         events = [
-            [enqueue(queue, one.kernel, n, (one.code.group,), at) for n, at in one.code.pieces]
+            [enqueue(queue, one.kernel, n, (one.code.group,), at)
+             for n, at in one.code.pieces(variables)]
             for one in launches
         ]
         if not level:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minigrad.device import Buffer
 from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import high
+from minigrad.graph.variable import evaluate
 from minigrad.loops.nest import Nest
 from minigrad.program import GlobalCounters
 from minigrad.render.opencl_kernel import Source as Text
@@ -21,6 +22,9 @@ from minigrad.schedule.schedule import LiveRange, Schedule, Source
 
 if TYPE_CHECKING:
     from minigrad.runtimes.opencl import OpenCL
+
+
+Pieces = Sequence[tuple[tuple[int], tuple[int]]]  # work-items, and the first one's number
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,23 @@ class Kernel:
         """Parts of the scratch memory that a launch needs."""
         return self.items // (self.nest.items or 1)
 
+    def pieces(self, variables: Mapping[str, int]) -> Pieces:
+        """The work-items of each launch, and the first one's number.
+
+        As many groups as there are rows, so that none has to return before a barrier: PoCL (3.0 and
+        6.0) then reads memory before another item of the group has written it.
+        """
+        if self.nest.items and not isinstance(self.nest.total, int):
+            return self._cut(evaluate(self.nest.total, variables) * self.group)
+        return self._whole
+
     @kept
-    def pieces(self) -> tuple[tuple[tuple[int], tuple[int]], ...]:
-        """The work-items of each launch, and the first one's number."""
-        starts = range(0, self.total, self.items)
-        return tuple(((min(self.items, self.total - start),), (start,)) for start in starts)
+    def _whole(self) -> Pieces:
+        return self._cut(self.total)
+
+    def _cut(self, total: int) -> Pieces:
+        starts = range(0, total, self.items)
+        return [((min(self.items, total - start),), (start,)) for start in starts]
 
 
 class Launch(NamedTuple):
@@ -109,7 +125,7 @@ class OpenCLProgram:
             with runtime.lock, runtime.doing("running a program"):
                 for launch in self._launches:
                     _set(launch, values)
-                runtime.launch(self._launches)
+                runtime.launch(self._launches, variables)
         finally:
             for memory, size in reversed(taken):  # the next run gets the same again
                 runtime.free(memory, size)

@@ -225,6 +225,35 @@ def _solved(
     return None
 
 
+def merging(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> list[int]:
+    """The RESHAPEs that make one varying dimension of several, or several of one: their numbers.
+
+    No general graph has them: if m and n vary, element i · n + j of m · n is not at a linear place.
+    """
+    shapes = [_shapes(call, cells) for cells in samples]
+    varying: dict[Node, int] = {}  # of each node, how many dimensions vary
+    for node in call.order:
+        varying[node] = varying[node.src[0]] if node not in shapes[0] else sum(
+            len({*extents}) > 1 for extents in zip(*(shape[node] for shape in shapes), strict=True)
+        )  # fmt: skip
+    reshapes = (node for node in call.order if node.op is Op.RESHAPE)
+    return [n for n, node in enumerate(reshapes) if varying[node] != varying[node.src[0]]]
+
+
+def _shapes(call: Canonical, cells: tuple[Cell, ...]) -> dict[Node, Shape]:
+    """The shapes that a call's nodes would have if it had these cells."""
+    turn, shapes = iter(cells), dict[Node, Shape]()
+
+    def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
+        follows = node.op in FOLLOWING and node.op not in NUMBERED
+        made = build.rebuild(node, src) if follows else _remake(node, src, arg, turn, merges=False)
+        shapes[node] = made.shape
+        return made
+
+    call.rewritten(remake, ())
+    return shapes
+
+
 _KINDS = {  # of an operation's cells, in turn; others have extents
     Op.SHRINK: ("start", "extent"), Op.PAD: ("before", "after"), Op.ASSIGN: ("start",),
     Op.VARIABLE: ("int32",),

@@ -124,21 +124,19 @@ class GroupsEmitter(Emitter):
         """The loop whose iterations are work-groups, or work-items."""
         total, items = self.nest.total, self.nest.items
         kind = kind_of_range(0, [2 * high(total) * max(items, 1)], 1 << 20)
-        stop = bare(self.index(total, kind))
         name = self.fresh(loop.variable.name)
         if items:
             (inner,) = loop.body
             assert isinstance(inner, Loop)
             with self.straight(inner.changes):
                 self.line(f"const {kind} {name} = get_global_id(0) / {items};")
-                if not isinstance(total, int):  # as many groups are launched as there may be rows
-                    self.line(f"if ({name} >= {stop}) return;")
                 item = self.fresh(inner.variable.name)
                 self.line(f"const int {item} = get_local_id(0);")
                 self.bind(inner.variable, item, "int")
                 self.bind(loop.variable, name, kind)
                 self.body(inner)
         else:
+            stop = bare(self.index(total, kind))
             header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
             with self.straight(loop.changes, f"{header}{name} += get_global_size(0))"):
                 self.bind(loop.variable, name, kind)

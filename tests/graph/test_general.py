@@ -353,6 +353,37 @@ def test_two_sizes_at_once(compiled: str, reference: str) -> None:
     assert counts[2] == counts[-1]
 
 
+def test_two_sizes_that_are_merged(compiled: str, reference: str) -> None:
+    """(n, m) to n · m and back, as in losses of texts: the graph is cut where that happens."""
+
+    def losses(n: int, m: int, device: str) -> list[np.ndarray]:
+        rng = np.random.default_rng(100 * n + m)
+        data = (rng.standard_normal((n, m, 3)), rng.standard_normal((3, 4)), np.zeros(4))
+        x, w, total = (
+            Tensor(one.astype(np.float32), device=device, requires_grad=one.ndim > 1)
+            for one in data
+        )  # fmt: skip
+        labels = Tensor(rng.integers(0, 4, (n, m)), device=device)
+        scores = ((x - x.mean(0)) @ w).tanh()
+        flat = scores.reshape(-1, 4)
+        centered = (flat - flat.mean(0)).reshape(n, m, 4)
+        loss = flat.cross_entropy(labels.reshape(-1)) + centered.softmax(1).square().mean()
+        total.assign(flat.sum(0) + 0.5)
+        found = [loss, flat, centered, *loss.gradient(x, w), total]
+        Tensor.realize(*found)
+        return [one.numpy() for one in found]
+
+    sizes = ((3, 5), (4, 9), (7, 2), (6, 11), (2, 8), (9, 3), (5, 7))
+    exact = [losses(*some, reference) for some in sizes]
+    programs.forget()
+    counts = []
+    for some, expected in zip(sizes, exact, strict=True):
+        for found, right in zip(losses(*some, compiled), expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6, err_msg=f"{some}")
+        counts.append(GlobalCounters.programs_compiled)
+    assert counts[3] == counts[-1], counts
+
+
 @pytest.mark.parametrize("sizes", [(5, 3, 1), (1, 4, 3), (4, 1, 2)], ids=str)
 def test_a_single_row(compiled: str, reference: str, sizes: tuple[int, ...]) -> None:
     """1 is a size as any other, where the graph is the same; also as one of two samples."""

@@ -296,7 +296,8 @@ def test_layers_with_functions_can_be_copied(on_device):
     layer = nn.TransformerEncoderLayer(4, 2, 8, activation=nn.functional.relu).eval()
     x = Tensor.rand(1, 3, 4)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert other.eval()(x).tolist() == layer(x).tolist()
+        # a general program, made for earlier tests, may serve one of the two calls
+        np.testing.assert_allclose(other.eval()(x).numpy(), layer(x).numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_are_forgotten(on_device):
