@@ -1,4 +1,7 @@
-"""A program that runs as several programs: of its graph's pieces (`graph/pieces.py`), or loops."""
+"""A program that runs as several programs.
+
+Of its graph's pieces (`graph/pieces.py`), of its loops, or of parts between RESHAPEs.
+"""
 
 from __future__ import annotations
 

@@ -292,8 +292,8 @@ class Programs:
         Each part has a general program, which the whole has not.
         """
         exchanges = call.roots[0].device in meshes or COLLECTIVE in map(OPS, call.order)
-        large = len(call.order) > MOST_CUT
-        if large or exchanges or call.values or not may_pad or family.failed > MOST_FAILED:
+        alone = not family.samples or len(call.order) > MOST_CUT or family.failed > MOST_FAILED
+        if alone or exchanges or call.values or not may_pad:
             return False
         family.merges = family.merges or merging(call, [*family.samples, call.cells])
         if not family.merges:
