@@ -186,7 +186,9 @@ def same(make, device, *arrays, tolerance=1e-5):
 def noted(name, monkeypatch):
     """A list to which a device's launches are added."""
     found, launch = [], Device[name].launch
-    monkeypatch.setattr(Device[name], "launch", lambda given: found.extend(given) or launch(given))
+    monkeypatch.setattr(
+        Device[name], "launch", lambda given, values: found.extend(given) or launch(given, values)
+    )
     return found
 
 
