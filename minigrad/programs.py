@@ -39,8 +39,8 @@ OF_PIECED = 16
 # Uses with the same numbers after which a padded program, or one in pieces, gets a special one
 # beside it: up to twice as fast, but compiling it takes as long as some hundred uses.
 FREQUENT = 32
-# Graphs of so many nodes are cut at merges. (In larger ones, of several layers, the parts seldom
-# have general programs: they would be padded to too many elements.)
+# Graphs of at most so many nodes are cut at merges. (In larger ones, of several layers, the parts
+# seldom have general programs: they would be padded to too many elements.)
 MOST_CUT = 512
 # Such cuts in succession whose parts had to be compiled, after which a family is not cut. The parts
 # of the first two are always new, and those of some others, if sizes are equal by chance.
