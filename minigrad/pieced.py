@@ -6,7 +6,7 @@ Of its graph's pieces (`graph/pieces.py`), of its loops, or of parts between RES
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -106,15 +106,14 @@ def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
     roots = remade(
         _on_slots(graph, inputs), lambda node, src: _without_writes(node, src, node.arg)
     )
-    stages = _Stages(find, itertools.count(graph.slots))
-    outputs = dict(zip(roots, graph.outputs, strict=True))
+    stages = _Stages(find, graph, roots)
     cut = stages_of(roots)
     for number, loops in enumerate(cut.stages):
         needs = [source for loop in loops for source in loop.arg.read(loop)]
-        stages.store((*needs, *cut.at(number, roots)), outputs)
+        stages.store((*needs, *cut.at(number, roots)))
         for loop in loops:
-            stages.run(loop, cut.results.get(loop, ()), outputs)
-    stages.finish(zip(roots, graph.outputs, strict=True))
+            stages.run(loop, cut.results.get(loop, ()))
+    stages.finish()
     return Pieced(stages.pieces, final)
 
 
@@ -130,8 +129,7 @@ def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
 
     graph = call.rewritten(remake, ())
     roots = _on_slots(graph, len(call.inputs))
-    stages = _Stages(find, itertools.count(graph.slots))
-    outputs = dict(zip(roots, graph.outputs, strict=True))
+    stages = _Stages(find, graph, roots)
     level: dict[Node, int] = {}
     others = {*roots}  # what is read not only by these RESHAPEs
     for node in in_order(roots, None):
@@ -139,11 +137,11 @@ def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
         others.update(() if node in made else node.src)
     for number in range(1, max(level.values()) + 1):
         read = {node: _apart(node.src[0], others) for node in made if level.get(node) == number}
-        stages.store([*(node.src[0] for node in read), *read.values()], outputs)
+        stages.store([*(node.src[0] for node in read), *read.values()])
         for node, source in read.items():
             place = stages.known[source].arg
             stages.known[node] = buffer(place, node.dtype, node.shape, node.device)
-    stages.finish(zip(roots, graph.outputs, strict=True))
+    stages.finish()
     return Pieced(stages.pieces)
 
 
@@ -157,22 +155,24 @@ def _apart(x: Node, others: Container[Node]) -> Node:
 class _Stages:
     """Collects pieces. known: nodes in memory by then → BUFFERs of slots, or parts of these."""
 
-    def __init__(self, find: Find, free: Iterator[int]) -> None:
-        self._find, self._free = find, free
+    def __init__(self, find: Find, graph: Graph, roots: Sequence[Node]) -> None:
+        self._find, self._free = find, itertools.count(graph.slots)
+        self._wanted = [*zip(roots, graph.outputs, strict=True)]
+        self._outputs = dict(self._wanted)
         self._instead: dict[int, int] = {}  # slots of a loop's results → outputs' slots
         self.pieces: list[_Piece] = []
         self.known: dict[Node, Node] = {}
 
-    def store(self, nodes: Iterable[Node], outputs: Mapping[Node, int]) -> None:
+    def store(self, nodes: Iterable[Node]) -> None:
         """Compute nodes that are not in memory, into their output's slot or a new one."""
         now = [n for n in dict.fromkeys(nodes) if n not in self.known and n.op is not BUFFER]
-        places = {n: outputs[n] if n in outputs else next(self._free) for n in now}
+        places = {n: self._outputs[n] if n in self._outputs else next(self._free) for n in now}
         made = {n: buffer(at, n.dtype, n.shape, n.device) for n, at in places.items()}
-        new = {at: n for n, at in places.items() if n not in outputs}
+        new = {at: n for n, at in places.items() if n not in self._outputs}
         self._add(replaced(now, self.known), [*places.values()], new)
         self.known.update(made)
 
-    def run(self, loop: Node, results: Sequence[Node], outputs: Mapping[Node, int]) -> None:
+    def run(self, loop: Node, results: Sequence[Node]) -> None:
         """Run a LOOP, whose sources are in memory. results: its RESULTs that are wanted."""
         new: dict[int, Node] = {}
 
@@ -184,16 +184,16 @@ class _Stages:
         sources = {one: self.known.get(one, one) for one in loop.arg.read(loop)}
         steps = StepsInMemory(loop, sources, results, memory)
         for one, place in steps.results.items():
-            if one in outputs and place.op is BUFFER:
-                self._instead[place.arg] = outputs[one]
+            if one in self._outputs and place.op is BUFFER:
+                self._instead[place.arg] = self._outputs[one]
         new = {slot: place for slot, place in new.items() if slot not in self._instead}
         self._add(steps.begin, (), new)
         self._add(steps.step, (), {}, [*steps.values()])
         self.known.update(steps.results)
 
-    def finish(self, outputs: Iterable[tuple[Node, int]]) -> None:
+    def finish(self) -> None:
         """Compute the outputs that are not in their slots."""
-        left = [(root, slot) for root, slot in outputs
+        left = [(root, slot) for root, slot in self._wanted
                 if root.op is ASSIGN or not self._is_in(root, slot)]
         roots = replaced([root for root, _ in left], self.known)
         self._add(roots, [slot for root, slot in left if root.op is not ASSIGN], {})

@@ -33,7 +33,8 @@ class Kernel:
 
     arguments: numbers of those arrays of its key that are its arguments.
     name: of the kernel in the driver's program.
-    items: of one launch; the launches of a kernel have `total` of them, one launch after the other.
+    items: of one launch; the launches of a kernel have `total` of them, one launch after the other,
+    or fewer if the number of its groups varies.
     """
 
     nest: Nest

@@ -335,14 +335,14 @@ class StepsInMemory:
         self._places: dict[tuple[str, int], str] = {}  # a kind of row, rows of a value → variable
         wanted = {result.arg for result in results}
         stand: dict[Node, Node] = {}
-        written: list[tuple[Node, Node, str]] = []  # for each carry and out: array, like, where
+        stored: list[tuple[Node, Node, str]] = []  # for each carry and out: array, like, where
         self.begin: list[Node] = []
         found: dict[tuple[str, int], Node] = {}  # a RESULT's arg → its node
         for number, carry in enumerate(loop.carries):
             all_rows = ("carry", number) in wanted
             whole = new(carry, loop.count + 1 if all_rows else 2)
             stand[carry] = self._read(whole, carry, "before" if all_rows else "from")
-            written.append((whole, carry, "after" if all_rows else "to"))
+            stored.append((whole, carry, "after" if all_rows else "to"))
             start = loop.first if all_rows else 0
             self.begin.append(_written_at(whole, carry, sources[node.src[number]], start))
             end = loop.count - loop.first if all_rows else loop.count % 2
@@ -351,9 +351,9 @@ class StepsInMemory:
         for number, out in enumerate(loop.outs):
             if ("out", number) in wanted:
                 found["out", number] = new(out, loop.count)
-                written.append((found["out", number], out, "row"))
+                stored.append((found["out", number], out, "row"))
                 values.append(loop.body[len(loop.carries) + number])
-        self.memory = [whole for whole, _, _ in written]
+        self.memory = [whole for whole, _, _ in stored]
         self.results = {result: found[result.arg] for result in results}
         stands = (*loop.elements, *loop.constants)
         for one, source in zip(stands, node.src[len(loop.carries) :], strict=True):
@@ -362,7 +362,7 @@ class StepsInMemory:
                 stand[one] = self._read(known, one, "row") if one in loop.elements else known
         self.step = [
             _written_at(whole, like, value, self._at(where, _together(whole, like)[1]))
-            for (whole, like, where), value in zip(written, replaced(values, stand), strict=True)
+            for (whole, like, where), value in zip(stored, replaced(values, stand), strict=True)
         ]
 
     def _read(self, whole: Node, like: Node, where: str) -> Node:

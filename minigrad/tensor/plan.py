@@ -56,6 +56,7 @@ _BUFFERS, _MEMORY = frozenset({BUFFER}), frozenset({BUFFER, ASSIGN})
 _STORED = frozenset({*_MEMORY, CONST, Op.LOOP})  # a LOOP is no value: its RESULTs are
 _PARTS = (Op.RESHAPE, Op.SHRINK)
 _CHEAP = frozenset({*MOVEMENT, Op.CAST, Op.BITCAST})
+_GIVEN = _CHEAP | _STORED  # nothing, or little, is computed for these
 _SHOWN = _CHEAP - {Op.SHRINK}  # a part may be all that is ever computed of the whole
 FEW = 4  # nodes of a single operation, between which nothing is computed
 # Elements of a value that is kept for later programs. A larger one is kept only if it is no larger
@@ -290,7 +291,7 @@ class Plan:
         loss.item()` does not need the new weights, but the next step does.
         """
         computed = [n for n in self.order
-                    if n in self.replaced or (n.src and n.op not in _CHEAP | _STORED)]
+                    if n in self.replaced or (n.src and n.op not in _GIVEN)]
         oldest = min([node.age for node in computed], default=1 << 62)
         writes = [h.raw for h in not_captured(lazy_since(oldest)) if is_waiting(h.raw)
                   and h.raw not in self.roots and companion_of(h.raw.src[0]) is None]  # fmt: skip

@@ -331,6 +331,21 @@ def test_other_constants(compiled: str, reference: str, dtype: str) -> None:
     assert counts[1] == counts[-1]
 
 
+def compared(
+    compute: Callable[[int, int, str], list[np.ndarray]], sizes: tuple[tuple[int, int], ...],
+    compiled: str, reference: str, atol: float,
+) -> list[int]:  # fmt: skip
+    """Compare results for pairs of sizes; how many programs were compiled after each pair."""
+    exact = [compute(*some, reference) for some in sizes]
+    programs.forget()
+    counts = []
+    for some, expected in zip(sizes, exact, strict=True):
+        for found, right in zip(compute(*some, compiled), expected, strict=True):
+            np.testing.assert_allclose(found, right, rtol=1e-5, atol=atol, err_msg=f"{some}")
+        counts.append(GlobalCounters.programs_compiled)
+    return counts
+
+
 def test_two_sizes_at_once(compiled: str, reference: str) -> None:
     """Pairs of n and m rows: a result, and then an input, with two dimensions that vary."""
 
@@ -343,13 +358,7 @@ def test_two_sizes_at_once(compiled: str, reference: str) -> None:
         return [distances.numpy(), weights.numpy()]
 
     sizes = ((3, 5), (4, 9), (7, 2), (6, 6), (2, 8), (9, 3))
-    exact = [between(*some, reference) for some in sizes]
-    programs.forget()
-    counts = []
-    for some, expected in zip(sizes, exact, strict=True):
-        for found, right in zip(between(*some, compiled), expected, strict=True):
-            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5, err_msg=f"{some}")
-        counts.append(GlobalCounters.programs_compiled)
+    counts = compared(between, sizes, compiled, reference, 1e-5)
     assert counts[2] == counts[-1]
 
 
@@ -374,13 +383,7 @@ def test_two_sizes_that_are_merged(compiled: str, reference: str) -> None:
         return [one.numpy() for one in found]
 
     sizes = ((3, 5), (4, 9), (7, 2), (6, 11), (2, 8), (9, 3), (5, 7))
-    exact = [losses(*some, reference) for some in sizes]
-    programs.forget()
-    counts = []
-    for some, expected in zip(sizes, exact, strict=True):
-        for found, right in zip(losses(*some, compiled), expected, strict=True):
-            np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6, err_msg=f"{some}")
-        counts.append(GlobalCounters.programs_compiled)
+    counts = compared(losses, sizes, compiled, reference, 1e-6)
     assert counts[3] == counts[-1], counts
 
 
