@@ -39,10 +39,10 @@ from minigrad.graph.symbolic import Integer, ceildiv, low, plain
 Name = tuple[str, int]
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
-# Channels, and pixels of a row, from which on a product reads images in place: with fewer pixels, a
-# tile has too few products for the lines that each channel reads (7: 1.04 of the time that it takes
-# with a copy, 14: 0.86, 28: 0.85; Emerald Rapids).
-LEAST_CHANNELS, LEAST_ROW = 16, 12
+# Channels, and pixels of a row, from which on a product reads images in place. Time relative to a
+# copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), rows of 14 0.86,
+# of 28 0.85 (Emerald Rapids).
+LEAST_CHANNELS, LEAST_ROW = 16, 7
 # The largest distance at which neighbours of a value are written between others: each line of
 # memory is read and written that many times. Joining parts later writes and reads each part once,
 # and then writes the whole.

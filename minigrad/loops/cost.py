@@ -280,7 +280,8 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     # read rows of the left operand where they are
     mc = rows
     staying = target.l2 // 2 // (depth * size)  # rows that stay in half of L2
-    if pays and staying >= MANY_ROWS:
+    again = panels > 1 and staying >= MANY_ROWS  # each panel of a task reads them again, there
+    if again:
         mc = cut(rows, mr, staying)
     packs = nr > 1 and needs_packing(problem, nr, mc)
     if mc >= rows:  # so many blocks that all threads have work
@@ -290,7 +291,7 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     tasks = problem.batches * ceildiv(rows, mc) * panels
     tasks //= prod(size for _, size in rows_of_panel(problem.m, mc, tasks))
     # several panels for each task, if enough tasks remain
-    spare = tasks // ENOUGH_TASKS if packs else 1  # panels that a task can have
+    spare = tasks // ENOUGH_TASKS if packs or again else 1
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
@@ -300,7 +301,7 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis
     """The axes of rows before the last one, over which a task loops to make its packing pay.
 
     With each axis comes the extent of it for one task: all, or an equal part if all of it would
-    leave too few tasks (only if rows are few).
+    leave too few tasks.
     """
     found: list[tuple[Axis, int]] = []
     for axis in reversed(m[:-1]):
@@ -308,10 +309,9 @@ def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis
             break
         most = axis.extent // ceildiv(FEW_TASKS, tasks // axis.extent)
         size = next((n for n in range(most, 1, -1) if axis.extent % n == 0), 1)
-        whole = size == axis.extent
-        if whole or size > 1 and rows < LEAST_ROWS:
+        if size > 1:
             found.insert(0, (axis, size))
-        if not whole:
+        if size < axis.extent:
             break
         rows *= axis.extent
         tasks //= axis.extent
