@@ -204,7 +204,8 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         even: only whole vectors are between the loop's start and the base.
         """
         x, step = loop.variable, loop.step
-        number = Atom("var", f"{x.name}.vectors", 0, (x.high - low(loop.start)) // step)
+        last = min(x.high, *(high(stop) - 1 for stop in loop.stops))
+        number = Atom("var", f"{x.name}.vectors", 0, max(last - low(loop.start), 0) // step)
         first = loop.start + number.index * step if even else None
         self._at_base.clear()
         for atom, lanes in ((x, Lanes(base, step, first)), (loop.lane, Lanes("0", step, 0))):
@@ -472,11 +473,9 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             if is_number(text):
                 return values.constant(int(text) >= 0, dtypes.bool)
             return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
-        width = self.width()
-        if self.lane_stride(x) is None:  # for example, whether a lane is even
-            at = self.at_lanes(x)
-            if at and all(low(one) >= 0 or high(one) < 0 for one in at):
-                return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
+        width, at = self.width(), self.at_lanes(x)
+        if at and all(low(one) >= 0 or high(one) < 0 for one in at):
+            return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
         number = self.vector(x, width)
         zero = values.literal(0, values.register_type(number.dtype), width)
         return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)

@@ -157,6 +157,14 @@ def mirrored(x: Node, times: int) -> Node:
     return joined([g.flip(first, (1,)), x, g.flip(last, (1,))], 1)
 
 
+def reflected(x: Node, times: int) -> Node:
+    """A row between a few mirrored elements: they are in a vector with others."""
+    rows, width = x.shape
+    ends = (1, times + 1), (width - times - 1, width - 1)
+    first, last = (g.flip(g.shrink(x, ((0, rows), end)), (1,)) for end in ends)
+    return joined([first, x, last], 1)
+
+
 def some_padded(x: Node, times: int) -> Node:
     """Every `times`-th element, with zeros around: a vector's mask is computed."""
     rows, width = x.shape
@@ -171,7 +179,8 @@ def repeated_padded(x: Node, times: int) -> Node:
 
 
 FEW_VECTORS = [
-    in_turn, repeated, spread, backwards, paired, turned, mirrored, some_padded, repeated_padded,
+    in_turn, repeated, spread, backwards, paired, turned, mirrored, reflected, some_padded,
+    repeated_padded,
 ]
 
 
