@@ -41,8 +41,11 @@ LARGE = 1 << 20  # products from which on several sums are better than one with 
 MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
 # Channels, and pixels of a row, from which on a product reads images in place. Time relative to a
 # copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), rows of 14 0.86,
-# of 28 0.85 (Emerald Rapids).
+# of 28 0.85 (Emerald Rapids); with a step of 1 0.57 … 1.0 for rows of 9 … 256 pixels (Zen 4).
 LEAST_CHANNELS, LEAST_ROW = 16, 7
+# Columns of a window beside one, for each pixel of a step, up to which it does. They need conditions
+# in a tile: 5 × 5, step 1, 0.97 … 1.25 of the time with a copy; 7 × 7 1.7 … 2.5, step 2 level.
+MOST_ASIDE = 3
 # The largest distance at which neighbours of a value are written between others: each line of
 # memory is read and written that many times. Joining parts later writes and reads each part once,
 # and then writes the whole.
@@ -107,13 +110,15 @@ class _Product:
         return build.reshape(total, shape[: len(order)])
 
 
-def reads_in_place(channels: Integer, row: Integer) -> bool:
-    """Whether products with strided windows read images in place, channel after channel.
+def reads_in_place(channels: Integer, row: Integer, window: Window) -> bool:
+    """Whether products with windows read images in place, channel after channel.
 
-    row: pixels of a channel that are neighbours for a tile. A copy in another order, with zeros
-    around it, would wait for memory.
+    row: pixels of a channel that are neighbours for a tile; window: along it. A copy in another
+    order, with zeros around it, would wait for memory.
     """
-    return low(channels) >= LEAST_CHANNELS and low(row) >= LEAST_ROW
+    _, size, step, dilation = window
+    few = dilation * (size - 1) <= MOST_ASIDE * step
+    return few and low(channels) >= LEAST_CHANNELS and low(row) >= LEAST_ROW
 
 
 Ranges = Sequence[tuple[Integer, Integer]]
@@ -178,7 +183,7 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
     split = [_prepare(product, window, wanted[window[0]]) for window in overlapping]
     for part in split:
         _surround(product, part, wanted[part.axis])
-    if len(product.factors) > 1 and not (strided and _lie_well(product, overlapping)):
+    if len(product.factors) > 1 and not _lie_well(product, overlapping):
         # they are read repeatedly: zeros in memory are cheaper than conditions
         product.factors = [build.contiguous(f) if f.op is Op.PAD else f for f in product.factors]
     summed = [("j", axis) for axis, *_ in overlapping]
@@ -216,8 +221,10 @@ def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
     images = (beneath(f, MOVEMENT) for f in product.factors)
     if ("sum", 0) not in product.names or any(f.op is Op.CAST for f in images):
         return False
+    if len(windows) != 2 or numel(product.extents) < LARGE:
+        return False
     channels, row = (product.extents[product.at(*of)] for of in (("sum", 0), ("x", windows[-1][0])))
-    return numel(product.extents) >= LARGE and len(windows) == 2 and reads_in_place(channels, row)
+    return reads_in_place(channels, row, windows[-1])
 
 
 def _factors(g: Node, ndim: int, windows: Sequence[Window]) -> _Product:

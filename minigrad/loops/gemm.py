@@ -35,7 +35,7 @@ from dataclasses import replace
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten, numel
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, low
 from minigrad.loops import cost, product
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
@@ -145,7 +145,9 @@ def in_registers(
             ks = [*ks[:-1], lines, ks[-1]]
     if (terms := problem.terms) is not None:
         s.insert(ks[0], lambda loop, _: again(loop, m, terms), behind=True)
-    if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and not target.brief:
+    # (if several conditions differ by row, LLVM would load more than the registers hold)
+    few = sum(m in variables(x) for e in expr.loads(s.operands["left"]) for x in e.guard) <= 1
+    if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and few and not target.brief:
         ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
     if tiling.nr > 1 and not target.brief and problem.stores_across:
         s.transpose(m, target.lanes(problem.total.dtype))

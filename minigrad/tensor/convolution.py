@@ -5,8 +5,8 @@ recipes for contractions compute it and its two gradients, without an array of w
 Internally channels are the last dimension: then all three products have vectors along channels.
 
 Images keep their layout in two cases: if each channel has its own small kernel (depthwise groups),
-because rearranging would take longer than computing; and if a stride leaves few products for each
-element (`graph/windows.py`). For 3 × 3 kernels, Winograd's method is used if it needs fewer
+because rearranging would take longer than computing; and if a kernel has few columns for the stride
+(`graph/windows.py`). For 3 × 3 kernels, Winograd's method is used if it needs fewer
 products (`winograd.py`).
 """
 
@@ -115,8 +115,9 @@ class Convolution(Composed):
             space[-1] >= LEAST_WIDTH * steps[-1]
         )
         apart = own or (groups > 1 and inner >= VECTOR)
-        lies = max(steps) > 1 == groups and spatial == 2 and wide.dtype is dtype
-        lies = lies and prod(kernel) > 1 and reads_in_place(inner, extents[-1])
+        across = windows_of(0, kernel, steps, gaps)[-1]
+        lies = groups == 1 and spatial == 2 and wide.dtype is dtype
+        lies = lies and prod(kernel) > 1 and reads_in_place(inner, extents[-1], across)
         if prod(kernel) == 1 < max(steps) and not (own or any(map(any, pairs))):
             # pixels that are not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))

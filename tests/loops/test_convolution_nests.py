@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,14 +33,17 @@ def sums() -> Iterator[None]:
 
 
 def convolution(
-    of: str, batch: int, channels: int, extent: int, out: int, stride: int = 1
+    of: str, batch: int, channels: int, extent: int, out: int, stride: int = 1, kernel: int = 3
 ) -> Build:
-    """A 3 × 3 convolution of square images with padding 1, or one of its gradients."""
+    """A convolution of square images with zeros around them, or one of its gradients.
+
+    With a kernel of 5 × 5, or fewer than 7 pixels a row, images are copied.
+    """
 
     def build(inputs: Inputs) -> list[Node]:
-        x, w = inputs(batch, channels, extent, extent), inputs(out, channels, 3, 3)
+        x, w = inputs(batch, channels, extent, extent), inputs(out, channels, kernel, kernel)
         image, weight = Tensor._of(x), Tensor._of(w)
-        y = image.conv2d(weight, stride=stride, padding=1)
+        y = image.conv2d(weight, stride=stride, padding=kernel // 2)
         if of == "forward":
             return [y.node]
         seed = Tensor._of(inputs(*y.shape))
@@ -71,8 +75,8 @@ def test_the_next_row_of_an_image_is_asked_for(
     The next row of the image is prefetched instead; or (follows) what is next in memory, if all
     images are read for one panel after the other.
     """
-    nest = product_of(convolution("forward", 8, channels, extent, out, stride))
-    pixels = 32 if follows else stride * (extent + 2) * channels
+    nest = product_of(convolution("forward", 8, channels, extent, out, stride, kernel=5))
+    pixels = 32 if follows else stride * (extent + 4) * channels
     found = list(walk(nest.parallel))
     (hint,) = (one for one in found if isinstance(one, Prefetch))
     (load,) = {
@@ -88,8 +92,8 @@ def test_the_next_row_of_an_image_is_asked_for(
 
 
 def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None:
-    """56 tiles read a panel of 32 columns: each prefetches one line of the next panel, not all."""
-    nest = product_of(convolution("forward", 8, 256, 7, 1024))
+    """48 tiles read a panel of 32 columns: each prefetches one line of the next panel, not all."""
+    nest = product_of(convolution("forward", 8, 256, 6, 1024))
     loops = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "unroll"]
     hints = [one for one in loops if one.variable.name.startswith("f") and one.body]
     assert [one.stops for one in hints] == [(1,)]
@@ -98,7 +102,7 @@ def test_tiles_of_all_images_share_what_is_asked_for_of_the_next_panel() -> None
 @pytest.mark.parametrize("batch, extent, tasks", [(8, 28, 8), (4, 32, 8), (1, 28, 14), (2, 13, 26)])
 def test_rows_of_images_share_a_copy_of_weights(batch: int, extent: int, tasks: int) -> None:
     """All rows of an image, or an equal part if there are few images; 13 rows have no such part."""
-    build = convolution("forward", batch, 32, extent, 32)
+    build = convolution("forward", batch, 32, extent, 32, kernel=5)
     assert product_of(build).parallel.trips == tasks
     agree(build)
 
@@ -106,7 +110,7 @@ def test_rows_of_images_share_a_copy_of_weights(batch: int, extent: int, tasks: 
 @pytest.mark.parametrize("channels", [128, 512])
 def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
     """Blocks of 256 terms are few: they are added to the sum, not first to a sum for each place."""
-    nest = product_of(convolution("forward", 8, channels, 7, 64))
+    nest = product_of(convolution("forward", 8, channels, 6, 64))
     stores = (one for one in walk(nest.parallel) if isinstance(one, Store))
     names = {one.array.name for one in stores if one.array.in_registers}
     assert len([name for name in names if name.startswith("tile")]) == 2
@@ -114,19 +118,30 @@ def test_sums_over_places_and_channels_are_in_two_levels(channels: int) -> None:
 
 def test_sums_that_wait_on_the_stack_are_whole_lines() -> None:
     """Sums of one level are spilled, as aligned vectors, while the other's are in registers."""
-    nest = product_of(convolution("forward", 8, 64, 56, 64))
+    nest = product_of(convolution("forward", 8, 64, 56, 64, kernel=5))
     lines = compiler_of("avx512").assembly(render(nest)).splitlines()
     spills = [line.split()[0] for line in lines if "zmm" in line and line.endswith("(%rsp)")]
     assert spills and set(spills) <= {"vmovaps", "vmovapd"}
 
 
+@pytest.mark.parametrize("kernel, stride", [(3, 1), (5, 2), (7, 2)])
+def test_sums_stay_in_registers_where_columns_have_conditions(kernel: int, stride: int) -> None:
+    """In the loop over channels; so it is not unrolled if columns on both sides have some."""
+    build = convolution("forward", 8, 32, 28 * stride, 64, stride, kernel)
+    (nest,) = (nest for nest in nests_of(build) if nest.name == "contraction")
+    text = compiler_of("avx512").assembly(render(nest))
+    parts = [part.split("\n\tj")[0] for part in re.split(r"^\.L.*:$", text, flags=re.M)]
+    (loop,) = (part for part in parts if part.count("vfmadd") >= 28)
+    assert loop.count("(%rsp)") <= 4
+
+
 def test_an_image_is_copied_row_by_row() -> None:
     """A row with all its channels, so that each copy is one run of memory."""
-    kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64)).kernels
+    kernel, *_ = plan_of(convolution("forward", 8, 64, 56, 64, kernel=5)).kernels
     copy = lower(kernel, target_of("avx512"))
     (store,) = (one for one in walk(copy.parallel) if isinstance(one, Store))
-    rows = [substitute(store.index, {copy.parallel.variable: n}) for n in range(59)]
-    assert [row - rows[0] for row in rows] == [58 * 64 * n for n in range(59)]
+    rows = [substitute(store.index, {copy.parallel.variable: n}) for n in range(61)]
+    assert [row - rows[0] for row in rows] == [60 * 64 * n for n in range(61)]
     assert isinstance(vectors := copy.parallel.body[0], Loop)
     assert vectors.kind == "lanes" and vectors.stops[0] - vectors.start == 64
 
@@ -134,7 +149,7 @@ def test_an_image_is_copied_row_by_row() -> None:
 @pytest.mark.parametrize("channels, asks", [(64, True), (256, False)])
 def test_the_pixel_below_is_asked_for(channels: int, asks: bool) -> None:
     """In a gradient by weight, whose tiles read some channels of copied images."""
-    build = convolution("weight", 8, channels, 28, channels)
+    build = convolution("weight", 8, channels, 28, channels, kernel=5)
     nest = next(nest for nest in nests_of(build) if nest.name == "contraction")
     found = list(walk(nest.parallel))
     hints = [one for one in found if isinstance(one, Prefetch)]
@@ -146,7 +161,7 @@ def test_the_pixel_below_is_asked_for(channels: int, asks: bool) -> None:
             if load.array is hint.array
         )  # fmt: skip
         (row,) = (a for a in variables(load.index) - variables(hint.index))
-        assert hint.index - substitute(load.index, {row: row.high}) == 30 * channels
+        assert hint.index - substitute(load.index, {row: row.high}) == 32 * channels
 
 
 @pytest.mark.parametrize("extent, whole", [(7, True), (5, True), (2, False)])
