@@ -44,9 +44,9 @@ class Snapshot:
         # by the id of their weak reference, which is kept so that the id is not reused
         self._links = {id(holder._link): holder._link for holder in all_holders()}
         self._grads: dict[int, tuple[object, Node]] = {
-            number: (holder.grad._link, holder.grad.raw)
+            number: (holder._grad._link, holder._grad.raw)
             for number, link in self._links.items()
-            if isinstance(holder := link(), Tensor) and holder.grad is not None
+            if isinstance(holder := link(), Tensor) and holder._grad is not None
         }
 
     def knows(self, holder: Holder) -> bool:
@@ -70,12 +70,12 @@ class Snapshot:
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
         """Tensors of then with a new `.grad`, set by this thread; and that gradient."""
         return [
-            (holder, holder.grad)
+            (holder, holder._grad)
             for number, link in self._links.items()
             if isinstance(holder := link(), Tensor)
-            and holder.grad is not None
-            and holder.grad._link is not self._grads.get(number, (None,))[0]
-            and of_this_thread([holder.grad])
+            and holder._grad is not None
+            and holder._grad._link is not self._grads.get(number, (None,))[0]
+            and of_this_thread([holder._grad])
         ]
 
 
@@ -188,7 +188,8 @@ class Recorded:
     """A step that is recorded: its inputs, the copies of them that it gets, and its calls.
 
     before: what was there before it. places: memory of a copy → the number of the input. graded:
-    what had a gradient in the step, and whether the one before did not matter.
+    what had a gradient in the step, and whether the one before did not matter. without: what had
+    none when the step looked.
     """
 
     def __init__(
@@ -199,6 +200,7 @@ class Recorded:
         self.places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         self.calls: Sequence[Call] = ()
         self.graded: Mapping[int, tuple[weakref.ref[Tensor], bool]] = {}
+        self.without: Mapping[int, weakref.ref[Tensor]] = {}
 
     def copy_back(self) -> None:
         """Copy back the inputs that the step updated, even if it then failed."""
@@ -235,8 +237,13 @@ class Recorded:
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.forgotten = [
             (of, overwritten) for link, overwritten in self.graded.values()
-            if (of := link()) is not None and of.grad is None and before.knows(of)
+            if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
+        ]  # fmt: skip
+        capture.without = [
+            of for number, link in self.without.items()
+            if (of := link()) is not None and of._grad is None and before.knows(of)
+            and number not in {*self.graded, *numbers}
         ]  # fmt: skip
         overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
         for of, gradient in before.new_gradients():
@@ -245,7 +252,7 @@ class Recorded:
             if number < 0:
                 capture.gradients.append((of, gradient, had))
                 continue
-            if of is not tensors[number] and tensors[number].grad is not None:
+            if of is not tensors[number] and tensors[number]._grad is not None:
                 raise JitError(
                     f"{capture.name} adds to the existing gradient of input {number}; set its "
                     ".grad to None before the call"

@@ -27,16 +27,19 @@ or the value is fixed:
 | a tensor argument | reads it; `JitError` for another dtype, device or number of dimensions |
 | a tensor argument of other extents | nothing: it has its own capture, from its third call on |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
-| `requires_grad` of a tensor that it differentiates | `JitError` |
+| `requires_grad` of a tensor that it differentiates, or looks at | `JitError` |
+| a tensor that had no `.grad` when it looked (as an optimizer's step does) | `JitError` |
 | an argument computed from leaves, if the function differentiates | `JitError` in call 2 |
 | a leaf, or an argument computed from leaves, otherwise | nothing: it has its own capture |
 | a number or string argument, or an attribute of an object argument | `JitError` |
 | a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
+| the same if it was a constant until then (`Tensor.zeros(2)`) | is captured again |
 | a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
 | an iterator that has such a name | `JitError` in call 2 |
 | a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
 | a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
 | a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
+| a list or dict that it is given, and changes | `JitError` in call 2 |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |
 | contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
@@ -47,9 +50,12 @@ or the value is fixed:
 | a gradient through a result, or through what it writes | `GradientError` in `backward` |
 | a number in the result | `JitError` in call 2 if call 1 had another; fixed |
 | a tensor read elsewhere that no longer exists (`layer.weight = other`) | `JitError` |
-| numbers that `random` or numpy's global generator draws | `JitError` in call 2 |
+| what `random`, numpy, PyTorch or a generator with such a name draws | `JitError` in call 2 |
+| random tensors, in another thread | draws that thread's: it has its own capture |
 | numbers from elsewhere (files, the environment) | `JitError` in call 3 if new in each; fixed |
 | an attribute or global whose name it computes (`getattr(x, f"w{i}")`) | fixed |
+| whether two arguments are one object (`a is b`, `id(a)`) | fixed: they are not |
+| text that it prints, numbers that it only adds to a list | nothing: it runs no Python |
 
 Fixed: as in the captured call. That is the third call if the first two computed with other numbers
 for the same arguments. Contents of lists longer than 256 are not checked; up to a length of 2,048
@@ -67,6 +73,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
+from types import FunctionType
 from typing import Any, Generic, ParamSpec, Self, TypeVar
 
 from minigrad.device import Buffer, Call, watching
@@ -74,7 +81,7 @@ from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
 from minigrad.jit.capture import HostWatch, Recorded, copies
 from minigrad.jit.host_random import generators, refuse_draws
-from minigrad.jit.outside import Outside
+from minigrad.jit.outside import Outdated, Outside
 from minigrad.jit.replay import Capture, OtherInputs, ServedOften
 from minigrad.jit.replay_codegen import Serve, straight
 from minigrad.locks import new_rlock
@@ -86,7 +93,7 @@ from minigrad.settings import having, thread
 from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import all_holders, lazy_links, of_this_thread
 from minigrad.tensor.observed import Observed, capturing
-from minigrad.tensor.pytree import flatten, objects, rebuild, show, signature, template
+from minigrad.tensor.pytree import adds_to, flatten, objects, rebuild, show, signature, template
 
 MOST_OTHERS = 16  # captures that are kept for other kinds of inputs
 
@@ -130,7 +137,9 @@ class Jitted(Generic[P, R]):
         self._others: dict[tuple[Hashable, ...], Jitted[P, R] | None] = {}
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
-        functools.update_wrapper(self, function, updated=())  # keeps the function's attributes
+        functools.update_wrapper(self, function, updated=())
+        if isinstance(function, FunctionType):
+            self.__dict__ = {**vars(function), **self.__dict__}  # step.calls = 0, as decorators do
 
     def __reduce__(self) -> Any:
         """A copy has no captures; a copy of a method belongs to the copy of its object."""
@@ -156,7 +165,7 @@ class Jitted(Generic[P, R]):
             self._others.clear()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if instance is None:
+        if instance is None or isinstance(self.function, staticmethod):
             return self
         known = self._methods.get(id(instance))
         if known is None:
@@ -195,13 +204,16 @@ class Jitted(Generic[P, R]):
         except OtherInputs as other:
             run = self._for(*other.args)
         except ServedOften:
+            self.varies = False
+            run = self._without_capture()
+        except Outdated:
             run = self._without_capture()
         return run(*args, **kwargs)
 
     def _without_capture(self) -> Self:
-        """The same function: its next calls compile and capture the sizes that they have."""
+        """The same function, which is captured again; without `varies`, for the sizes of that call.
+        """
         with self._lock:
-            self.varies = False
             self._called.pop(thread.key, None)
             self._replays.pop(thread.key, None)
         return self
@@ -269,7 +281,7 @@ class Jitted(Generic[P, R]):
         seen = self._called[key].noted
         outside = Outside(self.name, self.function, self.instance, named, seen)
         outside.refuse_given([own for own, new in zip(tensors, given, strict=True) if own is new])
-        recorded, drawn = Recorded(capture, tensors, given), generators()
+        recorded, drawn = Recorded(capture, tensors, given), generators(outside.generators)
         watch = HostWatch(self.name, recorded.before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
         watching.watch = watch
@@ -287,14 +299,15 @@ class Jitted(Generic[P, R]):
             watching.watch = None
             if failed:
                 recorded.copy_back()
-        del args, kwargs
-        recorded.graded = noted.graded
+        recorded.graded, recorded.without = noted.graded, noted.without
         recorded.settle_inputs()
+        self._refuse_filled(flatten((args, kwargs)), given, structure)
+        del args, kwargs
         with _after_the_work():
             self._refuse_objects(others)
             call = _Called(called_with, found, recorded.calls, noted)
             self._compare(self._called[key], call)
-            refuse_draws(self.name, drawn)
+            refuse_draws(self.name, drawn, generators(outside.generators))
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
             recorded.take_gradients()
             returned = recorded.sort(results, values)
@@ -309,8 +322,8 @@ class Jitted(Generic[P, R]):
             known_by = {id(link()): source for link, source in links if link() is not None}
             knows = recorded.before.knows
             old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
-            capture.stores = [(store, known_by.pop(id(store.tensor), None))
-                              for store in capture.outside.take_stores(old)]  # fmt: skip
+            stores = capture.outside.take_stores(old, capture.written)
+            capture.stores = [(store, known_by.pop(id(store.tensor), None)) for store in stores]
             capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only
@@ -346,6 +359,19 @@ class Jitted(Generic[P, R]):
             raise JitError(
                 f"{self.name}: an argument is a {type(arrays[0]).__name__}, and a replay would not "
                 "see new values in it; pass Tensor(…)"
+            )
+
+    def _refuse_filled(
+        self, left: tuple[Sequence[Tensor], Any], given: Sequence[Tensor], structure: Any
+    ) -> None:
+        """JitError if the step has put something new into lists and dicts that it was given."""
+        tensors, now = left
+        old, new = [*map(id, given)], [*map(id, tensors)]
+        moved = new != old if len(new) == len(old) else not {*new} <= {*old}
+        if moved or adds_to(structure, now):
+            raise JitError(
+                f"{self.name} changes a list or dict that it was given, but a replay would not; "
+                "change a copy, as dict(x), or return the new contents"
             )
 
     def _refuse_objects(self, others: Sequence[Any]) -> None:

@@ -11,14 +11,20 @@ from collections.abc import Callable, Collection, Container, Iterator, Mapping, 
 from io import IOBase
 from typing import Any, NamedTuple
 
+from minigrad.device import Buffer
 from minigrad.errors import JitError
-from minigrad.graph.node import Node, grouped
+from minigrad.graph.node import Node, Op, grouped, topological
 from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Walk
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.observed import Observed, changes, readers
 from minigrad.tensor.pytree import Same, flatten
+from minigrad.tensor.random import states
+
+
+class Outdated(Exception):
+    """A constant that the step reads has other values or memory now: it must be captured again."""
 
 
 class Store(NamedTuple):
@@ -51,13 +57,16 @@ class Outside:
         hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
         walk = Walk(function, instance, given, modules, [hook.function for hook in hooks])
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
-        self.stored = walk.stored
+        self.stored, self.generators = walk.stored, walk.generators
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
         marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
         self.differentiates = bool(marks)
         self.unmarked = self.differentiates and not any(marks)
         self.gone: list[str] = []  # shapes of tensors that the step read and that are gone
+        self.modules = [*modules]
+        self.constants: list[tuple[weakref.ref[Tensor], Node]] = []  # see `_constants`
+        self.drawn: Any = None  # the generators that the step draws from, of one thread
         self.left, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
         self.differs = self._look()
@@ -66,10 +75,15 @@ class Outside:
         """Generate the check as code: it is a microsecond or two of every replay."""
         names = self.names
         names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": MISSING}
+        names |= {"states": states, "drawn": self.drawn}
         tests = ["gone", *["changes != seen"][: len(self.noted)]]
         for number, (place, read) in enumerate(self.read.items()):
             names[f"value{number}"] = read.value
             tests.append(f"{read.near or place} {read.test} value{number}")
+        for number, (link, node) in enumerate(self.constants):
+            names[f"link{number}"], names[f"node{number}"] = link, node
+            tests.append(f"getattr(link{number}(), 'raw', node{number}) is not node{number}")
+        tests += ["states() is not drawn"] if self.drawn is not None else []
         text = (
             f"def differs():\n    try:\n        return {' or '.join(tests)}\n"
             "    except MISSING:\n        return True\n"
@@ -132,6 +146,12 @@ class Outside:
                 "or call .reset()"
             )
         self._check_noted()
+        for link, node in self.constants:
+            constant = link()
+            if constant is not None and constant.raw is not node:
+                if constant.raw.op is Op.CONST and constant._origin is None:
+                    constant._own_memory()  # the next write does not need another capture
+                raise Outdated
 
     def refuse_given(self, leaves: Sequence[Tensor]) -> None:
         """JitError if an argument that gets a gradient is also read from outside."""
@@ -179,18 +199,34 @@ class Outside:
                     "return the tensor, and add it outside"
                 )
 
-    def take_stores(self, old: Container[int]) -> list[Store]:
+    def take_stores(self, old: Container[int], written: Collection[Buffer]) -> list[Store]:
         """Tensors that the step itself leaves at places that it sets.
 
-        A replay sets these places again, so they are not checked. old: ids of other tensors.
+        A replay sets these places again, so they are not checked. old: ids of other tensors; those
+        that are constants are checked from now on. written: memory that a replay writes.
         """
         tensors = {id(value): value for value in self.stored.values()
                    if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
         places = grouped((id(value), place) for place, value in self.stored.items())
         self.stored = {}
         self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
+        self.constants = [(weakref.ref(tensor), tensor.raw) for tensor in self._constants()
+                          if id(tensor) in old]  # fmt: skip
+        self.noted = [note for note in self.noted
+                      if note[0] != "requires_grad" or id(note[1]()) in old]  # fmt: skip
+        if any(state.buffer.arg in written for state in states().values()):
+            self.drawn = states()
         self.differs = self._look()
         return [Store(tensor, *self._setter(places[key])) for key, tensor in tensors.items()]
+
+    def _constants(self) -> Iterator[Tensor]:
+        """Tensors that the code reads, whose values are in the programs, as they have no memory."""
+        values = [read.value for read in self.read.values()]
+        for link in self.modules:
+            values += vars(link()).values() if link() is not None else ()
+        for tensor in {id(value): value for value in values if isinstance(value, Tensor)}.values():
+            if all(node.op is not Op.BUFFER for node in topological([tensor.raw])):
+                yield tensor
 
     def _setter(self, places: Sequence[str]) -> tuple[Callable[..., None], Callable[..., int]]:
         """Functions that set places to a tensor, and count at how many of them an object is."""
@@ -233,20 +269,21 @@ class Outside:
         for attribute, link, before in self.noted:
             owner = link()  # an owner that is gone cannot have changed
             now = before if owner is None else getattr(owner, attribute)
-            if isinstance(owner, Tensor):
+            if isinstance(owner, Tensor) and attribute == "_requires_grad":
                 self.check_mark(owner, before)
-            if isinstance(owner, Tensor) or now == before:
-                continue
-            name = attribute.strip("_")
-            if isinstance(before, dict):
-                name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
-                before, now = before.get(name), now.get(name)
-            raise JitError(
-                f"{self.name} calls a {type(owner).__name__} whose {name} was {_show(before)} in "
-                f"the capture and is {_show(now, True)} now, but a replay would not see the "
-                "change; set it back, capture another function for it, or call .reset()"
-            )
+            elif now != before:
+                self._refuse_noted(type(owner).__name__, attribute.strip("_"), before, now)
         self.seen[0] = count
+
+    def _refuse_noted(self, owner: str, name: str, before: Any, now: Any) -> None:
+        if isinstance(before, dict):
+            name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
+            before, now = before.get(name), now.get(name)
+        raise JitError(
+            f"{self.name} calls a {owner} whose {name} was {_show(before)} in the capture and is "
+            f"{_show(now, True)} now, but a replay would not see the change; set it back, capture "
+            "another function for it, or call .reset()"
+        )
 
 
 def _equal(one: Any, other: Any) -> bool:

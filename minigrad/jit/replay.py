@@ -19,8 +19,10 @@ from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, access, history, no_grad, realization, views
+from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import clock, lazy_links, shared
-from minigrad.tensor.pytree import Signature, flatten, rebuild, show, signature
+from minigrad.tensor.pytree import Same, Signature, flatten, rebuild, show, signature
+from minigrad.tensor.random import states
 
 
 class Output(NamedTuple):
@@ -49,8 +51,8 @@ class Source(NamedTuple):
 class OtherInputs(Exception):
     """The inputs have other extents than in a capture, or gradients would flow to others of them.
 
-    Such inputs get their own capture. The arguments are the key of that capture, and whether it is
-    for other extents.
+    Or another thread calls a step that draws random numbers. Such inputs get their own capture. The
+    arguments are the key of that capture, and whether it is for other extents.
     """
 
 
@@ -89,6 +91,7 @@ class Capture:
         self.input_gradients: list[tuple[int, Tensor, bool]] = []
         self.gradient_nodes: list[Node] = []
         self.forgotten: list[tuple[Tensor, bool]] = []  # (tensor, may it have one)
+        self.without: list[Tensor] = []  # the step saw that they have no gradient
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """Run one replay."""
@@ -97,6 +100,8 @@ class Capture:
 
     def run(self, args: Any, kwargs: Any) -> Any:
         """Run one replay. The caller holds the lock."""
+        if self.outside.drawn is not None and self.outside.drawn is not states():
+            raise OtherInputs((*self.inputs, Same(states())), False)
         self.outside.check()
         kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
@@ -305,6 +310,13 @@ class Capture:
                 f"{self.name}: an argument that gets a gradient is passed twice, or also used from "
                 "outside, and a replay would not add the two gradients; pass a .clone()"
             )
+        for of in self.without:
+            if of._grad is not None:
+                raise JitError(
+                    f"{self.name} looks at the gradient of a tensor of shape {shape_of(of.shape)}, "
+                    "which had none in the capture and has one now, but a replay would not see it; "
+                    "call .reset()"
+                )
         new = [of for of, _, had in self.gradients if not had]
         new += [of for of, had in self.forgotten if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
@@ -322,8 +334,9 @@ class Capture:
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def stale(self) -> list[Tensor]:
-        """Tensors with a gradient that the step removes."""
-        return [of for of, _ in self.forgotten if of._grad is not None]
+        """Tensors with a gradient that the step removes, or has not seen."""
+        return [of for of in (*self.without, *(of for of, _ in self.forgotten))
+                if of._grad is not None]  # fmt: skip
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point tensors that the step left behind to their newest values."""

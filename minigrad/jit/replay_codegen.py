@@ -127,7 +127,8 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(capture.forgotten)]
+    watched = [*capture.forgotten, *capture.without]
+    looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(watched)]
     text = [_HEAD.format(held="".join(looks))]
     filed = []
     for number, output in enumerate(capture.outputs):

@@ -50,6 +50,8 @@ def uses_of(code: CodeType, known: Collection[str]) -> Iterator[Use]:
     for step, after in pairwise(dis.get_instructions(code)):
         kind, name = step.opname, step.argval
         name = name[-1] if isinstance(name, tuple) and name else name
+        if of == "vars" and kind.startswith(("LOAD_GLOBAL", *_VARIABLE)):
+            yield Use(name, "__dict__")
         adds = after.opname in _ATTRIBUTE and after.argval in ADDING
         if kind in _ATTRIBUTE:
             # since Python 3.12 a bit tells whether it is called

@@ -18,18 +18,36 @@ import os
 import sys
 import weakref
 from array import array
-from collections import UserDict, UserList, deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from operator import methodcaller
-from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from threading import Event
+from types import (
+    BuiltinMethodType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MethodType,
+    MethodWrapperType,
+    ModuleType,
+)
 from typing import Any, NamedTuple
 
 from minigrad.graph.node import Node
+from minigrad.jit.host_random import is_generator
 from minigrad.jit.uses import ADDING, MAKING, Use, is_special, uses_of
 from minigrad.tensor import Tensor
 from minigrad.tensor.pytree import Same
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_Dict: Any = dict | MappingProxyType
+# What objects of the standard library hold, as an expression.
+_CONTENTS: tuple[tuple[Any, str], ...] = (
+    (UserDict | UserList, ".data"), (ChainMap, ".maps"), (ContextVar, ".get(None)"),
+    (Event, ".is_set()"), (weakref.ref, "()"),
+)  # fmt: skip
+_KNOWN = (FunctionType, type, staticmethod, classmethod)  # descriptors whose function is known
 _CLOSED = (*PLAIN, Tensor, Node)  # nothing in these changes, or it is checked elsewhere
 _LARGEST = 1 << 16  # bytes of an array whose contents are compared in every call
 LONGEST = 256  # items of a container that are checked one by one
@@ -73,6 +91,7 @@ class Walk:
         self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
         self.read: dict[str, _Read] = {}  # by expression
         self.stored: dict[str, Any] = {}  # values of places that code sets, by expression
+        self.generators: dict[int, tuple[str, Any]] = {}  # of random numbers, with labels, by id
         self.grows: list[tuple[Any, list[Any], str]] = []  # (what code adds to, its items, label)
         self.seen = set[tuple[Any, ...]]()
         self.uses: dict[tuple[CodeType, frozenset[str]], tuple[Use, ...]] = {}
@@ -234,13 +253,11 @@ class Walk:
     def _inside(self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]) -> None:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
-        if isinstance(value, list | tuple | deque | dict | set):
+        if isinstance(value, list | tuple | deque | set | _Dict):
             if use.adds and isinstance(value, list | deque | set):
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
-        elif isinstance(value, UserDict | UserList):
-            self._value(f"{place}.data", label, use, uses, part=True)
         elif isinstance(value, bytearray):
             self.read.setdefault(f"bytes({place})", _Read(bytes(value), label, True, "!="))
         elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
@@ -251,6 +268,15 @@ class Walk:
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
             grown: Any = value.__self__
             self.grows.append((grown, [*grown], label))
+        elif isinstance(value, BuiltinMethodType | MethodWrapperType):  # look = table.get
+            self._value(f"{place}.__self__", label, use, uses, known=True)
+        bound = isinstance(value, BuiltinMethodType | MethodType)  # pick = generator.choice
+        drawing = value.__self__ if bound else value
+        if is_generator(drawing):
+            self.generators[id(drawing)] = label, drawing
+        for kind, inside in _CONTENTS:
+            if isinstance(value, kind):
+                self._value(f"{place}{inside}", label, use, uses, part=True)
         has_parts = hasattr(value, "__dict__") or not _is_library(type(value))
         if has_parts and not isinstance(value, ModuleType):
             self.objects.append((value, place, label))
@@ -266,9 +292,9 @@ class Walk:
             self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
         else:
             items = [(self._named(key), key, item) for key, item in
-                     (value.items() if isinstance(value, dict) and not long else ())]  # fmt: skip
+                     (value.items() if isinstance(value, _Dict) and not long else ())]  # fmt: skip
             whole, compared = place, value
-            if isinstance(value, dict) and long:
+            if isinstance(value, _Dict) and long:
                 whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
             ids = _Read([*map(id, compared)], label, True, "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
@@ -286,6 +312,9 @@ class Walk:
         name = use.name
         if name == "__call__" and not isinstance(value, type):
             self.called.add(id(value))
+        if name in ("__class__", "__dict__"):
+            self._value(f"{place}.{name}", f"{label}.{name}", use, uses)
+            return
         found = inspect.getattr_static(value, name, GONE)
         is_own = name in getattr(value, "__dict__", ())
         if is_own and name in self.elsewhere.get(id(value), ()):
@@ -300,6 +329,9 @@ class Walk:
         found = found.fget if isinstance(found, property) else found
         get = inspect.getattr_static(type(found), "__get__", None)  # of a user's descriptor
         found = get if isinstance(get, FunctionType) and not _is_library(get) else found
+        found = found.func if isinstance(found, functools.partialmethod) else found
+        if not isinstance(found, _KNOWN) and hasattr(found, "__get__"):
+            found = inspect.getattr_static(found, "__wrapped__", found)  # a captured method
         takes_it = isinstance(found, classmethod) or not isinstance(value, type)
         first = place if takes_it and not isinstance(found, staticmethod) else ""
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found

@@ -41,7 +41,13 @@ from minigrad.tensor.live_tensors import (
     wants_gradient,
 )
 from minigrad.tensor.modes import modes, no_grad, train
-from minigrad.tensor.observed import moves, observe, sets_gradient
+from minigrad.tensor.observed import (
+    capturing,
+    misses_gradient,
+    moves,
+    observe,
+    sets_gradient,
+)
 
 
 class _TensorType(type):
@@ -234,6 +240,8 @@ class Core(Holder, metaclass=_TensorType):
     @property
     def grad(self) -> Any:
         """The gradient that `backward` accumulated, in this shape, dtype and device; or None."""
+        if self._grad is None and capturing:
+            misses_gradient(self)
         return self._grad
 
     @grad.setter
@@ -249,6 +257,8 @@ class Core(Holder, metaclass=_TensorType):
     @property
     def requires_grad(self) -> bool | None:
         """True for a leaf that gets a gradient, False for one that gets none, None if not set."""
+        if capturing:
+            observe(self, "requires_grad")
         return self._requires_grad
 
     @requires_grad.setter

@@ -15,7 +15,8 @@ class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
 
     data: hashes of what the host gave to tensors. left: nodes of tensors that the code replaced by
     others. graded: tensors whose gradient was set or removed, by id, and whether that overwrote
-    their previous gradient (else it was added to).
+    their previous gradient (else it was added to). without: tensors that had no gradient when the
+    code looked, by id.
     """
 
     def __init__(self) -> None:
@@ -23,6 +24,7 @@ class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
         self.data: list[int] = []
         self.left: list[Node] = []
         self.graded: dict[int, tuple[weakref.ref[Any], bool]] = {}
+        self.without: dict[int, weakref.ref[Any]] = {}
 
 
 capturing: dict[int, Observed] = {}  # threads that are capturing a step → their notes
@@ -52,6 +54,13 @@ def sets_gradient(tensor: Any, overwrites: bool) -> None:
     found = capturing.get(get_ident())
     if found is not None:
         found.graded.setdefault(id(tensor), (weakref.ref(tensor), overwrites))
+
+
+def misses_gradient(tensor: Any) -> None:
+    """Tell a capture in progress that it found no gradient that it has not removed itself."""
+    found = capturing.get(get_ident())
+    if found is not None and id(tensor) not in found.graded:
+        found.without[id(tensor)] = weakref.ref(tensor)
 
 
 def moves(node: Node, link: Any) -> None:

@@ -82,6 +82,18 @@ def objects(structure: Any) -> list[Any]:
     return [found for item in inner for found in objects(item)] if isinstance(inner, tuple) else []
 
 
+def adds_to(structure: Any, other: Any) -> bool:
+    """Whether the second structure is the first one changed, other than by removing items."""
+    alike = isinstance(structure, tuple) and isinstance(other, tuple) and structure[0] == other[0]
+    if not alike or not isinstance(other[1], tuple):
+        return bool(structure != other)
+    (kind, before), (_, now) = structure, other
+    if kind == "dict":
+        known = dict(before)
+        return any(key not in known or adds_to(known[key], item) for key, item in now)
+    return len(now) > len(before) or (len(now) == len(before) and any(map(adds_to, before, now)))
+
+
 def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | None = None) -> Any:
     """A value like `value`, with tensors taken in order, and variables bound to `values`."""
     if value is TENSOR or isinstance(value, Core):

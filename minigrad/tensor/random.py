@@ -106,6 +106,11 @@ class _States(threading.local):
 _states = _States()
 
 
+def states() -> dict[str, _State]:
+    """The states of this thread's generators, by device: always the same dict."""
+    return _states.devices
+
+
 def _state_of(device: str) -> _State:
     if device not in _states.devices:
         _states.devices[device] = _State(device, _states.seed)
