@@ -43,8 +43,8 @@ MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
 # copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), rows of 14 0.86,
 # of 28 0.85 (Emerald Rapids); with a step of 1 0.57 … 1.0 for rows of 9 … 256 pixels (Zen 4).
 LEAST_CHANNELS, LEAST_ROW = 16, 7
-# Columns of a window beside one, for each pixel of a step, up to which it does. They need conditions
-# in a tile: 5 × 5, step 1, 0.97 … 1.25 of the time with a copy; 7 × 7 1.7 … 2.5, step 2 level.
+# Columns of a window beside one, for each pixel of a step, up to which it does. They need masks in
+# a tile: 5 × 5, step 1, 0.97 … 1.25 of the time with a copy; 7 × 7 1.7 … 2.5, step 2 level.
 MOST_ASIDE = 3
 # The largest distance at which neighbours of a value are written between others: each line of
 # memory is read and written that many times. Joining parts later writes and reads each part once,
