@@ -271,8 +271,7 @@ def number_of(data: bytes | bytearray, dtype: DType) -> int | float | bool:
         (value,) = struct.unpack("f", struct.pack("I", int.from_bytes(data, sys.byteorder) << 16))
     else:
         (value,) = read(data)
-    found: int | float | bool = value
-    return found
+    return value
 
 
 def below(limit: float, dtype: DType) -> int | float:

@@ -36,8 +36,7 @@ class MinigradBackend(AbstractBackend):
 
     def reduce(self, x: Tensor, operation: str, axes: Sequence[int]) -> Tensor:
         """sum, prod, mean, max, min, any or all over axes."""
-        reduced: Tensor = getattr(x, operation)(axis=tuple(axes))
-        return reduced
+        return getattr(x, operation)(axis=tuple(axes))
 
     def stack_on_zeroth_dimension(self, tensors: Sequence[Tensor]) -> Tensor:
         """Tensors of one shape along a new first axis."""
@@ -59,5 +58,4 @@ class MinigradBackend(AbstractBackend):
 
     def einsum(self, pattern: str, *x: Tensor) -> Tensor:
         """A sum of products."""
-        made: Tensor = Tensor.einsum(pattern, *x)
-        return made
+        return Tensor.einsum(pattern, *x)

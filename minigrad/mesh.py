@@ -92,7 +92,6 @@ def mesh_of(devices: Mesh | Sequence[str]) -> Mesh:
     if isinstance(devices, Mesh):
         return devices
     if isinstance(devices, Devices):
-        found: Mesh = Device.meshes[devices.mesh]
-        return found
+        return Device.meshes[devices.mesh]
     names = [Device.canonical(name) for name in devices]
     return Mesh(names, devices=len(names))

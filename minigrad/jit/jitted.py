@@ -189,8 +189,7 @@ class Jitted(Generic[P, R]):
 
         @functools.wraps(function)
         def method(*args: Any, **kwargs: Any) -> R:
-            result: R = function(link(), *args, **kwargs)
-            return result
+            return function(link(), *args, **kwargs)
 
         return link, Jitted(method, link)
 
@@ -200,7 +199,7 @@ class Jitted(Generic[P, R]):
         if serve is None:
             return self._prepare(args, kwargs)
         try:
-            return serve(args, kwargs)  # type: ignore[no-any-return]
+            return serve(args, kwargs)
         except OtherInputs as other:
             run = self._for(*other.args)
         except ServedOften:
@@ -333,8 +332,7 @@ class Jitted(Generic[P, R]):
                 if any(isinstance(call.program, Padded | Pieced) for call in recorded.calls):
                     serve = partial(_for_now, serve, iter(range(FREQUENT)))
                 self._replays[key] = serve
-        answer: R = rebuild(capture.result, iter(returned).__next__, values)
-        return answer
+        return rebuild(capture.result, iter(returned).__next__, values)
 
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The arguments that are neither tensors, containers nor plain values, by name."""

@@ -89,8 +89,7 @@ class Outside:
             "    except MISSING:\n        return True\n"
         )
         exec(compile(text, f"<what {self.name} reads>", "exec"), names)
-        differs: Callable[[], bool] = names.pop("differs")
-        return differs
+        return names.pop("differs")
 
     def lose(self, node: Node) -> None:
         """Record that a tensor that the step may have read has moved to other memory."""

@@ -364,5 +364,4 @@ class Capture:
 def memory_of(tensor: Tensor) -> Buffer:
     """The memory of a realized tensor; for a view, that of its base if it has some."""
     base = views.base_of(tensor)
-    found: Buffer = (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg
-    return found
+    return (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg

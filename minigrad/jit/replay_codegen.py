@@ -179,8 +179,7 @@ def straight(capture: Capture) -> Serve | None:
         text.append(_GRADIENTS)
     text += [*filed, f"        return {_result(capture)}\n"]
     exec(compile("".join(text), f"<replay of {capture.name}>", "exec"), names)
-    serve: Serve = names.pop("serve")  # removed: otherwise it and `names` would form a cycle
-    return serve
+    return names.pop("serve")  # removed: otherwise it and `names` would form a cycle
 
 
 def _is_plain(capture: Capture) -> bool:
@@ -209,8 +208,7 @@ def _is_plain(capture: Capture) -> bool:
 def _positional(capture: Capture) -> Sequence[Any]:
     """The item of each positional argument in the structure."""
     _, ((_, items), _) = capture.structure
-    found: Sequence[Any] = items
-    return found
+    return items
 
 
 def _result(capture: Capture) -> str:

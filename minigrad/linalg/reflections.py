@@ -50,7 +50,7 @@ def _reflected_panels(s: Tensor, q: Tensor, columns: int) -> tuple[Tensor, Tenso
 
 def reflected(x: Tensor, done: Panel) -> Tensor:
     """x after the reflections of all panels, last panel first."""
-    return Tensor.scan(lambda x, ut: (_less(x, *ut), None), x, done, reverse=True)[0]  # type: ignore[no-any-return]
+    return Tensor.scan(lambda x, ut: (_less(x, *ut), None), x, done, reverse=True)[0]
 
 
 def _together(vectors: list[Tensor]) -> Panel:

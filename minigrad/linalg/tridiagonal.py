@@ -102,5 +102,4 @@ def _distances(
 
     start = least.expand(most.shape).contiguous(), most.bitcast(bits).contiguous()
     (_, high), _ = Tensor.scan(step, start, length=steps)
-    distance: Tensor = side * high.bitcast(apart.dtype)
-    return distance
+    return side * high.bitcast(apart.dtype)

@@ -105,8 +105,7 @@ class MultiheadAttention(Layer):
             seen = [mask.logical_not() for mask in masks]
             return functools.reduce(Tensor.bitwise_and, seen) if seen else None
         added = [mask.where(float("-inf"), 0.0) if mask.dtype.is_bool else mask for mask in masks]
-        total: Tensor = functools.reduce(Tensor.add, added)
-        return total
+        return functools.reduce(Tensor.add, added)
 
     def _check_masks(
         self, batch: int, queries: int, keys: int, attn_mask: Tensor | None, padding: Tensor | None
@@ -317,11 +316,10 @@ class Transformer(Layer):
     ) -> Tensor:  # fmt: skip
         """Same shape as tgt; src and tgt are embedded; masks as for `MultiheadAttention`."""
         memory = self.encoder(src, src_mask, src_key_padding_mask, src_is_causal)
-        out: Tensor = self.decoder(
+        return self.decoder(
             tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask,
             tgt_is_causal, memory_is_causal,
         )  # fmt: skip
-        return out
 
     @staticmethod
     def generate_square_subsequent_mask(sz: int) -> Tensor:

@@ -26,7 +26,7 @@ DIMENSIONS = (1, 2, 3)
 def _named(function: Any, name: str, text: str) -> Pool:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = text
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 POOL = """The {0} of each window of kernel_size: (batch, channels, *space) → (…, *space′).

@@ -136,8 +136,7 @@ class LambdaLR(_Factors):
         super().__init__(optimizer, lr_lambda, last_epoch)
 
     def _first(self, group: Any, lr: float) -> float:
-        first: float = vars(group.optimizer).setdefault("initial_lr", lr)
-        return first
+        return vars(group.optimizer).setdefault("initial_lr", lr)
 
     def _rebased(self, place: int, group: Any, given: float) -> float:
         return self.base_lrs[place]
@@ -250,7 +249,7 @@ class PolynomialLR(_Factors):
         super().__init__(optimizer, self._factor, last_epoch)
 
     def _factor(self, step: int) -> float:
-        return max(1 - step / self.total_iters, 0.0) ** self.power  # type: ignore[no-any-return]
+        return max(1 - step / self.total_iters, 0.0) ** self.power
 
 
 class SequentialLR(LambdaLR):
@@ -278,7 +277,7 @@ class SequentialLR(LambdaLR):
         """The learning rates of the next step."""
         place = bisect_right(self.milestones, self.last_epoch)
         step = self.last_epoch - [0, *self.milestones][place]
-        return self.schedulers[place]._rates(step, self.base_lrs)  # type: ignore[no-any-return]
+        return self.schedulers[place]._rates(step, self.base_lrs)
 
 
 class OneCycleLR(LambdaLR):

@@ -254,8 +254,7 @@ class Module:
 
     def _registered(self) -> dict[str, Kind]:
         """The kinds of attributes, by name; subclasses need not call our `__init__`."""
-        kinds: dict[str, Kind] = self.__dict__.setdefault("_kinds", {})
-        return kinds
+        return self.__dict__.setdefault("_kinds", {})
 
     def _adopt(self, value: Any) -> None:
         """Give our mode to a module that has none."""

@@ -390,7 +390,7 @@ class Arithmetic(Composed):
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
             raise misfit("cdist", "(…, m, d) and (…, n, d)", self, x2)
         away: Any = self._as_float().unsqueeze(-2) - x2.unsqueeze(-3)
-        return away.norm(p, -1)  # type: ignore[no-any-return]
+        return away.norm(p, -1)
 
     def cosine_similarity(self, x2: Any, dim: int = 1, eps: Scalar = 1e-8) -> Self:
         """Cosine of the angle between vectors along dim; norms count as at least eps.
@@ -412,4 +412,4 @@ class Arithmetic(Composed):
         [5.0]
         """
         away: Any = self._as_float() - x2 + eps
-        return away.norm(p, -1, keepdim)  # type: ignore[no-any-return]
+        return away.norm(p, -1, keepdim)

@@ -179,7 +179,7 @@ class Arranging(Composed):
         [1, 2]
         """
         given = [x.atleast_1d() for x in tensors_in("hstack", (self, *others))]
-        return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)  # type: ignore[no-any-return]
+        return given[0].cat(*given[1:], dim=0 if given[0].ndim == 1 else 1)
 
     def vstack(self, *others: Any) -> Self:
         """Tensors, or a list of them, joined along the first dimension; vectors count as rows.
@@ -188,7 +188,7 @@ class Arranging(Composed):
         [[1], [2]]
         """
         given = [x.atleast_2d() for x in tensors_in("vstack", (self, *others))]
-        return given[0].cat(*given[1:])  # type: ignore[no-any-return]
+        return given[0].cat(*given[1:])
 
     def tile(self, *repeats: Any) -> Self:
         """The tensor repeated along each dimension; fewer counts mean the last dimensions.
@@ -248,7 +248,7 @@ class Arranging(Composed):
         *_, width = ends = [0, *accumulate(x.shape[1] for x in given)]
         sides = pairwise(ends)
         rows = [x.pad([None, (a, width - b)]) for x, (a, b) in zip(given, sides, strict=True)]
-        return rows[0].cat(*rows[1:])  # type: ignore[no-any-return]
+        return rows[0].cat(*rows[1:])
 
     @classmethod
     def tril_indices(

@@ -38,8 +38,7 @@ def choices(like: Any, x: Any, y: Any) -> list[Node]:
     if one and other:
         dtype = dtype_of("where", (x, y))
         return [build.const(value, dtype, (), like.raw.device) for value in (x, y)]
-    tensor: Any = like._operand(y if one else x)
-    return tensor._pair("where", x if one else y, one)  # type: ignore[no-any-return]
+    return like._operand(y if one else x)._pair("where", x if one else y, one)
 
 
 def _floor_quotient(x: Node, y: Node) -> Node:

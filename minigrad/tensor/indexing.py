@@ -186,7 +186,7 @@ class Indexing(Methods):
             self._check_mask(item, axis)
             if not item.ndim:
                 raise BoundsError("cannot index with a 0-d mask; use where() or masked_fill()")
-            return item._unravelled(item._places())  # type: ignore[no-any-return]
+            return item._unravelled(item._places())
         if known:
             _check_known(item, axis, self.shape)
             return [item]

@@ -69,8 +69,7 @@ class _State:
         """The state, read by the host."""
         mesh = Device.meshes.get(self.device) if self.fresh else None
         first = None if mesh is None else _states.devices.get(mesh.devices[0])
-        data: bytearray = (first or self).tensor.realize().raw.arg.copy_out()
-        return data
+        return (first or self).tensor.realize().raw.arg.copy_out()
 
     def draw(self, shape: tuple[int, ...]) -> tuple[Node, Node]:
         """Two random words for each element of an array."""

@@ -71,12 +71,10 @@ class Values(Methods):
         """
         node = self.raw
         if node.op is Op.BUFFER and not node.shape:
-            only: Scalar = node.arg.first()
-            return only
+            return node.arg.first()
         if self.numel() != 1 and numel(self._known_shape()) != 1:
             raise misfit("item()", "one element; use .tolist()", self)
-        value: Scalar = hostdata.unpack(self._bytes(), self.dtype)[0]
-        return value
+        return hostdata.unpack(self._bytes(), self.dtype)[0]
 
     def __bool__(self) -> bool:
         if numel(self._known_shape()) != 1:
