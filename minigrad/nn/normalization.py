@@ -153,13 +153,10 @@ class BatchNorm(_Norm):
         # (x, axes) → statistics over these axes, and the number of elements; the ranks of a
         # parallel program replace it by one over all ranks (models/parallel)
         self.statistics: Callable[[Tensor, tuple[int, ...]], F._Statistics] = F._batch_statistics
-        self.running_mean: Tensor | None = None
-        self.running_var: Tensor | None = None
-        self.num_batches_tracked: Tensor | None = None
-        if track_running_stats:
-            self.running_mean = buffer(Tensor.zeros(num_features))
-            self.running_var = buffer(Tensor.ones(num_features))
-            self.num_batches_tracked = buffer(Tensor(0, dtype=dtypes.int64))
+        tracks = track_running_stats
+        self.running_mean = buffer(Tensor.zeros(num_features)) if tracks else None
+        self.running_var = buffer(Tensor.ones(num_features)) if tracks else None
+        self.num_batches_tracked = buffer(Tensor(0, dtype=dtypes.int64)) if tracks else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """(batch, num_features, *space); same shape and dtype."""

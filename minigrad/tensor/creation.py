@@ -104,16 +104,13 @@ class Creation(Methods):
 
     empty = zeros
 
-    def full_like(self, fill_value: Scalar, *, dtype: DTypeLike = None,
-                  device: str | None = None,
-                  requires_grad: bool | None = None) -> Self:  # fmt: skip
-        """A tensor filled with fill_value; shape, dtype and device of self.
+    def full_like(self, fill_value: Scalar, **options: Any) -> Self:
+        """A tensor filled with fill_value; shape, dtype and device of self unless given.
 
         >>> Tensor([1, 2]).full_like(7).tolist()
         [7, 7]
         """
-        return self.new_full(self.shape, fill_value, dtype=dtype, device=device,
-                             requires_grad=requires_grad)  # fmt: skip
+        return self.new_full(self.shape, fill_value, **options)
 
     def new_full(
         self, size: Any, fill_value: Scalar, *, dtype: DTypeLike = None,

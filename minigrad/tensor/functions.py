@@ -449,12 +449,9 @@ class Functions(Methods):
         known = isinstance(weight, (int, float))
         weight = weight if known else x._data(weight)
         near, far = x + (y - x) * weight, y - (y - x) * (1 - weight)  # exact at 0, and at 1
-        result: Self
         if known:
-            result = near if abs(weight) < 0.5 else far
-        else:
-            result = (weight.abs() < 0.5).where(near, far)
-        return result
+            return near if abs(weight) < 0.5 else far
+        return (weight.abs() < 0.5).where(near, far)
 
     def sign(self) -> Self:
         """−1, 0 or 1; NaN for NaN.
