@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 
 from minigrad.device import Device
 from minigrad.dtype import DType, dtypes, resolve
-from minigrad.errors import ShapeError, StateError, expect
+from minigrad.errors import StateError, expect
 from minigrad.hints import hint, present, put_hints
 from minigrad.nn.members import (
     Kind,
@@ -29,7 +29,7 @@ from minigrad.nn.members import (
 from minigrad.settings import thread
 from minigrad.tensor import Tensor, views
 from minigrad.tensor.arguments import check_functions, checked
-from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.broadcasting import check_flag, plain_sizes
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import observe, replaces
@@ -447,9 +447,7 @@ def _move(tensor: Tensor, place: str | None, dtype: DType | None) -> bool:
     device = place or before.device
     if wanted is tensor.dtype and device == before.device:
         return False
-    shape = [extent for extent in tensor.shape if isinstance(extent, int)]
-    if len(shape) != tensor.ndim:
-        raise ShapeError(f"Module.to: cannot move symbolic dimensions, {tensor.shape}")
+    shape = plain_sizes("Module.to", *tensor.shape)
     data = tensor.detach().cast(wanted)._bytes()
     views.leave(tensor)
     layout = layout_of(before) if device == before.device else None

@@ -9,7 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
-from minigrad.errors import AxisError, ShapeError
+from minigrad.errors import AxisError, ShapeError, misfit
 from minigrad.graph import build
 from minigrad.graph.node import Node, Op, Shape, unshared
 from minigrad.graph.symbolic import Affine, Integer
@@ -100,6 +100,14 @@ def check_ints(name: str, **given: object) -> tuple[Any, ...]:
         if not isinstance(value, (Integral, Affine)) or isinstance(value, bool):
             raise TypeError(f"{name}({what}={value!r}): expected an int")
     return tuple(map(as_python, given.values()))
+
+
+def plain_sizes(name: str, *sizes: Integer) -> list[int]:
+    """Sizes as ints; ShapeError for those that a Variable gives, for what needs to know them."""
+    found = [size for size in sizes if isinstance(size, int)]
+    if len(found) < len(sizes):
+        raise misfit(name, "sizes that are numbers, not Variables", show(sizes))
+    return found
 
 
 def check_share(name: str, **given: object) -> None:

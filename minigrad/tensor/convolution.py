@@ -19,14 +19,14 @@ from typing import Any, Self
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph.build import Window
-from minigrad.graph.node import Shape, device_of
+from minigrad.graph.node import device_of
 from minigrad.graph.sharding import meshes
-from minigrad.graph.symbolic import Integer, ceildiv, plain
+from minigrad.graph.symbolic import ceildiv, plain
 from minigrad.graph.windows import overlap_add, reads_in_place
 from minigrad.settings import flag
 from minigrad.tensor import winograd
 from minigrad.tensor.basic import Composed
-from minigrad.tensor.broadcasting import as_python, check_choice
+from minigrad.tensor.broadcasting import as_python, check_choice, plain_sizes
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.core import Core
 
@@ -86,8 +86,8 @@ class Convolution(Composed):
         """
         x, batched = self._batched("conv2d", weight)
         spatial = weight.ndim - 2
-        out, inner, *kernel = _plain("conv2d", weight.shape)
-        channels, *space = _plain("conv2d", x.shape[1:])
+        out, inner, *kernel = plain_sizes("conv2d", *weight.shape)
+        channels, *space = plain_sizes("conv2d", *x.shape[1:])
         if groups < 1 or out % groups or channels != inner * groups:
             are_last = self.shape[-1] == inner * groups
             raise ShapeError(
@@ -122,7 +122,7 @@ class Convolution(Composed):
             # pixels that are not skipped, side by side: rows of a product
             kept = wide._windows(windows_of(2, kernel, steps, gaps))
             wide, steps = kept.reshape(kept.shape[: 2 + spatial]).contiguous(), [1] * spatial
-        pixels = _plain("conv2d", wide.shape[2:])
+        pixels = plain_sizes("conv2d", *wide.shape[2:])
         alone = prod(kernel) == groups == max(steps) and not any(map(any, pairs))
         if alone and prod(pixels) >= LEAST_PIXELS:  # a product with each image as it lies
             rows = self._new(weight.node).cast(wide.dtype).reshape(out, inner, 1)
@@ -164,8 +164,8 @@ class Convolution(Composed):
         name = "conv_transpose2d"
         x, batched = self._batched(name, weight)
         spatial = weight.ndim - 2
-        inner, outer, *kernel = _plain(name, weight.shape)
-        batch, channels, *space = (x.shape[0], *_plain(name, x.shape[1:]))
+        inner, outer, *kernel = plain_sizes(name, *weight.shape)
+        batch, channels, *space = (x.shape[0], *plain_sizes(name, *x.shape[1:]))
         expect(groups >= 1 and channels == inner and not channels % groups,
                name, f"(…, {inner}, …) and channels in a multiple of groups",
                f"shape {self.shape}, a weight {weight.shape} and groups={groups}")  # fmt: skip
@@ -399,13 +399,6 @@ class Convolution(Composed):
         return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
 
 
-def _plain(name: str, shape: Sequence[Integer] | Shape) -> list[int]:
-    found = [extent for extent in shape if isinstance(extent, int)]
-    if len(found) != len(shape):
-        raise ShapeError(f"{name}: symbolic sizes in {shape}: only the batch size may be symbolic")
-    return found
-
-
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:
     """One number per spatial dimension, from a single number or a sequence."""
     numbers = [as_python(n) for n in (given if isinstance(given, Sequence) else (given,))]
@@ -492,7 +485,7 @@ class _Plan:
         stride = self.kernel if stride is None else stride
         self.steps, self.gaps, self.pairs = geometry(name, self.kernel, stride, padding, dilation)
         self.first = x.ndim - self.spatial
-        self.space = _plain(name, x.shape[self.first :])
+        self.space = plain_sizes(name, *x.shape[self.first :])
         self.beyond: Pairs = []
         for n, (before, after), k, s, d in zip(
             self.space, self.pairs, self.kernel, self.steps, self.gaps, strict=True

@@ -13,7 +13,7 @@ from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, product
+from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, plain_sizes, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -92,9 +92,7 @@ class Joining(Methods):
                f"{len(shift)} for {len(axes)}")  # fmt: skip
         result = self
         for amount, axis in zip(shift, axes, strict=True):
-            extent = result.shape[axis]
-            if isinstance(extent, Affine):
-                raise ShapeError(f"roll: cannot roll along a symbolic dimension of {self.shape}")
+            (extent,) = plain_sizes("roll", result.shape[axis])
             cut = -amount % max(extent, 1)
             head, tail = result._part(axis, 0, cut), result._part(axis, cut, extent)
             result = tail.cat(head, dim=axis)

@@ -18,6 +18,7 @@ from minigrad.tensor.broadcasting import (
     axis_of,
     broadcast_to,
     check_ints,
+    plain_sizes,
     product,
 )
 from minigrad.tensor.core import Core
@@ -291,16 +292,13 @@ class Movement(Methods):
         """Padding with elements of the tensor itself, one dimension at a time."""
         expect(mode in ("reflect", "replicate", "circular"), "pad",
                "constant, reflect, replicate or circular", error=ValueError, mode=mode)  # fmt: skip
-        known = [pair for pair in pairs if all(isinstance(x, int) for x in pair)]
-        if len(known) < self.ndim or any(isinstance(extent, Affine) for extent in self.shape):
-            raise misfit(f"pad(mode={mode!r})", "plain ints and known sizes", self)
-        amounts: list[tuple[int, int]] = known  # type: ignore[assignment]
+        plain_sizes(f"pad(mode={mode!r})", *self.shape)
+        amounts = [plain_sizes(f"pad(mode={mode!r}): amounts", *pair) for pair in pairs]
         result = self
         if mode == "circular":  # what is cut off does not come back at the other end
             result = self.pad([(min(b, 0), min(a, 0)) for b, a in amounts])
-            amounts = [(max(b, 0), max(a, 0)) for b, a in amounts]
-        for axis, (b, a) in enumerate(amounts):
-            n: int = result.shape[axis]  # type: ignore[assignment]
+            amounts = [[max(b, 0), max(a, 0)] for b, a in amounts]
+        for axis, ((b, a), n) in enumerate(zip(amounts, result._known_shape(), strict=True)):
             limit = n - 1 if mode == "reflect" else n if mode == "circular" or not n else max(b, a)
             expect(max(b, a) <= max(limit, 0),
                    f"pad(mode={mode!r}) of dimension {axis} of size {n}",
@@ -332,11 +330,9 @@ class Movement(Methods):
         [[1, 2], [2, 3]]
         """
         axis = axis_of("unfold", dim, self.ndim, 0)
-        extent = self.shape[axis]
-        if isinstance(extent, Affine) or not 0 < size <= extent or step <= 0:
-            what = f"unfold(dim={dim}, size={size}, step={step})"
-            known = " (a number, not a Variable)" if isinstance(extent, Affine) else ""
-            raise misfit(what, f"0 < size ≤ {extent}{known} and step > 0")
+        (extent,) = plain_sizes("unfold", self.shape[axis])
+        expect(0 < size <= extent and step > 0, f"unfold(dim={dim}, size={size}, step={step})",
+               f"0 < size ≤ {extent} and step > 0")  # fmt: skip
         return self._windows([(axis, size, step, 1)])
 
     def _windows(self, windows: Sequence[build.Window]) -> Self:
@@ -353,9 +349,7 @@ class Movement(Methods):
         first, second = axes_of("diagonal", (dim1, dim2), self.ndim)
         rest = [d for d in range(self.ndim) if d not in (first, second)]
         x = self.permute(*rest, first, second)
-        rows, columns = x.shape[-2:]
-        if isinstance(rows, Affine) or isinstance(columns, Affine):
-            raise ShapeError(f"diagonal: cannot take symbolic dimensions of {self.shape}")
+        rows, columns = plain_sizes("diagonal", *x.shape[-2:])
         top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
         length = min(rows - top, columns - left)
         square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)

@@ -21,7 +21,7 @@ from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.template import Template
 from minigrad.tensor import hostdata, realization, templates
-from minigrad.tensor.broadcasting import Scalar, check_share
+from minigrad.tensor.broadcasting import Scalar, check_share, plain_sizes
 from minigrad.tensor.core import Core, stored
 from minigrad.tensor.creation import checked_shape
 from minigrad.tensor.methods import Methods
@@ -122,12 +122,10 @@ def _draw(name: str, shape: tuple[Any, ...], device: str | None) -> tuple[Node, 
             f"Tensor.scan: {name} inside the step function is called only once, so each step would "
             "have the same numbers; draw them outside, for all steps, and pass them in xs"
         )
-    extents = checked_shape(name, shape)
-    if not all(isinstance(extent, int) for extent in extents):
-        raise ShapeError(f"{name}{extents}: expected a shape of plain ints")
+    extents = tuple(plain_sizes(name, *checked_shape(name, shape)))
     if numel(extents) > 2**_WORD.bits:  # the counter of an element would occur twice
         raise ShapeError(f"{name}{extents}: expected at most 2³² numbers; draw them in parts")
-    return _state_of(Device.canonical(device)).draw(extents)  # type: ignore[arg-type]
+    return _state_of(Device.canonical(device)).draw(extents)
 
 
 def _check_sizes(name: str, shape: tuple[Any, ...], plain: bool, example: str) -> None:
