@@ -360,8 +360,7 @@ def grid_sample(
     for corner in corners:
         index, weight, inside = (each.flatten(1).unsqueeze(1) for each in corner)
         values.append(inside.where(flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight, 0))
-    result: Tensor = sum(values[1:], values[0])
-    return result.unflatten(2, grid._known_shape()[1:-1])
+    return sum(values[1:], values[0]).unflatten(2, grid._known_shape()[1:-1])
 
 
 def instance_norm(

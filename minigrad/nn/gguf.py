@@ -223,8 +223,8 @@ def _tensor(
     reader: _Reader, name: str, shape: tuple[int, ...], kind: int, place: int, device: str | None
 ) -> Tensor | Quantized:
     elements = math.prod(shape)
-    dtype, packed = PLAIN.get(kind), _PACKED.get(kind)
-    if packed is None and dtype is None:
+    packed = _PACKED.get(kind)
+    if packed is None and kind not in PLAIN:
         known = ", ".join(["F32", "F16", "BF16", *KINDS])
         raise GGUFError(f"tensor {name!r}: type {_OTHERS.get(kind, kind)}, expected one of {known}")
     if packed is not None and (not shape or shape[-1] % KINDS[packed].block or not elements):
@@ -247,8 +247,7 @@ def _tensor(
         if packed is not None:
             raw = Tensor.from_bytes(data, (size,), dtypes.uint8, device)
             return quantized(packed, raw, elements // shape[-1], shape[-1])
-        assert dtype is not None
-        return Tensor.from_bytes(data, shape, dtype, device).requires_grad_(False)
+        return Tensor.from_bytes(data, shape, PLAIN[kind], device).requires_grad_(False)
     except (ShapeError, OverflowError) as error:
         raise GGUFError(f"tensor {name!r} of shape {shape}: {error}") from None
 

@@ -208,9 +208,8 @@ class FunctionLayer(Layer):
 
     def extra_repr(self) -> str:
         """The options, except those that are None or off."""
-        shown = {n: v for n, v in self._options().items() if v is not None and n != "inplace"}
-        shown |= {"inplace": True} if vars(self).get("inplace") else {}
-        return ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        shown = {n: v for n, v in self._options().items() if v is not None}
+        return ", ".join(f"{n}={v!r}" for n, v in shown.items() if n != "inplace" or v)
 
 
 def _layers(

@@ -37,8 +37,7 @@ class Contraction(Methods):
         >>> Tensor([[1, 2]]).matmul(Tensor([[3], [4]])).tolist()
         [[11]]
         """
-        where = self.raw.device
-        right = other if isinstance(other, self.__class__) else self.__class__(other, device=where)
+        right = self._operand(other)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
         device_of("matmul", (self.raw, right.raw))

@@ -518,9 +518,8 @@ class Core(Holder, metaclass=_TensorType):
     def _write(self, node: Node) -> None:
         """Replace the values, also those of all views, by the values of a node of equal form."""
         self._check_own()
-        base = None if self._origin is None else views.writable(self)
+        base: Any = None if self._origin is None else views.writable(self)
         if base is not None:
-            assert isinstance(base, Core)
             # a detached view of a leaf may be written: gradients ignore the write
             with no_grad() if self._origin.stops else nullcontext():
                 base.assign(base._new(write_through(base.node, self._origin.steps(), node)))

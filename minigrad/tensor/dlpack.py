@@ -54,16 +54,14 @@ class DLPack(Composed):
         expect(dl_device is None or tuple(dl_device) == self.__dlpack_device__(), "__dlpack__",
                "the host's memory, (1, 0)", error=BufferError, dl_device=dl_device)  # fmt: skip
         view = views.base_of(self) is not None  # its memory is a copy of the base's
-        memory = (self.clone() if copy or view else self)._shared_memory()
+        memory: Any = (self.clone() if copy or view else self)._shared_memory()
         copied = bool(copy) or view or memory is None
         if copied and copy is False:
-            given = f"a tensor on {self.device}, which is not the host"
-            given = "a view" if view else given
+            given = "a view" if view else f"a tensor on {self.device}, which is not the host"
             raise BufferError(f"__dlpack__(copy=False): cannot share {given}; pass copy=None")
         if memory is None:
             source = type(self).from_bytes(self._bytes(), self._known_shape(), self.dtype, "CPU")
             memory = source._shared_memory()
-            assert memory is not None
         return _lend(memory, self._known_shape(), self.dtype, max_version, copied)
 
     def _shared_memory(self) -> Buffer | None:

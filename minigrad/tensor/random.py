@@ -81,11 +81,10 @@ class _State:
         # The state is stored for each draw, so that the kernels that draw are equal: with the draw
         # number as a constant in them, each layer's dropout would be compiled on its own.
         state = build.contiguous(self._advanced()) if self.drawn else self.buffer
-        first, second = _words(shape, self.device).made([state])
-        assert first is not None and second is not None
+        words: Any = _words(shape, self.device).made([state])
         self.drawn += 1
         realization.write(self.tensor, self._advanced())
-        return first, second
+        return words[0], words[1]
 
     def _advanced(self) -> Node:
         """The state after all draws since the buffer was last advanced."""
