@@ -84,9 +84,8 @@ class Embedding(Layer):
         make = Tensor.zeros if _blank.wanted else Tensor.randn
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
         if self.padding_idx is not None:
-            rows = Tensor.arange(num_embeddings).unsqueeze(1)
             with Tensor.no_grad():
-                self.weight.assign(rows.eq(self.padding_idx).where(0.0, self.weight))
+                self.weight[self.padding_idx] = 0
 
     @classmethod
     @checked

@@ -9,7 +9,7 @@ from itertools import chain
 from numbers import Real
 from typing import Any
 
-from minigrad.dtype import DType, convert, dtypes
+from minigrad.dtype import DType, convert, dtypes, number_bytes
 from minigrad.errors import GradientError, expect
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
@@ -235,10 +235,7 @@ class Optimizer(Steps):
         """Set the learning rate of later steps, captured ones too; compiles nothing."""
         number = lr.item() if isinstance(lr, Tensor) else lr
         _check_numbers(self, lr=number)
-        data: Any = float(number)
-        for _ in self._lr.shape:
-            data = [data]
-        self._lr.set_data(data)
+        self._lr._fill(number_bytes(number, dtypes.float32))
 
     def _write(self, places: Sequence[int]) -> list[Tensor]:
         """Assign the new values of these parameters, their moments and counts; returns all of them.
