@@ -32,7 +32,6 @@ from minigrad.graph.node import (
     BUFFER,
     COLLECTIVE,
     CONST,
-    DEVICES,
     OPS,
     RESHAPE,
     Node,
@@ -52,7 +51,7 @@ from minigrad.graph.sharding import meshes
 from minigrad.interrupts import hold
 from minigrad.programs import Programs
 from minigrad.programs import programs as programs
-from minigrad.settings import Context, flag, having
+from minigrad.settings import Mode, flag, having
 
 
 class _Recording(threading.local):
@@ -75,7 +74,7 @@ def recorded_calls(may_pad: bool = False) -> Iterator[list[Call]]:
     may_pad: whether these may be padded, or in pieces.
     """
     calls: list[Call] = []
-    with having(recording, calls=calls, may_pad=may_pad), Context(RECORDING=True):
+    with having(recording, calls=calls, may_pad=may_pad), Mode("RECORDING"):
         yield calls
 
 
@@ -164,12 +163,8 @@ def realize(
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
-        if not STAGED.isdisjoint(operations):
-            found = _repeated(roots, order) if Op.COPY not in operations else None
-            if found is None:
-                return _in_stages(roots, failures)
-            known = _run(*found, failures)
-            return [known.get(root, root) for root in roots]
+        if not STAGED.isdisjoint(operations) and _runs_in_stages(order, operations):
+            return _in_stages(roots, failures)
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
@@ -197,21 +192,13 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
     return found and (call, *found)
 
 
-def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
-    """The program of a graph with LOOPs, if such a graph came before: its stages' programs.
+def _runs_in_stages(order: Sequence[Node], operations: Set[Op]) -> bool:
+    """Whether no program computes a graph: it has COPYs, or LOOPs that cannot be part of one.
 
-    None: it comes for the first time, is captured or explained, or a step checks indices.
-    order: the nodes that the roots need.
+    Those that are captured or explained, or whose steps check indices. order: its nodes.
     """
-    devices = {*map(DEVICES, order)}
-    if recording.calls is not None or timeline.programs is not None or len(devices) > 1:
-        return None
-    some = [root for root in dict.fromkeys(roots) if root.op is not BUFFER]
-    call = canonicalize(some, flag("BOUNDS") != 0, order)
-    if any(loop.arg.checks for loop in picked(order, _LOOPS)):
-        return None
-    found = programs.seek(call, _compiled)
-    return found and (call, *found)
+    alone = recording.calls is not None or timeline.programs is not None
+    return alone or Op.COPY in operations or any(one.arg.checks for one in picked(order, _LOOPS))
 
 
 def _with_joins(
@@ -382,7 +369,7 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Node]:
-    """Realize roots that depend on COPYs, or on LOOPs if they are not `_repeated`.
+    """Realize roots that depend on COPYs, or on LOOPs that are not part of a program.
 
     Compute what the first of these need, run them, replace them by their results, and repeat until
     none is left.
