@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from minigrad.device import Buffer, Program
 from minigrad.graph.build import assign, buffer
-from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.canonical import Canonical, Graph, canonicalize, same
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, in_order, make
 from minigrad.graph.pieces import pieces
@@ -48,7 +48,7 @@ class _Piece:
 
 
 class Pieced:
-    """The programs of the pieces, in order; the last one makes all in-place writes.
+    """The programs of the pieces, in order; the last ones make all in-place writes.
 
     final: there are no faster programs for its graph.
     """
@@ -74,14 +74,14 @@ class Pieced:
 
 def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     """A call in pieces, whose programs `find` finds; None if there is only one piece."""
-    made = _Pieces(call.rewritten(_same, ()), len(call.inputs), find)
+    made = _Pieces(call.graph(), len(call.inputs), find)
     cut = pieces(made.roots)
     if len(cut) < 2:
         return None
     writes = [some for some in cut if some[0].op is ASSIGN]
     for some in cut[: len(cut) - len(writes)]:
         made.store(some)
-    return made.finish(writes)
+    return made.finish([(), *writes])  # what is left comes by itself, so that a cut has an end
 
 
 def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
@@ -90,12 +90,10 @@ def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
     inputs: the number of slots that exist before a call. final: no program is padded or in pieces.
     """
     made = _Pieces(graph, inputs, find)
-    cut = stages_of(made.roots)
-    for number, loops in enumerate(cut.stages):
-        needs = [source for loop in loops for source in read_of(loop)]
-        made.store((*needs, *cut.at(number, made.roots)))
-        for loop in loops:
-            made.run(loop, cut.results.get(loop, ()))
+    for needs, loops in stages_of(made.roots):
+        made.store(needs)
+        for loop, results in loops.items():
+            made.run(loop, results)
     return made.finish([made.writes], final)
 
 
@@ -105,7 +103,7 @@ def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
     cuts, at = {reshapes[number] for number in numbers}, dict[Node, None]()
 
     def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
-        new = _same(node, src, arg)
+        new = same(node, src, arg)
         at.update({new: None} if node in cuts else {})
         return new
 
@@ -122,10 +120,6 @@ def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
             place = made.known[source].arg
             made.known[node] = buffer(place, node.dtype, node.shape, node.device)
     return made.finish([made.writes])
-
-
-def _same(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
-    return make(node.op, node.dtype, node.shape, src, arg, node.device)
 
 
 def _apart(x: Node, others: Container[Node]) -> Node:
@@ -177,7 +171,7 @@ class _Pieces:
         self.known.update(steps.results)
 
     def finish(self, writes: Sequence[Sequence[Node]], final: bool = False) -> Pieced:
-        """All pieces. The last ones, one for each group of writes, compute what is left."""
+        """All pieces. What is left is computed with the first group of writes."""
         instead: dict[int, int] = {}  # a slot with the value of a root → the root's
         left: dict[int, Node] = {}  # roots by slot
         for root, slot in zip(self.roots, self._outputs, strict=True):
@@ -186,7 +180,7 @@ class _Pieces:
                 instead[known.arg] = slot
             elif root.op is not ASSIGN:
                 left[slot] = root
-        first, *others = writes or [()]
+        first, *others = writes
         self._add([*left.values(), *first], [*left])
         for some in others:
             self._add(some)

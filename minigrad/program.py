@@ -51,7 +51,7 @@ from minigrad.graph.sharding import meshes
 from minigrad.interrupts import hold
 from minigrad.programs import Programs
 from minigrad.programs import programs as programs
-from minigrad.settings import Mode, flag, having
+from minigrad.settings import State, flag, having
 
 
 class _Recording(threading.local):
@@ -74,7 +74,7 @@ def recorded_calls(may_pad: bool = False) -> Iterator[list[Call]]:
     may_pad: whether these may be padded, or in pieces.
     """
     calls: list[Call] = []
-    with having(recording, calls=calls, may_pad=may_pad), Mode("RECORDING"):
+    with having(recording, calls=calls, may_pad=may_pad), State(RECORDING=True):
         yield calls
 
 
@@ -378,20 +378,17 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     interrupted.
     """
     found: list[MinigradError] = []
-    cut = stages_of(roots)
     new: dict[Node, Node] = {}  # node → BUFFER of what is computed by now
-    for stage, first in enumerate(cut.stages):
-        needs = [source for node in first for source in read_of(node)]
-        some = (*map(written, needs), *cut.at(stage, roots))
-        now = [node for node in dict.fromkeys(some) if node not in new]
+    for needs, first in stages_of(roots):
+        now = [node for node in dict.fromkeys(needs) if node not in new]
         new.update(zip(now, realize(replaced(now, new), found), strict=True))
-        for node in first if not found else ():
+        for node, results in first.items() if not found else ():
             read = {source: new[written(source)] for source in read_of(node)}
             if node.op is Op.COPY:
                 (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
                 new[node] = _copied(node, source)
             else:
-                new.update(_run_loop(node, read, cut.results.get(node, ()), found))
+                new.update(_run_loop(node, read, results, found))
         if found:
             failures += found
             return [_lost(root, new.get(root), str(found[0])) for root in roots]

@@ -69,8 +69,7 @@ class Family:
 
     def __len__(self) -> int:
         programs = [*self.special.values(), *(program for _, program in self.general)]
-        large = any(isinstance(one, Pieced) for one in programs) if programs else bool(self.samples)
-        return len(programs) + OF_PIECED * large
+        return len(programs) + OF_PIECED * any(isinstance(one, Pieced) for one in programs)
 
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
@@ -246,13 +245,13 @@ class Programs:
         general = partial(family.generalize, call, compile, may_pad and not loops)
         pieces = partial(self._in_pieces, call, family, part)
         merges = partial(self._at_merges, call, family, part)
-        ways = (general, pieces, merges) if len(family.samples) == 1 else (pieces, general, merges)
-        ways = (merges,) if family.merges else ways
-        alone = loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad
-        may = [] if often or not Device[device].generalizes else [
-            way for way in ways if way is general or not alone
-        ]  # fmt: skip
-        made = next((way for way in may if way()), None)
+        ways = [general, pieces, merges] if len(family.samples) == 1 else [pieces, general, merges]
+        if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
+            ways = [general]
+        if family.merges:
+            ways = [way for way in ways if way is merges]
+        may = not often and Device[device].generalizes
+        made = next((way for way in ways if way()), None) if may else None
         if made is None:
             family.keep(call.cells, compile(call.graph()))
         self._compiled += made in (None, general)

@@ -184,9 +184,9 @@ class Context(ContextDecorator):
         thread.settle()
 
 
-class Mode(Context):
-    """A block in which one of the modes in OWN is on."""
+class State(Context):
+    """As `Context`, also for the modes in OWN: the whole state of a thread can be given."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, **changes: int | str) -> None:
         super().__init__()
-        self.changes = {name: True}
+        self.changes = changes

@@ -22,7 +22,7 @@ from minigrad.graph.conversions import group_name
 from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
-from minigrad.settings import Mode, flag, having
+from minigrad.settings import State, flag, having
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.pytree import flatten
 
@@ -152,7 +152,7 @@ class Watched(Programs):
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """Run a step kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
-        with Mode("EXPLAINED"):
+        with State(EXPLAINED=True):
             step()
             Device.synchronize()
         current.seconds = time.perf_counter() - current.start

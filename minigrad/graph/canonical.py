@@ -90,6 +90,8 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
+        if not self.values:
+            return self.rewritten(same, ())
         unbound: dict[str, int] = {}
         return self.rewritten(
             lambda node, src, arg: make(
@@ -137,6 +139,13 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
 
 # Makes a node of a rewritten graph from the old node, its new sources, and its arg.
 Remake = Callable[[Node, tuple[Node, ...], Any], Node]
+
+
+def same(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
+    """A node with other sources and argument (a `Remake`)."""
+    return make(node.op, node.dtype, node.shape, src, arg, node.device)
+
+
 # The operations with numbers that do not follow from their sources.
 NUMBERED = frozenset({
     Op.BUFFER, Op.CONST, Op.IOTA, Op.RESHAPE, Op.EXPAND, Op.SHRINK, Op.PAD, Op.VARIABLE, Op.CHECK,
