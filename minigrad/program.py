@@ -32,7 +32,6 @@ from minigrad.graph.node import (
     BUFFER,
     COLLECTIVE,
     CONST,
-    DEVICES,
     OPS,
     RESHAPE,
     Node,
@@ -52,7 +51,7 @@ from minigrad.graph.sharding import meshes
 from minigrad.interrupts import hold
 from minigrad.programs import Programs
 from minigrad.programs import programs as programs
-from minigrad.settings import Context, flag, having
+from minigrad.settings import State, flag, having
 
 
 class _Recording(threading.local):
@@ -75,7 +74,7 @@ def recorded_calls(may_pad: bool = False) -> Iterator[list[Call]]:
     may_pad: whether these may be padded, or in pieces.
     """
     calls: list[Call] = []
-    with having(recording, calls=calls, may_pad=may_pad), Context(RECORDING=True):
+    with having(recording, calls=calls, may_pad=may_pad), State(RECORDING=True):
         yield calls
 
 
@@ -164,12 +163,8 @@ def realize(
             order = order if roots == given else needed(roots)
         if Op.CUSTOM in operations:
             order = needed_among(order, roots)
-        if not STAGED.isdisjoint(operations):
-            found = _repeated(roots, order) if Op.COPY not in operations else None
-            if found is None:
-                return _in_stages(roots, failures)
-            known = _run(*found, failures)
-            return [known.get(root, root) for root in roots]
+        if not STAGED.isdisjoint(operations) and _runs_in_stages(order, operations):
+            return _in_stages(roots, failures)
     # one program for each device
     by_device: dict[str, dict[Node, None]] = {}
     for root in roots:
@@ -197,21 +192,13 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
     return found and (call, *found)
 
 
-def _repeated(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
-    """The program of a graph with LOOPs, if such a graph came before: its stages' programs.
+def _runs_in_stages(order: Sequence[Node], operations: Set[Op]) -> bool:
+    """Whether no program computes a graph: it has COPYs, or LOOPs that cannot be part of one.
 
-    None: it comes for the first time, is captured or explained, or a step checks indices.
-    order: the nodes that the roots need.
+    Those that are captured or explained, or whose steps check indices. order: its nodes.
     """
-    devices = {*map(DEVICES, order)}
-    if recording.calls is not None or timeline.programs is not None or len(devices) > 1:
-        return None
-    some = [root for root in dict.fromkeys(roots) if root.op is not BUFFER]
-    call = canonicalize(some, flag("BOUNDS") != 0, order)
-    if any(loop.arg.checks for loop in picked(order, _LOOPS)):
-        return None
-    found = programs.seek(call, _compiled)
-    return found and (call, *found)
+    alone = recording.calls is not None or timeline.programs is not None
+    return alone or Op.COPY in operations or any(one.arg.checks for one in picked(order, _LOOPS))
 
 
 def _with_joins(
@@ -382,7 +369,7 @@ def _read_by(call: Canonical) -> frozenset[Buffer]:
 
 
 def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Node]:
-    """Realize roots that depend on COPYs, or on LOOPs if they are not `_repeated`.
+    """Realize roots that depend on COPYs, or on LOOPs that are not part of a program.
 
     Compute what the first of these need, run them, replace them by their results, and repeat until
     none is left.
@@ -391,20 +378,17 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
     interrupted.
     """
     found: list[MinigradError] = []
-    cut = stages_of(roots)
     new: dict[Node, Node] = {}  # node → BUFFER of what is computed by now
-    for stage, first in enumerate(cut.stages):
-        needs = [source for node in first for source in read_of(node)]
-        some = (*map(written, needs), *cut.at(stage, roots))
-        now = [node for node in dict.fromkeys(some) if node not in new]
+    for needs, first in stages_of(roots):
+        now = [node for node in dict.fromkeys(needs) if node not in new]
         new.update(zip(now, realize(replaced(now, new), found), strict=True))
-        for node in first if not found else ():
+        for node, results in first.items() if not found else ():
             read = {source: new[written(source)] for source in read_of(node)}
             if node.op is Op.COPY:
                 (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
                 new[node] = _copied(node, source)
             else:
-                new.update(_run_loop(node, read, cut.results.get(node, ()), found))
+                new.update(_run_loop(node, read, results, found))
         if found:
             failures += found
             return [_lost(root, new.get(root), str(found[0])) for root in roots]

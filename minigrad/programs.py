@@ -20,7 +20,7 @@ from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS, Op
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
-from minigrad.pieced import Pieced, at_merges, in_pieces, in_stages
+from minigrad.pieced import Find, Pieced, at_merges, in_pieces, in_stages
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -64,13 +64,12 @@ class Family:
         self.failed = 0  # cuts there, in succession, whose parts had to be compiled
         # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
-        self.used = 0  # when a program was last found, on the clock of `Programs`
+        self.used = 0  # when a program was last found, on `_clock`
         self.uses = 0  # how often
 
     def __len__(self) -> int:
         programs = [*self.special.values(), *(program for _, program in self.general)]
-        large = any(isinstance(one, Pieced) for one in programs) if programs else bool(self.samples)
-        return len(programs) + OF_PIECED * large
+        return len(programs) + OF_PIECED * any(isinstance(one, Pieced) for one in programs)
 
     def find(
         self, cells: tuple[Cell, ...], may_pad: bool
@@ -79,19 +78,20 @@ class Family:
 
         may_pad: whether it may be a padded program, or one in pieces.
         """
+        found = None
         program = self.special.get(cells)
-        if program is not None and (
-            not isinstance(program, Pieced) or program.final
-            or (may_pad and not self._is_frequent(cells))
-        ):  # fmt: skip
-            return program, NO_VALUES
-        for general, program in self.general:
+        is_final = not isinstance(program, Pieced) or program.final
+        if program is not None and (is_final or (may_pad and not self._is_frequent(cells))):
+            found = program, NO_VALUES
+        for general, program in self.general if found is None else ():
             values = general.match(cells)
-            if values is not None and not (general.padded and not may_pad):
-                if general.padded and self._is_frequent(cells):
-                    return None
-                return program, values
-        return None
+            if values is not None and (may_pad or not general.padded):
+                if not (general.padded and self._is_frequent(cells)):
+                    found = program, values
+                break
+        if found is not None:
+            self.used, self.uses = next(_clock), self.uses + 1
+        return found
 
     def _is_frequent(self, cells: tuple[Cell, ...]) -> bool:
         """Count a use of these numbers; whether they are worth a program of their own."""
@@ -140,23 +140,13 @@ class Family:
 
 
 NO_VALUES: Mapping[str, int] = MappingProxyType({})
+_clock = itertools.count()
 
 
 def _key_of(call: Canonical) -> Any:
     """What programs of one family share. Hashing it is expensive: it describes a whole graph."""
     values = thread.values
     return call.structure, values["FUSE"], values["GUARD"], values["TUNE"]
-
-
-class _Counted:
-    """Compiles graphs, and counts them."""
-
-    def __init__(self, compile: Callable[[Graph], Program]) -> None:
-        self._compile, self.new = compile, 0
-
-    def __call__(self, graph: Graph) -> Program:
-        self.new += 1
-        return self._compile(graph)
 
 
 class _Kind:
@@ -203,116 +193,90 @@ class Programs:
         self._families: dict[Any, Family] = {}
         self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
         self._about = 0  # at least as many programs as there are, without counting them
-        self._clock = itertools.count()
+        self._compiled = 0  # programs so far, but for those that consist of others
         self._lock = new_rlock()
 
     def __len__(self) -> int:
         return sum(map(len, self._families.values()))
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
-        complete: Callable[[], Canonical] | None = None,
-    ) -> tuple[Program, Mapping[str, int]]:  # fmt: skip
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
+    ) -> tuple[Program, Mapping[str, int]]:
         """The program of a call, compiled if necessary, and values of variables besides the call's.
 
         may_pad: whether it may copy the call's arrays to others (not in a captured step).
-        complete: makes the call with its nodes, if it has only a key and inputs so far.
-        """
-        found = self.seek(call, compile, may_pad, complete, always=True)
-        assert found is not None, call
-        return found
-
-    def seek(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
-        complete: Callable[[], Canonical] | None = None, always: bool = False,
-    ) -> tuple[Program, Mapping[str, int]] | None:  # fmt: skip
-        """As `find`; but None (unless `always`) for a graph with LOOPs that shall run in stages.
-
-        It comes for the first time, or no general program covers its numbers.
         """
         found = self.known(call, may_pad)
         if found is None:
             with self._lock:
-                key = _key_of(call)
-                before = len(self._families[key]) if key in self._families else 0
-                family = self._families.setdefault(key, Family())
-                if family.find(call.cells, may_pad) is None:
-                    call = call if complete is None else complete()
+                family = self._families.setdefault(_key_of(call), Family())
+                found = family.find(call.cells, may_pad)  # another thread may have made it
+                if found is None:
                     self._make_room(family)
+                    before = len(family)
                     with young_gc_only():
-                        self._make(call, family, compile, may_pad, always)
+                        self._make(call, family, compile, may_pad)
                     self._about += len(family) - before
-                found = self.known(call, may_pad, family)
+                    found = family.find(call.cells, may_pad)
+        assert found is not None, call
         return found
 
     def known(
-        self, call: Canonical, may_pad: bool = True, family: Family | None = None
+        self, call: Canonical, may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]] | None:
-        """As `find`, without compiling: None if there is no program. family: if it is known."""
-        family = self._families.get(_key_of(call)) if family is None else family
-        found = None if family is None else family.find(call.cells, may_pad)
-        if family is not None and found is not None:
-            family.used = next(self._clock)
-            family.uses += 1
-        return found
+        """As `find`, without compiling: None if there is no program."""
+        family = self._families.get(_key_of(call))
+        return None if family is None else family.find(call.cells, may_pad)
 
     def _make(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool,
-        always: bool,
-    ) -> None:  # fmt: skip
+        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
+    ) -> None:
         """Compile what `find` then finds: a general program, one in pieces, or a special one.
 
         Pieces come before general programs, unless a structure comes for the second time.
         """
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
-        if Op.LOOP in map(OPS, call.order):
-            may_pad = may_pad and not often
-            own = partial(self.find, compile=compile, may_pad=may_pad)
-            loops = partial(in_stages, inputs=len(call.inputs), find=own, final=not may_pad)
-            if always or often or call.cells in family.samples:
-                family.keep(call.cells, loops(call.graph()))
-            else:
-                family.generalize(call, loops, may_pad=False)
-            family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
-            return
-        general = partial(family.generalize, call, compile, may_pad)
-        pieces = partial(self._in_pieces, call, family, compile, may_pad)
-        cut = partial(self._at_merges, call, family, compile, may_pad)
-        ways = (general, pieces, cut) if len(family.samples) == 1 else (pieces, general, cut)
-        may = not often and Device[call.roots[0].device].generalizes
-        if not may or not any(way() for way in ((cut,) if family.merges else ways)):
+        may_pad = may_pad and not often
+        part = partial(self.find, compile=compile, may_pad=may_pad)
+        operations, device = {*map(OPS, call.order)}, call.roots[0].device
+        loops = Op.LOOP in operations
+        if loops:
+            compile = partial(in_stages, inputs=len(call.inputs), find=part, final=not may_pad)
+        general = partial(family.generalize, call, compile, may_pad and not loops)
+        pieces = partial(self._in_pieces, call, family, part)
+        merges = partial(self._at_merges, call, family, part)
+        ways = [general, pieces, merges] if len(family.samples) == 1 else [pieces, general, merges]
+        if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
+            ways = [general]
+        if family.merges:
+            ways = [way for way in ways if way is merges]
+        may = not often and Device[device].generalizes
+        made = next((way for way in ways if way()), None) if may else None
+        if made is None:
             family.keep(call.cells, compile(call.graph()))
+        self._compiled += made in (None, general)
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
 
-    def _at_merges(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
-    ) -> bool:
+    def _at_merges(self, call: Canonical, family: Family, find: Find) -> bool:
         """Cut a call where several varying dimensions become one, if it has such; whether it has.
 
         Each part has a general program, which the whole has not.
         """
-        exchanges = call.roots[0].device in meshes or COLLECTIVE in map(OPS, call.order)
-        alone = not family.samples or len(call.order) > MOST_CUT or family.failed > MOST_FAILED
-        if alone or exchanges or call.values or not may_pad:
+        if not family.samples or len(call.order) > MOST_CUT or family.failed > MOST_FAILED:
             return False
         family.merges = family.merges or merging(call, [*family.samples, call.cells])
         if not family.merges:
             return False
-        counted = _Counted(compile)
-        family.keep(call.cells, at_merges(call, family.merges, partial(self.find, compile=counted)))
-        family.failed = family.failed + 1 if counted.new else 0
+        before = self._compiled
+        family.keep(call.cells, at_merges(call, family.merges, find))
+        family.failed = family.failed + 1 if self._compiled > before else 0
         if family.failed > MOST_FAILED:
             family.merges.clear()
         return True
 
-    def _in_pieces(
-        self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
-    ) -> bool:
+    def _in_pieces(self, call: Canonical, family: Family, find: Find) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
-        root = call.roots[0]
-        small = len(call.order) < LEAST_NODES
-        exchanges = root.device in meshes or COLLECTIVE in map(OPS, call.order)
-        if small or exchanges or call.values or not may_pad:
+        if len(call.order) < LEAST_NODES:
             return False
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
@@ -320,9 +284,9 @@ class Programs:
         kind.latest.append((weakref.ref(family), family.uses, len(call.order)))
         if not rare:
             return False
-        counted = _Counted(compile)
-        program = in_pieces(call, lambda *piece: self.find(piece[0], counted, True, piece[1]))
-        kind.cut(counted.new * OF_PROGRAM > len(call.order))
+        before = self._compiled
+        program = in_pieces(call, find)
+        kind.cut((self._compiled - before) * OF_PROGRAM > len(call.order))
         if program is not None:
             family.keep(call.cells, program)
         return program is not None

@@ -38,13 +38,14 @@ DEFAULTS: Mapping[str, int | str] = MappingProxyType({
     "BOUNDS": 1,  # 0: an index out of range reads 0 or writes nothing, without an error
 })  # fmt: skip
 
-# What a thread is doing: settings that only code changes.
+# What a thread is doing: settings that only code changes; those in OWN only code of minigrad.
 MODES: Mapping[str, bool] = MappingProxyType({
     "TRAINING": False,  # layers such as dropout behave as in training
     "GRADIENTS": True,  # results depend on leaves, else they are constants
     "RECORDING": False,  # it captures a step
     "EXPLAINED": False,  # its step is being explained
 })
+OWN = ("RECORDING", "EXPLAINED")
 
 # Besides its arguments, these settings and the modes determine which program a function runs. A
 # captured step is only replayed if none of them has changed.
@@ -97,8 +98,11 @@ def getenv(name: str, default: Any = None) -> Any:
     except KeyError:
         if default is not None:
             return type(default)(os.environ.get(name, default))
-        known = ", ".join(DEFAULTS)
-        raise KeyError(f"unknown setting {name!r}: expected one of {known}") from None
+        raise _unknown(name) from None
+
+
+def _unknown(name: str) -> KeyError:
+    return KeyError(f"unknown setting {name!r}: expected one of {', '.join(DEFAULTS)}")
 
 
 def flag(name: str) -> int:
@@ -133,6 +137,8 @@ def report(level: int, text: Callable[[], str]) -> None:
 
 def _check(name: str, value: object) -> None:
     """KeyError for an unknown setting, SettingError for a value of another type."""
+    if name in OWN:
+        raise _unknown(name)
     kind, expected = (str, "a string") if isinstance(getenv(name), str) else (int, "an int")
     if not isinstance(value, kind):
         raise SettingError(f"{name}={value!r}: expected {expected}")
@@ -176,3 +182,11 @@ class Context(ContextDecorator):
     def __exit__(self, *_: object) -> None:
         thread.values.update(self.saved[get_ident()].pop())
         thread.settle()
+
+
+class State(Context):
+    """As `Context`, also for the modes in OWN: the whole state of a thread can be given."""
+
+    def __init__(self, **changes: int | str) -> None:
+        super().__init__()
+        self.changes = changes

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from child import ended
 
-from minigrad.settings import DEFAULTS, MODES, having
+from minigrad.settings import DEFAULTS, MODES, OWN, having
 
 from minigrad import Context, Tensor, getenv  # isort: skip
 
@@ -57,6 +57,12 @@ def test_a_context_decorates_a_function() -> None:
         return Tensor.training
 
     assert trains() and not Tensor.training and trains()
+
+
+@pytest.mark.parametrize("mode", OWN)
+def test_nobody_else_says_what_a_thread_is_doing(mode: str) -> None:
+    with pytest.raises(KeyError, match=f"unknown setting '{mode}'"):
+        Context(**{mode: 1})
 
 
 def test_threads_may_use_the_same_block() -> None:

@@ -22,7 +22,7 @@ from minigrad.graph.conversions import group_name
 from minigrad.jit.jitted import Jitted
 from minigrad.programs import MOST_PROGRAMS, NO_VALUES, Programs
 from minigrad.runtimes import cpu_memory
-from minigrad.settings import Context, flag, having
+from minigrad.settings import State, flag, having
 from minigrad.tensor import Tensor, realization
 from minigrad.tensor.pytree import flatten
 
@@ -138,9 +138,8 @@ class Watched(Programs):
         self.round: Round
 
     def find(
-        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True,
-        complete: Callable[[], Canonical] | None = None,
-    ) -> tuple[Program, Mapping[str, int]]:  # fmt: skip
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool = True
+    ) -> tuple[Program, Mapping[str, int]]:
         """See `Programs`."""
         key = (call.structure, call.cells, flag("FUSE"), flag("GUARD"))
         known = self.made.get(key)
@@ -153,7 +152,7 @@ class Watched(Programs):
     def closely(self, step: Callable[[], Any], look: Values | None = None) -> Round:
         """Run a step kernel by kernel."""
         self.round = current = Round(time.perf_counter(), look)
-        with Context(EXPLAINED=True):
+        with State(EXPLAINED=True):
             step()
             Device.synchronize()
         current.seconds = time.perf_counter() - current.start

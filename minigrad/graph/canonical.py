@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
@@ -30,6 +30,7 @@ from minigrad.graph.node import (
     CUSTOM,
     Node,
     Op,
+    in_order,
     make,
     needed,
     number_key,
@@ -37,6 +38,9 @@ from minigrad.graph.node import (
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
+
+T = TypeVar("T")
+_NONE: Mapping[Node, Node] = MappingProxyType({})
 
 # A number of a graph: an extent, an offset, an integer; or the bits of a float.
 Cell = Integer | bytes
@@ -70,7 +74,7 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
     structure, cells: hashable; if both are equal, so are the programs. inputs: the memory of each
     slot that exists before the call; `targets[i]` is the slot of root i, and new if it is
     ≥ len(inputs). checks: the graph's CHECK nodes, sources before users; their result is in the
-    last slot.
+    last slot. instead: nodes that are not in the order, but read → what stands for them.
     """
 
     structure: Any
@@ -82,9 +86,12 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
     values: dict[str, int]
     checks: tuple[Node, ...]
     layouts: tuple[Layout | None, ...] = ()
+    instead: Mapping[Node, Node] = _NONE
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
+        if not self.values:
+            return self.rewritten(same, ())
         unbound: dict[str, int] = {}
         return self.rewritten(
             lambda node, src, arg: make(
@@ -97,33 +104,31 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
     def rewritten(self, remake: Remake, variables: tuple[str, ...]) -> Graph:
         """The graph of nodes that `remake` makes, in order, of a node, its new sources and arg.
 
-        Of what it makes of a CHECK only the arg is used: all of these become one more root.
+        Of what it makes of a CHECK only the arg is used: all of these become one more root. Of a
+        write to a whole array only the value: its slot is in `outputs`.
         """
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
-        new: dict[Node, Node] = {}
+        new: dict[Node, Node] = _Values(self.instead) if self.instead else {}
         numbers = exchange_numbers(self.order)
         checked: list[tuple[Node, Check]] = []
         for node in self.order:
             if node.op is Op.CUSTOM:
                 new[node] = new[node.src[0]]
                 continue
-            src = tuple(new[source] for source in node.src)
+            src = tuple([new[source] for source in node.src])
             if node.op is COLLECTIVE:
                 arg = replace(node.arg, number=numbers[node.arg.number])
             else:
                 arg = slots[node.arg] if node.op is Op.BUFFER else node.arg
-            if node.op is not Op.CHECK:
-                new[node] = remake(node, src, arg)
+            if node.op is Op.CHECK:
+                new[node] = src[0]
+                if self.checks:
+                    checked.append((src[0], remake(node, src, arg).arg))
                 continue
-            new[node] = src[0]
-            if self.checks:
-                checked.append((src[0], remake(node, src, arg).arg))
-        roots = []
-        for root in self.roots:
-            value = new[root]
-            while value.op is Op.ASSIGN and value.arg is None:  # writes the whole target
-                value = value.src[1]
-            roots.append(value)
+            made = remake(node, src, arg)
+            whole = made.op is ASSIGN and made.arg is None  # its readers read what it writes
+            new[node] = made.src[1] if whole else made
+        roots = [new[root] for root in self.roots]
         outputs = self.targets
         count = max((*outputs, len(self.inputs) - 1)) + 1
         if checked:
@@ -134,6 +139,13 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
 
 # Makes a node of a rewritten graph from the old node, its new sources, and its arg.
 Remake = Callable[[Node, tuple[Node, ...], Any], Node]
+
+
+def same(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
+    """A node with other sources and argument (a `Remake`)."""
+    return make(node.op, node.dtype, node.shape, src, arg, node.device)
+
+
 # The operations with numbers that do not follow from their sources.
 NUMBERED = frozenset({
     Op.BUFFER, Op.CONST, Op.IOTA, Op.RESHAPE, Op.EXPAND, Op.SHRINK, Op.PAD, Op.VARIABLE, Op.CHECK,
@@ -227,28 +239,22 @@ def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
 
 def canonicalize(
     roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None,
-    memory: Mapping[Node, Any] = MappingProxyType({}),
+    instead: Mapping[Node, Node] = _NONE,
 ) -> Canonical:  # fmt: skip
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
     checked: whether its CHECK nodes count; otherwise each stands for its source. A CUSTOM stands
-    for its value. order: `needed(roots)`, if that is known. memory: nodes besides these that count
-    as BUFFERs → their memory.
+    for its value. order: `needed(roots)`, if that is known. instead: nodes → what stands for them.
     """
     if order is None:
-        order = needed(roots)
-    number: dict[Node, int] = {}
+        order = _without(roots, instead) if instead else needed(roots)
+    number: dict[Node, int] = _Values(instead) if instead else {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
     rows: list[Any] = []  # for each node: op, dtype, argument, and the numbers of its sources
     cells: list[Cell] = []
     exchanges: dict[int, int] = {}  # their numbers → 0, 1, … in this graph
     checks: list[Node] = []
-    for node in memory:
-        number[node] = len(rows)
-        rows += (BUFFER, node.dtype, (len(node.shape), len(inputs)))
-        cells += node.shape
-        inputs[memory[node]] = len(inputs)
     for node in order:
         op, arg = node.op, node.arg
         if op is BUFFER:  # its memory becomes the number of its slot
@@ -289,8 +295,24 @@ def canonicalize(
     structure = (tuple(rows), wanted, tuple(targets), device, layouts)
     return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
-        tuple(checks), layouts,
+        tuple(checks), layouts, instead,
     ))  # fmt: skip
+
+
+def _without(roots: Sequence[Node], instead: Mapping[Node, Node]) -> list[Node]:
+    """What the roots need, with what stands for nodes, and without these."""
+    order = in_order(roots, lambda node: (instead[node],) if node in instead else node.src)
+    return [node for node in order if node not in instead]
+
+
+class _Values(dict[Node, T]):
+    """Values of nodes. Those of `instead` have the values of what stands for them."""
+
+    def __init__(self, instead: Mapping[Node, Node]) -> None:
+        self.instead = instead
+
+    def __missing__(self, node: Node) -> T:
+        return self[self.instead[node]]
 
 
 def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:

@@ -230,24 +230,25 @@ def merging(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> list[int]:
 
     No general graph has them: if m and n vary, element i · n + j of m · n is not at a linear place.
     """
-    shapes = [_shapes(call, cells) for cells in samples]
-    varying: dict[Node, int] = {}  # of each node, how many dimensions vary
-    for node in call.order:
-        varying[node] = varying[node.src[0]] if node not in shapes[0] else sum(
-            len({*extents}) > 1 for extents in zip(*(shape[node] for shape in shapes), strict=True)
-        )  # fmt: skip
-    reshapes = (node for node in call.order if node.op is Op.RESHAPE)
-    return [n for n, node in enumerate(reshapes) if varying[node] != varying[node.src[0]]]
+    shapes = [_of_reshapes(call, cells) for cells in samples]
+    return [number for number, pairs in enumerate(zip(*shapes, strict=True))
+            if len({_varying(some) for some in zip(*pairs, strict=True)}) > 1]
 
 
-def _shapes(call: Canonical, cells: tuple[Cell, ...]) -> dict[Node, Shape]:
-    """The shapes that a call's nodes would have if it had these cells."""
-    turn, shapes = iter(cells), dict[Node, Shape]()
+def _varying(shapes: Sequence[Shape]) -> int:
+    """How many dimensions differ between some shapes."""
+    return sum(len({*extents}) > 1 for extents in zip(*shapes, strict=True))
+
+
+def _of_reshapes(call: Canonical, cells: tuple[Cell, ...]) -> list[tuple[Shape, Shape]]:
+    """The shapes before and after each RESHAPE that a call would have if it had these cells."""
+    turn, shapes = iter(cells), list[tuple[Shape, Shape]]()
 
     def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
         follows = node.op in FOLLOWING and node.op not in NUMBERED
         made = build.rebuild(node, src) if follows else _remake(node, src, arg, turn, merges=False)
-        shapes[node] = made.shape
+        if node.op is Op.RESHAPE:
+            shapes.append((src[0].shape, made.shape))
         return made
 
     call.rewritten(remake, ())

@@ -18,7 +18,7 @@ for each step; everything else is recomputed, in large pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -98,10 +98,6 @@ class Loop:
         found = set(topological(self.body))
         needed = [one in found for one in (*self.elements, *self.constants)]
         return [True] * len(self.carries) + needed
-
-    def read(self, node: Node) -> list[Node]:
-        """The sources of a LOOP that its steps need."""
-        return [*compress(node.src, self.used)]
 
     def gradient(self, node: Node, given_for: Mapping[Node, Node]) -> list[Node | None]:
         """The gradients of a LOOP's sources. given_for: the gradients of its RESULTs."""
@@ -273,37 +269,37 @@ def _of_rows(node: Node, number: int, given_for: Mapping[Node, Node]) -> Node | 
 STAGED = frozenset({Op.COPY, Op.LOOP})  # a graph is cut at these
 
 
-class Stages(NamedTuple):
-    """The COPYs and LOOPs of a graph, in the order in which they can run.
+class Stage(NamedTuple):
+    """A part of a graph up to some COPYs and LOOPs, which can run together.
 
-    stages[n]: those that depend on a chain of n others. behind: node → the longest chain that it
-    depends on. results: of each LOOP.
+    needs: the values that these read, and those of the roots that can be computed before them.
+    first: the COPYs and LOOPs → their RESULTs.
     """
 
-    stages: list[list[Node]]
-    behind: dict[Node, int]
-    results: dict[Node, list[Node]]
-
-    def at(self, stage: int, roots: Iterable[Node]) -> list[Node]:
-        """The values of the roots that can be computed at a stage."""
-        return [written(root) for root in roots if self.behind[root] == stage]
+    needs: list[Node]
+    first: dict[Node, list[Node]]
 
 
-def stages_of(roots: Sequence[Node]) -> Stages:
-    """How to cut a graph into stages."""
-    stages: list[list[Node]] = []
-    behind: dict[Node, int] = {}
-    results: dict[Node, list[Node]] = {}
+def stages_of(roots: Sequence[Node]) -> list[Stage]:
+    """How to cut a graph: what stage n runs depends on chains of at most n COPYs and LOOPs."""
+    stages: list[Stage] = []
+    behind: dict[Node, int] = {}  # the longest such chain that a node depends on
     for node in in_order(roots, read_of):
-        behind[node] = stage = max([behind[source] for source in read_of(node)], default=0)
+        sources = read_of(node)
+        behind[node] = number = max([behind[source] for source in sources], default=0)
         if node.op in STAGED:
-            if stage == len(stages):
-                stages.append([])
-            stages[stage].append(node)
+            if number == len(stages):
+                stages.append(Stage([], {}))
+            stages[number].needs.extend(map(written, sources))
+            stages[number].first[node] = []
             behind[node] += 1
         elif node.op is Op.RESULT:
-            results.setdefault(node.src[0], []).append(node)
-    return Stages(stages, behind, results)
+            (loop,) = sources
+            stages[number - 1].first[loop].append(node)
+    for root in roots:
+        if behind[root] < len(stages):
+            stages[behind[root]].needs.append(written(root))
+    return stages
 
 
 def written(node: Node) -> Node:
@@ -312,11 +308,8 @@ def written(node: Node) -> Node:
 
 
 def read_of(node: Node) -> Sequence[Node]:
-    """The sources of a node whose values it needs."""
-    if node.op is Op.LOOP:
-        loop: Loop = node.arg
-        return loop.read(node)
-    return value_src(node)
+    """The sources of a node whose values it needs: of a LOOP, those that its steps need."""
+    return [*compress(node.src, node.arg.used)] if node.op is Op.LOOP else value_src(node)
 
 
 class StepsInMemory:

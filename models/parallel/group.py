@@ -18,7 +18,7 @@ from minigrad.models.parallel.agreement import PLACE, Agreement
 from minigrad.models.parallel.faults import Activity
 from minigrad.models.parallel.kernels import Kernels
 from minigrad.models.parallel.timeline import Timeline
-from minigrad.settings import Context, thread
+from minigrad.settings import State, thread
 
 
 class Members:
@@ -149,7 +149,7 @@ class Progress:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        with Context(**self.settings), self._changed:
+        with State(**self.settings), self._changed:
             while not self._closed:
                 if self._jobs and not self._busy:
                     self._do_next()

@@ -23,7 +23,7 @@ from minigrad.models.parallel.mpi import World, world
 from minigrad.models.parallel.timeline import Timeline, of_rank, own
 from minigrad.models.parallel.tracing import traced
 from minigrad.runtimes.host import usable_threads
-from minigrad.settings import Context, flag, having
+from minigrad.settings import State, flag, having
 from minigrad.settings import thread as this_thread
 from minigrad.tensor import live_tensors
 
@@ -103,7 +103,7 @@ def _seat(
     """
     known, wanted = live_tensors.rank.number, dict(settings or this_thread.values)
     wanted |= {"DEVICE": device, "THREADS": wanted["THREADS"] or threads}
-    with Context(**wanted):
+    with State(**wanted):
         timeline = of_rank(number)
         seat = Seat(device, transport, groups, activity, timeline)
         evictions.append(partial(_evict, seat, known))

@@ -50,7 +50,9 @@ def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -
 def _program(table: Programs, structure: int, reference: str) -> Any:
     """The program of a graph that is only a number."""
     root = SimpleNamespace(device=reference)
-    call: Any = SimpleNamespace(structure=structure, cells=(), roots=[root], graph=object, order=())
+    call: Any = SimpleNamespace(
+        structure=structure, cells=(), roots=[root], graph=object, order=(), values={}
+    )
     found, _ = table.find(call, lambda graph: graph)  # type: ignore[arg-type, return-value]
     return found
 

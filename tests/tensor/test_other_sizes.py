@@ -145,7 +145,9 @@ def test_other_sizes(compute, compiled: str, reference: str) -> None:
         return [one.numpy().astype(np.float64) for one in compute(Maker(size, device))]
 
     expected = [values(size, reference) for size in SIZES]
-    for size in SIZES:  # gradients are copied from about the fourth time on, and share more nodes
+    # After some sizes that did not come again, methods make nodes without templates; methods that
+    # compute the same, as softmax and log_softmax, share nodes then. That is another structure.
+    for size in SIZES:
         values(size, compiled)
     programs.forget()
     counts = []

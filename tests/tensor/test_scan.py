@@ -216,13 +216,14 @@ def test_numbers_that_vary_from_step_to_step(
     text = random.standard_normal((41, 2, 3)).astype(np.float32)
     places = [(0, 2.0), (10, 2.5), (5, 0.5), (20, 1.0), (31, 3.0), (5, 0.25), (7, 1.5)]
 
-    def trained() -> tuple[list[Any], int]:
+    def trained() -> tuple[list[Any], set[int]]:
         Tensor.manual_seed(1)
         model = nn.LSTM(3, 4, 2).to(device)
+        Tensor.realize(*model.parameters())
         optimizer = nn.optim.SGD(model.parameters(), lr=0.1)
         data = Tensor(text, device=device).realize()
         state = (data[0, :, :1].expand(2, 2, 4) * 0.1,) * 2
-        losses = []
+        losses, calls = [], set()
         for start, scale in places:
             state = (state[0].detach(), state[1].detach())
             before = GlobalCounters.program_calls
@@ -236,15 +237,15 @@ def test_numbers_that_vary_from_step_to_step(
             else:
                 optimizer.step()
             losses.append(loss.item())
-        calls = GlobalCounters.program_calls - before
+            calls.add(GlobalCounters.program_calls - before)
         return [losses, *(one.numpy() for one in (*state, *model.parameters()))], calls
 
     got, calls = trained()
-    assert calls == 1
+    assert calls == {1}
     program.programs.forget()
-    monkeypatch.setattr(program, "_repeated", lambda roots, order: None)
+    monkeypatch.setattr(program, "_runs_in_stages", lambda order, operations: True)
     wanted, stages = trained()
-    assert stages > 1
+    assert min(stages) > 1
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 

@@ -12,6 +12,7 @@ import pytest
 import minigrad.programs
 from minigrad import Context, GlobalCounters, Tensor, jit, nn
 from minigrad.errors import BoundsError
+from minigrad.graph.build import custom
 from minigrad.pieced import Pieced
 from minigrad.program import programs
 from minigrad.programs import FREQUENT, MOST_ALIKE
@@ -252,6 +253,19 @@ def test_writes_read_what_was_there_before(all_in_pieces):
     Tensor.realize(a, b)
     np.testing.assert_allclose(a.numpy(), other * 2 + was.sum(1), rtol=1e-5)
     np.testing.assert_allclose(b.numpy(), np.exp(other @ other).sum(0) + was, rtol=1e-5)
+
+
+def test_memory_that_is_a_result_is_copied_before_it_is_overwritten(all_in_pieces):
+    x, other = numbers(0, 4, 4), numbers(1, 4, 4)
+    was, scale = x.numpy(), other.numpy()
+    same = Tensor._of(custom(x.node, [x.node], lambda _, g: [g]))
+    total = (x @ x).exp().sum(0)
+    x.assign(x + 1)
+    other.assign(other * 2 + total)
+    Tensor.realize(x, other, same, total)
+    np.testing.assert_allclose(same.numpy(), was)
+    np.testing.assert_allclose(x.numpy(), was + 1)
+    np.testing.assert_allclose(other.numpy(), scale * 2 + np.exp(was @ was).sum(0), rtol=1e-5)
 
 
 def test_parts_that_are_written(all_in_pieces):
