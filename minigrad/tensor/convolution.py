@@ -87,7 +87,7 @@ class Convolution(Composed):
         x, batched = self._batched("conv2d", weight)
         spatial = weight.ndim - 2
         out, inner, *kernel = plain_sizes("conv2d", *weight.shape)
-        channels, *space = plain_sizes("conv2d", *x.shape[1:])
+        channels, *space = plain_sizes("conv2d (all but the batch size)", *x.shape[1:])
         if groups < 1 or out % groups or channels != inner * groups:
             are_last = self.shape[-1] == inner * groups
             raise ShapeError(
@@ -165,7 +165,7 @@ class Convolution(Composed):
         x, batched = self._batched(name, weight)
         spatial = weight.ndim - 2
         inner, outer, *kernel = plain_sizes(name, *weight.shape)
-        batch, channels, *space = (x.shape[0], *plain_sizes(name, *x.shape[1:]))
+        channels, *space = plain_sizes(f"{name} (all but the batch size)", *x.shape[1:])
         expect(groups >= 1 and channels == inner and not channels % groups,
                name, f"(…, {inner}, …) and channels in a multiple of groups",
                f"shape {self.shape}, a weight {weight.shape} and groups={groups}")  # fmt: skip
@@ -186,7 +186,7 @@ class Convolution(Composed):
         factors = factors.permute(0, 2, *range(3, 3 + spatial), 1)  # (g, o, *kernel, c)
         parts = (last * factors).sum(-1, dtype=last.dtype)  # (b, *space, g, o, *kernel)
         windows = windows_of(1, kernel, steps, gaps)
-        whole = self._new(overlap_add(parts.node, windows, (batch, *full, groups, outer)))
+        whole = self._new(overlap_add(parts.node, windows, (x.shape[0], *full, groups, outer)))
         kept = [(b, n - a) for (b, a), n in zip(pairs, full, strict=True)]
         return whole.shrink([None, *kept, None, None])._channels_second(bias, dtype, batched)
 
