@@ -68,6 +68,10 @@ MOST_KEPT = 1 << 24
 _unchanged: set[int] = set()
 # id of a node that a program computed but did not keep, though a tensor stood for it → the node
 computed: Interned[Node] = Interned()
+# such a node → how many programs have computed it; after MOST_TIMES, however many there are, those
+# that depend on it are kept: loops that read many numbers would take quadratic time
+times: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
+MOST_TIMES = 3
 # id of a node that no program had computed when one ended, though a tensor stood for it → the node
 states: Interned[Node] = Interned()
 # id of a BUFFER node → the newest waiting write to it. A waiting ASSIGN keeps its target alive.
@@ -304,7 +308,8 @@ class Plan:
 
         Otherwise a Python loop that looks at a value in each iteration would recompute all earlier
         ones. Many such tensors were probably left for later by a loop, and are computed together;
-        then only those are added through which the others depend on such values.
+        then only those are added through which the others depend on such values, or none until
+        several programs have computed these.
         """
         if not self.again:
             return
@@ -316,7 +321,8 @@ class Plan:
         again = {node: None for node in new if numel(node.shape) <= max(read, MOST_KEPT)}
         if len(again) > MANY:
             again = self._first(again)
-        if 0 < len(again) <= MANY:
+        often = len(again) > MANY and any(times.get(n, 0) >= MOST_TIMES for n in self.again)
+        if often or 0 < len(again) <= MANY:
             self.roots.update(again)
             self.unasked = True
 
@@ -558,9 +564,10 @@ class Plan:
             companion = companion_of(target)
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
-        for node in replaced(inside, made):
+        for old, node in zip(inside, replaced(inside, made), strict=True):
             if (shown := computed_below(node)) is not None:
                 computed.put(id(shown), shown)
+                times[shown] = times.get(computed_below(old) or old, 0) + 1
         if lazy_links and by_itself():
             for holder in not_captured(lazy_since(Plan.ended)):
                 states.put(id(holder.raw), holder.raw)

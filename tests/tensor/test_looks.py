@@ -345,3 +345,42 @@ def test_turns_of_random_loops(seed: int, reference: str, monkeypatch: pytest.Mo
             ends.append([names[name].numpy() for name in "abc"])
         assert max(taken[-4:]) <= max(taken[4:TURNS]), (start, turn, taken)
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+
+
+def read_path(turns: int, realizes: bool) -> tuple[list[int], list[int]]:
+    """Rounds of a hidden Markov model: forward, backward, new numbers; the likeliest states, read.
+
+    Returns the kernels of each round, and the states of the last.
+    """
+    draw = np.random.default_rng(1)
+    a, b = (Tensor(np.log(draw.dirichlet(np.ones(3), n))).realize() for n in (3, 4))
+    seen, kernels = [int(x) for x in draw.integers(0, 4, 12)], []
+    for _ in range(turns):
+        before = GlobalCounters.kernel_count
+        ahead, after = [b[seen[0]]], [Tensor.zeros(3, dtype="float64")]
+        for x in seen[1:]:
+            ahead.append((ahead[-1].unsqueeze(1) + a).logsumexp(0) + b[x])
+        for x in seen[:0:-1]:
+            after.append((a + b[x] + after[-1]).logsumexp(1))
+        total = Tensor.stack(*ahead) + Tensor.stack(*after[::-1])
+        a = a + (total.unsqueeze(2) + a).logsumexp(0) - total.logsumexp(0).unsqueeze(1)
+        b = Tensor.stack(*[total[i::4].logsumexp(0) for i in range(4)])
+        if realizes:
+            Tensor.realize(a, b)
+        best, back = b[seen[0]], []
+        for x in seen[1:]:
+            scores = best.unsqueeze(1) + a
+            back.append(scores.argmax(0))
+            best = scores.max(0) + b[x]
+        path = [int(best.argmax())]
+        for one in back[::-1]:
+            path.append(int(one[path[-1]]))
+        kernels.append(GlobalCounters.kernel_count - before)
+    return kernels, path
+
+
+def test_many_numbers_that_are_read_of_many_values() -> None:
+    """So many values are alive that none is kept at first; each look computed all rounds again."""
+    kernels, path = read_path(5, False)
+    assert max(kernels[1:]) <= 2 * kernels[0] and kernels[-1] <= kernels[1]
+    assert path == read_path(5, True)[1]
