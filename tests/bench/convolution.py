@@ -1,6 +1,7 @@
 """ResNet-18's convolutions at batch 8: forward, and the gradients of input and of weight.
 
-He et al. 2016; each different layer once. The first layer's input needs no gradient. Also depthwise
+He et al. 2016; each different layer once. The first layer's input needs no gradient. Also a kernel
+of 5 × 5 with a stride, a layer as at the ends of a U-Net (Ronneberger et al. 2015), depthwise
 layers of MobileNetV2 (Sandler et al. 2018) and ConvNeXt-T (Liu et al. 2022), and ResNeXt-50's
 layers in 32 groups (Xie et al. 2017).
 
@@ -26,6 +27,7 @@ LAYERS = {
     "2 skip": (64, 56, 128, 1, 2, 0, 1), "3 down": (128, 28, 256, 3, 2, 1, 1),
     "3": (256, 14, 256, 3, 1, 1, 1), "4 down": (256, 14, 512, 3, 2, 1, 1),
     "4": (512, 7, 512, 3, 1, 1, 1),
+    "5×5 down": (64, 56, 128, 5, 2, 2, 1), "3×3, few channels": (32, 112, 32, 3, 1, 1, 1),
     "depthwise 3×3": (144, 56, 144, 3, 1, 1, 144),
     "depthwise 3×3 down": (144, 56, 144, 3, 2, 1, 144),
     "depthwise 7×7": (96, 56, 96, 7, 1, 3, 96), "depthwise 7×7 of 7": (768, 7, 768, 7, 1, 3, 768),
