@@ -39,10 +39,10 @@ from minigrad.graph.symbolic import Integer, ceildiv, low, plain
 Name = tuple[str, int]
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
-# Channels, and pixels of a row, from which on a product reads images in place. Time relative to a
-# copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), rows of 14 0.86,
-# of 28 0.85 (Emerald Rapids); with a step of 1 0.57 … 1.0 for rows of 9 … 256 pixels (Zen 4).
-LEAST_CHANNELS, LEAST_ROW = 16, 7
+# Channels times the step, and pixels of a row, from which on a product reads images in place. Time
+# relative to a copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), of
+# 14 0.86, of 28 0.85 (Emerald Rapids); with a step of 1 0.57 … 1.0 (Zen 4; 3 channels 0.8 … 1.5).
+LEAST_CHANNELS, LEAST_ROW = 6, 7
 # Columns of a window beside one, for each pixel of a step, up to which it does. They need masks in
 # a tile: 5 × 5, step 1, 0.97 … 1.25 of the time with a copy; 7 × 7 1.7 … 2.5, step 2 level.
 MOST_ASIDE = 3
@@ -118,7 +118,7 @@ def reads_in_place(channels: Integer, row: Integer, window: Window) -> bool:
     """
     _, size, step, dilation = window
     few = dilation * (size - 1) <= MOST_ASIDE * step
-    return few and low(channels) >= LEAST_CHANNELS and low(row) >= LEAST_ROW
+    return few and low(channels) * step >= LEAST_CHANNELS and low(row) >= LEAST_ROW
 
 
 Ranges = Sequence[tuple[Integer, Integer]]
