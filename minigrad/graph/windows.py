@@ -217,12 +217,13 @@ def cropped(g: Node, ranges: Ranges) -> Node:
 
 
 def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
-    """Whether the images of a large product with weights should be read without a copy."""
+    """Whether the images of a product with weights should be read without a copy."""
     images = (beneath(f, MOVEMENT) for f in product.factors)
     if ("sum", 0) not in product.names or any(f.op is Op.CAST for f in images):
         return False
-    if len(windows) != 2 or numel(product.extents) < LARGE:
-        return False
+    strided = any(step > 1 for _, _, step, _ in windows)
+    if len(windows) != 2 or (strided and numel(product.extents) < LARGE):
+        return False  # (without a stride it does not depend on the batch size: see `_is_wasteful`)
     channels, row = (product.extents[product.at(*of)] for of in (("sum", 0), ("x", windows[-1][0])))
     return reads_in_place(channels, row, windows[-1])
 
