@@ -227,6 +227,7 @@ def on_devices(
     if is_divided(flags):
         with ending_all(), traced(trace):
             return function(None)
+        return None  # ranks but the first, if all agreed to stop
     if devices_of(flags) == 1 and not started_by_mpi():
         console.refuse_trace(trace, "--dp, --sp, --tp, --ep or --pp")
         return function(None)

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,7 +18,8 @@ from devices import devices_of_ranks
 
 from minigrad import Tensor
 from minigrad.models.errors import InputError
-from minigrad.models.parallel import Rank, RankError, all_reduce, faults, launch, run
+from minigrad.models.interrupt import Stopped
+from minigrad.models.parallel import Rank, RankError, all_reduce, faults, launch, layouts, run
 
 from .cases import captured
 from .faulty import program
@@ -277,6 +280,18 @@ def test_all_ranks_end_after_the_step_if_one_is_told_to(tmp_path: Path) -> None:
 
     said = kills.one("told to end", "--dp 2 --tp 2 --zero 3", 2, None, tmp_path)
     assert "stopped after step" in said and "checkpoint whole, 0 steps again" in said, said
+
+
+def test_ranks_that_end_with_the_first_begin_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They began another kind of run, whose error could come before what the first rank says."""
+
+    def stop(rank: Any) -> None:
+        raise Stopped(15, "stopped after step 5")
+
+    monkeypatch.setattr(layouts, "is_first", lambda: False)
+    monkeypatch.setattr(layouts, "run", lambda *_, **__: pytest.fail("a second run"))
+    flags = SimpleNamespace(dp=2, sp=1, tp=2, ep=1, pp=1, zero=3, experts=0)
+    assert layouts.on_devices(flags, stop) is None
 
 
 def test_a_second_signal_ends_all_ranks() -> None:
