@@ -302,7 +302,10 @@ class Division(Divided):
 
 @contextmanager
 def ending_all() -> Iterator[None]:
-    """Under MPI, an exception that ends this process in the block ends all, with a sentence."""
+    """Under MPI, an exception that ends this process in the block ends all, with a sentence.
+
+    If all have agreed to stop, the first process says so, and the others go on behind the block.
+    """
     try:
         yield
     except BaseException as error:
