@@ -44,15 +44,16 @@ def refuse_draws(
 ) -> None:
     """JitError if the step `name` has drawn random numbers since `before`.
 
-    Only a warning if it may have been another thread.
+    Only a warning if it may have been another thread, by a module's generator.
     """
-    drawn = [key[1] for key, state in now.items() if state != before.get(key, state)]
+    drawn = [key for key, state in now.items() if state != before.get(key, state)]
     if drawn:
+        sources = " and ".join(source for _, source in drawn)
         said = (
-            f"{name} draws from {' and '.join(drawn)}, but a replay would always use the same "
-            "numbers; draw outside and pass them as arguments, or use Tensor.rand"
+            f"{name} draws from {sources}, but a replay would always use the same numbers; draw "
+            "outside and pass them as arguments, or use Tensor.rand"
         )
         running = (t for t in threading.enumerate() if not t.name.startswith("minigrad "))
-        if set(running) <= {threading.current_thread()}:
+        if any(number for number, _ in drawn) or set(running) <= {threading.current_thread()}:
             raise JitError(said)
         warnings.warn(f"{said} (ignore this if another thread drew them)", stacklevel=5)

@@ -301,8 +301,7 @@ class Core(Holder, metaclass=_TensorType):
         elif not self.made or self._shares_node():
             self._own_memory()
             self.made = True  # so freezing and unfreezing it copies nothing again
-        if realization.is_read(self.raw):  # no gradient comes from what was computed before
-            self._own_memory()
+        realization.detach_readers(self)  # no gradient comes from what was computed before
         if self.raw.op is Op.BUFFER:
             self.raw.arg.owner = self._link
         self.stopped = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from sys import getrefcount
 from typing import Any
 
@@ -21,7 +21,7 @@ from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, picked, reading, topological
 from minigrad.graph.rewrite import remade, replaced
-from minigrad.tensor.broadcasting import show
+from minigrad.tensor.broadcasting import show, stop
 from minigrad.tensor.live_tensors import REPLAYED, Holder, leaves_among, wants_gradient
 
 _MEMORY, _WRITES = frozenset({BUFFER}), frozenset({ASSIGN})
@@ -205,6 +205,14 @@ def _detached(order: Collection[Node]) -> list[Node]:
         elif node is not None and node in _histories and len(links) < MOST_BACK:
             links += _histories[node].detached
     return [*found]
+
+
+def detach(node: Node) -> None:
+    """Let no gradient flow to a BUFFER from what was computed from it so far."""
+    for buffer, history in [*_histories.items()] if node.arg in _met else ():
+        (graph,) = replaced([history.node], {node: stop(node)})
+        if graph is not history.node:
+            _histories[buffer] = replace(history, node=graph)
 
 
 def lose(buffer: Node, source: Node | None = None) -> None:

@@ -24,18 +24,20 @@ from minigrad import interrupts, program
 from minigrad.device import Buffer, late_failures, poison, poisoned, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, in_order, topological
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
 from minigrad.settings import having
 from minigrad.tensor import access, history, views
 from minigrad.tensor.access import under_way, waiting
+from minigrad.tensor.broadcasting import stop
 from minigrad.tensor.live_tensors import (
     Holder,
     all_holders,
     holders,
     lazy_holders,
     lazy_links,
+    lazy_since,
     lock,
     not_captured,
     of_this_thread,
@@ -182,12 +184,24 @@ def _settle(wanted: Sequence[Holder], unasked: bool = False) -> None:
             realize([holder], unasked)
 
 
-def is_read(node: Node) -> bool:
-    """Whether a lazy tensor of this thread, not just a view, was computed from a BUFFER."""
-    if node.op is not BUFFER or getrefcount(node) <= 3:  # a tensor's, and those of two calls
-        return False
-    lazy = [holder for holder in of_this_thread(lazy_holders()) if holder._origin is None]
-    return node in topological([holder.raw for holder in lazy])
+def detach_readers(leaf: Holder) -> None:
+    """Let gradients flow no longer to a leaf from what was computed before it was one.
+
+    That is what this thread's lazy tensors were computed from it, and from its values before
+    waiting writes, and realized ones with a history. Views follow it, so they stay.
+    """
+    if leaf.raw.op is not ASSIGN and getrefcount(leaf.raw) <= 3:
+        return  # the references of the leaf, of the method that called and of this call
+    target = leaf.raw.src[0] if leaf.raw.op is ASSIGN else leaf.raw
+    with lock:
+        younger = of_this_thread(lazy_since(target.age))
+        lazy = [holder for holder in younger if holder._origin is None and holder is not leaf]
+        order = in_order([h.raw for h in lazy], lambda n: n.src if n.age > target.age else ())
+        values = [n for n in order if n is target or (n.op is ASSIGN and n.src[0] is target)]
+        replace_in(lazy, {value: stop(value) for value in values})
+        if leaf.raw.op is ASSIGN:
+            replace_in([leaf], {leaf.raw.src[1]: stop(leaf.raw.src[1])})
+        history.detach(target)
 
 
 def separate(node: Node, owners: Container[int]) -> None:

@@ -106,6 +106,14 @@ model = Model()
 """
     found = run(start, body, "", True)
     assert len(found) == 2 and "draws from" in found[-1]
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    try:  # it is no reason for doubt that there is another thread: who else has these generators?
+        assert run(start, body, "", True)[1] == found[1]
+    finally:
+        ended.set()
+        other.join()
 
 
 CONSTANTS = (

@@ -774,3 +774,29 @@ def test_no_gradient_comes_from_what_was_computed_before(leaf: str, on_device: s
     assert marked.grad.tolist() == before.tolist() == [3, 6]
     (x.detach() * 3 * marked).sum().backward()
     assert marked.grad.tolist() == [6, 12]
+
+
+@pytest.mark.parametrize("made", ["of data", "drawn", "written"])
+@pytest.mark.parametrize("realized", [False, True])
+@pytest.mark.parametrize("partner", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_no_gradient_comes_from_what_was_computed_while_frozen(
+    made: str, realized: bool, partner: bool, later: bool, on_device: str
+) -> None:
+    """Whether or not writes wait, the value was read, and another leaf gave it a history."""
+    x = Tensor.rand(2) if made == "drawn" else Tensor([1.0, 2.0])
+    y = Tensor([3.0, 5.0], requires_grad=True)
+    if made == "written":
+        x.requires_grad_().data[:1] = 7
+    x.requires_grad_(False)
+    before = x * y if partner else x * 2
+    older = x.numpy()
+    if realized:
+        before.realize()
+    if later:
+        x.mul_(2)
+    x.requires_grad_()
+    (before * x).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), before.numpy())
+    if partner:
+        np.testing.assert_array_equal(y.grad.numpy(), older * x.numpy())
