@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from minigrad.device import Buffer, Program
+from minigrad.dtype import DType
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, same
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, in_order, make
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, grouped, in_order, make
 from minigrad.graph.pieces import pieces
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -24,47 +24,57 @@ from minigrad.graph.symbolic import Affine
 # The program of a call, and the values of its own variables.
 Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
 _NOTHING: Mapping[int, Node] = MappingProxyType({})
+_ONCE: Sequence[Mapping[str, int]] = (MappingProxyType({}),)
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """A program, the values of its variables in each of its runs, and the slots of its buffers.
 
-    new: the nodes that it stores for later pieces, by slot; over: the slots that no later piece
-    reads.
+    new: the slots that it is the first to fill; over: those that no later piece reads.
     """
 
     program: Program
     values: Sequence[Mapping[str, int]]
-    slots: Sequence[int]
-    new: Mapping[int, Node]
-    over: list[int] = field(default_factory=list)
+    slots: tuple[int, ...]
+    new: tuple[int, ...]
+    over: tuple[int, ...] = ()
 
     def on(self, instead: Mapping[int, int]) -> _Piece:
         """The piece with other slots in place of some."""
-        slots = [instead.get(slot, slot) for slot in self.slots]
-        new = {slot: node for slot, node in self.new.items() if slot not in instead}
-        return _Piece(self.program, self.values, slots, new)
+        slots = tuple([instead.get(slot, slot) for slot in self.slots])
+        return self._replace(slots=slots, new=tuple([at for at in self.new if at not in instead]))
+
+
+_Form: TypeAlias = tuple[str, DType, int]  # a buffer's device, dtype and number of elements
 
 
 class Pieced:
     """The programs of the pieces, in order; the last ones make all in-place writes.
 
-    final: there are no faster programs for its graph.
+    forms: of the slots that pieces fill. final: there are no faster programs for its graph.
+
+    There may be thousands of pieces, which are kept: so they are tuples of numbers, and refer to no
+    node, of which the garbage collector would find a whole graph.
     """
 
-    def __init__(self, pieces: Sequence[_Piece], final: bool = False) -> None:
-        self.pieces, self.final = pieces, final
-        latest = {slot: piece for piece in pieces for slot in piece.slots}
-        for slot in itertools.chain.from_iterable(piece.new for piece in pieces):
-            latest[slot].over.append(slot)
+    def __init__(
+        self, pieces: Sequence[_Piece], forms: Mapping[int, _Form], final: bool = False
+    ) -> None:
+        self.forms, self.final = forms, final
+        latest = {slot: number for number, piece in enumerate(pieces) for slot in piece.slots}
+        new = itertools.chain.from_iterable(piece.new for piece in pieces)
+        over = grouped((latest[slot], slot) for slot in new)
+        self.pieces = [
+            piece._replace(over=tuple(over.get(number, ())))
+            for number, piece in enumerate(pieces)
+        ]
 
     def run(self, buffers: Sequence[Buffer], given: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         memory = dict(enumerate(buffers))
         for piece in self.pieces:
-            for slot, node in piece.new.items():
-                memory[slot] = Buffer(node.device, node.dtype, numel(node.shape))
+            for slot in piece.new:
+                memory[slot] = Buffer(*self.forms[slot])
             own = [memory[slot] for slot in piece.slots]
             for values in piece.values:
                 piece.program.run(own, {**given, **values} if given else values)
@@ -140,6 +150,8 @@ class _Pieces:
         self._find, self._outputs, self._first = find, graph.outputs, graph.slots
         self._free, self._is_general = itertools.count(graph.slots), bool(graph.variables)
         self._pieces: list[_Piece] = []
+        self._forms: dict[int, _Form] = {}
+        self._same: dict[_Form, _Form] = {}  # equal ones are one object
         self.known: dict[Node, Node] = {}
         self.roots = [
             root if slot >= inputs or root.op is ASSIGN
@@ -187,11 +199,11 @@ class _Pieces:
         return Pieced([
             one if instead.keys().isdisjoint((*one.slots, *one.new)) else one.on(instead)
             for one in self._pieces
-        ], final)  # fmt: skip
+        ], self._forms, final)  # fmt: skip
 
     def _add(
         self, roots: Sequence[Node], slots: Sequence[int] = (), new: Mapping[int, Node] = _NOTHING,
-        every: Sequence[Mapping[str, int]] = ({},),
+        every: Sequence[Mapping[str, int]] = _ONCE,
     ) -> None:  # fmt: skip
         """Add a piece. slots: where the roots that write nowhere are stored."""
         if roots:
@@ -201,5 +213,8 @@ class _Pieces:
                         for atom in variables(cell)}  # fmt: skip
                 call = call._replace(values=dict.fromkeys(free, 0) | call.values)
             program, values = self._find(call)
-            runs = [{**values, **own} for own in every]
-            self._pieces.append(_Piece(program, runs, (*call.inputs, *slots), new))
+            runs = [{**values, **own} for own in every] if values else every
+            self._pieces.append(_Piece(program, runs, (*call.inputs, *slots), tuple(new)))
+            for slot, node in new.items():
+                form = node.device, node.dtype, numel(node.shape)
+                self._forms[slot] = self._same.setdefault(form, form)
