@@ -33,6 +33,9 @@ MOST_ALIKE, LATEST, SELDOM = 3, 8, 4 / 3
 LEAST_NODES = 64  # of such graphs: fewer compile in no time, and pieces are not cut again
 OF_PROGRAM = 12  # nodes that compile, within a whole graph, in the time of a piece's program
 WORTH = 64 * OF_PROGRAM
+# Uses of a structure after which it gets a general program even if its pieces are known. For a
+# loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s.
+RECURRING = 16
 # Programs in pieces count as so many more, because their key is large (the structure of a whole
 # graph) and may never come again.
 OF_PIECED = 16
@@ -153,9 +156,11 @@ class _Kind:
     """Graphs with results of one kind, and whether it pays to run them in pieces.
 
     latest: the families of the latest programs, each with its uses before and the graph's nodes.
+    known: the latest cuts in succession that were not costly, because most pieces were known.
     """
 
     def __init__(self) -> None:
+        self.known = 0
         self.latest: deque[tuple[weakref.ref[Family], int, int]] = deque(maxlen=LATEST)
         self._costly = 0  # the latest cuts in succession that were costly
         self._whole = 0  # how many of the next graphs are not cut
@@ -180,7 +185,7 @@ class _Kind:
         The first pieces are always new. If those of the next graph are, too, they do not repeat,
         and the next attempt comes later and later.
         """
-        self._costly = self._costly + 1 if costly else 0
+        self._costly, self.known = (self._costly + 1, 0) if costly else (0, self.known + 1)
         if self._costly > 1:
             self._whole = MOST_ALIKE << self._costly
 
@@ -233,7 +238,8 @@ class Programs:
     ) -> None:
         """Compile what `find` then finds: a general program, one in pieces, or a special one.
 
-        Pieces come before general programs, unless a structure comes for the second time.
+        Pieces come before general programs, unless a structure comes for the second time, or often
+        where most pieces are known.
         """
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
         may_pad = may_pad and not often
@@ -243,9 +249,15 @@ class Programs:
         if loops:
             compile = partial(in_stages, inputs=len(call.inputs), find=part, final=not may_pad)
         general = partial(family.generalize, call, compile, may_pad and not loops)
-        pieces = partial(self._in_pieces, call, family, part)
+        key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
+        kind = self._kinds.setdefault(key, _Kind())
+        pieces = partial(self._in_pieces, call, family, kind, part)
         merges = partial(self._at_merges, call, family, part)
-        ways = [general, pieces, merges] if len(family.samples) == 1 else [pieces, general, merges]
+        if kind.known < MOST_ALIKE:
+            recurs = len(family.samples) == 1
+        else:
+            recurs = family.uses >= RECURRING and not family.general
+        ways = [general, pieces, merges] if recurs else [pieces, general, merges]
         if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
             ways = [general]
         if family.merges:
@@ -274,12 +286,10 @@ class Programs:
             family.merges.clear()
         return True
 
-    def _in_pieces(self, call: Canonical, family: Family, find: Find) -> bool:
+    def _in_pieces(self, call: Canonical, family: Family, kind: _Kind, find: Find) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         if len(call.order) < LEAST_NODES:
             return False
-        key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
-        kind = self._kinds.setdefault(key, _Kind())
         rare = kind.seldom_recurs()
         kind.latest.append((weakref.ref(family), family.uses, len(call.order)))
         if not rare:

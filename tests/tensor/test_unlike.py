@@ -149,6 +149,22 @@ class OfFew(Learner):
         return x.square().mean()
 
 
+class OfMatches(Learner):
+    """Some results of each example are compared: sizes vary, and 1 is another structure."""
+
+    def made(self) -> list[nn.Linear]:
+        return [nn.Linear(12, 12) for _ in range(3)]
+
+    def loss(self) -> Tensor:
+        x, total = numbers(0, 4, 6, 12), Tensor(0.0)
+        for layer in self.module:
+            x = x + layer(x.layernorm()).gelu()
+        for number, example in enumerate(x):
+            found = self.coins.sample(range(6), self.coins.randrange(1, 4))
+            total = total + (example[found] - numbers(number, len(found), 12)).abs().mean()
+        return total
+
+
 def counts(step, times: int) -> list[int]:
     found = []
     for _ in range(times):
@@ -162,6 +178,12 @@ def counts(step, times: int) -> list[int]:
 def test_pieces_are_known(on_compiled, kind):
     found = counts(kind().step, STEPS)
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
+
+
+def test_structures_that_come_now_and_then_are_not_compiled_whole(on_compiled):
+    """If their pieces are known, until they have come often."""
+    found = counts(OfMatches().step, 6 * STEPS)
+    assert sum(found[2 * STEPS :]) <= STEPS // 3, found
 
 
 @pytest.mark.parametrize("kind", [OfExperts, OfLetters, OfFew])
@@ -192,7 +214,9 @@ def test_graphs_that_all_differ_are_seldom_cut(on_compiled):
     assert 1 <= sum(one > 8 for one in found) <= 4, found
 
 
-@pytest.mark.parametrize("kind", [Learner, OfTrees, OfWords, OfExperts, OfLetters, OfFew])
+@pytest.mark.parametrize(
+    "kind", [Learner, OfTrees, OfWords, OfExperts, OfLetters, OfFew, OfMatches]
+)
 def test_the_values_are_those_of_whole_programs(on_compiled, kind, monkeypatch):
     learner = kind()
     found = [learner.step() for _ in range(STEPS)]
