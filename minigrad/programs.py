@@ -13,7 +13,7 @@ from typing import Any
 
 from minigrad.device import Device, Program
 from minigrad.errors import CompileError
-from minigrad.gc_pause import young_gc_only
+from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize, merging
 from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS, Op
@@ -219,7 +219,7 @@ class Programs:
                 if found is None:
                     self._make_room(family)
                     before = len(family)
-                    with young_gc_only():
+                    with gc_paused():
                         self._make(call, family, compile, may_pad)
                     self._about += len(family) - before
                     found = family.find(call.cells, may_pad)
