@@ -97,10 +97,12 @@ def lesson(page: Page) -> None:
         turns to 0. This is the **mask**.
     """)
     group = config.heads // config.key_value_heads
-    plays, views, worst = [], [], 0.0
+    plays, views, worst, rounding = [], [], 0.0, 0.0
     for number, seen in enumerate(everything):
         keys = np.repeat(seen.k, group, 1)
         scores = np.einsum("lhtw,lhsw->lhts", seen.q, keys) / config.width**0.5
+        # products with quantized weights round to two bytes, but not in every program
+        rounding = max(rounding, float(np.abs(scores).max()) * 2**-15)
         hidden = np.triu(np.ones(scores.shape[2:], bool), 1)
         powers = np.where(hidden, 0, np.exp(scores - scores.max(3, keepdims=True)))
         weights = powers / powers.sum(3, keepdims=True)
@@ -113,9 +115,9 @@ def lesson(page: Page) -> None:
             row = attention(model, seen.ids, at_layer, at_head)[at]
             answer = seen.answers[at_layer, at_head, at]
             plays.append(({"sentence": number, "layer": at_layer, "head": at_head, "token": at},
-                          [*row, *answer], 1e-4))  # fmt: skip
-    page.check("the shares computed by hand, stage by stage, are those of the model", worst < 1e-4,
-               f"they differ by at most {worst:.1e}")  # fmt: skip
+                          [*row, *answer], rounding))  # fmt: skip
+    page.check("the shares computed by hand, stage by stage, are those of the model",
+               worst < rounding, f"they differ by at most {worst:.1e}")  # fmt: skip
 
     page.say("""
         Here is all of it, for three sentences, every layer and every head. Choose a word: the rows
