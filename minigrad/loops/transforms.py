@@ -268,7 +268,7 @@ class LoopNest:
                 register: replace(register, lanes=x, width=width)
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
-            body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
+            body = tuple(registers.renamed(one, own) for one in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)

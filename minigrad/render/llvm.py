@@ -272,11 +272,12 @@ class _Emitter(MemoryEmitter):
                 self.hint(at)
 
     def set(self, statement: Store, value: Value) -> None:
-        """Set a register; lanes outside a mask keep their value."""
+        """Set a register; lanes that are combined later keep their value outside of a mask."""
         array, lanes, here = statement.array, statement.array.width, self.builder()
         slot = self._slot(array, statement.index)
         value = values.broadcast(here, value, lanes)
-        mask = None if statement.everywhere else self.mask()
+        cleared = statement.value.op is Op.CONST  # in all lanes
+        mask = self.mask() if array.folded and not cleared else None
         old = self.held(slot) if mask is not None else None
         if old is not None:
             text = here.line(f"select <{lanes} x i1> {mask}, {value.typed}, {old.typed}")
