@@ -116,7 +116,6 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
             if part is not None:
                 within_image(s, problem, tiling, part)
             in_registers(s, problem, tiling, tile, ks, shared, target)
-            s.simplify()
     return s.parallelize(*outer, columns, task)
 
 

@@ -426,8 +426,11 @@ class LoopNest:
         """Merge the outermost nested loops over xs into the one parallel loop.
 
         A loop of a symbolic extent comes first; further ones stay inside. Without xs, the only loop
-        that there is stays the outermost one. Returns the parallel loop.
+        that there is stays the outermost one. Returns the parallel loop. Other loops of one piece
+        are removed.
         """
+        self._idle.difference_update(xs)
+        self.simplify()
         body, axes = self.body, list[Axis]()
         if not xs and len(body) == 1 and isinstance(body[0], Loop):
             return body[0]
