@@ -73,7 +73,8 @@ class _Emitter(MemoryEmitter):
         super().__init__(nest)
         self.streams = False
         self.matrices = MatrixRegisters()
-        self.done = ""  # how many lanes' results are stored already, if vectors overlap
+        # if vectors overlap: the lanes whose results are not stored yet
+        self.new: str | None = None
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -203,9 +204,10 @@ class _Emitter(MemoryEmitter):
         with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
-            self.done = self.minus(counter, first)
+            before = self.first_lanes(self.minus(counter, first), loop.step)
+            self.new = self.builder().line(f"xor <{loop.step} x i1> {before}, splat (i1 true)")
             self.body(loop)
-            self.done = ""
+            self.new = None
 
     def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """A vector from `start` on, with `count` active lanes. even: see `bind_lanes`."""
@@ -215,27 +217,13 @@ class _Emitter(MemoryEmitter):
         self.body(loop)
 
     def statement(self, statement: Statement) -> None:
-        """Emit one statement at the current level."""
-        if self.done and _stores_results(statement):
-            self._stored_once(statement)
+        """Emit one statement at the current level; overlapping vectors store results once."""
+        if self.new is not None and _stores_results(statement):
+            with self.straight(written(statement)):
+                self.levels[-1].mask = self.new
+                super().statement(statement)
         else:
             super().statement(statement)
-
-    def _stored_once(self, statement: Statement) -> None:
-        """Store results of overlapping vectors: masked if the vector before has stored some.
-
-        A masked store takes some cycles more than one of a whole vector.
-        """
-        done, self.done = self.done, ""
-        for test in ("eq", "ne"):
-            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), written(statement)):
-                if test == "ne":
-                    width = self.width()
-                    before = self.first_lanes(done, width)
-                    text = f"xor <{width} x i1> {before}, splat (i1 true)"
-                    self.levels[-1].mask = self.builder().line(text)
-                super().statement(statement)
-        self.done = done
 
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
