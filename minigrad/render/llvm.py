@@ -29,9 +29,7 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    walk,
     whole_vectors,
-    written,
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import Slot, is_number
@@ -73,8 +71,6 @@ class _Emitter(MemoryEmitter):
         super().__init__(nest)
         self.streams = False
         self.matrices = MatrixRegisters()
-        # if vectors overlap: the lanes whose results are not stored yet
-        self.new: str | None = None
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -216,15 +212,6 @@ class _Emitter(MemoryEmitter):
         self.levels[-1].mask, self.levels[-1].counting = mask, count
         self.body(loop)
 
-    def statement(self, statement: Statement) -> None:
-        """Emit one statement at the current level; overlapping vectors store results once."""
-        if self.new is not None and _stores_results(statement):
-            with self.straight(written(statement)):
-                self.levels[-1].mask = self.new
-                super().statement(statement)
-        else:
-            super().statement(statement)
-
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
 
@@ -353,12 +340,6 @@ class _Emitter(MemoryEmitter):
 def _runs(loop: Loop) -> bool:
     """Whether a loop has at least one iteration, whatever its bounds are."""
     return all(low(stop - loop.start) > 0 for stop in loop.stops)
-
-
-def _stores_results(statement: Statement) -> bool:
-    """Whether a statement consists of stores to buffers only."""
-    stores = all(isinstance(one, Loop | Store | Stores) for one in walk(statement))
-    return stores and all(array.space == "buffer" for array in written(statement))
 
 
 def _streamed(loop: Loop) -> Store | None:
