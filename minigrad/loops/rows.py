@@ -464,7 +464,8 @@ def _in_squares(loop: Loop, lanes: int) -> Statements | None:
         return None
     stores = [one for one in nest.walk(*loop.body) if isinstance(one, Store)]
     loads = expr.loads(*(one.value for one in stores))
-    near = any(coefficient(one.index, loop.variable) == 1 for one in (*stores, *loads))
+    places = [*(one.index for one in stores), *(load.index for load in loads)]
+    near = any(coefficient(place, loop.variable) == 1 for place in places)
     return (replace(loop, transpose=lanes),) if near else None
 
 

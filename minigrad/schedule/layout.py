@@ -85,7 +85,7 @@ def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
     axes: those of the reader. The load must read the whole array, an axis of it for each of these.
     """
     digits = _digits(load, member) or {}
-    found = [digits.get(axis.variable, ()) for axis in axes]
+    found = [digits.get(axis.variable, []) for axis in axes]
     if len(axes) != len(member.axes) or any(len(own) != 1 for own in found):
         return None
     order = tuple(place for ((_, place),) in found)
