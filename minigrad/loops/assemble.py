@@ -270,13 +270,11 @@ def _ends(
     end: list[Statement] = []
     lanes = [one.variable for one in around if one.kind == "lanes"]
     for place, part in own.items():
-        stores = (one for one in nest.walk(loop) if isinstance(one, Store) and one.array == part)
-        everywhere = all(one.everywhere for one in stores)
         each = make_axis("u" if place.in_registers else "e", 0, place.size)
         at = 0 if place.in_registers and place.size == 1 else each.index
         total, more = expr.load(place, at), expr.load(part, at)
-        first: Statement = put(more, identity(Op.SUM, part.dtype), everywhere)
-        last: Statement = put(total, combine(Op.SUM, total, more), everywhere)
+        first: Statement = put(more, identity(Op.SUM, part.dtype))
+        last: Statement = put(total, combine(Op.SUM, total, more))
         if not place.in_registers:
             width = 4 * target.lanes(place.dtype)
             first, last = (lanes_loop(each, width, (one,)) for one in (first, last))

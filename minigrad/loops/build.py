@@ -158,14 +158,13 @@ class Change:
     """A change of values, indices and places in statements; a loop in several is changed once.
 
     value, at: functions of expressions and of indices; move: of the array and index of an access.
-    everywhere: registers need not keep their values in lanes outside of a mask.
     """
 
     def __init__(
         self, value: Callable[[Expr], Expr], at: Callable[[Integer], Integer] = lambda x: x,
-        move: Move = lambda place, index: (place, index), everywhere: bool = False,
+        move: Move = lambda place, index: (place, index),
     ) -> None:  # fmt: skip
-        self.value, self.at, self.move, self.everywhere = value, at, move, everywhere
+        self.value, self.at, self.move = value, at, move
         self._loops: dict[int, tuple[Loop, Loop]] = {}  # old and new loops, by identity
 
     def of(self, one: Statement) -> Statement:
@@ -194,8 +193,7 @@ class Change:
         """A Store changed."""
         place, index = self.move(one.array, self.at(one.index))
         guard = expr.restrict((), map(self.at, one.guard))
-        any_value = place.in_registers and (self.everywhere or one.everywhere)
-        return Store(place, index, self.value(one.value), guard, one.streaming, any_value)
+        return Store(place, index, self.value(one.value), guard, one.streaming)
 
     def _loop(self, one: Loop) -> Loop:
         body = tuple([self.of(inner) for inner in one.body])
@@ -224,9 +222,9 @@ def loops_over(
     return tuple(body)
 
 
-def put(place: Expr, value: Expr, everywhere: bool = False) -> Store:
-    """A store to the place that a LOAD reads; everywhere: see `Store`."""
-    return Store(place.array, place.index, value, everywhere=everywhere)
+def put(place: Expr, value: Expr) -> Store:
+    """A store to the place that a LOAD reads."""
+    return Store(place.array, place.index, value)
 
 
 def with_loads(e: Expr, move: Move) -> Expr:
@@ -241,12 +239,9 @@ def with_loads(e: Expr, move: Move) -> Expr:
     return expr.map_loads(e, read)
 
 
-def with_places(statement: Statement, move: Move, everywhere: bool = False) -> Statement:
-    """A statement whose accesses are moved to other arrays and indices.
-
-    everywhere: registers need not keep their values in lanes outside of a mask.
-    """
-    return Change(lambda e: with_loads(e, move), move=move, everywhere=everywhere).of(statement)
+def with_places(statement: Statement, move: Move) -> Statement:
+    """A statement whose accesses are moved to other arrays and indices."""
+    return Change(lambda e: with_loads(e, move), move=move).of(statement)
 
 
 def kept_inside(

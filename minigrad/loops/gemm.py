@@ -116,7 +116,6 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
             if part is not None:
                 within_image(s, problem, tiling, part)
             in_registers(s, problem, tiling, tile, ks, shared, target)
-            s.simplify()
     return s.parallelize(*outer, columns, task)
 
 
@@ -204,15 +203,16 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
     (registers,) = written(loop)
     rows = loop_over(m, loop.body)
     total = expr.load(registers, m.index - rows.start)
-    wrong = replace(registers, name=f"{registers.name}_wrong", size=1)
+    vectors = registers.lanes is not None
+    wrong = replace(registers, name=f"{registers.name}_wrong", size=1, folded=vectors)
     found = expr.load(wrong)
-    result: list[Statement] = [put(found, found.constant(0.0), everywhere=True)]
+    result: list[Statement] = [put(found, found.constant(0.0))]
     result.append(rows.around((put(found, found + total * 0.0),)))
-    if registers.lanes is not None:
+    if vectors:
         found = expr.register(f"{wrong.name}_any", registers.dtype)
         result.append(Fold(found.array, Op.SUM, wrong))
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
-    clear = put(total, identity(Op.SUM, registers.dtype), everywhere=True)
+    clear = put(total, identity(Op.SUM, registers.dtype))
     more = combine(Op.SUM, total, terms)
     summed = Change(lambda value: more).of(replace(loop, prefetch=()))
     once = make_axis("again", 0, 2)
@@ -238,7 +238,7 @@ def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> N
     sizes, places = (outer.count, tiling.nr), (outer.index, LANE.index)
     zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
     times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
-    clear = put(sums, identity(Op.SUM, dtype), everywhere=True)
+    clear = put(sums, identity(Op.SUM, dtype))
     steps = [clear, *loops_over(axes, [put(sums, sums + times)]), put(zeros, sums)]
 
     def look(loop: Loop, _: Around) -> tuple[Statement, ...]:

@@ -170,7 +170,6 @@ def _add_columns(s: LoopNest, sums: Sequence[Sum], n: Atom, target: Target) -> N
         s.peel(piece, k)
     s.sink(*ms)
     s.repeat(*ks, *ms)
-    s.simplify()
 
 
 # ---- by rows: vectors of partial sums along each row of the matrix, for every vector ----
@@ -217,7 +216,6 @@ def _add_rows(s: LoopNest, sums: Sequence[Sum], n: Atom, target: Target) -> None
     s.sink(n, *ms, into=ks)
     s.repeat(n, *ms)
     s.vectorize(n, target.lanes(sums[0].body.dtype))
-    s.simplify()
     if target.rows_ahead:
         following = _following(sums, n, target)
         for k in ks:

@@ -104,9 +104,7 @@ def tiled(problem: Problem, tile: Tile) -> Loop:
     s.unroll(m, "u")
     s.unroll(v, "v")
     s.bind(item, groups[-1], i, j)
-    s.parallelize(*groups)
-    s.simplify()
-    return s.parallelize()  # which there is already
+    return s.parallelize(*groups)
 
 
 def choose_tile(rows: int, columns: int, batches: int, group: Group, dtype: DType) -> Tile:

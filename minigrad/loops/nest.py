@@ -43,8 +43,8 @@ class Base:
 class Store(Base):
     """array[index] = value where the guard holds.
 
-    Lanes outside a mask keep their value, also in registers, unless nothing reads them: then they
-    may get any value. streaming: the store should bypass the cache, because nothing reads it soon.
+    Lanes outside a mask keep their value in memory, and in registers that are `folded`. streaming:
+    the store should bypass the cache, because nothing reads it soon.
     """
 
     array: Array
@@ -52,7 +52,6 @@ class Store(Base):
     value: Expr
     guard: Guard = ()
     streaming: bool = False
-    everywhere: bool = False
 
     def parts(self) -> Parts:
         """See `Base`."""

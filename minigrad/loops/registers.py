@@ -192,13 +192,11 @@ def in_squares(
     return (*hints, product, *(with_places(one, move) for one in body[at + 1 :]))
 
 
-def renamed(
-    statement: Statement, new: Mapping[Array, Array], everywhere: bool = False
-) -> Statement:
+def renamed(statement: Statement, new: Mapping[Array, Array]) -> Statement:
     """A statement with registers replaced by others."""
     if not new:
         return statement
-    return with_places(statement, lambda old, slot: (new.get(old, old), slot), everywhere)
+    return with_places(statement, lambda old, slot: (new.get(old, old), slot))
 
 
 def of_item(statement: Statement, xs: Sequence[Atom], item: Axis) -> Statement:
@@ -226,7 +224,8 @@ def in_parts(body: Statements, x: Atom, width: int) -> Statements:
         folds: list[Statement] = []
         for register, op in _combined(statement, x).items() if here else ():
             if register in here:
-                part = replace(register, name=f"{register.name}_part", lanes=x, width=width)
+                name = f"{register.name}_part"
+                part = replace(register, name=name, lanes=x, width=width, folded=True)
                 parts[register] = part
                 folds.append(Fold(register, op, part))
         inner = in_parts(statement.body, x, width)

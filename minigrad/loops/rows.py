@@ -459,31 +459,14 @@ def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
 
 
 def _in_squares(loop: Loop, lanes: int) -> Statements | None:
-    """An innermost loop with transposed loads, if they are contiguous along it, not across rows.
-
-    Stores are transposed, too: blocks of as many iterations as there are rows are unrolled.
-    """
+    """An innermost loop with transposed accesses, if some are contiguous along it."""
     if any(isinstance(one, Loop) for one in loop.body):
         return None
-    (count,), stores = loop.stops, [one for one in nest.walk(*loop.body) if isinstance(one, Store)]
+    stores = [one for one in nest.walk(*loop.body) if isinstance(one, Store)]
     loads = expr.loads(*(one.value for one in stores))
-    if not any(coefficient(load.index, loop.variable) == 1 for load in loads):
-        loads = []
-    stored = any(
-        one.array.space == "buffer" and coefficient(one.index, loop.variable) == 1
-        for one in stores
-    )  # fmt: skip
-    if not stored or not isinstance(count, int):
-        return (replace(loop, transpose=lanes),) if loads else None
-    block = make_axis(f"{loop.variable.name}b", 0, count // lanes)
-    parts: list[Loop] = []
-    for start, size in ((block.index * lanes, lanes), (block.count * lanes, count % lanes)):
-        u = make_axis(f"{loop.variable.name}u", 0, size)
-        at = {loop.variable: start + u.index}
-        body = tuple(build.substitute_statement(one, at) for one in loop.body)
-        parts.append(Loop(u.variable, 0, (size,), body, "unroll", transpose=lanes))
-    whole, rest = parts
-    return (Loop(block.variable, 0, (block.extent,), (whole,)), rest)
+    places = [*(one.index for one in stores), *(load.index for load in loads)]
+    near = any(coefficient(place, loop.variable) == 1 for place in places)
+    return (replace(loop, transpose=lanes),) if near else None
 
 
 def _unrolled(loop: Loop, around: Loops) -> Statements | None:

@@ -63,7 +63,6 @@ def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
             s.transpose(inner[-1], lanes)
         for axis, prefix in zip(inner, "uw", strict=False):
             s.unroll(axis, prefix)
-        s.simplify()
     return Lowered(s.parallelize(*(a for a in outer if a not in inner), vectors), products=True)
 
 

@@ -268,7 +268,7 @@ class LoopNest:
                 register: replace(register, lanes=x, width=width)
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
-            body = tuple(registers.renamed(one, own, everywhere=True) for one in loop.body)
+            body = tuple(registers.renamed(one, own) for one in loop.body)
             return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
 
         self._change(x, change, computing)
@@ -426,8 +426,11 @@ class LoopNest:
         """Merge the outermost nested loops over xs into the one parallel loop.
 
         A loop of a symbolic extent comes first; further ones stay inside. Without xs, the only loop
-        that there is stays the outermost one. Returns the parallel loop.
+        that there is stays the outermost one. Returns the parallel loop. Other loops of one piece
+        are removed.
         """
+        self._idle.difference_update(xs)
+        self.simplify()
         body, axes = self.body, list[Axis]()
         if not xs and len(body) == 1 and isinstance(body[0], Loop):
             return body[0]

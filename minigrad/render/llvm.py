@@ -29,9 +29,7 @@ from minigrad.loops.nest import (
     Statement,
     Store,
     Stores,
-    walk,
     whole_vectors,
-    written,
 )
 from minigrad.render import llvm_values as values
 from minigrad.render.llvm_index import Slot, is_number
@@ -73,7 +71,6 @@ class _Emitter(MemoryEmitter):
         super().__init__(nest)
         self.streams = False
         self.matrices = MatrixRegisters()
-        self.done = ""  # how many lanes' results are stored already, if vectors overlap
 
     def module(self) -> str:
         """Declarations, constants and the function."""
@@ -203,9 +200,10 @@ class _Emitter(MemoryEmitter):
         with self.iterations(start, stop, loop.step, not _runs(loop), loop.changes) as counter:
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
-            self.done = self.minus(counter, first)
+            before = self.first_lanes(self.minus(counter, first), loop.step)
+            self.new = self.builder().line(f"xor <{loop.step} x i1> {before}, splat (i1 true)")
             self.body(loop)
-            self.done = ""
+            self.new = None
 
     def _some_lanes(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """A vector from `start` on, with `count` active lanes. even: see `bind_lanes`."""
@@ -213,29 +211,6 @@ class _Emitter(MemoryEmitter):
         self.bind_lanes(loop, start, even)
         self.levels[-1].mask, self.levels[-1].counting = mask, count
         self.body(loop)
-
-    def statement(self, statement: Statement) -> None:
-        """Emit one statement at the current level."""
-        if self.done and _stores_results(statement):
-            self._stored_once(statement)
-        else:
-            super().statement(statement)
-
-    def _stored_once(self, statement: Statement) -> None:
-        """Store results of overlapping vectors: masked if the vector before has stored some.
-
-        A masked store takes some cycles more than one of a whole vector.
-        """
-        done, self.done = self.done, ""
-        for test in ("eq", "ne"):
-            with self.branch(self.builder().line(f"icmp {test} i64 {done}, 0"), written(statement)):
-                if test == "ne":
-                    width = self.width()
-                    before = self.first_lanes(done, width)
-                    text = f"xor <{width} x i1> {before}, splat (i1 true)"
-                    self.levels[-1].mask = self.builder().line(text)
-                super().statement(statement)
-        self.done = done
 
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
@@ -272,11 +247,12 @@ class _Emitter(MemoryEmitter):
                 self.hint(at)
 
     def set(self, statement: Store, value: Value) -> None:
-        """Set a register; lanes outside a mask keep their value."""
+        """Set a register; lanes that are combined later keep their value outside of a mask."""
         array, lanes, here = statement.array, statement.array.width, self.builder()
         slot = self._slot(array, statement.index)
         value = values.broadcast(here, value, lanes)
-        mask = None if statement.everywhere else self.mask()
+        cleared = statement.value.op is Op.CONST  # in all lanes
+        mask = self.mask() if array.folded and not cleared else None
         old = self.held(slot) if mask is not None else None
         if old is not None:
             text = here.line(f"select <{lanes} x i1> {mask}, {value.typed}, {old.typed}")
@@ -364,12 +340,6 @@ class _Emitter(MemoryEmitter):
 def _runs(loop: Loop) -> bool:
     """Whether a loop has at least one iteration, whatever its bounds are."""
     return all(low(stop - loop.start) > 0 for stop in loop.stops)
-
-
-def _stores_results(statement: Statement) -> bool:
-    """Whether a statement consists of stores to buffers only."""
-    stores = all(isinstance(one, Loop | Store | Stores) for one in walk(statement))
-    return stores and all(array.space == "buffer" for array in written(statement))
 
 
 def _streamed(loop: Loop) -> Store | None:

@@ -35,6 +35,7 @@ class MemoryEmitter(IndexEmitter):
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
         self.streamed: Store | None = None  # its vectors are aligned now
+        self.new: str | None = None  # if vectors overlap: the lanes that are not in buffers yet
         # values to store when a block of iterations is done, by identity (see llvm_transpose.py)
         self.waiting: dict[int, list[Value]] = {}
 
@@ -55,7 +56,8 @@ class MemoryEmitter(IndexEmitter):
             self._store_scalar(statement, value, guard)
             return
         value = values.broadcast(here, value, width)
-        mask = self.both(self.mask(), guard, width)
+        lanes = self.mask() if self.new is None or array.space != "buffer" else self.new
+        mask = self.both(lanes, guard, width)
         kind, size = vector_type(memory_type(array.dtype), width), array.dtype.itemsize
         if stride != 1 and is_near(stride):
             self._store_apart(statement, value, mask)

@@ -17,7 +17,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Store, Stores, divides, expressions
+from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, plain_count
 from minigrad.render.llvm_index import Lanes, is_number
 from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import (
@@ -51,12 +51,13 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
 
 
 def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
-    """Only in loops whose block lengths are known: unrolled loops, or those of whole blocks."""
+    """Only in loops whose block lengths are known: of a known number, or of whole blocks."""
     items = [one for s in loop.body for one in (s.items if isinstance(s, Stores) else (s,))]
     read = {load.array for load in expr.loads(*expressions(loop))}
+    known = plain_count(loop) is not None
     return [
         one for one in items
-        if (loop.kind == "unroll" or _in_whole_blocks(emitter, loop))
+        if (loop.kind == "unroll" or known or _in_whole_blocks(emitter, loop))
         and isinstance(one, Store)
         and not one.guard
         and one.array not in read
@@ -110,8 +111,8 @@ def emit_transposed(
             with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
-    known = loop.stops[0] - loop.start if len(loop.stops) == 1 else None
-    iterations = str(known) if isinstance(known, int) else emitter.minus(stop, start)
+    known = plain_count(loop)
+    iterations = emitter.minus(stop, start) if known is None else str(known)
     most = emitter.maximum(iterations, "0")
     count = "0"
     if not _in_whole_blocks(emitter, loop):
@@ -124,7 +125,7 @@ def emit_transposed(
     if count != "0":
         length = _short(int(count)) if is_number(count) else length
         with emitter.where_above(count, 0, loop.changes):
-            _block(emitter, loop, loads, whole, count, length)
+            _block(emitter, loop, loads, whole, count, length, stores)
 
 
 def _in_whole_blocks(emitter: MemoryEmitter, loop: Loop) -> bool:

@@ -8,11 +8,9 @@ instructions take 16 lanes at a time, and treat subnormal numbers as zero.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import count
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -190,8 +188,6 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
 def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """Operations whose meaning is defined for some operands only: see vector_math.py."""
     x, signed = args[0], dtype.kind == "i"
-    if op is Leaf.REMAINDER and dtype is dtypes.float32:
-        return Value(_remainder(b, *args), dtype, x.lanes)
     if op is Leaf.WHOLE:
         kind = vector_type(register_type(dtype), x.lanes)
         return Value(b.line(f"fpto{'s' if signed else 'u'}i {x.typed} to {kind}"), dtype, x.lanes)
@@ -218,45 +214,6 @@ def _divisor(b: Builder, y: Value) -> str:
 def fenced(b: Builder, kind: str, text: str) -> str:
     """The same vector, with its computation hidden from LLVM's code generator."""
     return b.call(f"llvm.arithmetic.fence.{suffix(kind)}", kind, [f"{kind} {text}"])
-
-
-def _remainder(b: Builder, x: Value, y: Value) -> str:
-    """C's fmodf for vectors, exact: |x| − trunc(|x| / |y|)·|y| in float64, with the sign of x.
-
-    A quotient below 2²⁸ times 24 bits fits in 53. Rounding may make the quotient one too large, and
-    the rest negative. A vector with a larger quotient, infinity or NaN calls the library's
-    function, which takes one element at a time and 20 times as long.
-    """
-    kind, wide, test = x.type, vector_type("double", x.lanes), mask_type(x)
-    narrow, double, lines, names = suffix(kind), suffix(wide), list[str](), count()
-    f = Builder(lambda: f"%v{next(names)}", b.declare, lines)
-
-    def call(name: str, *args: str) -> str:
-        return f.call(f"llvm.{name}.{double}", wide, [f"{wide} {arg}" for arg in args])
-
-    wider = [f.line(f"fpext {kind} {name} to {wide}") for name in ("%x", "%y")]
-    size, divisor = (call("fabs", text) for text in wider)
-    quotient = f.line(f"fdiv {wide} {size}, {divisor}")
-    less = f.line(f"fneg {wide} {call('trunc', quotient)}")
-    rest = call("fma", less, divisor, size)
-    below = f.line(f"fcmp olt {wide} {rest}, {literal(0, 'double', x.lanes)}")
-    up = f.line(f"fadd {wide} {rest}, {divisor}")
-    rest = f.line(f"select {test} {below}, {wide} {up}, {wide} {rest}")
-    short = f.line(f"fptrunc {wide} {rest} to {kind}")
-    result = f.call(f"llvm.copysign.{narrow}", kind, [f"{kind} {short}", f"{kind} %x"])
-    few, finite = (
-        f.line(f"fcmp olt {wide} {text}, {literal(most, 'double', x.lanes)}")
-        for text, most in ((quotient, 2.0**28), (divisor, math.inf))
-    )
-    every = f.line(f"and {test} {few}, {finite}")
-    if x.lanes > 1:
-        every = f.call(f"llvm.vector.reduce.and.{suffix(test)}", "i1", [f"{test} {every}"])
-    lines.append(f"br i1 {every}, label %fast, label %slow fast: ret {kind} {result} slow:")
-    lines.append(f"ret {kind} {f.line(f'frem {kind} %x, %y')}")
-    name = f"@remainder.{narrow}"
-    head = f"define internal {kind} {name}({kind} %x, {kind} %y) nounwind"
-    b.declare(f"{head} {{ entry: {' '.join(lines)} }}")
-    return b.line(f"call {kind} {name}({x.typed}, {y.typed})")
 
 
 def _compare(b: Builder, word: str, left: Value, right: Value) -> str:

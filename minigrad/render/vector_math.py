@@ -22,6 +22,7 @@ below the width.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -148,9 +149,26 @@ def _float_remainder(x: Expr, y: Expr, dtype: DType) -> Expr:
     bits = dtypes.uint64 if wide is dtypes.float64 else dtypes.uint32
     x, y = x.cast(wide), y.cast(wide)
     rest = apply(Leaf.REMAINDER, (x, y), wide)
+    rest = rest if wide is dtypes.float64 else _near_remainder(x, y, rest)
     moved = (rest.less(0.0) ^ y.less(0.0)).where(rest + y, rest)
     zero = (y.bits_as(bits) & (1 << (bits.bits - 1))).bits_as(wide)
     return rest.differs(0.0).where(moved, zero).cast(dtype)
+
+
+def _near_remainder(x: Expr, y: Expr, far: Expr) -> Expr:
+    """C's fmodf, exact: |x| − trunc(|x| / |y|)·|y| in float64, with the sign of x; or `far`.
+
+    A quotient below 2²⁸ times 24 bits fits in 53. Rounding may make the quotient one too large, and
+    the rest negative. `far`, which C's library computes one element at a time, in 20 times as long,
+    is for larger quotients, infinity and NaN.
+    """
+    (size, sign), (divisor, _) = x.split_sign(), y.split_sign()
+    size, divisor = (one.cast(dtypes.float64) for one in (size, divisor))
+    quotient = size / divisor
+    rest = (-quotient.operation("trunc")).fused(divisor, size)
+    rest = rest.less(0.0).where(rest + divisor, rest).cast(dtypes.float32)
+    near = quotient.less(2.0**28) & divisor.less(math.inf)
+    return (~near).rarely(far, rest.with_sign(sign))
 
 
 def _shifted(x: Expr, count: Expr, dtype: DType, op: Op) -> Expr:

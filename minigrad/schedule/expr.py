@@ -72,8 +72,9 @@ class Array(metaclass=_OneOfEach):
     "registers", whose indices are numbers once loops are unrolled. of: the array whose memory this
     one reinterprets as another dtype. whole: the array that this one is a part of (joins.py), with
     all of its memory. lanes, width: the loop whose iterations have their own registers, side by
-    side, and how many. image: (extent, start, stop) of each dimension, if all elements outside of
-    start … stop are 0; () if nothing is known.
+    side, and how many. folded: these are combined in the end, so lanes outside of a mask must not
+    change. image: (extent, start, stop) of each dimension, if all elements outside of start … stop
+    are 0; () if nothing is known.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Array(metaclass=_OneOfEach):
     whole: Array | None = None
     lanes: Atom | None = None
     width: int = 1
+    folded: bool = False
     image: tuple[tuple[int, int, int], ...] = ()
 
     @property

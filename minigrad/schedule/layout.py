@@ -54,25 +54,6 @@ def reading(
     return replace(stage, body=expr.map_loads(stage.body, change))
 
 
-def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
-    """The order of the member's axes in which a load reads its array; None if there is none.
-
-    axes: those of the reader. The load must read the whole array, an axis of it for each of these.
-    """
-    if load.guard:
-        return None
-    places: dict[Integer, int] = {axis.index: place for place, axis in enumerate(axes)}
-    ranks = []
-    for part, axis in zip(_parts(load, member), member.axes, strict=True):
-        place = places.get(part)
-        if place is None or axes[place].extent != axis.extent:
-            return None
-        ranks.append(place)
-    if sorted(ranks) != list(range(len(axes))):
-        return None
-    return tuple(sorted(range(len(ranks)), key=ranks.__getitem__))
-
-
 def _parts(load: Expr, made: Stage) -> tuple[Integer, ...]:
     """The index along each of the stage's axes that a load of its array reads."""
     return unflatten(load.index, [axis.extent for axis in made.axes])
@@ -96,6 +77,20 @@ def _digits(load: Expr, product: Stage) -> Digits | None:
             return None
         found.setdefault(digit[0], []).append((digit[1], place))
     return {variable: sorted(digits) for variable, digits in found.items()}
+
+
+def order_of(load: Expr, axes: Sequence[Axis], member: Stage) -> Order | None:
+    """The order of the member's axes in which a load reads its array; None if there is none.
+
+    axes: those of the reader. The load must read the whole array, an axis of it for each of these.
+    """
+    digits = _digits(load, member) or {}
+    found = [digits.get(axis.variable, []) for axis in axes]
+    if len(axes) != len(member.axes) or any(len(own) != 1 for own in found):
+        return None
+    order = tuple(place for ((_, place),) in found)
+    alike = (axis.extent == member.axes[n].extent for axis, n in zip(axes, order, strict=True))
+    return order if all(alike) else None
 
 
 def in_order_of(stage: Stage, product: Stage, across: bool) -> Stage:

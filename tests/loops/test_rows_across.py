@@ -43,15 +43,19 @@ def test_loads_and_stores_along_rows_are_transposed() -> None:
         one for kernel in plan.kernels for one in walk(lower(kernel, GOLDEN).parallel)
         if isinstance(one, Loop) and one.transpose
     ]  # fmt: skip
-    assert {one.kind for one in loops} >= {"serial", "unroll"}
+    stored = [
+        one for one in loops
+        if any(array.space == "buffer" for array in one.changes) and one.kind == "serial"
+    ]  # fmt: skip
+    assert stored and len(stored) < len(loops)
 
 
 def test_stages_share_passes_and_one_value_for_each_row_is_in_a_register() -> None:
-    """The maximum; exponentials with their sum; quotients, whose loop is unrolled in squares."""
+    """The maximum; exponentials with their sum; quotients."""
     plan = plan_of(lambda new: [softmax(transpose(new(40, 1000)), 1)])
     nest = lower(plan.kernels[0], GOLDEN)
     loops = [one for one in nest.parallel.body if isinstance(one, Loop)]
-    assert [len(one.body) for one in loops[:2]] == [1, 2] and len(loops) == 4
+    assert [len(one.body) for one in loops[:2]] == [1, 2] and len(loops) == 3
     assert [array.size for array, _ in nest.scratch] == [40 * 16]
 
 

@@ -84,8 +84,8 @@ sink(m99, v0)
 unroll(m99, u)
 unroll(v0, v)
 bind(item0 of 64, p0, ir0, ic0)
-parallelize(c0, p0)
-simplify"""
+simplify
+parallelize(c0, p0)"""
 
 
 def steps_of(monkeypatch, *roots):

@@ -129,8 +129,8 @@ def test_a_register_that_a_loop_only_passes_on(n: int) -> None:
 @pytest.mark.parametrize("n", range(4))
 def test_lanes_outside_a_mask_keep_theirs(n: int) -> None:
     """The sum over lanes has the loop's n + 2 terms only; the last vector may be partly masked."""
-    part = Array("part", dtypes.int64, 1, "registers", lanes=X, width=4)
-    clear = Store(part, 0, expr.const(0, dtypes.int64), everywhere=True)
+    part = Array("part", dtypes.int64, 1, "registers", lanes=X, width=4, folded=True)
+    clear = Store(part, 0, expr.const(0, dtypes.int64))
     more = Store(part, 0, expr.load(part) + expr.index(X.index + 1, dtypes.int64))
     lanes = Loop(X, 0, (N + 2,), (more,), "lanes", 4)
     body = (clear, lanes, Fold(SUM, Op.SUM, part), stored())

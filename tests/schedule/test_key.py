@@ -216,7 +216,7 @@ def test_no_field_is_forgotten():
         "name", "dtype", "size", "space", "image",
         "of",  # of lowered arrays only
         "whole",  # a part uses its whole's memory
-        "lanes", "width",  # of registers
+        "lanes", "width", "folded",  # of registers
     }  # fmt: skip
     assert names[Stage] == {
         "array", "shape", "axes", "reduced", "op", "body", "position", "guard", "initial",
