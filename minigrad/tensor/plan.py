@@ -192,11 +192,12 @@ class Plan:
     """The roots of one program.
 
     roots: what to compute, as the tensors know it; alone: these → the same for the program, without
-    writes that a later one replaces. targets: BUFFERs that are about to be overwritten. copies: those of
-    them with other readers than their owner → the root that saves their value. unasked: nobody
-    asked for the wanted values to be in memory, so gradients by unmarked leaves must still pass
-    through them. parts: readers → as parts of what is computed. serves: what is computed instead of
-    a reader, or of several, which are its rows → these. found: the values' program, if it is known.
+    writes that a later one replaces. targets: BUFFERs that are about to be overwritten. copies:
+    those of them with other readers than their owner → the root that saves their value. unasked:
+    nobody asked for the wanted values to be in memory, so gradients by unmarked leaves must still
+    pass through them. parts: readers → as parts of what is computed. serves: what is computed
+    instead of a reader, or of several, which are its rows → these. found: the values' program, if
+    it is known.
     """
 
     tracked: Set[Node] = frozenset()
