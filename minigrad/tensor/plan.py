@@ -253,7 +253,7 @@ class Plan:
 
     def _extend(self) -> None:
         """Add waiting writes, random states and parameters that are read, and other readers."""
-        new = topological(self.roots, self.order)
+        count, new = len(self.roots), topological(self.roots, self.order)
         self.order += new
         held = [*held_among(new)]
         self.held += held
@@ -280,7 +280,8 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if len(pending) > len(self.waits) and by_itself():
+        # new roots may be the writes that are missing in `waits`
+        if len(self.roots) == count and len(pending) > len(self.waits) and by_itself():
             self._add_waiting()
         if computed and by_itself():
             self.again += compress(new, map(computed.__contains__, map(id, new)))
@@ -292,14 +293,11 @@ class Plan:
         If they waited, their program would compute it again: `loss.backward(); p.data -= p.grad;
         loss.item()` does not need the new weights, but the next step does.
         """
-        waiting = {node for link in [*pending.values()] if (node := link()) is not None
-                   and node not in self.roots and companion_of(node.src[0]) is None}  # fmt: skip
-        if not waiting:
-            return
         computed = [n for n in self.order
                     if n in self.replaced or (n.src and n.op not in _GIVEN)]
         oldest = min([node.age for node in computed], default=1 << 62)
-        writes = [h.raw for h in not_captured(lazy_since(oldest)) if h.raw in waiting]
+        writes = [h.raw for h in not_captured(lazy_since(oldest)) if is_waiting(h.raw)
+                  and h.raw not in self.roots and companion_of(h.raw.src[0]) is None]  # fmt: skip
         if writes:
             found = depending(topological(writes, self.order), computed)
             self.roots.update(dict.fromkeys(write for write in writes if write in found))
