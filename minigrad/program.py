@@ -170,7 +170,7 @@ def realize(
     for root in roots:
         if root.op is not BUFFER:
             by_device.setdefault(root.device, {})[root] = None
-    checked = Op.CHECK in operations and flag("BOUNDS") != 0
+    checked = bool(operations) and Op.CHECK in operations and flag("BOUNDS") != 0
     made: dict[Node, Node] = {}
     for group in by_device.values():
         call = canonicalize([*group], checked, order if len(group) == len(roots) else None)

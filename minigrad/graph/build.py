@@ -368,7 +368,7 @@ def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
         given = (f"{x.shape} {x.dtype.name}" for x in (value, target))
         raise misfit("assign", "equal shapes and dtypes", *given)
     src = (target, value)
-    return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of(Op.ASSIGN, src))
+    return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of("assign", src))
 
 
 def copy(x: Node, device: str) -> Node:

@@ -90,7 +90,9 @@ def replaced(roots: Sequence[Node], by: Mapping[Node, Node]) -> list[Node]:
 
     Nodes older than all keys of `by` cannot depend on them and are not visited.
     """
-    return remade(roots, rebuild, by, min([node.age for node in by])) if by else list(roots)
+    if not (by and roots):
+        return list(roots)
+    return remade(roots, rebuild, by, min([node.age for node in by]))
 
 
 def without_rules(roots: Sequence[Node]) -> list[Node]:

@@ -107,10 +107,12 @@ lazy_links = _lazy  # for code that only asks whether there are any
 class _Clock:
     """Counters of events: as long as a number is the same, its event has not happened.
 
-    lazies: a tensor became lazy.
+    lazies: a tensor became lazy. ended: a program ended, with other tensors still lazy; it is an
+    age, which such tensors are older than.
     """
 
-    lazies = 0
+    # Of an instance: setting an attribute of a class slows down all uses of the class.
+    lazies = ended = 0
 
 
 clock = _Clock()
@@ -208,8 +210,8 @@ def forget(link: Link, ending: Callable[[], bool] = sys.is_finalizing) -> None:
 
 def _alive(links: Iterable[Link]) -> list[Holder]:
     """The live tensors of this rank. It must not keep other ranks' alive, not even briefly."""
-    knows = rank.knows
-    return [h for link in links if knows(link.device) and (h := link()) is not None]
+    knows, alone = rank.knows, rank.number is None and not rank.devices
+    return [h for link in links if (alone or knows(link.device)) and (h := link()) is not None]
 
 
 def holders(node: Node) -> list[Holder]:

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Iterable, Sequence, Set
 from itertools import chain, compress
 from threading import get_ident
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from minigrad import program
 from minigrad.device import poisoned
@@ -40,6 +40,7 @@ from minigrad.tensor.access import Touched, under_way
 from minigrad.tensor.history import has_history, see_through
 from minigrad.tensor.live_tensors import (
     Holder,
+    clock,
     held_among,
     holders,
     lazy_holders,
@@ -190,15 +191,15 @@ def by_itself() -> bool:
 class Plan:
     """The roots of one program.
 
-    roots: what to compute, as the tensors know it; values: the same for the program, without writes
-    that a later one replaces. targets: BUFFERs that are about to be overwritten. copies: those of
-    them with other readers than their owner → the root that saves their value. unasked: nobody
-    asked for the wanted values to be in memory, so gradients by unmarked leaves must still pass
-    through them. parts: readers → as parts of what is computed. serves: what is computed instead of
-    a reader, or of several, which are its rows → these. found: the values' program, if it is known.
+    roots: what to compute, as the tensors know it; alone: these → the same for the program, without
+    writes that a later one replaces. targets: BUFFERs that are about to be overwritten. copies:
+    those of them with other readers than their owner → the root that saves their value. unasked:
+    nobody asked for the wanted values to be in memory, so gradients by unmarked leaves must still
+    pass through them. parts: readers → as parts of what is computed. serves: what is computed
+    instead of a reader, or of several, which are its rows → these. found: the values' program, if
+    it is known.
     """
 
-    ended: ClassVar[int] = 0  # an age: older lazy tensors were there when the last program ended
     tracked: Set[Node] = frozenset()
     free: Set[Node] = frozenset()  # unmarked leaves, where these count
     wanting: Set[Node] = frozenset()  # nodes that depend on other leaves
@@ -233,17 +234,17 @@ class Plan:
             may_flow = self.targets or leaves or history.recorded or self.unasked
             if size == len(self.roots) and may_flow:
                 self._save_for_backward()
-        values = list(self.roots)
+        self.alone = {root: root for root in self.roots}
+        self.known: Sequence[Node] | None = self.order
         if self.replaced:
-            values = see_through(values, self.replaced)
+            values = see_through(list(self.roots), self.replaced)
             # memory of other tensors may be overwritten in this very program
             values = [copy_of(value) if value.op is BUFFER else value for value in values]
-        self.alone = dict(zip(self.roots, values, strict=True))
-        self.known: Sequence[Node] | None = self.order if values == list(self.roots) else None
+            self.alone = dict(zip(self.roots, values, strict=True))
+            self.known = self.order if values == list(self.roots) else None
         self.found: program.Found | None = None
         if len(self.order) > 2 * MANY:
             self._without_copies()
-        self.values = list(self.alone.values())
 
     def touched(self) -> Touched:
         """The memory that is written, and the memory that is read."""
@@ -252,29 +253,26 @@ class Plan:
 
     def _extend(self) -> None:
         """Add waiting writes, random states and parameters that are read, and other readers."""
-        new = topological(self.roots, self.order)
+        count, new = len(self.roots), topological(self.roots, self.order)
         self.order += new
         held = [*held_among(new)]
         self.held += held
-        self.marked.update(leaves_among(held))
-        memory: list[Node] = []
-        for node in new:
-            op = node.op
-            if op is BUFFER:
-                memory.append(node)
+        marked = leaves_among(held)
+        self.marked.update(marked)
+        memory = [*picked(new, _MEMORY)]
+        for node in memory:
+            if node.op is BUFFER:
                 companion = companion_of(node)
                 owner = companion.ours() if companion is not None else None
-                if owner is not None and owner.raw.op is Op.ASSIGN:
+                if owner is not None and owner.raw.op is ASSIGN:
                     self.roots.setdefault(owner.raw)
-            elif op is ASSIGN:
-                memory.append(node)
-                if is_waiting(node):
-                    self.waits[node.src[0]] = node
-                else:
-                    self.replaced.add(node)
-                if node in self.marked or node not in self.replaced:
-                    self.roots.setdefault(node)
-            elif node in self.marked:
+            elif is_waiting(node):
+                self.waits[node.src[0]] = node
+                self.roots.setdefault(node)
+            else:
+                self.replaced.add(node)
+        for node in marked:
+            if node.op is not BUFFER:
                 self.roots.setdefault(node)
         self.older.update(rewritten(memory))
         if self.waits or self.given_targets:
@@ -282,7 +280,8 @@ class Plan:
             if targets != self.targets:
                 self.targets = targets
                 self._add_readers()
-        if len(pending) > len(self.waits) and by_itself():
+        # new roots may be the writes that are missing in `waits`
+        if len(self.roots) == count and len(pending) > len(self.waits) and by_itself():
             self._add_waiting()
         if computed and by_itself():
             self.again += compress(new, map(computed.__contains__, map(id, new)))
@@ -385,8 +384,8 @@ class Plan:
         ])  # fmt: skip
         if not lazy:  # as in most training steps
             return lazy
-        order = [*self.order, *topological(lazy, self.order)]
-        reads = depending([n for n in order if n not in self.roots], targets) - described(order)
+        order = topological(lazy, self.roots)
+        reads = depending(order, targets) - described(order)
         return {node: served for node, served in lazy.items() if node in reads}
 
     def _lazy(self, tensors: Sequence[Holder]) -> dict[Node, list[Node]]:
@@ -555,11 +554,8 @@ class Plan:
                     holder.stopped = False
         if self.copies:
             made |= {target: made[copied] for target, copied in self.copies.items()}
-        if made and lazy_links:
-            ages_of = [copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-            lazy = self._replace_writes(not_captured(lazy_since(min(ages_of))), made)
-            if lazy:
-                replace_in(lazy, made)
+        if lazy_links:
+            self._replace_in_others(made)
         for target in self.targets:
             companion = companion_of(target)
             if companion is not None and companion.ours() is not None:
@@ -568,10 +564,22 @@ class Plan:
             if (shown := computed_below(node)) is not None:
                 computed.put(id(shown), shown)
                 times[shown] = times.get(computed_below(old) or old, 0) + 1
-        if lazy_links and by_itself():
-            for holder in not_captured(lazy_since(Plan.ended)):
-                states.put(id(holder.raw), holder.raw)
-            Plan.ended = next(ages)
+
+    def _replace_in_others(self, made: dict[Node, Node]) -> None:
+        """Let lazy tensors depend on what was computed, and note which of them are new."""
+        ages_of = [copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
+        oldest = min(ages_of, default=clock.ended)
+        lazy = lazy_since(min(oldest, clock.ended))
+        if lazy:
+            lazy = not_captured(lazy)
+            depend = self._replace_writes([h for h in lazy if h.raw.age >= oldest], made)
+            if depend:
+                replace_in(depend, made)
+        if by_itself():
+            for holder in lazy:
+                if holder.raw.age >= clock.ended and holder.raw.op is not BUFFER:
+                    states.put(id(holder.raw), holder.raw)
+            clock.ended = next(ages)
 
     def _not_kept(self) -> list[Node]:
         """Nodes that are computed but not kept, though a tensor stands for them, or did before.

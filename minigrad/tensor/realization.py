@@ -285,7 +285,7 @@ def _run(plan: Plan) -> None:
     if plan.roots:
         failures: list[MinigradError] = []
         try:
-            buffers = program.realize(plan.values, failures, plan.known, plan.found)
+            buffers = program.realize([*plan.alone.values()], failures, plan.known, plan.found)
             with lock:
                 plan.settle(buffers)
         finally:

@@ -384,3 +384,11 @@ def test_many_numbers_that_are_read_of_many_values() -> None:
     kernels, path = read_path(5, False)
     assert max(kernels[1:]) <= 2 * kernels[0] and kernels[-1] <= kernels[1]
     assert path == read_path(5, True)[1]
+
+
+def test_programs_set_no_attribute_of_a_class() -> None:
+    """Python then finds all attributes of its instances anew: 5 of 40 µs of a small operation."""
+    other, before = numbers(3) + 1, dict(vars(Plan))
+    (numbers(3) * 2).realize()
+    assert dict(vars(Plan)) == before
+    assert not other.is_realized()
