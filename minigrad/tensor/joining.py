@@ -13,7 +13,7 @@ from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
 from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, plain_sizes, product
+from minigrad.tensor.broadcasting import Axis, axis_of, check_ints, plain_sizes, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -82,12 +82,13 @@ class Joining(Methods):
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
         """Elements shifted along dims; those shifted out come in at the other end.
 
-        Without dims, along the flattened tensor.
+        Without dims, along the flattened tensor. Shifts along the same dimension add up.
         """
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
         shift = shifts if isinstance(shifts, Sequence) else [shifts]
-        axes = axes_of("roll", dims, self.ndim)
+        given = dims if isinstance(dims, Sequence) else [dims]
+        axes = [axis_of("roll", dim, self.ndim, 0) for dim in given]
         expect(len(shift) == len(axes), "roll", "a shift per dimension",
                f"{len(shift)} for {len(axes)}")  # fmt: skip
         result = self
