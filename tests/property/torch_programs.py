@@ -20,8 +20,9 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -156,6 +157,48 @@ def _ours() -> Names:
         "pair": lambda x, dim, most: x.max_with_indices(dim) if most else x.min_with_indices(dim),
         "median": lambda x, dim: x.median(dim),
     }  # fmt: skip
+
+
+# ---- kinks of functions --------------------------------------------------------------------------
+
+BENT = {"relu", "relu_", "leaky_relu", "leaky_relu_", "_prelu_kernel", "abs"}
+NORMALIZING = {"native_batch_norm", "_native_batch_norm_legit", "native_layer_norm",
+               "native_group_norm", "_native_batch_norm_legit_no_training"}  # fmt: skip
+NEAR = 1e-4
+
+
+@cache
+def _careful() -> AbstractContextManager[Any]:
+    """While it is entered, PyTorch raises where rounding decides what the result is.
+
+    A layer that gives 0 with exact arithmetic, as a normalization often does, gives ±10⁻⁸ with
+    rounding, and a ReLU of that has the slope 0 or 1. And the normalization of a batch of equal
+    numbers divides their rounding errors by almost nothing. Neither library is wrong then.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Careful(TorchDispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any, kwargs: Any = None) -> Any:
+            result, name = func(*args, **(kwargs or {})), func._overloadpacket.__name__
+            x = args[0] if name in BENT or name in NORMALIZING else None
+            if x is None or not x.is_floating_point() or not x.numel():
+                return result
+            if name in BENT and (x.abs() < NEAR).any():
+                raise ArithmeticError("rounding decides: a bent function is near 0")
+            # the result's error: that of x, times the reciprocal of the deviation
+            if name in NORMALIZING and result[2].numel():
+                if x.abs().max() * result[2].max() * 2**-23 > NEAR:
+                    raise ArithmeticError("rounding decides: a normalization of equal numbers")
+            return result
+
+    guard: AbstractContextManager[Any] = Careful()
+    return guard
+
+
+def perform(statement: Statement, names: Names) -> None:
+    """Execute it. One that runs a model raises in PyTorch if rounding decides what it gives."""
+    with _careful() if statement.template in TRAINING else nullcontext():
+        exec(statement.text, names)
 
 
 # ---- programs ------------------------------------------------------------------------------------
@@ -338,6 +381,8 @@ class Maker:
         wraps = re.search(r"-\d", statement.text) and any(v.dtype.itemsize == 1 for v in used)
         writes = not re.match(r"v\d+ = ", statement.text) and len(floats) > 1
         odd = self.program.odd and (writes or re.search(FINITE, statement.template))
+        # NaN and infinity as integers
+        odd = odd or (writes and not all(v.isfinite().all() for v in used))
         return bool(points or wraps or odd)
 
     def step(self) -> None:
@@ -347,7 +392,7 @@ class Maker:
             if self.differs(statement):
                 continue
             try:
-                exec(statement.text, self.names)
+                perform(statement, self.names)
             except Exception as error:
                 if self.random.random() < 0.02 and not re.search(ERRORS, str(error)):
                     statement = replace(statement, raises=True, captured=False)
@@ -369,7 +414,7 @@ class Maker:
         self.names, self.rough = self.program.start(_theirs(), self.program.theirs()), set()
         for statement in self.program.statements:
             with suppress(Exception):
-                exec(statement.text, self.names)
+                perform(statement, self.names)
             self.keeps(statement)
 
     def keeps(self, statement: Statement) -> bool:
@@ -417,7 +462,7 @@ def run(program: Program, names: Names, realized: bool = False) -> list[str]:
     for statement in program.statements:
         error = ""
         try:
-            exec(statement.text, names)
+            perform(statement, names)
             if realized:
                 Tensor.realize(*(v for v in _values(names).values() if isinstance(v, Tensor)))
         except Exception as raised:
