@@ -139,15 +139,16 @@ class HostWatch:
         for tensor in lent:
             tensor._own_memory()
         groups = [{id(tensor._link) for tensor in group} for group in (results, new)]
-        for tensor in (*results, *new, *self._left()):
+        found = [one for one in self._left() if one.raw.arg in made]
+        if all(len(holders(tensor.raw)) == 1 for tensor in found):
+            return
+        for tensor in found:  # a view would follow its base
+            views.leave(tensor)
+        for tensor in found:
             node, own = tensor.raw, id(tensor._link)
             group = next((group for group in groups if own in group), {own})
-            sharers = holders(node)
-            others = {id(holder._link) for holder in sharers} - group
-            if others and node.arg in made and not self.before.knows(tensor):
-                for sharer in sharers:  # a view would follow its base
-                    if not self.before.knows(sharer):
-                        views.leave(sharer)
+            others = {id(holder._link) for holder in holders(node)} - group
+            if others:
                 realization.separate(node, others)
 
     def _left(self) -> list[Tensor]:

@@ -352,8 +352,9 @@ class Movement(Methods):
         rows, columns = plain_sizes("diagonal", *x.shape[-2:])
         top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
         length = min(rows - top, columns - left)
-        square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
-        return square._view(lambda node: windows.diagonal(node, x.ndim - 2))
+        place = x.ndim - 2  # a step that named x would keep it alive
+        square = x._part(place, top, top + length)._part(place + 1, left, left + length)
+        return square._view(lambda node: windows.diagonal(node, place))
 
 
 def _is_range(given: Any) -> bool:

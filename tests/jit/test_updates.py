@@ -513,9 +513,15 @@ def _store_and_return_gradient(m, x):
     return m.h.detach()
 
 
+def _store_view_and_return_part(m, x):
+    y = x * 3
+    m.h, m.kept = y.detach(), [y[:1]]
+    return y
+
+
 SHARED = [_leave_gradient, _leave_gradient_of_input, _leave_equal_gradients, _store_result,
           _store_view_of_result, _store_equal_value, _store_gradient, _store_gradient_of_input,
-          _store_and_return_gradient]  # fmt: skip
+          _store_and_return_gradient, _store_view_and_return_part]  # fmt: skip
 
 
 @pytest.mark.parametrize("step", SHARED, ids=lambda step: step.__name__.strip("_"))
@@ -534,3 +540,14 @@ def test_one_value_is_left_at_several_places(on_device, step):
         assert not captures or call.captured
 
     assert [*run(step, True)] == [*run(step, False)]
+
+
+def test_a_result_and_its_diagonal(on_device):
+    """A view that is a result does not follow what it is a view of."""
+    step = jit(lambda x: (lambda y: (y, y.diagonal(), y[0]))(x * 2))
+    for k in range(5):
+        x = np.arange(9.0).reshape(3, 3) + k
+        y, diagonal, row = step(Tensor(x))
+        same(y, x * 2)
+        same(diagonal, np.diagonal(x) * 2)
+        same(row, x[0] * 2)
