@@ -12,7 +12,7 @@ from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
-from minigrad.graph.symbolic import Affine, ceildiv
+from minigrad.graph.symbolic import Affine, ceildiv, low
 from minigrad.tensor.broadcasting import Axis, axis_of, check_ints, plain_sizes, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
@@ -56,8 +56,9 @@ class Joining(Methods):
     def repeat(self, *counts: Any) -> Self:
         """The tensor repeated along each dimension; additional counts add dimensions at the left.
         """
-        times = sequence(counts)
-        check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
+        given = sequence(counts)
+        times = check_ints("repeat", **{f"counts[{i}]": n for i, n in enumerate(given)})
+        expect(all(low(count) >= 0 for count in times), f"repeat{times}", "counts ≥ 0")
         expect(len(times) >= self.ndim, f"repeat{times}",
                f"a count for each dimension of {self.shape}")  # fmt: skip
         shape = (1,) * (len(times) - self.ndim) + self.shape
