@@ -438,7 +438,9 @@ GRADS = templates(r"""
     {new} = {f} * {f2}.detach()  with T.no_grad():\n\t{l} -= 0.25  with T.no_grad():\n\t{l}[{s}] = 1
     with T.no_grad():\n\t{l}.mul_({C})  with T.no_grad():\n\t{l}.copy_({f})
     with T.no_grad():\n\t{l} -= 0.5 * {l}.grad  with T.no_grad():\n\t{new} = {f} * {f2}
-    {l}.requires_grad_(False)  {l}.requires_grad_()  {l}.data.mul_(0.5)  {l}.data[{s}] = 2
+    {l}.requires_grad_(False)  {l}.requires_grad_()
+    {l}.data.mul_(0.5)\nwith T.no_grad():\n\t{l} += 0
+    {l}.data[{s}] = 2\nwith T.no_grad():\n\t{l} += 0
     {new} = bool({l}.requires_grad)  {new} = {l}.grad is None
     {new} = {f} * 1; {new}[{s}] = {f2}; back({new}.sum())
     {new} = {f}.clone(); {new} += {f2}; {new}[{s}] *= 2; back(({new} * {f}).sum())
