@@ -21,9 +21,10 @@ from minigrad.graph.node import Node, Op, depending, grouped, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
+from minigrad.jit.outside import Store
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.program import recording
-from minigrad.tensor import Tensor, history, realization
+from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
     REPLAYED,
     Holder,
@@ -123,20 +124,37 @@ class HostWatch:
                 "yet; call .realize() on it before the step is captured"
             )
 
-    def part(self) -> None:
-        """Copy tensors that are data of the host, and gradients that no program computes.
+    def part(self, results: Sequence[Tensor]) -> None:
+        """Copy tensors whose memory a replay would not fill, or for another tensor only.
 
-        Code outside may have them, and write to them, but a replay would not fill them again.
+        Nothing fills data of the host again, nor gradients that no program computes, and code
+        outside may write to them. Results get new memory in every replay; so what stays, such as
+        gradients and tensors that the step stores, may not share theirs.
         """
         new = [grad for _, grad in self.before.new_gradients() if not self.before.knows(grad)]
         realization.realize(new)
         made = {memory for call in recording.calls or () for memory in call.made}
         lent = [grad for grad in new if grad.raw.arg not in made]
-        lent += [one for one in of_this_thread(all_holders()) if isinstance(one, Tensor)
-                 and one.raw.op is Op.BUFFER and one.raw.arg in self.fresh
-                 and not self.before.knows(one)]  # fmt: skip
+        lent += [one for one in self._left() if one.raw.arg in self.fresh]
         for tensor in lent:
             tensor._own_memory()
+        groups = [{id(tensor._link) for tensor in group} for group in (results, new)]
+        found = [one for one in self._left() if one.raw.arg in made]
+        if all(len(holders(tensor.raw)) == 1 for tensor in found):
+            return
+        for tensor in found:  # a view would follow its base
+            views.leave(tensor)
+        for tensor in found:
+            node, own = tensor.raw, id(tensor._link)
+            group = next((group for group in groups if own in group), {own})
+            others = {id(holder._link) for holder in holders(node)} - group
+            if others:
+                realization.separate(node, others)
+
+    def _left(self) -> list[Tensor]:
+        """Tensors with memory that the step has created, and that are still there."""
+        return [one for one in of_this_thread(all_holders()) if isinstance(one, Tensor)
+                and one.raw.op is Op.BUFFER and not self.before.knows(one)]  # fmt: skip
 
     def borrows(self, holder: Holder) -> bool:
         """For a tensor that the step created: whether its memory may not be written.
@@ -336,6 +354,21 @@ class Recorded:
             old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
             if old is not None and not overwrote and old.arg not in self.capture.written:
                 raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
+
+    def sources_of(
+        self, stores: Sequence[Store], known_by: dict[int, Source]
+    ) -> list[tuple[Store, Source | None]]:
+        """Where the tensors that the step stores are after a replay: None for the same memory.
+
+        known_by: by id, results and inputs; those that are stored are removed.
+        """
+        own, given = self.capture.gradients, self.capture.input_gradients
+        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in own}
+        graded |= {id(gradient): Source("input's gradient", number)
+                   for number, gradient, _ in given}  # fmt: skip
+        keys = [id(store.tensor) for store in stores]
+        return [(store, known_by.pop(key, graded.get(key)))
+                for store, key in zip(stores, keys, strict=True)]  # fmt: skip
 
     def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
         """Tensors of the call that its caller may keep, and their sources in a replay.

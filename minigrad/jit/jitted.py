@@ -291,7 +291,7 @@ class Jitted(Generic[P, R]):
                 results, found = flatten(result, dict(values))
                 others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
-                watch.part()
+                watch.part(results)
                 realization.settle_writes()
             failed = False
         finally:
@@ -322,7 +322,7 @@ class Jitted(Generic[P, R]):
             knows = recorded.before.knows
             old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
             stores = capture.outside.take_stores(old, capture.written)
-            capture.stores = [(store, known_by.pop(id(store.tensor), None)) for store in stores]
+            capture.stores = recorded.sources_of(stores, known_by)
             capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only

@@ -41,7 +41,8 @@ class Source(NamedTuple):
 
     kind and what: "fresh" and the number of an output; "input" and the number of an input; "input
     memory" and that number if another tensor has the input's memory; "kept" and a tensor; "kept
-    memory" and a node; "again" and an earlier position in the result.
+    memory" and a node; "again" and an earlier position in the result; "gradient" and the tensor of
+    which it is one; "input's gradient" and the number of an input.
     """
 
     kind: str
@@ -134,10 +135,15 @@ class Capture:
             history.lose(node)
         results = self.results(tensors, nodes)
         for store, source in self.stores:
-            if source is not None and source.kind == "fresh":
+            if source is None:
+                store.put(store.tensor)
+            elif source.kind == "fresh":
                 store.put(results[self.sources.index(source)])
+            elif source.kind == "input":
+                store.put(tensors[source.what])
             else:
-                store.put(store.tensor if source is None else tensors[source.what])
+                of = source.what if source.kind == "gradient" else tensors[source.what]
+                store.put(of._grad)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written

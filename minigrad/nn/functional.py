@@ -339,7 +339,8 @@ def grid_sample(
     expect(n >= 1 and grid.ndim == x.ndim and (grid.shape[0], grid.shape[-1]) == (x.shape[0], n),
            "grid_sample", "x (batch, channels, *space) and a grid (batch, *out, number of spatial "
            "dimensions)", x, grid)  # fmt: skip
-    corners: list[tuple[Any, Any, Any]] = [(0, 1, True)]  # position in x, weight, is it inside x?
+    # position in x, weight, is it outside of x? NaN is nowhere: its weight is NaN.
+    corners: list[tuple[Any, Any, Any]] = [(0, 1, False)]
     for extent, place in zip(x._known_shape()[2:], reversed(grid.unbind(-1)), strict=True):
         place = (place + 1) * ((extent - 1) / 2 if align_corners else extent / 2)
         place = place if align_corners else place - 0.5
@@ -352,14 +353,15 @@ def grid_sample(
         ends = both[:1] if mode == "nearest" else both
         corners = [
             (index * extent + at.clip(0, extent - 1).int(), weight * part,
-             (at >= 0) & (at < extent) & inside)
-            for index, weight, inside in corners for at, part in ends
+             (at < 0) | (at >= extent) | outside)
+            for index, weight, outside in corners for at, part in ends
         ]  # fmt: skip
     flat = x.flatten(2)
     values: list[Tensor] = []
     for corner in corners:
-        index, weight, inside = (each.flatten(1).unsqueeze(1) for each in corner)
-        values.append(inside.where(flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight, 0))
+        index, weight, outside = (each.flatten(1).unsqueeze(1) for each in corner)
+        found = flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight
+        values.append(outside.where(0, found))
     return sum(values[1:], values[0]).unflatten(2, grid._known_shape()[1:-1])
 
 

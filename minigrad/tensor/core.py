@@ -523,8 +523,9 @@ class Core(Holder, metaclass=_TensorType):
             with no_grad() if self._origin.stops else nullcontext():
                 base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
             return
+        before = self.raw
         realization.write(self, node)
-        if self._requires_grad and self._shares_node():
+        if self._requires_grad and self._shares_node() and not same_memory(before, self.raw):
             self._own_memory()
         if not self._requires_grad:
             now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
@@ -558,6 +559,12 @@ class Core(Holder, metaclass=_TensorType):
         if isinstance(value, Core):
             return value
         return self.__class__(value, dtype=self.dtype, device=self.raw.device)
+
+
+def same_memory(one: Node, other: Node) -> bool:
+    """Whether both are one BUFFER, perhaps with a write that waits."""
+    memory, its = (node.src[0] if node.op is Op.ASSIGN else node for node in (one, other))
+    return memory is its and memory.op is Op.BUFFER
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -55,7 +55,7 @@ class Indexing(Methods):
     def __setitem__(self, key: Any, value: Any) -> None:
         """Write to a part in place: `value` is broadcast and cast; at equal places the last wins.
 
-        Without index arrays, leading extents of 1 of a value with more dimensions are ignored.
+        Leading extents of 1 of a value with more dimensions are ignored.
         BoundsError as in `x[…]`; after one from a tensor of indices, x has no value.
         """
         if isinstance(value, Core) and value._origin is not None:
@@ -63,18 +63,14 @@ class Indexing(Methods):
             if not arrays and views.same(view, value):
                 return  # x[key] += y: the view has already written it
         if isinstance(key, self.__class__) and key.dtype.is_bool:
+            value = _of_rank(value, 1 + self.ndim - key.ndim)
             one = _is_one(value)
             if one or _is_large(key.shape):
                 wide = self._leading(key)
                 self.assign(self.masked_fill(wide, value) if one else self._filled(key, value))
                 return
         view, arrays, place = self._basic(key, "x[…] = v")
-        more = getattr(value, "ndim", 0) - view.ndim
-        if arrays:
-            value = view._replaced(arrays, place, value)
-        elif more > 0 and set(value.shape[:more]) == {1}:
-            value = value.reshape(value.shape[more:])
-        view.assign(value)
+        view.assign(view._replaced(arrays, place, value) if arrays else _of_rank(value, view.ndim))
 
     def _leading(self, mask: Self) -> Self:
         """A mask over the leading dimensions, with extents of 1 for the others."""
@@ -281,8 +277,8 @@ class Indexing(Methods):
         """self with the elements at index arrays replaced; at equal places the last one wins."""
         order, rows, flat = self._plan_places(arrays)
         rest = rows.shape[1:]
-        given = self._filling(value, "x[…] = v")
-        given = given._broadcast_to(rest[:place] + flat.shape + rest[place:])
+        wanted = rest[:place] + flat.shape + rest[place:]
+        given = self._filling(_of_rank(value, len(wanted)), "x[…] = v")._broadcast_to(wanted)
         back = list(range(place, place + flat.ndim)) + list(range(place))
         given = given.permute(*back, *range(place + flat.ndim, given.ndim))
         count = product(flat.shape)
@@ -362,6 +358,12 @@ class Indexing(Methods):
 
 def _is_large(mask: Shape) -> bool:
     return not is_symbolic(mask) and numel(mask) > SMALL
+
+
+def _of_rank(value: Any, ndim: int) -> Any:
+    """A tensor or array without leading extents of 1 that are more than `ndim` dimensions."""
+    more = getattr(value, "ndim", 0) - ndim
+    return value.reshape(value.shape[more:]) if more > 0 and {*value.shape[:more]} == {1} else value
 
 
 def _is_one(value: Any) -> bool:

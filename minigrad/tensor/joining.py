@@ -12,8 +12,8 @@ from minigrad.errors import ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
-from minigrad.graph.symbolic import Affine, ceildiv
-from minigrad.tensor.broadcasting import Axis, axes_of, axis_of, check_ints, plain_sizes, product
+from minigrad.graph.symbolic import Affine, ceildiv, low
+from minigrad.tensor.broadcasting import Axis, axis_of, check_ints, plain_sizes, product
 from minigrad.tensor.core import Core
 from minigrad.tensor.methods import Methods
 from minigrad.tensor.movement import sequence
@@ -56,8 +56,9 @@ class Joining(Methods):
     def repeat(self, *counts: Any) -> Self:
         """The tensor repeated along each dimension; additional counts add dimensions at the left.
         """
-        times = sequence(counts)
-        check_ints("repeat", **{f"counts[{i}]": count for i, count in enumerate(times)})
+        given = sequence(counts)
+        times = check_ints("repeat", **{f"counts[{i}]": n for i, n in enumerate(given)})
+        expect(all(low(count) >= 0 for count in times), f"repeat{times}", "counts ≥ 0")
         expect(len(times) >= self.ndim, f"repeat{times}",
                f"a count for each dimension of {self.shape}")  # fmt: skip
         shape = (1,) * (len(times) - self.ndim) + self.shape
@@ -82,12 +83,13 @@ class Joining(Methods):
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
         """Elements shifted along dims; those shifted out come in at the other end.
 
-        Without dims, along the flattened tensor.
+        Without dims, along the flattened tensor. Shifts along the same dimension add up.
         """
         if dims is None:
             return self.flatten().roll(shifts, 0).reshape(self.shape)
         shift = shifts if isinstance(shifts, Sequence) else [shifts]
-        axes = axes_of("roll", dims, self.ndim)
+        given = dims if isinstance(dims, Sequence) else [dims]
+        axes = [axis_of("roll", dim, self.ndim, 0) for dim in given]
         expect(len(shift) == len(axes), "roll", "a shift per dimension",
                f"{len(shift)} for {len(axes)}")  # fmt: skip
         result = self

@@ -47,7 +47,8 @@ def _completed(have: Shape, shape: tuple[Any, ...]) -> Shape:
     """`shape` with −1 and None replaced, for the elements of a tensor of shape `have`."""
     if None in shape[len(have) :]:
         raise ShapeError(f"cannot reshape {have} to {shape}: None keeps an existing dimension")
-    if not all(e is None or isinstance(e, (int, Affine)) for e in shape):
+    if not all(e is None or (isinstance(e, (int, Affine)) and e is not True and e is not False)
+               for e in shape):  # fmt: skip
         text = f"; {hint('x.view(dtypes.int32)')}" if len(shape) == 1 else ""
         raise TypeError(f"reshape to {shape}: expected ints, None or one −1{text}")
     kept = [have[i] if e is None else e for i, e in enumerate(shape)]
@@ -352,8 +353,9 @@ class Movement(Methods):
         rows, columns = plain_sizes("diagonal", *x.shape[-2:])
         top, left = min(max(-offset, 0), rows), min(max(offset, 0), columns)
         length = min(rows - top, columns - left)
-        square = x._part(x.ndim - 2, top, top + length)._part(x.ndim - 1, left, left + length)
-        return square._view(lambda node: windows.diagonal(node, x.ndim - 2))
+        place = x.ndim - 2  # a step that named x would keep it alive
+        square = x._part(place, top, top + length)._part(place + 1, left, left + length)
+        return square._view(lambda node: windows.diagonal(node, place))
 
 
 def _is_range(given: Any) -> bool:

@@ -462,3 +462,92 @@ def test_data_that_a_step_replaces_by_other_data(on_device):
     assert [y.tolist() for y in step(Tensor([0.0, 0.0]))] == [[1, 2], [3, 4]]
     with pytest.raises(JitError, match="writes host data into an existing tensor"):
         step(Tensor([0.0, 0.0]))
+
+
+def _leave_gradient(m, x):
+    (x.detach() * m.w).square().sum().backward()
+    return m.w.grad.detach()
+
+
+def _leave_gradient_of_input(m, x):
+    x.square().sum().backward()
+    return x.grad.detach()
+
+
+def _leave_equal_gradients(m, x):
+    (x + m.w).square().sum().backward()
+    return m.w.grad
+
+
+def _store_result(m, x):
+    m.h = x.detach() * 3
+    return m.h.detach()
+
+
+def _store_view_of_result(m, x):
+    y = x * m.w
+    m.h = y.detach()
+    return y
+
+
+def _store_equal_value(m, x):
+    m.h = x.detach() * 3
+    return x.detach() * 3
+
+
+def _store_gradient(m, x):
+    (x.detach() * m.w).square().sum().backward()
+    m.h = m.w.grad
+    return x * 2
+
+
+def _store_gradient_of_input(m, x):
+    x.square().sum().backward()
+    m.h = x.grad
+    return x * 2
+
+
+def _store_and_return_gradient(m, x):
+    (x.detach() * m.w).square().sum().backward()
+    m.h, m.kept = m.w.grad, [m.w.grad.detach()]
+    return m.h.detach()
+
+
+def _store_view_and_return_part(m, x):
+    y = x * 3
+    m.h, m.kept = y.detach(), [y[:1]]
+    return y
+
+
+SHARED = [_leave_gradient, _leave_gradient_of_input, _leave_equal_gradients, _store_result,
+          _store_view_of_result, _store_equal_value, _store_gradient, _store_gradient_of_input,
+          _store_and_return_gradient, _store_view_and_return_part]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", SHARED, ids=lambda step: step.__name__.strip("_"))
+def test_one_value_is_left_at_several_places(on_device, step):
+    """As a result, a gradient and an attribute: each of them is new after every replay."""
+
+    def run(function, captures):
+        m = SimpleNamespace(w=Tensor([1.0, 2.0], requires_grad=True), h=Tensor([0.0, 0.0]), kept=[])
+        call = jit(function) if captures else function
+        for k in range(5):
+            x = Tensor([k + 1.0, k - 2.0], requires_grad=True)
+            m.w.grad = None
+            result = call(m, x)
+            found = (result, m.h, x.grad, m.w.grad, *m.kept)
+            yield [None if tensor is None else tensor.tolist() for tensor in found]
+        assert not captures or call.captured
+
+    assert [*run(step, True)] == [*run(step, False)]
+
+
+def test_a_result_and_its_diagonal(on_device):
+    """A view that is a result does not follow what it is a view of."""
+    step = jit(lambda x: (lambda y: (y, y.diagonal(), y[0]))(x * 2))
+    for k in range(5):
+        x = np.arange(9.0).reshape(3, 3) + k
+        y, diagonal, row = step(Tensor(x))
+        same(y, x * 2)
+        same(diagonal, np.diagonal(x) * 2)
+        same(row, x[0] * 2)

@@ -39,6 +39,17 @@ def test_embedding(on_device):
     assert layer(Tensor([[1, 2, 3]])).shape == (1, 3, 20)
 
 
+@pytest.mark.parametrize("mode", ["bilinear", "nearest"])
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+def test_a_sample_at_nan_is_nan(on_device, mode, padding):
+    """Not 0, as outside of the image, where infinity is."""
+    places = Tensor([[math.nan, 0.0], [0.0, math.nan], [0.0, 0.0], [math.inf, 0.0]])
+    image, grid = Tensor.ones(1, 1, 3, 3), places.reshape(1, 2, 2, 2)
+    found = nn.functional.grid_sample(image, grid, mode, padding)
+    outside = 0 if padding == "zeros" else 1
+    np.testing.assert_array_equal(found.flatten().numpy(), [math.nan, math.nan, 1, outside])
+
+
 def test_blank_layers_draw_nothing(on_device):
     Tensor.manual_seed(3)
     expected = Tensor.rand(4).tolist()

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 from minigrad import Tensor
 
-from .torch_programs import Program, Statement, check, failure_of, shrink
+from .torch_programs import Program, Statement, _theirs, check, failure_of, run, shrink
 
 pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -55,3 +55,15 @@ def test_an_error_of_one_side_is_noticed(raises: bool, monkeypatch: pytest.Monke
     monkeypatch.setattr(Tensor, "view", lambda self, *shape: self)
     found = check(program, "lazy", REFERENCE)
     assert found is not None and (found.kind, found.at) == ("answers" if raises else "raises", 0)
+
+
+@pytest.mark.parametrize("layer", ["nn.ReLU()", "nn.LayerNorm(3)"])
+def test_what_rounding_decides_is_not_compared(layer: str) -> None:
+    """The slope of a ReLU at 10⁻⁸, and the normalization of large equal numbers."""
+    template = "{new} = {call}"
+    texts = ("v0 = m0(i0 * 1e-9 + 0.5)", "v1 = m0(i0 * 0 + 1e-9)", "v2 = m0(i0 * 0 + 999.0)")
+    statements = tuple(Statement(text, template, captured=True) for text in texts)
+    program = Program(1, (("float32", (3,)),), graded=False, odd=False, statements=statements,
+                      setup=(f"m0 = {layer}",))  # fmt: skip
+    refused = [bool(error) for error in run(program, program.start(_theirs(), program.theirs()))]
+    assert refused == [False, "ReLU" in layer, "Norm" in layer]

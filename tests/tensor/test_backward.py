@@ -800,3 +800,24 @@ def test_no_gradient_comes_from_what_was_computed_while_frozen(
     np.testing.assert_array_equal(x.grad.numpy(), before.numpy())
     if partner:
         np.testing.assert_array_equal(y.grad.numpy(), older * x.numpy())
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.data.fill_(0.5),
+        lambda x: x.detach().zero_(),
+        lambda x: x.copy_(x[:]),
+        lambda x: x.assign(x.detach()),
+    ],
+    ids=["data", "detached", "its own view", "itself"],
+)
+def test_a_leaf_that_is_written_with_what_it_has(on_device, write):
+    """It stays in its memory, so what was computed from it before still leads to it."""
+    x, w = (Tensor([1.0, 2.0], requires_grad=True) for _ in range(2))
+    y = (x * 2 + w).square().sum()
+    for _ in range(2):
+        with Tensor.no_grad():
+            write(x)
+    y.backward()
+    assert x.grad.tolist() == [12, 24] and w.grad.tolist() == [6, 12]

@@ -212,3 +212,16 @@ def test_positions_beyond_int32(compiled):
         for ordered in (lambda: x.flatten().argsort(0), lambda: x.flatten().topk(2)):
             with pytest.raises(ShapeError, match="4294967296 positions"):
                 ordered()
+
+
+@pytest.mark.parametrize("key", [[0], (slice(1),), [True, False, False], (None, [0])], ids=str)
+@pytest.mark.parametrize("size", [3, 5000])
+def test_leading_extents_of_one_of_a_written_value_are_ignored(key, size):
+    """Also with index arrays and masks, as in PyTorch."""
+    key = key + [False] * (size - 3) if len(key) == 3 else key
+    for value in (Tensor([[[5.0]]]), np.array([[[5.0]]])):
+        x = Tensor.zeros(size)
+        x[Tensor(key) if isinstance(key, list) else key] = value
+        assert x.tolist() == [5.0] + [0.0] * (size - 1)
+    with pytest.raises(ShapeError, match="broadcast"):
+        Tensor.zeros(size)[[0]] = Tensor([[5.0], [6.0]])
