@@ -23,7 +23,7 @@ from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.replay import Capture, Output, Source
 from minigrad.program import recording
-from minigrad.tensor import Tensor, history, realization
+from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
     REPLAYED,
     Holder,
@@ -58,6 +58,12 @@ class Snapshot:
         found = self._grads.get(id(holder._link))
         return None if found is None else found[1]
 
+    def kept_gradients(self) -> list[tuple[Tensor, Tensor]]:
+        """Tensors of then whose `.grad` is still the same, and that gradient."""
+        found = [(self._links[number](), link) for number, (link, _) in self._grads.items()]
+        return [(holder, holder._grad) for holder, link in found if isinstance(holder, Tensor)
+                and holder._grad is not None and holder._grad._link is link]  # fmt: skip
+
     def left_behind(self) -> list[Holder]:
         """Lazy tensors that this thread has created since, and that depend on memory (`.grad`).
         """
@@ -66,6 +72,11 @@ class Snapshot:
         reads = depending(order, (node for node in order if node.op is Op.BUFFER))
         reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
+
+    def left_tensors(self) -> list[Tensor]:
+        """Tensors that this thread has created since, and that somebody holds."""
+        return [holder for holder in of_this_thread(all_holders())
+                if isinstance(holder, Tensor) and not self.knows(holder)]  # fmt: skip
 
     def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
         """Tensors of then with a new `.grad`, set by this thread; and that gradient."""
@@ -123,20 +134,29 @@ class HostWatch:
                 "yet; call .realize() on it before the step is captured"
             )
 
-    def part(self) -> None:
+    def part(self, results: Sequence[Tensor], given: Sequence[Tensor]) -> None:
         """Copy tensors that are data of the host, and gradients that no program computes.
 
-        Code outside may have them, and write to them, but a replay would not fill them again.
+        Code outside may have them, and write to them, but a replay would not fill them again. Also
+        other tensors in memory of the results or inputs (`self.last = x.detach()`), which is new in
+        each replay.
         """
         new = [grad for _, grad in self.before.new_gradients() if not self.before.knows(grad)]
         realization.realize(new)
         made = {memory for call in recording.calls or () for memory in call.made}
         lent = [grad for grad in new if grad.raw.arg not in made]
-        lent += [one for one in of_this_thread(all_holders()) if isinstance(one, Tensor)
-                 and one.raw.op is Op.BUFFER and one.raw.arg in self.fresh
-                 and not self.before.knows(one)]  # fmt: skip
+        apart = {id(one) for result in results for one in (result, views.base_of(result))}
+        replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
+        for one in self.before.left_tensors():
+            memories = [node.arg for node in topological([one.raw]) if node.op is Op.BUFFER]
+            shares = id(one) not in apart and not replaced.isdisjoint(memories)
+            if shares or one.raw.arg in self.fresh:
+                lent.append(one)
+            if any(views.base_of(one) is copy for copy in given):
+                views.leave(one)
         for tensor in lent:
             tensor._own_memory()
+            views.leave(tensor)
 
     def borrows(self, holder: Holder) -> bool:
         """For a tensor that the step created: whether its memory may not be written.
@@ -240,8 +260,8 @@ class Recorded:
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
-        capture.without = [
-            of for number, link in self.without.items()
+        capture.looked = [
+            (of, None, None) for number, link in self.without.items()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and number not in {*self.graded, *numbers}
         ]  # fmt: skip
@@ -312,6 +332,11 @@ class Recorded:
             elif self.before.knows(tensor):
                 source = Source("kept", tensor)
             elif memory not in made:
+                if not any(map(self.before.knows, holders(node))):
+                    raise JitError(
+                        f"{capture.name} returns a tensor that another thread has computed, which "
+                        "a replay would not do again; compute it in the step's own thread"
+                    )
                 source = Source("kept memory", node)
             else:
                 if node not in fresh:
@@ -344,18 +369,26 @@ class Recorded:
         """
         pairs = zip(results, self.capture.sources, strict=True)
         links = [(tensor._link, source) for tensor, source in pairs if source.kind == "fresh"]
-        return links + [
+        links += [
             (clone._link, Source("input", number)) for number, clone in enumerate(self.given)
             if clone is not self.tensors[number]
         ]  # fmt: skip
+        return links + [
+            (one._link, Source("kept memory", one.raw)) for one in self.before.left_tensors()
+            if all(one is not result for result in results)
+            and all(node.op is not Op.BUFFER for node in topological([one.raw]))
+        ]
 
     def claim(self, known: set[Buffer]) -> bool:
         """Record which tensor owns the memory that the step reads and writes besides `known` one.
 
         False if several older tensors stand for the same memory, so that the owner is uncertain.
         """
-        certain = True
-        for sharers in self._leaves(known):
+        certain, leaves = True, self._leaves(known)
+        read = {sharers[0].raw for sharers in leaves}
+        pairs = self.before.kept_gradients()
+        self.capture.looked += [(of, its._link, its.raw) for of, its in pairs if its.raw in read]
+        for sharers in leaves:
             self.capture.outside.mourn(sharers)
             memory = sharers[0].raw.arg
             if memory.owner is not False:

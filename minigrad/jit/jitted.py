@@ -135,6 +135,7 @@ class Jitted(Generic[P, R]):
         self._replays: dict[int, Serve] = {}  # by thread key: the function that serves the capture
         # the same for other inputs, most recently used last; None: sizes that came once
         self._others: dict[tuple[Hashable, ...], Jitted[P, R] | None] = {}
+        self._doubtful: dict[str, Any] = {}  # see `Outside.take_stores`
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())
@@ -291,7 +292,7 @@ class Jitted(Generic[P, R]):
                 results, found = flatten(result, dict(values))
                 others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
-                watch.part()
+                watch.part(results, given)
                 realization.settle_writes()
             failed = False
         finally:
@@ -314,6 +315,8 @@ class Jitted(Generic[P, R]):
             kept = [source.what for source in capture.sources if source.kind == "kept"]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
+            before = {place: value for place, value in outside.stored.items()
+                      if not isinstance(value, Tensor)}  # fmt: skip
             del outside  # and the tensors it read
             capture.result = template(result)
             links = recorded.left_behind(results)
@@ -321,7 +324,7 @@ class Jitted(Generic[P, R]):
             known_by = {id(link()): source for link, source in links if link() is not None}
             knows = recorded.before.knows
             old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
-            stores = capture.outside.take_stores(old, capture.written)
+            stores = capture.outside.take_stores(old, capture.written, before, self._doubtful)
             capture.stores = [(store, known_by.pop(id(store.tensor), None)) for store in stores]
             capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
@@ -335,15 +338,17 @@ class Jitted(Generic[P, R]):
         return rebuild(capture.result, iter(returned).__next__, values)
 
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The arguments that are neither tensors, containers nor plain values, by name."""
+        """The arguments that are neither tensors, containers nor plain values, by name.
+
+        Those in containers have the container's name and their number.
+        """
         try:
             first = () if self.instance is None else (None,)
-            bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
+            bound = inspect.signature(self.function).bind(*first, *args, **kwargs).arguments
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        parts = {name: flatten(value)[1] for name, value in bound.arguments.items()}
-        return {name: bound.arguments[name] for name, part in parts.items()
-                if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
+        return {name if value is one else f"{name} {number}": one for name, value in bound.items()
+                for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
         """Keyword arguments whose order does not matter: the function has a parameter for each."""

@@ -127,7 +127,7 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    watched = [*capture.forgotten, *capture.without]
+    watched = [*capture.forgotten, *capture.looked]
     looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(watched)]
     text = [_HEAD.format(held="".join(looks))]
     filed = []
