@@ -58,12 +58,6 @@ class Snapshot:
         found = self._grads.get(id(holder._link))
         return None if found is None else found[1]
 
-    def kept_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors of then whose `.grad` is still the same, and that gradient."""
-        found = [(self._links[number](), link) for number, (link, _) in self._grads.items()]
-        return [(holder, holder._grad) for holder, link in found if isinstance(holder, Tensor)
-                and holder._grad is not None and holder._grad._link is link]  # fmt: skip
-
     def left_behind(self) -> list[Holder]:
         """Lazy tensors that this thread has created since, and that depend on memory (`.grad`).
         """
@@ -78,16 +72,16 @@ class Snapshot:
         return [holder for holder in of_this_thread(all_holders())
                 if isinstance(holder, Tensor) and not self.knows(holder)]  # fmt: skip
 
-    def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors of then with a new `.grad`, set by this thread; and that gradient."""
-        return [
-            (holder, holder._grad)
-            for number, link in self._links.items()
-            if isinstance(holder := link(), Tensor)
-            and holder._grad is not None
-            and holder._grad._link is not self._grads.get(number, (None,))[0]
-            and of_this_thread([holder._grad])
-        ]
+    def gradients(self, new: bool = True) -> list[tuple[Tensor, Tensor]]:
+        """Tensors of then with a new `.grad`, set by this thread, and that gradient.
+
+        Or those with the same one as then.
+        """
+        found = [(holder, holder._grad, self._grads.get(number, (None,))[0])
+                 for number, link in self._links.items()
+                 if isinstance(holder := link(), Tensor) and holder._grad is not None]  # fmt: skip
+        return [(of, its) for of, its, then in found if new is (its._link is not then)
+                and (not new or of_this_thread([its]))]  # fmt: skip
 
 
 class HostWatch:
@@ -141,7 +135,7 @@ class HostWatch:
         other tensors in memory of the results or inputs (`self.last = x.detach()`), which is new in
         each replay.
         """
-        new = [grad for _, grad in self.before.new_gradients() if not self.before.knows(grad)]
+        new = [grad for _, grad in self.before.gradients() if not self.before.knows(grad)]
         realization.realize(new)
         made = {memory for call in recording.calls or () for memory in call.made}
         lent = [grad for grad in new if grad.raw.arg not in made]
@@ -266,7 +260,7 @@ class Recorded:
             and number not in {*self.graded, *numbers}
         ]  # fmt: skip
         overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
-        for of, gradient in before.new_gradients():
+        for of, gradient in before.gradients():
             had = before.gradient_of(of) is not None or id(of) in overwritten
             number = numbers.get(id(of), -1)
             if number < 0:
@@ -357,7 +351,7 @@ class Recorded:
 
         That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
         """
-        for of, _ in self.before.new_gradients():
+        for of, _ in self.before.gradients():
             old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
             if old is not None and not overwrote and old.arg not in self.capture.written:
                 raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
@@ -386,7 +380,7 @@ class Recorded:
         """
         certain, leaves = True, self._leaves(known)
         read = {sharers[0].raw for sharers in leaves}
-        pairs = self.before.kept_gradients()
+        pairs = self.before.gradients(new=False)
         self.capture.looked += [(of, its._link, its.raw) for of, its in pairs if its.raw in read]
         for sharers in leaves:
             self.capture.outside.mourn(sharers)

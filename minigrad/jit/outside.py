@@ -142,10 +142,7 @@ class Outside:
                 "but a replay would always read the old one; write with .assign(), or call .reset()"
             )
         for place, (before, label, part, *_) in self.read.items():
-            try:
-                now = eval(place, self.names)
-            except MISSING:
-                now = GONE
+            now = self._now(place)
             if now is before or _equal(now, before):
                 continue
             if part:
@@ -170,14 +167,17 @@ class Outside:
                     constant._own_memory()  # the next write does not need another capture
                 raise Outdated
 
+    def _now(self, place: str) -> Any:
+        """What is at a place."""
+        try:
+            return eval(place, self.names)
+        except MISSING:
+            return GONE
+
     def _set(self) -> None:
         """Set again what the step leaves at places besides tensors, if it is another now."""
         for place, (value, put) in self.left_plain.items():
-            try:
-                now = eval(place, self.names)
-            except MISSING:
-                now = GONE
-            if now is not value:
+            if self._now(place) is not value:
                 if put is None:
                     self.doubtful[place] = value
                     raise Outdated
@@ -236,23 +236,24 @@ class Outside:
                     "return the tensor, and add it outside"
                 )
 
-    def take_stores(
-        self, old: Container[int], written: Collection[Buffer], before: Mapping[str, Any],
-        doubtful: dict[str, Any],
-    ) -> list[Store]:  # fmt: skip
-        """Tensors that the step itself leaves at places that it sets.
+    def note_left(self, before: Outside, doubtful: dict[str, Any]) -> None:
+        """Note the numbers and texts at places that the step sets.
 
-        A replay sets these places again, so they are not checked. old: ids of other tensors; those
-        that are constants are checked from now on. written: memory that a replay writes. before:
-        what was at these places before the call, except tensors. doubtful: numbers that former
-        captures found at places, and that have changed between calls: if the same is there again,
-        the step has set it.
+        before: what was there before the call. doubtful: what former captures found at places where
+        it has changed between calls: if the same is there again, the step has set it.
         """
         self.doubtful = doubtful
         for place, value in self.stored.items():
-            sets = before.get(place, GONE) is not value or doubtful.get(place, GONE) is value
+            sets = before.stored.get(place) is not value or doubtful.get(place, GONE) is value
             if isinstance(value, PLAIN) and (sets or place not in doubtful):
                 self.left_plain[place] = value, self._setter([place])[0] if sets else None
+
+    def take_stores(self, old: Container[int], written: Collection[Buffer]) -> list[Store]:
+        """Tensors that the step itself leaves at places that it sets.
+
+        A replay sets these places again, so they are not checked. old: ids of other tensors; those
+        that are constants are checked from now on. written: memory that a replay writes.
+        """
         tensors = {id(value): value for value in self.stored.values()
                    if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
         places = grouped((id(value), place) for place, value in self.stored.items())
