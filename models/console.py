@@ -106,6 +106,13 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=Help, **options)
 
+    def _get_values(self, action: argparse.Action, given: list[str]) -> Any:
+        """Refuses an empty value: as a path it would mean this folder, as a host all interfaces."""
+        is_command = isinstance(action, argparse._SubParsersAction)
+        if "" in given and not is_command and action.dest not in ("api_key", "system"):
+            raise argparse.ArgumentError(action, "expected at least one character, got ''")
+        return super()._get_values(action, given)
+
     def error(self, message: str) -> NoReturn:
         """Print the error, and the flag that a misspelled one may mean; exit with status 2."""
         words = message.split() if message.startswith("unrecognized") else []
@@ -190,12 +197,7 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
     """Set the default device and the debug level; DeviceError for a device that does not exist.
-
-    InputError for an empty name: as a path it would mean this folder, as a host all interfaces.
     """
-    for name in sorted(vars(flags).keys() - {"api_key", "system"}):
-        if getattr(flags, name) == "":
-            raise InputError(f"{name}: expected at least one character, got ''")
     if flags.debug is not None:
         put("DEBUG", flags.debug)
     if flags.device is not None:

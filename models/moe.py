@@ -16,6 +16,11 @@ experts are read.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or sys.__excepthook__(kind, *its)
+
 import math
 import sys
 import threading

@@ -12,6 +12,11 @@ behaviour with lost packets (Mathis et al., 1997): no lossy network was measured
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or sys.__excepthook__(kind, *its)
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -9,6 +9,11 @@ Rajbhandari et al., "ZeRO" (2020), for the bytes of mixed-precision training.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or sys.__excepthook__(kind, *its)
+
 import argparse
 import math
 import sys

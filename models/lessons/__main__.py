@@ -9,6 +9,11 @@ Neither the pages nor the making of them need a network.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or sys.__excepthook__(kind, *its)
+
 import functools
 import http.server
 import importlib

@@ -67,7 +67,7 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["quantize", "missing", "no/x.gguf"], 1, "cannot write no/x.gguf: there is no folder"),
     (["quantize", "missing", "."], 1, "cannot write .: it is a folder"),
     (["sample", "--tokens", "-3"], 2, "argument --tokens: expected at least 1, got -3"),
-    (["sample", "--prompt", ""], 1, "prompt: expected at least one character, got ''"),
+    (["sample", "--prompt", ""], 2, "--prompt: expected at least one character, got ''"),
     (["sample", "--prompt", "xyz", "--tokens", "1"], 1, "'x' is not in the vocabulary of 11"),
     (["--text", "missing.txt"], 1, "cannot read missing.txt: No such file"),
     (["--text", "."], 1, "cannot read .: Is a directory"),
