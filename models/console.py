@@ -29,7 +29,7 @@ MOST_RANKS = 1024  # each is a thread or process with its own model
 MOST = 10**18  # limit of integers; its square of floats. Products of larger ones are infinite.
 
 
-def _limited(
+def limited(
     kind: Callable[[str], float], least: float, what: str, most: float
 ) -> Callable[[str], float]:
     """An argparse type: a finite number from `least` to `most`. what: "at least 1", for errors."""
@@ -46,10 +46,11 @@ def _limited(
     return parse
 
 
-positive_int = _limited(int, 1, "at least 1", MOST)
-natural_int = _limited(int, 0, "at least 0", MOST)
-positive_float = _limited(float, math.ulp(0.0), "a number above 0", float(MOST**2))
-natural_float = _limited(float, 0.0, "a number of at least 0", float(MOST**2))
+positive_int = limited(int, 1, "at least 1", MOST)
+natural_int = limited(int, 0, "at least 0", MOST)
+positive_float = limited(float, math.ulp(0.0), "a number above 0", float(MOST**2))
+natural_float = limited(float, 0.0, "a number of at least 0", float(MOST**2))
+share = limited(float, math.ulp(0.0), "a number above 0", 1.0)
 
 
 PREFIXES = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
@@ -80,16 +81,16 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
     return parse
 
 
-# What --help calls the value of a flag; other types: the flag's name in capitals.
-METAVARS: dict[Any, str] = {positive_int: "N", natural_int: "N", int: "N",
-                            positive_float: "X", natural_float: "X"}  # fmt: skip
+# What --help calls the value of a flag, by the type's name; others: the flag's name in capitals.
+METAVARS = {"int": "N", "number": "X"}
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults that are numbers or words, and keeps the layout of descriptions."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+        known = METAVARS.get(getattr(action.type, "__name__", ""))
+        return known or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default

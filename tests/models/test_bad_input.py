@@ -62,7 +62,7 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["sample", "--temperature", "-0.5"], 2, "expected a number of at least 0, got -0.5"),
     (["sample", "--temperature", "nan"], 2, "expected a number of at least 0, got nan"),
     (["sample", "--top-k", "0"], 2, "argument --top-k: expected at least 1, got 0"),
-    (["sample", "--top-p", "1.5"], 1, "--top-p: expected above 0, at most 1, got 1.5"),
+    (["sample", "--top-p", "1.5"], 2, "--top-p: expected at most 1, got 1.5"),
     (["sample", "--temperature", "1e36", "--checkpoint", "missing"], 1, "cannot read missing"),
     (["quantize", "missing", "no/x.gguf"], 1, "cannot write no/x.gguf: there is no folder"),
     (["quantize", "missing", "."], 1, "cannot write .: it is a folder"),

@@ -135,7 +135,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (moe_commands, ["--explain", "e.html", "--steps", "9"], "--steps has no effect with --explain"),
     (mlp, ["--neuron", "--epochs", "3"], "--epochs has no effect with --neuron"),
     (regression, ["--picture", "x"], "--picture: expected a file name ending in .png, got x"),
-    (regression, ["--noise", "1e6"], "--noise: expected at most 1000, got 1e+06"),
+    (regression, ["--noise", "1e6"], "--noise: expected at most 1000, got 1e6"),
     (regression, ["--points", "1"], "--points: expected at least 2, got 1"),
     (regression, ["--points", "10000000000000"], "--points 10000000000000 needs about 640,000 GB"),
     (moe_commands, ["--text", "text.txt", "--batch", "100000000"], "GB of memory, but this"),
