@@ -117,18 +117,19 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the error, and the flag that a misspelled one may mean; exit with status 2."""
         words = message.split() if message.startswith("unrecognized") else []
-        found = [get_close_matches(word, [*_flags_of(self)], 1) for word in words]
+        known = [flag for one in _parsers(self) for action in one._actions
+                 for flag in action.option_strings]  # fmt: skip
+        found = [get_close_matches(word, known, 1) for word in words]
         meant = next((f"; did you mean {flag}?" for flag, in filter(None, found)), "")
         self.exit(2, f"{self.prog}: error: {message}{meant} (see --help)\n")
 
 
-def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The flags of a parser and of its commands."""
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its commands."""
+    yield parser
     for action in parser._actions:
-        yield from action.option_strings
-        commands = action.choices if isinstance(action, argparse._SubParsersAction) else {}
-        for command in commands.values():
-            yield from _flags_of(command)
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -142,17 +143,11 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 def given_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
     """The names of flags that are on the command line; `parser` cannot be used afterwards."""
-    _forget_defaults(parser)
+    for one in _parsers(parser):
+        one._defaults.clear()
+        for action in one._actions:
+            action.default = argparse.SUPPRESS
     return set(vars(parser.parse_args(arguments)))
-
-
-def _forget_defaults(parser: argparse.ArgumentParser) -> None:
-    parser._defaults.clear()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                _forget_defaults(command)
 
 
 def refuse_idle(given: Iterable[str], why: str) -> None:

@@ -92,7 +92,7 @@ class Capture:
         self.gradient_nodes: list[Node] = []
         self.forgotten: list[tuple[Tensor, bool]] = []  # (tensor, may it have one)
         # (tensor, the gradient that the step found there, and its node; None if it had none)
-        self.looked: list[tuple[Tensor, weakref.ref[Tensor] | None, Node | None]] = []
+        self.looked: list[tuple[Tensor, weakref.ref[Any] | None, Node | None]] = []
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """Run one replay."""
@@ -346,7 +346,7 @@ class Capture:
         return [of for of, _ in self._regraded()] + [
             of for of, _ in self.forgotten if of._grad is not None]  # fmt: skip
 
-    def _regraded(self) -> list[tuple[Tensor, weakref.ref[Tensor] | None]]:
+    def _regraded(self) -> list[tuple[Tensor, weakref.ref[Any] | None]]:
         """Tensors with another gradient than the one that the step has found, and the latter."""
         return [
             (of, link) for of, link, node in self.looked if (now := of._grad) is not None

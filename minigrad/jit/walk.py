@@ -266,8 +266,8 @@ class Walk:
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
-        elif not isinstance(value, _CLOSED) and 0 <= _bytes_of(value) <= _LARGEST:
-            self.read.setdefault(f"contents({place})", _Read(contents(value), label, True, "!="))
+        elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
+            self.read.setdefault(f"contents({place})", _Read(held, label, True, "!="))
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
             grown: Any = value.__self__
             self.grows.append((grown, [*grown], label))
@@ -361,19 +361,15 @@ class Walk:
         return self._named(value) + here if place in self.read else ""
 
 
-def contents(value: Any) -> bytes:
-    """The bytes of an array, or of another object that shows its memory."""
-    whole = value if inspect.getattr_static(value, "tobytes", None) else memoryview(value)
-    return whole.tobytes()  # type: ignore[no-any-return]
-
-
-def _bytes_of(value: Any) -> int:
-    """The number of these bytes; -1 for an object without such memory."""
+def contents(value: Any) -> bytes | None:
+    """The bytes of an array, or of another object that shows its memory; None if they are many."""
     try:
-        return memoryview(value).nbytes
-    except (TypeError, ValueError):
-        is_array = inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type)
-        return getattr(value, "nbytes", -1) if is_array else -1
+        whole: Any = memoryview(value)
+    except (TypeError, ValueError):  # an array of dates is none, either
+        if isinstance(value, type) or inspect.getattr_static(value, "tobytes", None) is None:
+            return None
+        whole = value
+    return whole.tobytes() if getattr(whole, "nbytes", _LARGEST + 1) <= _LARGEST else None
 
 
 def _is_library(value: Any) -> bool:
