@@ -65,7 +65,7 @@ gradient flows through a result to unmarked leaves, either. What is fixed withou
 a replay silently gives another result than the code would, if it changes later:
 
 - a branch on something elsewhere: files, the environment, a clock, `uuid`, `secrets`, a log level,
-  a lock, the context of `decimal`, the state of a file object;
+  a lock, the context of `decimal`, the state of a file object or `SimpleQueue`;
 - an attribute, item or global whose name is computed: `getattr(x, f"w{i}")`, `globals()["x"]`,
   `eval`, `attrgetter`, `"{x.y}".format(x=x)`; what it sets by such a name is not set again;
 - what only C code reads: all attributes of a `SimpleNamespace` that is compared or printed;

@@ -20,7 +20,7 @@ import weakref
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from queue import Queue, SimpleQueue
+from queue import Queue
 from threading import Event
 from types import (
     BuiltinMethodType,
@@ -46,7 +46,7 @@ _Dict: Any = dict | MappingProxyType
 _CONTENTS: tuple[tuple[Any, str], ...] = (
     (UserDict | UserList | WeakSet | WeakKeyDictionary | WeakValueDictionary, ".data"),
     (ChainMap, ".maps"), (ContextVar, ".get(None)"), (Event, ".is_set()"), (weakref.ref, "()"),
-    (Queue, ".queue"), (SimpleQueue, ".qsize()"),
+    (Queue, ".queue"),
     (type({}.keys()) | type({}.values()) | type({}.items()), ".mapping"),
 )  # fmt: skip
 _KNOWN = (FunctionType, type, staticmethod, classmethod)  # descriptors whose function is known
