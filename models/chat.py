@@ -20,9 +20,7 @@ from minigrad.models.tokenizer import Stream, Tokenizer
 
 
 def sampling_of(flags: argparse.Namespace) -> Sampling:
-    """The sampling settings of the flags; InputError if they are invalid."""
-    if flags.top_p is not None and flags.top_p > 1:
-        raise InputError(f"--top-p: expected above 0, at most 1, got {flags.top_p}")
+    """The sampling settings of the flags."""
     return Sampling(flags.temperature, flags.top_k, flags.top_p, flags.repetition_penalty)
 
 

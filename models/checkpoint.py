@@ -80,15 +80,6 @@ def alone_at(path: Path | None) -> Iterator[None]:
         yield
 
 
-def is_written(path: Path) -> bool:
-    """Whether another process of this machine is training into a file."""
-    try:
-        with alone_at(path):
-            return False
-    except InputError:
-        return True
-
-
 def folder_of_parts(path: Path) -> Path:
     """The folder with the parts of a checkpoint."""
     return path.with_name(f"{path.name}.parts")

@@ -29,7 +29,7 @@ MOST_RANKS = 1024  # each is a thread or process with its own model
 MOST = 10**18  # limit of integers; its square of floats. Products of larger ones are infinite.
 
 
-def _limited(
+def limited(
     kind: Callable[[str], float], least: float, what: str, most: float
 ) -> Callable[[str], float]:
     """An argparse type: a finite number from `least` to `most`. what: "at least 1", for errors."""
@@ -46,10 +46,11 @@ def _limited(
     return parse
 
 
-positive_int = _limited(int, 1, "at least 1", MOST)
-natural_int = _limited(int, 0, "at least 0", MOST)
-positive_float = _limited(float, math.ulp(0.0), "a number above 0", float(MOST**2))
-natural_float = _limited(float, 0.0, "a number of at least 0", float(MOST**2))
+positive_int = limited(int, 1, "at least 1", MOST)
+natural_int = limited(int, 0, "at least 0", MOST)
+positive_float = limited(float, math.ulp(0.0), "a number above 0", float(MOST**2))
+natural_float = limited(float, 0.0, "a number of at least 0", float(MOST**2))
+share = limited(float, math.ulp(0.0), "a number above 0", 1.0)
 
 
 PREFIXES = {"": 0, "k": 1, "M": 2, "G": 3, "T": 4, "P": 5, "E": 6}
@@ -80,16 +81,16 @@ def amount(unit: str, least: float) -> Callable[[str], float]:
     return parse
 
 
-# What --help calls the value of a flag; other types: the flag's name in capitals.
-METAVARS: dict[Any, str] = {positive_int: "N", natural_int: "N", int: "N",
-                            positive_float: "X", natural_float: "X"}  # fmt: skip
+# What --help calls the value of a flag, by the type's name; others: the flag's name in capitals.
+METAVARS = {"int": "N", "number": "X"}
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows defaults that are numbers or words, and keeps the layout of descriptions."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        return METAVARS.get(action.type) or super()._get_default_metavar_for_optional(action)
+        known = METAVARS.get(getattr(action.type, "__name__", ""))
+        return known or super()._get_default_metavar_for_optional(action)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         default = action.default
@@ -106,21 +107,29 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=Help, **options)
 
+    def _get_values(self, action: argparse.Action, given: list[str]) -> Any:
+        """Refuses an empty value: as a path it would mean this folder, as a host all interfaces."""
+        is_command = isinstance(action, argparse._SubParsersAction)
+        if "" in given and not is_command and action.dest not in ("api_key", "system"):
+            raise argparse.ArgumentError(action, "expected at least one character, got ''")
+        return super()._get_values(action, given)
+
     def error(self, message: str) -> NoReturn:
         """Print the error, and the flag that a misspelled one may mean; exit with status 2."""
         words = message.split() if message.startswith("unrecognized") else []
-        found = [get_close_matches(word, [*_flags_of(self)], 1) for word in words]
+        known = [flag for one in _parsers(self) for action in one._actions
+                 for flag in action.option_strings]  # fmt: skip
+        found = [get_close_matches(word, known, 1) for word in words]
         meant = next((f"; did you mean {flag}?" for flag, in filter(None, found)), "")
         self.exit(2, f"{self.prog}: error: {message}{meant} (see --help)\n")
 
 
-def _flags_of(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """The flags of a parser and of its commands."""
+def _parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """A parser and those of its commands."""
+    yield parser
     for action in parser._actions:
-        yield from action.option_strings
-        commands = action.choices if isinstance(action, argparse._SubParsersAction) else {}
-        for command in commands.values():
-            yield from _flags_of(command)
+        if isinstance(action, argparse._SubParsersAction):
+            yield from action.choices.values()
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
@@ -134,17 +143,11 @@ def add_common_flags(parser: argparse.ArgumentParser) -> None:
 
 def given_flags(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> set[str]:
     """The names of flags that are on the command line; `parser` cannot be used afterwards."""
-    _forget_defaults(parser)
+    for one in _parsers(parser):
+        one._defaults.clear()
+        for action in one._actions:
+            action.default = argparse.SUPPRESS
     return set(vars(parser.parse_args(arguments)))
-
-
-def _forget_defaults(parser: argparse.ArgumentParser) -> None:
-    parser._defaults.clear()
-    for action in parser._actions:
-        action.default = argparse.SUPPRESS
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                _forget_defaults(command)
 
 
 def refuse_idle(given: Iterable[str], why: str) -> None:
@@ -190,12 +193,7 @@ def check_fits(nbytes: float, what: str, advice: str) -> None:
 
 def apply_common_flags(flags: argparse.Namespace) -> None:
     """Set the default device and the debug level; DeviceError for a device that does not exist.
-
-    InputError for an empty name: as a path it would mean this folder, as a host all interfaces.
     """
-    for name in sorted(vars(flags).keys() - {"api_key", "system"}):
-        if getattr(flags, name) == "":
-            raise InputError(f"{name}: expected at least one character, got ''")
     if flags.debug is not None:
         put("DEBUG", flags.debug)
     if flags.device is not None:

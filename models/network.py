@@ -12,6 +12,12 @@ behaviour with lost packets (Mathis et al., 1997): no lossy network was measured
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    usual = vars(sys)["__excepthook__"]
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -258,7 +264,7 @@ def parser() -> argparse.ArgumentParser:
     add("--micro", type=whole, default=32, help="micro-batches of a --pp pipeline")
     add("--box", type=whole, default=8, help="devices connected by NVLink")
     add("--batch-tokens", type=number, default=3.2e6, help="tokens per step, on all devices")
-    add("--overlap", type=console.natural_float, default=1.0,
+    add("--overlap", type=console.limited(float, 0.0, "a number of at least 0", 1.0), default=1.0,
         help="share of overlappable communication that does overlap")  # fmt: skip
     add("--bandwidth", type=console.amount("B/s", 1e3),
         help="add a network with this bandwidth, such as 50GB/s")  # fmt: skip
@@ -292,9 +298,6 @@ def main(arguments: Sequence[str]) -> None:
         network_measure.main(arguments[1:])
         return
     flags = parser().parse_args(arguments)
-    for name in ("utilization", "overlap"):
-        if getattr(flags, name) > 1:
-            raise InputError(f"--{name}: expected at most 1, got {getattr(flags, name)}")
     check_picture(flags.picture)
     if flags.pp == 1:
         given = console.given_flags(parser(), arguments)

@@ -157,11 +157,12 @@ def show(row: Row) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Measure, and print each line when it is known; status 2 if there can be no link."""
     flags = parser().parse_args(arguments)
-    print(f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}")
+    head = f"{'kind':<12}{'link':>12}{'late':>9}{'predicted':>12}{'measured':>12}{'error':>9}\n"
     try:
         with EndedBySignals():
             for row in measured(flags):
-                print(show(row), flush=True)
+                print(f"{head}{show(row)}", flush=True)
+                head = ""
     except NoLink as error:
         print(f"cannot connect network namespaces: {error}\n"
               "this needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN): try sudo",

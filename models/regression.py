@@ -9,6 +9,12 @@ changing one parameter after the other to see whether the loss improves.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    usual = vars(sys)["__excepthook__"]
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
+
 import argparse
 import math
 import sys
@@ -24,7 +30,6 @@ from minigrad import Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console, pictures
 from minigrad.models.checkpoint import plain_shape
-from minigrad.models.errors import InputError
 from minigrad.models.mlp import MLP
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -208,10 +213,10 @@ def parser() -> argparse.ArgumentParser:
         description="Fit a line to points by gradient descent, and draw each step."
     )
     add, whole = result.add_argument, console.positive_int
-    add("--points", type=whole, default=200,
+    add("--points", type=console.limited(int, 2, "at least 2", console.MOST), default=200,
         help="points to fit the line to; at least 2")  # fmt: skip
-    add("--noise", type=console.natural_float, default=0.5,
-        help="standard deviation of the points from the true line")  # fmt: skip
+    add("--noise", type=console.limited(float, 0.0, "a number of at least 0", MOST_NOISE),
+        default=0.5, help="standard deviation of the points from the true line")  # fmt: skip
     add("--steps", type=whole, default=40, help="steps of gradient descent")
     add("--picture", metavar="F.png", default="regression.png", help="where to save the picture")
     console.add_common_flags(result)
@@ -223,10 +228,6 @@ def main(arguments: Sequence[str]) -> None:
     flags = parser().parse_args(arguments)
     console.apply_common_flags(flags)
     pictures.check_picture(flags.picture)
-    if flags.points < 2:
-        raise InputError(f"--points: expected at least 2, got {flags.points}")
-    if flags.noise > MOST_NOISE:
-        raise InputError(f"--noise: expected at most {MOST_NOISE:g}, got {flags.noise:g}")
     # x and y as float64 and float32, their products, and arrays for the gradient
     console.check_fits(64 * flags.points, f"--points {flags.points}", "use fewer")
     data = points(flags.points, flags.noise, flags.seed)

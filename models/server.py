@@ -49,7 +49,6 @@ POLICY = (
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PATIENCE = 0.005  # seconds that the engine waits until a step's tokens are written
-MOST_PORTS = 65535
 LEAST = 3  # positions of a slot: one token each of prompt and answer, and one that stays free
 DEFAULT_TOKENS = 16  # of a completion without max_tokens, as OpenAI's
 
@@ -461,8 +460,6 @@ def make_engine(model: GPT, flags: argparse.Namespace) -> Engine:
 
 def serve_command(flags: argparse.Namespace) -> None:
     """`serve`: until SIGTERM or Ctrl-C, after which started requests finish."""
-    if flags.port > MOST_PORTS:
-        raise InputError(f"--port: expected at most {MOST_PORTS}, got {flags.port}")
     if flags.api_key is not None and not re.fullmatch("[!-~]+", flags.api_key):
         raise InputError("--api-key: expected printable ASCII characters without spaces, got "
                          f"{flags.api_key!r}")  # fmt: skip

@@ -9,6 +9,12 @@ Rajbhandari et al., "ZeRO" (2020), for the bytes of mixed-precision training.
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
+    import sys
+
+    usual = vars(sys)["__excepthook__"]
+    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
+
 import argparse
 import math
 import sys
@@ -16,7 +22,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minigrad.models import console
-from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import PRESETS, GPTConfig
 from minigrad.models.moe import block_shape
 
@@ -305,7 +310,8 @@ def add_machine_flags(command: argparse.ArgumentParser) -> None:
         help="dtype of weights and gradients")  # fmt: skip
     add("--peak", type=console.amount("flop/s", 1e6), default=989e12,
         help="peak speed of a device, such as 989Tflop/s (an H100)")  # fmt: skip
-    add("--utilization", type=number, default=0.4, help="share of the peak that training reaches")
+    add("--utilization", type=console.share, default=0.4,
+        help="share of the peak that training reaches")  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:
@@ -334,8 +340,6 @@ def main(arguments: Sequence[str]) -> None:
                ("layers", "heads", "dim", "context", "vocabulary", "experts")
                if getattr(flags, name) is not None}  # fmt: skip
     config = replace(GPTConfig.preset(flags.model), **changes)
-    if flags.utilization > 1:
-        raise InputError(f"--utilization: expected at most 1, got {flags.utilization}")
     machine = Machine(flags.device_memory, flags.peak, flags.utilization, flags.devices)
     show(report(flags.model, config, ITEMSIZE[flags.dtype], flags.batch, machine, flags.tokens))
     if flags.model == "gpt3" and not changes:

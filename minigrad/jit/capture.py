@@ -68,16 +68,21 @@ class Snapshot:
         reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
-    def new_gradients(self) -> list[tuple[Tensor, Tensor]]:
-        """Tensors of then with a new `.grad`, set by this thread; and that gradient."""
-        return [
-            (holder, holder._grad)
-            for number, link in self._links.items()
-            if isinstance(holder := link(), Tensor)
-            and holder._grad is not None
-            and holder._grad._link is not self._grads.get(number, (None,))[0]
-            and of_this_thread([holder._grad])
-        ]
+    def left_tensors(self) -> list[Tensor]:
+        """Tensors that this thread has created since, and that somebody holds."""
+        return [holder for holder in of_this_thread(all_holders())
+                if isinstance(holder, Tensor) and not self.knows(holder)]  # fmt: skip
+
+    def gradients(self, new: bool = True) -> list[tuple[Tensor, Tensor]]:
+        """Tensors of then with a new `.grad`, set by this thread, and that gradient.
+
+        Or those with the same one as then.
+        """
+        found = [(holder, holder._grad, self._grads.get(number, (None,))[0])
+                 for number, link in self._links.items()
+                 if isinstance(holder := link(), Tensor) and holder._grad is not None]  # fmt: skip
+        return [(of, its) for of, its, then in found if new is (its._link is not then)
+                and (not new or of_this_thread([its]))]  # fmt: skip
 
 
 class HostWatch:
@@ -124,37 +129,32 @@ class HostWatch:
                 "yet; call .realize() on it before the step is captured"
             )
 
-    def part(self, results: Sequence[Tensor]) -> None:
-        """Copy tensors whose memory a replay would not fill, or for another tensor only.
+    def part(self, results: Sequence[Tensor], given: Sequence[Tensor]) -> None:
+        """Copy tensors that are data of the host, and gradients that no program computes.
 
-        Nothing fills data of the host again, nor gradients that no program computes, and code
-        outside may write to them. Results get new memory in every replay; so what stays, such as
-        gradients and tensors that the step stores, may not share theirs.
+        Code outside may have them, and write to them, but a replay would not fill them again. Also
+        other tensors in memory of the results, inputs or gradients (`self.last = x.detach()`),
+        which is new in each replay.
         """
-        new = [grad for _, grad in self.before.new_gradients() if not self.before.knows(grad)]
+        new = [grad for _, grad in self.before.gradients() if not self.before.knows(grad)]
         realization.realize(new)
         made = {memory for call in recording.calls or () for memory in call.made}
         lent = [grad for grad in new if grad.raw.arg not in made]
-        lent += [one for one in self._left() if one.raw.arg in self.fresh]
+        apart = {id(one) for result in results for one in (result, views.base_of(result))}
+        both = apart.union(map(id, new))
+        replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
+        graded = {one.raw.arg for one in new}
+        for one in self.before.left_tensors():
+            memories = [node.arg for node in topological([one.raw]) if node.op is Op.BUFFER]
+            shares = id(one) not in apart and not replaced.isdisjoint(memories)
+            shares = shares or (id(one) not in both and not graded.isdisjoint(memories))
+            if shares or one.raw.arg in self.fresh:
+                lent.append(one)
+            if any(views.base_of(one) is copy for copy in given):
+                views.leave(one)
         for tensor in lent:
             tensor._own_memory()
-        groups = [{id(tensor._link) for tensor in group} for group in (results, new)]
-        found = [one for one in self._left() if one.raw.arg in made]
-        if all(len(holders(tensor.raw)) == 1 for tensor in found):
-            return
-        for tensor in found:  # a view would follow its base
             views.leave(tensor)
-        for tensor in found:
-            node, own = tensor.raw, id(tensor._link)
-            group = next((group for group in groups if own in group), {own})
-            others = {id(holder._link) for holder in holders(node)} - group
-            if others:
-                realization.separate(node, others)
-
-    def _left(self) -> list[Tensor]:
-        """Tensors with memory that the step has created, and that are still there."""
-        return [one for one in of_this_thread(all_holders()) if isinstance(one, Tensor)
-                and one.raw.op is Op.BUFFER and not self.before.knows(one)]  # fmt: skip
 
     def borrows(self, holder: Holder) -> bool:
         """For a tensor that the step created: whether its memory may not be written.
@@ -258,13 +258,13 @@ class Recorded:
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
-        capture.without = [
-            of for number, link in self.without.items()
+        capture.looked = [
+            (of, None, None) for number, link in self.without.items()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and number not in {*self.graded, *numbers}
         ]  # fmt: skip
         overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
-        for of, gradient in before.new_gradients():
+        for of, gradient in before.gradients():
             had = before.gradient_of(of) is not None or id(of) in overwritten
             number = numbers.get(id(of), -1)
             if number < 0:
@@ -330,6 +330,11 @@ class Recorded:
             elif self.before.knows(tensor):
                 source = Source("kept", tensor)
             elif memory not in made:
+                if not any(map(self.before.knows, holders(node))):
+                    raise JitError(
+                        f"{capture.name} returns a tensor that another thread has computed, which "
+                        "a replay would not do again; compute it in the step's own thread"
+                    )
                 source = Source("kept memory", node)
             else:
                 if node not in fresh:
@@ -350,7 +355,7 @@ class Recorded:
 
         That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
         """
-        for of, _ in self.before.new_gradients():
+        for of, _ in self.before.gradients():
             old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
             if old is not None and not overwrote and old.arg not in self.capture.written:
                 raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
@@ -377,18 +382,26 @@ class Recorded:
         """
         pairs = zip(results, self.capture.sources, strict=True)
         links = [(tensor._link, source) for tensor, source in pairs if source.kind == "fresh"]
-        return links + [
+        links += [
             (clone._link, Source("input", number)) for number, clone in enumerate(self.given)
             if clone is not self.tensors[number]
         ]  # fmt: skip
+        return links + [
+            (one._link, Source("kept memory", one.raw)) for one in self.before.left_tensors()
+            if all(one is not result for result in results)
+            and all(node.op is not Op.BUFFER for node in topological([one.raw]))
+        ]
 
     def claim(self, known: set[Buffer]) -> bool:
         """Record which tensor owns the memory that the step reads and writes besides `known` one.
 
         False if several older tensors stand for the same memory, so that the owner is uncertain.
         """
-        certain = True
-        for sharers in self._leaves(known):
+        certain, leaves = True, self._leaves(known)
+        read = {sharers[0].raw for sharers in leaves}
+        pairs = self.before.gradients(new=False)
+        self.capture.looked += [(of, its._link, its.raw) for of, its in pairs if its.raw in read]
+        for sharers in leaves:
             self.capture.outside.mourn(sharers)
             memory = sharers[0].raw.arg
             if memory.owner is not False:

@@ -28,7 +28,9 @@ or the value is fixed:
 | a tensor argument of other extents | nothing: it has its own capture, from its third call on |
 | a leaf that is passed and gets a gradient | gives each its own `.grad` |
 | `requires_grad` of a tensor that it differentiates, or looks at | `JitError` |
-| a tensor that had no `.grad` when it looked (as an optimizer's step does) | `JitError` |
+| another `.grad` than it looked at (as an optimizer's step does), or its first | `JitError` |
+| a number or text that it leaves at a name or attribute | sets it again |
+| `.eval()` of a module that it calls, an option of an optimizer, set inside | sets it again |
 | an argument computed from leaves, if the function differentiates | `JitError` in call 2 |
 | a leaf, or an argument computed from leaves, otherwise | nothing: it has its own capture |
 | a number or string argument, or an attribute of an object argument | `JitError` |
@@ -40,6 +42,7 @@ or the value is fixed:
 | a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
 | a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | a list or dict that it is given, and changes | `JitError` in call 2 |
+| an object in a list, tuple or dict that it is given | as one that is an argument |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |
 | contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
@@ -53,14 +56,34 @@ or the value is fixed:
 | what `random`, numpy, PyTorch or a generator with such a name draws | `JitError` in call 2 |
 | random tensors, in another thread | draws that thread's: it has its own capture |
 | numbers from elsewhere (files, the environment) | `JitError` in call 3 if new in each; fixed |
-| an attribute or global whose name it computes (`getattr(x, f"w{i}")`) | fixed |
-| whether two arguments are one object (`a is b`, `id(a)`) | fixed: they are not |
-| text that it prints, numbers that it only adds to a list | nothing: it runs no Python |
+| a result that another thread computes | `JitError` in call 2 |
+| text that it prints, numbers that it only adds to a list or file | nothing: it runs no Python |
 
 Fixed: as in the captured call. That is the third call if the first two computed with other numbers
-for the same arguments. Contents of lists longer than 256 are not checked; up to a length of 2,048
-the identities of their objects are. Views in a result are independent tensors, from the first call
-on. No gradient flows through a result to unmarked leaves, either.
+for the same arguments. Views in a result are independent tensors, from the first call on. No
+gradient flows through a result to unmarked leaves, either. What is fixed without any error, so that
+a replay silently gives another result than the code would, if it changes later:
+
+- a branch on something elsewhere: files, the environment, a clock, `uuid`, `secrets`, a log level,
+  a lock, the context of `decimal`, the state of a file object or `SimpleQueue`;
+- an attribute, item or global whose name is computed: `getattr(x, f"w{i}")`, `globals()["x"]`,
+  `eval`, `attrgetter`, `"{x.y}".format(x=x)`; what it sets by such a name is not set again;
+- what only C code reads: all attributes of a `SimpleNamespace` that is compared or printed;
+- contents of lists, dicts and sets longer than 256 (up to 2,048 the identities of what is in them
+  are checked), of arrays above 64 KiB, and of arrays of objects;
+- attributes of an argument that is a list, dict, number or string of a class of one's own, and
+  which class of the same name it has;
+- whether two arguments are one object (`a is b`, `id(a)`): they are not;
+- replaced code: `__code__` (as autoreload does), `__defaults__`, `__class__`, `__bases__`, methods
+  of Tensor and functions of libraries;
+- a name that did not exist in the capture (`NameError`), layers added to a container that is only
+  counted;
+- what it does besides computing: hooks that it registers, `requires_grad` that it sets, items that
+  it adds to a Counter, writes to tensors by other threads that it starts;
+- tensors that it leaves in a list or dict, or as a gradient: they stay the same objects, so those
+  kept from an earlier call have the newest values.
+
+`step.reset()` captures again. What decides should be an argument: a Tensor if it changes often.
 """
 
 from __future__ import annotations
@@ -135,6 +158,7 @@ class Jitted(Generic[P, R]):
         self._replays: dict[int, Serve] = {}  # by thread key: the function that serves the capture
         # the same for other inputs, most recently used last; None: sizes that came once
         self._others: dict[tuple[Hashable, ...], Jitted[P, R] | None] = {}
+        self._doubtful: dict[str, Any] = {}  # see `Outside.note_left`
         self._methods: dict[int, tuple[weakref.ref[Any], Jitted[..., R]]] = {}
         self._lock = new_rlock()
         functools.update_wrapper(self, function, updated=())
@@ -291,7 +315,7 @@ class Jitted(Generic[P, R]):
                 results, found = flatten(result, dict(values))
                 others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
-                watch.part(results)
+                watch.part(results, given)
                 realization.settle_writes()
             failed = False
         finally:
@@ -314,6 +338,7 @@ class Jitted(Generic[P, R]):
             kept = [source.what for source in capture.sources if source.kind == "kept"]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
+            capture.outside.note_left(outside, self._doubtful)
             del outside  # and the tensors it read
             capture.result = template(result)
             links = recorded.left_behind(results)
@@ -335,15 +360,17 @@ class Jitted(Generic[P, R]):
         return rebuild(capture.result, iter(returned).__next__, values)
 
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """The arguments that are neither tensors, containers nor plain values, by name."""
+        """The arguments that are neither tensors, containers nor plain values, by name.
+
+        Those in containers have the container's name and their number.
+        """
         try:
             first = () if self.instance is None else (None,)
-            bound = inspect.signature(self.function).bind(*first, *args, **kwargs)
+            bound = inspect.signature(self.function).bind(*first, *args, **kwargs).arguments
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        parts = {name: flatten(value)[1] for name, value in bound.arguments.items()}
-        return {name: bound.arguments[name] for name, part in parts.items()
-                if isinstance(part, tuple) and part[0] == "object"}  # fmt: skip
+        return {name if value is one else f"{name} {number}": one for name, value in bound.items()
+                for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
         """Keyword arguments whose order does not matter: the function has a parameter for each."""

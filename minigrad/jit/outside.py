@@ -24,7 +24,11 @@ from minigrad.tensor.random import states
 
 
 class Outdated(Exception):
-    """A constant that the step reads has other values or memory now: it must be captured again."""
+    """The step must be captured again.
+
+    A constant that it reads has other values or memory now; or a number at a place that its code
+    sets has changed, and the capture does not tell whether it is set in each call.
+    """
 
 
 class Store(NamedTuple):
@@ -66,6 +70,16 @@ class Outside:
         self.gone: list[str] = []  # shapes of tensors that the step read and that are gone
         self.modules = [*modules]
         self.constants: list[tuple[weakref.ref[Tensor], Node]] = []  # see `_constants`
+        # place → the number or text that the step leaves there, and what sets it again (see `_set`)
+        self.left_plain: dict[str, tuple[Any, Callable[[Any], None] | None]] = {}
+        self.doubtful: dict[str, Any] = {}
+        # the same for modes and options that it writes before it reads them
+        owners = {number: link for (number, _), link in noted.items() if link is not None}
+        self.modes = [
+            (attribute, owners[number], vars(owners[number]())[attribute])
+            for (number, attribute), link in noted.items() if link is None and number in owners
+            and attribute in getattr(owners[number](), "__dict__", ())
+        ]  # fmt: skip
         self.drawn: Any = None  # the generators that the step draws from, of one thread
         self.left, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
@@ -80,6 +94,9 @@ class Outside:
         for number, (place, read) in enumerate(self.read.items()):
             names[f"value{number}"] = read.value
             tests.append(f"{read.near or place} {read.test} value{number}")
+        for number, (place, (value, _)) in enumerate(self.left_plain.items()):
+            names[f"left{number}"] = value
+            tests.append(f"{place} is not left{number}")
         for number, (link, node) in enumerate(self.constants):
             names[f"link{number}"], names[f"node{number}"] = link, node
             tests.append(f"getattr(link{number}(), 'raw', node{number}) is not node{number}")
@@ -125,10 +142,7 @@ class Outside:
                 "but a replay would always read the old one; write with .assign(), or call .reset()"
             )
         for place, (before, label, part, *_) in self.read.items():
-            try:
-                now = eval(place, self.names)
-            except MISSING:
-                now = GONE
+            now = self._now(place)
             if now is before or _equal(now, before):
                 continue
             if part:
@@ -145,12 +159,36 @@ class Outside:
                 "or call .reset()"
             )
         self._check_noted()
+        self._set()
         for link, node in self.constants:
             constant = link()
             if constant is not None and constant.raw is not node:
                 if constant.raw.op is Op.CONST and constant._origin is None:
                     constant._own_memory()  # the next write does not need another capture
                 raise Outdated
+
+    def _now(self, place: str) -> Any:
+        """What is at a place."""
+        try:
+            return eval(place, self.names)
+        except MISSING:
+            return GONE
+
+    def _set(self) -> None:
+        """Set again what the step leaves at places besides tensors, if it is another now."""
+        for place, (value, put) in self.left_plain.items():
+            if self._now(place) is not value:
+                if put is None:
+                    self.doubtful[place] = value
+                    raise Outdated
+                put(value)
+                changes[0] += 1
+        for attribute, link, value in self.modes:
+            owner = link()
+            if owner is not None and vars(owner).get(attribute, GONE) != value:
+                vars(owner)[attribute] = value
+                changes[0] += 1
+        self.seen[0] = changes[0]
 
     def refuse_given(self, leaves: Sequence[Tensor]) -> None:
         """JitError if an argument that gets a gradient is also read from outside."""
@@ -197,6 +235,18 @@ class Outside:
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
                     "return the tensor, and add it outside"
                 )
+
+    def note_left(self, before: Outside, doubtful: dict[str, Any]) -> None:
+        """Note the numbers and texts at places that the step sets.
+
+        before: what was there before the call. doubtful: what former captures found at places where
+        it has changed between calls: if the same is there again, the step has set it.
+        """
+        self.doubtful = doubtful
+        for place, value in self.stored.items():
+            sets = before.stored.get(place) is not value or doubtful.get(place, GONE) is value
+            if isinstance(value, PLAIN) and (sets or place not in doubtful):
+                self.left_plain[place] = value, self._setter([place])[0] if sets else None
 
     def take_stores(self, old: Container[int], written: Collection[Buffer]) -> list[Store]:
         """Tensors that the step itself leaves at places that it sets.

@@ -92,7 +92,8 @@ class Capture:
         self.input_gradients: list[tuple[int, Tensor, bool]] = []
         self.gradient_nodes: list[Node] = []
         self.forgotten: list[tuple[Tensor, bool]] = []  # (tensor, may it have one)
-        self.without: list[Tensor] = []  # the step saw that they have no gradient
+        # (tensor, the gradient that the step found there, and its node; None if it had none)
+        self.looked: list[tuple[Tensor, weakref.ref[Any] | None, Node | None]] = []
 
     def serve(self, args: Any, kwargs: Any) -> Any:
         """Run one replay."""
@@ -103,6 +104,7 @@ class Capture:
         """Run one replay. The caller holds the lock."""
         if self.outside.drawn is not None and self.outside.drawn is not states():
             raise OtherInputs((*self.inputs, Same(states())), False)
+        self._check_looked()
         self.outside.check()
         kwargs = {name: kwargs[name] for name in self.keywords if name in kwargs} | kwargs
         lazies = bool(lazy_links) and clock.lazies != self.settled
@@ -142,8 +144,9 @@ class Capture:
             elif source.kind == "input":
                 store.put(tensors[source.what])
             else:
-                of = source.what if source.kind == "gradient" else tensors[source.what]
-                store.put(of._grad)
+                kind, what = source
+                of = tensors[what] if kind == "input's gradient" else what
+                store.put(Tensor._of(what) if kind == "kept memory" else of._grad)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
@@ -308,6 +311,16 @@ class Capture:
             if now != [*map(bool, self.marks), *self.led_back]:
                 raise OtherInputs((*self.inputs, *now), False)
 
+    def _check_looked(self) -> None:
+        """JitError if a tensor has another gradient than the one that the step has found."""
+        for of, link in self._regraded():
+            raise JitError(
+                f"{self.name} looks at the gradient of a tensor of shape {shape_of(of.shape)}, "
+                f"which {'had none' if link is None else 'was another'} in the capture, but a "
+                "replay would not see the new one; call backward() inside the step, write with "
+                ".grad.assign(), or call .reset()"
+            )
+
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError if a gradient would have to be added to an existing one."""
         given = [tensors[number].raw for number, *_ in self.input_gradients]
@@ -316,13 +329,6 @@ class Capture:
                 f"{self.name}: an argument that gets a gradient is passed twice, or also used from "
                 "outside, and a replay would not add the two gradients; pass a .clone()"
             )
-        for of in self.without:
-            if of._grad is not None:
-                raise JitError(
-                    f"{self.name} looks at the gradient of a tensor of shape {shape_of(of.shape)}, "
-                    "which had none in the capture and has one now, but a replay would not see it; "
-                    "call .reset()"
-                )
         new = [of for of, _, had in self.gradients if not had]
         new += [of for of, had in self.forgotten if not had]
         new += [tensors[number] for number, *_, had in self.input_gradients if not had]
@@ -340,17 +346,25 @@ class Capture:
                 if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def stale(self) -> list[Tensor]:
-        """Tensors with a gradient that the step removes, or has not seen."""
-        return [of for of in (*self.without, *(of for of, _ in self.forgotten))
-                if of._grad is not None]  # fmt: skip
+        """Tensors with a gradient that the step removes, or with another than it has seen."""
+        return [of for of, _ in self._regraded()] + [
+            of for of, _ in self.forgotten if of._grad is not None]  # fmt: skip
+
+    def _regraded(self) -> list[tuple[Tensor, weakref.ref[Any] | None]]:
+        """Tensors with another gradient than the one that the step has found, and the latter."""
+        return [
+            (of, link) for of, link, node in self.looked if (now := of._grad) is not None
+            and (link is None or (now is not link() and now.raw is not node))
+        ]  # fmt: skip
 
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point tensors that the step left behind to their newest values."""
         for link, source in self.renewed:
             holder = link()
             if holder is not None:
-                fresh = source.kind == "fresh"
-                holder._point(nodes[source.what] if fresh else tensors[source.what].raw)
+                kind, what = source
+                holder._point(nodes[what] if kind == "fresh" else tensors[what].raw
+                              if kind == "input" else what)  # fmt: skip
         for of, gradient, _ in self.gradients:
             of._grad = gradient
         for of, _ in self.forgotten:

@@ -16,11 +16,11 @@ ADDING = ("append", "extend", "add", "update", "insert")
 _TEXT = ("__format__", "__repr__", "__str__")
 _FORMATTING = {"FORMAT_VALUE", "FORMAT_SIMPLE", "FORMAT_WITH_SPEC", "CONVERT_VALUE"}
 _FORMATTING |= {"str", "repr", "format", "join", "print", "%"}
-_BY_TEXT = {"getattr", "hasattr", "setattr", "vars", "__dict__", "attrgetter"}  # names as strings
+_BY_TEXT = {"getattr", "hasattr", "setattr", "vars", "__dict__", "attrgetter", "__getattribute__"}
 # Special methods that code does not call on the objects that it works with.
 MAKING = ("__init__", "__new__", "__post_init__")  # called on classes
-_ELSEWHERE = {*_TEXT, "__del__", "__dir__", "__sizeof__", "__init_subclass__", "__class_getitem__",
-              "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__"}  # fmt: skip
+_ELSEWHERE = {*_TEXT, "__del__", "__dir__", "__sizeof__", "__init_subclass__", "__reduce__",
+              "__reduce_ex__", "__getstate__", "__setstate__"}  # fmt: skip
 
 
 def is_special(name: str) -> bool:

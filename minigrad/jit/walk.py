@@ -17,11 +17,10 @@ import inspect
 import os
 import sys
 import weakref
-from array import array
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from operator import methodcaller
+from queue import Queue
 from threading import Event
 from types import (
     BuiltinMethodType,
@@ -33,6 +32,7 @@ from types import (
     ModuleType,
 )
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from minigrad.graph.node import Node
 from minigrad.jit.host_random import is_generator
@@ -44,8 +44,10 @@ PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _Dict: Any = dict | MappingProxyType
 # What objects of the standard library hold, as an expression.
 _CONTENTS: tuple[tuple[Any, str], ...] = (
-    (UserDict | UserList, ".data"), (ChainMap, ".maps"), (ContextVar, ".get(None)"),
-    (Event, ".is_set()"), (weakref.ref, "()"),
+    (UserDict | UserList | WeakSet | WeakKeyDictionary | WeakValueDictionary, ".data"),
+    (ChainMap, ".maps"), (ContextVar, ".get(None)"), (Event, ".is_set()"), (weakref.ref, "()"),
+    (Queue, ".queue"),
+    (type({}.keys()) | type({}.values()) | type({}.items()), ".mapping"),
 )  # fmt: skip
 _KNOWN = (FunctionType, type, staticmethod, classmethod)  # descriptors whose function is known
 _CLOSED = (*PLAIN, Tensor, Node)  # nothing in these changes, or it is checked elsewhere
@@ -75,6 +77,7 @@ class _Read(NamedTuple):
 
 
 _CALLED = Use("", "__call__", called=True)
+_PART = Use(None, "")  # of a part of a container or argument, which has no name of its own
 
 
 class Walk:
@@ -88,7 +91,7 @@ class Walk:
         self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
         modules: Mapping[weakref.ref[Any], Mapping[str, Any]], hooks: Sequence[Any],
     ) -> None:  # fmt: skip
-        self.names: dict[str, Any] = {"array_bytes": methodcaller("tobytes")}
+        self.names: dict[str, Any] = {"contents": contents}
         self.read: dict[str, _Read] = {}  # by expression
         self.stored: dict[str, Any] = {}  # values of places that code sets, by expression
         self.generators: dict[int, tuple[str, Any]] = {}  # of random numbers, with labels, by id
@@ -107,6 +110,8 @@ class Walk:
             step = MethodType(type(step).__call__, step)
         own = {name: self._named(value) for name, value in given.items()}
         self._function(step, own, "" if instance is None else f"{self._named(instance)}()")
+        for name, place in own.items():
+            self._value(place, name.partition(" ")[0], _PART, (), known=True)
         self._finish()
         for link, settings in modules.items():
             kind = type(link())
@@ -136,7 +141,7 @@ class Walk:
     def _across(self) -> None:
         """Walk what one function reads from objects that another one gives it or gets from it."""
         for value, place, label in self.objects:
-            kinds = value.__mro__ if isinstance(value, type) else type(value).__mro__
+            kinds = (*(value.__mro__ if isinstance(value, type) else ()), *type(value).__mro__)
             own = [vars(kind) for kind in kinds if not _is_library(kind)]
             names = {*getattr(value, "__dict__", ())}.union(*own)
             special = {name for one in own for name, its in one.items()
@@ -171,6 +176,8 @@ class Walk:
                 continue
             if isinstance(function, FunctionType):
                 self._code(function, own, first, label)
+                for method in vars(function).get("registry", {}).values():  # of singledispatch
+                    self._function(method, {})
             function = inspect.getattr_static(function, "__wrapped__", None)
 
     def _before(
@@ -246,30 +253,27 @@ class Walk:
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, _Read(value, label, part, near=near))
         key = (id(value), use, uses)
-        if key not in self.seen and not isinstance(value, _CLOSED):
+        closed = isinstance(value, _CLOSED) and not hasattr(value, "__dict__")
+        if key not in self.seen and not closed:
             self.seen.add(key)
             self.todo.append(lambda: self._inside(value, place, label, use, uses))
 
     def _inside(self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]) -> None:
         """Walk a value: the function, or the contents of the container or object."""
         self._function(value, {})
-        if isinstance(value, list | tuple | deque | set | _Dict):
+        if isinstance(value, list | tuple | deque | set | frozenset | _Dict):
             if use.adds and isinstance(value, list | deque | set):
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
-        elif isinstance(value, bytearray):
-            self.read.setdefault(f"bytes({place})", _Read(bytes(value), label, True, "!="))
-        elif inspect.getattr_static(value, "tobytes", None) and not isinstance(value, type):
-            whole = memoryview(value) if isinstance(value, array) else value
-            if getattr(whole, "nbytes", _LARGEST + 1) <= _LARGEST:
-                contents = _Read(value.tobytes(), label, True, "!=")
-                self.read.setdefault(f"array_bytes({place})", contents)
+        elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
+            self.read.setdefault(f"contents({place})", _Read(held, label, True, "!="))
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
             grown: Any = value.__self__
             self.grows.append((grown, [*grown], label))
         elif isinstance(value, BuiltinMethodType | MethodWrapperType):  # look = table.get
-            self._value(f"{place}.__self__", label, use, uses, known=True)
+            known = not isinstance(value.__self__, Iterator)
+            self._value(f"{place}.__self__", label, use, uses, known=known)
         bound = isinstance(value, BuiltinMethodType | MethodType)  # pick = generator.choice
         drawing = value.__self__ if bound else value
         if is_generator(drawing):
@@ -298,12 +302,12 @@ class Walk:
                 whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
             ids = _Read([*map(id, compared)], label, True, "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
+        for item in value if isinstance(value, set | frozenset | _Dict) and not long else ():
+            self._value(self._named(item), f"{label}[…]", _PART, uses, known=True, value=item)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
-            self._value(
-                f"{place}[{name}]", inner, Use(None, ""), uses, part=True, near=near, value=item
-            )
+            self._value(f"{place}[{name}]", inner, _PART, uses, part=True, near=near, value=item)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]
@@ -337,7 +341,8 @@ class Walk:
         found = found.__func__ if isinstance(found, staticmethod | classmethod) else found
         if isinstance(found, FunctionType) and (not is_own or isinstance(value, type)):
             kind = value if isinstance(value, type) else type(value)
-            if not _is_library(found) and getattr(kind, name, None) is found:  # not replaced
+            plain = isinstance(inspect.getattr_static(kind, name, None), _KNOWN)
+            if not _is_library(found) and plain and getattr(kind, name) is found:  # not replaced
                 inner = f"{kind.__name__}.{name}"
                 self.read.setdefault(f"{self._named(kind)}.{name}", _Read(found, inner))
             self.todo.append(lambda: self._function(found, {}, first, label))
@@ -354,6 +359,17 @@ class Walk:
     def _near(self, value: Any, place: str, here: str) -> str:
         """The expression of a part of a value, starting at the value itself if that is checked."""
         return self._named(value) + here if place in self.read else ""
+
+
+def contents(value: Any) -> bytes | None:
+    """The bytes of an array, or of another object that shows its memory; None if they are many."""
+    try:
+        whole: Any = memoryview(value)
+    except (TypeError, ValueError):  # an array of dates is none, either
+        if isinstance(value, type) or inspect.getattr_static(value, "tobytes", None) is None:
+            return None
+        whole = value
+    return whole.tobytes() if getattr(whole, "nbytes", _LARGEST + 1) <= _LARGEST else None
 
 
 def _is_library(value: Any) -> bool:

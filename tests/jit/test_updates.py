@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from types import SimpleNamespace
@@ -330,7 +331,8 @@ def test_lazy_tensors_whose_variable_is_bound_to_several_values(
 @pytest.mark.parametrize("lazy", [False, True], ids=["realized", "lazy"])
 def test_a_step_that_fails_keeps_what_it_wrote(on_device, lazy):
     """In the call that captures as in all others: to an input, and to a closed-over tensor."""
-    calls, weight, given = itertools.count().__next__, Tensor([1.0]), Tensor([1.0])
+    calls = functools.partial(next, itertools.count())
+    weight, given = Tensor([1.0]), Tensor([1.0])
 
     @jit
     def step(x, y):

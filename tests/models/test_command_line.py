@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -30,6 +31,7 @@ from minigrad.models import (
 from minigrad.models.checkpoint import alone_at
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_checkpoint import load_training, save_checkpoint
+from minigrad.models.gpt_checks import place_of_checkpoint
 from minigrad.models.sizing import H100
 from minigrad.settings import Context
 
@@ -99,8 +101,8 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (GPT, [*NEW[:-2], "--explain", "folder.png"], "cannot write folder.png: it is a folder"),
     (GPT, [*NEW, "--explain", "e.html", "--metrics", "new"], "--metrics has no effect with --exp"),
     (GPT, [*NEW, "--explain", "e.html"], "--steps has no effect with --explain, which trains not"),
-    (GPT, [*NEW, "--checkpoint", ""], "checkpoint: expected at least one character, got ''"),
-    (GPT, ["serve", "--host", ""], "host: expected at least one character, got ''"),
+    (GPT, [*NEW, "--checkpoint", ""], "--checkpoint: expected at least one character, got ''"),
+    (GPT, ["serve", "--host", ""], "--host: expected at least one character, got ''"),
     (GPT, ["serve", "--port", "65536"], "--port: expected at most 65535, got 65536"),
     (GPT, ["serve", "--api-key", ""], "--api-key: expected printable ASCII"),
     (GPT, ["serve", "--api-key", "a b"], "characters without spaces, got 'a b'"),
@@ -133,7 +135,7 @@ MISTAKES: list[tuple[ModuleType, list[str], str]] = [
     (moe_commands, ["--explain", "e.html", "--steps", "9"], "--steps has no effect with --explain"),
     (mlp, ["--neuron", "--epochs", "3"], "--epochs has no effect with --neuron"),
     (regression, ["--picture", "x"], "--picture: expected a file name ending in .png, got x"),
-    (regression, ["--noise", "1e6"], "--noise: expected at most 1000, got 1e+06"),
+    (regression, ["--noise", "1e6"], "--noise: expected at most 1000, got 1e6"),
     (regression, ["--points", "1"], "--points: expected at least 2, got 1"),
     (regression, ["--points", "10000000000000"], "--points 10000000000000 needs about 640,000 GB"),
     (moe_commands, ["--text", "text.txt", "--batch", "100000000"], "GB of memory, but this"),
@@ -244,6 +246,50 @@ def test_two_trainings_in_one_folder(folder: Path, capsys: pytest.CaptureFixture
     told = "another training writes gpt.safetensors: this model will be saved as gpt-3.safetensors"
     assert f"{told}\n" in out
     assert not (folder / "gpt.safetensors").exists()
+
+
+def test_two_trainings_that_begin_at_once(folder: Path) -> None:
+    """Both chose one name, and the later one ended with an error."""
+    flags = gpt_commands.parser().parse_args(["train"])
+    places = [place_of_checkpoint(flags, set()) for _ in range(3)]
+    assert [name for name, _ in places] == [f"gpt-{number}.safetensors" for number in (2, 3, 4)]
+    for _, alone in places:
+        alone.close()
+    name, alone = place_of_checkpoint(flags, set())
+    with alone:
+        assert name == "gpt-2.safetensors"
+
+
+INTERRUPTING = """
+import os, signal, sys
+
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "minigrad.device":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("script", ["gpt.py", "mlp.py", "moe.py", "network.py", "regression.py",
+                                    "sizing.py", "lessons", "parallel"])  # fmt: skip
+def test_ctrl_c_while_modules_are_imported(script: str, tmp_path: Path) -> None:
+    """As in the first second of each command: no traceback, and the shell's usual status."""
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
+    models = Path(gpt.__file__).resolve().parent
+    ended = subprocess.run(
+        [sys.executable, models / script, "--help"], capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_a_wrong_kind_of_measurement(capsys: pytest.CaptureFixture[str]) -> None:
+    """No header stands above nothing."""
+    status, out, said = end_of(network, ["measure", "--kinds", "dp", "foo"], capsys)
+    assert (status, out) == (1, "") and "--kinds: expected some of" in said
 
 
 def test_resume_remembers_the_metrics(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
