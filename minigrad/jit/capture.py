@@ -140,7 +140,10 @@ class HostWatch:
         realization.realize(new)
         made = {memory for call in recording.calls or () for memory in call.made}
         lent = [grad for grad in new if grad.raw.arg not in made]
-        apart = {id(one) for result in results for one in (result, views.base_of(result))}
+        for result in results:  # what it was a view of is gone then, if nobody else has it
+            if not self.before.knows(result):
+                views.leave(result)
+        apart = {*map(id, results)}
         both = apart.union(map(id, new))
         replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
         graded = {one.raw.arg for one in new}
