@@ -16,12 +16,6 @@ experts are read.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
-    import sys
-
-    usual = vars(sys)["__excepthook__"]
-    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
-
 import math
 import sys
 import threading

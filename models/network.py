@@ -12,12 +12,6 @@ behaviour with lost packets (Mathis et al., 1997): no lossy network was measured
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
-    import sys
-
-    usual = vars(sys)["__excepthook__"]
-    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -9,12 +9,6 @@ Neither the pages nor the making of them need a network.
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
-    import sys
-
-    usual = vars(sys)["__excepthook__"]
-    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
-
 import functools
 import http.server
 import importlib

@@ -6,12 +6,6 @@ python -m minigrad.models.parallel F.json 250 900
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # Ctrl-C while modules are imported, which takes a second
-    import sys
-
-    usual = vars(sys)["__excepthook__"]
-    sys.excepthook = lambda kind, *its: kind is KeyboardInterrupt or usual(kind, *its)
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path
