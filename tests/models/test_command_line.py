@@ -260,32 +260,6 @@ def test_two_trainings_that_begin_at_once(folder: Path) -> None:
         assert name == "gpt-2.safetensors"
 
 
-INTERRUPTING = """
-import os, signal, sys
-
-class Finder:
-    def find_spec(self, name, *_):
-        if name == "minigrad.device":
-            sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Finder())
-"""
-
-
-@pytest.mark.parametrize("script", ["gpt.py", "mlp.py", "moe.py", "network.py", "regression.py",
-                                    "sizing.py", "lessons", "parallel"])  # fmt: skip
-def test_ctrl_c_while_modules_are_imported(script: str, tmp_path: Path) -> None:
-    """As in the first second of each command: no traceback, and the shell's usual status."""
-    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING)
-    models = Path(gpt.__file__).resolve().parent
-    ended = subprocess.run(
-        [sys.executable, models / script, "--help"], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
-
-
 def test_a_wrong_kind_of_measurement(capsys: pytest.CaptureFixture[str]) -> None:
     """No header stands above nothing."""
     status, out, said = end_of(network, ["measure", "--kinds", "dp", "foo"], capsys)

@@ -49,7 +49,7 @@ def test_the_measurement_notices_what_is_kept(monkeypatch: pytest.MonkeyPatch) -
 
 def _program(table: Programs, structure: int, reference: str) -> Any:
     """The program of a graph that is only a number."""
-    root = SimpleNamespace(device=reference)
+    root = SimpleNamespace(op=None, dtype=None, ndim=0, device=reference)
     call: Any = SimpleNamespace(
         structure=structure, cells=(), roots=[root], graph=object, order=(), values={}
     )
