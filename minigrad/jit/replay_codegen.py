@@ -42,7 +42,7 @@ def serve(args, kwargs):
         if (
             kwargs
             or differs()
-            or (lazy_links and clock.lazies != capture.settled)
+            or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or poisoned
             or undecided{held}
@@ -51,8 +51,8 @@ def serve(args, kwargs):
 """
 _KEPT = """\
         kept{n} = (
-            first{n} if getrefcount(first{n}) == 2 == getrefcount(first{n}.arg) else
-            second{n} if getrefcount(second{n}) == 2 == getrefcount(second{n}.arg) else None
+            first{n} if refcount(first{n}) == 2 == refcount(first{n}.arg) else
+            second{n} if refcount(second{n}) == 2 == refcount(second{n}.arg) else None
         )
 """
 _NODE = """\
@@ -79,7 +79,7 @@ _ARGUMENTS = """\
             try:
                 run(values)
             finally:
-                if recorded:
+                if histories:
                     replayed(written)
         finally:
             under_way.pop(me, None)
@@ -109,15 +109,23 @@ def straight(capture: Capture) -> Serve | None:
     if not _is_plain(capture):
         return None
     names: dict[str, Any] = {
-        **vars(access), **vars(history), **vars(live_tensors),
-        "getrefcount": getrefcount, "get_ident": get_ident, "unbind": unbind, "rebuild": rebuild,
-        "poisoned": poisoned, "undecided": undecided, "Tensor": Tensor, "counters": GlobalCounters,
         "lock": capture.lock, "general": capture.run, "capture": capture, "owners": capture.owners,
-        "differs": capture.outside.differs, "fresh": capture.fresh, "put": capture.replay.put,
-        "run": capture.replay.run, "nothing": {}, "touched": capture.touched,
-        "elsewhere": (ValueError, AttributeError, TypeError, NoNumber), "new": object.__new__,
+        "lazy": live_tensors.lazy_links, "clock": live_tensors.clock,
+        "shared": live_tensors.shared, "poisoned": poisoned, "undecided": undecided,
+        "differs": capture.outside.differs,
+        "refcount": getrefcount, "fresh": capture.fresh,
+        "put": capture.replay.put, "run": capture.replay.run, "nothing": {}, "unbind": unbind,
+        "elsewhere": (ValueError, AttributeError, TypeError, NoNumber),
+        "counters": GlobalCounters, "get_ident": get_ident, "touched": capture.touched,
+        "under_way": access.under_way, "waiting": access.waiting, "wait": access.wait,
+        "tell": access.tell,
+        "histories": history.recorded, "replayed": history.replayed,
+        "has_history": history.has_history, "replayed_result": live_tensors.REPLAYED,
         "written": capture.written, "gradients": capture.gradients, "held": capture.held,
-        "stale": capture.stale, "template": capture.result,
+        "stale": capture.stale,
+        "new": object.__new__, "Tensor": Tensor, "Link": live_tensors.Link,
+        "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
+        "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
     watched = [*capture.forgotten, *capture.looked]
     looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(watched)]
@@ -154,9 +162,9 @@ def straight(capture: Capture) -> Serve | None:
         differs=" or ".join([f"given{n}.form is not form{n}" for n in inputs] + [
             f"unbind(variable{place}, values) != unbound{place}" for place in variables
         ] + [
-            f"tensor{n}.stopped is not REPLAYED" if led_back else
-            f"tensor{n}.stopped is REPLAYED"
-            f" or recorded and not tensor{n}.stopped and has_history(given{n})"
+            f"tensor{n}.stopped is not replayed_result" if led_back else
+            f"tensor{n}.stopped is replayed_result"
+            f" or histories and not tensor{n}.stopped and has_history(given{n})"
             for n, led_back in enumerate(capture.led_back)
         ] + [
             f"tensor{n}._requires_grad is not {mark}" if capture.outside.unmarked else
