@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from minigrad.device import Buffer
-from minigrad.graph.node import Op
+from minigrad.graph.node import Op, target_of
 from minigrad.jit.jitted import Jitted
 from minigrad.nn.members import walk
 from minigrad.nn.optimizer import Optimizer
@@ -82,7 +82,7 @@ class Tree:
             prefix = top if optimizer or several else ""
             for name, value, _ in walk(model, prefix + "." if prefix else ""):
                 if isinstance(value, Tensor):
-                    node = value.raw.src[0] if value.raw.op is Op.ASSIGN else value.raw
+                    node = target_of(value.raw)
                     if node.op is Op.BUFFER:
                         module = "" if optimizer else name.rpartition(".")[0] or "model"
                         self.tensors.setdefault(node.arg, (name, module))

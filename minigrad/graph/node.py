@@ -176,6 +176,11 @@ def picked(order: Collection[Node], ops: Container[Op]) -> Iterator[Node]:
     return compress(order, map(ops.__contains__, map(OPS, order)))
 
 
+def target_of(node: Node) -> Node:
+    """The BUFFER that a write (ASSIGN) writes to; any other node itself."""
+    return node.src[0] if node.op is ASSIGN else node
+
+
 def is_watched() -> bool:
     """Whether the creation of nodes is being recorded (by a page that explains a step)."""
     return type(_interned) is not Interned

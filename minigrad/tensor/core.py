@@ -11,7 +11,7 @@ from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import BY_NAME, DType, check_holds, resolve
 from minigrad.errors import GradientError, ScanError, expect, misfit
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer
+from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer, target_of
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
@@ -147,7 +147,7 @@ class Core(Holder, metaclass=_TensorType):
     def _fill(self, raw: bytes | bytearray) -> None:
         """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
         self._check_own()
-        target = self.raw.src[0] if self.raw.op is Op.ASSIGN else self.raw
+        target = target_of(self.raw)
         if target.op is Op.BUFFER and not self._borrows(target) and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
@@ -311,8 +311,7 @@ class Core(Holder, metaclass=_TensorType):
         """Tell captured steps, and disown, before it moves to other memory and stops being a view.
         """
         base = views.base_of(self)
-        node = (self if base is None else base).raw
-        node = node.src[0] if node.op is Op.ASSIGN else node
+        node = target_of((self if base is None else base).raw)
         if node.op is Op.BUFFER:
             moves(node, self._link)
             if node.arg.owner is self._link:
@@ -563,8 +562,8 @@ class Core(Holder, metaclass=_TensorType):
 
 def same_memory(one: Node, other: Node) -> bool:
     """Whether both are one BUFFER, perhaps with a write that waits."""
-    memory, its = (node.src[0] if node.op is Op.ASSIGN else node for node in (one, other))
-    return memory is its and memory.op is Op.BUFFER
+    memory = target_of(one)
+    return memory is target_of(other) and memory.op is Op.BUFFER
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:

@@ -209,8 +209,9 @@ def _detached(order: Collection[Node]) -> list[Node]:
 
 def detach(node: Node) -> None:
     """Let no gradient flow to a BUFFER from what was computed from it so far."""
+    barrier = stop(node)
     for buffer, history in [*_histories.items()] if node.arg in _met else ():
-        (graph,) = replaced([history.node], {node: stop(node)})
+        (graph,) = replaced([history.node], {node: barrier, barrier: barrier})
         if graph is not history.node:
             _histories[buffer] = replace(history, node=graph)
 

@@ -24,7 +24,16 @@ from minigrad import interrupts, program
 from minigrad.device import Buffer, late_failures, poison, poisoned, watching
 from minigrad.errors import MinigradError
 from minigrad.graph import build
-from minigrad.graph.node import ASSIGN, BUFFER, Node, depending, in_order, topological
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    Node,
+    Op,
+    depending,
+    in_order,
+    target_of,
+    topological,
+)
 from minigrad.graph.shapes import numel
 from minigrad.program import recording
 from minigrad.settings import having
@@ -63,7 +72,7 @@ def write(holder: Holder, value: Node) -> None:
     if value is node:
         return
     holder._link.thread = get_ident()
-    target = node.src[0] if node.op is ASSIGN else node
+    target = target_of(node)
     watch = watching.watch
     borrows = watch is not None and watch.borrows(holder)
     if target.op is not BUFFER or borrows or holder._borrows(target):
@@ -192,14 +201,15 @@ def detach_readers(leaf: Holder) -> None:
     """
     if leaf.raw.op is not ASSIGN and getrefcount(leaf.raw) <= 3:
         return  # the references of the leaf, of the method that called and of this call
-    target = leaf.raw.src[0] if leaf.raw.op is ASSIGN else leaf.raw
+    target = target_of(leaf.raw)
     with lock:
         younger = of_this_thread(lazy_since(target.age))
         lazy = [holder for holder in younger if holder._origin is None and holder is not leaf]
         order = in_order([h.raw for h in lazy], lambda n: n.src if n.age > target.age else ())
         values = [n for n in order if n is target or (n.op is ASSIGN and n.src[0] is target)]
-        replace_in(lazy, {value: stop(value) for value in values})
-        if leaf.raw.op is ASSIGN:
+        detached = {value: stop(value) for value in values}
+        replace_in(lazy, detached | {one: one for one in detached.values()})  # not once more
+        if leaf.raw.op is ASSIGN and leaf.raw.src[1].op is not Op.BITCAST:
             replace_in([leaf], {leaf.raw.src[1]: stop(leaf.raw.src[1])})
         history.detach(target)
 

@@ -821,3 +821,15 @@ def test_a_leaf_that_is_written_with_what_it_has(on_device, write):
             write(x)
     y.backward()
     assert x.grad.tolist() == [12, 24] and w.grad.tolist() == [6, 12]
+
+
+def test_freezing_again_and_again_adds_nothing(on_device: str) -> None:
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    with Tensor.no_grad():
+        x.mul_(2)
+    later, sizes = x * 3, []
+    for _ in range(5):
+        x.requires_grad_(False).requires_grad_()
+        sizes.append(len(topological([x.raw, later.raw])))
+    assert len(set(sizes)) == 1
+    assert later.tolist() == [6, 12]
