@@ -20,7 +20,7 @@ from minigrad.schedule.lower import shown
 
 CHEAP = 4  # operations that are always recomputed
 SCRATCH_COST = 6  # operations saved per element that pay for a place in cache
-MEMORY_COST = 40  # operations saved per element that pay for a round trip to memory
+MEMORY_COST = 44  # operations and loads saved per element that pay for a round trip to memory
 OFTEN = 16  # reads per element that pay for a round trip to memory, whatever the operations cost
 SLICE = 4096  # elements per index from which on the cost of a GATHER's index is not counted
 SEGMENT = 256  # least number of elements per bound that a mask loads
