@@ -45,11 +45,11 @@ from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, 
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
-from minigrad.graph.variable import evaluate
+from minigrad.graph.variable import MARGIN, evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size; down to a part of the smallest, if windows need so many elements.
-FAR = (8, 1024, 0.0)  # a power of two beyond most batches
+FAR = (MARGIN, 1024, 0.0)  # a power of two beyond most batches
 NEAR = (4, 128, 0.0)  # if arrays are laid out at the bound, with unused memory in between
 IMAGES = (4, 128, 0.5)  # the same, with windows
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special

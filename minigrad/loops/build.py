@@ -327,7 +327,7 @@ def streams(
     (each element is read twice, say): its lanes are known for aligned vectors only, and a streamed
     vector may begin anywhere.
     """
-    if not target.l3 or array.nbytes < target.l3 // 2:
+    if not target.l3 or array.usual_bytes < target.l3 // 2:
         return False
     known = None not in expr.strides(along, *exprs)
     return known and all(array not in stage.reads for stage in stages)

@@ -226,7 +226,7 @@ def _following(sums: Sequence[Sum], n: Atom, target: Target) -> set[Array]:
     """Large matrices whose rows are contiguous, one after the other."""
     return {
         load.array for one in sums for load in one.of_matrix()
-        if from_memory(load, one.k[-1], target) == 1
+        if from_memory(load, one.k[-1], target.l2) == 1
         and coefficient(load.index, n) == _along(one.k, load)
     }  # fmt: skip
 

@@ -226,7 +226,7 @@ def prefetches(
             continue
         for load in expr.loads(*(stage.body for stage in one.stages)):
             read = load.array not in made and row.variable in load.variables
-            if read and prefetch.from_memory(load, one.axis, target) == 1:
+            if read and prefetch.from_memory(load, one.axis, target.l2) == 1:
                 position = substitute(load.index, {one.axis.variable: one.shared.index})
                 first.setdefault((one.shared, (load.array, position)), place)
     for (axis, (array, position)), place in first.items():
@@ -408,7 +408,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
             return () if last in xs else prefetch.later_rows(values, last, axes[-1], size, target)
         first = {one.variable: 0 for one in nest.loops_in(loop.body)}
         loads = expr.loads(*(expr.substitute_in(e, first) for e in nest.expressions(loop)))
-        apart = [load for load in loads if prefetch.from_memory(load, axes[-1], target) > 1]
+        apart = [load for load in loads if prefetch.from_memory(load, axes[-1], target.l2) > 1]
         return prefetch.further_along(axes[-1], None, apart, target)
 
     if columns:

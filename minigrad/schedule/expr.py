@@ -19,6 +19,7 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
+from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import (
     coefficient,
     proven_nonnegative,
@@ -27,6 +28,7 @@ from minigrad.graph.substitution import (
     variables,
 )
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
+from minigrad.graph.variable import margin
 
 
 class Leaf(Enum):
@@ -74,7 +76,7 @@ class Array(metaclass=_OneOfEach):
     all of its memory. lanes, width: the loop whose iterations have their own registers, side by
     side, and how many. folded: these are combined in the end, so lanes outside of a mask must not
     change. image: (extent, start, stop) of each dimension, if all elements outside of start … stop
-    are 0; () if nothing is known.
+    are 0; () if nothing is known. margin: if its size varies, `size` is so many times the usual one.
     """
 
     name: str
@@ -87,11 +89,17 @@ class Array(metaclass=_OneOfEach):
     width: int = 1
     folded: bool = False
     image: tuple[tuple[int, int, int], ...] = ()
+    margin: int = 1
 
     @property
     def nbytes(self) -> int:
-        """Its bytes in memory."""
+        """Its bytes in memory, at most."""
         return self.size * self.dtype.itemsize
+
+    @property
+    def usual_bytes(self) -> int:
+        """Its bytes in memory, usually."""
+        return self.nbytes // self.margin
 
     @property
     def in_registers(self) -> bool:
@@ -217,6 +225,13 @@ def const(value: int | float | bool, dtype: DType) -> Expr:
     value = convert(value, dtype)
     key = struct.pack("<d", value) if dtype.is_float else int(value)
     return _make(Op.CONST, dtype, beside=key, value=value)
+
+
+def array_of(
+    name: str, dtype: DType, shape: Sequence[Integer], image: tuple[tuple[int, int, int], ...] = ()
+) -> Array:
+    """The array of a value of this shape."""
+    return Array(name, dtype, numel(shape), image=image, margin=margin(shape))
 
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:

@@ -15,7 +15,7 @@ from minigrad.graph.shapes import flatten, iterations, numel
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.schedule.attention_fusion import Chains
 from minigrad.schedule.axis import place_along
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr, Leaf, array_of
 from minigrad.schedule.fuse import Cluster, aligned, cluster
 from minigrad.schedule.joins import ROWS, Part, part_written, placed, with_parts, with_starts
 from minigrad.schedule.layout import as_read, in_order_of, reading
@@ -204,12 +204,12 @@ class _Plan:
         self.rows: set[Array] = set()
         for node in order:
             if node.op is Op.BUFFER:
-                array = Array(f"s{node.arg}", node.dtype, numel(node.shape))
+                array = array_of(f"s{node.arg}", node.dtype, node.shape)
                 self.arrays[node] = self.inputs[node.arg] = array
                 self.slots[array] = node.arg
         for root, slot in targets:
             some = isinstance(root.arg, Part) and root.arg.cat == ROWS
-            array = Array(f"o{slot}", root.dtype, numel(root.arg.shape if some else root.shape))
+            array = array_of(f"o{slot}", root.dtype, root.arg.shape if some else root.shape)
             self.arrays[root] = array
             if some:
                 self.rows.add(array)

@@ -126,6 +126,9 @@ def _split(node: Node) -> Node:
     plain = sorted(a for a in node.arg if isinstance(x.shape[a], int))
     if not plain:
         return node
+    varying = [axis for axis in node.arg if axis not in plain]
+    if few and varying and numel([x.shape[axis] for axis in plain]) >= LEAST_TERMS:
+        return build.reduce(node.op, build.reduce(node.op, x, plain), varying)
     if cuts := _runs(x, plain, MOST_PARTS if few else FEW_ROWS):
         return _cut(node, x, cuts)
     axis = max(plain, key=lambda a: (numel((x.shape[a],)) >= FEW_ROWS, -a))

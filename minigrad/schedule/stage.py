@@ -175,7 +175,7 @@ class Stages:
         if node not in self._arrays:
             number = len(self._arrays)
             image = _image(node)
-            self._arrays[node] = Array(f"t{number}", node.dtype, numel(node.shape), image=image)
+            self._arrays[node] = expr.array_of(f"t{number}", node.dtype, node.shape, image)
         return self._arrays[node]
 
     def of(self, node: Node, arrays: Mapping[Node, Array]) -> Stage:
