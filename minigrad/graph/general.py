@@ -45,11 +45,11 @@ from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, 
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
-from minigrad.graph.variable import MARGIN, evaluate
+from minigrad.graph.variable import evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size; down to a part of the smallest, if windows need so many elements.
-FAR = (MARGIN, 1024, 0.0)  # a power of two beyond most batches
+FAR = (8, 1024, 0.0)  # a power of two beyond most batches
 NEAR = (4, 128, 0.0)  # if arrays are laid out at the bound, with unused memory in between
 IMAGES = (4, 128, 0.5)  # the same, with windows
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
@@ -78,18 +78,19 @@ Followers = dict[int, tuple[int, int]]
 
 @dataclass(frozen=True)
 class Hole:
-    """A variable, and the place of its cell; kind: of that cell."""
+    """A variable, and the place of its cell; kind: of that cell; usual: see `Atom`."""
 
     name: str
     place: int
     kind: str
     low: int
     high: int
+    usual: int = 0
 
     @property
     def index(self) -> Affine:
         """The variable as an integer of the graph."""
-        return var(self.name, self.low, self.high)
+        return var(self.name, self.low, self.high, usual=self.usual)
 
 
 @dataclass(frozen=True)
@@ -364,7 +365,8 @@ def _hole(
         low = max(low, int(reach[2] * min(values)))
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0, or an offset below 0, varies")
-    return Hole(name, place, kind, low, high)
+    usual = 1 << (3 * max(values) // 2).bit_length() - 1  # a power of two, so kernels are shared
+    return Hole(name, place, kind, low, high, usual)
 
 
 def _remake(

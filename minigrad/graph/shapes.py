@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
-from minigrad.graph.symbolic import Integer, high, weighted
+from minigrad.graph.symbolic import Integer, high, typical, weighted
 
 
 def strides_of(shape: Sequence[Integer]) -> tuple[int, ...]:
@@ -21,6 +22,11 @@ def numel(shape: Sequence[Integer]) -> int:
     for extent in shape:
         count *= extent if isinstance(extent, int) else extent.high
     return count
+
+
+def usual_numel(shape: Sequence[Integer]) -> int:
+    """Number of elements that an array usually has."""
+    return prod(map(typical, shape))
 
 
 def iterations(extents: Sequence[Integer]) -> Integer:

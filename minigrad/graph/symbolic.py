@@ -20,19 +20,24 @@ from typing import Any, TypeVar
 
 from minigrad.graph.interned import Interned
 
+# The bound of a variable is taken for at least this many times what it usually is, if that is not
+# known.
+TYPICAL = 8
+
 
 class Atom:
     """An indivisible part of a sum, with the inclusive range [low, high] of its values.
 
     kind: "var" (a loop's variable or a user's `Variable`), "div" and "mod" (floor division and
     remainder of `inner` by the positive int `divisor`), "value" (`payload` is a kernel expression).
-    A variable whose extent is symbolic has it in `payload`: it runs over 0 … payload − 1.
+    A variable whose extent is symbolic has it in `payload`: it runs over 0 … payload − 1. usual: a
+    variable's value for which code should be good, if that is known; else 0.
     Equal atoms are one object, because they are dictionary keys everywhere.
     """
 
     __slots__ = (
-        "kind", "name", "inner", "divisor", "low", "high", "payload", "_sort_key", "_text",
-        "__weakref__",
+        "kind", "name", "inner", "divisor", "low", "high", "payload", "usual", "_sort_key",
+        "_text", "__weakref__",
     )  # fmt: skip
     kind: str
     name: str
@@ -41,28 +46,30 @@ class Atom:
     low: int
     high: int
     payload: Any
+    usual: int
     _sort_key: tuple[str, int, int] | None
     _text: str
 
     def __new__(
         cls, kind: str, name: str, low: int, high: int, inner: Affine | None = None,
-        divisor: int = 0, payload: Any = None,
+        divisor: int = 0, payload: Any = None, usual: int = 0,
     ) -> Atom:  # fmt: skip
         """The one atom with these fields."""
-        key = (kind, name, low, high, inner, divisor, payload, type(payload))  # True is not 1
+        kinds = type(payload)  # True is not 1
+        key = (kind, name, low, high, inner, divisor, payload, kinds, usual)
         link = _atoms.get(key)
         known = None if link is None else link()
         if known is not None:
             return known
         made = super().__new__(cls)
         made.kind, made.name, made.inner, made.divisor = kind, name, inner, divisor
-        made.low, made.high, made.payload = low, high, payload
+        made.low, made.high, made.payload, made.usual = low, high, payload, usual
         made._sort_key, made._text = None, ""
         return _atoms.settle(key, made)
 
     def __reduce__(self) -> Any:  # unpickling must give the interned object
         arguments = (self.kind, self.name, self.low, self.high)
-        return (Atom, (*arguments, self.inner, self.divisor, self.payload))
+        return (Atom, (*arguments, self.inner, self.divisor, self.payload, self.usual))
 
     def __repr__(self) -> str:
         if not self._text:  # cached: nested loaded values repeat their parts many times
@@ -195,9 +202,9 @@ Integer = int | Affine
 Whole = TypeVar("Whole", int, Integer)
 
 
-def var(name: str, low: int, high: int, payload: Any = None) -> Affine:
-    """The variable `name` as a sum of one term; `payload` is its symbolic extent, if it has one."""
-    return Atom("var", name, low, high, payload=payload).index
+def var(name: str, low: int, high: int, payload: Any = None, usual: int = 0) -> Affine:
+    """The variable `name` as a sum of one term; payload, usual: see `Atom`."""
+    return Atom("var", name, low, high, payload=payload, usual=usual).index
 
 
 def low(x: Integer) -> int:
@@ -208,6 +215,14 @@ def low(x: Integer) -> int:
 def high(x: Integer) -> int:
     """A safe upper bound."""
     return x if isinstance(x, int) else x.high
+
+
+def typical(x: Integer) -> int:
+    """A value of x for which code should be good: the usual one, or a part of the highest."""
+    if isinstance(x, int):
+        return x
+    values = [factor * (atom.usual or atom.high // TYPICAL) for atom, factor in x.terms]
+    return min(max(x.constant + sum(values), x.low), x.high)
 
 
 def plain(x: Integer) -> int:

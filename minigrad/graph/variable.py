@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 from numbers import Integral
 from operator import index
@@ -11,9 +11,6 @@ from typing import SupportsIndex
 from minigrad.errors import expect
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
-
-# A general program serves sizes up to so many times the largest that it was made from.
-MARGIN = 8
 
 
 class Variable:
@@ -58,11 +55,6 @@ def is_own(name: str) -> bool:
 def is_general(x: Integer) -> bool:
     """Whether x depends on a program's own variable."""
     return any(is_own(atom.name) for atom in variables(x))
-
-
-def margin(shape: Sequence[Integer]) -> int:
-    """How many times as large as usual an array is at its upper bounds."""
-    return MARGIN ** sum(map(is_general, shape))
 
 
 def unbind(x: Integer, values: dict[str, int]) -> Integer:

@@ -331,9 +331,7 @@ def _in_memory(pair: Expr) -> Expr | None:
     first, second = pair.args
     if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
         return None
-    array = first.array
-    view = replace(array, dtype=dtypes.uint32, size=array.size // 2, of=array)
-    return expr.load(view, first.index // 2) if divides(first.index, 2) else None
+    return expr.load(first.array.words, first.index // 2) if divides(first.index, 2) else None
 
 
 # ---- sums over blocks ----

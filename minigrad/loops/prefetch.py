@@ -37,7 +37,8 @@ Place = tuple[Array, Integer]
 
 
 def from_memory(load: Expr, axis: Axis, cache: int) -> int:
-    """The step of a load along an axis, if it is small and a cache cannot hold the array; else 0."""
+    """The step of a load along an axis, if it is small and a cache too small for the array; or 0.
+    """
     array, position, guard = load.array, load.index, load.guard
     large = array.space == "buffer" and array.usual_bytes > cache
     stride = coefficient(position, axis.variable) if large and not guard else 0

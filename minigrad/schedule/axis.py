@@ -10,10 +10,7 @@ from minigrad.errors import CompileError
 from minigrad.graph.interned import kept
 from minigrad.graph.shapes import flatten, unflatten
 from minigrad.graph.substitution import only_atom
-from minigrad.graph.symbolic import Affine, Atom, Integer, high, var
-
-# The bound of an extent that varies is at least this many times the largest that has been seen.
-TYPICAL = 8
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, typical, var
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Axis:
     @property
     def typical(self) -> int:
         """The extent; if it varies, a size for which loops should be good."""
-        return self.extent if isinstance(self.extent, int) else max(self.extent.high // TYPICAL, 2)
+        return self.extent if isinstance(self.extent, int) else max(typical(self.extent), 2)
 
 
 def size_of(axes: Iterable[Axis]) -> int:

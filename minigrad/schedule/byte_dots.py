@@ -59,11 +59,10 @@ def _word(e: Expr, k: Atom, first: Integer) -> Expr | None:
     if e.op is Op.CONST:
         return _four(int(e.value))
     if e.op is Leaf.LOAD:  # the same memory, read as words
-        array, place = e.array, substitute(e.index, {k: first})
+        place = substitute(e.index, {k: first})
         if coefficient(e.index, k) != 1 or place % 4 != 0 or e.guard:
             return None
-        words = replace(array, dtype=dtypes.uint32, size=array.size // 4, of=array.of or array)
-        return expr.load(words, place // 4)
+        return expr.load(e.array.words, place // 4)
     if e.op is Op.SHR and e.args[1].op is Op.CONST:
         word, count = _word(e.args[0], k, first), int(e.args[1].value)
         if word is None or e.dtype is not dtypes.uint8:

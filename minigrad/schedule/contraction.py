@@ -90,6 +90,8 @@ def contraction_of(
         left, right, m, n = right, left, n, m
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
+    if len(n) > 1 and n[0] == axes[0] and not isinstance(n[0].extent, int):
+        batch, n = n[:1], n[1:]  # a product for each of the images, however many they are
     rows = [axis for axis in m[-1:] if axis != axes[0]]
     if any(not isinstance(axis.extent, int) for axis in (*rows, *n)):
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 from operator import attrgetter
@@ -19,7 +19,7 @@ from minigrad.graph.interned import Interned
 from minigrad.graph.node import in_order
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import numel, usual_numel
 from minigrad.graph.substitution import (
     coefficient,
     proven_nonnegative,
@@ -28,7 +28,6 @@ from minigrad.graph.substitution import (
     variables,
 )
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low
-from minigrad.graph.variable import margin
 
 
 class Leaf(Enum):
@@ -76,7 +75,8 @@ class Array(metaclass=_OneOfEach):
     all of its memory. lanes, width: the loop whose iterations have their own registers, side by
     side, and how many. folded: these are combined in the end, so lanes outside of a mask must not
     change. image: (extent, start, stop) of each dimension, if all elements outside of start … stop
-    are 0; () if nothing is known. margin: if its size varies, `size` is so many times the usual one.
+    are 0; () if nothing is known. size: elements, at most; usual:
+    those that costs are estimated for.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Array(metaclass=_OneOfEach):
     width: int = 1
     folded: bool = False
     image: tuple[tuple[int, int, int], ...] = ()
-    margin: int = 1
+    usual: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -99,7 +99,14 @@ class Array(metaclass=_OneOfEach):
     @property
     def usual_bytes(self) -> int:
         """Its bytes in memory, usually."""
-        return self.nbytes // self.margin
+        return (self.usual or self.size) * self.dtype.itemsize
+
+    @property
+    def words(self) -> Array:
+        """The same memory as numbers of 32 bits."""
+        count = 4 // self.dtype.itemsize  # elements in a word
+        size, usual = self.size // count, self.usual // count
+        return replace(self, dtype=dtypes.uint32, size=size, usual=usual, of=self.of or self)
 
     @property
     def in_registers(self) -> bool:
@@ -231,7 +238,7 @@ def array_of(
     name: str, dtype: DType, shape: Sequence[Integer], image: tuple[tuple[int, int, int], ...] = ()
 ) -> Array:
     """The array of a value of this shape."""
-    return Array(name, dtype, numel(shape), image=image, margin=margin(shape))
+    return Array(name, dtype, numel(shape), image=image, usual=usual_numel(shape))
 
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:

@@ -16,7 +16,7 @@ from minigrad.graph.axes import pad_along, stored_last
 from minigrad.graph.node import Node, beneath, in_order
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
-from minigrad.graph.shapes import flatten, numel
+from minigrad.graph.shapes import flatten, numel, usual_numel
 from minigrad.graph.substitution import coefficient, only_atom
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.graph.windows import addends, unexpanded
@@ -186,7 +186,7 @@ def _cuts_of_product(node: Node) -> dict[int, int]:
     Each part is a product of its own, whose operands are packed once.
     """
     x = node.src[0]
-    depth = numel(x.shape) // max(numel(node.shape), 1)
+    depth = usual_numel([x.shape[axis] for axis in node.arg])
     if node.op is not Op.SUM or depth < 2 * DEEP or numel(node.shape) > FEW_SUMS:
         return {}
     operands = contraction_operands(node)
