@@ -56,7 +56,7 @@ LEAST_PANELS = 4
 # one, and both a third of the time of 14.
 SMALL_TILES = (4, 1)
 LEAST_FULL = 16  # wide tiles compute at most a sixteenth of all columns in vain
-# Operations of a kernel, at its largest size, that take some microseconds at most.
+# Operations, or elements, of a kernel at its largest size that take some microseconds at most.
 BRIEF_OPERATIONS = 1 << 20
 SQUARE = 32  # rows and columns of a square: 2 × 2 matrix registers of 16 rows
 
@@ -82,7 +82,8 @@ def is_brief(stages: Sequence[Stage]) -> bool:
     """
     axes = [axis for stage in stages for axis in (*stage.axes, *stage.reduced)]
     varies = any(not isinstance(axis.extent, int) for axis in axes)
-    return varies and operations(stages, loads=False) <= BRIEF_OPERATIONS
+    most = max(operations(stages, loads=False), sum(stage.iterations for stage in stages))
+    return varies and most <= BRIEF_OPERATIONS
 
 
 def vectors(kernel: Kernel, target: Target, at_once: int = 1) -> float:
