@@ -156,7 +156,7 @@ def _pass(packed: Node, rows: Integer, chunks: int, low: int) -> Node:
 def _selected(keys: Node, axis: int, count: int) -> Node | None:
     """The positions of the `count` smallest keys along an axis; None: sort all."""
     extent = keys.shape[axis]
-    if SELECTION <= high(extent) >= EACH * count and not is_symbolic(keys.shape):
+    if isinstance(extent, int) and SELECTION <= extent >= EACH * count:
         last = keys.ndim - 1
         order = [*range(axis), *range(axis + 1, last + 1), axis]
         found = _smallest(build.permute(keys, order), count)
