@@ -168,13 +168,13 @@ def _same_elements(stages: Sequence[Stage], rows: Integer) -> bool:
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:
     """The axis along which an operand is contiguous that is not in order along the vectors'."""
-    for load in expr.loads(*exprs) if isinstance(axis.extent, int) else ():
+    for load in expr.loads(*exprs):
         for other in outer:
             apart, along = (coefficient(load.index, a.variable) for a in (axis, other))
             if apart is not None and apart not in (0, 1) and along == 1:
                 few = LEAST_DOWN if axis.most >= LEAST_DOWN else DOWN // 2
                 least = DOWN if abs(apart) <= NEIGHBOURS else few
-                if isinstance(other.extent, int) and other.extent >= least:
+                if other.typical >= least:
                     return other
     return None
 
