@@ -103,9 +103,10 @@ class Sequential:
             call.program.run(buffers, {**call.variables, **variables})
 
 
-# Where rows are in a device's memory: (memory, start, stride). Row r begins at byte
-# start + r · stride. A plain tuple, because joining arrays makes two for each of them.
-Rows = tuple[Any, int, int]
+# Where blocks of rows are in a device's memory: (memory, start, stride, apart). Row r of block b
+# begins at byte start + b · apart + r · stride. A plain tuple, because joining arrays makes two for
+# each of them.
+Rows = tuple[Any, int, int, int]
 
 
 class Runtime(Protocol):
@@ -151,8 +152,8 @@ class Runtime(Protocol):
         """
         return False
 
-    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
-        """Copy so many rows of nbytes bytes within the device's memory."""
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, rows: int = 1, blocks: int = 1) -> None:
+        """Copy blocks of rows of nbytes bytes within the device's memory."""
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds elements of `dtype`, when work is done."""
@@ -356,8 +357,8 @@ class Buffer:
         runtime, start, itemsize = Device[self.device], 0, self.dtype.itemsize
         for part, begin, count in parts:
             nbytes = count * itemsize
-            source = part.memory, begin * itemsize, nbytes
-            runtime.copy_rows((self.memory, start, nbytes), source, nbytes, 1)
+            source = part.memory, begin * itemsize, nbytes, nbytes
+            runtime.copy_rows((self.memory, start, nbytes, nbytes), source, nbytes)
             start += nbytes
         if self.device in undecided:
             runtime.follow(read, (self,))

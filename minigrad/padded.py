@@ -12,7 +12,7 @@ from operator import mul
 from typing import NamedTuple
 
 from minigrad.device import Buffer, Device, Program
-from minigrad.graph.inner_first import innermost, outermost
+from minigrad.graph.inner_first import equally_apart
 from minigrad.graph.node import Shape
 from minigrad.graph.shapes import numel
 from minigrad.graph.variable import evaluate
@@ -44,30 +44,33 @@ class Padded:
 
 
 class Block(NamedTuple):
-    """Rows in one of the two layouts, in elements: where row r starts is start + r · stride."""
+    """Blocks of rows in one of the two layouts, in elements: see `minigrad.device.Rows`."""
 
     start: int
     stride: int
+    apart: int
     length: int
     rows: int
+    blocks: int
 
 
 def blocks(shape: Shape, variables: Mapping[str, int]) -> Iterator[tuple[Block, Block]]:
-    """Blocks of rows that are contiguous in both layouts: each in the dense one and the wide one.
-    """
-    outer, last = outermost(shape), innermost(shape)
+    """Rows that are contiguous in both layouts: each time in the dense one and the wide one."""
+    first, outer, last = equally_apart(shape)
     now = [evaluate(extent, variables) for extent in shape]
-    length, rows, stride = numel(now[last:]), numel(now[outer:last]), numel(shape[last:])
-    strides = [numel(shape[axis + 1 :]) for axis in range(outer)]
-    for number, index in enumerate(product(*map(range, now[:outer]))):
-        dense = Block(number * rows * length, length, length, rows)
-        yield dense, Block(sum(map(mul, index, strides)), stride, length, rows)
+    length, rows, count = numel(now[last:]), numel(now[outer:last]), numel(now[first:outer])
+    strides = [numel(shape[axis + 1 :]) for axis in range(first)]
+    for number, index in enumerate(product(*map(range, now[:first]))):
+        block = rows * length
+        dense = Block(number * count * block, length, block, length, rows, count)
+        start, apart = sum(map(mul, index, strides)), numel(shape[outer:])
+        yield dense, Block(start, numel(shape[last:]), apart, length, rows, count)
 
 
 def _copy(to: Buffer, given: Buffer, pairs: Iterable[tuple[Block, Block]]) -> None:
     """Copy rows between two buffers of a device: to each block from the one beside it."""
     copy, size = Device[to.device].copy_rows, to.dtype.itemsize
     for into, begin in pairs:
-        target = to.memory, size * into.start, size * into.stride
-        source = given.memory, size * begin.start, size * begin.stride
-        copy(target, source, size * into.length, into.rows)
+        target = to.memory, size * into.start, size * into.stride, size * into.apart
+        source = given.memory, size * begin.start, size * begin.stride, size * begin.apart
+        copy(target, source, size * into.length, into.rows, into.blocks)

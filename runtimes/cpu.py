@@ -100,14 +100,14 @@ class CPU(Runtime):
     copy_in = staticmethod(cpu_memory.copy_in)
     copy_out = staticmethod(cpu_memory.copy_out)
 
-    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
-        """Copy rows of bytes from other memory into memory."""
-        (memory, start, stride), (source, begin, step) = to, given
-        if count == 1:
-            ctypes.memmove(memory + start, source + begin, nbytes)
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, rows: int = 1, blocks: int = 1) -> None:
+        """Copy blocks of rows of bytes from other memory into memory."""
+        target, source = to[0] + to[1], given[0] + given[1]
+        if rows == blocks == 1:
+            ctypes.memmove(target, source, nbytes)
         else:
-            pool = pool_for(self.name)
-            pool.copy_rows(memory + start, stride, source + begin, step, nbytes, count)
+            copy = pool_for(self.name).copy_rows
+            copy(target, *to[2:], source, *given[2:], nbytes, rows, blocks)
 
     def host_address(self, memory: int) -> int:
         """The address itself."""

@@ -258,10 +258,13 @@ def patch(i, end, args, scratch):
         store(words + 8 * load(places + 8 * i), load(values + 8 * load(sources + 8 * i)))
         i += 1
 
-def copy_rows(to, stride, given, step, nbytes, rows):
-    while rows:
-        copy(to, given, nbytes)
-        to, given, rows = to + stride, given + step, rows - 1
+def copy_rows(to, stride, apart, given, step, beyond, nbytes, rows, blocks):
+    while blocks:
+        i = 0
+        while i < rows:
+            copy(to + i * stride, given + i * step, nbytes)
+            i += 1
+        to, given, blocks = to + apart, given + beyond, blocks - 1
 
 def _wait(at, value):
     syscall(FUTEX, at, 128, value, 0, 0, 0)
@@ -298,7 +301,8 @@ def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
     i64 acquire(pool), void release(pool): keep other threads from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).
-    void copy_rows(to, stride, given, step, nbytes, rows): copies rows of bytes.
+    void copy_rows(to, stride, apart, given, step, beyond, nbytes, rows, blocks): copies blocks of
+    rows of bytes.
     Tests let threads spin less, so that they sleep often.
     """
     return compiled("driver", driver_source(host().architecture, spins), FUNCTIONS)

@@ -25,7 +25,7 @@ _RUN_TABLE = ctypes.CFUNCTYPE(
 )
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
-_COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)
+_COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
 INTERRUPTED = "the running program was interrupted between two kernels"
 
 

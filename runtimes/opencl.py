@@ -159,14 +159,14 @@ class OpenCL(Runtime):
             source.queue.flush()
         return True
 
-    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
-        """Copy rows between buffers, in queue order."""
-        (memory, start, stride), (source, begin, step) = to, given
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, rows: int = 1, blocks: int = 1) -> None:
+        """Copy blocks of rows between buffers, in queue order."""
+        (memory, start, *strides), (source, begin, *steps) = to, given
         with self.doing("copying"):
             opencl().enqueue_copy(
-                self.queue, memory, source, region=(nbytes, count, 1),
-                src_origin=(begin, 0, 0), src_pitches=(step, 0),
-                dst_origin=(start, 0, 0), dst_pitches=(stride, 0),
+                self.queue, memory, source, region=(nbytes, rows, blocks),
+                src_origin=(begin, 0, 0), src_pitches=steps,
+                dst_origin=(start, 0, 0), dst_pitches=strides,
             )
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:

@@ -403,12 +403,12 @@ class ReferenceRuntime(Runtime):
         """A program that interprets the graph."""
         return ReferenceProgram(graph)
 
-    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
-        """Copy rows of bytes from other memory into memory."""
-        (memory, at, stride), (source, begin, step) = to, given
-        for _ in range(count):
-            memory[at : at + nbytes] = source[begin : begin + nbytes]
-            at, begin = at + stride, begin + step
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, rows: int = 1, blocks: int = 1) -> None:
+        """Copy blocks of rows of bytes from other memory into memory."""
+        (memory, start, stride, apart), (source, begin, step, beyond) = to, given
+        for block, row in np.ndindex(blocks, rows):
+            at, first = start + block * apart + row * stride, begin + block * beyond + row * step
+            memory[at : at + nbytes] = source[first : first + nbytes]
 
 
 open_device = ReferenceRuntime  # of the device called "REF", "REF:1", …

@@ -35,10 +35,9 @@ from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
 from minigrad.graph.inner_first import (
     MOST_BLOCKS,
     MOST_PADDED,
+    equally_apart,
     inner,
     inner_first,
-    innermost,
-    outermost,
 )
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
@@ -179,7 +178,7 @@ def _general(
         new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
-        key = hash((merges, *new))
+        key = hash((merges, repr(new), *((hole.low, hole.high) for hole in holes)))
         if key in refused:
             raise Special(refused[key])
         names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
@@ -473,9 +472,10 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
             raise Special(f"an array of shape {reads[slot]} is written with shape {root.shape}")
     for shape in (*reads.values(), *writes.values()):
-        if numel(shape[: outermost(shape)]) > MOST_BLOCKS:
+        first, _, last = equally_apart(shape)
+        if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
-        if numel(shape[: innermost(shape)]) > MOST_BLOCKS and numel(shape) > MOST_PADDED // 4:
+        if numel(shape[:last]) > MOST_BLOCKS and numel(shape) > MOST_PADDED // 4:
             raise Special(f"an array padded to {shape} is too large")
     if reads or writes:
         _check_area(graph)

@@ -217,14 +217,10 @@ def inner(shape: Shape) -> bool:
     return is_symbolic(tuple(extent for extent in shape if extent != 1)[1:])
 
 
-def innermost(shape: Shape) -> int:
-    """The last dimension that varies."""
-    return max(axis for axis, extent in enumerate(shape) if not isinstance(extent, int))
-
-
-def outermost(shape: Shape) -> int:
-    """The first dimension of those whose positions are equally far apart: the next to last one that
-    varies, or 0. All elements of the dimensions from it up to `innermost` begin a row.
+def equally_apart(shape: Shape) -> tuple[int, int, int]:
+    """The first dimensions of blocks, of rows and of elements that are equally far apart in the
+    layout at the bounds: the last three that vary, or 0.
     """
     varying = [axis for axis, extent in enumerate(shape) if not isinstance(extent, int)]
-    return varying[-2] if len(varying) > 1 else 0
+    first, outer, last = (0, 0, *varying)[-3:]
+    return first, outer, last

@@ -12,6 +12,7 @@ alone, such as the square of their difference. Tiles of such sums in registers p
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 from minigrad.dtype import dtypes
@@ -92,8 +93,9 @@ def contraction_of(
         return None
     if len(n) > 1 and n[0] == axes[0] and not isinstance(n[0].extent, int):
         batch, n = n[:1], n[1:]  # a product for each of the images, however many they are
-    rows = [axis for axis in m[-1:] if axis != axes[0]]
-    if any(not isinstance(axis.extent, int) for axis in (*rows, *n)):
+    if len(m) > 1 and not isinstance(m[-1].extent, int):
+        batch, m = _select(axes, {a.variable for a in (*batch, *m[:-1])}), m[-1:]
+    if any(not isinstance(axis.extent, int) for axis in n):
         return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None
@@ -115,7 +117,7 @@ def as_byte(operand: Expr) -> Expr | None:
     return operand if operand.op is Leaf.LOAD and operand.dtype in BYTES else None
 
 
-def _select(axes: tuple[Axis, ...], names: frozenset[Atom]) -> tuple[Axis, ...]:
+def _select(axes: tuple[Axis, ...], names: Set[Atom]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if axis.variable in names)
 
 

@@ -554,10 +554,15 @@ def test_images_of_other_sizes(compiled: str, reference: str, kind: str, gradien
 
 
 def test_blocks_of_both_layouts() -> None:
-    """A dense array (2, n, m ≤ 4, 3), and one padded to its bounds; n = 2, m = 3."""
+    """Dense arrays with dimensions k, n, m = 1, 2, 3, and the same padded to the bounds 2, 8, 4."""
     n, m = var("n", 2, 8), var("m", 2, 4)
-    found = list(blocks((2, n, m, 3), {"n": 2, "m": 3}))
-    assert found == [
-        (Block(0, 9, 9, 2), Block(0, 12, 9, 2)), (Block(18, 9, 9, 2), Block(96, 12, 9, 2))
-    ]  # fmt: skip
-    assert list(blocks((n, m), {"n": 2, "m": 3})) == [(Block(0, 3, 3, 2), Block(0, 4, 3, 2))]
+    k = var("k", 1, 2)
+    both = list(blocks((2, n, m, 3), {"n": 2, "m": 3}))
+    assert both == [(Block(0, 9, 18, 9, 2, 2), Block(0, 12, 96, 9, 2, 2))]
+    rows = list(blocks((n, m), {"n": 2, "m": 3}))
+    assert rows == [(Block(0, 3, 6, 3, 2, 1), Block(0, 4, 32, 3, 2, 1))]
+    three = list(blocks((2, k, n, 5, m), {"k": 1, "n": 2, "m": 3}))
+    assert three == [
+        (Block(0, 3, 30, 3, 10, 1), Block(0, 4, 160, 3, 10, 1)),
+        (Block(30, 3, 30, 3, 10, 1), Block(320, 4, 160, 3, 10, 1)),
+    ]
