@@ -204,7 +204,8 @@ def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
     """
     left, fixed = problem.left, {axis.variable for axis in problem.outer}
     bounded = problem.ends or problem.needed is not None
-    if left.op is not Leaf.LOAD or bounded or problem.added is not None:
+    varies = any(not isinstance(axis.extent, int) for axis in problem.k)
+    if left.op is not Leaf.LOAD or bounded or varies or problem.added is not None:
         return problem, None
     ends = [(start, stop) for _, start, stop in left.array.image]
     places = unflatten(left.index, [extent for extent, _, _ in left.array.image])
@@ -214,8 +215,9 @@ def part_of_image(problem: Problem) -> tuple[Problem, Part | None]:
     found: dict[Axis, dict[Affine, int]] = {}
     for axis in ks[:-1]:
         steps = {c: coefficient(c, axis.variable) or 0 for c in expr.restrict(left.guard, inside)}
-        own = {c: step for c, step in steps.items() if variables(c - axis.index * step) <= fixed}
-        found[axis] = own if isinstance(axis.extent, int) else {}
+        found[axis] = {
+            c: step for c, step in steps.items() if variables(c - axis.index * step) <= fixed
+        }
     axis, steps = max(found.items(), key=lambda one: len(one[1]))
     if not steps:
         return problem, None
