@@ -39,8 +39,10 @@ class Axis:
 
     @property
     def typical(self) -> int:
-        """The extent; if it varies, a size for which loops should be good."""
-        return self.extent if isinstance(self.extent, int) else max(typical(self.extent), 2)
+        """The extent; if it varies, a size for which loops should be good, less than its bound."""
+        if isinstance(self.extent, int):
+            return self.extent
+        return max(min(max(typical(self.extent), 2), self.most // 2), 1)
 
 
 def size_of(axes: Iterable[Axis]) -> int:

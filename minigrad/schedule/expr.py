@@ -16,7 +16,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
-from minigrad.graph.node import in_order
+from minigrad.graph.node import in_order, is_symbolic
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Op
 from minigrad.graph.shapes import numel, usual_numel
@@ -238,7 +238,8 @@ def array_of(
     name: str, dtype: DType, shape: Sequence[Integer], image: tuple[tuple[int, int, int], ...] = ()
 ) -> Array:
     """The array of a value of this shape."""
-    return Array(name, dtype, numel(shape), image=image, usual=usual_numel(shape))
+    usual = usual_numel(shape) if is_symbolic(shape) else 0
+    return Array(name, dtype, numel(shape), image=image, usual=usual)
 
 
 def load(array: Array, index: Integer = 0, guard: Guard = ()) -> Expr:

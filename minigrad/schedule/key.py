@@ -119,7 +119,7 @@ class _Writer:
 def _of_array(x: Array) -> tuple[Any, ...]:
     if x.in_registers:
         raise CompileError(f"a schedule cannot hold the register {x!r}: it has no key")
-    return "array", x.dtype, x.size, x.space, x.image
+    return "array", x.dtype, x.size, x.usual, x.space, x.image
 
 
 def _of_expr(x: Expr) -> tuple[Any, ...]:
@@ -132,7 +132,7 @@ def _of_expr(x: Expr) -> tuple[Any, ...]:
 _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     Array: _of_array, Expr: _of_expr,
     Affine: lambda x: ("sum", x.constant, *chain.from_iterable(map(reversed, x.terms))),
-    Atom: attrgetter("kind", "name", "inner", "divisor", "low", "high", "payload"),
+    Atom: attrgetter("kind", "name", "inner", "divisor", "low", "high", "payload", "usual"),
 }  # fmt: skip
 
 

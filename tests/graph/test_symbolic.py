@@ -35,6 +35,7 @@ from minigrad.graph.symbolic import (
     high,
     low,
     plain,
+    typical,
     var,
     weighted,
     where_small,
@@ -489,6 +490,15 @@ def test_only_an_int_is_plain():
     assert plain(7) == 7
     with pytest.raises(AssertionError):
         plain(Variable("n", 1, 7).bind(3))
+
+
+def test_typical_values_follow_from_what_variables_usually_are():
+    """A variable without a usual value counts as an eighth of its bound; never beyond the bounds."""
+    n, m = var("n", 0, 1024, usual=32), var("m", 0, 80)
+    assert (typical(7), typical(n), typical(m)) == (7, 32, 10)
+    assert (typical(2 * n + 3), typical(n - m), typical(n - 40)) == (67, 22, -8)
+    assert typical(var("k", 5, 80) - 20) == -10 and typical(var("k", 50, 80)) == 50
+    assert n is not var("n", 0, 1024) and n != var("n", 0, 1024, usual=64)
 
 
 def test_module_has_no_untested_public_function():

@@ -213,7 +213,7 @@ def test_no_field_is_forgotten():
     }  # fmt: skip
     assert names[Axis] == {"variable", "extent"}
     assert names[Array] == {
-        "name", "dtype", "size", "space", "image",
+        "name", "dtype", "size", "usual", "space", "image",
         "of",  # of lowered arrays only
         "whole",  # a part uses its whole's memory
         "lanes", "width", "folded",  # of registers
@@ -228,7 +228,7 @@ def test_no_field_is_forgotten():
     derived = {"indices", "operands", "variables", "inner_loads"}
     assert {n for n in Expr.__slots__ if not n.startswith("_")} == known | derived
     assert {n for n in Atom.__slots__ if not n.startswith("_")} == {
-        "kind", "name", "inner", "divisor", "low", "high", "payload",
+        "kind", "name", "inner", "divisor", "low", "high", "payload", "usual",
     }  # fmt: skip
     assert {n for n in Affine.__slots__ if not n.startswith("_")} == {"constant", "terms", "hash"}
     assert {n for n in Node.__slots__ if not n.startswith("_")} == {
