@@ -493,7 +493,7 @@ def test_only_an_int_is_plain():
 
 
 def test_typical_values_follow_from_what_variables_usually_are():
-    """A variable without a usual value counts as an eighth of its bound; never beyond the bounds."""
+    """A variable without a usual value counts as an eighth of its bound, within its bounds."""
     n, m = var("n", 0, 1024, usual=32), var("m", 0, 80)
     assert (typical(7), typical(n), typical(m)) == (7, 32, 10)
     assert (typical(2 * n + 3), typical(n - m), typical(n - 40)) == (67, 22, -8)
