@@ -39,7 +39,8 @@ class Values:
 
     Of each value, if nothing on the way is stored: below: operations that it takes; again: those to
     compute it again, without those of what is expanded to many elements, which is kept for itself;
-    leaves: large arrays that it reads; depth: nodes of its longest chain. size: its elements.
+    loads: of elements, for that; leaves: large arrays that it reads; depth: nodes of its longest
+    chain. size: its elements.
     """
 
     def __init__(self, roots: Sequence[Node]) -> None:
@@ -49,6 +50,7 @@ class Values:
         self.readers, self._operands = grouped(pairs), dict[Node, tuple[list[Node], set[Node]]]()
         self.size = {node: numel(node.shape) for node in self.order}
         self.below, self.again, self.depth = dict[Node, int](), dict[Node, int](), dict[Node, int]()
+        self.loads = dict[Node, int]()
         reads: dict[Node, frozenset[Node]] = {}
         for node in self.order:
             self._measure(node, reads)
@@ -59,23 +61,25 @@ class Values:
 
     def _measure(self, node: Node, reads: dict[Node, frozenset[Node]]) -> None:
         """Set below, again and depth of a node, and the arrays that it reads."""
-        below, again, depth = self.below, self.again, self.depth
+        below, again, depth, loads = self.below, self.again, self.depth, self.loads
         depth[node] = 1 + max(map(depth.__getitem__, node.src), default=0)
         if node.op in _LEAVES:
-            below[node] = again[node] = 0
+            below[node], again[node], loads[node] = 0, 0, 1
             reads[node] = frozenset((node,))
             if node.op is not Op.BUFFER:
                 depth[node] = 0
             return
         if node.op is Op.GATHER and selects_slices(node):  # an index for many elements
-            below[node], again[node] = below[node.src[0]], again[node.src[0]]
+            for measure in (below, again, loads):
+                measure[node] = measure[node.src[0]]
             reads[node] = reads[node.src[0]]
             return
         own = 4 if node.op is Op.GATHER else cost(node.op) if node.op in ELEMENTWISE else 0
         below[node] = min(own + sum(map(below.__getitem__, node.src)), 1 << 20)
         again[node] = min(own + sum(map(again.__getitem__, node.src)), 1 << 20)
+        loads[node] = min(sum(map(loads.__getitem__, node.src)), 1 << 20)
         if node.op is Op.EXPAND and self.size[node] >= OFTEN * self.size[node.src[0]]:
-            again[node] = 0 if below[node] > CHEAP else again[node]
+            again[node], loads[node] = 0 if below[node] > CHEAP else again[node], 0
         found: frozenset[Node] = frozenset()
         for source in node.src:
             if len(found) < 8:
@@ -88,8 +92,8 @@ class Values:
         """The nodes to store, in order.
 
         Also returns those that are stored only to save operations and could be recomputed, with the
-        number of operations per element. recomputed: nodes that are not to be stored for their
-        cost.
+        number of operations and loads per element. recomputed: nodes that are not to be stored for
+        their cost.
         """
         kept = set(self.roots)
         recomputable: dict[Node, int] = {}
@@ -116,7 +120,7 @@ class Values:
                     if node not in recomputed and not stays:
                         kept.add(node)
                         if evaluations < OFTEN * size:
-                            recomputable[node] = self.again[node]
+                            recomputable[node] = self.again[node] + self.loads[node]
             # how often its sources are evaluated for it
             if node in kept:
                 inner = node.src[0] if node.op in REDUCTIONS else node

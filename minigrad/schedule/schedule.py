@@ -281,7 +281,6 @@ class _Plan:
         for node, saved in self.recomputable.items():
             array = self.arrays[node]
             home = self.maker.get(array)  # None: it never sees memory
-            saved += len(self.stages[node].loads)
             if home is not None and saved <= MEMORY_COST and self.readers.get(array) != [home]:
                 found.add(node)
         stack = list(found)

@@ -102,3 +102,12 @@ def test_what_is_costly_for_few_does_not_make_all_that_it_is_read_for_costly() -
         return [total(terms, 1), total(ew(Op.NEG, terms), 0)]
 
     assert plan_of(build).arena_bytes < 100 * 100 * 64
+
+
+def test_sums_of_neighbours_in_two_dimensions_are_stored_between_them() -> None:
+    """Otherwise each sum along one axis would read all elements of those along the other."""
+    x, gradient = data(8, 64, 56, 56), data(8, 64, 112, 112)
+    y = x.interpolate(scale_factor=2, mode="linear")
+    plan = plan_for(*y.gradient(x, gradient=gradient))
+    loads = [stage.loads for kernel in plan.kernels for stage in kernel.stages]
+    assert max(map(len, loads)) < 20, list(map(len, loads))
