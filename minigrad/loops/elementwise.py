@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
 from minigrad.loops import build
 from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_width
@@ -209,13 +209,18 @@ def _by_rows(
             for start, stop in parts:
                 inside = _within(stores, axis.variable, (start, stop))
                 guard = expr.restrict((), [axis.index - start, stop - 1 - axis.index])
-                one, none = (expr.const(times, dtypes.int32) for times in (1, 0))
                 once = make_axis(f"{axis.variable.name}part", start, 2)
                 body = _by_rows(loop, outer[number + 1 :], inside, lanes, copies * len(parts))
-                times = expr.value_of(expr.guarded(guard, one, none))
-                found.append(Loop(once.variable, 0, (times,), tuple(body)))
+                found.append(_where(guard, once, body))
             return found
     return list(_along(loop, stores, lanes, copies))
+
+
+def _where(guard: Guard, once: Axis, body: Sequence[Statement]) -> Loop:
+    """A loop that runs once if a guard holds, else never."""
+    one, none = (expr.const(times, dtypes.int32) for times in (1, 0))
+    times = expr.value_of(expr.guarded(guard, one, none))
+    return Loop(once.variable, 0, (times,), tuple(body))
 
 
 def _along(loop: Loop, stores: Sequence[Store], lanes: int, copies: int) -> Statements:
@@ -322,10 +327,14 @@ def _additions(
     assert stage.initial is not None and stage.op is not None
     start = Store(stage.array, stage.initial_position, stage.initial, streaming=streaming)
     op, new = SCATTERS[stage.op], stage.body
+    alike = {axis.variable for axis in inner}.isdisjoint(chain(*map(variables, guard)))
+    own = () if inner and alike else guard  # else asked once for all
     if op is not None:
-        new = build.combine(op, expr.load(stage.array, stage.position, guard), new)
-    step = Store(stage.array, stage.position, new, guard)
-    adding = build.loops_over((*stage.reduced, *inner), [step], bounds)
+        new = build.combine(op, expr.load(stage.array, stage.position, own), new)
+    adding = build.loops_over(inner, [Store(stage.array, stage.position, new, own)], bounds)
+    if guard and not own:
+        adding = (_where(guard, make_axis("here", 0, 2), adding),)
+    adding = build.loops_over(stage.reduced, adding, bounds)
     if stage.in_place:
         return adding
     return (*build.loops_over((*stage.initial_axes, *inner), [start], bounds), *adding)

@@ -193,6 +193,8 @@ class MemoryEmitter(IndexEmitter):
             if text is not None:
                 return text
         mask = self.both(mask, common, lanes)
+        if self.lane_stride(index) == 0 and mask is not None:
+            return self._for_all(array, index, lanes, mask)
         if not neighbours:
             return self._gather(array, index, lanes, mask)
         pointer = self.pointer(array, self.at_base(index))
@@ -233,6 +235,17 @@ class MemoryEmitter(IndexEmitter):
         return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
             f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
         ])  # fmt: skip
+
+    def _for_all(self, array: Array, index: Integer, lanes: int, mask: str) -> str:
+        """An element that all lanes of a mask read; zero for the others."""
+        some = Value(self.any(mask, lanes), dtypes.bool, 1)
+        pointer = self._or_zeros(self.pointer(array, self.at_base(index)), some)
+        one, scalar = self._loaded(array.dtype, pointer, 1), memory_type(array.dtype)
+        here = self.builder()
+        kind = vector_type(scalar, lanes)
+        first = here.line(f"insertelement {kind} poison, {scalar} {one}, i64 0")
+        alike = here.shuffle(kind, first, [0] * lanes)
+        return here.line(f"select <{lanes} x i1> {mask}, {kind} {alike}, {kind} zeroinitializer")
 
     def _gather(self, array: Array, index: Integer, lanes: int, mask: str | None) -> str:
         """Elements at any places; zero in lanes outside a mask."""

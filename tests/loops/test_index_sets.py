@@ -8,13 +8,17 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from schedule.machine import GOLDEN
-from schedule.programs import Inputs, plan_of
+from schedule.programs import DEVICE, Inputs, plan_of
 
 from minigrad import Tensor
+from minigrad.compile import schedule_of
+from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.axes import joined, part_along
+from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node
-from minigrad.loops.nest import Nest, Store, walk
+from minigrad.graph.rewrite import without_rules
+from minigrad.loops.nest import Nest, Store, show, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
@@ -95,3 +99,27 @@ def test_values_far_apart() -> None:
     x = np.arange(1 << 20, dtype=np.float32)
     assert np.array_equal(Tensor(x).roll(1 << 19).numpy(), np.roll(x, 1 << 19))
     assert np.array_equal(Tensor(x).cat(Tensor(-x)).numpy(), np.concatenate((x, -x)))
+
+
+def test_updates_of_other_parts_are_not_read() -> None:
+    """Rows are added at given rows, in parts of the result: each part reads only the rows for it.
+    """
+
+    def build(new: Inputs) -> Node:
+        places = g.reshape(new(2048, dtype=dtypes.int64), (2048, 1))
+        wide = g.expand(places, (2048, 1024))
+        return g.scatter_add(new(1024, 1024), wide, new(2048, 1024), 0)
+
+    nest = nest_of(build)
+    (update,) = [one for one in stores_of(nest) if one.array in
+                 {load.array for load in expr.loads(one.value)}]  # fmt: skip
+    assert not update.guard and "for here0 in 0 … [where(" in show(nest)
+
+
+def test_an_element_that_some_lanes_read_is_loaded_once() -> None:
+    """The gradient of a diagonal: an element of a vector for each row."""
+    x, of = (Tensor.ones(*shape, device=DEVICE).realize() for shape in ((256, 256), (256,)))
+    (found,) = x.diagonal().gradient(x, gradient=of)
+    graph = canonicalize(without_rules([found.raw])).graph()
+    text = render(lower(schedule_of(graph, GOLDEN).kernels[0], GOLDEN))
+    assert "masked.gather" not in text and "reduce.or" in text

@@ -166,7 +166,7 @@ def test_updates_of_columns_meet_in_memory_of_their_own(
 
 
 def test_a_large_table_begins_row_after_row() -> None:
-    """Each task has a part of the rows, and adds only the updates of those."""
+    """Each task has a part of the rows, and reads only the updates of those."""
 
     def table(updates: Node, index: Node) -> Node:
         zeros = g.const(0.0, dtypes.float32, (20_000, 768), DEVICE)
@@ -175,7 +175,8 @@ def test_a_large_table_begins_row_after_row() -> None:
 
     nest = nest_of(table, (64, 768), (64,))
     fill, updates = nest.parallel.body
-    for loop in (fill, updates):
+    (for_this_part,) = updates.body
+    for loop in (fill, for_this_part):
         (columns,) = loop.body
         assert columns.kind == "lanes" and columns.variable.high == 767
     assert nest.parallel.variable.high == 31
