@@ -41,6 +41,9 @@ FEW_SUMS = 1 << 18  # results, 1 MiB of float32, that may be written once for ev
 DEEP = 3 << 10
 LEAST_TERMS = 16  # of an image's sum, beside which storing one number for it costs nothing
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
+# Parts that are rows, and elements of such a row. (A loss of a million numbers with its gradients
+# takes 0.20 … 0.24 instead of 0.43 … 0.54 ms: it reads them once.)
+MOST_RUNS, LONG_RUN = 1 << 12, 1 << 8
 FULL = LINE // 4  # float32 in a vector of 512 bits
 _SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
 PAYS = 8  # reads per element that pay for a copy in another order
@@ -141,16 +144,20 @@ def _split(node: Node) -> Node:
 def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
     """The number of parts for each axis, such that each part is one run of memory.
 
-    The first axes are cut to single elements, as long as that makes no more than `most` parts. {}
-    if there would be fewer than LEAST_PARTS.
+    The first axes are cut to single elements, as long as that makes no more than `most` parts, or
+    no more than MOST_RUNS of at least LONG_RUN elements: what else is computed from such a run, as
+    the gradient of a loss, then shares its kernel. {} if there would be fewer than LEAST_PARTS.
     """
     cuts: dict[int, int] = {}
-    for axis in axes:
-        extent, left = numel((x.shape[axis],)), most // prod(cuts.values())
-        parts = next(c for c in range(max(left, 1), 0, -1) if extent % c == 0)
+    for number, axis in enumerate(axes, 1):
+        extent, made = numel((x.shape[axis],)), prod(cuts.values())
+        run = numel([x.shape[later] for later in axes[number:]])
+        parts = next(c for c in range(max(most // made, 1), 0, -1) if extent % c == 0)
+        if extent * made <= MOST_RUNS and run >= LONG_RUN:
+            parts = extent
         if parts > 1:
             cuts[axis] = parts
-        if parts < extent:
+        if parts < extent or made * parts >= FEW_ROWS:
             break
     return cuts if prod(cuts.values()) >= LEAST_PARTS else {}
 

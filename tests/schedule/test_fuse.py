@@ -135,7 +135,7 @@ def test_long_sums_stay_parallel() -> None:
     """The second half of a cut sum has one row; in its kernel, the first half would have one too.
     """
     first, second = plan_of(PROGRAMS["long_sum"]).kernels
-    assert first.rows == 100 and second.rows == 1
+    assert first.rows == 200 and second.rows == 1
 
 
 def test_a_mean_loss_does_not_make_its_rows_serial() -> None:

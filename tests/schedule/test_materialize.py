@@ -111,3 +111,12 @@ def test_sums_of_neighbours_in_two_dimensions_are_stored_between_them() -> None:
     plan = plan_for(*y.gradient(x, gradient=gradient))
     loads = [stage.loads for kernel in plan.kernels for stage in kernel.stages]
     assert max(map(len, loads)) < 20, list(map(len, loads))
+
+
+def test_a_loss_and_its_gradients_are_one_kernel() -> None:
+    """The loss is a sum of rows' sums, each computed beside that row's gradients."""
+    for shape in ((256, 784), (64, 600), (8, 16, 1024), (1000, 1000)):
+        x, y = data(*shape), data(*shape)
+        loss = (x - y).square().mean()
+        first, last = plan_for(loss, *loss.gradient(x, y)).kernels
+        assert len(first.stages) == 4 and last.rows == 1, shape
