@@ -195,8 +195,8 @@ def page() -> str:
         "# Where PyTorch's and tinygrad's functions are\n",
         "Written by `python tests/function_page.py`.\n",
         f"{len(same)} of PyTorch's names are here, each counted once. A listed name means the same",
-        "as there, unless the table below its list, or [differences](differences.md), differs. `F` is",
-        "`nn.functional`.\n",
+        "as there, unless the table below its list, or [differences](differences.md), differs.",
+        "`F` is `nn.functional`.\n",
     ]
     for space, names in spaces.items():
         found = [name for name in names if here(space, name)]

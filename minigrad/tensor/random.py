@@ -221,6 +221,8 @@ class Random(Methods):
     ) -> Self:  # fmt: skip
         """Integers in low … high − 1; int32, or int64 if they do not fit, unless dtype is given.
 
+        ValueError unless 0 < high − low ≤ 2³², DTypeError for a dtype of floats.
+
         >>> Tensor.randint(4, low=3, high=4).tolist()
         [3, 3, 3, 3]
         """
