@@ -357,6 +357,8 @@ class Random(Methods):
     def dropout(self, p: Scalar = 0.5) -> Self:
         """In training, each element set to 0 with probability p, and divided by 1 − p otherwise.
 
+        Outside of it (see `train`), self. ValueError unless p is in 0 … 1.
+
         >>> Tensor([1.0, 2.0]).dropout(0.5).tolist()
         [1.0, 2.0]
         """
