@@ -30,7 +30,8 @@ PLACES: dict[str, list[tuple[str, Any]]] = {
     "tinygrad.nn": [("nn", nn), ("nn.optim", nn.optim), ("nn.state", nn.state)],
 }
 
-# Here, with another default, result or spelling: what users must know.
+# Here, with another default, result or spelling: what users must know. A name of one namespace has
+# the namespace before it.
 DIFFERENT = {
     "max": "of a dim: values alone; `max_with_indices` gives both",
     "min": "of a dim: values alone; `min_with_indices` gives both",
@@ -89,6 +90,9 @@ DIFFERENT = {
     "is_param_": "`x.requires_grad_()`", "from_blob": "`Tensor.from_bytes`",
     "set_printoptions": "`numpy.set_printoptions`", "float": "float32",
     "linear": "of Tensor: an (in, out) weight",
+    "torch.gradient": "as `torch.autograd.grad`; for slopes, `x.diff()`",
+    "torch.svd": "as `torch.linalg.svd`: Vh, not V, and full matrices",
+    "torch.Tensor.svd": "as `torch.linalg.svd`: Vh, not V, and full matrices",
 }  # fmt: skip
 
 # Not here: the reason, and patterns of whole names.
@@ -191,14 +195,17 @@ def page() -> str:
         "# Where PyTorch's and tinygrad's functions are\n",
         "Written by `python tests/function_page.py`.\n",
         f"{len(same)} of PyTorch's names are here, each counted once. A listed name means the same",
-        "as there, unless the table below its list, or [differences](differences.md), differs.\n",
+        "as there, unless the table below its list, or [differences](differences.md), differs.",
+        "`F` is `nn.functional`.\n",
     ]
     for space, names in spaces.items():
         found = [name for name in names if here(space, name)]
         parts.append(f"## {space}: {len(found)} of {len(names)} under the same name\n")
-        parts.append(", ".join(f"`{here(space, name)}`" for name in found) + "\n")
-        rows = [f"| `{n}` | {DIFFERENT[n]} |" for n in found
-                 if not DIFFERENT.get(n, "`linalg").startswith("`linalg")]
+        usual = PLACES[space][0][0]
+        listed = [(here(space, name) or name).removeprefix(f"{usual}.") for name in found]
+        parts.append(f"In `{usual}`, or where a name says: {', '.join(f'`{n}`' for n in listed)}\n")
+        known = {n: DIFFERENT.get(f"{space}.{n}", DIFFERENT.get(n, "`linalg")) for n in found}
+        rows = [f"| `{n}` | {how} |" for n, how in known.items() if not how.startswith("`linalg")]
         rest = [name for name in names if name not in found]
         rows += [f"| `{n}` | {otherwise(space, n)} |" for n in rest if otherwise(space, n)]
         parts.append("\n".join(["| here otherwise | how |", "| --- | --- |", *rows]) + "\n")

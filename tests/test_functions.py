@@ -45,6 +45,10 @@ def test_the_page_from_docstrings(tmp_path: Path) -> None:
                 assert f"### `{title}.{name}" in text, name
                 assert (inspect.getdoc(value) or "").split("\n")[0] in text, name
     assert ">>> Tensor([3.0]).hypot(Tensor([4.0])).tolist()" in text
+    assert "mse_loss(self, target: Core, reduction: str = 'mean') -> Self`" in text
+    assert "### `minigrad.__version__`\n\n'0.1.0'\n" in text
+    assert "Called with `(x: Tensor, hidden: Tensor | None = None) -> Tensor`: (…, input" in text
+    assert "### `nn.Module.state_dict(self" in text and "### `nn.Module.cuda" not in text
 
 
 def test_public_names_are_documented() -> None:

@@ -130,7 +130,7 @@ def jit(function: Callable[P, R]) -> Jitted[P, R]:
     function: gets and returns tensors, alone or in lists, tuples and dicts; it may change tensors
     in place, as an optimizer's step does. Its Python code runs in two calls only (three more for
     each new size), so it must do the same in each: JitError if a number or something else that it
-    reads has changed since. The docstring of this module lists what may change.
+    reads has changed since. The top of `minigrad/jit/jitted.py` lists what may change.
     """
     return Jitted(function)
 

@@ -1,4 +1,8 @@
-"""Linear algebra of the matrices in the last two dimensions, under torch.linalg's names."""
+"""Linear algebra of the matrices in the last two dimensions, under torch.linalg's names.
+
+Factorizations, inverses and systems take floats (else DTypeError; `.float()`), and those of square
+matrices raise ShapeError for others.
+"""
 
 # ruff: noqa: F403, F405
 

@@ -128,6 +128,8 @@ def _inv_rule(g: Any, inverse: Any, x: Any) -> Sequence[Any]:
 def solve(A: Tensor, B: Tensor) -> Tensor:
     """y with A·y = B for square A (…, n, n); B is (…, n, k), or one vector (n,).
 
+    Infinite or NaN if A is singular.
+
     >>> solve(Tensor([[2.0, 0.0], [0.0, 4.0]]), Tensor([2.0, 2.0])).tolist()
     [1.0, 0.5]
     """

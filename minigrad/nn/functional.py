@@ -443,7 +443,8 @@ def binary_cross_entropy_with_logits(
 ) -> Tensor:  # fmt: skip
     """`binary_cross_entropy` of sigmoid(x), without overflow.
 
-    pos_weight: a factor of the term of positive targets, for data where they are rare.
+    weight and reduction as there. pos_weight: a factor of the term of positive targets, for data
+    where they are rare.
     """
     return _weighted(x.binary_crossentropy_logits(target, "none", pos_weight), weight, reduction)
 
@@ -494,7 +495,8 @@ def poisson_nll_loss(
 ) -> Tensor:  # fmt: skip
     """exp(x) − target·x, or x − target·log(x + eps) without log_input.
 
-    full: plus Stirling's approximation of log(target!), where target > 1.
+    full: plus Stirling's approximation of log(target!), where target > 1. reduction: "mean", "sum"
+    or "none". ShapeError unless the shapes are equal.
     """
     x._check_same_shape("poisson_nll_loss", target)
     losses = x.exp() - target * x if log_input else x - target * (x + eps).log()
@@ -524,7 +526,8 @@ def triplet_margin_loss(
     """max(0, |anchor − positive| − |anchor − negative| + margin) (Balntas et al. 2016).
 
     With p-norms over the last dimension. swap: the distance to the negative is the smaller one of
-    the anchor's and the positive's.
+    the anchor's and the positive's. reduction: "mean", "sum" or "none". ShapeError unless the
+    shapes are equal.
     """
     _check_above_0("triplet_margin_loss", margin=margin)
     anchor._check_same_shape("triplet_margin_loss", positive)

@@ -66,9 +66,10 @@ class Linear(Layer):
 
 
 class Embedding(Layer):
-    """A table of vectors. weight (num_embeddings, embedding_dim), initially normal, deviation 1.
+    """A table of vectors: integers (…) → (…, embedding_dim); BoundsError for one that is no row.
 
-    padding_idx: a row of zeros at first, which gets no gradient.
+    weight (num_embeddings, embedding_dim), initially normal, deviation 1. padding_idx: a row of
+    zeros at first, which gets no gradient.
     """
 
     _sizes, _unusual = ("num_embeddings", "embedding_dim"), {"padding_idx": None}
@@ -112,7 +113,7 @@ class Embedding(Layer):
 class Dropout(Layer):
     """In training, elements are 0 with probability p, and divided by 1 − p otherwise.
 
-    inplace: the result is written to the input.
+    inplace: the result is written to the input. ValueError unless p is in 0 … 1.
     """
 
     _named = ("p",)

@@ -400,7 +400,8 @@ def _check_numbers(optimizer: Optimizer, **given: float | Tensor) -> None:
 def clip_grad_norm(params: Tensor | Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint 2-norm is at most max_norm; returns the norm before.
 
-    Lazy: this becomes part of the program of the next step.
+    Lazy: this becomes part of the program of the next step. GradientError if no parameter has a
+    gradient, ValueError for a negative max_norm.
     """
     expect(max_norm >= 0, "clip_grad_norm", "a number ≥ 0", error=ValueError, max_norm=max_norm)
     given = tensors_of("clip_grad_norm", params)

@@ -181,7 +181,7 @@ class _Recurrent(Layer):
         """(length, batch, input_size) → (length, batch, directions·hidden_size), the last state.
 
         batch_first: (batch, length, …) instead. The batch dimension may be missing. A state is
-        (num_layers ·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not
+        (num_layers·directions, batch, hidden_size), for an LSTM a pair of these; zeros if not
         given.
         """
         n = self.input_size

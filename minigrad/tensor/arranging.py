@@ -353,7 +353,7 @@ class Arranging(Composed):
         return axis, places.expand(shape), values.expand(shape)
 
     def index_select(self, dim: int, index: Core) -> Self:
-        """The elements at a vector of indices along dim.
+        """The elements at a vector of indices along dim; BoundsError unless in 0 … extent − 1.
 
         >>> Tensor([[1, 2], [3, 4]]).index_select(1, Tensor([1])).tolist()
         [[2], [4]]
@@ -364,6 +364,8 @@ class Arranging(Composed):
     def index_add(self, dim: int, index: Core, source: Core, *, alpha: Scalar = 1) -> Self:
         """self with alpha·source added at index along dim; equal indices add up.
 
+        BoundsError for an index that is not in 0 … extent − 1, DTypeError for floats in integers.
+
         >>> Tensor([1, 1]).index_add(0, Tensor([1, 1]), Tensor([2, 3])).tolist()
         [1, 6]
         """
@@ -373,13 +375,17 @@ class Arranging(Composed):
     def index_copy(self, dim: int, index: Core, source: Core) -> Self:
         """self with source written at index along dim; for equal indices the last wins.
 
+        Errors as for `index_add`.
+
         >>> Tensor([1, 1]).index_copy(0, Tensor([1]), Tensor([5])).tolist()
         [1, 5]
         """
         return self._scatter("index_copy", *self._lines("index_copy", dim, index, source))
 
     def index_fill(self, dim: int, index: Core, value: Any) -> Self:
-        """self with one value written at index along dim.
+        """self with one value, cast to its dtype, written at index along dim.
+
+        BoundsError as for `index_add`.
 
         >>> Tensor([1, 1]).index_fill(0, Tensor([1]), 5).tolist()
         [1, 5]

@@ -36,8 +36,8 @@ class Backward(Composed):
         """Add d(self)/d(leaf) to the `.grad` of every leaf.
 
         Leaves are the tensors with requires_grad=True; if self depends on none, all float leaves
-        whose requires_grad is not False. self must have one element, unless `gradient` (its own) is
-        given.
+        whose requires_grad is not False. self must have one element (GradientError), unless
+        `gradient` (its own) is given.
 
         >>> x = Tensor(3.0)
         >>> _ = x.square().backward()

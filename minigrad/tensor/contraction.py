@@ -32,7 +32,8 @@ class Contraction(Methods):
     def matmul(self, other: Any, dtype: DTypeLike = None) -> Self:
         """Matrix product by numpy's rules: batch dimensions broadcast, vectors are rows or columns.
 
-        (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`.
+        (…, m, k) · (…, k, n) → (…, m, n) in the promoted dtype, or in `dtype`; ShapeError if k or
+        the batch dimensions differ.
 
         >>> Tensor([[1, 2]]).matmul(Tensor([[3], [4]])).tolist()
         [[11]]
@@ -100,7 +101,8 @@ class Contraction(Methods):
     def einsum(equation: str, *operands: Any) -> Any:
         """Sum of products by names of dimensions: "bij,bjk->bik"; "…" stands for batch dimensions.
 
-        Without "->", the result has the names that occur once, in alphabetical order.
+        Without "->", the result has the names that occur once, in alphabetical order. ShapeError if
+        names and dimensions do not fit.
 
         >>> Tensor.einsum("i,j->ij", Tensor([1, 2]), Tensor([3, 4])).tolist()
         [[3, 4], [6, 8]]

@@ -73,6 +73,7 @@ class Convolution(Composed):
         number; one per spatial dimension; PyTorch's flat list (left, right, top, bottom, …); one
         pair per dimension; "valid" (none) or "same" (the result has x's extents; stride 1). Half
         floats are multiplied and added in float32. Result: (b, out, *space′) in the common dtype.
+        ShapeError if channels and groups do not fit, or the kernel is larger than padded x.
 
         Plain 3 × 3 convolutions of float32 and float64 between enough channels (64, say) multiply
         sums of pixels by sums of weights: 16 products instead of 36 (`winograd.py`). Their rounding
@@ -156,7 +157,8 @@ class Convolution(Composed):
 
         It is the gradient of `conv2d` with the same options. padding: how much is cut off on each
         side, in the forms that conv2d takes ("valid" too). output_padding (one number, or one per
-        dimension): elements added at the end of each dimension, fewer than stride or dilation.
+        dimension): elements added at the end of each dimension, fewer than stride or dilation
+        (else ShapeError).
 
         >>> Tensor.ones(1, 3, 8, 8).conv_transpose2d(Tensor.ones(3, 4, 3, 3)).shape
         (1, 4, 10, 10)
@@ -233,7 +235,7 @@ class Convolution(Composed):
 
         padding as for `conv2d`; its zeros count unless count_include_pad is False. ceil_mode: the
         last window may reach beyond the end if it begins inside; elements beyond the end never
-        count.
+        count. ShapeError if a window is larger than padded self, or padding than half of a window.
 
         >>> Tensor.ones(1, 1, 4, 4).avg_pool2d(2).tolist()
         [[[[1.0, 1.0], [1.0, 1.0]]]]

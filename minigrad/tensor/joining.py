@@ -25,9 +25,9 @@ class Joining(Methods):
     __slots__ = ()
 
     def cat(self, *others: Any, dim: Axis = None, axis: Axis = None) -> Self:
-        """Tensors joined along `dim` (default 0); their other extents must be equal.
+        """Tensors joined along `dim` (default 0), in the promoted dtype.
 
-        Also `Tensor.cat([a, b], 1)`.
+        Also `Tensor.cat([a, b], 1)`. ShapeError unless their other extents are equal.
         """
         tensors, along = _joined_along("cat", self, others, dim, axis)
         first: Self = tensors[0]

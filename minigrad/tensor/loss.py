@@ -43,7 +43,7 @@ class Loss(Composed):
         target: integers in the logits' shape without the classes, or probabilities in their shape.
         axis: the dimension of the classes, required if the shapes fit both forms, such as (8, 5, 5)
         with integers (8, 5). Targets equal to ignore_index do not count; BoundsError if another is
-        not a class. Computed in at least float32.
+        not a class. reduction: "mean", "sum" or "none". Computed in at least float32.
 
         >>> round(Tensor([[0.0, 0.0]]).cross_entropy(Tensor([1])).item(), 4)
         0.6931
@@ -97,7 +97,7 @@ class Loss(Composed):
         self, target: Core, ignore_index: int = -1, label_smoothing: Scalar = 0.0,
         reduction: str = "mean",
     ) -> Self:  # fmt: skip
-        """`cross_entropy` of logits (…, classes) and integer targets (…).
+        """`cross_entropy` of logits (…, classes) and integer targets (…); −1 does not count.
 
         >>> round(Tensor([[0.0, 0.0]]).sparse_categorical_crossentropy(Tensor([1])).item(), 4)
         0.6931
@@ -157,8 +157,9 @@ class Loss(Composed):
     ) -> Self:  # fmt: skip
         """−self[…, target], for log probabilities (…, classes); weight: one factor per class.
 
-        (batch, classes, …) and axis as for `cross_entropy`. Targets equal to ignore_index do not
-        count; BoundsError if another is not a class. Computed in at least float32.
+        (batch, classes, …), axis and reduction as for `cross_entropy`. Targets equal to
+        ignore_index do not count; BoundsError if another is not a class. With weights, a mean is
+        divided by the sum of their factors. Computed in at least float32.
 
         >>> Tensor([[-1.0, -2.0]]).nll_loss(Tensor([1])).item()
         2.0
@@ -179,7 +180,9 @@ class Loss(Composed):
         return x - y
 
     def mse_loss(self, target: Core, reduction: str = "mean") -> Self:
-        """(self − target)² in floats; the shapes must be equal.
+        """(self − target)² in floats, reduced by "mean", "sum" or "none".
+
+        ShapeError unless the shapes are equal.
 
         >>> Tensor([1.0]).mse_loss(Tensor([3.0])).item()
         4.0
@@ -190,7 +193,8 @@ class Loss(Composed):
         """−(t·log p + (1 − t)·log(1 − p)) of probabilities p; logarithms are at least −100.
 
         The derivative is (p − t)/max(p·(1 − p), 10⁻¹²), as in PyTorch. Computed in at least
-        float32. DomainError if p or t is not in 0 … 1, raised when the loss is computed.
+        float32. reduction: "mean", "sum" or "none". ShapeError unless the shapes are equal;
+        DomainError if p or t is not in 0 … 1, raised when the loss is computed.
 
         >>> round(Tensor([0.5]).binary_crossentropy(Tensor([1.0])).item(), 4)
         0.6931
@@ -209,7 +213,7 @@ class Loss(Composed):
     ) -> Self:
         """`binary_crossentropy` of sigmoid(self), without overflow.
 
-        pos_weight: a factor of −t·log p, broadcast to self's shape.
+        pos_weight: a factor of −t·log p, broadcast to self's shape. Targets need not be in 0 … 1.
 
         >>> round(Tensor([0.0]).binary_crossentropy_logits(Tensor([1.0])).item(), 4)
         0.6931

@@ -221,6 +221,8 @@ class Random(Methods):
     ) -> Self:  # fmt: skip
         """Integers in low … high − 1; int32, or int64 if they do not fit, unless dtype is given.
 
+        ValueError unless 0 < high − low ≤ 2³², DTypeError for a dtype of floats.
+
         >>> Tensor.randint(4, low=3, high=4).tolist()
         [3, 3, 3, 3]
         """
@@ -354,6 +356,8 @@ class Random(Methods):
 
     def dropout(self, p: Scalar = 0.5) -> Self:
         """In training, each element set to 0 with probability p, and divided by 1 − p otherwise.
+
+        Outside of it (see `train`), self. ValueError unless p is in 0 … 1.
 
         >>> Tensor([1.0, 2.0]).dropout(0.5).tolist()
         [1.0, 2.0]

@@ -67,6 +67,8 @@ class Reduce(Methods):
     def max(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The largest element; NaN wins. Equal ones share the gradient. Given a tensor: `maximum`.
 
+        ShapeError if there are no elements.
+
         >>> Tensor([[1, 5], [3, 2]]).max(1).tolist()
         [5, 3]
         """
@@ -78,6 +80,8 @@ class Reduce(Methods):
 
     def min(self, axis: Axes | Core = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """The smallest element; NaN wins. Equal ones share the gradient. Given a tensor: `minimum`.
+
+        ShapeError if there are no elements.
 
         >>> Tensor([[1, 5], [3, 2]]).min(1).tolist()
         [1, 2]
@@ -258,7 +262,7 @@ class Reduce(Methods):
         return result.sum(axis, keepdim).cast(self._float_dtype())  # sums of one element each
 
     def softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
-        """eˣ / Σ eˣ along an axis; half floats are computed in float32.
+        """eˣ / Σ eˣ along an axis, by default the last; half floats are computed in float32.
 
         >>> Tensor([0.0, 0.0]).softmax().tolist()
         [0.5, 0.5]
@@ -270,7 +274,7 @@ class Reduce(Methods):
         return shares.cast(result)
 
     def log_softmax(self, axis: int = -1, dtype: DTypeLike = None, *, dim: Axis = None) -> Self:
-        """log of `softmax`, accurate where softmax underflows.
+        """log of `softmax`, along the last axis by default; accurate where softmax underflows.
 
         >>> Tensor([3.0]).log_softmax().tolist()
         [0.0]
@@ -383,7 +387,7 @@ class Reduce(Methods):
         """The k largest (or smallest) elements and their positions (int32), best first.
 
         Of equal elements the earlier ones are taken; NaN counts as the largest. sorted=False has no
-        effect: the result is sorted anyway.
+        effect: the result is sorted anyway. ShapeError unless k is in 0 … extent.
 
         >>> [x.tolist() for x in Tensor([3, 1, 2]).topk(2)]
         [[3, 2], [0, 2]]

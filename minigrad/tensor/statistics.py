@@ -84,7 +84,9 @@ class Statistics(Composed):
     # --- ranks ------------------------------------------------------------------------------------
 
     def kthvalue(self, k: int, dim: int = -1, keepdim: bool = False) -> Found[Self]:
-        """The k-th smallest elements along dim (k ≥ 1), and their positions.
+        """The k-th smallest elements along dim, and their positions (int32).
+
+        ShapeError unless k is in 1 … extent.
 
         >>> [x.item() for x in Tensor([3, 1, 2]).kthvalue(2)]
         [2, 2]
@@ -127,7 +129,7 @@ class Statistics(Composed):
 
         q: a number in 0 … 1, or a vector of them, which adds a first dimension to the result.
         interpolation between the two nearest elements: linear, lower, higher, midpoint or nearest.
-        NaN wins.
+        NaN wins. Floats only (DTypeError).
 
         >>> Tensor([1.0, 2.0, 4.0]).quantile(0.75).item()
         3.0
@@ -400,7 +402,8 @@ class Statistics(Composed):
 
         self is (categories,), or (rows, categories) to draw for each row. Weights are finite, ≥ 0
         and not all 0 in a row (DomainError, raised when they are computed). Without replacement no
-        category is drawn twice, and one of weight 0 only if no others are left.
+        category is drawn twice (ValueError if there are too few), and one of weight 0 only if no
+        others are left.
 
         >>> Tensor([0.0, 1.0]).multinomial().tolist()
         [1]

@@ -80,7 +80,7 @@ def peak_flops(runtime: Any, seconds: float = 0.02) -> float:
     import numpy as np
     import pyopencl as cl
 
-    queue, best = runtime.timed_queue(), 0.0
+    queue, best = runtime.timed_queue, 0.0
     on_cpu = is_cpu(runtime.device)
     items = runtime.device.max_compute_units * (64 if on_cpu else 2048)
     out = cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, items * 64)
@@ -104,7 +104,7 @@ def peak_bandwidth(runtime: Any, nbytes: int) -> float:
     import numpy as np
     import pyopencl as cl
 
-    queue, on_cpu = runtime.timed_queue(), is_cpu(runtime.device)
+    queue, on_cpu = runtime.timed_queue, is_cpu(runtime.device)
     buffers = [cl.Buffer(runtime.context, cl.mem_flags.READ_WRITE, nbytes) for _ in range(2)]
     for buffer in buffers:
         cl.enqueue_fill_buffer(queue, buffer, np.float32(1), 0, nbytes)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from bench import opencl_limits
 from devices import REFERENCE
 from opencl.agreement import agree, node, numbers, values
 
 from minigrad import Tensor, dtypes
+from minigrad.device import Device
 from minigrad.graph import build
 from minigrad.runtimes.reference import numpy_dtype
 
@@ -125,3 +127,13 @@ def test_what_is_chosen_behind_a_product(device, dtype):
 
     arrays = numbers(64, 16, dtype=dtype), numbers(16, 32, dtype=dtype)
     agree(chosen, device, *arrays, tolerance=5e-3 if dtype == "float16" else 1e-6)
+
+
+# ---- the limits that benchmarks compare with ----
+
+
+def test_the_limits_of_a_device_are_measured(first):
+    """`python -m tests.bench.opencl_limits`, briefly; `bench.gpu` divides by them."""
+    runtime = Device[first]
+    assert opencl_limits.peak_flops(runtime, seconds=1e-5) > 0
+    assert opencl_limits.peak_bandwidth(runtime, 1 << 20) > 0

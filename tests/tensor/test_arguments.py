@@ -39,7 +39,8 @@ ALLOWED["float"], ALLOWED["Integer"] = ALLOWED["Scalar"], ALLOWED["int"]
 def functions() -> Iterator[tuple[str, Any]]:
     """All public functions, methods and layers, by the names that users write."""
     for title, place in docs.places().items():
-        for name in docs.public_names(place) if title != "minigrad" else ():
+        unlike = title in ("minigrad", "nn.optim.Optimizer")  # methods of an optimizer need one
+        for name in docs.public_names(place) if not unlike else ():
             value = getattr(place, name)
             if inspect.isclass(value) and title != "nn":
                 continue
