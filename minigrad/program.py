@@ -42,7 +42,7 @@ from minigrad.graph.node import (
     is_symbolic,
     needed,
     needed_among,
-    own_buffer,
+    own_node,
     picked,
 )
 from minigrad.graph.rewrite import replaced
@@ -287,7 +287,7 @@ def _run(
         form = form_of(root.dtype, root.shape, root.device)
         memory = Buffer(root.device, root.dtype, form.size)
         fresh.append(memory)
-        made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
+        made[root] = own_node(BUFFER, root.dtype, root.shape, (), memory, root.device, form)
     if len(fresh) < len(made) and COLLECTIVE not in [node.op for node in call.order]:
         hold()  # a write is made once
     _launch(call, program, fresh, [*made.values()], values, failures)

@@ -23,7 +23,9 @@ from minigrad.graph.node import (
     Shape,
     device_of,
     is_symbolic,
+    is_watched,
     make,
+    own_node,
 )
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
@@ -368,7 +370,7 @@ def contiguous(x: Node) -> Node:
 
 
 def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
-    """`value`, stored in the memory of the BUFFER `target`.
+    """`value`, stored in the memory of the BUFFER `target`. Each write is a node of its own.
 
     row: the first row to write; other rows stay. The program must not read the rows it writes.
     """
@@ -379,7 +381,8 @@ def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
         given = (f"{x.shape} {x.dtype.name}" for x in (value, target))
         raise misfit("assign", "equal shapes and dtypes", *given)
     src = (target, value)
-    return make(ASSIGN, value.dtype, value.shape, src, row, device_of("assign", src))
+    maker = make if is_watched() else own_node
+    return maker(ASSIGN, value.dtype, value.shape, src, row, device_of("assign", src))
 
 
 def copy(x: Node, device: str) -> Node:

@@ -149,11 +149,7 @@ def unshared(node: Node) -> Node:
     """Another node with the same fields. What is made of it is not what is made of the first."""
     if is_watched():  # a page that explains a step shows equal nodes once
         return node
-    other = Node()
-    other.op, other.dtype, other.shape = node.op, node.dtype, node.shape
-    other.src, other.arg, other.device = node.src, node.arg, node.device
-    other.form, other.age = node.form, next(ages)
-    return other
+    return own_node(node.op, node.dtype, node.shape, node.src, node.arg, node.device, node.form)
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
@@ -248,11 +244,14 @@ def device_of(what: Op | str, src: Sequence[Node]) -> str:
     return device
 
 
-def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
-    """A BUFFER node for new memory, which no other node can have; skips the table of nodes."""
+def own_node(
+    op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str,
+    form: Form | None = None,
+) -> Node:  # fmt: skip
+    """A node that no other is to be, such as one of new memory; skips the table of nodes."""
     node = Node()
-    node.op, node.dtype, node.shape = BUFFER, dtype, shape
-    node.src, node.arg, node.device, node.form = (), memory, device, form
+    node.op, node.dtype, node.shape = op, dtype, shape
+    node.src, node.arg, node.device, node.form = src, arg, device, form
     node.age = next(ages)
     return node
 
@@ -322,7 +321,7 @@ def needed_among(order: Sequence[Node], roots: Collection[Node]) -> Sequence[Nod
     for node in order:
         if not unread:
             return order  # true of most graphs: no walk
-        unread.difference_update(value_src(node))
+        unread.difference_update(node.src[:1] if node.op is CUSTOM else node.src)
     return below_among(order, roots, value_src) if unread else order
 
 

@@ -21,7 +21,7 @@ from minigrad.graph.node import (
     device_of,
     form_of,
     make,
-    own_buffer,
+    own_node,
     target_of,
 )
 from minigrad.graph.shapes import numel
@@ -588,4 +588,4 @@ def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: s
 def _buffer_node(memory: Buffer, shape: Sequence[int]) -> Node:
     """The node of a buffer that no other node refers to."""
     known, dtype, device = tuple(shape), memory.dtype, memory.device
-    return own_buffer(memory, dtype, known, device, form_of(dtype, known, device))
+    return own_node(BUFFER, dtype, known, (), memory, device, form_of(dtype, known, device))

@@ -26,7 +26,6 @@ from minigrad.graph.node import (
     make,
     picked,
     reading,
-    target_of,
     topological,
 )
 from minigrad.graph.operations import MOVEMENT
@@ -159,7 +158,7 @@ def rewritten(order: Sequence[Node]) -> dict[Node, list[Holder]]:
     """Nodes that were a leaf's value before a write to it that still waits → the leaves."""
     older: dict[Node, list[Holder]] = {}
     for node in picked(order, _MEMORY) if pending else ():
-        write = _write_to(target_of(node))
+        write = _write_to(node if node.op is BUFFER else node.src[0])
         if write is not None and write is not node:
             leaves = [holder for holder in holders(write) if holder._requires_grad]
             if leaves:
@@ -266,7 +265,7 @@ class Plan:
                     owner = companion.ours()
                     if owner is not None and owner.raw.op is ASSIGN:
                         self.roots.setdefault(owner.raw)
-            elif is_waiting(node):
+            elif _write_to(node.src[0]) is node:
                 self.waits[node.src[0]] = node
                 self.roots.setdefault(node)
             else:
