@@ -282,7 +282,7 @@ class CpuProgram:
         )  # fmt: skip
 
     def _walk(self) -> None:
-        level, record = thread.values["DEBUG"], timeline.record
+        level, record = flag("DEBUG"), timeline.record
         if level < 1 and record is None:
             self._run(self._base, len(self.kernels), self.scratch_bytes)
             return

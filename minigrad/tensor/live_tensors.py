@@ -103,11 +103,11 @@ class _Clock:
     """Counters of events: as long as a number is the same, its event has not happened.
 
     lazies: a tensor became lazy. ended: a program ended, with other tensors still lazy; it is an
-    age, which such tensors are older than.
+    age, which such tensors are older than. fresh: at least how many lazy tensors are younger.
     """
 
     # Of an instance: setting an attribute of a class slows down all uses of the class.
-    lazies = ended = 0
+    lazies = ended = fresh = 0
 
 
 clock = _Clock()
@@ -121,8 +121,9 @@ def file(holder: Holder, node: Node) -> None:
     if filed is not link:
         _join(number, filed, link)
     if node.op is not BUFFER or holder._origin is not None:
-        _lazy[id(link)] = link
         link.filed = next(ages)
+        clock.fresh += 1
+        _lazy[id(link)] = link
         clock.lazies += 1
     elif filed is not link and _several(number):
         shared.add(number)
@@ -160,7 +161,8 @@ def _unfile(link: Link) -> None:
             del by_node[number]
         if number in shared and not _several(number):
             shared.discard(number)
-    _lazy.pop(id(link), None)
+    if _lazy.pop(id(link), None) is not None and link.filed >= clock.ended:
+        clock.fresh -= 1
 
 
 def _links(number: int) -> list[Link]:

@@ -568,7 +568,9 @@ class Plan:
     def _replace_in_others(self, made: dict[Node, Node]) -> None:
         """Let lazy tensors depend on what was computed, and note which of them are new."""
         ages_of = [copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-        lazy = lazy_since(min([clock.ended, *ages_of]))
+        since = min([clock.ended, *ages_of])
+        # most often none, but removed ones would have to be skipped one by one to find out
+        lazy = lazy_since(since) if clock.fresh or since < clock.ended else []
         if lazy:
             lazy, oldest = not_captured(lazy), min(ages_of, default=clock.ended)
             depend = self._replace_writes([h for h in lazy if h.raw.age >= oldest], made)
@@ -578,7 +580,7 @@ class Plan:
             for holder in lazy:
                 if holder.raw.age >= clock.ended and holder.raw.op is not BUFFER:
                     states.put(id(holder.raw), holder.raw)
-            clock.ended = next(ages)
+            clock.ended, clock.fresh = next(ages), 0
 
     def _not_kept(self) -> list[Node]:
         """Nodes that are computed but not kept, though a tensor stands for them, or did before.
