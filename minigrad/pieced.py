@@ -15,7 +15,7 @@ from minigrad.dtype import DType
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, same
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, grouped, in_order, make
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, grouped, make, topological
 from minigrad.graph.pieces import pieces
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -120,7 +120,7 @@ def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
     made = _Pieces(call.rewritten(remake, ()), len(call.inputs), find)
     level: dict[Node, int] = {}
     others = {*made.roots}  # what is read not only by these RESHAPEs
-    for node in in_order(made.roots, None):
+    for node in topological(made.roots):
         level[node] = max([level[source] for source in node.src], default=0) + (node in at)
         others.update(() if node in at else node.src)
     for number in range(1, max(level.values()) + 1):

@@ -29,10 +29,10 @@ from minigrad.graph.build import buffer, cast
 from minigrad.graph.canonical import Canonical, Graph, canonicalize, numbers_of
 from minigrad.graph.loop import STAGED, StepsInMemory, read_of, stages_of, written
 from minigrad.graph.node import (
+    ASSIGN,
     BUFFER,
     COLLECTIVE,
     CONST,
-    OPS,
     RESHAPE,
     Node,
     Op,
@@ -42,7 +42,7 @@ from minigrad.graph.node import (
     is_symbolic,
     needed,
     needed_among,
-    own_buffer,
+    own_node,
     picked,
 )
 from minigrad.graph.rewrite import replaced
@@ -156,7 +156,7 @@ def realize(
         return [*_run(*found, failures).values()]
     if order is None:
         order = needed(roots)
-    operations = _PREPARED.intersection(map(OPS, order))
+    operations = {node.op for node in order} & _PREPARED
     if operations:
         if Op.CAT in operations and recording.calls is None:  # no step is captured
             given, roots = list(roots), _with_joins(roots, order, failures)
@@ -183,7 +183,7 @@ def known_program(roots: Sequence[Node], order: Sequence[Node]) -> Found | None:
 
     order: `topological(roots)`.
     """
-    operations, devices = {*map(OPS, order)}, {root.device for root in roots}
+    operations, devices = {node.op for node in order}, {root.device for root in roots}
     if len(devices) > 1 or not devices.isdisjoint(meshes) or Op.COPY in operations:
         return None
     order = needed_among(order, roots) if Op.CUSTOM in operations else order
@@ -241,7 +241,7 @@ def _joined(
         memory = Buffer(node.device, given[0].dtype, numel(node.shape))
         memory.join([(source.arg, start, numel(x.shape))
                      for (source, start), x in zip(places, given, strict=True)])  # fmt: skip
-    elif {*map(OPS, pieces)} == {CONST}:
+    elif all(x.op is CONST for x in pieces):
         memory = Buffer(node.device, node.dtype, numel(node.shape))
         memory.copy_in(b"".join(number_bytes(x.arg, x.dtype) * numel(x.shape) for x in pieces))
     else:
@@ -280,15 +280,15 @@ def _run(
     """
     fresh: list[Buffer] = []
     made: dict[Node, Node] = {}
-    for root, target in zip(call.roots, call.targets, strict=True):
-        if target >= len(call.inputs):
-            form = form_of(root.dtype, root.shape, root.device)
-            memory = Buffer(root.device, root.dtype, form.size)
-            fresh.append(memory)
-            made[root] = own_buffer(memory, root.dtype, root.shape, root.device, form)
-        else:  # written in place
+    for root in call.roots:
+        if root.op is ASSIGN:  # written in place
             made[root] = root.src[0]
-    if len(fresh) < len(made) and COLLECTIVE not in map(OPS, call.order):
+            continue
+        form = form_of(root.dtype, root.shape, root.device)
+        memory = Buffer(root.device, root.dtype, form.size)
+        fresh.append(memory)
+        made[root] = own_node(BUFFER, root.dtype, root.shape, (), memory, root.device, form)
+    if len(fresh) < len(made) and COLLECTIVE not in [node.op for node in call.order]:
         hold()  # a write is made once
     _launch(call, program, fresh, [*made.values()], values, failures)
     return made

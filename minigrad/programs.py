@@ -16,7 +16,7 @@ from minigrad.errors import CompileError
 from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize, merging
-from minigrad.graph.node import ASSIGN, COLLECTIVE, OPS, Op
+from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
@@ -244,7 +244,7 @@ class Programs:
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
         may_pad = may_pad and not often
         part = partial(self.find, compile=compile, may_pad=may_pad)
-        operations, device = {*map(OPS, call.order)}, call.roots[0].device
+        operations, device = {node.op for node in call.order}, call.roots[0].device
         loops = Op.LOOP in operations
         if loops:
             compile = partial(in_stages, inputs=len(call.inputs), find=part, final=not may_pad)

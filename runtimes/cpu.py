@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
+from operator import itemgetter
 
 from minigrad.device import Buffer, Call, Replay, Rows, Runtime
 from minigrad.dtype import DType, number_of
@@ -160,8 +161,9 @@ class CpuProgram:
         self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
         # where the arguments come from, of all kernels in one list
         self.sources = [source for one in plan.sources for source in one]
-        plain = all(kind == "slot" for kind, _ in self.sources)  # as in eager operations
-        self._slots = [int(where) for _, where in self.sources] if plain else []
+        # of buffers only, as in eager operations: takes the arguments out of all addresses
+        plain = len(self.sources) > 1 and all(kind == "slot" for kind, _ in self.sources)
+        self._slots = itemgetter(*[where for _, where in self.sources]) if plain else None
         starts = [0, *accumulate(map(len, plan.sources))]
         self.exchanges = Exchanges(device, self.pool)
         # for each kernel: address, iterations, those of a chunk, index of its first argument, flags
@@ -215,7 +217,7 @@ class CpuProgram:
         held, taken = self._memory(variables) if self._held else NOTHING
         try:
             addresses = [buffer.handle or buffer.memory for buffer in buffers]
-            words = [addresses[where] for where in self._slots] if self._slots else [
+            words = self._slots(addresses) if self._slots is not None else [
                 addresses[where] if kind == "slot"
                 else held[where] if kind == "held"
                 else where if kind == "number"

@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from functools import reduce
 from itertools import chain, groupby
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
-from minigrad.graph.node import INDEX, SOURCES, Node, Op, beneath, grouped, picked, topological
+from minigrad.graph.node import INDEX, Node, Op, beneath, grouped, picked, topological
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
@@ -163,7 +163,7 @@ def _heads(
             yield node, list(node.src)
     if max(depth.values(), default=0) < MANY:
         return
-    uses = Counter(chain(roots, chain.from_iterable(map(SOURCES, order))))
+    uses = Counter(chain(roots, *[node.src for node in order]))
     inner = {s for node in depth for s in node.src if s in depth and uses[s] == 1}
     for head in depth:
         if head not in inner and depth[head] >= MANY:
@@ -196,14 +196,10 @@ def _form(node: Node) -> Any:
     return node.op, node.dtype, node.shape, node.device, len(node.src)
 
 
-# For many nodes, without a Python call for each.
-_OWN = attrgetter("op", "dtype", "shape")
-
-
 def _are_alike(nodes: Sequence[Node]) -> bool:
     """Whether all nodes have one form."""
-    own = list(map(_OWN, nodes))
-    return own.count(own[0]) == len(own) and len(set(map(len, map(SOURCES, nodes)))) == 1
+    own = [(node.op, node.dtype, node.shape, len(node.src)) for node in nodes]
+    return own.count(own[0]) == len(own)
 
 
 def _is_large(node: Node) -> bool:
@@ -304,7 +300,7 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
         elif one.op is not Op.SHRINK and [node.arg for node in nodes].count(one.arg) < count:
             return None
         else:
-            stack += zip(*map(SOURCES, nodes), strict=True)
+            stack += zip(*[node.src for node in nodes], strict=True)
     if is_leaf(first) or first in same:
         return None
     given = same | new.keys()

@@ -13,7 +13,20 @@ from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import DTypeError, ShapeError, misfit
-from minigrad.graph.node import CONST, EXPAND, RESHAPE, Node, Shape, device_of, is_symbolic, make
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    EXPAND,
+    RESHAPE,
+    Node,
+    Shape,
+    device_of,
+    is_symbolic,
+    is_watched,
+    make,
+    own_node,
+)
 from minigrad.graph.node import bitcast as bitcast
 from minigrad.graph.node import cast as cast
 from minigrad.graph.node import const as const
@@ -351,24 +364,25 @@ def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
 
 def contiguous(x: Node) -> Node:
     """x, stored in a buffer of its own."""
-    if x.op in (Op.BUFFER, Op.CONTIGUOUS, Op.ASSIGN):
+    if x.op in (BUFFER, Op.CONTIGUOUS, ASSIGN):
         return x
     return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
 
 
 def assign(target: Node, value: Node, row: Integer | None = None) -> Node:
-    """`value`, stored in the memory of the BUFFER `target`.
+    """`value`, stored in the memory of the BUFFER `target`. Each write is a node of its own.
 
     row: the first row to write; other rows stay. The program must not read the rows it writes.
     """
-    if target.op is not Op.BUFFER:
+    if target.op is not BUFFER:
         raise ValueError(f"assign: expected a BUFFER as target, got {target.op.name}")
     start = 0 if row is None else 1
     if target.shape[start:] != value.shape[start:] or target.dtype is not value.dtype:
         given = (f"{x.shape} {x.dtype.name}" for x in (value, target))
         raise misfit("assign", "equal shapes and dtypes", *given)
     src = (target, value)
-    return make(Op.ASSIGN, value.dtype, value.shape, src, row, device_of("assign", src))
+    maker = make if is_watched() else own_node
+    return maker(ASSIGN, value.dtype, value.shape, src, row, device_of("assign", src))
 
 
 def copy(x: Node, device: str) -> Node:

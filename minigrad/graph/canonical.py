@@ -281,18 +281,18 @@ def canonicalize(
             rows.append(number[source])
     if not _SYMBOLIC.isdisjoint(map(type, cells)):
         cells = [cell if isinstance(cell, bytes) else unbind(cell, values) for cell in cells]
-    targets = []
+    wanted, targets = [], []
     new = len(inputs)  # slots of results follow those of inputs
     for root in roots:
+        wanted.append(number[root])
         if root.op is ASSIGN:  # in place
             targets.append(inputs[root.src[0].arg])
         else:
             targets.append(new)
             new += 1
-    wanted = tuple([number[root] for root in roots])
     device = roots[0].device
     layouts = tuple(x.memory.layout for x in inputs) if device in meshes else ()
-    structure = (tuple(rows), wanted, tuple(targets), device, layouts)
+    structure = (tuple(rows), tuple(wanted), tuple(targets), device, layouts)
     return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
         tuple(checks), layouts, instead,

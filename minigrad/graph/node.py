@@ -11,8 +11,6 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Sequence, Set
-from itertools import compress
-from operator import attrgetter, not_
 from typing import Any, TypeVar
 
 from minigrad.dtype import DType, convert, dtypes
@@ -101,11 +99,6 @@ BUFFER, CONST, ASSIGN, WHERE = Op.BUFFER, Op.CONST, Op.ASSIGN, Op.WHERE
 CUSTOM, CHECK, RESHAPE, EXPAND = Op.CUSTOM, Op.CHECK, Op.RESHAPE, Op.EXPAND
 COLLECTIVE = Op.COLLECTIVE
 
-# For all nodes of a graph at once, with `map` instead of a Python loop.
-OPS: Callable[[Node], Op] = attrgetter("op")
-DEVICES: Callable[[Node], str] = attrgetter("device")
-SOURCES: Callable[[Node], tuple[Node, ...]] = attrgetter("src")
-
 ages = itertools.count()
 _interned: Interned[Node] = Interned()
 _forms: Interned[Form] = Interned()
@@ -130,9 +123,9 @@ def make(op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, de
     return node
 
 
-# A node without its sources, a function that takes them out of a list of nodes, and whether it is
-# looked up if there is an equal node.
-Plain = tuple[Op, DType, Shape, Callable[[list[Node]], tuple[Node, ...]], Any, str, bool]
+# A node without its sources, a function that takes them out of a list of nodes, whether that is one
+# source alone, not in a tuple, and whether it is looked up if there is an equal node.
+Plain = tuple[Op, DType, Shape, Callable[[list[Node]], Any], bool, Any, str, bool]
 
 
 def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
@@ -142,8 +135,8 @@ def make_all(steps: Iterable[Plain], values: list[Node]) -> None:
     if their creation is being recorded.
     """
     append, settle, new, watched = values.append, _interned.settle, Node, is_watched()
-    for op, dtype, shape, sources_of, arg, device, shared in steps:
-        src = sources_of(values)
+    for op, dtype, shape, sources_of, alone, arg, device, shared in steps:
+        src = (sources_of(values),) if alone else sources_of(values)
         node = new()
         node.op, node.dtype, node.shape = op, dtype, shape
         node.src, node.arg, node.device = src, arg, device
@@ -156,11 +149,7 @@ def unshared(node: Node) -> Node:
     """Another node with the same fields. What is made of it is not what is made of the first."""
     if is_watched():  # a page that explains a step shows equal nodes once
         return node
-    other = Node()
-    other.op, other.dtype, other.shape = node.op, node.dtype, node.shape
-    other.src, other.arg, other.device = node.src, node.arg, node.device
-    other.form, other.age = node.form, next(ages)
-    return other
+    return own_node(node.op, node.dtype, node.shape, node.src, node.arg, node.device, node.form)
 
 
 def number_key(value: Number, dtype: DType) -> bytes | int:
@@ -171,9 +160,9 @@ def number_key(value: Number, dtype: DType) -> bytes | int:
     return struct.pack("<d", value) if dtype.is_float else int(value)
 
 
-def picked(order: Collection[Node], ops: Container[Op]) -> Iterator[Node]:
+def picked(order: Iterable[Node], ops: Container[Op]) -> list[Node]:
     """The nodes of an order whose operation is one of `ops`."""
-    return compress(order, map(ops.__contains__, map(OPS, order)))
+    return [node for node in order if node.op in ops]
 
 
 def target_of(node: Node) -> Node:
@@ -255,22 +244,26 @@ def device_of(what: Op | str, src: Sequence[Node]) -> str:
     return device
 
 
-def own_buffer(memory: Any, dtype: DType, shape: Shape, device: str, form: Form) -> Node:
-    """A BUFFER node for new memory, which no other node can have; skips the table of nodes."""
+def own_node(
+    op: Op, dtype: DType, shape: Shape, src: tuple[Node, ...], arg: Any, device: str,
+    form: Form | None = None,
+) -> Node:  # fmt: skip
+    """A node that no other is to be, such as one of new memory; skips the table of nodes."""
     node = Node()
-    node.op, node.dtype, node.shape = BUFFER, dtype, shape
-    node.src, node.arg, node.device, node.form = (), memory, device, form
+    node.op, node.dtype, node.shape = op, dtype, shape
+    node.src, node.arg, node.device, node.form = src, arg, device, form
     node.age = next(ages)
     return node
 
 
-def in_order(
-    items: Iterable[T], below: Callable[[T], Sequence[T]] | None, known: Iterable[T] = ()
+def topological(
+    roots: Iterable[T], known: Iterable[T] = (), below: Callable[[T], Sequence[T]] | None = None
 ) -> list[T]:
-    """The items and everything below them, dependencies first, except what is known.
+    """All nodes that the roots need, sources before users, in an order fixed by the graph.
 
-    below: what an item depends on; None for the sources of nodes, without a call for each. It walks
-    depth first, but without recursion, because graphs are deeper than Python's stack.
+    Known nodes, and nodes that only they need, are left out. below: what a node (or another item)
+    needs, if not its sources. It walks depth first, but without recursion, because graphs are
+    deeper than Python's stack.
     """
     order: list[T] = []  # list[T]() would take as long as five nodes
     done = set(known)
@@ -278,7 +271,7 @@ def in_order(
     # from the first item down to here: each item, and the rest of what the one above it depends on
     path: list[tuple[Any, Iterator[T]]] = []
     above: Any = None  # the item whose dependencies are `rest`
-    rest = iter(items)
+    rest = iter(roots)
     while True:
         for item in rest:
             if item not in done:
@@ -304,17 +297,16 @@ def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     return found
 
 
-def topological(roots: Iterable[Node], known: Iterable[Node] = ()) -> list[Node]:
-    """All nodes that the roots need, sources before users, in an order fixed by the graph.
-
-    Known nodes, and nodes that only they need, are left out.
-    """
-    return in_order(roots, None, known)
+def in_order(
+    items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
+) -> list[T]:
+    """The items and everything `below` them, dependencies first, except what is known."""
+    return topological(items, known, below)
 
 
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without nodes that only the gradient rules of CUSTOM nodes need."""
-    return in_order(roots, value_src)
+    return topological(roots, (), value_src)
 
 
 def value_src(node: Node) -> tuple[Node, ...]:
@@ -324,22 +316,25 @@ def value_src(node: Node) -> tuple[Node, ...]:
 
 def needed_among(order: Sequence[Node], roots: Collection[Node]) -> Sequence[Node]:
     """The nodes of a topological order that are `needed`, in a third of the time of `needed`."""
-    unread, custom = {*order}, CUSTOM
-    unread.difference_update(roots, *[n.src[:1] if n.op is custom else n.src for n in order])
-    if not unread:
-        return order  # true of most graphs: no walk
-    return below_among(order, roots, value_src)
+    unread = {source for node in order if node.op is CUSTOM for source in node.src[1:]}
+    unread.difference_update(roots)
+    for node in order:
+        if not unread:
+            return order  # true of most graphs: no walk
+        unread.difference_update(node.src[:1] if node.op is CUSTOM else node.src)
+    return below_among(order, roots, value_src) if unread else order
 
 
 def below_among(
     order: Sequence[Node], roots: Iterable[Node],
-    below: Callable[[Node], tuple[Node, ...]] = SOURCES,
+    below: Callable[[Node], tuple[Node, ...]] | None = None,
 ) -> list[Node]:  # fmt: skip
-    """The nodes of a topological order that the roots need. below: what a node needs."""
+    """The nodes of a topological order that the roots need. below: see `topological`.
+    """
     found = set(roots)
     for node in reversed(order):
         if node in found:
-            found.update(below(node))
+            found.update(node.src if below is None else below(node))
     return [node for node in order if node in found]
 
 
@@ -350,17 +345,18 @@ def beneath(node: Node, ops: Container[Op]) -> Node:
     return node
 
 
-def depending(order: Collection[Node], on: Iterable[Node]) -> set[Node]:
+def depending(order: Iterable[Node], on: Iterable[Node]) -> set[Node]:
     """The nodes of a topological order that depend on some nodes, including these."""
     found = set(on)
-    for node in reading(order, found):
-        found.add(node)
+    for node in order:
+        if not found.isdisjoint(node.src):
+            found.add(node)
     return found
 
 
-def reading(order: Collection[Node], some: Set[Node]) -> Iterator[Node]:
+def reading(order: Iterable[Node], some: Set[Node]) -> Iterator[Node]:
     """The nodes of an order with a source in `some`, which may grow during the iteration."""
-    return compress(order, map(not_, map(some.isdisjoint, map(SOURCES, order))))
+    return (node for node in order if not some.isdisjoint(node.src))
 
 
 def is_symbolic(shape: Shape) -> bool:

@@ -27,7 +27,7 @@ from minigrad.graph.autobatch import (
 )
 from minigrad.graph.axes import row_of
 from minigrad.graph.loop import Looped, Step
-from minigrad.graph.node import DEVICES, OPS, Node, Op, picked, topological
+from minigrad.graph.node import Node, Op, picked, topological
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.sharding import meshes
 from minigrad.graph.template import Derived
@@ -115,12 +115,12 @@ def reroll(
     It is searched for on the device with most nodes. order: `topological(roots)`. kept: nodes that
     something else depends on, which stay apart.
     """
-    nodes = [*picked(order, _NOT_LEAVES)]
-    if len({*map(DEVICES, nodes)}) > 1:
-        ((device, _),) = Counter(map(DEVICES, nodes)).most_common(1)
+    nodes = picked(order, _NOT_LEAVES)
+    if len({node.device for node in nodes}) > 1:
+        ((device, _),) = Counter(node.device for node in nodes).most_common(1)
         nodes = [node for node in nodes if node.device == device]
     nodes.sort(key=attrgetter("age"))
-    if not any(_periods(list(map(OPS, nodes)))):  # most graphs end here
+    if not any(_periods([node.op for node in nodes])):  # most graphs end here
         return list(roots)
     if sum(1 for _ in islice(without_leaves(order), LEAST_NODES)) < LEAST_NODES:
         return list(roots)

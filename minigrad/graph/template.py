@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -58,8 +58,8 @@ class Template:
             if node.op in MOVEMENT and node.src[0] in views:
                 views.add(node)
         self.steps = [
-            (n.op, n.dtype, n.shape, _getter([place[source] for source in n.src]), n.arg, n.device,
-             n in views) for n in inner
+            (n.op, n.dtype, n.shape, itemgetter(*[place[source] for source in n.src]),
+             len(n.src) == 1, n.arg, n.device, n in views) for n in inner
         ]  # fmt: skip
         self.checks = [at for at, node in enumerate(inner) if node.op is CHECK]
         self.places = [None if node is None else place[node] for node in made]
@@ -74,14 +74,6 @@ class Template:
                 steps[at] = (*most, check.but(line=line), device, shared)
         make_all(steps, values)
         return [None if at is None else values[at] for at in self.places]
-
-
-def _getter(places: Sequence[int]) -> Callable[[list[Node]], tuple[Node, ...]]:
-    """A function that takes the values at `places` out of a list, as a tuple."""
-    if len(places) > 1:
-        return itemgetter(*places)
-    (place,) = places
-    return lambda values: (values[place],)
 
 
 class Derived:

@@ -20,7 +20,7 @@ class Given:
     """The memory of a value that is given later, in each step of a loop."""
 
     __slots__ = ("__weakref__",)
-    handle = owner = None  # as in a `Buffer` that was never written
+    handle = owner = steady = None  # as in a `Buffer` that was never written
 
     @property
     def memory(self) -> Any:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from minigrad.graph import build
 from minigrad.graph.autobatch import MANY, stacked
 from minigrad.graph.axes import spread, within
-from minigrad.graph.node import CONST, INDEX, SOURCES, WHERE, Node, Op, const, is_symbolic, picked
+from minigrad.graph.node import CONST, INDEX, WHERE, Node, Op, const, is_symbolic, picked
 from minigrad.graph.symbolic import Integer
 
 _WRITES = frozenset({WHERE})
@@ -141,7 +141,7 @@ def writes_as_one(
     found = [node for node in picked(order, _WRITES) if node.src[0].op is Op.PAD]
     if len(found) <= MANY:
         return list(roots)
-    uses = Counter(chain(roots, chain.from_iterable(map(SOURCES, order))))
+    uses = Counter(chain(roots, *[node.src for node in order]))
     chains: dict[Node, Chain] = {}  # by the node of their last write
     for node in found:
         write = as_write(node, uses)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from minigrad.device import Buffer, Device, Replay, poisoned, refuse, renew, undecided
 from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Form, Node, Op, own_buffer
+from minigrad.graph.node import BUFFER, Form, Node, Op, own_node
 from minigrad.graph.variable import rebind
 from minigrad.jit.outside import Outside, Store
 from minigrad.locks import new_lock
@@ -200,7 +200,7 @@ class Capture:
             shape = tuple(rebind(extent, values) for extent in shape)
         buffer = Buffer(device, dtype, form.size)
         buffer.handle = Device[device].allocate(buffer.nbytes)
-        return own_buffer(buffer, dtype, shape, device, form)
+        return own_node(BUFFER, dtype, shape, (), buffer, device, form)
 
     def results(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> list[Tensor]:
         """The tensors of the result; nodes: of the outputs."""

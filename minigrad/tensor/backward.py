@@ -232,5 +232,5 @@ def _add_gradient(leaf: Core, node: Node) -> None:
     sets_gradient(leaf, overwrites=False)
     if leaf.grad is not None:
         node = build.elementwise(Op.ADD, leaf.grad.raw, node)
-    leaf.grad = leaf._new(node)
-    leaf.grad._requires_grad = False
+    leaf._grad = leaf._new(node)
+    leaf._grad._requires_grad = False

@@ -11,7 +11,19 @@ from minigrad.device import Buffer, Device, Zeros
 from minigrad.dtype import BY_NAME, DType, check_holds, resolve
 from minigrad.errors import GradientError, ScanError, expect, misfit
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape, device_of, form_of, make, own_buffer, target_of
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    Node,
+    Op,
+    Shape,
+    device_of,
+    form_of,
+    make,
+    own_node,
+    target_of,
+)
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Dims, mark, whole
 from minigrad.graph.symbolic import Affine, Integer
@@ -148,7 +160,7 @@ class Core(Holder, metaclass=_TensorType):
         """Write bytes of the host into the tensor's memory, or into new memory if it has none."""
         self._check_own()
         target = target_of(self.raw)
-        if target.op is Op.BUFFER and not self._borrows(target) and views.writable(self) is None:
+        if target.op is BUFFER and not self._borrows(target) and views.writable(self) is None:
             realization.overwrite(self, target, raw)
             views.written(self)
             return
@@ -293,16 +305,16 @@ class Core(Holder, metaclass=_TensorType):
         if self._origin is not None:
             self._leave_memory()
             views.leave(self)
-        if self.raw.op is Op.ASSIGN and not self.made:
+        if self.raw.op is ASSIGN and not self.made:
             realization.realize([self])
         node = self.raw
-        if node.op is Op.BUFFER and not history.has_history(node) and not self._borrows(node):
+        if node.op is BUFFER and not history.has_history(node) and not self._borrows(node):
             realization.separate(node, {id(self._link)})
         elif not self.made or self._shares_node():
             self._own_memory()
             self.made = True  # so freezing and unfreezing it copies nothing again
         realization.detach_readers(self)  # no gradient comes from what was computed before
-        if self.raw.op is Op.BUFFER:
+        if self.raw.op is BUFFER:
             self.raw.arg.owner = self._link
         self.stopped = False
         views.written(self)  # also views that were realized before it was a leaf
@@ -312,13 +324,13 @@ class Core(Holder, metaclass=_TensorType):
         """
         base = views.base_of(self)
         node = target_of((self if base is None else base).raw)
-        if node.op is Op.BUFFER:
+        if node.op is BUFFER:
             moves(node, self._link)
             if node.arg.owner is self._link:
                 node.arg.owner = None
 
     def _shares_node(self) -> bool:
-        return self.raw.op is Op.CONST or len(holders(self.raw)) > 1
+        return self.raw.op is CONST or len(holders(self.raw)) > 1
 
     def _own_memory(self) -> Self:
         """Move to memory that no other tensor stands for; constants are filled by the host.
@@ -328,7 +340,7 @@ class Core(Holder, metaclass=_TensorType):
         node = self.raw
         self._leave_memory()
         known = [extent for extent in node.shape if isinstance(extent, int)]
-        if node.op is Op.CONST and len(known) == node.ndim:
+        if node.op is CONST and len(known) == node.ndim:
             raw = hostdata.pack([node.arg], node.dtype)
             if any(raw):
                 self._point(stored(raw * numel(known), node.dtype, known, node.device))
@@ -398,7 +410,7 @@ class Core(Holder, metaclass=_TensorType):
         >>> (Tensor([1]) + 1).is_realized()
         False
         """
-        return self.raw.op is Op.BUFFER
+        return self.raw.op is BUFFER
 
     def contiguous(self) -> Self:
         """The same values, stored in a buffer instead of being recomputed by every reader.
@@ -528,10 +540,10 @@ class Core(Holder, metaclass=_TensorType):
             self._own_memory()
         if not self._requires_grad:
             now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
-            flows = now.op is not Op.BUFFER or history.has_history(now) or wants_gradient(now)
+            flows = now.op is not BUFFER or history.has_history(now) or wants_gradient(now)
             self.stopped = flows and not thread.gradients
         views.written(self)
-        if self.raw.op is Op.ASSIGN and self.raw.src[0].arg.lent:
+        if self.raw.op is ASSIGN and self.raw.src[0].arg.lent:
             realization.realize([self])  # the host may read it at any time
 
     def _check_own(self) -> None:
@@ -563,7 +575,7 @@ class Core(Holder, metaclass=_TensorType):
 def same_memory(one: Node, other: Node) -> bool:
     """Whether both are one BUFFER, perhaps with a write that waits."""
     memory = target_of(one)
-    return memory is target_of(other) and memory.op is Op.BUFFER
+    return memory is target_of(other) and memory.op is BUFFER
 
 
 def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: str) -> Node:
@@ -576,4 +588,4 @@ def stored(raw: bytes | bytearray, dtype: DType, shape: Sequence[int], device: s
 def _buffer_node(memory: Buffer, shape: Sequence[int]) -> Node:
     """The node of a buffer that no other node refers to."""
     known, dtype, device = tuple(shape), memory.dtype, memory.device
-    return own_buffer(memory, dtype, known, device, form_of(dtype, known, device))
+    return own_node(BUFFER, dtype, known, (), memory, device, form_of(dtype, known, device))

@@ -10,8 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import compress
+from collections.abc import Callable, Iterable
 from threading import get_ident
 from typing import Any
 
@@ -72,11 +71,7 @@ class Holder:
     def _point(self, node: Node) -> None:
         """Stand for another node."""
         with lock:
-            _unfile(self._link)
-            self.raw = node
-            file(self, node)
-            if self._link.__callback__ is None:
-                _mourn(self)
+            point(self, node)
 
 
 class Link(weakref.ref[Holder]):
@@ -108,11 +103,11 @@ class _Clock:
     """Counters of events: as long as a number is the same, its event has not happened.
 
     lazies: a tensor became lazy. ended: a program ended, with other tensors still lazy; it is an
-    age, which such tensors are older than.
+    age, which such tensors are older than. fresh: at least how many lazy tensors are younger.
     """
 
     # Of an instance: setting an attribute of a class slows down all uses of the class.
-    lazies = ended = 0
+    lazies = ended = fresh = 0
 
 
 clock = _Clock()
@@ -126,11 +121,21 @@ def file(holder: Holder, node: Node) -> None:
     if filed is not link:
         _join(number, filed, link)
     if node.op is not BUFFER or holder._origin is not None:
-        _lazy[id(link)] = link
         link.filed = next(ages)
+        clock.fresh += 1
+        _lazy[id(link)] = link
         clock.lazies += 1
     elif filed is not link and _several(number):
         shared.add(number)
+
+
+def point(holder: Holder, node: Node) -> None:
+    """Let a holder stand for another node. The caller holds the lock."""
+    _unfile(holder._link)
+    holder.raw = node
+    file(holder, node)
+    if holder._link.__callback__ is None:
+        _mourn(holder)
 
 
 def _join(number: int, filed: Link | dict[int, Link], link: Link) -> None:
@@ -156,7 +161,8 @@ def _unfile(link: Link) -> None:
             del by_node[number]
         if number in shared and not _several(number):
             shared.discard(number)
-    _lazy.pop(id(link), None)
+    if _lazy.pop(id(link), None) is not None and link.filed >= clock.ended:
+        clock.fresh -= 1
 
 
 def _links(number: int) -> list[Link]:
@@ -228,9 +234,9 @@ def wants_gradient(node: Node) -> bool:
     return bool(leaves_among((node,)))
 
 
-def held_among(nodes: Collection[Node]) -> Iterator[Node]:
+def held_among(nodes: Iterable[Node]) -> list[Node]:
     """The nodes for which a tensor stands: few of a graph's."""
-    return compress(nodes, map(by_node.__contains__, map(id, nodes)))
+    return [node for node in nodes if id(node) in by_node]
 
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
@@ -267,15 +273,17 @@ def not_captured(tensors: Iterable[Holder]) -> list[Holder]:
 
 
 def lazy_since(age: int) -> list[Holder]:
-    """The `lazy_holders` whose node is of this age or younger; oldest first."""
+    """The `lazy_holders` whose node is of this age or younger; oldest first.
+
+    The caller holds the lock.
+    """
     found: list[Holder] = []
-    with lock:
-        for link in reversed(_lazy.values()):
-            if link.filed < age:  # so were all before it, and their nodes
-                break
-            holder = link() if rank.knows(link.device) else None
-            if holder is not None and holder.raw.op is not BUFFER and holder.raw.age >= age:
-                found.append(holder)
+    for link in reversed(_lazy.values()):
+        if link.filed < age:  # so were all before it, and their nodes
+            break
+        holder = link() if rank.knows(link.device) else None
+        if holder is not None and holder.raw.op is not BUFFER and holder.raw.age >= age:
+            found.append(holder)
     return found[::-1]
 
 

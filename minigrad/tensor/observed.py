@@ -44,14 +44,14 @@ def observe(owner: Any, attribute: str, written: bool = False) -> None:
     before.
     """
     changes[0] += written
-    found = capturing.get(get_ident())
+    found = capturing.get(get_ident()) if capturing else None
     if found is not None:
         found.setdefault((id(owner), attribute), None if written else weakref.ref(owner))
 
 
 def sets_gradient(tensor: Any, overwrites: bool) -> None:
     """Tell a capture in progress that a tensor's gradient is overwritten, or added to."""
-    found = capturing.get(get_ident())
+    found = capturing.get(get_ident()) if capturing else None
     if found is not None:
         found.graded.setdefault(id(tensor), (weakref.ref(tensor), overwrites))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence, Set
-from itertools import chain, compress
+from itertools import chain
 from threading import get_ident
 from typing import NamedTuple
 
@@ -16,7 +16,6 @@ from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
     CONST,
-    SOURCES,
     Node,
     Op,
     ages,
@@ -48,6 +47,7 @@ from minigrad.tensor.live_tensors import (
     lazy_since,
     leaves_among,
     not_captured,
+    point,
     wants_gradient,
 )
 from minigrad.tensor.modes import modes
@@ -102,8 +102,7 @@ copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 
 def companion_of(buffer: Node) -> Companion | None:
     """The companion of a BUFFER, if it has one."""
-    is_steady = getattr(buffer.arg, "steady", False)  # a source of a loop has no memory
-    return companions.get(buffer) if is_steady else None
+    return companions.get(buffer) if buffer.arg.steady else None
 
 
 def copy_of(node: Node) -> Node:
@@ -255,18 +254,18 @@ class Plan:
         """Add waiting writes, random states and parameters that are read, and other readers."""
         count, new = len(self.roots), topological(self.roots, self.order)
         self.order += new
-        held = [*held_among(new)]
+        held = held_among(new)
         self.held += held
         marked = leaves_among(held)
         self.marked.update(marked)
-        memory = [*picked(new, _MEMORY)]
+        memory = picked(new, _MEMORY)
         for node in memory:
             if node.op is BUFFER:
-                companion = companion_of(node)
-                owner = companion.ours() if companion is not None else None
-                if owner is not None and owner.raw.op is ASSIGN:
-                    self.roots.setdefault(owner.raw)
-            elif is_waiting(node):
+                if node.arg.steady and (companion := companions.get(node)) is not None:
+                    owner = companion.ours()
+                    if owner is not None and owner.raw.op is ASSIGN:
+                        self.roots.setdefault(owner.raw)
+            elif _write_to(node.src[0]) is node:
                 self.waits[node.src[0]] = node
                 self.roots.setdefault(node)
             else:
@@ -274,7 +273,8 @@ class Plan:
         for node in marked:
             if node.op is not BUFFER:
                 self.roots.setdefault(node)
-        self.older.update(rewritten(memory))
+        if pending:
+            self.older.update(rewritten(memory))
         if self.waits or self.given_targets:
             targets = dict.fromkeys((*self.given_targets, *self.waits))
             if targets != self.targets:
@@ -284,7 +284,7 @@ class Plan:
         if len(self.roots) == count and len(pending) > len(self.waits) and by_itself():
             self._add_waiting()
         if computed and by_itself():
-            self.again += compress(new, map(computed.__contains__, map(id, new)))
+            self.again += [node for node in new if id(node) in computed]
             self._add_computed()
 
     def _add_waiting(self) -> None:
@@ -351,7 +351,7 @@ class Plan:
             if node in flows and node.op is not Op.BITCAST:
                 flows.update(node.src)
         later: dict[Node, bool] = {}
-        for node in chain([h.raw for h in lazy], *map(SOURCES, others)):
+        for node in chain([h.raw for h in lazy], *[node.src for node in others]):
             shown = computed_below(node)
             if shown is not None and shown in found:
                 later[shown] = later.get(shown, False) or node in flows
@@ -523,7 +523,7 @@ class Plan:
 
     def settle(self, buffers: Sequence[Node]) -> None:
         """Point tensors to the buffers with their values."""
-        made = dict(zip(self.alone, buffers, strict=True))
+        made = {root: buffers[place] for place, root in enumerate(self.alone)}
         inside = self._not_kept() if len(self.order) > FEW and by_itself() else []
         if self.parts:
             made |= zip(self.parts, replaced(list(self.parts.values()), made), strict=True)
@@ -549,7 +549,7 @@ class Plan:
                 } if self.kept or self.lost else ()  # fmt: skip
         for root, buffer in made.items():
             for holder in not_captured(holders(root)) if capturing else holders(root):
-                holder._point(buffer)
+                point(holder, buffer)
                 if holder.stopped and root not in kept and not wants_gradient(buffer):
                     holder.stopped = False
         if self.copies:
@@ -560,7 +560,7 @@ class Plan:
             companion = companion_of(target)
             if companion is not None and companion.ours() is not None:
                 copied_until[target] = next(ages)
-        for old, node in zip(inside, replaced(inside, made), strict=True):
+        for old, node in zip(inside, replaced(inside, made), strict=True) if inside else ():
             if (shown := computed_below(node)) is not None:
                 computed.put(id(shown), shown)
                 times[shown] = times.get(computed_below(old) or old, 0) + 1
@@ -568,10 +568,11 @@ class Plan:
     def _replace_in_others(self, made: dict[Node, Node]) -> None:
         """Let lazy tensors depend on what was computed, and note which of them are new."""
         ages_of = [copied_until.get(n, n.age) if n in self.targets else n.age for n in made]
-        oldest = min(ages_of, default=clock.ended)
-        lazy = lazy_since(min(oldest, clock.ended))
+        since = min([clock.ended, *ages_of])
+        # most often none, but removed ones would have to be skipped one by one to find out
+        lazy = lazy_since(since) if clock.fresh or since < clock.ended else []
         if lazy:
-            lazy = not_captured(lazy)
+            lazy, oldest = not_captured(lazy), min(ages_of, default=clock.ended)
             depend = self._replace_writes([h for h in lazy if h.raw.age >= oldest], made)
             if depend:
                 replace_in(depend, made)
@@ -579,7 +580,7 @@ class Plan:
             for holder in lazy:
                 if holder.raw.age >= clock.ended and holder.raw.op is not BUFFER:
                     states.put(id(holder.raw), holder.raw)
-            clock.ended = next(ages)
+            clock.ended, clock.fresh = next(ages), 0
 
     def _not_kept(self) -> list[Node]:
         """Nodes that are computed but not kept, though a tensor stands for them, or did before.
@@ -587,8 +588,8 @@ class Plan:
         In a loop `v = f(w); w += v; v.sum().item()`, the new w reads the old one, for which a
         tensor stood when the program before ended.
         """
-        before = compress(self.order, map(states.__contains__, map(id, self.order)))
-        return [n for n in dict.fromkeys(chain(before if states else (), self.held))
+        before = [node for node in self.order if id(node) in states] if states else []
+        return [n for n in dict.fromkeys((*before, *self.held))
                 if n.op not in _MEMORY and n not in self.roots and (id(n) in states or any(
                     views.base_of(h) is None for h in holders(n)))]  # fmt: skip
 

@@ -50,6 +50,7 @@ from minigrad.tensor.live_tensors import (
     lock,
     not_captured,
     of_this_thread,
+    point,
     shared,
 )
 from minigrad.tensor.observed import capturing
@@ -93,7 +94,7 @@ def write(holder: Holder, value: Node) -> None:
             value = build.rebuild(value, [node.src[1] if x is node else x for x in value.src])
         written = build.assign(target, value)
         pending.put(id(target), written)
-        holder._point(written)
+        point(holder, written)
 
 
 def accompany(buffer: Node, holder: Holder, private: bool = False) -> None:
