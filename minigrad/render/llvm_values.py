@@ -47,6 +47,7 @@ def register_type(dtype: DType) -> str:
     return f"i{dtype.bits}"
 
 
+@cache
 def memory_type(dtype: DType) -> str:
     """The LLVM type of an element in memory."""
     if dtype.is_bool:
@@ -89,7 +90,7 @@ def literal(value: int | float | bool, scalar: str, lanes: int = 1) -> str:
 @cache
 def numbers(found: tuple[int | str, ...]) -> str:
     """A constant vector of i32, with its type. A kernel's shuffles have few different ones."""
-    return f"<{len(found)} x i32> <{', '.join(f'i32 {one}' for one in found)}>"
+    return f"<{len(found)} x i32> <{', '.join(map('i32 {}'.format, found))}>"
 
 
 def flags(found: Iterable[bool]) -> str:
