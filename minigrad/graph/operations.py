@@ -240,6 +240,9 @@ class Members(type):
         members: dict[str, Any] = cls._member_map_  # type: ignore[attr-defined]
         return iter(members.values())
 
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise AttributeError(f"cannot change {cls.__name__}.{name}: all of minigrad shares it")
+
 
 class Op(Enum):
     """What a node computes. `arg` is in parentheses; elementwise operations have their facts."""
