@@ -166,8 +166,8 @@ def translate(
     kernel: Kernel, arrays: tuple[Array, ...], backend: Backend[Text, Code], choice: int = 0
 ) -> Rendered[Text]:
     """The loops and text of a kernel. choice: rank among the model's ways to divide a product."""
-    target = replace(backend.target, choice=choice)
-    nest = lower(kernel, target)
+    target = backend.target
+    nest = lower(kernel, replace(target, choice=choice) if choice else target)
     report(4, lambda: show_nest(nest))
     GlobalCounters.kernels_lowered += 1
     text = backend.render(nest)

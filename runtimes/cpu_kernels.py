@@ -250,50 +250,51 @@ class Kernels:
         made: dict[str, Kernel] = {}
         threads: Executor | None = None  # importing its module takes as long as a small kernel
         with ExitStack() as stack:
-            started: list[tuple[dict[str, Rendered[str]], dict[str, str], Callable[[], bytes]]] = []
+            started: list[tuple[dict[str, Rendered[str]], list[str], Callable[[], bytes]]] = []
             for batch, more in _batches(kernels):
                 for one in batch.values():
                     report(5, lambda text=one.text: self.compiler.assembly(text))  # type: ignore[misc]
                 GlobalCounters.kernels_compiled += len(batch)
-                names = {key: f"kernel_{self._key(key)[:32]}" for key in batch}  # unique
-                text = together({names[key]: one.text for key, one in batch.items()})
+                own = [*map(self._key, batch)]
+                named = zip(map(_entry, own), batch.values(), strict=True)
+                text = together({name: one.text for name, one in named})
                 generate = self.compiler.prepared(text)
                 if more:
                     if threads is None:
                         from concurrent.futures import ThreadPoolExecutor
 
                         threads = stack.enter_context(ThreadPoolExecutor(MOST_THREADS))
-                    started.append((batch, names, threads.submit(generate).result))
+                    started.append((batch, own, threads.submit(generate).result))
                 else:
-                    started.insert(0, (batch, names, generate))
-            for batch, names, code in started:
-                made.update(self._kept(batch, names, code()))
+                    started.insert(0, (batch, own, generate))
+            for batch, own, code in started:
+                made.update(self._kept(batch, own, code()))
         return made
 
     def _kept(
-        self, batch: Mapping[str, Rendered[str]], names: Mapping[str, str], data: bytes
+        self, batch: Mapping[str, Rendered[str]], own: Sequence[str], data: bytes
     ) -> dict[str, Kernel]:
-        """The kernels in one object file, kept in memory and on disk.
+        """The kernels in one object file, kept in memory and on disk; own: their keys there.
 
         A kernel that is alone in its file has it in its own entry of the disk.
         """
-        cache, place = self._cache(), ""
+        cache, place, names = self._cache(), "", [*map(_entry, own)]
         if len(batch) > 1:
-            place = self._key(" ".join(names.values()))
+            place = self._key(" ".join(names))
             if cache is not None:
-                cache.write(place, ([*names.values()], data))
+                cache.write(place, (names, data))
         made = {}
-        machine = self._loaded(data, list(names.values()))
-        for key, one in batch.items():
-            nest, own = one.nest, self._key(key)
+        machine = self._loaded(data, names)
+        for (key, one), there, name in zip(batch.items(), own, names, strict=True):
+            nest = one.nest
             code = KernelCode(
-                names[key], one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
+                name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
                 nest.operations, nest.vectors, nest.traffic, nest.label,
             )  # fmt: skip
-            kernel = Kernel(own, code, machine.addresses[code.entry], machine)
-            made[key] = self._known[own] = kernel
+            kernel = Kernel(there, code, machine.addresses[name], machine)
+            made[key] = self._known[there] = kernel
             if cache is not None:
-                cache.write(own, (code, place, b"" if place else data))
+                cache.write(there, (code, place, b"" if place else data))
         return made
 
     def seconds(self, ways: Sequence[Rendered[str]], arrays: tuple[Array, ...]) -> list[float]:
@@ -341,6 +342,11 @@ class Kernels:
 
     def _loaded(self, data: bytes, names: Sequence[str]) -> _MachineCode:
         return _MachineCode(*self.compiler.load(data, names))
+
+
+def _entry(key: str) -> str:
+    """The name of a kernel's function, of its key on disk."""
+    return f"kernel_{key[:32]}"
 
 
 def _batches(

@@ -82,7 +82,8 @@ class Compiler:
         if not cpu and not features:
             cpu, features = host().name, llvm.get_host_cpu_features().flatten()
         self.cpu, self.features, self.opt = cpu, features, opt
-        self._emitters: dict[Any, Any] = {}  # by lock
+        # Code generators that no thread uses. Making one takes as long as a small kernel.
+        self._idle: list[Any] = []
 
     @property
     def key(self) -> str:
@@ -112,10 +113,14 @@ class Compiler:
         lock = _FREE.get()
         try:
             with lock:
-                if lock not in self._emitters:
-                    self._emitters[lock] = self._new_target_machine()
+                try:
+                    machine = self._idle.pop()
+                except IndexError:
+                    machine = self._new_target_machine()
                 with _fewer_passes():
-                    return _object_of(self._emitters[lock], module)
+                    data = _object_of(machine, module)
+                self._idle.append(machine)
+                return data
         finally:
             _FREE.put(lock)
 
@@ -172,6 +177,7 @@ class Compiler:
     def _target_text(self) -> str:
         """The data layout and target triple of modules."""
         machine = self._new_target_machine()
+        self._idle.append(machine)
         return (
             f'target datalayout = "{machine.target_data}"\ntarget triple = "{machine.triple}"\n'
         )

@@ -10,6 +10,7 @@ import pytest
 from minigrad import dtypes
 from minigrad.dtype import ALL, DType
 from minigrad.graph.node import Op
+from minigrad.schedule.expr import Leaf
 from minigrad.settings import DEFAULTS
 
 
@@ -44,6 +45,10 @@ def test_operations_and_settings_cannot_be_changed() -> None:
     for name in ("_value_", "_name_", "another"):
         with pytest.raises(AttributeError, match=r"^cannot change "):
             setattr(Op.ADD, name, "mul")
+    for kind in (Op, Leaf):
+        with pytest.raises(AttributeError, match=r"^cannot change "):
+            setattr(kind, next(iter(kind)).name, None)
     assert Op.ADD.value == "add" and Op("add") is Op.ADD
+    assert pickle.loads(pickle.dumps(Op.ADD)) is Op.ADD and copy.deepcopy(Leaf.LOAD) is Leaf.LOAD
     with pytest.raises(TypeError):
         DEFAULTS["DEBUG"] = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
@@ -230,6 +230,20 @@ def _same(g: Numeric, result: Numeric, *operands: Numeric) -> Numeric:
     return g
 
 
+class Members(type):
+    """The class of an Enum once it is complete, so that its members are found as attributes are.
+
+    Python 3.11's own has a `__getattr__`, with which that takes as long as a function call.
+    """
+
+    def __iter__(cls) -> Iterator[Any]:
+        members: dict[str, Any] = cls._member_map_  # type: ignore[attr-defined]
+        return iter(members.values())
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        raise AttributeError(f"cannot change {cls.__name__}.{name}: all of minigrad shares it")
+
+
 class Op(Enum):
     """What a node computes. `arg` is in parentheses; elementwise operations have their facts."""
 
@@ -422,6 +436,7 @@ class Op(Enum):
     CUSTOM = "custom"  # (rule) the first source; `rule` gives the gradients of the others
 
 
+Op.__class__ = Members  # type: ignore[assignment]
 NAMED = {op.value: op for op in Op}
 UNARY, BINARY = (frozenset(op for op in Op if op.facts.arity == arity) for arity in (1, 2))
 ELEMENTWISE = frozenset(op for op in Op if op.facts.arity)

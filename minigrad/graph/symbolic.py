@@ -101,31 +101,31 @@ _atoms: Interned[Atom] = Interned()
 
 
 class Affine:
-    """constant + Σ coefficient·atom, with at least one term; plain constants are `int`s."""
+    """constant + Σ coefficient·atom, with at least one term; plain constants are `int`s.
 
-    __slots__ = ("constant", "terms", "hash", "_low", "_high")
+    Equal sums are one object, because they are dictionary keys everywhere, too.
+    """
 
-    def __init__(self, constant: int, terms: tuple[tuple[Atom, int], ...]) -> None:
-        self.constant, self.terms = constant, terms
-        self.hash = hash((constant, terms))
-        self._low: int | None = None
-        self._high = 0
+    __slots__ = ("constant", "terms", "_low", "_high", "__weakref__")
+    constant: int
+    terms: tuple[tuple[Atom, int], ...]
+    _low: int | None
+    _high: int
 
-    def __reduce__(self) -> Any:
+    def __new__(cls, constant: int, terms: tuple[tuple[Atom, int], ...]) -> Affine:
+        """The one sum with these terms."""
+        key = (constant, terms)
+        link = _sums.get(key)
+        known = None if link is None else link()
+        if known is not None:
+            return known
+        made = super().__new__(cls)
+        made.constant, made.terms = key
+        made._low, made._high = None, 0
+        return _sums.settle(key, made)
+
+    def __reduce__(self) -> Any:  # unpickling must give the interned object
         return (Affine, (self.constant, self.terms))
-
-    def __hash__(self) -> int:
-        return self.hash
-
-    def __eq__(self, other: object) -> bool:
-        if self is other:
-            return True
-        return (
-            isinstance(other, Affine)
-            and self.hash == other.hash
-            and self.constant == other.constant
-            and self.terms == other.terms
-        )
 
     def _bounds(self) -> None:
         low, high = _range_of(self.constant, dict(self.terms))
@@ -198,6 +198,7 @@ class Affine:
         return 0 if divisor == 1 else _mod(self, divisor)
 
 
+_sums: Interned[Affine] = Interned()
 Integer = int | Affine
 Whole = TypeVar("Whole", int, Integer)
 

@@ -48,7 +48,8 @@ Recipe = Callable[[Kernel, Target], Lowered | None]  # None: the recipe is not f
 def lower(kernel: Kernel, target: Target) -> Nest:
     """The loop nest of a kernel, by the first recipe that accepts it."""
     kernel = kept_as_bits(kernel)
-    target = replace(target, brief=target.vector_bytes > 0 and cost.is_brief(kernel.stages))
+    if target.vector_bytes and cost.is_brief(kernel.stages):
+        target = replace(target, brief=True)
     by_kind: dict[str, tuple[Recipe, ...]] = {
         "rows": (elementwise, gpu_rows, gemv, rows),
         "contraction": (gpu_gemm, shared_lanes, gemv, gemm),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import reduce
 from itertools import count
 from operator import itemgetter
+from typing import Any
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.substitution import substitute, variables
@@ -290,12 +291,17 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
     def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
         """The result and its level."""
         text = f"{name} i64 {left}, {right}"
-        return self._once(text, level, lambda: self.builder().line(text))
+        return self._once(text, level, self._line, text)
 
-    def _once(self, key: object, level: int, make: Callable[[], str]) -> tuple[str, int]:
-        """The text of a value, made at a level if it is not known; and its level."""
+    def _line(self, text: str) -> str:
+        return self.builder().line(text)
+
+    def _once(
+        self, key: object, level: int, make: Callable[..., str], *given: Any
+    ) -> tuple[str, int]:
+        """The text of a value, make(*given) at a level if it is not known; and its level."""
         if key not in self.memo:
-            self.remember(key, Value(self.at(level, make), dtypes.int64, 1), level)
+            self.remember(key, Value(self.at(level, make, *given), dtypes.int64, 1), level)
         known, level = self.memo[key]  # further in if it is known there already
         return known.text, level
 
@@ -448,7 +454,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         kind = memory_type(array.dtype)
         if dynamic is not None:
             at = f"getelementptr {kind}, ptr {base}, i64 {dynamic}"
-            base, _ = self._once(at, level, lambda: self.builder().line(at))
+            base, _ = self._once(at, level, self._line, at)
         if offset == 0:
             return base
         return self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {offset}")

@@ -96,8 +96,10 @@ class Levels(Generic[L, V]):
 
     def pinned(self, item: Array) -> int:
         """The innermost open level whose statements change an array or register."""
-        inside = (n for n, level in enumerate(self.levels) if item in level.changes)
-        return max(inside, default=0)
+        number = len(self.levels) - 1
+        while number and item not in self.levels[number].changes:
+            number -= 1
+        return number
 
     def remember(self, key: object, value: V, level: int, depends: Iterable[Array] = ()) -> None:
         """Keep a value until its level is closed or something it depends on changes."""

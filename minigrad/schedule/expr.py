@@ -18,7 +18,7 @@ from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import in_order, is_symbolic
 from minigrad.graph.numeric import Number, Numeric
-from minigrad.graph.operations import NAMED, Op
+from minigrad.graph.operations import NAMED, Members, Op
 from minigrad.graph.shapes import numel, usual_numel
 from minigrad.graph.substitution import (
     coefficient,
@@ -53,6 +53,8 @@ class Leaf(Enum):
     RARELY = "rarely"
     WHOLE = "whole"  # args (x): a float in the range of an integer dtype, rounded to zero
 
+
+Leaf.__class__ = Members  # type: ignore[assignment]
 
 class _OneOfEach(type):
     """A class of which equal objects are one object, so that tables find it by its address."""

@@ -352,9 +352,9 @@ def _reads_alike(one: Stage, other: Stage, rows: Integer) -> bool:
 def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     """Whether one direction of vectors suits both, given the savings of passing values on."""
     lanes = home.target.row_lanes
-    ours, its = home.costs(rows), _vector_costs(stage, rows, home.made, lanes)
-    alone = _vector_costs(stage, rows, (), lanes)
     read = home.made.keys() & stage.reads
+    ours, alone = home.costs(rows), _vector_costs(stage, rows, (), lanes)
+    its = _vector_costs(stage, rows, home.made, lanes) if read else alone
     passed = sum(home.made[array].size for array in read) / high(rows) / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
@@ -449,9 +449,9 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
 
 def prefix_length(stage: Stage, rows: Integer) -> int:
     """How many leading axes of the stage make up `rows` rows."""
-    count = 1
+    count, all_rows = 1, high(rows)
     for length, axis in enumerate(stage.axes):
-        if count == high(rows):
+        if count == all_rows:
             return length
         count *= axis.most
     return len(stage.axes)

@@ -38,7 +38,7 @@ def kernel_key(kernel: Kernel) -> tuple[str, tuple[Array, ...]]:
     for stage in kernel.stages:
         if stage.exchange is not None:
             raise CompileError(f"cannot compile {stage.exchange}: an exchange is not a kernel")
-        writer.add("stage", *(getattr(stage, name) for name in _OF_A_STAGE))
+        writer.add("stage", *_OF_A_STAGE(stage))
     stored, sums = (_items(sorted(writer.texts(x))) for x in (kernel.stored, kernel.sums))
     writer.add(kernel.kind, kernel.rows, stored, sums)
     return "\n".join(writer.lines), tuple(x for x in writer.known if isinstance(x, Array))
@@ -137,6 +137,6 @@ _PARTS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
 
 
 # All but fields that are not compiled (exchange, pieces), and `start`, which `position` includes.
-_OF_A_STAGE = [
+_OF_A_STAGE = attrgetter(*(
     field.name for field in fields(Stage) if field.name not in ("exchange", "pieces", "start")
-]
+))  # fmt: skip

@@ -453,6 +453,15 @@ def test_equal_atoms_are_one_object_while_somebody_holds_it():
     assert link() is None
 
 
+def test_equal_sums_are_one_object_while_somebody_holds_it():
+    i = var("i", 0, 9)
+    x = i * 2 + 1
+    assert (i + 1) * 2 - 1 is x and pickle.loads(pickle.dumps(x)) is x and copy.copy(x) is x
+    link = weakref.ref(weighted(77, [(i, 1234567)]))
+    gc.collect()
+    assert link() is None and high(weighted(77, [(i, 1234567)])) == 77 + 9 * 1234567
+
+
 def test_pickles_from_another_process():
     """Hashes of strings differ there, so they must not be pickled."""
     code = (

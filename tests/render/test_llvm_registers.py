@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import replace
+from itertools import count
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.symbolic import Integer, var
 from minigrad.loops.nest import Fold, Loop, Nest, Statements, Store
 from minigrad.render.llvm import render
+from minigrad.render.llvm_values import Builder, Value, fold
 from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
@@ -161,3 +163,16 @@ def test_less_than_a_vector_has_no_code_for_whole_ones(count: int) -> None:
     text = render(replace(nest(), parallel=lanes))
     assert "llvm.masked.store" in text
     assert ("store <4 x i64>" in text) == (count > 4)
+
+
+def test_lanes_of_floats_are_combined_half_by_half() -> None:
+    lines = list[str]()
+    here = Builder(map("%v{}".format, count(1)).__next__, lambda _: None, lines)
+    assert fold(here, Op.SUM, Value("%x", dtypes.float32, 4)) == Value("%v6", dtypes.float32, 1)
+    half = "shufflevector <4 x float> %x, <4 x float> poison, <2 x i32>"
+    assert lines == [
+        f"  %v1 = {half} <i32 0, i32 1>", f"  %v2 = {half} <i32 2, i32 3>",
+        "  %v3 = fadd <2 x float> %v1, %v2",
+        "  %v4 = extractelement <2 x float> %v3, i64 0",
+        "  %v5 = extractelement <2 x float> %v3, i64 1", "  %v6 = fadd float %v4, %v5",
+    ]  # fmt: skip

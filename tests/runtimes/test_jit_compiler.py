@@ -76,6 +76,19 @@ def test_object_code_loads_many_times() -> None:
         assert scaled(addresses["scale"]) == EXPECTED
 
 
+def test_one_code_generator_serves_one_kernel_after_the_other(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler, made, new = Compiler(), list[object](), Compiler._new_target_machine
+
+    def counted(one: Compiler) -> object:
+        made.append(new(one))
+        return made[-1]
+
+    monkeypatch.setattr(Compiler, "_new_target_machine", counted)
+    assert len({compiler.object_code(SCALE) for _ in range(5)}) == len(made) == 1
+
+
 def test_functions_of_the_process_are_called() -> None:
     addresses, code = host_compiler().compile(CALLS, ["calls"])
     call = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_float)(
