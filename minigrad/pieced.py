@@ -17,6 +17,7 @@ from minigrad.graph.canonical import Canonical, Graph, canonicalize, same
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, grouped, make, topological
 from minigrad.graph.pieces import pieces
+from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine
@@ -207,7 +208,7 @@ class _Pieces:
     ) -> None:  # fmt: skip
         """Add a piece. slots: where the roots that write nowhere are stored."""
         if roots:
-            call = canonicalize(roots, instead=self.known)
+            call = canonicalize(replaced(roots, self.known))
             if self._is_general:
                 free = {atom.name for cell in call.cells if isinstance(cell, Affine)
                         for atom in variables(cell)}  # fmt: skip

@@ -34,7 +34,8 @@ LEAST_NODES = 64  # of such graphs: fewer compile in no time, and pieces are not
 OF_PROGRAM = 12  # nodes that compile, within a whole graph, in the time of a piece's program
 WORTH = 64 * OF_PROGRAM
 # Uses of a structure after which it gets a general program even if its pieces are known. For a
-# loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s.
+# loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s. If there
+# is none, to find that out takes 50 ms, too; so it is tried again after so many more uses.
 RECURRING = 16
 # Programs in pieces count as so many more, because their key is large (the structure of a whole
 # graph) and may never come again.
@@ -69,6 +70,7 @@ class Family:
         self.often: dict[tuple[Cell, ...], int] = {}
         self.used = 0  # when a program was last found, on `_clock`
         self.uses = 0  # how often
+        self.tried = 0  # at which of its uses a general program was last looked for
 
     def __len__(self) -> int:
         programs = [*self.special.values(), *(program for _, program in self.general)]
@@ -111,6 +113,7 @@ class Family:
         For all samples and the call, or else for the call and one of the two most similar ones. If
         no recipe accepts such a program, give up on them.
         """
+        self.tried = self.uses
         if not self.samples or not self.generalizes:
             return False
         if len(self.refused) > MOST_PROGRAMS:
@@ -256,7 +259,7 @@ class Programs:
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
         else:
-            recurs = family.uses >= RECURRING and not family.general
+            recurs = family.uses - family.tried >= RECURRING and not family.general
         ways = [general, pieces, merges] if recurs else [pieces, general, merges]
         if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
             ways = [general]

@@ -12,12 +12,11 @@ the order of its nodes. A graph without its cells is a *structure*, which simila
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
-from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from minigrad.graph.bounds import Check, any_outside
 from minigrad.graph.build import SHAPED
@@ -30,7 +29,6 @@ from minigrad.graph.node import (
     CUSTOM,
     Node,
     Op,
-    in_order,
     make,
     needed,
     number_key,
@@ -38,9 +36,6 @@ from minigrad.graph.node import (
 from minigrad.graph.sharding import Layout, meshes
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import unbind
-
-T = TypeVar("T")
-_NONE: Mapping[Node, Node] = MappingProxyType({})
 
 # A number of a graph: an extent, an offset, an integer; or the bits of a float.
 Cell = Integer | bytes
@@ -74,7 +69,7 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
     structure, cells: hashable; if both are equal, so are the programs. inputs: the memory of each
     slot that exists before the call; `targets[i]` is the slot of root i, and new if it is
     ≥ len(inputs). checks: the graph's CHECK nodes, sources before users; their result is in the
-    last slot. instead: nodes that are not in the order, but read → what stands for them.
+    last slot.
     """
 
     structure: Any
@@ -86,7 +81,6 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
     values: dict[str, int]
     checks: tuple[Node, ...]
     layouts: tuple[Layout | None, ...] = ()
-    instead: Mapping[Node, Node] = _NONE
 
     def graph(self) -> Graph:
         """The graph itself, rewritten onto slots (made only when a program must be compiled)."""
@@ -108,7 +102,7 @@ class Canonical(NamedTuple):  # created in a third of the time of a frozen datac
         write to a whole array only the value: its slot is in `outputs`.
         """
         slots = {memory: slot for slot, memory in enumerate(self.inputs)}
-        new: dict[Node, Node] = _Values(self.instead) if self.instead else {}
+        new: dict[Node, Node] = {}
         numbers = exchange_numbers(self.order)
         checked: list[tuple[Node, Check]] = []
         for node in self.order:
@@ -238,17 +232,16 @@ def exchange_numbers(order: Sequence[Node]) -> dict[int, int]:
 
 
 def canonicalize(
-    roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None,
-    instead: Mapping[Node, Node] = _NONE,
-) -> Canonical:  # fmt: skip
+    roots: Sequence[Node], checked: bool = False, order: Sequence[Node] | None = None
+) -> Canonical:
     """Number the buffers of a graph whose roots are to be stored (ASSIGN roots: in place).
 
     checked: whether its CHECK nodes count; otherwise each stands for its source. A CUSTOM stands
-    for its value. order: `needed(roots)`, if that is known. instead: nodes → what stands for them.
+    for its value. order: `needed(roots)`, if that is known.
     """
     if order is None:
-        order = _without(roots, instead) if instead else needed(roots)
-    number: dict[Node, int] = _Values(instead) if instead else {}
+        order = needed(roots)
+    number: dict[Node, int] = {}
     inputs: dict[Any, int] = {}
     values: dict[str, int] = {}
     rows: list[Any] = []  # for each node: op, dtype, argument, and the numbers of its sources
@@ -295,24 +288,8 @@ def canonicalize(
     structure = (tuple(rows), tuple(wanted), tuple(targets), device, layouts)
     return tuple.__new__(Canonical, (
         structure, tuple(cells), tuple(order), tuple(roots), tuple(inputs), tuple(targets), values,
-        tuple(checks), layouts, instead,
+        tuple(checks), layouts,
     ))  # fmt: skip
-
-
-def _without(roots: Sequence[Node], instead: Mapping[Node, Node]) -> list[Node]:
-    """What the roots need, with what stands for nodes, and without these."""
-    order = in_order(roots, lambda node: (instead[node],) if node in instead else node.src)
-    return [node for node in order if node not in instead]
-
-
-class _Values(dict[Node, T]):
-    """Values of nodes. Those of `instead` have the values of what stands for them."""
-
-    def __init__(self, instead: Mapping[Node, Node]) -> None:
-        self.instead = instead
-
-    def __missing__(self, node: Node) -> T:
-        return self[self.instead[node]]
 
 
 def exact(order: Sequence[Node], marked: Iterable[Node]) -> tuple[Any, ...]:

@@ -242,15 +242,18 @@ class Recorded:
         capture.read = frozenset(_read_first(self.calls) - set(places))
         capture.written = frozenset((made | written) - set(places))
         capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-        capture.written_leaves = frozenset(
-            number for number in capture.written_inputs if self.tensors[number].requires_grad
-        )
         capture.derived_inputs = {
             number for number in capture.written_inputs
             if history.has_history(self.given[number].raw)
         }  # fmt: skip
         capture.check_memory(self.tensors)
         self.copy_back()
+        for number, (own, clone) in enumerate(zip(self.tensors, self.given, strict=True)):
+            if own is clone and not own._requires_grad:  # only leaves are not copied
+                raise JitError(
+                    f"{capture.name} freezes input {number} (requires_grad = False), but a replay "
+                    "would not do it again; freeze it before the call"
+                )
 
     def take_gradients(self) -> None:
         """Record the gradients that the step set at its inputs and elsewhere, or removed."""

@@ -42,6 +42,7 @@ or the value is fixed:
 | a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
 | a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
 | a list or dict that it is given, and changes | `JitError` in call 2 |
+| a leaf that it is given, and freezes | `JitError` in call 2 |
 | an object in a list, tuple or dict that it is given | as one that is an argument |
 | mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
 | a layer, parameter or buffer of such a module that is replaced | `JitError` |

@@ -100,7 +100,7 @@ class MultiheadAttention(Layer):
         if is_causal:
             masks.append(Tensor.ones(queries, keys, dtype="bool", device=q.device).triu(1))
         if padding is not None:
-            masks.append(padding.reshape(-1, 1, 1, keys))
+            masks.append(padding.reshape(q.size(0), 1, 1, keys))
         if all(mask.dtype.is_bool for mask in masks):
             seen = [mask.logical_not() for mask in masks]
             return functools.reduce(Tensor.bitwise_and, seen) if seen else None
@@ -129,7 +129,7 @@ class MultiheadAttention(Layer):
     def _weights(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
         """The attention weights (batch, heads, queries, keys); 0 for a query that sees no key."""
         scores: Tensor = q @ k.transpose(-1, -2) * int(q.size(-1)) ** -0.5
-        if mask is None:
+        if mask is None or not k.size(-2):
             return scores.softmax(-1)
         lowest = float("-inf")
         scores = mask.where(scores, lowest) if mask.dtype.is_bool else scores + mask

@@ -193,7 +193,7 @@ class Contraction(Methods):
         scores = scores_where(seen, q, keys.transpose(-1, -2), half) * factor
         scores = scores if added is None else scores + added
         # as `softmax`, but without computing what is not seen: its power is 0
-        top = seen.where(scores, float("-inf")).max(-1, True).detach()
+        top = seen.where(scores, float("-inf"))._top(-1)
         powers = seen.where(scores - top, float("-inf")).exp()
         weights = powers * powers.sum(-1, True).reciprocal()
         result: Self = matmul_where(seen, weights.dropout(dropout_p), values, half)

@@ -60,6 +60,7 @@ from minigrad.tensor.observed import (
     observe,
     sets_gradient,
 )
+from minigrad.tensor.realization import new_leaves
 
 
 class _TensorType(type):
@@ -208,6 +209,8 @@ class Core(Holder, metaclass=_TensorType):
     @property
     def node(self) -> Node:
         """The node to compute with, behind a barrier if no gradient may flow."""
+        if new_leaves:
+            realization.detach_readers()
         if not (self.stopped and thread.gradients):
             return self.raw
         if self.stopped == REPLAYED:  # from now on a gradient may be requested
@@ -313,7 +316,7 @@ class Core(Holder, metaclass=_TensorType):
         elif not self.made or self._shares_node():
             self._own_memory()
             self.made = True  # so freezing and unfreezing it copies nothing again
-        realization.detach_readers(self)  # no gradient comes from what was computed before
+        realization.detach_readers_of(self)  # no gradient comes from what was computed before
         if self.raw.op is BUFFER:
             self.raw.arg.owner = self._link
         self.stopped = False

@@ -207,11 +207,12 @@ def _detached(order: Collection[Node]) -> list[Node]:
     return [*found]
 
 
-def detach(node: Node) -> None:
-    """Let no gradient flow to a BUFFER from what was computed from it so far."""
-    barrier = stop(node)
-    for buffer, history in [*_histories.items()] if node.arg in _met else ():
-        (graph,) = replaced([history.node], {node: barrier, barrier: barrier})
+def detach(nodes: Iterable[Node]) -> None:
+    """Let no gradient flow to BUFFERs from what was computed from them so far."""
+    barriers = {node: stop(node) for node in nodes if node.arg in _met}
+    for buffer, history in [*_histories.items()] if barriers else ():
+        by = barriers | {barrier: barrier for barrier in barriers.values()}
+        (graph,) = replaced([history.node], by)
         if graph is not history.node:
             _histories[buffer] = replace(history, node=graph)
 

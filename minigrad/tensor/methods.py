@@ -77,7 +77,7 @@ if TYPE_CHECKING:
         # reduce.py
         def _float_dtype(self) -> DType: ...
 
-        sum = max = any = mean = softmax = _count = _mirrored = _wide = _Declared._any
+        sum = max = any = mean = softmax = _top = _count = _mirrored = _wide = _Declared._any
         cumsum = argsort = _Declared._any
 
         # creation.py, random.py, indexing.py, scattering.py

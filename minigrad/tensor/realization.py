@@ -42,6 +42,7 @@ from minigrad.tensor.access import under_way, waiting
 from minigrad.tensor.broadcasting import stop
 from minigrad.tensor.live_tensors import (
     Holder,
+    Link,
     all_holders,
     holders,
     lazy_holders,
@@ -65,6 +66,9 @@ from minigrad.tensor.plan import (
     readable,
     replace_in,
 )
+
+# thread → its tensors that became leaves since it used any
+new_leaves: dict[int, list[Link]] = {}
 
 
 def write(holder: Holder, value: Node) -> None:
@@ -194,25 +198,38 @@ def _settle(wanted: Sequence[Holder], unasked: bool = False) -> None:
             realize([holder], unasked)
 
 
-def detach_readers(leaf: Holder) -> None:
-    """Let gradients flow no longer to a leaf from what was computed before it was one.
+def detach_readers_of(leaf: Holder) -> None:
+    """Let gradients flow no longer to a new leaf from what was computed before it was one.
 
-    That is what this thread's lazy tensors were computed from it, and from its values before
-    waiting writes, and realized ones with a history. Views follow it, so they stay.
+    Now from its value before a waiting write; its readers are detached later, together with those
+    of other new leaves: each of many leaves would change the graph of a result that reads them all.
     """
-    if leaf.raw.op is not ASSIGN and getrefcount(leaf.raw) <= 3:
-        return  # the references of the leaf, of the method that called and of this call
-    target = target_of(leaf.raw)
+    node = leaf.raw
+    if node.op is not ASSIGN and getrefcount(node) <= 4:
+        return  # the references of the leaf, of the method that called, of this name and this call
+    if node.op is ASSIGN and node.src[1].op is not Op.BITCAST:
+        replace_in([leaf], {node.src[1]: stop(node.src[1])})
+    new_leaves.setdefault(get_ident(), []).append(leaf._link)
+
+
+def detach_readers() -> None:
+    """Detach what was computed from this thread's new leaves, before anything reads them.
+
+    That is what the thread's lazy tensors were computed from them, and from their values before
+    waiting writes, and realized ones with a history. Views follow them, so they stay.
+    """
     with lock:
-        younger = of_this_thread(lazy_since(target.age))
-        lazy = [holder for holder in younger if holder._origin is None and holder is not leaf]
-        order = in_order([h.raw for h in lazy], lambda n: n.src if n.age > target.age else ())
-        values = [n for n in order if n is target or (n.op is ASSIGN and n.src[0] is target)]
-        detached = {value: stop(value) for value in values}
+        leaves = [leaf for link in new_leaves.pop(get_ident(), ()) if (leaf := link()) is not None]
+        if not leaves:
+            return
+        targets = {target_of(leaf.raw) for leaf in leaves}
+        oldest, numbers = min([target.age for target in targets]), {*map(id, leaves)}
+        younger = of_this_thread(lazy_since(oldest))
+        lazy = [h for h in younger if h._origin is None and id(h) not in numbers]
+        order = in_order([h.raw for h in lazy], lambda n: n.src if n.age > oldest else ())
+        detached = {node: stop(node) for node in order if target_of(node) in targets}
         replace_in(lazy, detached | {one: one for one in detached.values()})  # not once more
-        if leaf.raw.op is ASSIGN and leaf.raw.src[1].op is not Op.BITCAST:
-            replace_in([leaf], {leaf.raw.src[1]: stop(leaf.raw.src[1])})
-        history.detach(target)
+        history.detach(targets)
 
 
 def separate(node: Node, owners: Container[int]) -> None:
@@ -256,6 +273,8 @@ def _compute(
             given = not_captured(wanted) if capturing else wanted
             lazy = [holder for holder in given if holder.raw.op is not BUFFER]
             if lazy or targets:
+                if new_leaves:
+                    detach_readers()
                 plan = Plan(lazy, targets, owner, unasked)
                 under_way[me] = Plan.touched, plan
                 while (len(under_way) > 1 or waiting) and access.must_wait((Plan.touched, plan)):

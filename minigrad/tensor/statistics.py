@@ -172,6 +172,7 @@ class Statistics(Composed):
         [3, 2]
         """
         axis = axis_of("mode", dim, self.ndim)
+        self._check_not_empty("mode", axis)
         if not self.ndim:
             return self._picked("mode", 0, keepdim, self.argmax(0))
         values, order = self.transpose(axis, -1).sort(-1)

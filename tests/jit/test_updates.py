@@ -137,6 +137,40 @@ def test_a_leaf_that_a_replay_would_write_to(on_device):
     assert (x.tolist(), w.tolist()) == ([8.0], [2.0])
 
 
+@pytest.mark.parametrize("writes", [False, True])
+def test_a_step_that_freezes_a_leaf_that_it_is_given(writes, on_device):
+    """A replay would not freeze the next one; leaves that the first call has frozen are fine."""
+
+    @jit
+    def step(x):
+        if writes:
+            with Tensor.no_grad():
+                x.mul_(2)
+        x.requires_grad_(False)
+        return x.sum()
+
+    x = Tensor([1.0], requires_grad=True)
+    assert [step(x).item() for _ in range(5)] == ([2, 4, 8, 16, 32] if writes else [1] * 5)
+    step.reset()
+    step(Tensor([1.0], requires_grad=True))
+    x = Tensor([1.0], requires_grad=True)
+    with pytest.raises(JitError, match="step freezes input 0"):
+        step(x)
+    assert x.tolist() == [1 + writes]
+
+
+def test_a_leaf_after_plain_tensors_of_a_step_that_writes_without_gradients(on_device):
+    @jit
+    def double(x):
+        with Tensor.no_grad():
+            x.mul_(2)
+
+    for marked in [None] * 3 + [True] * 4 + [None] * 2 + [True] * 2:
+        x = Tensor([3.0], requires_grad=marked)
+        double(x)
+        assert x.tolist() == [6] and x.requires_grad is marked
+
+
 @pytest.mark.parametrize("calls", [0, 1, 2])
 @pytest.mark.parametrize("show", [lambda x: x[1:], lambda x: x.flip(0)[:1], lambda x: x[:1].T])
 def test_a_part_of_a_leaf_that_a_step_would_write_to(on_device, show, calls):

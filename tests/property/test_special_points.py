@@ -277,6 +277,28 @@ def test_negative_powers_of_integers(device: str) -> None:
     np.testing.assert_allclose((x.float() ** -2).numpy(), [0.25, 1, 1, 1, 1 / 9], rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_powers_at_special_points(dtype: str, device: str) -> None:
+    """As C's pow where that gives 0, ∞ or NaN; only `x ** ±0.5` are roots, as in PyTorch."""
+    sizes = [INF, 2.5, 1.0, 0.5, 0.0, 3.0, 4.0, 1 / 3, 2.0**24 - 1, 2.0**53, 1e30]
+    values = np.array([*sizes, *(-size for size in sizes), NAN], dtype)
+    x = Tensor(values, device=device)
+    for exponent in values:
+        with np.errstate(all="ignore"):
+            wanted = np.power(values, np.full_like(values, exponent))
+        found = [x ** Tensor(exponent, device=device), x ** x.full_like(float(exponent))]
+        if abs(exponent) != 0.5:
+            found.append(x ** float(exponent))
+        special = (wanted == 0) | ~np.isfinite(wanted)
+        for got in found:
+            ours, exact = got.numpy()[special], wanted[special]
+            np.testing.assert_array_equal(ours, exact)
+            numbers = ~np.isnan(exact)
+            np.testing.assert_array_equal(np.signbit(ours)[numbers], np.signbit(exact)[numbers])
+    zero = Tensor([-INF, -0.0], dtype=dtype, device=device)
+    assert str([(zero**0.5).tolist(), (zero**-0.5).tolist()]) == "[[nan, -0.0], [nan, -inf]]"
+
+
 def test_remainders_of_negative_zero(device: str) -> None:
     """fmod has the sign of the dividend, also for a zero."""
     x = Tensor([-0.0, 0.0, -4.0, 4.0, -0.0], device=device)

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from minigrad import Tensor, dtypes
+from minigrad import Tensor, dtypes, nn
 from minigrad.tensor.contraction import matmul_where
 from minigrad.tensor.live_tensors import lazy_holders
 
@@ -327,3 +327,27 @@ def test_a_moved_window_of_keys(shift, compiled, reference):
         scores = seen.where(x @ x.transpose(2, 3) / 4, float("-inf"))
         results.append((scores.softmax(-1) @ x).numpy())
     np.testing.assert_allclose(*results, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["plain", "causal", "mask", "added", "dropout"])
+def test_no_keys_at_all(how: str, on_device: str) -> None:
+    """Zeros, and gradients of zeros, as in PyTorch."""
+    q = Tensor.ones(1, 2, 3, 4, requires_grad=True)
+    k, v = Tensor.ones(1, 2, 0, 4), Tensor.ones(1, 2, 0, 5)
+    given = {"mask": Tensor.ones(3, 0, dtype="bool"), "added": Tensor.ones(3, 0)}.get(how)
+    with Tensor.train():
+        found = q.scaled_dot_product_attention(
+            k, v, given, dropout_p=0.5 * (how == "dropout"), is_causal=how == "causal"
+        )
+    assert found.shape == (1, 2, 3, 5) and not found.any().item()
+    assert found.sum().gradient(q)[0].tolist() == q.zeros_like().tolist()
+
+
+@pytest.mark.parametrize("masks", [{}, {"key_padding_mask": (1, 0)}, {"attn_mask": (2, 3, 0)}])
+def test_a_layer_without_keys(masks: dict[str, tuple[int, ...]], on_device: str) -> None:
+    layer = nn.MultiheadAttention(4, 2, batch_first=True)
+    none = Tensor.zeros(1, 0, 4)
+    given = {name: Tensor.zeros(shape, dtype="bool") for name, shape in masks.items()}
+    found, weights = layer(Tensor.ones(1, 3, 4), none, none, **given)
+    assert found.tolist() == layer.out_proj.bias.expand(1, 3, 4).tolist()
+    assert weights is not None and weights.shape == (1, 3, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
-from minigrad.graph.node import topological
+from minigrad.graph.node import ages, topological
 from minigrad.tensor import history
 
 
@@ -833,3 +833,21 @@ def test_freezing_again_and_again_adds_nothing(on_device: str) -> None:
         sizes.append(len(topological([x.raw, later.raw])))
     assert len(set(sizes)) == 1
     assert later.tolist() == [6, 12]
+
+
+def test_unfreezing_many_parameters_takes_linear_time(on_device: str) -> None:
+    """Also if a result that nobody has read yet reads all of them."""
+    made = []
+    for count in (20, 80):
+        parameters = [Tensor.ones(2).requires_grad_().requires_grad_(False) for _ in range(count)]
+        result = Tensor.ones(2)
+        for parameter in parameters:
+            result = (result * parameter).tanh()
+        before = next(ages)
+        for parameter in parameters:
+            parameter.requires_grad_()
+        (result * parameters[0]).sum().backward()
+        made.append(next(ages) - before)
+        assert all(parameter.grad is None for parameter in parameters[1:])
+        np.testing.assert_array_equal(parameters[0].grad.numpy(), result.numpy())
+    assert made[1] < 5 * made[0]

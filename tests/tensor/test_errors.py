@@ -46,6 +46,7 @@ MISTAKES = {
     "axes twice": (lambda: A.sum((0, -2)), ShapeError, "twice"),
     "softmax axis": (lambda: A.softmax(5), ShapeError, "axis 5"),
     "max of nothing": (lambda: Tensor.zeros(0).max(), ShapeError, "at least one element"),
+    "mode of nothing": (lambda: Tensor.zeros(2, 0).mode(1), ShapeError, "mode: expected at least"),
     "argmax of nothing": (lambda: Tensor.zeros(2, 0).argmax(1), ShapeError, "at least one element"),
     "argmin of nothing": (lambda: Tensor.zeros(0).argmin(), ShapeError, "argmin: .*one element"),
     "median of nothing": (lambda: Tensor.zeros(0).median(), ShapeError, "median: .*one element"),

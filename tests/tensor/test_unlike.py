@@ -17,7 +17,7 @@ from minigrad.graph.build import custom
 from minigrad.graph.node import Node
 from minigrad.pieced import Pieced
 from minigrad.program import programs
-from minigrad.programs import FREQUENT, MOST_ALIKE
+from minigrad.programs import FREQUENT, LEAST_NODES, MOST_ALIKE, RECURRING, Family
 
 STEPS = MOST_ALIKE + 8
 KNOWN = MOST_ALIKE + 4  # steps after which nearly all pieces are known
@@ -155,14 +155,29 @@ class OfMatches(Learner):
     def made(self) -> list[nn.Linear]:
         return [nn.Linear(12, 12) for _ in range(3)]
 
+    sizes = range(1, 4)
+
+    def compared(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return (found - wanted).abs().mean()
+
     def loss(self) -> Tensor:
-        x, total = numbers(0, 4, 6, 12), Tensor(0.0)
+        count = 2 * self.sizes.stop - 2
+        x, total = numbers(0, 4, count, 12), Tensor(0.0)
         for layer in self.module:
             x = x + layer(x.layernorm()).gelu()
         for number, example in enumerate(x):
-            found = self.coins.sample(range(6), self.coins.randrange(1, 4))
-            total = total + (example[found] - numbers(number, len(found), 12)).abs().mean()
+            found = self.coins.sample(range(count), self.coins.choice(self.sizes))
+            total = total + self.compared(example[found], numbers(number, len(found), 12))
         return total
+
+
+class OfPairs(OfMatches):
+    """All pairs are compared, in one row: no general program has these rows' sizes."""
+
+    sizes = range(2, 12)
+
+    def compared(self, found: Tensor, wanted: Tensor) -> Tensor:
+        return (found @ wanted.T).flatten().softmax(0).square().sum()
 
 
 def counts(step, times: int) -> list[int]:
@@ -184,6 +199,22 @@ def test_structures_that_come_now_and_then_are_not_compiled_whole(on_compiled):
     """If their pieces are known, until they have come often."""
     found = counts(OfMatches().step, 6 * STEPS)
     assert sum(found[2 * STEPS :]) <= STEPS // 3, found
+
+
+def test_a_general_program_that_does_not_exist_is_seldom_looked_for(on_compiled, monkeypatch):
+    sought, uses = Family.generalize, []
+
+    def generalize(self, call, *given):
+        if len(call.order) >= LEAST_NODES:
+            uses.append(self.uses)
+        return sought(self, call, *given)
+
+    monkeypatch.setattr(Family, "generalize", generalize)
+    learner = OfPairs()
+    for _ in range(4 * RECURRING):
+        learner.step()
+    late = [number for number in uses if number >= RECURRING]
+    assert 1 <= len(late) <= 3, uses
 
 
 @pytest.mark.parametrize("kind", [OfExperts, OfLetters, OfFew])
