@@ -22,7 +22,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
-from minigrad.jit.replay import Capture, Output, Source
+from minigrad.jit.replay import Capture, Graded, Output, Source
 from minigrad.program import recording
 from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
@@ -256,8 +256,8 @@ class Recorded:
         """Record the gradients that the step set at its inputs and elsewhere, or removed."""
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
-        capture.forgotten = [
-            (of, overwritten) for link, overwritten in self.graded.values()
+        capture.gradients = [
+            Graded(of, None, overwritten) for link, overwritten in self.graded.values()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
@@ -271,15 +271,14 @@ class Recorded:
             had = before.gradient_of(of) is not None or id(of) in overwritten
             number = numbers.get(id(of), -1)
             if number < 0:
-                capture.gradients.append((of, gradient, had))
+                capture.gradients.append(Graded(of, gradient, had))
                 continue
             if of is not tensors[number] and tensors[number]._grad is not None:
                 raise JitError(
                     f"{capture.name} adds to the existing gradient of input {number}; set its "
                     ".grad to None before the call"
                 )
-            capture.input_gradients.append((number, gradient, had))
-            capture.gradient_nodes.append(gradient.raw)
+            capture.input_gradients.append((Graded(number, gradient, had), gradient.raw))
             if gradient.raw.op is Op.BUFFER:  # or a constant
                 gradient.raw.arg.owner = False
 
@@ -370,13 +369,17 @@ class Recorded:
 
         known_by: by id, results and inputs; those that are stored are removed.
         """
-        own, given = self.capture.gradients, self.capture.input_gradients
-        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in own}
-        graded |= {id(gradient): Source("input's gradient", number)
-                   for number, gradient, _ in given}  # fmt: skip
-        keys = [id(store.tensor) for store in stores]
-        return [(store, known_by.pop(key, graded.get(key)))
-                for store, key in zip(stores, keys, strict=True)]  # fmt: skip
+        capture = self.capture
+        graded = {id(one.gradient): Source("gradient", one.of) for one in capture.gradients}
+        graded |= {id(one.gradient): Source("input's gradient", one.of)
+                   for one, _ in capture.input_gradients}  # fmt: skip
+        found: list[tuple[Store, Source | None]] = []
+        for store in stores:
+            source = known_by.pop(id(store.tensor), graded.get(id(store.tensor)))
+            if source is not None and source.kind == "fresh":  # it is a result
+                source = Source("again", capture.sources.index(source))
+            found.append((store, source))
+        return found
 
     def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
         """Tensors of the call that its caller may keep, and their sources in a replay.
