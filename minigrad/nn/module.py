@@ -139,6 +139,7 @@ class Hook:
         self._put([*module._hooks, self])
 
     def _put(self, hooks: list[Hook]) -> None:
+        observe(self.module, "_hooks")  # others stay as they are
         observe(self.module, "_hooks", written=True)
         object.__setattr__(self.module, "_hooks", tuple(hooks))
 
