@@ -242,9 +242,6 @@ class Recorded:
         capture.read = frozenset(_read_first(self.calls) - set(places))
         capture.written = frozenset((made | written) - set(places))
         capture.written_inputs = frozenset(places[memory] for memory in written if memory in places)
-        capture.written_leaves = frozenset(
-            number for number in capture.written_inputs if self.tensors[number].requires_grad
-        )
         capture.derived_inputs = {
             number for number in capture.written_inputs
             if history.has_history(self.given[number].raw)

@@ -88,7 +88,6 @@ class Capture:
         self.written: frozenset[Buffer] = frozenset()
         self.read: frozenset[Buffer] = frozenset()  # kept memory whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
-        self.written_leaves: frozenset[int] = frozenset()  # those that were leaves in the capture
         self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
         self.written_nodes: list[Node] = []
         self.shown = True  # whether anybody knows what it writes, or a way back to it
@@ -278,10 +277,7 @@ class Capture:
             self.check_marks(tensors)
 
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
-        """JitError if the memory of a written input can also be reached in another way.
-
-        GradientError if the input is a leaf and was none in the capture.
-        """
+        """JitError if the memory of a written input can also be reached in another way."""
         memories = [memory_of(tensor) for tensor in tensors]
         for number, memory in enumerate(memories):
             if memory in self.written or (number in self.written_inputs and memory in self.read):
@@ -292,8 +288,6 @@ class Capture:
                 )
         times = Counter(memories) if self.written_inputs else {}
         for number in self.written_inputs:
-            if number not in self.written_leaves:
-                tensors[number]._check_no_leaf()
             if times[memories[number]] > 1:
                 raise JitError(
                     f"{self.name} writes to input {number}, which is passed twice, itself or as a "
