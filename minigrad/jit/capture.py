@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from minigrad.device import Buffer, Call, Device
@@ -34,6 +34,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
 )
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.observed import Observed
 from minigrad.tensor.plan import described, pending
 from minigrad.tensor.pytree import signature
 
@@ -208,9 +209,7 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 class Recorded:
     """A step that is recorded: its inputs, the copies of them that it gets, and its calls.
 
-    before: what was there before it. places: memory of a copy → the number of the input. graded:
-    what had a gradient in the step, and whether the one before did not matter. without: what had
-    none when the step looked.
+    before: what was there before it. places: memory of a copy → the number of the input.
     """
 
     def __init__(
@@ -220,8 +219,6 @@ class Recorded:
         self.before = Snapshot()
         self.places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         self.calls: Sequence[Call] = ()
-        self.graded: Mapping[int, tuple[weakref.ref[Tensor], bool]] = {}
-        self.without: Mapping[int, weakref.ref[Tensor]] = {}
 
     def copy_back(self) -> None:
         """Copy back the inputs that the step updated, even if it then failed."""
@@ -249,23 +246,30 @@ class Recorded:
         capture.check_memory(self.tensors)
         self.copy_back()
 
-    def take_gradients(self) -> None:
-        """Record the gradients that the step set at its inputs and elsewhere, or removed."""
+    def take_gradients(self, noted: Observed) -> None:
+        """Record the gradients that the step set at its inputs and elsewhere, or removed.
+
+        JitError where one was added to one from before that the step has not written.
+        """
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.gradients = [
-            Graded(of, None, overwritten) for link, overwritten in self.graded.values()
+            Graded(of, None, overwritten) for link, overwritten in noted.graded.values()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
         capture.looked = [
-            (of, None, None) for number, link in self.without.items()
+            (of, None, None) for number, link in noted.without.items()
             if (of := link()) is not None and of._grad is None and before.knows(of)
-            and number not in {*self.graded, *numbers}
+            and number not in {*noted.graded, *numbers}
         ]  # fmt: skip
-        overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
         for of, gradient in before.gradients():
-            had = before.gradient_of(of) is not None or id(of) in overwritten
+            old = before.gradient_of(of)
+            _, overwrote = noted.graded.get(id(of), (None, old is not None))
+            # that its memory is read is no sign of it: it may be kept elsewhere, or be a constant
+            if old is not None and not overwrote and old.arg not in capture.written:
+                raise _replaced(capture.name, numel(of.raw.shape), of.dtype)
+            had = old is not None or overwrote
             number = numbers.get(id(of), -1)
             if number < 0:
                 capture.gradients.append(Graded(of, gradient, had))
@@ -349,16 +353,6 @@ class Recorded:
             capture.sources.append(source)
         return [*fresh]
 
-    def refuse_added(self) -> None:
-        """JitError where a gradient was added to one from before, that the step has not written.
-
-        That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
-        """
-        for of, _ in self.before.gradients():
-            old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
-            if old is not None and not overwrote and old.arg not in self.capture.written:
-                raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
-
     def sources_of(
         self, stores: Sequence[Store], known_by: dict[int, Source]
     ) -> list[tuple[Store, Source | None]]:
@@ -438,11 +432,11 @@ def _note_owners(capture: Capture) -> None:
     for holder in all_holders():
         if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
             if id(holder.raw) not in capture.owners:
-                capture.written_nodes.append(holder.raw)
+                capture.owners[id(holder.raw)] = holder.raw, set()
                 holder.raw.form = None  # as an input it takes the general path
                 if history.has_history(holder.raw):
                     capture.derived.append(holder.raw)
-            capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
+            capture.owners[id(holder.raw)][1].add(id(holder._link))
     graphs = [one.node for one in [*history.recorded.values()]]
     order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
     reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)

@@ -292,14 +292,13 @@ class Jitted(Generic[P, R]):
     def _capture(self, key: int, args: Any, kwargs: Any) -> R:
         values: dict[str, int] = {}
         tensors, structure = flatten((args, kwargs), values)
-        self._refuse_arrays(structure)
+        named = self._objects(args, kwargs)
         called_with = _given(args, kwargs)
         self.varies |= called_with != self._called[key].given
         led_back = [history.leads_back(tensor) for tensor in tensors]
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))
-        named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
         seen = self._called[key].noted
         outside = Outside(self.name, self.function, self.instance, named, seen)
@@ -307,34 +306,28 @@ class Jitted(Generic[P, R]):
         recorded, drawn = Recorded(capture, tensors, given), generators(outside.generators)
         watch = HostWatch(self.name, recorded.before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
-        watching.watch = watch
-        failed = True
         try:
-            with recorded_calls(self.varies) as recorded.calls, _noting() as noted:
+            with (having(watching, watch=watch), recorded_calls(self.varies) as recorded.calls,
+                  _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
                 results, found = flatten(result, dict(values))
-                others = objects(found)
                 realization.realize([*results, *recorded.before.left_behind()])
                 watch.part(results, given)
                 realization.settle_writes()
-            failed = False
-        finally:
-            watching.watch = None
-            if failed:
-                recorded.copy_back()
-        recorded.graded, recorded.without = noted.graded, noted.without
+        except BaseException:
+            recorded.copy_back()
+            raise
         recorded.settle_inputs()
         self._refuse_filled(flatten((args, kwargs)), given, structure)
         del args, kwargs
         with _after_the_work():
-            self._refuse_objects(others)
+            self._refuse_objects(objects(found))
             call = _Called(called_with, found, recorded.calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn, generators(outside.generators))
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-            recorded.take_gradients()
+            recorded.take_gradients(noted)
             returned = recorded.sort(results, values)
-            recorded.refuse_added()
             kept = [source.what for source in capture.sources if source.kind == "kept"]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
@@ -362,29 +355,27 @@ class Jitted(Generic[P, R]):
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The arguments that are neither tensors, containers nor plain values, by name.
 
-        Those in containers have the container's name and their number.
+        Those in containers have the container's name and their number. JitError for arrays.
         """
         try:
             first = () if self.instance is None else (None,)
             bound = inspect.signature(self.function).bind(*first, *args, **kwargs).arguments
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        return {name if value is one else f"{name} {number}": one for name, value in bound.items()
-                for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
+        found = {name if value is one else f"{name} {number}": one for name, value in bound.items()
+                 for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
+        for kind in (type(one).__name__ for one in found.values() if hasattr(one, "__array__")):
+            raise JitError(
+                f"{self.name}: an argument is a {kind}, and a replay would not see new values in "
+                "it; pass Tensor(…)"
+            )
+        return found
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
         """Keyword arguments whose order does not matter: the function has a parameter for each."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
         takes_others = code is None or code.co_flags & inspect.CO_VARKEYWORDS
         return () if takes_others else tuple(kwargs)
-
-    def _refuse_arrays(self, structure: Any) -> None:
-        arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
-        if arrays:
-            raise JitError(
-                f"{self.name}: an argument is a {type(arrays[0]).__name__}, and a replay would not "
-                "see new values in it; pass Tensor(…)"
-            )
 
     def _refuse_filled(
         self, left: tuple[Sequence[Tensor], Any], given: Sequence[Tensor], structure: Any

@@ -88,8 +88,8 @@ class Capture:
         self.written: frozenset[Buffer] = frozenset()
         self.read: frozenset[Buffer] = frozenset()  # kept memory whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
-        self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
-        self.written_nodes: list[Node] = []
+        # id of a written node → that node, and the tensors that stand for it
+        self.owners: dict[int, tuple[Node, set[int]]] = {}
         self.shown = True  # whether anybody knows what it writes, or a way back to it
         self.renewed: list[tuple[weakref.ref[Any], Source]] = []  # tensors left in containers
         self.stores: list[tuple[Store, Source | None]] = []  # None: in the same memory each time
@@ -234,9 +234,8 @@ class Capture:
             self.settled = now
         for (_, gradient, _), node in self.input_gradients:
             gradient._point(node)
-        held = [(node, self.owners[id(node)]) for node in self.written_nodes]
-        held += [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
-        for node, owners in held:
+        written_inputs = [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
+        for node, owners in (*self.owners.values(), *written_inputs):
             if id(node) in shared:
                 realization.separate(node, owners)
 
