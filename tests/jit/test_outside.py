@@ -1,4 +1,4 @@
-"""What a step reads besides its arguments: a test for each row of the table in minigrad/jit."""
+"""What a step reads besides its arguments: as listed in minigrad/jit/jitted.py."""
 
 from __future__ import annotations
 
