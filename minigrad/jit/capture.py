@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Collection, Sequence
-from typing import Any
 
 from minigrad.device import Buffer, Call, Device
 from minigrad.dtype import DType
@@ -22,7 +21,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
-from minigrad.jit.replay import Capture, Graded, Output, Source
+from minigrad.jit.replay import Capture, Graded, Output, Renewed, Source
 from minigrad.program import recording
 from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
@@ -60,7 +59,7 @@ class Snapshot:
         found = self._grads.get(id(holder._link))
         return None if found is None else found[1]
 
-    def left_behind(self) -> list[Holder]:
+    def lazy_since(self) -> list[Holder]:
         """Lazy tensors that this thread has created since, and that depend on memory (`.grad`).
         """
         lazy = of_this_thread(lazy_holders())
@@ -69,7 +68,7 @@ class Snapshot:
         reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
-    def left_tensors(self) -> list[Tensor]:
+    def tensors_since(self) -> list[Tensor]:
         """Tensors that this thread has created since, and that somebody holds."""
         return [holder for holder in of_this_thread(all_holders())
                 if isinstance(holder, Tensor) and not self.knows(holder)]  # fmt: skip
@@ -148,7 +147,7 @@ class HostWatch:
         both = apart.union(map(id, new))
         replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
         graded = {one.raw.arg for one in new}
-        for one in self.before.left_tensors():
+        for one in self.before.tensors_since():
             memories = [node.arg for node in topological([one.raw]) if node.op is Op.BUFFER]
             shares = id(one) not in apart and not replaced.isdisjoint(memories)
             shares = shares or (id(one) not in both and not graded.isdisjoint(memories))
@@ -353,26 +352,25 @@ class Recorded:
             capture.sources.append(source)
         return [*fresh]
 
-    def sources_of(
-        self, stores: Sequence[Store], known_by: dict[int, Source]
-    ) -> list[tuple[Store, Source | None]]:
-        """Where the tensors that the step stores are after a replay: None for the same memory.
+    def take_stores(self, stores: Sequence[Store], links: dict[int, Renewed]) -> None:
+        """Record what the step stores at places, and where a replay takes it from.
 
-        known_by: by id, results and inputs; those that are stored are removed.
+        links: by id, tensors that somebody keeps, and their sources; those that are not stored are
+        in containers, say.
         """
         capture = self.capture
         graded = {id(one.gradient): Source("gradient", one.of) for one in capture.gradients}
         graded |= {id(one.gradient): Source("input's gradient", one.of)
                    for one, _ in capture.input_gradients}  # fmt: skip
-        found: list[tuple[Store, Source | None]] = []
         for store in stores:
-            source = known_by.pop(id(store.tensor), graded.get(id(store.tensor)))
+            key = id(store.tensor)
+            _, source = links.pop(key, (None, graded.get(key)))
             if source is not None and source.kind == "fresh":  # it is a result
                 source = Source("again", capture.sources.index(source))
-            found.append((store, source))
-        return found
+            capture.stores.append(store._replace(source=source))
+        capture.renewed = [*links.values()]
 
-    def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
+    def left_behind(self, results: Sequence[Tensor]) -> list[Renewed]:
         """Tensors of the call that its caller may keep, and their sources in a replay.
 
         Weak references: tensors that nobody keeps are gone when the lists are empty.
@@ -384,7 +382,7 @@ class Recorded:
             if clone is not self.tensors[number]
         ]  # fmt: skip
         return links + [
-            (one._link, Source("kept memory", one.raw)) for one in self.before.left_tensors()
+            (one._link, Source("kept memory", one.raw)) for one in self.before.tensors_since()
             if all(one is not result for result in results)
             and all(node.op is not Op.BUFFER for node in topological([one.raw]))
         ]

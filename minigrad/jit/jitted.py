@@ -285,7 +285,7 @@ class Jitted(Generic[P, R]):
                   _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
                 results, found = flatten(result, dict(values))
-                realization.realize([*results, *recorded.before.left_behind()])
+                realization.realize([*results, *recorded.before.lazy_since()])
                 watch.part(results, given)
                 realization.settle_writes()
         except BaseException:
@@ -308,14 +308,12 @@ class Jitted(Generic[P, R]):
             capture.outside.note_left(outside, self._doubtful)
             del outside  # and the tensors it read
             capture.result = template(result)
-            links = recorded.left_behind(results)
+            left = recorded.left_behind(results)
             del result, results[:], given[:]
-            known_by = {id(link()): source for link, source in links if link() is not None}
+            links = {id(one): (link, its) for link, its in left if (one := link()) is not None}
             knows = recorded.before.knows
-            old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
-            stores = capture.outside.take_stores(old, capture.written)
-            capture.stores = recorded.sources_of(stores, known_by)
-            capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
+            old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*links}
+            recorded.take_stores(capture.outside.take_stores(old, capture.written), links)
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call

@@ -49,11 +49,16 @@ class Left(NamedTuple):
 
 
 class Store(NamedTuple):
-    """A tensor that a step leaves at places. put: sets them; count: at how many of them it is."""
+    """A tensor that a step leaves at places.
+
+    put: sets them; count: at how many of them it is. source: where a replay takes it from (see
+    `Source`); None if it is in the same memory each time.
+    """
 
     tensor: Tensor
     put: Callable[[Tensor], None]
     count: Callable[[Any], int]
+    source: Any = None
 
 
 class Outside:
@@ -104,13 +109,12 @@ class Outside:
         names = self.names
         names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": MISSING}
         names |= {"states": states, "drawn": self.drawn}
-        tests = ["gone"]
-        if any(one.noted for one in (*self.read.values(), *self.left.values())):
-            tests.append("changes != seen")
         found = [(read.near or place, read.test, read.value)
                  for place, read in self.read.items() if not read.noted]  # fmt: skip
         found += [(place, "is not", left.value)
                   for place, left in self.left.items() if not left.noted]  # fmt: skip
+        any_noted = len(found) < len(self.read) + len(self.left)
+        tests = ["gone", *["changes != seen"] * any_noted]
         found += [("states()", "is not", self.drawn)] * (self.drawn is not None)
         for number, (place, test, value) in enumerate(found):
             names[f"value{number}"] = value

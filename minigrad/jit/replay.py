@@ -49,6 +49,9 @@ class Source(NamedTuple):
     what: Any
 
 
+Renewed = tuple[weakref.ref[Any], Source]  # a tensor that somebody keeps, and its newest value
+
+
 class Graded(NamedTuple):
     """What a step leaves as the gradient of a tensor; None if it removes it.
 
@@ -91,8 +94,8 @@ class Capture:
         # id of a written node → that node, and the tensors that stand for it
         self.owners: dict[int, tuple[Node, set[int]]] = {}
         self.shown = True  # whether anybody knows what it writes, or a way back to it
-        self.renewed: list[tuple[weakref.ref[Any], Source]] = []  # tensors left in containers
-        self.stores: list[tuple[Store, Source | None]] = []  # None: in the same memory each time
+        self.renewed: list[Renewed] = []  # tensors left in containers
+        self.stores: list[Store] = []
         self.marks: list[bool | None] = []  # the inputs' requires_grad, if gradients may flow
         self.led_back: list[bool] = []  # whether inputs were computed from leaves
         self.derived: list[Node] = []  # written memory that was computed from leaves
@@ -130,9 +133,9 @@ class Capture:
             self.gradients[place] = old._replace(gradient=own)
             self.renewed = [(own._link if link() is old.gradient else link, source)
                             for link, source in self.renewed]  # fmt: skip
-        for place, (store, source) in enumerate(self.stores):
-            if source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
-                self.stores[place] = store._replace(tensor=_apart(store.tensor)), None
+        for place, store in enumerate(self.stores):
+            if store.source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
+                self.stores[place] = store._replace(tensor=_apart(store.tensor))
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         try:
@@ -144,11 +147,9 @@ class Capture:
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             history.lose(node)
         results = self.results(tensors, nodes)
-        for store, source in self.stores:
-            new = store.tensor
-            if source is not None:
-                new = self._find(source, tensors, nodes, results)
-            store.put(new)
+        for store in self.stores:
+            new = store.source and self._find(store.source, tensors, nodes, results)
+            store.put(store.tensor if new is None else new)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
