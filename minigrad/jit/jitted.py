@@ -310,7 +310,7 @@ class Jitted(Generic[P, R]):
             capture.result = template(result)
             left = recorded.left_behind(results)
             del result, results[:], given[:]
-            links = {id(one): (link, its) for link, its in left if (one := link()) is not None}
+            links = {id(link()): (link, its) for link, its in left if link() is not None}
             knows = recorded.before.knows
             old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*links}
             recorded.take_stores(capture.outside.take_stores(old, capture.written), links)

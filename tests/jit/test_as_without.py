@@ -81,7 +81,9 @@ RIGHT = [
     ("drop.p = 0.0; return drop(a)", "drop.train(); drop.p = 0.5; r = run(a)", "r, drop.p"),
     ("opt.zero_grad(); p.sum().backward(); opt.momentum = 0.0; opt.step()",
      "opt.momentum = 0.9; run(a)", "p, opt.momentum"),
+    ("mixed[0].p = 0.25; return mixed.eval()(a)", "mixed[0].p = n / 10; run(a)", "mixed[0].p"),
     # also of what it does not call
+    ("mixed[0].p = 0.25; return a", "mixed[0].p = n / 10; run(a)", "mixed[0].p"),
     ("drop.training = False; return a", "drop.training = True; run(a)", "drop.training"),
     ("w.requires_grad_(False); return a", "w.requires_grad_(); run(a)", "w.requires_grad"),
     ("w.requires_grad_(); return a", "w.requires_grad = n % 3 < 1; run(a)", "w.requires_grad"),
