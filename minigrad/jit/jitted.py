@@ -200,10 +200,8 @@ class Jitted(Generic[P, R]):
             return serve(args, kwargs)
         except OtherInputs as other:
             run = self._for(*other.args)
-        except ServedOften:
-            self.varies = False
-            run = self._without_capture()
-        except Outdated:
+        except Outdated as reason:
+            self.varies &= not isinstance(reason, ServedOften)
             run = self._without_capture()
         return run(*args, **kwargs)
 

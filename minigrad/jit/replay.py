@@ -14,7 +14,7 @@ from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Form, Node, Op, own_buffer
 from minigrad.graph.variable import rebind
-from minigrad.jit.outside import Outside, Store
+from minigrad.jit.outside import Outdated, Outside, Store
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.settings import thread
@@ -71,7 +71,7 @@ class OtherInputs(Exception):
     """
 
 
-class ServedOften(Exception):
+class ServedOften(Outdated):
     """A capture for many sizes has served its inputs often: it is time to compile for their own."""
 
 
