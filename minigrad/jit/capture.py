@@ -21,7 +21,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
-from minigrad.jit.replay import Capture, Graded, Output, Renewed, Source
+from minigrad.jit.replay import Capture, Output, Renewed, Source
 from minigrad.program import recording
 from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
@@ -253,7 +253,7 @@ class Recorded:
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.gradients = [
-            Graded(of, None, overwritten) for link, overwritten in noted.graded.values()
+            (of, None, overwritten) for link, overwritten in noted.graded.values()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
@@ -271,14 +271,14 @@ class Recorded:
             had = old is not None or overwrote
             number = numbers.get(id(of), -1)
             if number < 0:
-                capture.gradients.append(Graded(of, gradient, had))
+                capture.gradients.append((of, gradient, had))
                 continue
             if of is not tensors[number] and tensors[number]._grad is not None:
                 raise JitError(
                     f"{capture.name} adds to the existing gradient of input {number}; set its "
                     ".grad to None before the call"
                 )
-            capture.input_gradients.append((Graded(number, gradient, had), gradient.raw))
+            capture.input_gradients.append(((number, gradient, had), gradient.raw))
             if gradient.raw.op is Op.BUFFER:  # or a constant
                 gradient.raw.arg.owner = False
 
@@ -359,9 +359,9 @@ class Recorded:
         in containers, say.
         """
         capture = self.capture
-        graded = {id(one.gradient): Source("gradient", one.of) for one in capture.gradients}
-        graded |= {id(one.gradient): Source("input's gradient", one.of)
-                   for one, _ in capture.input_gradients}  # fmt: skip
+        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in capture.gradients}
+        graded |= {id(gradient): Source("input's gradient", number)
+                   for (number, gradient, _), _ in capture.input_gradients}  # fmt: skip
         for store in stores:
             key = id(store.tensor)
             _, source = links.pop(key, (None, graded.get(key)))

@@ -127,8 +127,8 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    held = any(one.gradient is not None for one in capture.gradients)
-    stale = capture.looked or not all(one.had for one in capture.gradients)
+    held = any(gradient is not None for _, gradient, _ in capture.gradients)
+    stale = capture.looked or not all(had for *_, had in capture.gradients)
     asks = " or held()" * held + " or stale()" * bool(stale)
     text = [_HEAD.format(asks=asks)]
     filed = []
@@ -199,7 +199,7 @@ def _is_plain(capture: Capture) -> bool:
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and not (capture.stores or capture.derived)
-        and all(one.had for one in capture.gradients if one.gradient is not None)
+        and all(had for _, gradient, had in capture.gradients if gradient is not None)
         # nor may results be returned before indices are checked
         and not (isinstance(capture.replay, CheckedReplay)
                  and any(Device[output.known.device].fails_late for output in capture.outputs))
