@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from minigrad.device import Buffer, Call, Device
 from minigrad.dtype import DType
@@ -22,7 +21,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
-from minigrad.jit.replay import Capture, Output, Source
+from minigrad.jit.replay import Capture, Output, Renewed, Source
 from minigrad.program import recording
 from minigrad.tensor import Tensor, history, realization, views
 from minigrad.tensor.live_tensors import (
@@ -34,6 +33,7 @@ from minigrad.tensor.live_tensors import (
     of_this_thread,
 )
 from minigrad.tensor.modes import no_grad
+from minigrad.tensor.observed import Observed
 from minigrad.tensor.plan import described, pending
 from minigrad.tensor.pytree import signature
 
@@ -59,7 +59,7 @@ class Snapshot:
         found = self._grads.get(id(holder._link))
         return None if found is None else found[1]
 
-    def left_behind(self) -> list[Holder]:
+    def lazy_since(self) -> list[Holder]:
         """Lazy tensors that this thread has created since, and that depend on memory (`.grad`).
         """
         lazy = of_this_thread(lazy_holders())
@@ -68,7 +68,7 @@ class Snapshot:
         reads -= described(order)
         return [holder for holder in lazy if holder.raw in reads and not self.knows(holder)]
 
-    def left_tensors(self) -> list[Tensor]:
+    def tensors_since(self) -> list[Tensor]:
         """Tensors that this thread has created since, and that somebody holds."""
         return [holder for holder in of_this_thread(all_holders())
                 if isinstance(holder, Tensor) and not self.knows(holder)]  # fmt: skip
@@ -147,7 +147,7 @@ class HostWatch:
         both = apart.union(map(id, new))
         replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
         graded = {one.raw.arg for one in new}
-        for one in self.before.left_tensors():
+        for one in self.before.tensors_since():
             memories = [node.arg for node in topological([one.raw]) if node.op is Op.BUFFER]
             shares = id(one) not in apart and not replaced.isdisjoint(memories)
             shares = shares or (id(one) not in both and not graded.isdisjoint(memories))
@@ -208,9 +208,7 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 class Recorded:
     """A step that is recorded: its inputs, the copies of them that it gets, and its calls.
 
-    before: what was there before it. places: memory of a copy → the number of the input. graded:
-    what had a gradient in the step, and whether the one before did not matter. without: what had
-    none when the step looked.
+    before: what was there before it. places: memory of a copy → the number of the input.
     """
 
     def __init__(
@@ -220,8 +218,6 @@ class Recorded:
         self.before = Snapshot()
         self.places = {tensor.raw.arg: number for number, tensor in enumerate(given)}
         self.calls: Sequence[Call] = ()
-        self.graded: Mapping[int, tuple[weakref.ref[Tensor], bool]] = {}
-        self.without: Mapping[int, weakref.ref[Tensor]] = {}
 
     def copy_back(self) -> None:
         """Copy back the inputs that the step updated, even if it then failed."""
@@ -255,23 +251,30 @@ class Recorded:
                     "would not do it again; freeze it before the call"
                 )
 
-    def take_gradients(self) -> None:
-        """Record the gradients that the step set at its inputs and elsewhere, or removed."""
+    def take_gradients(self, noted: Observed) -> None:
+        """Record the gradients that the step set at its inputs and elsewhere, or removed.
+
+        JitError where one was added to one from before that the step has not written.
+        """
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
-        capture.forgotten = [
-            (of, overwritten) for link, overwritten in self.graded.values()
+        capture.gradients = [
+            (of, None, overwritten) for link, overwritten in noted.graded.values()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
         capture.looked = [
-            (of, None, None) for number, link in self.without.items()
+            (of, None, None) for number, link in noted.without.items()
             if (of := link()) is not None and of._grad is None and before.knows(of)
-            and number not in {*self.graded, *numbers}
+            and number not in {*noted.graded, *numbers}
         ]  # fmt: skip
-        overwritten = {number for number, (_, overwrote) in self.graded.items() if overwrote}
         for of, gradient in before.gradients():
-            had = before.gradient_of(of) is not None or id(of) in overwritten
+            old = before.gradient_of(of)
+            _, overwrote = noted.graded.get(id(of), (None, old is not None))
+            # that its memory is read is no sign of it: it may be kept elsewhere, or be a constant
+            if old is not None and not overwrote and old.arg not in capture.written:
+                raise _replaced(capture.name, numel(of.raw.shape), of.dtype)
+            had = old is not None or overwrote
             number = numbers.get(id(of), -1)
             if number < 0:
                 capture.gradients.append((of, gradient, had))
@@ -281,8 +284,7 @@ class Recorded:
                     f"{capture.name} adds to the existing gradient of input {number}; set its "
                     ".grad to None before the call"
                 )
-            capture.input_gradients.append((number, gradient, had))
-            capture.gradient_nodes.append(gradient.raw)
+            capture.input_gradients.append(((number, gradient, had), gradient.raw))
             if gradient.raw.op is Op.BUFFER:  # or a constant
                 gradient.raw.arg.owner = False
 
@@ -356,32 +358,25 @@ class Recorded:
             capture.sources.append(source)
         return [*fresh]
 
-    def refuse_added(self) -> None:
-        """JitError where a gradient was added to one from before, that the step has not written.
+    def take_stores(self, stores: Sequence[Store], links: dict[int, Renewed]) -> None:
+        """Record what the step stores at places, and where a replay takes it from.
 
-        That its memory is read is no sign of it: somebody may have kept it, or it is a constant.
+        links: by id, tensors that somebody keeps, and their sources; those that are not stored are
+        in containers, say.
         """
-        for of, _ in self.before.gradients():
-            old, (_, overwrote) = self.before.gradient_of(of), self.graded.get(id(of), (None, True))
-            if old is not None and not overwrote and old.arg not in self.capture.written:
-                raise _replaced(self.capture.name, numel(of.raw.shape), of.dtype)
-
-    def sources_of(
-        self, stores: Sequence[Store], known_by: dict[int, Source]
-    ) -> list[tuple[Store, Source | None]]:
-        """Where the tensors that the step stores are after a replay: None for the same memory.
-
-        known_by: by id, results and inputs; those that are stored are removed.
-        """
-        own, given = self.capture.gradients, self.capture.input_gradients
-        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in own}
+        capture = self.capture
+        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in capture.gradients}
         graded |= {id(gradient): Source("input's gradient", number)
-                   for number, gradient, _ in given}  # fmt: skip
-        keys = [id(store.tensor) for store in stores]
-        return [(store, known_by.pop(key, graded.get(key)))
-                for store, key in zip(stores, keys, strict=True)]  # fmt: skip
+                   for (number, gradient, _), _ in capture.input_gradients}  # fmt: skip
+        for store in stores:
+            key = id(store.tensor)
+            _, source = links.pop(key, (None, graded.get(key)))
+            if source is not None and source.kind == "fresh":  # it is a result
+                source = Source("again", capture.sources.index(source))
+            capture.stores.append(store._replace(source=source))
+        capture.renewed = [*links.values()]
 
-    def left_behind(self, results: Sequence[Tensor]) -> list[tuple[weakref.ref[Any], Source]]:
+    def left_behind(self, results: Sequence[Tensor]) -> list[Renewed]:
         """Tensors of the call that its caller may keep, and their sources in a replay.
 
         Weak references: tensors that nobody keeps are gone when the lists are empty.
@@ -393,7 +388,7 @@ class Recorded:
             if clone is not self.tensors[number]
         ]  # fmt: skip
         return links + [
-            (one._link, Source("kept memory", one.raw)) for one in self.before.left_tensors()
+            (one._link, Source("kept memory", one.raw)) for one in self.before.tensors_since()
             if all(one is not result for result in results)
             and all(node.op is not Op.BUFFER for node in topological([one.raw]))
         ]
@@ -441,11 +436,11 @@ def _note_owners(capture: Capture) -> None:
     for holder in all_holders():
         if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
             if id(holder.raw) not in capture.owners:
-                capture.written_nodes.append(holder.raw)
+                capture.owners[id(holder.raw)] = holder.raw, set()
                 holder.raw.form = None  # as an input it takes the general path
                 if history.has_history(holder.raw):
                     capture.derived.append(holder.raw)
-            capture.owners.setdefault(id(holder.raw), set()).add(id(holder._link))
+            capture.owners[id(holder.raw)][1].add(id(holder._link))
     graphs = [one.node for one in [*history.recorded.values()]]
     order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
     reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)

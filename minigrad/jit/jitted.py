@@ -7,82 +7,55 @@
         optimizer.step()
         return loss.realize()
 
-The first call runs normally (and compiles). The second call is captured: every program that it runs
-is recorded, with its buffers. From the third call on, none of the function's Python code runs: the
-recorded programs run on the call's inputs, and write to fresh buffers for its outputs. Tensors that
-the function updates in place stay in their memory. So does a parameter's `.grad`, which each replay
-updates. Attributes and globals that it sets to a tensor get a new one in each call; tensors that it
-leaves in containers are updated.
+Call 1 runs normally (and compiles). Call 2 is captured: every program that it runs is recorded.
+From call 3 on only these programs run, and none of the function's Python code. So whatever that
+reads or leaves is followed, checked, set again, refused, or (see the end) fixed as in call 2.
 
-Inputs of other extents (another batch size, another length) start again: two normal calls, one that
-is captured. From the third size on nothing is compiled (`graph/general.py`), and a size that comes
-once costs as much as without `@jit`. If inner extents vary, programs copy arrays to a padded layout
-(`padded.py`). After 32 replays such a size is captured again, with programs of its own.
+**Followed**: tensor arguments; tensors from outside that are written in place (assign, +=,
+set_data, an optimizer); `optimizer.lr`; random tensors. A leaf that is passed gets its own `.grad`.
 
-A replay runs no Python. If the function would behave differently in a later call, that is detected,
-or the value is fixed:
+**Checked** before each replay; JitError if it has changed:
+- numbers, strings and objects that are arguments; dtype, device and dimensions of tensors;
+- names of its closure and module, attributes of these, of `self`, of items in them, and of
+  arguments that are objects (or objects in a list or dict); methods of a user's classes; contents
+  of lists, dicts and sets (up to 256 items; of up to 2,048, which objects they are), of arrays up
+  to 64 KiB;
+- mode, device, numbers, hooks, layers and parameters of an `nn.Module` that it calls; an
+  optimizer's options; `requires_grad` of what it differentiates or looks at; which `.grad` it
+  finds, or none;
+- whether a tensor that it reads still exists (`layer.weight = other` replaces one).
 
-| what the function uses | what a replay does when it changes |
-| --- | --- |
-| a tensor argument | reads it; `JitError` for another dtype, device or number of dimensions |
-| a tensor argument of other extents | nothing: it has its own capture, from its third call on |
-| a leaf that is passed and gets a gradient | gives each its own `.grad` |
-| `requires_grad` of a tensor that it differentiates, or looks at | `JitError` |
-| another `.grad` than it looked at (as an optimizer's step does), or its first | `JitError` |
-| a number or text that it leaves at a name or attribute | sets it again |
-| `.eval()` of a module that it calls, an option of an optimizer, set inside | sets it again |
-| an argument computed from leaves, if the function differentiates | `JitError` in call 2 |
-| a leaf, or an argument computed from leaves, otherwise | nothing: it has its own capture |
-| a number or string argument, or an attribute of an object argument | `JitError` |
-| a tensor from outside, written in place (assign, +=, set_data, an optimizer) | reads it |
-| the same if it was a constant until then (`Tensor.zeros(2)`) | is captured again |
-| a name of its closure or module, an attribute of that, of items in it, or of `self` | `JitError` |
-| an iterator that has such a name | `JitError` in call 2 |
-| a number that the step itself changes (`self.t += 1`) | `JitError` in call 2 |
-| a tensor that it moves to another place (`self.old = self.h`) | `JitError` in call 2 |
-| a list or set that it adds tensors to, a container whose size it changes | `JitError` in call 2 |
-| a list or dict that it is given, and changes | `JitError` in call 2 |
-| a leaf that it is given, and freezes | `JitError` in call 2 |
-| an object in a list, tuple or dict that it is given | as one that is an argument |
-| mode, device or a number of an `nn.Module` that it calls (`.eval()`, `x.p = 0.1`) | `JitError` |
-| a layer, parameter or buffer of such a module that is replaced | `JitError` |
-| contents of lists, dicts (also nested), arrays (up to 64 KiB) with such a name | `JitError` |
-| `optimizer.lr` (`= x`, `set_lr`, a schedule) | takes the new one |
-| another option of an optimizer (`momentum = x`) | `JitError` |
-| a tensor made from numbers or an array | `JitError` in call 2 if call 1 had others; fixed |
-| a method of a user's class that is replaced | `JitError` |
-| a gradient through a result, or through what it writes | `GradientError` in `backward` |
-| a number in the result | `JitError` in call 2 if call 1 had another; fixed |
-| a tensor read elsewhere that no longer exists (`layer.weight = other`) | `JitError` |
-| what `random`, numpy, PyTorch or a generator with such a name draws | `JitError` in call 2 |
-| random tensors, in another thread | draws that thread's: it has its own capture |
-| numbers from elsewhere (files, the environment) | `JitError` in call 3 if new in each; fixed |
-| a result that another thread computes | `JitError` in call 2 |
-| text that it prints, numbers that it only adds to a list or file | nothing: it runs no Python |
+**Set again** in each replay: results, and the attributes and globals that it sets to a tensor, are
+new tensors; those in containers that it makes, and gradients, are the same objects with new values.
+Also numbers and texts at names and attributes; and modes, options and `requires_grad`, if it sets
+them before it uses them. No gradient flows through a result (GradientError); a view in it is a
+tensor.
 
-Fixed: as in the captured call. That is the third call if the first two computed with other numbers
-for the same arguments. Views in a result are independent tensors, from the first call on. No
-gradient flows through a result to unmarked leaves, either. What is fixed without any error, so that
-a replay silently gives another result than the code would, if it changes later:
+**Refused** in call 2 (JitError), as a replay could not do it again: reading values (`.item()`, a
+branch on a tensor); writing host data; numbers that it reads and changes (`self.t += 1`); tensors
+that it reads and replaces or moves (`self.old = self.h`); tensors added to a list, containers that
+change their size or are arguments; leaves that it is given and freezes; hooks that it adds;
+iterators; draws of `random`, numpy, PyTorch or a generator of the user's; other data, or a number
+in the result, than in call 1; an argument computed from leaves, if it differentiates; results of
+other threads. In call 3, if calls computed with new numbers each time.
 
+**Captured again**, beside what is there (two normal calls, one that is captured): other extents
+(from the third size on nothing is compiled, see `graph/general.py` and `padded.py`; after 32
+replays a size gets its own programs), leaves in place of other arguments, other threads and modes.
+Instead of it: if a constant from outside (`Tensor.zeros(2)`) was written, or a number that only
+some calls may set.
+
+**Fixed**, so that a replay silently gives another result than the code would, if it changes later:
 - a branch on something elsewhere: files, the environment, a clock, `uuid`, `secrets`, a log level,
   a lock, the context of `decimal`, the state of a file object or `SimpleQueue`;
-- an attribute, item or global whose name is computed: `getattr(x, f"w{i}")`, `globals()["x"]`,
-  `eval`, `attrgetter`, `"{x.y}".format(x=x)`; what it sets by such a name is not set again;
-- what only C code reads: all attributes of a `SimpleNamespace` that is compared or printed;
-- contents of lists, dicts and sets longer than 256 (up to 2,048 the identities of what is in them
-  are checked), of arrays above 64 KiB, and of arrays of objects;
-- attributes of an argument that is a list, dict, number or string of a class of one's own, and
-  which class of the same name it has;
-- whether two arguments are one object (`a is b`, `id(a)`): they are not;
-- replaced code: `__code__` (as autoreload does), `__defaults__`, `__class__`, `__bases__`, methods
-  of Tensor and functions of libraries;
-- a name that did not exist in the capture (`NameError`), layers added to a container that is only
-  counted;
-- what it does besides computing: hooks that it registers, `requires_grad` that it sets, items that
-  it adds to a Counter, writes to tensors by other threads that it starts;
-- tensors that it leaves in a list or dict, or as a gradient: they stay the same objects, so those
-  kept from an earlier call have the newest values.
+- names that are computed: `getattr(x, f"w{i}")`, `globals()["x"]`, `eval`, `attrgetter`, formats;
+- what only C code reads (a compared `SimpleNamespace`), longer containers, arrays of objects;
+- attributes of arguments that are lists, dicts, numbers or strings; which class of dict one is;
+  whether two arguments are one object; `requires_grad` that it sets for them;
+- replaced code: `__code__`, `__defaults__`, `__class__`, `__bases__`, methods of Tensor, libraries;
+- a name that did not exist (`NameError`), layers added to a container that is only counted;
+- what it does besides: text that it prints, numbers that it adds to a list, Counter or file, writes
+  by threads that it starts; a result kept in a list from an earlier call has the newest values.
 
 `step.reset()` captures again. What decides should be an argument: a Tensor if it changes often.
 """
@@ -227,10 +200,8 @@ class Jitted(Generic[P, R]):
             return serve(args, kwargs)
         except OtherInputs as other:
             run = self._for(*other.args)
-        except ServedOften:
-            self.varies = False
-            run = self._without_capture()
-        except Outdated:
+        except Outdated as reason:
+            self.varies &= not isinstance(reason, ServedOften)
             run = self._without_capture()
         return run(*args, **kwargs)
 
@@ -293,14 +264,13 @@ class Jitted(Generic[P, R]):
     def _capture(self, key: int, args: Any, kwargs: Any) -> R:
         values: dict[str, int] = {}
         tensors, structure = flatten((args, kwargs), values)
-        self._refuse_arrays(structure)
+        named = self._objects(args, kwargs)
         called_with = _given(args, kwargs)
         self.varies |= called_with != self._called[key].given
         led_back = [history.leads_back(tensor) for tensor in tensors]
         _settle({*self._called[key].used}, tensors)
         given = copies(self.name, tensors)
         capture = Capture(self.name, structure, tuple(signature(t, values) for t in given))
-        named = self._objects(args, kwargs)
         capture.keywords = self._keywords(kwargs)
         seen = self._called[key].noted
         outside = Outside(self.name, self.function, self.instance, named, seen)
@@ -308,48 +278,40 @@ class Jitted(Generic[P, R]):
         recorded, drawn = Recorded(capture, tensors, given), generators(outside.generators)
         watch = HostWatch(self.name, recorded.before)
         args, kwargs = rebuild((args, kwargs), iter(given).__next__)
-        watching.watch = watch
-        failed = True
         try:
-            with recorded_calls(self.varies) as recorded.calls, _noting() as noted:
+            with (having(watching, watch=watch), recorded_calls(self.varies) as recorded.calls,
+                  _noting() as noted):  # fmt: skip
                 result = self.function(*args, **kwargs)
                 results, found = flatten(result, dict(values))
-                others = objects(found)
-                realization.realize([*results, *recorded.before.left_behind()])
+                realization.realize([*results, *recorded.before.lazy_since()])
                 watch.part(results, given)
                 realization.settle_writes()
-            failed = False
-        finally:
-            watching.watch = None
-            if failed:
-                recorded.copy_back()
-        recorded.graded, recorded.without = noted.graded, noted.without
+        except BaseException:
+            recorded.copy_back()
+            raise
         recorded.settle_inputs()
         self._refuse_filled(flatten((args, kwargs)), given, structure)
         del args, kwargs
         with _after_the_work():
-            self._refuse_objects(others)
+            self._refuse_objects(objects(found))
             call = _Called(called_with, found, recorded.calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn, generators(outside.generators))
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
-            recorded.take_gradients()
+            recorded.take_gradients(noted)
             returned = recorded.sort(results, values)
-            recorded.refuse_added()
             kept = [source.what for source in capture.sources if source.kind == "kept"]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
             capture.outside.note_left(outside, self._doubtful)
             del outside  # and the tensors it read
             capture.result = template(result)
-            links = recorded.left_behind(results)
+            left = recorded.left_behind(results)
             del result, results[:], given[:]
-            known_by = {id(link()): source for link, source in links if link() is not None}
+            links = {id(link()): (link, its) for link, its in left if link() is not None}
             knows = recorded.before.knows
-            old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*known_by}
-            stores = capture.outside.take_stores(old, capture.written)
-            capture.stores = recorded.sources_of(stores, known_by)
-            capture.renewed = [(link, source) for link, source in links if id(link()) in known_by]
+            old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*links}
+            recorded.take_stores(capture.outside.take_stores(old, capture.written), links)
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call
@@ -363,29 +325,27 @@ class Jitted(Generic[P, R]):
     def _objects(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The arguments that are neither tensors, containers nor plain values, by name.
 
-        Those in containers have the container's name and their number.
+        Those in containers have the container's name and their number. JitError for arrays.
         """
         try:
             first = () if self.instance is None else (None,)
             bound = inspect.signature(self.function).bind(*first, *args, **kwargs).arguments
         except (TypeError, ValueError):  # the call itself raises a better error
             return {}
-        return {name if value is one else f"{name} {number}": one for name, value in bound.items()
-                for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
+        found = {name if value is one else f"{name} {number}": one for name, value in bound.items()
+                 for number, one in enumerate(objects(flatten(value)[1]))}  # fmt: skip
+        for kind in (type(one).__name__ for one in found.values() if hasattr(one, "__array__")):
+            raise JitError(
+                f"{self.name}: an argument is a {kind}, and a replay would not see new values in "
+                "it; pass Tensor(…)"
+            )
+        return found
 
     def _keywords(self, kwargs: Any) -> Sequence[str]:
         """Keyword arguments whose order does not matter: the function has a parameter for each."""
         code = getattr(inspect.unwrap(self.function), "__code__", None)
         takes_others = code is None or code.co_flags & inspect.CO_VARKEYWORDS
         return () if takes_others else tuple(kwargs)
-
-    def _refuse_arrays(self, structure: Any) -> None:
-        arrays = [value for value in objects(structure) if hasattr(value, "__array__")]
-        if arrays:
-            raise JitError(
-                f"{self.name}: an argument is a {type(arrays[0]).__name__}, and a replay would not "
-                "see new values in it; pass Tensor(…)"
-            )
 
     def _refuse_filled(
         self, left: tuple[Sequence[Tensor], Any], given: Sequence[Tensor], structure: Any

@@ -1,7 +1,9 @@
-"""What a captured function reads besides its arguments, and whether that is still the same.
+"""What a captured function reads besides its arguments, and the values that it leaves behind.
 
-A replay runs no Python, so it must check that everything the function's code reads (`walk.py`) is
-unchanged.
+A replay runs no Python. So before each one, everything that the function's code reads (`walk.py`)
+or that other code has reported (`tensor/observed.py`) must be as it was in the capture: that is the
+list `read`. Numbers, texts and modes that the function sets are set again: that is `left`. (Tensors
+that it leaves at places are different in each replay, which sets them itself: see `Store`.)
 """
 
 from __future__ import annotations
@@ -9,18 +11,21 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from io import IOBase
+from types import CodeType
 from typing import Any, NamedTuple
 
 from minigrad.device import Buffer
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, grouped, topological
-from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Walk
+from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Read, Walk
 from minigrad.tensor import Tensor, history
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.observed import Observed, changes, readers
 from minigrad.tensor.pytree import Same, flatten
 from minigrad.tensor.random import states
+
+MARK = "_requires_grad"
 
 
 class Outdated(Exception):
@@ -31,12 +36,29 @@ class Outdated(Exception):
     """
 
 
+class Left(NamedTuple):
+    """A value that a step leaves at a place.
+
+    put: sets it again; None if it may have been there before. noted: it is an attribute whose
+    changes are counted.
+    """
+
+    value: Any
+    put: Callable[[Any], None] | None
+    noted: bool = False
+
+
 class Store(NamedTuple):
-    """A tensor that a step leaves at places. put: sets them; count: at how many of them it is."""
+    """A tensor that a step leaves at places.
+
+    put: sets them; count: at how many of them it is. source: where a replay takes it from (see
+    `Source`); None if it is in the same memory each time.
+    """
 
     tensor: Tensor
     put: Callable[[Tensor], None]
     count: Callable[[Any], int]
+    source: Any = None
 
 
 class Outside:
@@ -51,37 +73,34 @@ class Outside:
         given: Mapping[str, Any], noted: Observed,
     ) -> None:  # fmt: skip
         self.name = name
-        # (attribute, its owner, its value) for each one that was noted
-        self.noted = [
-            (attribute, link, getattr(link(), attribute))
-            for (_, attribute), link in noted.items()
-            if link is not None and link() is not None
-        ]
-        modules = {link: was for attribute, link, was in self.noted if attribute == "_settings"}
-        hooks = [hook for attribute, _, was in self.noted if attribute == "_hooks" for hook in was]
+        alive = [(attribute, link, written) for (_, attribute), (link, written) in noted.items()
+                 if link() is not None]  # fmt: skip
+        found = [(attribute, link, getattr(link(), attribute))
+                 for attribute, link, written in alive if not written]  # fmt: skip
+        modules = {link: was for attribute, link, was in found if attribute == "_settings"}
+        hooks = [hook for attribute, _, was in found if attribute == "_hooks" for hook in was]
         walk = Walk(function, instance, given, modules, [hook.function for hook in hooks])
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
         self.stored, self.generators = walk.stored, walk.generators
+        for attribute, link, was in found:
+            read = Read(was, attribute, "noted", "!=", link=link)
+            self.read[f"{walk.names.of(link)}().{attribute}"] = read
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
-        marks = [mark for attribute, _, mark in self.noted if attribute == "_requires_grad"]
+        marks = [mark for attribute, _, mark in found if attribute == MARK]
         self.differentiates = bool(marks)
         self.unmarked = self.differentiates and not any(marks)
         self.gone: list[str] = []  # shapes of tensors that the step read and that are gone
+        self.left: dict[str, Left] = {}
+        for attribute, link, written in alive:
+            if written and (attribute == MARK or attribute in getattr(link(), "__dict__", ())):
+                own = "requires_grad" if attribute == MARK else f"__dict__[{attribute!r}]"
+                place = f"{walk.names.of(link)}().{own}"
+                self.left[place] = Left(self._now(place), self._setter([place]), noted=True)
         self.modules = [*modules]
-        self.constants: list[tuple[weakref.ref[Tensor], Node]] = []  # see `_constants`
-        # place → the number or text that the step leaves there, and what sets it again (see `_set`)
-        self.left_plain: dict[str, tuple[Any, Callable[[Any], None] | None]] = {}
         self.doubtful: dict[str, Any] = {}
-        # the same for modes and options that it writes before it reads them
-        owners = {number: link for (number, _), link in noted.items() if link is not None}
-        self.modes = [
-            (attribute, owners[number], vars(owners[number]())[attribute])
-            for (number, attribute), link in noted.items() if link is None and number in owners
-            and attribute in getattr(owners[number](), "__dict__", ())
-        ]  # fmt: skip
         self.drawn: Any = None  # the generators that the step draws from, of one thread
-        self.left, self.seen = noted.left, changes[:]
+        self.moved, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
         self.differs = self._look()
 
@@ -90,17 +109,16 @@ class Outside:
         names = self.names
         names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": MISSING}
         names |= {"states": states, "drawn": self.drawn}
-        tests = ["gone", *["changes != seen"][: len(self.noted)]]
-        for number, (place, read) in enumerate(self.read.items()):
-            names[f"value{number}"] = read.value
-            tests.append(f"{read.near or place} {read.test} value{number}")
-        for number, (place, (value, _)) in enumerate(self.left_plain.items()):
-            names[f"left{number}"] = value
-            tests.append(f"{place} is not left{number}")
-        for number, (link, node) in enumerate(self.constants):
-            names[f"link{number}"], names[f"node{number}"] = link, node
-            tests.append(f"getattr(link{number}(), 'raw', node{number}) is not node{number}")
-        tests += ["states() is not drawn"] if self.drawn is not None else []
+        found = [(read.near or place, read.test, read.value)
+                 for place, read in self.read.items() if not read.noted]  # fmt: skip
+        found += [(place, "is not", left.value)
+                  for place, left in self.left.items() if not left.noted]  # fmt: skip
+        any_noted = len(found) < len(self.read) + len(self.left)
+        tests = ["gone", *["changes != seen"] * any_noted]
+        found += [("states()", "is not", self.drawn)] * (self.drawn is not None)
+        for number, (place, test, value) in enumerate(found):
+            names[f"value{number}"] = value
+            tests.append(f"{place} {test} value{number}")
         text = (
             f"def differs():\n    try:\n        return {' or '.join(tests)}\n"
             "    except MISSING:\n        return True\n"
@@ -132,7 +150,7 @@ class Outside:
         readers.setdefault(tensors[0].raw, weakref.WeakKeyDictionary())[self] = known
 
     def check(self) -> None:
-        """JitError if a value has changed."""
+        """JitError if a value has changed; set again what the step leaves."""
         if not self.differs():
             return
         for shape in self.gone:
@@ -141,54 +159,61 @@ class Outside:
                 "replaced, as in layer.weight = …, or was a computed tensor marked as a leaf?), "
                 "but a replay would always read the old one; write with .assign(), or call .reset()"
             )
-        for place, (before, label, part, *_) in self.read.items():
+        count = changes[0]
+        for place, read in self.read.items():
+            now = self._now(place, read)
+            if isinstance(owner := read.owner, Tensor) and read.label == MARK:
+                self.check_mark(owner, read.value)
+            elif _differs(read, now):
+                self._refuse(read, now)
+        for place, left in self.left.items():
             now = self._now(place)
-            if now is before or _equal(now, before):
-                continue
-            if part:
-                whole, *_ = label.partition("[")
-                raise JitError(
-                    f"{self.name} reads {whole!r}, whose contents have changed since the capture, "
-                    "but a replay would not see the change; pass it as a Tensor argument, or call "
-                    ".reset()"
-                )
+            if now is not left.value and not (left.noted and now is GONE):
+                if left.put is None:
+                    self.doubtful[place] = left.value
+                    raise Outdated
+                left.put(left.value)
+                changes[0] += 1
+                count += 1
+        self.seen[0] = count
+
+    def _now(self, place: str | CodeType, read: Read | None = None) -> Any:
+        """What is at a place; read: what is read there."""
+        if read is not None and read.link is not None:
+            return getattr(read.owner, read.label, read.value)  # its owner may be gone
+        try:
+            return eval(place, self.names)
+        except MISSING:
+            return GONE
+
+    def _refuse(self, read: Read, now: Any) -> None:
+        """JitError for a value that has changed; Outdated for a constant."""
+        before, label, owner = read.value, read.label, read.owner
+        if read.kind == "constant":
+            if now.op is Op.CONST and owner._origin is None:
+                owner._own_memory()  # the next write does not need another capture
+            raise Outdated
+        if read.kind == "part":
+            whole, *_ = label.partition("[")
+            raise JitError(
+                f"{self.name} reads {whole!r}, whose contents have changed since the capture, but "
+                "a replay would not see the change; pass it as a Tensor argument, or call .reset()"
+            )
+        if read.kind == "name":
             raise JitError(
                 f"{self.name} reads {label!r}, which was {_show(before)} in the capture and is "
                 f"{_show(now, True)} now, but a replay would not see the change; pass it as an "
                 "argument (as a Tensor if it changes), write to a Tensor in place with .assign(), "
                 "or call .reset()"
             )
-        self._check_noted()
-        self._set()
-        for link, node in self.constants:
-            constant = link()
-            if constant is not None and constant.raw is not node:
-                if constant.raw.op is Op.CONST and constant._origin is None:
-                    constant._own_memory()  # the next write does not need another capture
-                raise Outdated
-
-    def _now(self, place: str) -> Any:
-        """What is at a place."""
-        try:
-            return eval(place, self.names)
-        except MISSING:
-            return GONE
-
-    def _set(self) -> None:
-        """Set again what the step leaves at places besides tensors, if it is another now."""
-        for place, (value, put) in self.left_plain.items():
-            if self._now(place) is not value:
-                if put is None:
-                    self.doubtful[place] = value
-                    raise Outdated
-                put(value)
-                changes[0] += 1
-        for attribute, link, value in self.modes:
-            owner = link()
-            if owner is not None and vars(owner).get(attribute, GONE) != value:
-                vars(owner)[attribute] = value
-                changes[0] += 1
-        self.seen[0] = changes[0]
+        if isinstance(before, dict):
+            label = next(n for n in {**before, **now} if before.get(n) != now.get(n))
+            before, now = before.get(label), now.get(label)
+        raise JitError(
+            f"{self.name} calls a {type(owner).__name__} whose {label.strip('_')} was "
+            f"{_show(before)} in the capture and is {_show(now, True)} now, but a replay would not "
+            "see the change; set it back, capture another function for it, or call .reset()"
+        )
 
     def refuse_given(self, leaves: Sequence[Tensor]) -> None:
         """JitError if an argument that gets a gradient is also read from outside."""
@@ -210,23 +235,23 @@ class Outside:
         """
         now = {**self.stored, **{place: read.value for place, read in self.read.items()}}
         moved = {*map(id, kept), *map(id, now.values())}
-        if any(node.arg in memory for node in self.left):
+        if any(node.arg in memory for node in self.moved):
             self._refuse_replaced("a tensor of a module that it calls")
-        for place, (was, label, *_) in before.read.items():
+        for place, read in before.read.items():
+            was, label = read.value, read.label
+            if read.noted and _differs(read, before._now(place, read)):
+                self._refuse_replaced(f"{type(read.owner).__name__}'s {label.strip('_')}")
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
                     f"{self.name} reads the iterator {label!r}, but a replay would not advance it; "
                     "call next() outside, and pass the result"
                 )
-            new = self.read.get(place, before.read[place]).value
+            new = self.read.get(place, read).value
             is_read = isinstance(was, Tensor) and (was.raw.arg in memory or id(was) in moved)
             if isinstance(was, list):  # ids of keys: those of a new dict differ
                 was, new = len(was), len(new)
             if is_read and was is not new or isinstance(was, PLAIN) and not _equal(was, new):
                 self._refuse_replaced(repr(label))
-        for attribute, link, was in before.noted:
-            if link() is not None and getattr(link(), attribute) != was:
-                self._refuse_replaced(f"{type(link()).__name__}'s {attribute.strip('_')}")
         for grown, items, label in before.grows:
             known = {*map(id, items)}
             added, _ = flatten([item for item in grown if id(item) not in known])
@@ -246,7 +271,7 @@ class Outside:
         for place, value in self.stored.items():
             sets = before.stored.get(place) is not value or doubtful.get(place, GONE) is value
             if isinstance(value, PLAIN) and (sets or place not in doubtful):
-                self.left_plain[place] = value, self._setter([place])[0] if sets else None
+                self.left[place] = Left(value, self._setter([place]) if sets else None)
 
     def take_stores(self, old: Container[int], written: Collection[Buffer]) -> list[Store]:
         """Tensors that the step itself leaves at places that it sets.
@@ -258,15 +283,20 @@ class Outside:
                    if isinstance(value, Tensor) and id(value) not in old}  # fmt: skip
         places = grouped((id(value), place) for place, value in self.stored.items())
         self.stored = {}
-        self.read = {p: one for p, one in self.read.items() if id(one.value) not in tensors}
-        self.constants = [(weakref.ref(tensor), tensor.raw) for tensor in self._constants()
-                          if id(tensor) in old]  # fmt: skip
-        self.noted = [note for note in self.noted
-                      if note[0] != "requires_grad" or id(note[1]()) in old]  # fmt: skip
+        self.read = {
+            place: one for place, one in self.read.items() if id(one.value) not in tensors
+            and (one.label != "requires_grad" or one.link is None or id(one.owner) in old)
+        }  # fmt: skip
+        for constant in self._constants():
+            if id(constant) in old:
+                read = Read(constant.raw, "raw", "constant", link=constant._link)
+                link, node = self.names.of(read.link), self.names.of(read.value)
+                self.read[f"getattr({link}(), 'raw', {node})"] = read
         if any(state.buffer.arg in written for state in states().values()):
             self.drawn = states()
         self.differs = self._look()
-        return [Store(tensor, *self._setter(places[key])) for key, tensor in tensors.items()]
+        return [Store(tensor, self._setter(places[key]), self._counter(places[key]))
+                for key, tensor in tensors.items()]  # fmt: skip
 
     def _constants(self) -> Iterator[Tensor]:
         """Tensors that the code reads, whose values are in the programs, as they have no memory."""
@@ -277,15 +307,16 @@ class Outside:
             if all(node.op is not Op.BUFFER for node in topological([tensor.raw])):
                 yield tensor
 
-    def _setter(self, places: Sequence[str]) -> tuple[Callable[..., None], Callable[..., int]]:
-        """Functions that set places to a tensor, and count at how many of them an object is."""
-        text = "def put(value):\n" + "".join(f"    {place} = value\n" for place in places)
-        text += "def count(value):\n    found = 0\n" + "".join(
-            f"    try:\n        found += {place} is value\n    except MISSING:\n        pass\n"
-            for place in places
-        )
-        exec(compile(f"{text}    return found\n", f"<what {self.name} sets>", "exec"), self.names)
-        return self.names.pop("put"), self.names.pop("count")
+    def _setter(self, places: Sequence[str]) -> Callable[[Any], None]:
+        """A function that sets places to a value."""
+        lines = "".join(f"    {place} = value\n" for place in places)
+        exec(compile(f"def put(value):\n{lines}", f"<what {self.name} sets>", "exec"), self.names)
+        return self.names.pop("put")
+
+    def _counter(self, places: Sequence[str]) -> Callable[[Any], int]:
+        """A function that counts at how many places a value is."""
+        codes = [compile(place, f"<what {self.name} sets>", "eval") for place in places]
+        return lambda value: sum(self._now(code) is value for code in codes)
 
     def _refuse_replaced(self, what: str) -> None:
         raise JitError(
@@ -312,27 +343,12 @@ class Outside:
                 "gradients as before; set it back, or call .reset()"
             )
 
-    def _check_noted(self) -> None:
-        """JitError if an attribute that was noted has another value now."""
-        count = changes[0]
-        for attribute, link, before in self.noted:
-            owner = link()  # an owner that is gone cannot have changed
-            now = before if owner is None else getattr(owner, attribute)
-            if isinstance(owner, Tensor) and attribute == "_requires_grad":
-                self.check_mark(owner, before)
-            elif now != before:
-                self._refuse_noted(type(owner).__name__, attribute.strip("_"), before, now)
-        self.seen[0] = count
 
-    def _refuse_noted(self, owner: str, name: str, before: Any, now: Any) -> None:
-        if isinstance(before, dict):
-            name = next(n for n in {**before, **now} if before.get(n) != now.get(n))
-            before, now = before.get(name), now.get(name)
-        raise JitError(
-            f"{self.name} calls a {owner} whose {name} was {_show(before)} in the capture and is "
-            f"{_show(now, True)} now, but a replay would not see the change; set it back, capture "
-            "another function for it, or call .reset()"
-        )
+def _differs(read: Read, now: Any) -> bool:
+    """Whether something else is at a place now."""
+    if read.test == "!=":
+        return bool(now != read.value)
+    return now is not read.value and not _equal(now, read.value)
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -14,7 +14,7 @@ from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import BUFFER, Form, Node, Op, own_node
 from minigrad.graph.variable import rebind
-from minigrad.jit.outside import Outside, Store
+from minigrad.jit.outside import Outdated, Outside, Store
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.settings import thread
@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class Source(NamedTuple):
-    """Where a tensor of the result comes from.
+    """Where a replay takes a tensor from that the step returns or leaves somewhere.
 
     kind and what: "fresh" and the number of an output; "input" and the number of an input; "input
     memory" and that number if another tensor has the input's memory; "kept" and a tensor; "kept
@@ -49,6 +49,14 @@ class Source(NamedTuple):
     what: Any
 
 
+Renewed = tuple[weakref.ref[Any], Source]  # a tensor that somebody keeps, and its newest value
+
+
+# A tensor (or the number of an input), the gradient that a step leaves there (None if it removes
+# it), and whether it may have had one before. No named tuple: unpacking those is slower.
+Graded = tuple[Any, Any, bool]
+
+
 class OtherInputs(Exception):
     """The inputs have other extents than in a capture, or gradients would flow to others of them.
 
@@ -57,7 +65,7 @@ class OtherInputs(Exception):
     """
 
 
-class ServedOften(Exception):
+class ServedOften(Outdated):
     """A capture for many sizes has served its inputs often: it is time to compile for their own."""
 
 
@@ -77,20 +85,18 @@ class Capture:
         self.written: frozenset[Buffer] = frozenset()
         self.read: frozenset[Buffer] = frozenset()  # kept memory whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
-        self.owners: dict[int, set[int]] = {}  # id of a written node → tensors that stand for it
-        self.written_nodes: list[Node] = []
+        # id of a written node → that node, and the tensors that stand for it
+        self.owners: dict[int, tuple[Node, set[int]]] = {}
         self.shown = True  # whether anybody knows what it writes, or a way back to it
-        self.renewed: list[tuple[weakref.ref[Any], Source]] = []
-        self.stores: list[tuple[Store, Source | None]] = []  # None: in the same memory each time
+        self.renewed: list[Renewed] = []  # tensors left in containers
+        self.stores: list[Store] = []
         self.marks: list[bool | None] = []  # the inputs' requires_grad, if gradients may flow
         self.led_back: list[bool] = []  # whether inputs were computed from leaves
         self.derived: list[Node] = []  # written memory that was computed from leaves
         self.derived_inputs: set[int] = set()  # the same for inputs
-        self.gradients: list[tuple[Tensor, Tensor, bool]] = []  # (of, gradient, may of have one)
-        # the same for inputs; several tensors have this memory in turn, and may write to it
-        self.input_gradients: list[tuple[int, Tensor, bool]] = []
-        self.gradient_nodes: list[Node] = []
-        self.forgotten: list[tuple[Tensor, bool]] = []  # (tensor, may it have one)
+        self.gradients: list[Graded] = []
+        # those of inputs, and their nodes: several tensors have them in turn, and may write to them
+        self.input_gradients: list[tuple[Graded, Node]] = []
         # (tensor, the gradient that the step found there, and its node; None if it had none)
         self.looked: list[tuple[Tensor, weakref.ref[Any] | None, Node | None]] = []
 
@@ -114,16 +120,16 @@ class Capture:
         self.check_marks(tensors)
         self.check_memory(tensors)
         self._check_gradients(tensors)
-        for place in self.held():  # their holders then get a copy
-            of, gradient, had = self.gradients[place]
-            own = Tensor._of(gradient.raw)
+        for place in self.held():
+            of, old, had = self.gradients[place]
+            own = _apart(old)
             own._requires_grad = False
             self.gradients[place] = of, own, had
-            self.renewed = [(own._link if link is gradient._link else link, source)
+            self.renewed = [(own._link if link() is old else link, source)
                             for link, source in self.renewed]  # fmt: skip
-            realization.separate(own.raw, {id(own._link)})
-        self.stores = [(self._alone(store) if source is None else store, source)
-                       for store, source in self.stores]  # fmt: skip
+        for place, store in enumerate(self.stores):
+            if store.source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
+                self.stores[place] = store._replace(tensor=_apart(store.tensor))
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         try:
@@ -135,33 +141,15 @@ class Capture:
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             history.lose(node)
         results = self.results(tensors, nodes)
-        for store, source in self.stores:
-            if source is None:
-                store.put(store.tensor)
-            elif source.kind == "fresh":
-                store.put(results[self.sources.index(source)])
-            elif source.kind == "input":
-                store.put(tensors[source.what])
-            else:
-                kind, what = source
-                of = tensors[what] if kind == "input's gradient" else what
-                store.put(Tensor._of(what) if kind == "kept memory" else of._grad)
+        for store in self.stores:
+            new = store.source and self._find(store.source, tensors, nodes, results)
+            store.put(store.tensor if new is None else new)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
                 with no_grad():
                     tensor._write(tensor.raw)
         return rebuild(self.result, iter(results).__next__, values)
-
-    def _alone(self, store: Store) -> Store:
-        """If other code holds the tensor of a store, too, that gets a copy, and the store another.
-        """
-        if getrefcount(store.tensor) <= 2 + store.count(store.tensor):
-            return store
-        own = Tensor._of(store.tensor.raw)
-        own.stopped = store.tensor.stopped
-        realization.separate(own.raw, {id(own._link)})
-        return store._replace(tensor=own)
 
     def _launch(self, given: Sequence[Node], nodes: Sequence[Node], values: dict[str, int]) -> None:
         """Run the replay on the device, and record what it has changed."""
@@ -204,18 +192,25 @@ class Capture:
     def results(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> list[Tensor]:
         """The tensors of the result; nodes: of the outputs."""
         found: list[Tensor] = []
-        for kind, what in self.sources:
-            if kind == "again":
-                found.append(found[what])
-            elif kind == "input":
-                found.append(tensors[what])
-            elif kind == "kept":
-                found.append(what)
-            elif kind == "fresh":  # another tensor may stand for the node: a repeated result
-                found.append(Tensor._of(nodes[what]))
-                found[-1].stopped = self.outputs[what].stopped
-            else:
-                found.append(Tensor._of(tensors[what].raw if kind == "input memory" else what))
+        for source in self.sources:
+            found.append(self._find(source, tensors, nodes, found))
+        return found
+
+    def _find(
+        self, source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node],
+        results: Sequence[Tensor],
+    ) -> Any:  # fmt: skip
+        """The tensor that a source describes. results: those before it."""
+        kind, what = source
+        if kind in ("input", "kept"):
+            return tensors[what] if kind == "input" else what
+        if kind == "again":
+            return results[what]
+        if kind in ("gradient", "input's gradient"):
+            return (what if kind == "gradient" else tensors[what])._grad
+        found = Tensor._of(_node(source, tensors, nodes))
+        if kind == "fresh":
+            found.stopped = self.outputs[what].stopped
         return found
 
     def _settle(self, args: Any, kwargs: Any) -> None:
@@ -232,11 +227,10 @@ class Capture:
             realization.realize_before(written, self.read)
         if not self.written_inputs:  # these differ in each call
             self.settled = now
-        for (_, gradient, _), node in zip(self.input_gradients, self.gradient_nodes, strict=True):
+        for (_, gradient, _), node in self.input_gradients:
             gradient._point(node)
-        held = [(node, self.owners[id(node)]) for node in self.written_nodes]
-        held += [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
-        for node, owners in held:
+        written_inputs = [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
+        for node, owners in (*self.owners.values(), *written_inputs):
             if id(node) in shared:
                 realization.separate(node, owners)
 
@@ -317,16 +311,14 @@ class Capture:
 
     def _check_gradients(self, tensors: Sequence[Tensor]) -> None:
         """JitError if a gradient would have to be added to an existing one."""
-        given = [tensors[number].raw for number, *_ in self.input_gradients]
-        if len({*given}.difference(of.raw for of, *_ in self.gradients)) < len(given):
+        own = [(tensors[number], its, had) for (number, its, had), _ in self.input_gradients]
+        known = {of.raw for of, *_ in self.gradients}
+        if len({of.raw for of, *_ in own} - known) < len(own):
             raise JitError(
                 f"{self.name}: an argument that gets a gradient is passed twice, or also used from "
                 "outside, and a replay would not add the two gradients; pass a .clone()"
             )
-        new = [of for of, _, had in self.gradients if not had]
-        new += [of for of, had in self.forgotten if not had]
-        new += [tensors[number] for number, *_, had in self.input_gradients if not had]
-        if any(of.grad is not None for of in new):
+        if any(not had and of._grad is not None for of, _, had in (*self.gradients, *own)):
             raise JitError(
                 f"{self.name} was captured when its tensors had no gradient, but they have one "
                 "now, to which a replay would not add; call zero_grad() before each call, or "
@@ -334,15 +326,18 @@ class Capture:
             )
 
     def held(self) -> list[int]:
-        """Positions of gradients of parameters that other code holds, too (3 references are ours).
+        """Positions of gradients of parameters that other code holds, too: that gets a copy.
+
+        Three references are ours.
         """
         return [place for place, (of, gradient, _) in enumerate(self.gradients)
-                if getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
+                if gradient is not None
+                and getrefcount(gradient) > 3 + (of._grad is gradient)]  # fmt: skip
 
     def stale(self) -> list[Tensor]:
-        """Tensors with a gradient that the step removes, or with another than it has seen."""
+        """Tensors with a gradient that they must not have, or with another than the step saw."""
         return [of for of, _ in self._regraded()] + [
-            of for of, _ in self.forgotten if of._grad is not None]  # fmt: skip
+            of for of, _, had in self.gradients if not had and of._grad is not None]  # fmt: skip
 
     def _regraded(self) -> list[tuple[Tensor, weakref.ref[Any] | None]]:
         """Tensors with another gradient than the one that the step has found, and the latter."""
@@ -354,15 +349,10 @@ class Capture:
     def _renew(self, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> None:
         """Point tensors that the step left behind to their newest values."""
         for link, source in self.renewed:
-            holder = link()
-            if holder is not None:
-                kind, what = source
-                holder._point(nodes[what] if kind == "fresh" else tensors[what].raw
-                              if kind == "input" else what)  # fmt: skip
+            if (holder := link()) is not None:
+                holder._point(_node(source, tensors, nodes))
         for of, gradient, _ in self.gradients:
             of._grad = gradient
-        for of, _ in self.forgotten:
-            of._grad = None
         self.give_gradients(tensors)
 
     def give_gradients(self, tensors: Sequence[Tensor]) -> None:
@@ -370,9 +360,23 @@ class Capture:
 
         If other code still holds one of an earlier call, that gets a copy.
         """
-        for number, gradient, _ in self.input_gradients:
+        for (number, gradient, _), _ in self.input_gradients:
             tensors[number]._grad = given = Tensor._of(gradient.raw)
             given._requires_grad = False
+
+
+def _node(source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> Node:
+    """The node of a source: an output, an input, or kept memory."""
+    kind, what = source
+    return nodes[what] if kind == "fresh" else what if kind == "kept memory" else tensors[what].raw
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """Another tensor that takes over the memory of one that other code holds, which gets a copy."""
+    own = Tensor._of(tensor.raw)
+    own.stopped = tensor.stopped
+    realization.separate(own.raw, {id(own._link)})
+    return own
 
 
 def memory_of(tensor: Tensor) -> Buffer:

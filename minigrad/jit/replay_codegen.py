@@ -45,7 +45,7 @@ def serve(args, kwargs):
             or (lazy and clock.lazies != capture.settled)
             or (shared and not shared.isdisjoint(owners))
             or poisoned
-            or undecided{held}
+            or undecided{asks}
         ):
             return general(args, kwargs)
 """
@@ -127,9 +127,10 @@ def straight(capture: Capture) -> Serve | None:
         "by_node": live_tensors.by_node, "enter_alone": live_tensors.enter_alone,
         "rebuild": rebuild, "template": capture.result,
     }  # fmt: skip
-    watched = [*capture.forgotten, *capture.looked]
-    looks = [" or held()"][: len(capture.gradients)] + [" or stale()"][: len(watched)]
-    text = [_HEAD.format(held="".join(looks))]
+    held = any(gradient is not None for _, gradient, _ in capture.gradients)
+    stale = capture.looked or not all(had for *_, had in capture.gradients)
+    asks = " or held()" * held + " or stale()" * bool(stale)
+    text = [_HEAD.format(asks=asks)]
     filed = []
     for number, output in enumerate(capture.outputs):
         names[f"output{number}"] = output
@@ -198,7 +199,7 @@ def _is_plain(capture: Capture) -> bool:
         and len(set(places)) == len(places)
         and not (capture.renewed or capture.input_gradients or capture.written_inputs)
         and not (capture.stores or capture.derived)
-        and all(had for _, _, had in capture.gradients)
+        and all(had for _, gradient, had in capture.gradients if gradient is not None)
         # nor may results be returned before indices are checked
         and not (isinstance(capture.replay, CheckedReplay)
                  and any(Device[output.known.device].fails_late for output in capture.outputs))

@@ -62,22 +62,46 @@ GONE = object()
 MISSING = (AttributeError, LookupError, ValueError)  # raised by an expression whose name is gone
 
 
-class _Read(NamedTuple):
-    """A value that the code reads.
+class Read(NamedTuple):
+    """A value that a step reads.
 
-    label: its name in messages. part: it is in a container. test: the operator that tells another
-    value from it. near: a shorter expression, valid while its container is the same object.
+    label: its name in messages. kind: "name", "part" of a container, "noted" for an attribute that
+    other code has reported, "constant" for the node of a tensor whose values are in the programs.
+    test: the operator that tells another value from it. near: a shorter expression, valid while its
+    container is the same object. link: to the object whose attribute `label` it is, for the latter
+    two kinds.
     """
 
     value: Any
     label: str
-    part: bool = False
+    kind: str = "name"
     test: str = "is not"
     near: str = ""
+    link: weakref.ref[Any] | None = None
+
+    @property
+    def noted(self) -> bool:
+        """Whether it can only be another if `changes` has been counted up."""
+        return self.kind == "noted"
+
+    @property
+    def owner(self) -> Any:
+        """The object whose attribute it is, or None, also if it is gone."""
+        return None if self.link is None else self.link()
 
 
 _CALLED = Use("", "__call__", called=True)
 _PART = Use(None, "")  # of a part of a container or argument, which has no name of its own
+
+
+class Names(dict[str, Any]):
+    """Values by the names that they have in expressions."""
+
+    def of(self, value: Any) -> str:
+        """The name of a value, which is kept alive."""
+        name = f"at{id(value)}"
+        self[name] = value
+        return name
 
 
 class Walk:
@@ -91,8 +115,8 @@ class Walk:
         self, step: Any, instance: Callable[[], Any] | None, given: Mapping[str, Any],
         modules: Mapping[weakref.ref[Any], Mapping[str, Any]], hooks: Sequence[Any],
     ) -> None:  # fmt: skip
-        self.names: dict[str, Any] = {"contents": contents}
-        self.read: dict[str, _Read] = {}  # by expression
+        self.names = Names(contents=contents)
+        self.read: dict[str, Read] = {}  # by expression
         self.stored: dict[str, Any] = {}  # values of places that code sets, by expression
         self.generators: dict[int, tuple[str, Any]] = {}  # of random numbers, with labels, by id
         self.grows: list[tuple[Any, list[Any], str]] = []  # (what code adds to, its items, label)
@@ -108,25 +132,25 @@ class Walk:
         is_function = isinstance(step, FunctionType | MethodType | functools.partial)
         if not is_function and inspect.getattr_static(step, "__wrapped__", None) is None:
             step = MethodType(type(step).__call__, step)
-        own = {name: self._named(value) for name, value in given.items()}
-        self._function(step, own, "" if instance is None else f"{self._named(instance)}()")
+        own = {name: self.names.of(value) for name, value in given.items()}
+        self._function(step, own, "" if instance is None else f"{self.names.of(instance)}()")
         for name, place in own.items():
             self._value(place, name.partition(" ")[0], _PART, (), known=True)
         self._finish()
         for link, settings in modules.items():
             kind = type(link())
             if id(link()) not in self.called:
-                self._function(kind.__call__, {}, f"{self._named(link)}()", kind.__name__)
+                self._function(kind.__call__, {}, f"{self.names.of(link)}()", kind.__name__)
             for name in () if _is_library(kind) else ("__call__", "forward"):
-                method = _Read(getattr(kind, name), f"{kind.__name__}.{name}")
-                self.read.setdefault(f"{self._named(kind)}.{name}", method)
+                method = Read(getattr(kind, name), f"{kind.__name__}.{name}")
+                self.read.setdefault(f"{self.names.of(kind)}.{name}", method)
             for name, layer in settings.items():
                 if isinstance(layer, Same) and not isinstance(layer.value, weakref.ref | type):
-                    place, label = self._named(layer.value), f"{kind.__name__}.{name}"
+                    place, label = self.names.of(layer.value), f"{kind.__name__}.{name}"
                     self._value(place, label, _CALLED, (_CALLED,), known=True)
             self._finish()
         for hook in hooks:
-            self._value(self._named(hook), "a hook", _CALLED, (_CALLED,), known=True)
+            self._value(self.names.of(hook), "a hook", _CALLED, (_CALLED,), known=True)
         self._finish()
         self._across()
         while self.todo:
@@ -155,11 +179,6 @@ class Walk:
                         self.seen.add((id(value), use, uses))
                         self._attribute(value, place, label, use, uses)
 
-    def _named(self, value: Any) -> str:
-        name = f"at{id(value)}"
-        self.names[name] = value
-        return name
-
     def _function(
         self, function: Any, own: Mapping[str, str], first: str = "", label: str = ""
     ) -> None:
@@ -169,7 +188,7 @@ class Walk:
         """
         while function is not None:
             if isinstance(function, MethodType):
-                first, function = self._named(function.__self__), function.__func__
+                first, function = self.names.of(function.__self__), function.__func__
             if isinstance(function, functools.partial):
                 own = {**self._before(function.func, function.args, function.keywords), **own}
                 function = function.func
@@ -191,7 +210,7 @@ class Walk:
             return {}
         defaults = {name: one.default for name, one in signature.parameters.items()
                     if one.default is not one.empty}  # fmt: skip
-        return {name: self._named(value) for name, value in {**defaults, **found}.items()
+        return {name: self.names.of(value) for name, value in {**defaults, **found}.items()
                 if not isinstance(value, (*PLAIN, Tensor))}  # fmt: skip
 
     def _code(self, function: FunctionType, own: Mapping[str, str], first: str, label: str) -> None:
@@ -218,11 +237,11 @@ class Walk:
                 shown = label if label and own[name] == first else name
                 self._value(own[name], shown, use, uses, known=True)
             elif use.of is None and name in cells:
-                self._value(f"{self._named(cells[name])}.cell_contents", name, use, uses)
+                self._value(f"{self.names.of(cells[name])}.cell_contents", name, use, uses)
             elif use.of is None and name in globals_:
-                self._value(f"{self._named(globals_)}[{name!r}]", name, use, uses)
+                self._value(f"{self.names.of(globals_)}[{name!r}]", name, use, uses)
             elif use.of is None and name in sys.modules:  # imported by the function
-                self._value(self._named(sys.modules[name]), name, use, uses)
+                self._value(self.names.of(sys.modules[name]), name, use, uses)
             elif use.of == "":
                 self.unknown.setdefault(name, {})[use, uses] = None
         if "super" in code.co_names and "__class__" in cells:
@@ -232,13 +251,13 @@ class Walk:
                 self._function(method, {}, first, label)
 
     def _value(
-        self, place: str, label: str, use: Use, uses: tuple[Use, ...], part: bool = False,
+        self, place: str, label: str, use: Use, uses: tuple[Use, ...], kind: str = "name",
         known: bool = False, near: str = "", value: Any = GONE,
     ) -> None:  # fmt: skip
         """Walk the value of an expression.
 
-        use: of its name; uses: of the function that reads it. part: it is in a container. known: it
-        cannot be replaced by another. near: see `_Read`. value: the value, if already known.
+        use: of its name; uses: of the function that reads it. kind: see `Read`. known: it
+        cannot be replaced by another. near: see `Read`. value: the value, if already known.
         """
         try:
             value = eval(place, self.names) if value is GONE else value
@@ -251,7 +270,7 @@ class Walk:
             self.stored.setdefault(place, value)
             return
         if not (known or isinstance(value, ModuleType | type)):
-            self.read.setdefault(place, _Read(value, label, part, near=near))
+            self.read.setdefault(place, Read(value, label, kind, near=near))
         key = (id(value), use, uses)
         closed = isinstance(value, _CLOSED) and not hasattr(value, "__dict__")
         if key not in self.seen and not closed:
@@ -267,7 +286,7 @@ class Walk:
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
         elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
-            self.read.setdefault(f"contents({place})", _Read(held, label, True, "!="))
+            self.read.setdefault(f"contents({place})", Read(held, label, "part", "!="))
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
             grown: Any = value.__self__
             self.grows.append((grown, [*grown], label))
@@ -280,7 +299,7 @@ class Walk:
             self.generators[id(drawing)] = label, drawing
         for kind, inside in _CONTENTS:
             if isinstance(value, kind):
-                self._value(f"{place}{inside}", label, use, uses, part=True)
+                self._value(f"{place}{inside}", label, use, uses, kind="part")
         has_parts = hasattr(value, "__dict__") or not _is_library(type(value))
         if has_parts and not isinstance(value, ModuleType):
             self.objects.append((value, place, label))
@@ -293,21 +312,21 @@ class Walk:
         long = len(value) > LONGEST
         if isinstance(value, list | tuple | deque) and not long:
             items = [(repr(number), number, item) for number, item in enumerate(value)]
-            self.read.setdefault(f"len({place})", _Read(len(value), label, True, "!="))
+            self.read.setdefault(f"len({place})", Read(len(value), label, "part", "!="))
         else:
-            items = [(self._named(key), key, item) for key, item in
+            items = [(self.names.of(key), key, item) for key, item in
                      (value.items() if isinstance(value, _Dict) and not long else ())]  # fmt: skip
             whole, compared = place, value
             if isinstance(value, _Dict) and long:
                 whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
-            ids = _Read([*map(id, compared)], label, True, "!=")
+            ids = Read([*map(id, compared)], label, "part", "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
         for item in value if isinstance(value, set | frozenset | _Dict) and not long else ():
-            self._value(self._named(item), f"{label}[…]", _PART, uses, known=True, value=item)
+            self._value(self.names.of(item), f"{label}[…]", _PART, uses, known=True, value=item)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
-            self._value(f"{place}[{name}]", inner, _PART, uses, part=True, near=near, value=item)
+            self._value(f"{place}[{name}]", inner, _PART, uses, kind="part", near=near, value=item)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]
@@ -328,7 +347,7 @@ class Walk:
         if found is GONE:
             found = inspect.getattr_static(value, "__getattr__", GONE)
             if found is GONE and (use.by_text or use.of):
-                missing = _Read(getattr(value, name, None), f"{label}.{name}")
+                missing = Read(getattr(value, name, None), f"{label}.{name}")
                 self.read.setdefault(f"getattr({place}, {name!r}, None)", missing)
         found = found.fget if isinstance(found, property) else found
         get = inspect.getattr_static(type(found), "__get__", None)  # of a user's descriptor
@@ -344,7 +363,7 @@ class Walk:
             plain = isinstance(inspect.getattr_static(kind, name, None), _KNOWN)
             if not _is_library(found) and plain and getattr(kind, name) is found:  # not replaced
                 inner = f"{kind.__name__}.{name}"
-                self.read.setdefault(f"{self._named(kind)}.{name}", _Read(found, inner))
+                self.read.setdefault(f"{self.names.of(kind)}.{name}", Read(found, inner))
             self.todo.append(lambda: self._function(found, {}, first, label))
         elif is_own or inspect.ismemberdescriptor(found) or not hasattr(found, "__get__"):
             if found is not GONE and (callable(found) or not use.called):
@@ -353,12 +372,12 @@ class Walk:
                 near, inner = self._near(value, place, here), f"{label}.{name}"
                 if use.stored:  # one expression for all ways to it, which does not keep it alive
                     weak = hasattr(value, "__weakref__")
-                    place = f"{self._named(weakref.ref(value))}()" if weak else self._named(value)
+                    place = self.names.of(weakref.ref(value) if weak else value) + "()" * weak
                 self._value(place + here, inner, use, uses, near=near)
 
     def _near(self, value: Any, place: str, here: str) -> str:
         """The expression of a part of a value, starting at the value itself if that is checked."""
-        return self._named(value) + here if place in self.read else ""
+        return self.names.of(value) + here if place in self.read else ""
 
 
 def contents(value: Any) -> bytes | None:

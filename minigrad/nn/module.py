@@ -32,7 +32,7 @@ from minigrad.tensor.arguments import check_functions, checked
 from minigrad.tensor.broadcasting import check_flag, plain_sizes
 from minigrad.tensor.core import stored
 from minigrad.tensor.modes import modes
-from minigrad.tensor.observed import observe, replaces
+from minigrad.tensor.observed import capturing, observe, replaces
 from minigrad.tensor.pytree import Same
 from minigrad.tensor.sharding import layout_of
 
@@ -139,6 +139,7 @@ class Hook:
         self._put([*module._hooks, self])
 
     def _put(self, hooks: list[Hook]) -> None:
+        observe(self.module, "_hooks")  # others stay as they are
         observe(self.module, "_hooks", written=True)
         object.__setattr__(self.module, "_hooks", tuple(hooks))
 
@@ -220,8 +221,11 @@ class Module:
         self._adopt(value)
         before = vars(self).get(name)
         object.__setattr__(self, name, value)
-        if self._setting(name, before) != self._setting(name, value):
+        setting = self._setting(name, value)
+        if self._setting(name, before) != setting:
             observe(self, "_settings", written=True)
+        if capturing and setting is not None and isinstance(setting, _NUMBERS):
+            observe(self, name, written=True)  # a replay sets it again
         if isinstance(before, Tensor) and before is not value:
             replaces(before.raw)
 

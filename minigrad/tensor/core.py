@@ -278,7 +278,7 @@ class Core(Holder, metaclass=_TensorType):
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool | None) -> None:
-        if wanted is not self._requires_grad:
+        if capturing or wanted is not self._requires_grad:
             observe(self, "_requires_grad", written=True)
         self._mark(wanted)
 

@@ -10,8 +10,8 @@ from minigrad.graph.node import Node
 from minigrad.locks import in_child
 
 
-class Observed(dict[tuple[int, str], weakref.ref[Any] | None]):
-    """Owners of attributes that code has read, by id and name; None for those that it wrote first.
+class Observed(dict[tuple[int, str], tuple[weakref.ref[Any], bool]]):
+    """Owners of attributes that code has used, by id and name, and whether it wrote them first.
 
     data: hashes of what the host gave to tensors. left: nodes of tensors that the code replaced by
     others. graded: tensors whose gradient was set or removed, by id, and whether that overwrote
@@ -46,7 +46,7 @@ def observe(owner: Any, attribute: str, written: bool = False) -> None:
     changes[0] += written
     found = capturing.get(get_ident()) if capturing else None
     if found is not None:
-        found.setdefault((id(owner), attribute), None if written else weakref.ref(owner))
+        found.setdefault((id(owner), attribute), (weakref.ref(owner), written))
 
 
 def sets_gradient(tensor: Any, overwrites: bool) -> None:

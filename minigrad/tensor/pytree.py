@@ -58,16 +58,16 @@ def _structure(value: Any, tensors: list[Any], values: dict[str, int]) -> Any:
         tensors.append(value)
         return TENSOR
     if isinstance(value, list | tuple):
-        return (type(value).__name__, tuple(_structure(item, tensors, values) for item in value))
+        return (type(value), tuple(_structure(item, tensors, values) for item in value))
     if isinstance(value, dict):
-        return ("dict", tuple((k, _structure(item, tensors, values)) for k, item in value.items()))
+        return (dict, tuple((k, _structure(item, tensors, values)) for k, item in value.items()))
     if isinstance(value, Affine):
         return unbind(value, values)
     if isinstance(value, float):  # 0.0 and −0.0 differ, and NaN equals itself
-        return ("float", value.hex())
+        return (type(value), value.hex())
     if isinstance(value, int | str | bytes | bool | None):
-        return (type(value).__name__, value)
-    return ("object", Same(value))
+        return (type(value), value)
+    return (object, Same(value))
 
 
 def objects(structure: Any) -> list[Any]:
@@ -75,9 +75,9 @@ def objects(structure: Any) -> list[Any]:
     if not isinstance(structure, tuple):
         return []
     kind, inner = structure
-    if kind == "object":
+    if kind is object:
         return [inner.value]
-    if kind == "dict":
+    if kind is dict:
         return [found for _, item in inner for found in objects(item)]
     return [found for item in inner for found in objects(item)] if isinstance(inner, tuple) else []
 
@@ -88,7 +88,7 @@ def adds_to(structure: Any, other: Any) -> bool:
     if not alike or not isinstance(other[1], tuple):
         return bool(structure != other)
     (kind, before), (_, now) = structure, other
-    if kind == "dict":
+    if kind is dict:
         known = dict(before)
         return any(key not in known or adds_to(known[key], item) for key, item in now)
     return len(now) > len(before) or (len(now) == len(before) and any(map(adds_to, before, now)))
@@ -121,13 +121,16 @@ def show(structure: Any) -> str:
     """A structure as text for error messages."""
     if isinstance(structure, tuple) and len(structure) == 2:
         kind, inner = structure
-        if kind == "dict":
+        if kind is object:
+            return repr(inner)
+        if kind is dict:
             return f"{{{', '.join(f'{key}: {show(item)}' for key, item in inner)}}}"
-        if kind == "list":
-            return f"[{', '.join(map(show, inner))}]"
+        text = repr(float.fromhex(inner) if issubclass(kind, float) else inner)
         if isinstance(inner, tuple):
-            return f"({', '.join(map(show, inner))})"
-        return str(float.fromhex(inner)) if kind == "float" else repr(inner)
+            ends = "[]" if issubclass(kind, list) else "()"
+            text = f"{ends[0]}{', '.join(map(show, inner))}{ends[1]}"
+        known = kind.__module__ == "builtins"
+        return text if known else f"{kind.__name__}({text})"
     return repr(structure)
 
 

@@ -55,6 +55,24 @@ def test_structures(on_device):
         assert (result["number"], result["text"]) == (3, "ok")
 
 
+def test_another_class_of_the_same_name(on_device):
+    """Its methods may compute something else."""
+    step = jit(lambda pair: pair.both())
+
+    def class_of(scale):
+        class Both(Pair):
+            def both(self):
+                return (self.first + self.second) * scale
+
+        return Both
+
+    known, other = class_of(2), class_of(3)
+    for number in range(4):
+        assert step(known(Tensor([1.0]), Tensor([float(number)]))).item() == 2 * (number + 1)
+    with pytest.raises(JitError, match=r"arguments .*Both\(\(Tensor, Tensor\)\)"):
+        step(other(Tensor([1.0]), Tensor([2.0])))
+
+
 def test_no_result(on_device):
     total = Tensor([0.0]).realize()
 

@@ -81,6 +81,13 @@ RIGHT = [
     ("drop.p = 0.0; return drop(a)", "drop.train(); drop.p = 0.5; r = run(a)", "r, drop.p"),
     ("opt.zero_grad(); p.sum().backward(); opt.momentum = 0.0; opt.step()",
      "opt.momentum = 0.9; run(a)", "p, opt.momentum"),
+    ("mixed[0].p = 0.25; return mixed.eval()(a)", "mixed[0].p = n / 10; run(a)", "mixed[0].p"),
+    # also of what it does not call
+    ("mixed[0].p = 0.25; return a", "mixed[0].p = n / 10; run(a)", "mixed[0].p"),
+    ("drop.training = False; return a", "drop.training = True; run(a)", "drop.training"),
+    ("w.requires_grad_(False); return a", "w.requires_grad_(); run(a)", "w.requires_grad"),
+    ("w.requires_grad_(); return a", "w.requires_grad = n % 3 < 1; run(a)", "w.requires_grad"),
+    ("h = drop.register_forward_hook(print); h.remove(); return a", "r = run(a)", "r"),
     # a gradient in the same memory, by whatever tensor
     ("return p.grad * a", "r = run(a); p.grad.assign(a)", "r", "p.grad = w"),
 ]  # fmt: skip
@@ -95,7 +102,11 @@ def test_what_a_step_leaves(form: tuple[str, ...]) -> None:
 
 BACKWARD = "opt.zero_grad(); (p * a * p2).sum().backward()"
 LATER = "o.k = K = 2.0 if n < 5 else 3.0; "
+HOOK = "register_forward_hook(lambda module, given, r: r + 1)"
 REFUSED = [
+    (f"drop.{HOOK}; return a", "r = run(a)", "r", "Dropout's hooks and replaces"),
+    (f"h = drop.{HOOK}; r = drop.eval()(a); h.remove(); return r",
+     f"r = run(a); n == 4 and drop.{HOOK}", "r", r"whose hooks was \(\)"),
     ("opt.step(); return a", f"{BACKWARD}; old.append([p.grad, p2.grad]); run(a)", "p, p2",
      "looks at the gradient .* was another"),
     ("opt.step(); return a", f"{BACKWARD}; run(a)", "p, p2", "looks at the gradient"),

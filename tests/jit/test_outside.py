@@ -1,4 +1,4 @@
-"""What a step reads besides its arguments: a test for each row of the table in minigrad/jit."""
+"""What a step reads besides its arguments: as listed in minigrad/jit/jitted.py."""
 
 from __future__ import annotations
 
@@ -73,6 +73,14 @@ def test_equal_numbers_are_no_change(on_device):
     for number in range(6):
         scale, names = float(f"{1000.5}"), ("a", float("2.5"))
         assert step(Tensor([float(number)])).item() == number * 1000.5 * 2.5
+
+
+def test_a_long_list_beside_another_equal_number(on_device):
+    scale, values = 1000.5, [2.0] * 300
+    step = jit(lambda x: x * scale * values[0])
+    for number in range(6):
+        scale = float(f"{1000.5}")
+        assert step(Tensor([float(number)])).item() == number * 2001.0
 
 
 def test_globals_that_are_rebound(on_device, monkeypatch):
