@@ -353,7 +353,7 @@ def _hole(
     if isinstance(seen[0], bytes):
         return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
     values = [value for value in seen if isinstance(value, int)]
-    low, high = _INT64
+    (low, high), usual = _INT64, 0
     for other, (factor, constant) in followers.items():
         least, most = _RANGES.get(kinds[other], _INT64)
         first, last = (least, most) if factor > 0 else (most, least)
@@ -362,9 +362,9 @@ def _hole(
     if any(kinds[other] in ("extent", "before", "after") for other in followers):
         high = min(high, max(reach[0] * max(values), reach[1]))
         low = max(low, int(reach[2] * min(values)))
+        usual = 1 << (3 * max(values) // 2).bit_length() - 1  # a power of two: kernels are shared
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0, or an offset below 0, varies")
-    usual = 1 << (3 * max(values) // 2).bit_length() - 1  # a power of two, so kernels are shared
     return Hole(name, place, kind, low, high, usual)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
-from minigrad.graph.node import in_order, is_symbolic
+from minigrad.graph.node import Shape, in_order, is_symbolic
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Members, Op
 from minigrad.graph.shapes import numel, usual_numel
@@ -237,7 +237,7 @@ def const(value: int | float | bool, dtype: DType) -> Expr:
 
 
 def array_of(
-    name: str, dtype: DType, shape: Sequence[Integer], image: tuple[tuple[int, int, int], ...] = ()
+    name: str, dtype: DType, shape: Shape, image: tuple[tuple[int, int, int], ...] = ()
 ) -> Array:
     """The array of a value of this shape."""
     usual = usual_numel(shape) if is_symbolic(shape) else 0

@@ -235,7 +235,7 @@ class MeshRuntime(Runtime):
         given = Buffer(self.name, memory.dtype, size, memory)
         program.run([given, Buffer(self.name, memory.dtype, size, target)], {})
 
-    def copy_rows(self, to: Rows, given: Rows, nbytes: int, count: int) -> None:
+    def copy_rows(self, to: Rows, given: Rows, nbytes: int, rows: int = 1, blocks: int = 1) -> None:
         """Not called: on a mesh, arrays are joined by a program, which knows layouts."""
         raise NotImplementedError
 

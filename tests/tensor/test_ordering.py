@@ -179,9 +179,9 @@ def test_other_numbers_of_first_elements_are_selected(compiled: str) -> None:
     )  # fmt: skip
 
 
-def test_first_elements_of_a_varying_number_of_rows_are_selected() -> None:
+def test_first_elements_of_a_varying_number_of_rows_are_selected(compiled: str) -> None:
     """Not sorted: that would take thirteen times as long for rows of 50,257 elements."""
-    keys = build.buffer(("keys", 0), dtypes.uint32, (var("_0", 1, 64), 500), "CPU")
+    keys = build.buffer(("keys", 0), dtypes.uint32, (var("_0", 1, 64), 500), compiled)
     first = build.shrink(build.sort(keys, 1), [(0, var("_0", 1, 64)), (0, 20)])
     expanded = topological(algorithms.expand_sorts([first]))
     assert not any(node.op is Op.DISTRIBUTE and node.shape[-1] >= 500 for node in expanded)
