@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -228,43 +228,85 @@ def texts(threads: int) -> Row:
     return Row("training step of GPT 4 × 128 on 8 texts, each length new", ours, peer)
 
 
+class OfSizes(NamedTuple):
+    """A function of arrays of these shapes; −1 stands for n, of which `size` is measured."""
+
+    size: int
+    shapes: Sequence[tuple[int, ...]]
+    function: Callable[..., Sequence[Tensor]]
+
+    def run(self, given: Sequence[Tensor]) -> None:
+        """Compute the function of tensors."""
+        Tensor.realize(*self.function(*given))
+
+    def data(self, n: int) -> list[Tensor]:
+        """Tensors of the shapes, drawn."""
+        generator = np.random.default_rng(n)
+        shapes = [tuple(n if extent < 0 else extent for extent in shape) for shape in self.shapes]
+        return [Tensor(generator.standard_normal(shape, dtype=np.float32)).realize()
+                for shape in shapes]  # fmt: skip
+
+
+def with_gradients(function: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """The function's result with gradients by all of its arguments."""
+
+    def both(*given: Tensor) -> Sequence[Tensor]:
+        result = function(*given)
+        return result, *result.gradient(*given, gradient=result.ones_like())
+
+    return both
+
+
+def functions_of_sizes() -> dict[str, OfSizes]:
+    """Functions of arrays whose number of rows (or images) varies, by name."""
+    rows, images, filters = (-1, 512), (-1, 16, 32, 32), (32, 16, 3, 3)
+    padded = with_gradients(lambda x, w: x.conv2d(w, padding=1))
+    return {
+        "(x @ w).relu()": OfSizes(250, (rows, (512, 1536)), lambda x, w: [(x @ w).relu()]),
+        "xᵀ @ x": OfSizes(250, (rows,), lambda x: [x.T @ x]),
+        "softmax": OfSizes(250, (rows,), lambda x: [x.softmax()]),
+        "layer norm": OfSizes(250, (rows,), lambda x: [x.layernorm()]),
+        "gelu": OfSizes(250, (rows,), lambda x: [x.gelu()]),
+        "relu": OfSizes(2000, (rows,), lambda x: [x.relu()]),
+        "a sum": OfSizes(2000, (rows,), lambda x: [x.sum()]),
+        "sums of columns": OfSizes(250, (rows,), lambda x: [x.sum(0)]),
+        "mean squared error, gradients": OfSizes(
+            2000, (rows, rows), with_gradients(lambda x, y: (x - y).square().mean())),
+        "top 50 of 10,000": OfSizes(40, ((-1, 10_000),), lambda x: list(x.topk(50))),
+        "3 × 3 convolution": OfSizes(
+            16, (images, filters), lambda x, w: [x.conv2d(w, padding=1).relu()]),
+        "the same, gradients": OfSizes(16, (images, filters), padded),
+        "1 × 1 convolution, gradients": OfSizes(
+            16, (images, (32, 16, 1, 1)), with_gradients(lambda x, w: x.conv2d(w))),
+        "replicated borders": OfSizes(
+            16, (images,), lambda x: [x.pad((2, 2, 2, 2), mode="replicate")]),
+        "pixel shuffle": OfSizes(16, (images,), lambda x: [x.pixel_shuffle(2)]),
+        "attention": OfSizes(100, ((-1, 4, 64, 32),) * 3, lambda q, k, v: [
+            q.scaled_dot_product_attention(k, v, is_causal=True)]),
+    }  # fmt: skip
+
+
 def general_against_special() -> Iterator[Row]:
     """The general program of varying sizes against one compiled for the size (the peer)."""
-    rng = np.random.default_rng(0)
-    x, w = (Tensor(rng.standard_normal(s, dtype=np.float32)).realize()
-            for s in ((1024, 512), (512, 1536)))  # fmt: skip
-    images, filters = (Tensor(rng.standard_normal(s, dtype=np.float32)).realize()
-                       for s in ((128, 16, 16, 16), (32, 16, 3, 3)))  # fmt: skip
-    heads = Tensor(rng.standard_normal((128, 4, 64, 32), dtype=np.float32)).realize()
-    work: dict[str, tuple[int, Callable[[int], Tensor]]] = {
-        "(x @ w).relu()": (250, lambda n: (x[:n] @ w).relu()),
-        "xᵀ @ x": (250, lambda n: x[:n].T @ x[:n]),
-        "softmax": (250, lambda n: x[:n].softmax()),
-        "layer norm": (250, lambda n: x[:n].layernorm()),
-        "gelu": (250, lambda n: x[:n].gelu()),
-        "sums of columns": (250, lambda n: x[:n].sum(0)),
-        "3 × 3 convolution": (100, lambda n: images[:n].conv2d(filters, padding=1).relu()),
-        "attention": (100, lambda n: Tensor.scaled_dot_product_attention(
-            heads[:n], heads[:n], heads[:n], is_causal=True)),
-    }  # fmt: skip
-    for name, (size, function) in work.items():
+    for name, one in functions_of_sizes().items():
         programs.forget()
-        for n in (32, 48, 40):
-            function(n).realize()
+        for n in (one.size // 4, one.size // 2, one.size * 3 // 8):
+            one.run(one.data(n))
         general = programs._families
         programs._families = {}
+        given = one.data(one.size)
         CPU.generalizes = False
         try:
-            function(size).realize()
+            one.run(given)
         finally:
             CPU.generalizes = True
         special = programs._families
 
-        def run(families: Any, function: Any = function, size: int = size) -> None:
+        def run(families: Any, one: OfSizes = one, given: Sequence[Tensor] = given) -> None:
             programs._families = families
-            function(size).realize()
+            one.run(given)
 
-        yield Row(f"{name} of {size}: one program for all sizes, beside its own",
+        yield Row(f"{name} of {one.size}: one program for all sizes, beside its own",
                   lambda run=run, f=general: run(f),
                   {"special": lambda run=run, f=special: run(f)}, goal=0.95)  # fmt: skip
     programs.forget()
