@@ -19,13 +19,13 @@ from itertools import accumulate, repeat
 from minigrad.dtype import dtypes
 from minigrad.graph import build, collective, operations
 from minigrad.graph.axes import pad_along, part_along
-from minigrad.graph.node import Node, is_symbolic, reading, topological
-from minigrad.graph.operations import ELEMENTWISE, Op
+from minigrad.graph.node import Node, beneath, is_symbolic, reading, topological
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, Op
 from minigrad.graph.scans import along, cummax_rule, cumprod_rule, cumsum_rule, wide
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import mark_gradient
 from minigrad.graph.symbolic import Integer, high
-from minigrad.graph.windows import cropped, overlap_add
+from minigrad.graph.windows import cropped, overlap_add, shows_windows
 
 # (node, gradient of the node) → gradient of one source; None if it has none after all
 Rule = Callable[[Node, Node], Node | None]
@@ -204,6 +204,17 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 # --- movement and joining ------------------------------------------------------------------------
 
 
+def _added(node: Node, g: Node) -> Node:
+    """g for each term. That of a convolution is stored: products load both of their factors.
+
+    (Zeros around a constant would be conditions: a convolution's sum would take 7 times as long.)
+    """
+    x = node.src[0]
+    if beneath(g, MOVEMENT).op is Op.CONST and x.op is Op.MUL and any(map(shows_windows, x.src)):
+        g = build.contiguous(g)
+    return build.expand(g, x.shape)
+
+
 def _expand(node: Node, g: Node) -> Node:
     old = node.src[0].shape
     return build.reduce(Op.SUM, g, [d for d in range(node.ndim) if old[d] != node.shape[d]])
@@ -315,7 +326,7 @@ def _elementwise(op: Op) -> tuple[Rule | None, ...]:
 # One rule per source; None: nothing flows there.
 RULES: dict[Op, tuple[Rule | None, ...]] = {
     **{op: _elementwise(op) for op in ELEMENTWISE if op.facts.gradient},
-    Op.SUM: (lambda node, g: build.expand(g, node.src[0].shape),),
+    Op.SUM: (_added,),
     Op.MAX: (_max,),
     Op.PROD: (_prod,),
     Op.CUMSUM: (cumsum_rule,),

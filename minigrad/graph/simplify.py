@@ -201,6 +201,24 @@ def reduce_constant(node: Node) -> Node | None:
     return one * count if node.op is Op.SUM and exact else None
 
 
+@on(*REDUCTIONS)
+def reduce_expanded(node: Node) -> Node | None:
+    """What is equal along a kept axis is reduced once, and then expanded.
+
+    Example: the gradients of `(x @ w).sum()` are sums of rows and of columns.
+    """
+    x = node.src[0]
+    if x.op is not Op.EXPAND:
+        return None
+    source = x.src[0]
+    alike = [axis not in node.arg and source.shape[axis] == 1 != extent
+             for axis, extent in enumerate(x.shape)]  # fmt: skip
+    if not any(alike):
+        return None
+    shape = tuple(1 if same else extent for same, extent in zip(alike, x.shape, strict=True))
+    return build.expand(build.reduce(node.op, build.expand(source, shape), node.arg), node.shape)
+
+
 # --- movement ------------------------------------------------------------------------------------
 
 @on(Op.PERMUTE)

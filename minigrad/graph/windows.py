@@ -289,6 +289,13 @@ def unexpanded(node: Node) -> Node:
     return node
 
 
+def shows_windows(node: Node) -> bool:
+    """Whether a factor shows windows of an array."""
+    while node.op in MOVEMENT and node.op is not Op.WINDOW:
+        node = node.src[0]
+    return node.op is Op.WINDOW
+
+
 @dataclass(frozen=True)
 class _Split:
     """How windows along an axis were split: j = step·j′ + f − before.

@@ -202,6 +202,17 @@ BECOMES = {
         ),
         build.expand(build.reshape(H, (3, 1)), (3, 2)),
     ),
+    "sums of equal rows": (
+        build.reduce(Op.SUM, build.expand(leaf(0, shape=(1, 4)), (3, 4)), (1,)),
+        build.expand(build.reduce(Op.SUM, leaf(0, shape=(1, 4)), (1,)), (3, 1)),
+    ),
+    "maxima of what is equal along both axes": (
+        build.reduce(Op.MAX, build.expand(leaf(0, shape=(1, 1, 4)), (3, 2, 4)), (1,)),
+        build.expand(
+            build.reduce(Op.MAX, build.expand(leaf(0, shape=(1, 1, 4)), (1, 2, 4)), (1,)),
+            (3, 1, 4),
+        ),
+    ),
     "shrink of cat": (
         build.shrink(build.cat([X, leaf(1, shape=(4,)), leaf(2, shape=(5,))], 0), ((4, 6),)),
         build.shrink(leaf(1, shape=(4,)), ((1, 3),)),

@@ -120,3 +120,19 @@ def test_a_loss_and_its_gradients_are_one_kernel() -> None:
         loss = (x - y).square().mean()
         first, last = plan_for(loss, *loss.gradient(x, y)).kernels
         assert len(first.stages) == 4 and last.rows == 1, shape
+
+
+def test_gradients_of_a_product_that_is_summed_are_sums_of_rows_and_columns() -> None:
+    x, w = data(128, 64), data(64, 256)
+    plan = plan_for(*(x @ w).sum().gradient(x, w))
+    iterations = [stage.iterations for kernel in plan.kernels for stage in kernel.stages]
+    assert max(iterations) == 64 * 256, iterations
+
+
+def test_gradients_of_a_convolution_that_is_summed_are_products() -> None:
+    """Zeros around the gradient, which is 1, are not conditions for each term."""
+    x, w = data(4, 8, 16, 16), data(16, 8, 3, 3)
+    plan = plan_for(*x.conv2d(w, padding=1).sum().gradient(x, w))
+    heavy = [kernel.kind for kernel in plan.kernels
+             if max(stage.iterations for stage in kernel.stages) > 1 << 20]  # fmt: skip
+    assert heavy == ["contraction"] * 2, [kernel.kind for kernel in plan.kernels]
