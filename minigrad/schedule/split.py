@@ -43,7 +43,7 @@ LEAST_TERMS = 16  # of an image's sum, beside which storing one number for it co
 LEAST_PARTS, MOST_PARTS = 8, 128  # of a sum that leaves few elements
 # Parts that are rows, and elements of such a row. (A loss of a million numbers with its gradients
 # takes 0.20 … 0.24 instead of 0.43 … 0.54 ms: it reads them once.)
-MOST_RUNS, LONG_RUN = 1 << 12, 1 << 8
+MOST_RUNS, LONG_RUN = 1 << 16, 1 << 8
 FULL = LINE // 4  # float32 in a vector of 512 bits
 _SEEN_THROUGH = MOVEMENT - {Op.EXPAND} | {Op.CAST}
 PAYS = 8  # reads per element that pay for a copy in another order
@@ -152,12 +152,15 @@ def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
     for number, axis in enumerate(axes, 1):
         extent, made = numel((x.shape[axis],)), prod(cuts.values())
         run = numel([x.shape[later] for later in axes[number:]])
-        parts = next(c for c in range(max(most // made, 1), 0, -1) if extent % c == 0)
         if extent * made <= MOST_RUNS and run >= LONG_RUN:
             parts = extent
+        elif made < FEW_ROWS:
+            parts = next(c for c in range(max(most // made, 1), 0, -1) if extent % c == 0)
+        else:
+            break
         if parts > 1:
             cuts[axis] = parts
-        if parts < extent or made * parts >= FEW_ROWS:
+        if parts < extent:
             break
     return cuts if prod(cuts.values()) >= LEAST_PARTS else {}
 

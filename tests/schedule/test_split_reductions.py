@@ -59,6 +59,16 @@ def test_long_reductions(op: Op, shape: tuple[int, ...], axes: list[int]) -> Non
     assert numel(second.src[0].shape) == numel(first.shape)
 
 
+@pytest.mark.parametrize(("shape", "parts"), [
+    ((64, 64, 256), 64 * 64), ((64, 1000), 64), ((8, 64, 56, 56), 8 * 64), ((32, 2000), 128),
+    ((5000, 300), 5000), ((70_000, 300), 125), ((2, 3, 40_000), 120),
+])  # fmt: skip
+def test_parts_are_rows_if_these_are_long(shape: tuple[int, ...], parts: int) -> None:
+    """Then what else is computed from a row may share its kernel."""
+    first, _ = reductions(split(Op.SUM, shape, [*range(len(shape))]))
+    assert numel(first.shape) == parts
+
+
 @pytest.mark.parametrize(
     ("shape", "axes"),
     [
