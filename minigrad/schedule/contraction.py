@@ -32,6 +32,7 @@ LEAST_TILED = 16
 class Contraction:
     """left varies along batch, m and k; right along batch, n and k; the last kept axis is in n.
 
+    If sizes vary, there may be axes in batch along which only one of them does.
     mask: which terms take part, depending on variables of one of the factors; None: all. shared:
     the last kept axis is in the batch instead, and neighbours along it are adjacent in memory.
     added: what is added for each left and right instead of their product; None: the product.
@@ -91,8 +92,9 @@ def contraction_of(
         left, right, m, n = right, left, n, m
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
+    # a product for each of the images, or rows of images, however many they are
     if len(n) > 1 and n[0] == axes[0] and not isinstance(n[0].extent, int):
-        batch, n = n[:1], n[1:]  # a product for each of the images, however many they are
+        batch, n = (n[0], *batch), n[1:]
     if len(m) > 1 and not isinstance(m[-1].extent, int):
         batch, m = _select(axes, {a.variable for a in (*batch, *m[:-1])}), m[-1:]
     if any(not isinstance(axis.extent, int) for axis in n):

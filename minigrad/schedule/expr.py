@@ -77,8 +77,8 @@ class Array(metaclass=_OneOfEach):
     all of its memory. lanes, width: the loop whose iterations have their own registers, side by
     side, and how many. folded: these are combined in the end, so lanes outside of a mask must not
     change. image: (extent, start, stop) of each dimension, if all elements outside of start … stop
-    are 0; () if nothing is known. size: elements, at most; usual:
-    those that costs are estimated for.
+    are 0; () if nothing is known. size: elements, at most; usual: the number that costs are
+    estimated for (0: size).
     """
 
     name: str

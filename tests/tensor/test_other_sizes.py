@@ -136,9 +136,16 @@ def means(of: Maker) -> list[Tensor]:
     return [means, outer, rows, *found.gradient(table, w, x, y)]
 
 
+def contractions(of: Maker) -> list[Tensor]:
+    """The varying dimension is the first of one factor, beside one that both have."""
+    w, x = of.floats(5, 8, 16), of.floats(of.size, 5, 16, 4)
+    found = Tensor.einsum("bmk,ibkn->ibmn", w, x)
+    return [found, *found.square().mean().gradient(w, x)]
+
+
 @pytest.mark.parametrize("compute", [
     network, convolution, normalized, rows, embedding, attention, sequence, products, texts, lines,
-    squares, weights, means,
+    squares, weights, means, contractions,
 ])  # fmt: skip
 def test_other_sizes(compute, compiled: str, reference: str) -> None:
     def values(size: int, device: str) -> list[np.ndarray]:
