@@ -207,7 +207,7 @@ def _prod_along(x: Node, axis: int, g: Node) -> Node:
 def _added(node: Node, g: Node) -> Node:
     """g for each term. That of a convolution is stored: products load both of their factors.
 
-    (Zeros around a constant would be conditions: a convolution's sum would take 7 times as long.)
+    (Zeros around a constant would be conditions: a convolution's sum would take 9 times as long.)
     """
     x = node.src[0]
     if beneath(g, MOVEMENT).op is Op.CONST and x.op is Op.MUL and any(map(shows_windows, x.src)):

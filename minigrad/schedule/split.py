@@ -19,7 +19,7 @@ from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel, usual_numel
 from minigrad.graph.substitution import coefficient, only_atom
 from minigrad.graph.symbolic import Integer, ceildiv, high
-from minigrad.graph.windows import addends, unexpanded
+from minigrad.graph.windows import addends, shows_windows, unexpanded
 from minigrad.schedule.lower import shown
 from minigrad.schedule.materialize import (
     MOVED,
@@ -232,11 +232,8 @@ def _of_windows(node: Node) -> bool:
 
 
 def _is_window_of_copy(x: Node) -> bool:
-    moves = set()
-    while x.op in MOVEMENT:
-        moves.add(x.op)
-        x = x.src[0]
-    return Op.WINDOW in moves and x.op is Op.CONTIGUOUS and x.src[0].op is Op.PAD
+    base = beneath(x, MOVEMENT)
+    return shows_windows(x) and base.op is Op.CONTIGUOUS and base.src[0].op is Op.PAD
 
 
 def _sums_columns(node: Node) -> bool:
