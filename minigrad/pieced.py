@@ -6,21 +6,25 @@ Of its graph's pieces (`graph/pieces.py`), of its loops, or of parts between RES
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from minigrad.device import Buffer, Program
 from minigrad.dtype import DType
 from minigrad.graph.build import assign, buffer
-from minigrad.graph.canonical import Canonical, Graph, canonicalize, same
+from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.general import General
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, grouped, make, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, topological
 from minigrad.graph.pieces import pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import evaluate
+from minigrad.padded import Padded
 
 # The program of a call, and the values of its own variables.
 Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
@@ -46,7 +50,7 @@ class _Piece(NamedTuple):
         return self._replace(slots=slots, new=tuple([at for at in self.new if at not in instead]))
 
 
-_Form: TypeAlias = tuple[str, DType, int]  # a buffer's device, dtype and number of elements
+_Form: TypeAlias = tuple[str, DType, Shape]  # a buffer's device, dtype and shape
 
 
 class Pieced:
@@ -75,7 +79,8 @@ class Pieced:
         memory = dict(enumerate(buffers))
         for piece in self.pieces:
             for slot in piece.new:
-                memory[slot] = Buffer(*self.forms[slot])
+                device, dtype, shape = self.forms[slot]
+                memory[slot] = Buffer(device, dtype, numel([evaluate(n, given) for n in shape]))
             own = [memory[slot] for slot in piece.slots]
             for values in piece.values:
                 piece.program.run(own, {**given, **values} if given else values)
@@ -108,36 +113,39 @@ def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
     return made.finish([made.writes], final)
 
 
-def at_merges(call: Canonical, numbers: Sequence[int], find: Find) -> Pieced:
-    """A call cut at some of its RESHAPEs: what they read is stored, and read as it is reshaped."""
-    reshapes = [node for node in call.order if node.op is Op.RESHAPE]
-    cuts, at = {reshapes[number] for number in numbers}, dict[Node, None]()
+def program_of(general: General, compile: Callable[[Graph], Program]) -> Program:
+    """The program of a general graph, of all of its parts."""
+    graph, views = general.graph, general.parts.views
+    if not views:
+        return _padded(compile(graph), general.reads, general.writes)
+    pieces: list[_Piece] = []
+    forms: dict[int, _Form] = {}
+    for numbers in general.parts.numbers:
+        roots = [graph.roots[number] for number in numbers]
+        outputs = [graph.outputs[number] for number in numbers]
+        read = [node for node in topological(roots) if node.op is BUFFER]
+        slots = [*dict.fromkeys([*(node.arg for node in read), *outputs])]
+        place = {slot: number for number, slot in enumerate(slots)}
+        by = {node: buffer(place[node.arg], node.dtype, node.shape, node.device) for node in read}
+        part = replace(
+            graph, roots=tuple(replaced(roots, by)),
+            outputs=tuple([place[slot] for slot in outputs]), slots=len(slots),
+        )  # fmt: skip
+        program = _padded(
+            compile(part),
+            {place[node.arg]: node.shape for node in read if node.arg in general.reads},
+            {place[slot]: general.writes[slot] for slot in outputs if slot in general.writes},
+        )
+        own = tuple([views.get(slot, slot) for slot in slots])
+        new = [slot for slot in outputs if slot >= general.parts.first]
+        pieces.append(_Piece(program, _ONCE, own, tuple(new)))
+        results = zip(outputs, roots, strict=True)
+        forms |= {slot: (one.device, one.dtype, one.shape) for slot, one in results if slot in new}
+    return Pieced(pieces, forms)
 
-    def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
-        new = same(node, src, arg)
-        at.update({new: None} if node in cuts else {})
-        return new
 
-    made = _Pieces(call.rewritten(remake, ()), len(call.inputs), find)
-    level: dict[Node, int] = {}
-    others = {*made.roots}  # what is read not only by these RESHAPEs
-    for node in topological(made.roots):
-        level[node] = max([level[source] for source in node.src], default=0) + (node in at)
-        others.update(() if node in at else node.src)
-    for number in range(1, max(level.values()) + 1):
-        read = {node: _apart(node.src[0], others) for node in at if level.get(node) == number}
-        made.store([*(node.src[0] for node in read), *read.values()])
-        for node, source in read.items():
-            place = made.known[source].arg
-            made.known[node] = buffer(place, node.dtype, node.shape, node.device)
-    return made.finish([made.writes])
-
-
-def _apart(x: Node, others: Container[Node]) -> Node:
-    """x, or a copy: a program cannot read an array in two shapes if both vary."""
-    if x.op is BUFFER or x in others:
-        return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
-    return x
+def _padded(program: Program, reads: Mapping[int, Shape], writes: Mapping[int, Shape]) -> Program:
+    return Padded(program, reads, writes) if reads or writes else program
 
 
 class _Pieces:
@@ -217,5 +225,5 @@ class _Pieces:
             runs = [{**values, **own} for own in every] if values else every
             self._pieces.append(_Piece(program, runs, (*call.inputs, *slots), tuple(new)))
             for slot, node in new.items():
-                form = node.device, node.dtype, numel(node.shape)
+                form = node.device, node.dtype, (numel(node.shape),)
                 self._forms[slot] = self._same.setdefault(form, form)

@@ -15,12 +15,11 @@ from minigrad.device import Device, Program
 from minigrad.errors import CompileError
 from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
-from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize, merging
+from minigrad.graph.general import MOST_SAMPLES, General, Refused, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
-from minigrad.padded import Padded
-from minigrad.pieced import Find, Pieced, at_merges, in_pieces, in_stages
+from minigrad.pieced import Find, Pieced, in_pieces, in_stages, program_of
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -43,12 +42,6 @@ OF_PIECED = 16
 # Uses with the same numbers after which a padded program, or one in pieces, gets a special one
 # beside it: up to twice as fast, but compiling it takes as long as some hundred uses.
 FREQUENT = 32
-# Graphs of at most so many nodes are cut at merges. (In larger ones, of several layers, the parts
-# seldom have general programs: they would be padded to too many elements.)
-MOST_CUT = 512
-# Such cuts in succession whose parts had to be compiled, after which a family is not cut. The parts
-# of the first two are always new, and those of some others, if sizes are equal by chance.
-MOST_FAILED = 8
 
 
 class Family:
@@ -62,10 +55,8 @@ class Family:
         self.special: dict[tuple[Cell, ...], Program] = {}
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
-        self.refused: dict[int, str] = {}  # see `generalize`
+        self.refused: Refused = {}
         self.generalizes = True
-        self.merges: list[int] = []  # see `merging`
-        self.failed = 0  # cuts there, in succession, whose parts had to be compiled
         # numbers → how often a program that is padded, or in pieces, served them
         self.often: dict[tuple[Cell, ...], int] = {}
         self.used = 0  # when a program was last found, on `_clock`
@@ -123,15 +114,13 @@ class Family:
         for some, lines in ((self.samples, True), (self.samples, False), *pairs):
             try:
                 general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
-                program = compile(general.graph)
+                program = program_of(general, compile)
             except Special as special:
                 reason = str(special.args[0])
             except CompileError as error:
                 self.generalizes, reason = False, str(error)
                 break
             else:
-                if general.padded:
-                    program = Padded(program, general.reads, general.writes)
                 self.general.insert(0, (general, program))
                 del self.general[MOST_SAMPLES:]
                 return True
@@ -255,39 +244,19 @@ class Programs:
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
         pieces = partial(self._in_pieces, call, family, kind, part)
-        merges = partial(self._at_merges, call, family, part)
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
         else:
             recurs = family.uses - family.tried >= RECURRING and not family.general
-        ways = [general, pieces, merges] if recurs else [pieces, general, merges]
+        ways = [general, pieces] if recurs else [pieces, general]
         if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
             ways = [general]
-        if family.merges:
-            ways = [way for way in ways if way is merges]
         may = not often and Device[device].generalizes
         made = next((way for way in ways if way()), None) if may else None
         if made is None:
             family.keep(call.cells, compile(call.graph()))
         self._compiled += made in (None, general)
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
-
-    def _at_merges(self, call: Canonical, family: Family, find: Find) -> bool:
-        """Cut a call where several varying dimensions become one, if it has such; whether it has.
-
-        Each part has a general program, which the whole has not.
-        """
-        if not family.samples or len(call.order) > MOST_CUT or family.failed > MOST_FAILED:
-            return False
-        family.merges = family.merges or merging(call, [*family.samples, call.cells])
-        if not family.merges:
-            return False
-        before = self._compiled
-        family.keep(call.cells, at_merges(call, family.merges, find))
-        family.failed = family.failed + 1 if self._compiled > before else 0
-        if family.failed > MOST_FAILED:
-            family.merges.clear()
-        return True
 
     def _in_pieces(self, call: Canonical, family: Family, kind: _Kind, find: Find) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""

@@ -32,6 +32,7 @@ from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
+from minigrad.graph.cuts import Cuts, Parts
 from minigrad.graph.inner_first import (
     MOST_BLOCKS,
     MOST_PADDED,
@@ -47,10 +48,12 @@ from minigrad.graph.symbolic import Affine, Integer, high, low, var
 from minigrad.graph.variable import evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
-# up to a fixed size; down to a part of the smallest, if windows need so many elements.
-FAR = (8, 1024, 0.0)  # a power of two beyond most batches
-NEAR = (4, 128, 0.0)  # if arrays are laid out at the bound, with unused memory in between
-IMAGES = (4, 128, 0.5)  # the same, with windows
+# up to a fixed size.
+FAR = (8, 1024)  # a power of two beyond most batches
+NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
+TIGHT = (2, 16)  # the same, if that would be too much memory, unless more dimensions differ than
+MOST_TIGHT = 2
+LEAST_IMAGE = 0.5  # the smallest, of the smallest size, if windows need so many elements
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
@@ -65,6 +68,13 @@ _INT64, _INT32 = (-(1 << 63), (1 << 63) - 1), (-(1 << 31), (1 << 31) - 1)
 class Special(MinigradError):
     """The reason why graphs have no general graph; perhaps two extents that have to be equal."""
 
+
+class TooLarge(Special):
+    """Arrays that are laid out at their bounds would take too much memory."""
+
+
+# Graphs without a general one, by a hash of their cells: why.
+Refused = dict[int, tuple[type[Special], str]]
 
 # The range of a cell, by kind. 0 as an extent is structure: whole operations depend on it.
 _OFFSET = (0, _INT32[1])
@@ -96,7 +106,7 @@ class Hole:
 class General:
     """A general graph, and how the cells of a call are matched against it."""
 
-    graph: Graph
+    parts: Parts
     holes: Sequence[Hole]
     formulas: Mapping[int, Affine]  # of the cells that vary, by place
     cells: tuple[Cell, ...]  # of one sample
@@ -105,9 +115,14 @@ class General:
     writes: Mapping[int, Shape]
 
     @property
+    def graph(self) -> Graph:
+        """The graph, of all parts."""
+        return self.parts.graph
+
+    @property
     def padded(self) -> bool:
-        """Whether callers' arrays have another layout inside."""
-        return bool(self.reads or self.writes)
+        """Whether arrays have another layout inside, or another shape in another part."""
+        return bool(self.reads or self.writes or self.parts.views)
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None if it does not fit."""
@@ -145,54 +160,62 @@ def _bits(cell: bytes, kind: str) -> int:
 
 def generalize(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], may_pad: bool = True,
-    refused: dict[int, str] | None = None, lines: bool = True,
+    refused: Refused | None = None, lines: bool = True,
 ) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
-    may_pad: whether callers' arrays may have another layout inside of the program. refused: the
-    reasons why graphs of this structure were refused, by a hash of their cells; more are added.
-    lines: whether a number may follow from another one by more than a factor; of few samples, many
-    do by chance. Raises Special if there is no general graph.
+    may_pad: whether callers' arrays may have another layout inside of the program. refused: of
+    graphs of this structure; more are added. lines: whether a number may follow from another one by
+    more than a factor; of few samples, many do by chance. Raises Special if there is none.
     """
     refused = {} if refused is None else refused
     reason = "an inner dimension of an input or result varies"
-    near = IMAGES if any(node.op is Op.WINDOW for node in call.order) else NEAR
-    for reach, merges in ((FAR, False), (near, True), (near, False))[: 3 if may_pad else 1]:
-        holes, formulas = unify(samples, _kinds(call), reach, lines, call.values)
+    least = LEAST_IMAGE if any(node.op is Op.WINDOW for node in call.order) else 0.0
+    ways = [(FAR, False), (NEAR, True), (NEAR, False)] if may_pad else [(FAR, False)]
+    for reach, fronts in ways:
+        pads = reach is not FAR
+        part = least if pads else 0.0
+        holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
-            found = _general(call, samples, holes, formulas, merges, refused)
+            found = _general(call, samples, holes, formulas, pads, fronts, refused)
         except Special as special:
             reason = str(special)
+            if isinstance(special, TooLarge) and reach is NEAR:
+                ways.append((TIGHT, fronts))
         else:
-            if reach is near or not found.padded:
+            if pads or not found.padded:
                 return found
     raise Special(reason)
 
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
-    formulas: Mapping[int, Affine], merges: bool, refused: dict[int, str],
+    formulas: Mapping[int, Affine], pads: bool, fronts: bool, refused: Refused,
 ) -> General:  # fmt: skip
-    """merges: whether reshapes may merge varying dimensions, which `inner_first` undoes then."""
+    """pads: whether it may have parts. fronts: whether `inner_first` moves varying dimensions."""
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
-        key = hash((merges, repr(new), *((hole.low, hole.high) for hole in holes)))
+        key = hash((fronts, repr(new), *((hole.low, hole.high) for hole in holes)))
         if key in refused:
-            raise Special(refused[key])
+            kind, reason = refused[key]
+            raise kind(reason)
         names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
-        remake = partial(_remake, cells=iter(new), merges=merges)
+        inputs = len(call.inputs)
+        cuts = Cuts(inputs, max((*call.targets, inputs - 1)) + 1 + bool(call.checks))
+        remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None, fronts=fronts)
         try:
-            graph = call.rewritten(remake, names)
-            graph = inner_first(graph) if merges else graph
-            return General(graph, holes, formulas, samples[-1], *_laid_out(graph))
+            graph = cuts.with_sources(call.rewritten(remake, names))
+            parts = cuts.parts(inner_first(graph) if fronts else graph)
+            return General(parts, holes, formulas, samples[-1], *_laid_out(parts.graph))
         except (ShapeError, Special) as error:
             reason, *extents = error.args
+            kind = TooLarge if isinstance(error, TooLarge) else Special
         solved = _solved(holes, formulas, samples, *extents) if extents else None
         if solved is None:
-            refused[key] = reason
-            raise Special(reason)
+            refused[key] = kind, reason
+            raise kind(reason)
         holes, formulas = solved
 
 
@@ -223,36 +246,6 @@ def _solved(
                 place: substitute(formula, {atom: rest}) for place, formula in formulas.items()
             }
     return None
-
-
-def merging(call: Canonical, samples: Sequence[tuple[Cell, ...]]) -> list[int]:
-    """The RESHAPEs that make one varying dimension of several, or several of one: their numbers.
-
-    No general graph has them: if m and n vary, element i · n + j of m · n is not at a linear place.
-    """
-    shapes = [_of_reshapes(call, cells) for cells in samples]
-    return [number for number, pairs in enumerate(zip(*shapes, strict=True))
-            if len({_varying(some) for some in zip(*pairs, strict=True)}) > 1]
-
-
-def _varying(shapes: Sequence[Shape]) -> int:
-    """How many dimensions differ between some shapes."""
-    return sum(len({*extents}) > 1 for extents in zip(*shapes, strict=True))
-
-
-def _of_reshapes(call: Canonical, cells: tuple[Cell, ...]) -> list[tuple[Shape, Shape]]:
-    """The shapes before and after each RESHAPE that a call would have if it had these cells."""
-    turn, shapes = iter(cells), list[tuple[Shape, Shape]]()
-
-    def remake(node: Node, src: tuple[Node, ...], arg: Any) -> Node:
-        follows = node.op in FOLLOWING and node.op not in NUMBERED
-        made = build.rebuild(node, src) if follows else _remake(node, src, arg, turn, merges=False)
-        if node.op is Op.RESHAPE:
-            shapes.append((src[0].shape, made.shape))
-        return made
-
-    call.rewritten(remake, ())
-    return shapes
 
 
 _KINDS = {  # of an operation's cells, in turn; others have extents
@@ -369,8 +362,9 @@ def _hole(
 
 
 def _remake(
-    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], merges: bool
-) -> Node:
+    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts | None,
+    fronts: bool,
+) -> Node:  # fmt: skip
     """A node with new sources and cells, by the constructors that check shapes."""
     op, device = node.op, node.device
     if op is Op.SHRINK or op is Op.PAD:
@@ -393,7 +387,11 @@ def _remake(
         shape: Any = tuple(next(cells) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
-        if op is Op.EXPAND or (op is Op.RESHAPE and not merges):
+        if op is Op.RESHAPE and cuts is not None:
+            read = cuts.reshaped(src[0], shape)
+            if read is not None:
+                return read
+        if op is Op.EXPAND or (op is Op.RESHAPE and not fronts):
             _agree(_kept(node, src[0].shape, shape))
             return build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
@@ -476,7 +474,7 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
         if numel(shape[:last]) > MOST_BLOCKS and numel(shape) > MOST_PADDED // 4:
-            raise Special(f"an array padded to {shape} is too large")
+            raise _too_large(f"an array padded to {shape} is too large", [shape])
     if reads or writes:
         _check_area(graph)
     return reads, writes
@@ -496,4 +494,11 @@ def _check_area(graph: Graph) -> None:
             if node.op is Op.BUFFER or node.op in REDUCTIONS:
                 total += numel(node.shape)
     if total > MOST_PADDED:
-        raise Special(f"arrays padded in several dimensions have {total} elements")
+        reason = f"arrays padded in several dimensions have {total} elements"
+        raise _too_large(reason, [node.shape for node in nodes])
+
+
+def _too_large(reason: str, shapes: Sequence[Shape]) -> Special:
+    """The reason why arrays take too much memory; with tight bounds, they may not."""
+    most = max(len({extent for extent in s if not isinstance(extent, int)}) for s in shapes)
+    return TooLarge(reason) if most <= MOST_TIGHT else Special(reason)
