@@ -12,9 +12,8 @@ from operator import mul
 from typing import NamedTuple
 
 from minigrad.device import Buffer, Device, Program
-from minigrad.graph.inner_first import equally_apart
 from minigrad.graph.node import Shape
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import equally_apart, numel
 from minigrad.graph.variable import evaluate
 
 

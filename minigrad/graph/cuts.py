@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from minigrad.graph.build import buffer, contiguous
+from minigrad.errors import ShapeError
+from minigrad.graph.build import buffer, contiguous, reshape
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, Shape, grouped, in_order
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
@@ -51,8 +53,9 @@ class Cuts:
         self._views: dict[int, int] = {}
 
     def reshaped(self, x: Node, shape: Shape) -> Node | None:
-        """x with another shape, from memory; None if no varying dimensions are merged or split."""
-        if _varying(x.shape) == _varying(shape):
+        """x with another shape, from memory; None if an index of it can be computed."""
+        with suppress(ShapeError):
+            reshape(x, shape)
             return None
         slot = self._read.setdefault((x, shape), next(self._free))
         return buffer(slot, x.dtype, shape, x.device)
@@ -128,11 +131,6 @@ class Cuts:
             else:
                 level[node] = max([level[source] for source in node.src], default=0)
         return level
-
-
-def _varying(shape: Shape) -> int:
-    """How many dimensions vary."""
-    return sum(not isinstance(extent, int) for extent in shape)
 
 
 def _is_area(shape: Shape) -> bool:

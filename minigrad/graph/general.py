@@ -33,16 +33,9 @@ from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
 from minigrad.graph.cuts import Cuts, Parts
-from minigrad.graph.inner_first import (
-    MOST_BLOCKS,
-    MOST_PADDED,
-    equally_apart,
-    inner,
-    inner_first,
-)
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
-from minigrad.graph.shapes import numel
+from minigrad.graph.shapes import equally_apart, inner, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Integer, high, low, var
 from minigrad.graph.variable import evaluate
@@ -54,6 +47,11 @@ NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in be
 TIGHT = (2, 16)  # the same, if that would be too much memory, unless more dimensions differ than
 MOST_TIGHT = 2
 LEAST_IMAGE = 0.5  # the smallest, of the smallest size, if windows need so many elements
+# Blocks of rows of an array that are copied one by one, at most: of images, each channel is one.
+MOST_BLOCKS = 256
+# Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32. A
+# quarter of that in one array, if it has many rows: small ones, such as batches, may be longer.
+MOST_PADDED = 1 << 26
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
@@ -171,17 +169,17 @@ def generalize(
     refused = {} if refused is None else refused
     reason = "an inner dimension of an input or result varies"
     least = LEAST_IMAGE if any(node.op is Op.WINDOW for node in call.order) else 0.0
-    ways = [(FAR, False), (NEAR, True), (NEAR, False)] if may_pad else [(FAR, False)]
-    for reach, fronts in ways:
+    ways = [FAR, NEAR] if may_pad else [FAR]
+    for reach in ways:
         pads = reach is not FAR
         part = least if pads else 0.0
         holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
-            found = _general(call, samples, holes, formulas, pads, fronts, refused)
+            found = _general(call, samples, holes, formulas, pads, refused)
         except Special as special:
             reason = str(special)
             if isinstance(special, TooLarge) and reach is NEAR:
-                ways.append((TIGHT, fronts))
+                ways.append(TIGHT)
         else:
             if pads or not found.padded:
                 return found
@@ -190,24 +188,24 @@ def generalize(
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
-    formulas: Mapping[int, Affine], pads: bool, fronts: bool, refused: Refused,
+    formulas: Mapping[int, Affine], pads: bool, refused: Refused,
 ) -> General:  # fmt: skip
-    """pads: whether it may have parts. fronts: whether `inner_first` moves varying dimensions."""
+    """pads: whether it may have several parts."""
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
-        key = hash((fronts, repr(new), *((hole.low, hole.high) for hole in holes)))
+        key = hash((pads, repr(new), *((hole.low, hole.high) for hole in holes)))
         if key in refused:
             kind, reason = refused[key]
             raise kind(reason)
         names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
         inputs = len(call.inputs)
         cuts = Cuts(inputs, max((*call.targets, inputs - 1)) + 1 + bool(call.checks))
-        remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None, fronts=fronts)
+        remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
         try:
             graph = cuts.with_sources(call.rewritten(remake, names))
-            parts = cuts.parts(inner_first(graph) if fronts else graph)
+            parts = cuts.parts(graph)
             return General(parts, holes, formulas, samples[-1], *_laid_out(parts.graph))
         except (ShapeError, Special) as error:
             reason, *extents = error.args
@@ -362,9 +360,8 @@ def _hole(
 
 
 def _remake(
-    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts | None,
-    fronts: bool,
-) -> Node:  # fmt: skip
+    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts | None
+) -> Node:
     """A node with new sources and cells, by the constructors that check shapes."""
     op, device = node.op, node.device
     if op is Op.SHRINK or op is Op.PAD:
@@ -387,13 +384,10 @@ def _remake(
         shape: Any = tuple(next(cells) for _ in node.shape)
         if op is Op.CONST:
             return _constant(node, shape, cells)
-        if op is Op.RESHAPE and cuts is not None:
-            read = cuts.reshaped(src[0], shape)
-            if read is not None:
-                return read
-        if op is Op.EXPAND or (op is Op.RESHAPE and not fronts):
+        if op is Op.EXPAND or op is Op.RESHAPE:
             _agree(_kept(node, src[0].shape, shape))
-            return build.rebuild(node, src, shape)
+            cut = cuts and op is Op.RESHAPE and cuts.reshaped(src[0], shape)
+            return cut or build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):
         return make(op, node.dtype, node.shape, src, arg, device)

@@ -29,6 +29,20 @@ def usual_numel(shape: Sequence[Integer]) -> int:
     return prod(map(typical, shape))
 
 
+def inner(shape: Sequence[Integer]) -> bool:
+    """Whether a dimension other than the first varies: such an array is laid out at its bound."""
+    return not all(isinstance(extent, int) for extent in [e for e in shape if e != 1][1:])
+
+
+def equally_apart(shape: Sequence[Integer]) -> tuple[int, int, int]:
+    """The first dimensions of blocks, of rows and of elements that are equally far apart in the
+    layout at the bounds: the last three that vary, or 0.
+    """
+    varying = [axis for axis, extent in enumerate(shape) if not isinstance(extent, int)]
+    first, outer, last = (0, 0, *varying)[-3:]
+    return first, outer, last
+
+
 def iterations(extents: Sequence[Integer]) -> Integer:
     """The product of extents; the first that is not 1 may be symbolic.
 
