@@ -21,6 +21,17 @@ NEIGHBOURS = 4
 LEAST_LANES = 8  # elements with which an axis outweighs a few jumps: half a vector
 
 
+def row_axes(stage: Stage, rows: Integer) -> list[Axis]:
+    """Loops over the rows of a kernel: its stages' leading axes, merged up to those that vary."""
+    counts: list[Integer] = []
+    for axis in stage.axes[: prefix_length(stage, rows)]:
+        if counts and isinstance(axis.extent, int):
+            counts[-1] *= axis.extent
+        elif axis.extent != 1:
+            counts.append(axis.extent)
+    return [make_axis("r", number, count) for number, count in enumerate(counts or [1])]
+
+
 def fix_rows(stage: Stage, rows: Integer, row: Integer) -> Stage:
     """The stage with its leading axes computed from a row number."""
     return stage.substitute(places_along(stage.axes[: prefix_length(stage, rows)], row))

@@ -36,7 +36,7 @@ from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import only_atom
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build
-from minigrad.loops.axes import fix_rows, merge_stage
+from minigrad.loops.axes import fix_rows, merge_stage, row_axes
 from minigrad.loops.block_plan import neighbours, products_before_readers
 from minigrad.loops.build import Bounds
 from minigrad.loops.mask_bounds import Rows, mask_bounds
@@ -44,7 +44,7 @@ from minigrad.loops.nest import Barrier, Loop, Lowered, Statement, Statements, S
 from minigrad.loops.product import Problem, prepare
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis, places_along, size_of
+from minigrad.schedule.axis import Axis, make_axis, place_along, places_along, size_of
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
@@ -224,10 +224,10 @@ def gpu_rows(kernel: Kernel, target: Target) -> Lowered | None:
     beside = high(rows) > 1 and runs_across_rows(stages, rows, target)
     if items == 1 or beside and high(rows) >= group.items * group.units:
         return None
-    row, local = make_axis("r", 0, rows), group.local_bytes // KEPT
-    inside = build.kept_inside(stages, kernel.stored, rows, row.index, local=local)
+    axes, local = row_axes(stages[0], rows), group.local_bytes // KEPT
+    inside = build.kept_inside(stages, kernel.stored, rows, place_along(axes), local=local)
     stages = tuple(merge_stage(stage) for stage in inside)
-    return _shared(stages, [{} for _ in stages], items, [row])
+    return _shared(stages, [{} for _ in stages], items, axes)
 
 
 def gpu_block_rows(kernel: Kernel, target: Target) -> Lowered | None:

@@ -37,6 +37,7 @@ from minigrad.loops.axes import (
     merge,
     merge_stage,
     overlap,
+    row_axes,
     unit_stride_axis,
     vector_width,
 )
@@ -46,7 +47,7 @@ from minigrad.loops.prefetch import AHEAD, Place
 from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, make_axis, size_of
+from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
@@ -63,8 +64,9 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     stages, stored, count = kernel.stages, kernel.stored, kernel.rows
     if target.vector_bytes and high(count) > 1 and runs_across_rows(stages, count, target):
         return row_vectors(kernel, target)
-    row = make_axis("r", 0, count)
-    passes = row_passes(build.kept_inside(stages, stored, count, row.index), stored)
+    axes = row_axes(stages[0], count)
+    row = axes[-1]
+    passes = row_passes(build.kept_inside(stages, stored, count, place_along(axes)), stored)
     for one in passes:
         _vectorize(one, kernel, target)
     # Beside vectors of 512 bits, Intel's processors add products of half vectors at half the rate:
@@ -72,7 +74,7 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     half = target.lanes(stages[0].array.dtype) // 2
     narrow = any(one.tile and one.width == half for one in passes)
     body = [statement for one in passes for statement in one.loops()]
-    s = LoopNest(build.loops_over([row], body))
+    s = LoopNest(build.loops_over(axes, body))
     for one in passes:
         one.width = min(one.width, half) if narrow else one.width
         if one.axis is not None:
@@ -83,7 +85,8 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
-    return Lowered(s.parallelize(), runs=(OPERATIONS_A_BYTE, 1, 0))
+    xs = [axis.variable for axis in axes] if len(axes) > 1 else []
+    return Lowered(s.parallelize(*xs), runs=(OPERATIONS_A_BYTE, 1, 0))
 
 
 def _tile(s: LoopNest, one: Pass) -> None:
@@ -379,11 +382,10 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
-    axes = [make_axis("r", 0, count)]
-    row: Integer = axes[0].index
+    axes = row_axes(stages[0], count)
     if length is not None and (columns or high(count) > length >= least):
-        axes = [make_axis("p", 0, count // length), make_axis("c", 0, length)]
-        row = axes[0].index * length + axes[1].index
+        axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
+    row = place_along(axes)
     x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
     bodies = [stage.body for stage in stages]
     width = size = vector_width(target, bodies, axes[-1].extent, True)
@@ -443,7 +445,8 @@ def _neighbours(kernel: Kernel) -> int | None:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
         lengths.append(merge(leading, used)[0][-1].extent)
-    if not isinstance(kernel.rows, int) and all(length == kernel.rows for length in lengths):
+    whole = row_axes(kernel.stages[0], kernel.rows)[-1].extent
+    if not isinstance(whole, int) and all(length == whole for length in lengths):
         return None
     return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
 

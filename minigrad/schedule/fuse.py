@@ -12,7 +12,7 @@ import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from minigrad.graph.shapes import iterations
+from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
@@ -268,11 +268,10 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         else target.vector_bytes or not product.shared and product.added is None
     ):
         return Cluster(target, frozenset(), "contraction")
-    counts: list[Integer] = [1]
-    for axis in stage.axes:
-        if not isinstance(axis.extent, int) and counts[-1] != 1:
-            break
-        counts.append(axis.extent * counts[-1] if counts[-1] == 1 else counts[-1] * axis.count)
+    # one more than the last row's place: equal counts of rows mean the same rows
+    last = [axis.extent - 1 for axis in stage.axes]
+    extents = [axis.extent for axis in stage.axes]
+    counts = [flatten(last[:n], extents[:n]) + 1 for n in range(len(last) + 1)]
     return Cluster(target, frozenset(counts), kind)
 
 
