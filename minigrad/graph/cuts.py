@@ -24,7 +24,9 @@ from minigrad.graph.canonical import Graph
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, Shape, grouped, in_order
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.rewrite import replaced
+from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import as_atom
 
 EXPENSIVE = REDUCTIONS | {*SCANS, *SCATTERS, Op.SORT}
 
@@ -51,12 +53,18 @@ class Cuts:
         self._inputs, self._first, self._free = inputs, slots, itertools.count(slots)
         self._read: dict[tuple[Node, Shape], int] = {}  # the slots in which values are read again
         self._views: dict[int, int] = {}
+        self.most: dict[str, int] = {}  # what variables should reach: m · n, for any m and n
 
     def reshaped(self, x: Node, shape: Shape) -> Node | None:
         """x with another shape, from memory; None if an index of it can be computed."""
         with suppress(ShapeError):
             reshape(x, shape)
             return None
+        for one, other in ((x.shape, shape), (shape, x.shape)):
+            varying = [extent for extent in one if not isinstance(extent, int)]
+            if len(varying) == 1 and (atom := as_atom(varying[0])) is not None:
+                most = numel(other) // (numel(one) // atom.high)
+                self.most[atom.name] = max(most, self.most.get(atom.name, 0))
         slot = self._read.setdefault((x, shape), next(self._free))
         return buffer(slot, x.dtype, shape, x.device)
 

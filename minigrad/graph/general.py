@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import add
 from typing import Any
@@ -205,6 +205,9 @@ def _general(
         remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
         try:
             graph = cuts.with_sources(call.rewritten(remake, names))
+            if any(cuts.most.get(hole.name, 0) > hole.high for hole in holes):
+                holes, formulas = _widened(holes, formulas, cuts.most)
+                continue
             parts = cuts.parts(graph)
             return General(parts, holes, formulas, samples[-1], *_laid_out(parts.graph))
         except (ShapeError, Special) as error:
@@ -215,6 +218,15 @@ def _general(
             refused[key] = kind, reason
             raise kind(reason)
         holes, formulas = solved
+
+
+def _widened(
+    holes: Sequence[Hole], formulas: Mapping[int, Affine], most: Mapping[str, int]
+) -> tuple[Sequence[Hole], Mapping[int, Any]]:
+    """Variables with larger bounds."""
+    wide = [replace(hole, high=max(hole.high, most.get(hole.name, 0))) for hole in holes]
+    new = {old.index.terms[0][0]: one.index for old, one in zip(holes, wide, strict=True)}
+    return wide, {place: substitute(formula, new) for place, formula in formulas.items()}
 
 
 def _solved(

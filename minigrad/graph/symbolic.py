@@ -298,7 +298,7 @@ def _remainder(atom: Atom) -> _Remainder:
     """
     x, d = atom.inner, atom.divisor
     assert x is not None
-    parent = _as_atom(x)
+    parent = as_atom(x)
     if parent is not None and parent.kind == "div":  # (y // e) // d = y // (e·d)
         assert parent.inner is not None
         quotient = _quotient(parent.inner, parent.divisor * d)
@@ -326,7 +326,7 @@ def _made_of(x: Affine) -> dict[Atom, int]:
     return {atom: c for atom, c in found.items() if c}
 
 
-def _as_atom(x: Integer) -> Atom | None:
+def as_atom(x: Integer) -> Atom | None:
     """The atom that x consists of, or None."""
     if isinstance(x, int) or x.constant or len(x.terms) > 1 or x.terms[0][1] != 1:
         return None
@@ -487,7 +487,7 @@ def _floordiv(x: Affine, d: int) -> Integer:
     quotient, g, rest, _ = _smaller(x, d)
     if g > 1 or isinstance(rest, int):
         return quotient + rest // (d // g)
-    atom = _as_atom(rest)
+    atom = as_atom(rest)
     if atom is not None and atom.kind == "div":  # (y // e) // d = y // (e·d)
         assert atom.inner is not None
         return quotient + atom.inner // (atom.divisor * d)
@@ -533,7 +533,7 @@ def where_small(x: Integer, extent: int) -> dict[Atom, Integer]:
     x is replaced by an integer without division, which is in that range only if x is: for extent 1,
     (1024·i + j) % 1025 by j − i, where i and j are below 1024. {} if none is known.
     """
-    atom = _as_atom(x)
+    atom = as_atom(x)
     if atom is None or atom.kind != "mod":
         return {}
     y, d = atom.inner, atom.divisor
@@ -541,6 +541,6 @@ def where_small(x: Integer, extent: int) -> dict[Atom, Integer]:
     rest = weighted(0, ((part, (c + d // 2) % d - d // 2) for part, c in y.terms))
     for near in (rest + y.constant % d, rest + y.constant % d - d):
         if low(near) >= extent - d and high(near) < d:
-            quotient = _as_atom(y // d)
+            quotient = as_atom(y // d)
             return {atom: near} | ({} if quotient is None else {quotient: (y - near) // d})
     return {}

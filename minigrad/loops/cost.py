@@ -238,7 +238,7 @@ def others(best: Tiling, problem: Problem) -> Iterator[Tiling]:
 
     Half and twice as many columns and rows for a task, one row less for a tile, other depths.
     """
-    rows, columns = problem.row.typical, problem.column.count
+    rows, columns = problem.row.typical, problem.column.typical
     for factor in (2, 0.5):
         nc = max(ceildiv(int(best.nc * factor), best.nr) * best.nr, best.nr)
         if nc != best.nc and (factor < 1 or best.nc < columns):
@@ -263,7 +263,7 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     # neighbouring rows of the left operand compete for the same lines of a cache
     crowded = apart != 0 and apart * problem.left.dtype.itemsize % PAGE == 0
     mr = choose_mr(target, rows, nr, problem.total.dtype, CROWDED if crowded else 0)
-    panels = ceildiv(column.count, nr)
+    panels = ceildiv(column.typical, nr)
     depth = problem.depth
     size = problem.total.dtype.itemsize
     pays = packing_pays(problem, target)
@@ -324,13 +324,13 @@ def shared_rows(problem: Problem, tiling: Tiling) -> list[tuple[Axis, int]]:
     loaded = problem.ends or problem.needed is not None  # bounds of loops
     if tiling.kc or not tiling.packs_right or tiling.packs_left or loaded:
         return []
-    blocks = ceildiv(problem.column.count, tiling.nc) * ceildiv(problem.row.typical, tiling.mc)
+    blocks = ceildiv(problem.column.typical, tiling.nc) * ceildiv(problem.row.typical, tiling.mc)
     return rows_of_panel(problem.m, tiling.mc, problem.batches * blocks)
 
 
 def packing_pays(problem: Problem, target: Target) -> bool:
     """Whether a copy of the left operand's rows is read often enough."""
-    row, column = problem.row.typical, problem.column.count
+    row, column = problem.row.typical, problem.column.typical
     nr = choose_nr(target, problem.total.dtype, column)
     enough = nr >= target.lanes(problem.total.dtype) > 1
     return enough and column > (LEAST_PANELS - 1) * nr and row > target.tile_rows
@@ -355,7 +355,7 @@ def blocks_of(
     least: rows and columns of a block. copies_left: whether rows that need no transposition are
     copied.
     """
-    extents = problem.row.typical, problem.column.count
+    extents = problem.row.typical, problem.column.typical
     fewest = ceildiv(extents[0], most_rows), ceildiv(extents[1], most_columns)
     ways = product(*(
         range(few, max(few, min(n // least, few + FEW_TASKS)) + 1)
@@ -388,7 +388,7 @@ def left_is_awkward(problem: Problem, target: Target) -> bool:
     left, row, k = problem.left, problem.row.variable, problem.k[-1].variable
     if left.op is not Leaf.LOAD or coefficient(left.index, row) is None:
         return True
-    size, nr = left.dtype.itemsize, choose_nr(target, problem.total.dtype, problem.column.count)
+    size, nr = left.dtype.itemsize, choose_nr(target, problem.total.dtype, problem.column.typical)
     if left.guard:
         if not needs_packing(problem, nr, problem.row.typical):
             return True
@@ -434,7 +434,7 @@ def tile_columns(problem: Problem, target: Target) -> int:
     tile has, and a panel stays in a quarter of L2, from which each tile reads it. Not if each k
     reads another line of the left operand, too.
     """
-    dtype, columns = problem.total.dtype, problem.column.count
+    dtype, columns = problem.total.dtype, problem.column.typical
     nr = choose_nr(target, dtype, columns)
     wide = target.tile_vectors * target.lanes(dtype)
     near = problem.depth * wide * dtype.itemsize <= target.l2 // 4
@@ -488,7 +488,7 @@ def amx_tiling(problem: Problem, target: Target) -> Tiling | None:
 
     For bytes it nearly always pays: vectors multiply integers one by one.
     """
-    rows, columns = problem.row.most, problem.column.count
+    rows, columns = problem.row.most, problem.column.typical
     of_bytes = problem.total.dtype.is_int
     few = SQUARE // 2 if of_bytes else LEAST_PANELS * SQUARE
     most = max(target.l2 // 2 // (4 * problem.depth) // SQUARE, of_bytes)

@@ -19,7 +19,7 @@ from minigrad.dtype import dtypes
 from minigrad.graph.operations import SCANS, SCATTERS, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv, high
+from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import build
 from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_width
 from minigrad.loops.build import Bounds
@@ -162,8 +162,7 @@ def _same_elements(stages: Sequence[Stage], rows: Integer) -> bool:
     """Whether all stages of a kernel of rows have the same elements, so that there are no rows."""
     if len(stages) == 1:
         return stages[0].op is None
-    same = all(s.op is None and s.size == high(rows) for s in stages)
-    return same and all(isinstance(a.extent, int) for s in stages for a in s.axes[1:])
+    return all(stage.op is None and stage.count == rows for stage in stages)
 
 
 def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -> Axis | None:

@@ -36,9 +36,11 @@ def shared_lanes(kernel: Kernel, target: Target) -> Lowered | None:
     if product is None or not target.vector_bytes:
         return None
     lanes = target.lanes(kernel.stages[0].body.dtype)
-    groups = product.batch and product.mask is None and product.added is None
-    if not product.shared and not (groups and product.n[-1].count < lanes):
-        return None
+    if not product.shared:
+        groups = product.batch and product.mask is None and product.added is None
+        columns = product.n[-1].extent
+        if not (groups and isinstance(columns, int) and columns < lanes):
+            return None
     problem = prepare(kernel) if product.shared else _several_groups(prepare(kernel), lanes)
     if problem is None:
         return None

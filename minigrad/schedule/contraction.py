@@ -93,12 +93,11 @@ def contraction_of(
     if not m or len(batch) + len(m) + len(n) != len(axes):
         return None
     # a product for each of the images, or rows of images, however many they are
-    if len(n) > 1 and n[0] == axes[0] and not isinstance(n[0].extent, int):
-        batch, n = (n[0], *batch), n[1:]
+    if wide := {axis.variable for axis in n[:-1] if not isinstance(axis.extent, int)}:
+        batch = _select(axes, {axis.variable for axis in batch} | wide)
+        n = tuple(axis for axis in n if axis.variable not in wide)
     if len(m) > 1 and not isinstance(m[-1].extent, int):
         batch, m = _select(axes, {a.variable for a in (*batch, *m[:-1])}), m[-1:]
-    if any(not isinstance(axis.extent, int) for axis in n):
-        return None
     if mask is not None and not any(mask.variables <= x.variables for x in (left, right)):
         return None
     if shared and (mask is not None or strides(last, left, right) != {1}):

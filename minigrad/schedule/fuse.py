@@ -12,7 +12,6 @@ import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from minigrad.graph.shapes import flatten, iterations
 from minigrad.graph.substitution import coefficient, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
@@ -268,10 +267,8 @@ def _alone(stage: Stage, target: Target) -> Cluster:
         else target.vector_bytes or not product.shared and product.added is None
     ):
         return Cluster(target, frozenset(), "contraction")
-    # one more than the last row's place: equal counts of rows mean the same rows
-    last = [axis.extent - 1 for axis in stage.axes]
-    extents = [axis.extent for axis in stage.axes]
-    counts = [flatten(last[:n], extents[:n]) + 1 for n in range(len(last) + 1)]
+    # (of two extents, as n and 8 - n, one may be small where the other is large)
+    counts = [n for n, axes in stage.row_counts.items() if high(n) == size_of(stage.axes[:axes])]
     return Cluster(target, frozenset(counts), kind)
 
 
@@ -413,9 +410,7 @@ def _follows_blocks(home: Cluster, own: Cluster, stage: Stage) -> bool:
 
 def _same_elements(stages: list[Stage], stage: Stage) -> bool:
     """Whether `stage` reads from these stages only the element at its own position."""
-    if iterations(stage.shape) != iterations(stages[-1].shape):
-        return False
-    if any(not isinstance(a.extent, int) for s in (stage, stages[-1]) for a in s.axes[1:]):
+    if stage.count != stages[-1].count:
         return False
     made = {member.array: member for member in stages}
     return all(
@@ -448,12 +443,7 @@ def aligned(consumer: Stage, producer: Stage, rows: Integer, array: Array | None
 
 def prefix_length(stage: Stage, rows: Integer) -> int:
     """How many leading axes of the stage make up `rows` rows."""
-    count, all_rows = 1, high(rows)
-    for length, axis in enumerate(stage.axes):
-        if count == all_rows:
-            return length
-        count *= axis.most
-    return len(stage.axes)
+    return stage.row_counts.get(rows, len(stage.axes))
 
 
 # Vector instructions: to gather a vector's lanes (three for each of 16); to store neighbouring

@@ -96,6 +96,22 @@ class Stage:
         return numel(self.shape)
 
     @kept
+    def row_counts(self) -> Mapping[Integer, int]:
+        """How many rows its first axes make up, and how many axes these are, all of them last.
+
+        A count is one more than the place of the last row, so equal counts mean the same rows: for
+        n ≤ 9, those of (4, n) are 27 + n, and those of (n, 4) are 4·n.
+        """
+        extents = [axis.extent for axis in self.axes]
+        last = [extent - 1 for extent in extents]
+        return {flatten(last[:n], extents[:n]) + 1: n for n in range(len(last) + 1)}
+
+    @property
+    def count(self) -> Integer:
+        """How many elements it has, as in `row_counts`."""
+        return [*self.row_counts][-1]
+
+    @kept
     def iterations(self) -> int:
         """Evaluations of the body."""
         return size_of(self.axes + self.reduced)

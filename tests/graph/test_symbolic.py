@@ -31,6 +31,7 @@ from minigrad.graph.substitution import (
 from minigrad.graph.symbolic import (
     Affine,
     Atom,
+    as_atom,
     ceildiv,
     high,
     low,
@@ -196,6 +197,12 @@ def test_substitute_within_the_range(x, replacement):
     new = within(replacement, "i")
     replaced = substitute(x.symbol, {only_atom(VARIABLES["i"]): new})
     Both(replaced, lambda point: x.function({**point, "i": evaluate(new, point)})).check()
+
+
+def test_a_sum_of_one_atom():
+    i = VARIABLES["i"]
+    assert as_atom(i) is only_atom(i) and as_atom(i // 4 % 2) is not None
+    assert not any(map(as_atom, (3, i * 2, i + 1, i + VARIABLES["j"])))
 
 
 @settings(max_examples=200, deadline=None)

@@ -166,7 +166,6 @@ def no_contractions() -> dict[str, tuple[Node, Inputs]]:
     case("an operand of sums", of_sums)
     case("a lacking axis", half_reduced)
     case("integers", lambda i: product(i(5, 7, dtype=dtypes.int32), i(7, 9, dtype=dtypes.int32)))
-    case("symbolic columns", lambda i: product(i(5, 7), i(7, LENGTH)))
     return cases
 
 
@@ -176,10 +175,12 @@ def test_what_is_none(name: str) -> None:
     assert found(node, inputs) is None
 
 
-def test_rows_may_be_symbolic() -> None:
+def test_rows_and_columns_may_be_symbolic() -> None:
     inputs = Inputs()
-    parts = found(product(inputs(LENGTH, 7), inputs(7, 9)), inputs)
-    assert parts is not None and [axis.extent for axis in parts.m] == [LENGTH]
+    parts = parts_of(product(inputs(LENGTH, 7), inputs(7, 9)), inputs)
+    assert extents(parts)["m"] == [LENGTH]
+    parts = parts_of(product(inputs(2, 5, 7), inputs(2, 7, LENGTH)), inputs)
+    assert extents(parts) == {"batch": [2], "m": [5], "n": [LENGTH], "k": [7]}
 
 
 def test_a_maximum_of_products_is_none() -> None:
