@@ -14,6 +14,7 @@ call does not fit.
 A general graph is built with the constructors that check shapes. Two points always fit a line, but
 shapes that are consistent for every value do not arise by chance. Where two shapes must agree, but
 have different variables, one variable is expressed by the others: n rows joined to m are n + m.
+Where varying dimensions merge, the graph is cut (`graph/cuts.py`), and all parts are one program.
 What cannot be generalized in this way stays *special*: compiled for its numbers.
 """
 
