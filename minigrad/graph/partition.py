@@ -131,10 +131,10 @@ class LayoutPlan:
             self.choices[node] = choice
             kept = Layout(choice.made.dims) if node in early else choice.made
             if node in wishes and node.op is not Op.BUFFER:
-                kept = self._granted(node, kept, wishes[node], kept.partial)
+                kept = self.granted(node, kept, wishes[node], kept.partial)
             self.kept[node] = kept
 
-    def _granted(
+    def granted(
         self, node: Node, kept: Layout, wish: Dims, refused: frozenset[str] = NONE
     ) -> Layout:
         """A layout with those digits of a wish that leave its own as they are."""
@@ -164,7 +164,7 @@ class LayoutPlan:
                 wish = self._common(asked[node])
                 if any(wish):
                     wishes[node] = wish
-                    dims = self._granted(node, made, wish).dims
+                    dims = self.granted(node, made, wish).dims
             cost = 0
             if made.partial:
                 size = numel(local_shape(node.shape, made.dims))
@@ -269,10 +269,7 @@ class Emitter(Converter):
             shape = local_shape(node.shape, made.dims)
             return build.buffer(node.arg, node.dtype, shape, self.device)
         if want == kept:
-            free = tuple(
-                joined(extent, (), (d for d in digits if d.axis not in made.partial))
-                for extent, digits in zip(node.shape, kept.dims, strict=True)
-            )
+            free = plan.granted(node, whole(node.ndim), kept.dims, made.partial).dims
             dims = made.dims if plan.operands(node, free) is None else free
             value = yield from self._compute(node, dims)
             return self.convert(value, node.shape, Layout(dims, made.partial), kept)
