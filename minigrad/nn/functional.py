@@ -257,9 +257,8 @@ def group_norm(
     _check_factors("group_norm", x.shape[1:2], weight, bias)
     parts = x._wide().unflatten(1, (num_groups, -1))
     y = parts.layernorm(tuple(range(2, parts.ndim)), eps).reshape(x.shape)
-    y = y if weight is None else y * weight.reshape(-1, *(1 for _ in x.shape[2:]))
-    y = y if bias is None else y + bias.reshape(-1, *(1 for _ in x.shape[2:]))
-    return y.cast(x._float_dtype())
+    given = (p if p is None else p.reshape(-1, *(1 for _ in x.shape[2:])) for p in (weight, bias))
+    return y._scaled(*given).cast(x._float_dtype())
 
 
 def batch_norm(

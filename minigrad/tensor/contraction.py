@@ -234,11 +234,12 @@ class Contraction(Methods):
         x = self._wide()
         away = x - x.mean(axis, True)
         result = away * ((away * away).mean(axis, True) + eps).rsqrt()
-        if weight is not None:
-            result = result * weight
-        if bias is not None:
-            result = result + bias
-        return result.cast(self._float_dtype())
+        return result._scaled(weight, bias).cast(self._float_dtype())
+
+    def _scaled(self, weight: Core | None, bias: Core | None = None) -> Self:
+        """self·weight + bias, as far as these are given."""
+        result = self if weight is None else self * weight
+        return result if bias is None else result + bias
 
     def rmsnorm(
         self, axis: int | Sequence[int] = -1, eps: Scalar = 1e-5, weight: Core | None = None
@@ -250,7 +251,7 @@ class Contraction(Methods):
         """
         x = self._wide()
         result = x * ((x * x).mean(axis, True) + eps).rsqrt()
-        return (result if weight is None else result * weight).cast(self._float_dtype())
+        return result._scaled(weight).cast(self._float_dtype())
 
     def batchnorm(
         self, weight: Core | None, bias: Core | None, mean: Core, invstd: Core,
@@ -265,9 +266,8 @@ class Contraction(Methods):
         shape = tuple(e if d in axes else 1 for d, e in enumerate(self.shape))
         away = self - self._new(mean.node).reshape(shape)
         result = away * self._new(invstd.node).reshape(shape)
-        if weight is not None:
-            result = result * self._new(weight.node).reshape(shape)
-        return result if bias is None else result + self._new(bias.node).reshape(shape)
+        given = (x if x is None else self._new(x.node).reshape(shape) for x in (weight, bias))
+        return result._scaled(*given)
 
 
 def matmul_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:
