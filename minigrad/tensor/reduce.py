@@ -377,8 +377,11 @@ class Reduce(Methods):
         >>> [x.tolist() for x in Tensor([3, 1, 2]).sort()]
         [[1, 2, 3], [1, 2, 0]]
         """
-        place, order = self._order("sort", axis, descending)
-        return Found(self._at(place, order) if self.ndim else self.clone(), order)
+        return self._found(*self._order("sort", axis, descending))
+
+    def _found(self, axis: int, places: Self) -> Found[Self]:
+        """The elements at places along an axis, and these places."""
+        return Found(self._at(axis, places) if self.ndim else self.clone(), places)
 
     def topk(
         self, k: int, axis: int = -1, largest: bool = True, sorted: bool = True, *,
@@ -396,11 +399,9 @@ class Reduce(Methods):
         extent = self.shape[place] if self.ndim else 1
         if isinstance(extent, Affine) or not 0 <= k <= extent:
             raise misfit(f"topk({k}) along dimension {place}", f"an int in 0 … {extent}")
-        if not self.ndim:
-            found = Found(self.clone(), self._order("topk", 0, largest)[1])
-            return found if k else Found(*(part.reshape(1)[:0] for part in found))
-        order = self._order("topk", axis, largest)[1]._part(place, 0, k)
-        return Found(self._at(place, order), order)
+        order = self._order("topk", axis, largest)[1]
+        found = self._found(place, order._part(place, 0, k) if self.ndim else order)
+        return found if k or self.ndim else Found(*(part.reshape(1)[:0] for part in found))
 
     # --- cumulative sums and extremes -------------------------------------------------------
 

@@ -75,11 +75,8 @@ class Statistics(Composed):
     def _picked(self, name: str, dim: int, keepdim: bool, places: Self) -> Found[Self]:
         """The elements at one place of each line along dim, and the places."""
         axis = axis_of(name, dim, self.ndim)
-        if not self.ndim:
-            return Found(self.clone(), places)
-        values = self._at(axis, places)
-        found = Found(values, places)
-        return found if keepdim else Found(values.squeeze(axis), places.squeeze(axis))
+        found = self._found(axis, places)
+        return found if keepdim or not self.ndim else Found(*(x.squeeze(axis) for x in found))
 
     # --- ranks ------------------------------------------------------------------------------------
 
