@@ -364,8 +364,11 @@ def _check_addressed(name: str, x: Node, index: Node, axis: int) -> None:
 
 def contiguous(x: Node) -> Node:
     """x, stored in a buffer of its own."""
-    if x.op in (BUFFER, Op.CONTIGUOUS, ASSIGN):
-        return x
+    return x if x.op in (BUFFER, Op.CONTIGUOUS, ASSIGN) else copy_of(x)
+
+
+def copy_of(x: Node) -> Node:
+    """A copy of x in memory of its own, also if x is stored."""
     return make(Op.CONTIGUOUS, x.dtype, x.shape, (x,), None, x.device)
 
 

@@ -1,17 +1,17 @@
-"""What tensor methods need of nodes: broadcasting, promotion, axes, writes through views."""
+"""What tensor methods need of nodes: broadcasting, promotion, axes."""
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any
 
 from minigrad.dtype import DType, check_holds, dtype_of, dtypes
 from minigrad.errors import AxisError, ShapeError, misfit
 from minigrad.graph import build
-from minigrad.graph.node import Node, Op, Shape, unshared
+from minigrad.graph.node import Node, Op, Shape
 from minigrad.graph.symbolic import Affine, Integer
 
 Scalar = int | float | bool
@@ -153,54 +153,3 @@ def axes_of(name: str, axes: Axes, ndim: int, least: int = 1) -> tuple[int, ...]
     if len(set(found)) != len(found):
         raise ShapeError(f"{name}: axes {given} contain an axis twice")
     return found if ndim else ()
-
-
-# --- views ---------------------------------------------------------------------------------------
-
-Step = Callable[[Node], Node]  # a movement: node → node
-_TOKEN = "the base of a view"
-
-
-def follow(steps: Sequence[Step], base: Node) -> Node:
-    """The node of a view on `base`."""
-    for step in steps:
-        base = step(base)
-    return base
-
-
-def placeholder(steps: Sequence[Step], like: Any) -> Node:
-    """The view of a placeholder array like `like`; equal views are the same node."""
-    return follow(steps, build.buffer(_TOKEN, like.dtype, like.shape, like.device))
-
-
-def write_through(base: Node, steps: Sequence[Step], value: Node) -> Node:
-    """`base` with the elements that a view shows replaced by `value`, which has the view's shape.
-
-    The view's steps are undone, last one first; elements cut off by a SHRINK keep their old value.
-    """
-    step = placeholder(steps, base)
-    mask = build.const(True, dtypes.bool, step.shape, base.device)
-    while step.op is not Op.BUFFER:
-        source = step.src[0]
-        if mask.op is Op.CONST:
-            # Masks of equal places share nothing. Otherwise the structure of a loop's graph would
-            # tell which of its places are equal, for instance the letters of a word.
-            mask = unshared(mask)
-        value, mask = _undo(step, source, value), _undo(step, source, mask)
-        step = source
-    if mask.op is Op.CONST:
-        return value
-    return build.elementwise(Op.WHERE, mask, value, base)
-
-
-def _undo(step: Node, source: Node, x: Node) -> Node:
-    if step.op in build.UNDONE:
-        return build.undone(step, x)
-    if step.op is Op.BITCAST:
-        return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
-    many = step.op in (Op.EXPAND, Op.WINDOW)
-    raise ShapeError(
-        f"cannot write in place to a view of shape {show(step.shape)} made by {step.op.value}: "
-        + ("several of its elements share one element" if many else "its elements are no elements")
-        + " of its base; write to a .clone() or to the base"
-    )

@@ -16,11 +16,9 @@ from minigrad.graph.node import (
     BUFFER,
     CONST,
     Node,
-    Op,
     Shape,
     device_of,
     form_of,
-    make,
     own_node,
     target_of,
 )
@@ -39,7 +37,6 @@ from minigrad.tensor.broadcasting import (
     product,
     show,
     stop,
-    write_through,
 )
 from minigrad.tensor.live_tensors import (
     REPLAYED,
@@ -350,8 +347,7 @@ class Core(Holder, metaclass=_TensorType):
             else:
                 self._point(_buffer_node(Zeros(node.device, node.dtype, numel(known)), known))
         else:
-            own = (stop(node),)
-            self._point(make(Op.CONTIGUOUS, node.dtype, node.shape, own, None, node.device))
+            self._point(build.copy_of(stop(node)))
             realization.realize([self])
         return self
 
@@ -429,8 +425,7 @@ class Core(Holder, metaclass=_TensorType):
         >>> Tensor([1, 2]).clone().tolist()
         [1, 2]
         """
-        node = self.node
-        return self._new(make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device))
+        return self._new(build.copy_of(self.node))
 
     def detach(self) -> Self:
         """A view without history: no gradient flows through it.
@@ -535,7 +530,7 @@ class Core(Holder, metaclass=_TensorType):
         if base is not None:
             # a detached view of a leaf may be written: gradients ignore the write
             with no_grad() if self._origin.stops else nullcontext():
-                base.assign(base._new(write_through(base.node, self._origin.steps(), node)))
+                base.assign(base._new(views.write_through(base.node, self._origin, node)))
             return
         before = self.raw
         realization.write(self, node)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from minigrad import program
 from minigrad.device import poisoned
 from minigrad.graph.autobatch import MANY, as_rows, made_as_rows, unstacked
+from minigrad.graph.build import copy_of
 from minigrad.graph.interned import Interned
 from minigrad.graph.node import (
     ASSIGN,
@@ -23,7 +24,6 @@ from minigrad.graph.node import (
     beneath,
     depending,
     in_order,
-    make,
     picked,
     reading,
     topological,
@@ -103,11 +103,6 @@ copied_until: weakref.WeakKeyDictionary[Node, int] = weakref.WeakKeyDictionary()
 def companion_of(buffer: Node) -> Companion | None:
     """The companion of a BUFFER, if it has one."""
     return companions.get(buffer) if buffer.arg.steady else None
-
-
-def copy_of(node: Node) -> Node:
-    """The node of a copy of its value in other memory."""
-    return make(Op.CONTIGUOUS, node.dtype, node.shape, (node,), None, node.device)
 
 
 def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:

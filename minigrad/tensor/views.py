@@ -14,16 +14,19 @@ and raises if not.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import Any
 
 from minigrad.device import Buffer
+from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
-from minigrad.graph.node import Node, Op
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, unshared
 from minigrad.graph.symbolic import high, low
-from minigrad.tensor.broadcasting import Step, follow, placeholder
+from minigrad.tensor.broadcasting import show
 from minigrad.tensor.live_tensors import Holder, lazy_views
 
+Step = Callable[[Node], Node]  # a movement: node → node
 _IN_MEMORY = (Op.BUFFER, Op.ASSIGN, Op.CONST)
 
 
@@ -47,7 +50,7 @@ class Family:
     def renewed(self, kind: Any) -> Holder | None:
         """The base recreated, if its node is alive and a view still shows that node's values."""
         node = self.node()
-        if node is None or all(_shown_of(view, node) is not view.raw for view in self.living()):
+        if node is None or all(view._origin.on(node) is not view.raw for view in self.living()):
             return None
         base: Holder = kind._of(node)
         base._family, base._origin, self.base = self, self.origin, base._link
@@ -92,14 +95,20 @@ class Origin:
         self.stops = stops
         self.base = base if base is not None and base.raw.op in _IN_MEMORY else None
 
-    def steps(self) -> list[Step]:
-        """The steps from the base to the view."""
-        found: list[Step] = []
+    def on(self, base: Node) -> Node:
+        """The view's node where this is the base's."""
+        steps: list[Step] = []
         origin: Origin | None = self
         while origin is not None:
-            found.append(origin.step)
+            steps.append(origin.step)
             origin = origin.before
-        return found[::-1]
+        for step in reversed(steps):
+            base = step(base)
+        return base
+
+    def path(self, base: Any) -> Node:
+        """The view of a placeholder array like the base; equal views are the same node."""
+        return self.on(build.buffer("the base of a view", base.dtype, base.shape, base.device))
 
 
 def base_of(view: Holder) -> Holder | None:
@@ -172,7 +181,7 @@ def same(view: Holder, other: Holder) -> bool:
     base = base_of(view)
     if base is None or base is not base_of(other):
         return False
-    one, two = (placeholder(shown._origin.steps(), base.raw) for shown in (view, other))
+    one, two = (shown._origin.path(base.raw) for shown in (view, other))
     return one is two
 
 
@@ -196,20 +205,16 @@ def align(memory: Container[Buffer] | None = None) -> set[int]:
 
 def _show_again(view: Holder, base: Holder) -> None:
     """Let a view show the current values of its base."""
-    node = _shown_of(view, base.raw)
+    node = view._origin.on(base.raw)
     if node is not view.raw:
         view._point(node)
     view.stopped = view._origin.stops or base.stopped
 
 
-def _shown_of(view: Holder, node: Node) -> Node:
-    return follow(view._origin.steps(), node)
-
-
 def _box(origin: Origin) -> list[tuple[int, int]]:
     """For each axis of a base, a range that contains all elements of a view, by its slices."""
     family = origin.family
-    chain = [placeholder(origin.steps(), family)]
+    chain = [origin.path(family)]
     while chain[-1].op is not Op.BUFFER:
         chain.append(chain[-1].src[0])
     box = [(0, high(extent)) for extent in family.shape]
@@ -234,3 +239,36 @@ def _box(origin: Origin) -> list[tuple[int, int]]:
 
 def _overlap(one: list[tuple[int, int]], other: list[tuple[int, int]]) -> bool:
     return all(a < d and c < b for (a, b), (c, d) in zip(one, other, strict=True))
+
+
+def write_through(base: Node, origin: Origin, value: Node) -> Node:
+    """`base` with the elements that a view shows replaced by `value`, which has the view's shape.
+
+    The view's steps are undone, last one first; elements cut off by a SHRINK keep their old value.
+    """
+    step = origin.path(base)
+    mask = build.const(True, dtypes.bool, step.shape, base.device)
+    while step.op is not Op.BUFFER:
+        source = step.src[0]
+        if mask.op is Op.CONST:
+            # Masks of equal places share nothing. Otherwise the structure of a loop's graph would
+            # tell which of its places are equal, for instance the letters of a word.
+            mask = unshared(mask)
+        value, mask = _undo(step, source, value), _undo(step, source, mask)
+        step = source
+    if mask.op is Op.CONST:
+        return value
+    return build.elementwise(Op.WHERE, mask, value, base)
+
+
+def _undo(step: Node, source: Node, x: Node) -> Node:
+    if step.op in build.UNDONE:
+        return build.undone(step, x)
+    if step.op is Op.BITCAST:
+        return x if x.dtype.is_bool else build.bitcast(x, source.dtype)
+    many = step.op in (Op.EXPAND, Op.WINDOW)
+    raise ShapeError(
+        f"cannot write in place to a view of shape {show(step.shape)} made by {step.op.value}: "
+        + ("several of its elements share one element" if many else "its elements are no elements")
+        + " of its base; write to a .clone() or to the base"
+    )
