@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import wraps
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -82,14 +83,9 @@ class Array:
                api_version=api_version)  # fmt: skip
         return self._namespace
 
-    def __dlpack__(
-        self, *, stream: Any = None, max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None, copy: bool | None = None,
-    ) -> Any:  # fmt: skip
-        """See `Tensor.__dlpack__`."""
-        return self._tensor.__dlpack__(
-            stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
-        )
+    @wraps(Tensor.__dlpack__)
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._tensor.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[int, int]:
         """See `Tensor.__dlpack_device__`."""
