@@ -181,13 +181,19 @@ class TransformerEncoderLayer(Layer):
         src_key_padding_mask: Tensor | None = None, is_causal: bool = False,
     ) -> Tensor:  # fmt: skip
         """Same shape as src; masks as for `MultiheadAttention`."""
+        x = self._attended(src, src_mask, src_key_padding_mask, is_causal)
+        return self._added(x, lambda x: self.dropout2(self._feed(x)), self.norm2)
+
+    def _attended(
+        self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool
+    ) -> Tensor:
+        """The block of attention to itself."""
 
         def attend(x: Tensor) -> Tensor:
-            masks = src_key_padding_mask, False, src_mask
-            return self.dropout1(self.self_attn(x, x, x, *masks, is_causal=is_causal)[0])
+            mixed, _ = self.self_attn(x, x, x, padding, False, mask, is_causal=is_causal)
+            return self.dropout1(mixed)
 
-        x = self._added(src, attend, self.norm1)
-        return self._added(x, lambda x: self.dropout2(self._feed(x)), self.norm2)
+        return self._added(x, attend, self.norm1)
 
     def _added(self, x: Tensor, block: Function, norm: Function) -> Tensor:
         """A residual block, with its norm before or after."""
@@ -217,16 +223,12 @@ class TransformerDecoderLayer(TransformerEncoderLayer):
     ) -> Tensor:  # fmt: skip
         """Same shape as tgt. memory: the encoder's results; masks as for `MultiheadAttention`."""
 
-        def attend(x: Tensor) -> Tensor:
-            masks = tgt_key_padding_mask, False, tgt_mask
-            return self.dropout1(self.self_attn(x, x, x, *masks, is_causal=tgt_is_causal)[0])
-
         def remember(x: Tensor) -> Tensor:
             masks = memory_key_padding_mask, False, memory_mask
             mixed, _ = self.multihead_attn(x, memory, memory, *masks, is_causal=memory_is_causal)
             return self.dropout2(mixed)
 
-        x = self._added(tgt, attend, self.norm1)
+        x = self._attended(tgt, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
         x = self._added(x, remember, self.norm2)
         return self._added(x, lambda x: self.dropout3(self._feed(x)), self.norm3)
 
