@@ -103,11 +103,7 @@ def symmetric(x: Tensor, low: int, high: int) -> Tensor:
     The extreme element gets about the integer `low`, the one of largest magnitude, so a scale may
     be negative.
     """
-    steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
-    scales = _extreme(x).unsqueeze(1) / (low + steps)
-    group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
-    q = (group * reciprocal(scales)).round().clip(low, high)
-    both, squares = (weight * group * q).sum(2), (weight * q * q).sum(2)
+    *_, both, squares = _tried(x, x, _extreme(x), low, (low, high))
     best = both * reciprocal(squares)
     return best.gather(1, (both * best).argmax(1, keepdim=True))
 
@@ -120,13 +116,10 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
     least, largest = x.min(1, keepdim=True), x.max(1, keepdim=True)
     if at_most_zero:
         least, largest = least.minimum(0), largest.maximum(0)
-    steps = Tensor(STEPS, device=x.device).reshape(1, -1, 1)
-    scales = (largest - least).unsqueeze(1) / (high + steps)
-    group, weight = x.unsqueeze(1), _weight(x).unsqueeze(1)
-    q = ((group - least.unsqueeze(1)) * reciprocal(scales)).round().clip(0, high)
+    reach = largest - least
+    scales, weight, q, sum_xq, sum_qq = _tried(x, x - least, reach, high, (0, high))
     one = weight.sum(2)
-    sum_x, sum_q = (weight * group).sum(2), (weight * q).sum(2)
-    sum_xq, sum_qq = (weight * group * q).sum(2), (weight * q * q).sum(2)
+    sum_x, sum_q = (weight * x.unsqueeze(1)).sum(2), (weight * q).sum(2)
     spread = one * sum_qq - sum_q * sum_q
     alike = spread <= ROUNDING * one * sum_qq  # equal integers determine no scale
     divisor = reciprocal(spread)
@@ -145,9 +138,18 @@ def affine(x: Tensor, high: int, at_most_zero: bool) -> tuple[Tensor, Tensor]:
     return scale.gather(1, best).maximum(0), minimum.gather(1, best)
 
 
-def _weight(x: Tensor) -> Tensor:
-    """The weight of each element's error."""
-    return x.abs() + (x * x).mean(1, keepdim=True).sqrt()
+def _tried(
+    x: Tensor, above: Tensor, reach: Tensor, end: int, limits: tuple[int, int]
+) -> tuple[Tensor, ...]:
+    """Scales around the one for which `reach` is the integer `end`: (groups, scales, 1).
+
+    Also weights of the elements' errors, the integers q of `above` (x, perhaps minus something),
+    and the weighted sums of x·q and q².
+    """
+    scales = reach.unsqueeze(1) / (end + Tensor(STEPS, device=x.device).reshape(1, -1, 1))
+    weight = (x.abs() + (x * x).mean(1, keepdim=True).sqrt()).unsqueeze(1)
+    q = (above.unsqueeze(1) * reciprocal(scales)).round().clip(*limits)
+    return scales, weight, q, (weight * x.unsqueeze(1) * q).sum(2), (weight * q * q).sum(2)
 
 
 def _extreme(x: Tensor) -> Tensor:
