@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
@@ -16,15 +15,10 @@ from minigrad.settings import having
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_names, checked, fit, kind_of
 from minigrad.tensor.broadcasting import check_share
+from minigrad.tensor.modes import modes
 from minigrad.tensor.templates import templated
 
 _linear = templated(F.linear)
-
-class _Blank(threading.local):
-    wanted = False
-
-
-_blank = _Blank()
 
 
 def blank() -> AbstractContextManager[None]:
@@ -33,12 +27,12 @@ def blank() -> AbstractContextManager[None]:
     For code that sets the parameters itself: nothing is drawn, and zeros take no memory before they
     are read.
     """
-    return having(_blank, wanted=True)
+    return having(modes, blank=True)
 
 
 def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
     """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers."""
-    if _blank.wanted:
+    if modes.blank:
         return Tensor.zeros(*shape, requires_grad=True)
     bound = 1 / math.sqrt(inputs or 1)
     return Tensor.uniform(*shape, low=-bound, high=bound, requires_grad=True)
@@ -82,7 +76,7 @@ class Embedding(Layer):
                f"Embedding({num_embeddings}, {embedding_dim}, padding_idx={padding_idx})",
                "padding_idx to be a row", error=ValueError)  # fmt: skip
         self.padding_idx = None if padding_idx is None else padding_idx % num_embeddings
-        make = Tensor.zeros if _blank.wanted else Tensor.randn
+        make = Tensor.zeros if modes.blank else Tensor.randn
         self.weight = make(num_embeddings, embedding_dim, requires_grad=True)
         if self.padding_idx is not None:
             with Tensor.no_grad():

@@ -18,11 +18,12 @@ class _Modes(threading.local):
 
     describing: while `Tensor.scan` calls its step function, the age from which on nodes belong to
     the step; else None. unsaid: returns a layer that did not train because no mode was set, if that
-    layer still exists.
+    layer still exists. blank: new layers get zeros (`nn.blank`).
     """
 
     describing: int | None = None
     unsaid: Callable[[], Any] | None = None
+    blank = False
 
 
 modes = _Modes()
