@@ -109,11 +109,6 @@ def valid(order: Collection[Node]) -> set[Node]:
     return found.keys() - dict(_overwritten(found))
 
 
-def overwritten(node: Node) -> None:
-    """Record that the memory of a BUFFER node was written."""
-    record({}, {}, written=[node])
-
-
 def replayed(written: Iterable[Buffer]) -> None:
     """Record that a replay wrote buffers: histories that read them, or belong to them, are void."""
     global _latest

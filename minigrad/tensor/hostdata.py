@@ -42,7 +42,11 @@ def read(data: Any, dtype: DType | None) -> HostArray:
     if hasattr(data, "__array__") or hasattr(data, "__array_interface__"):
         return _read_array(data)
     if isinstance(data, (bytes, bytearray, memoryview, array.array)):
-        return _read_buffer(memoryview(data))
+        view = memoryview(data)
+        found = _BY_FORMAT.get(view.format)
+        if found is None:
+            raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected plain numbers")
+        return view.tobytes(), tuple(view.shape or ()), found
     return _read_nested(data, dtype)
 
 
@@ -72,13 +76,6 @@ def _read_array(data: Any) -> HostArray:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("="))
     return array.tobytes(), array.shape, dtype
-
-
-def _read_buffer(view: memoryview) -> HostArray:
-    dtype = _BY_FORMAT.get(view.format)
-    if dtype is None:
-        raise DTypeError(f"Tensor(buffer of format {view.format!r}): expected plain numbers")
-    return view.tobytes(), tuple(view.shape or ()), dtype
 
 
 def _read_nested(data: Any, dtype: DType | None) -> HostArray:

@@ -95,8 +95,7 @@ class Link(weakref.ref[Holder]):
 by_node: dict[int, Link | dict[int, Link]] = {}
 shared: set[int] = set()  # ids of BUFFER nodes with several tensors
 # Links to tensors whose node is not a BUFFER yet, and to views: other code may change these.
-_lazy: dict[int, Link] = {}
-lazy_links = _lazy  # for code that only asks whether there are any
+lazy_links: dict[int, Link] = {}
 
 
 class _Clock:
@@ -123,7 +122,7 @@ def file(holder: Holder, node: Node) -> None:
     if node.op is not BUFFER or holder._origin is not None:
         link.filed = next(ages)
         clock.fresh += 1
-        _lazy[id(link)] = link
+        lazy_links[id(link)] = link
         clock.lazies += 1
     elif filed is not link and _several(number):
         shared.add(number)
@@ -161,7 +160,7 @@ def _unfile(link: Link) -> None:
             del by_node[number]
         if number in shared and not _several(number):
             shared.discard(number)
-    if _lazy.pop(id(link), None) is not None and link.filed >= clock.ended:
+    if lazy_links.pop(id(link), None) is not None and link.filed >= clock.ended:
         clock.fresh -= 1
 
 
@@ -257,7 +256,7 @@ def leaves_among(nodes: Iterable[Node]) -> list[Node]:
 def lazy_holders() -> list[Holder]:
     """All live tensors (of this rank) that are not realized, oldest first."""
     with lock:
-        return [holder for holder in _alive([*_lazy.values()]) if holder.raw.op is not BUFFER]
+        return [holder for holder in _alive([*lazy_links.values()]) if holder.raw.op is not BUFFER]
 
 
 def of_this_thread(tensors: Iterable[Holder]) -> list[Holder]:
@@ -278,7 +277,7 @@ def lazy_since(age: int) -> list[Holder]:
     The caller holds the lock.
     """
     found: list[Holder] = []
-    for link in reversed(_lazy.values()):
+    for link in reversed(lazy_links.values()):
         if link.filed < age:  # so were all before it, and their nodes
             break
         holder = link() if rank.knows(link.device) else None
@@ -290,16 +289,16 @@ def lazy_since(age: int) -> list[Holder]:
 def lazy_views() -> list[Holder]:
     """All live views (of this rank), realized or not."""
     with lock:
-        return [h for h in _alive([*_lazy.values()]) if h._origin is not None]
+        return [h for h in _alive([*lazy_links.values()]) if h._origin is not None]
 
 
 def abandon(unwanted: Callable[[Node], bool]) -> None:
     """Forget lazy tensors (of this rank) with an `unwanted` node: other programs skip them."""
     with lock:
-        for number, link in list(_lazy.items()):
+        for number, link in list(lazy_links.items()):
             holder = link() if rank.knows(link.device) else None
             if holder is not None and unwanted(holder.raw):
-                del _lazy[number]
+                del lazy_links[number]
 
 
 def all_holders() -> list[Holder]:

@@ -59,7 +59,6 @@ from minigrad.tensor.plan import (
     Companion,
     Plan,
     companions,
-    copy_of,
     described,
     is_waiting,
     pending,
@@ -131,7 +130,7 @@ def overwrite(holder: Holder, buffer: Node, data: bytes | bytearray) -> None:
     written = {buffer.arg}
     access.during((lambda _: (written, frozenset()), None), lambda: buffer.arg.copy_in(data))
     with lock:
-        history.overwritten(buffer)
+        history.record({}, {}, written=[buffer])
         pending.pop(id(buffer), None)
         holder._point(buffer)
 
@@ -242,7 +241,7 @@ def separate(node: Node, owners: Container[int]) -> None:
     ]
     lost = poisoned.get(id(node.arg))
     for holder in others:
-        holder._point(copy_of(node) if lost is None else _dead(node, lost[1]))
+        holder._point(build.copy_of(node) if lost is None else _dead(node, lost[1]))
         views.written(holder)
     realize(others, unasked=True)
 
