@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import OTHER
 
 from minigrad import Tensor
 from minigrad.errors import ShapeError
@@ -146,6 +147,8 @@ def test_files_in_parts(tmp_path: Path) -> None:
         assert {name: t.numpy().tolist() for name, t in tensors.items()} == {  # type: ignore[union-attr]
             name: value.tolist() for name, value in values.items()
         }
+    _, elsewhere = gguf_load(files[1], OTHER)
+    assert {tensor.device for tensor in elsewhere.values()} == {OTHER}  # type: ignore[union-attr]
 
 
 def test_parts_that_do_not_belong_together(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ UNIFORM = {  # the bound
 NORMAL = {  # mean and deviation
     "normal": (lambda t: init.normal_(t, 2, 0.5), 2, 0.5),
     "xavier": (lambda t: init.xavier_normal_(t), 0, math.sqrt(2 / 720)),
+    "xavier with a gain": (lambda t: init.xavier_normal_(t, 3), 0, 3 * math.sqrt(2 / 720)),
+    "kaiming of a slope": (lambda t: init.kaiming_normal_(t, a=1), 0, 1 / 120**0.5),
     "kaiming": (lambda t: init.kaiming_normal_(t, nonlinearity="tanh"), 0, 5 / 3 / 120**0.5),
 }
 

@@ -555,14 +555,16 @@ def test_layers_that_are_made_wrongly():
     assert outs.shape == (0, 2, 4) and last.tolist() == [[[1.0] * 4] * 2]
 
 
+@pytest.mark.parametrize("norm", ["instance_norm", "batch_norm"])
 @pytest.mark.parametrize("shape", [(4, 3, 5), (2, 1, 3, 2)])
-def test_instance_norm_moves_its_statistics(shape, on_device):
+def test_norms_move_their_statistics(norm, shape, on_device):
+    options = {"training": True} if norm == "batch_norm" else {}
     x = np.random.default_rng(7).standard_normal(shape).astype(np.float32)
     found = []
     for library, tensor in ((torch.nn.functional, torch.tensor), (F, Tensor)):
         mean, var = tensor([0.5] * shape[1]), tensor([2.0] * shape[1])
         for _ in range(3):
-            y = library.instance_norm(tensor(x), mean, var, momentum=0.25)
+            y = getattr(library, norm)(tensor(x), mean, var, momentum=0.25, **options)
         found.append((y, mean, var))
     for wanted, ours in zip(*found, strict=True):
         close(ours, wanted)

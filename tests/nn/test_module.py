@@ -98,6 +98,7 @@ def test_names_and_kinds(on_device):
     assert list(nn.state.get_state_dict(net)) == list(net.state_dict())
     assert next(iter(net.state_dict("net."))) == "net.scale"
     assert [name for name, _ in net.named_parameters()] == ["scale", *inner]
+    assert [name for name, _ in net.named_modules("net")][:1] == ["net"]
     assert [name for name, _ in net.named_parameters(recurse=False)] == ["scale"]
     assert [name for name, _ in net.named_buffers()] == ["steps", "mask", "cache"]
     assert next(net.parameters()) is net.scale

@@ -13,6 +13,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from devices import OTHER
 
 from minigrad import Tensor, nn
 from minigrad.dtype import ALL
@@ -50,6 +51,7 @@ def test_reads_what_torch_saves(on_device, tmp_path):
         assert found["model"][name].device == on_device
         assert found["model"][name].tolist() == tensor.detach().tolist(), name
         assert str(found["model"][name].dtype.name) == str(tensor.dtype).removeprefix("torch.")
+    assert state.torch_load(tmp_path / "f", OTHER)["model"]["part"].device == OTHER
 
 
 def test_loads_a_state_dict(on_device, tmp_path):

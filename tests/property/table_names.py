@@ -280,6 +280,7 @@ FAMILIES = {
         linalg.lstsq(t[0].t(), v.unsqueeze(1)).solution
         linalg.lstsq(tall, tall**2)[1] :: (tall @ tall.pinverse() @ tall**2 - tall**2).norm(2, 0)**2
         linalg.lstsq(tall, tall**2).rank
+        linalg.lstsq(tall, tall**2, 0.7).rank :: linalg.matrix_rank(tall, rtol=0.7)
         linalg.lstsq(tall, tall**2).singular_values :: linalg.svdvals(tall)
         linalg.norm(x)
         linalg.norm(v, 3)
