@@ -186,8 +186,7 @@ class Indexing(Methods):
         if known:
             _check_known(item, axis, self.shape)
             return [item]
-        unit = f"elements of dimension {axis}"
-        return [item._checked(self.shape[axis], name, unit, wraps=True)]
+        return [item._checked(self.shape[axis], name, f"elements of dimension {axis}", wraps=True)]
 
     def _as_index(self, item: Any) -> Any:
         if item is None or item is Ellipsis or type(item) in (int, slice, Affine):

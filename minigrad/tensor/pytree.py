@@ -98,10 +98,9 @@ def rebuild(value: Any, tensors: Callable[[], Any], values: Mapping[str, int] | 
     """A value like `value`, with tensors taken in order, and variables bound to `values`."""
     if value is TENSOR or isinstance(value, Core):
         return tensors()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(rebuild(item, tensors, values) for item in value))
     if isinstance(value, tuple):
-        return type(value)(rebuild(item, tensors, values) for item in value)
+        items = [rebuild(item, tensors, values) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, list | dict):
         found = copy.copy(value)  # also of a user's class
         for place, item in value.items() if isinstance(value, dict) else enumerate(value):
