@@ -37,6 +37,7 @@ from minigrad.graph.symbolic import Integer, ceildiv, low, plain
 # A dimension of the factors: ("x", axis) of the result, ("f", axis) its remainder by the step,
 # ("j", axis) the position in a window, ("sum", n) a summed one.
 Name = tuple[str, int]
+_BUT_WINDOWS = MOVEMENT - {Op.WINDOW}
 LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
 # Channels times the step, and pixels of a row, from which on a product reads images in place. Time
@@ -291,9 +292,7 @@ def unexpanded(node: Node) -> Node:
 
 def shows_windows(node: Node) -> bool:
     """Whether a factor shows windows of an array."""
-    while node.op in MOVEMENT and node.op is not Op.WINDOW:
-        node = node.src[0]
-    return node.op is Op.WINDOW
+    return beneath(node, _BUT_WINDOWS).op is Op.WINDOW
 
 
 @dataclass(frozen=True)

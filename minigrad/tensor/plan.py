@@ -169,9 +169,7 @@ def computed_below(node: Node) -> Node | None:
 
 def whole_of(node: Node) -> Node:
     """The array that a node is a part of."""
-    while node.op in _PARTS:
-        node = node.src[0]
-    return node
+    return beneath(node, _PARTS)
 
 
 def by_itself() -> bool:
