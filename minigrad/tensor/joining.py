@@ -47,8 +47,7 @@ class Joining(Methods):
         """
         tensors, along = _joined_along("stack", self, others, dim, axis)
         for tensor in tensors:
-            if tensor.shape != tensors[0].shape:
-                raise misfit("stack", "equal shapes", tensors[0], tensor)
+            expect(tensor.shape == tensors[0].shape, "stack", "equal shapes", tensors[0], tensor)
         place = axis_of("stack", along, tensors[0].ndim + 1)
         wider: list[Self] = [tensor.unsqueeze(place) for tensor in tensors]
         return wider[0].cat(*wider[1:], dim=place)
