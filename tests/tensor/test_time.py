@@ -197,14 +197,14 @@ def test_memory_goes_with_the_tensor(on_device):
     from minigrad.tensor import live_tensors
 
     gc.collect()
-    links, lazy = len(live_tensors.by_node), len(live_tensors._lazy)
+    links, lazy = len(live_tensors.by_node), len(live_tensors.lazy_links)
     x = ones(10)
     y = [x + i for i in range(20)]
     y[0].realize()
     del x, y
     gc.collect()
     assert len(live_tensors.by_node) == links
-    assert len(live_tensors._lazy) == lazy
+    assert len(live_tensors.lazy_links) == lazy
 
 
 def test_last_write_wins(on_device):
