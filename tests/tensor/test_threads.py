@@ -303,7 +303,7 @@ def test_histories_that_come_while_a_replay_ends_others(on_device):
     def record():
         for _ in range(20_000):
             history.lose(node, node)
-            history.overwritten(node)
+            history.record({}, {}, written=[node])
 
     thread = threading.Thread(target=record)
     sys.setswitchinterval(1e-6)
