@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from minigrad.errors import ShapeError
-from minigrad.graph.build import buffer, contiguous, reshape
+from minigrad.graph.build import buffer, copy_of, reshape
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, Shape, grouped, in_order
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
@@ -79,7 +79,7 @@ class Cuts:
             if x not in places:
                 places[x] = next(self._free)
                 # a copy, of memory that is written in the end
-                roots.append(contiguous(x) if x.op is BUFFER else x)
+                roots.append(copy_of(x) if x.op is BUFFER else x)
                 outputs.append(places[x])
             self._views[slot] = places[x]
         return replace(graph, roots=tuple(roots), outputs=tuple(outputs))
@@ -112,7 +112,7 @@ class Cuts:
             own = [number for number, part in enumerate(parts) if part == now]
             in_order([roots[number] for number in own], below)
             for number, root in zip(own, replaced([roots[n] for n in own], known), strict=True):
-                roots[number] = contiguous(root) if root.op is BUFFER else root
+                roots[number] = copy_of(root) if root.op is BUFFER else root
         numbers = grouped((part, number) for number, part in enumerate(parts))
         made = replace(graph, roots=tuple(roots), outputs=tuple(outputs), slots=next(self._free))
         return Parts(made, [numbers[now] for now in sorted(numbers)], self._views, self._first)

@@ -106,3 +106,19 @@ def test_training_on_texts_of_other_numbers_and_lengths(compiled: str, reference
         np.testing.assert_allclose(one.step(some), expected, rtol=1e-5)
         counts.append(GlobalCounters.programs_compiled)
     assert counts[3] == counts[-1], counts
+
+
+def test_what_is_written_in_place_is_read_before(compiled: str) -> None:
+    """The memory of an input that is read with another shape is copied, if it is written."""
+    for n, m in (*SIZES, (6, 11), (2, 8)):
+        data = np.random.default_rng(n).standard_normal((n, m)).astype(np.float32)
+        x = Tensor(data, device=compiled).realize()
+        sums = x.reshape(-1).cumsum(0)
+        again = sums.reshape(n, m) + x
+        x.assign(2 * x + again.sum(0))
+        Tensor.realize(sums, again, x)
+        exact = data.cumsum().reshape(n, m)
+        for found, right in (
+            (sums, exact.reshape(-1)), (again, exact + data), (x, 2 * data + (exact + data).sum(0)),
+        ):  # fmt: skip
+            np.testing.assert_allclose(found.numpy(), right, rtol=1e-4, atol=1e-4)
