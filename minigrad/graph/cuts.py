@@ -62,7 +62,8 @@ class Cuts:
             return None
         for one, other in ((x.shape, shape), (shape, x.shape)):
             varying = [extent for extent in one if not isinstance(extent, int)]
-            if len(varying) == 1 and (atom := as_atom(varying[0])) is not None:
+            atom = as_atom(varying[0]) if len(varying) == 1 else None
+            if atom is not None and not any(atom in variables(extent) for extent in other):
                 most = numel(other) // (numel(one) // atom.high)
                 self.most[atom.name] = max(most, self.most.get(atom.name, 0))
         slot = self._read.setdefault((x, shape), next(self._free))

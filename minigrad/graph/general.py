@@ -192,6 +192,7 @@ def _general(
     formulas: Mapping[int, Affine], pads: bool, refused: Refused,
 ) -> General:  # fmt: skip
     """pads: whether it may have several parts."""
+    widened = False
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
@@ -206,8 +207,9 @@ def _general(
         remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
         try:
             graph = cuts.with_sources(call.rewritten(remake, names))
-            if any(cuts.most.get(hole.name, 0) > hole.high for hole in holes):
+            if not widened and any(cuts.most.get(one.name, 0) > one.high for one in holes):
                 holes, formulas = _widened(holes, formulas, cuts.most)
+                widened = True
                 continue
             parts = cuts.parts(graph)
             return General(parts, holes, formulas, samples[-1], *_laid_out(parts.graph))
