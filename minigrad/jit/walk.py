@@ -66,10 +66,10 @@ class Read(NamedTuple):
     """A value that a step reads.
 
     label: its name in messages. kind: "name", "part" of a container, "noted" for an attribute that
-    other code has reported, "constant" for the node of a tensor whose values are in the programs.
-    test: the operator that tells another value from it. near: a shorter expression, valid while its
-    container is the same object. link: to the object whose attribute `label` it is, for the latter
-    two kinds.
+    other code has reported (it can only be another if `changes` has been counted up), "constant"
+    for the node of a tensor whose values are in the programs. test: the operator that tells another
+    value from it. near: a shorter expression, valid while its container is the same object. link:
+    to the object whose attribute `label` it is, for the latter two kinds, unless that is gone.
     """
 
     value: Any
@@ -77,17 +77,7 @@ class Read(NamedTuple):
     kind: str = "name"
     test: str = "is not"
     near: str = ""
-    link: weakref.ref[Any] | None = None
-
-    @property
-    def noted(self) -> bool:
-        """Whether it can only be another if `changes` has been counted up."""
-        return self.kind == "noted"
-
-    @property
-    def owner(self) -> Any:
-        """The object whose attribute it is, or None, also if it is gone."""
-        return None if self.link is None else self.link()
+    link: Callable[[], Any] = lambda: None
 
 
 _CALLED = Use("", "__call__", called=True)
