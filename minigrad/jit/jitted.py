@@ -25,8 +25,9 @@ set_data, an optimizer); `optimizer.lr`; random tensors. A leaf that is passed g
   finds, or none;
 - whether a tensor that it reads still exists (`layer.weight = other` replaces one).
 
-**Set again** in each replay: results, and the attributes and globals that it sets to a tensor, are
-new tensors; those in containers that it makes, and gradients, are the same objects with new values.
+**Set again** in each replay: results, and the attributes, globals and items of dicts and lists that
+it sets to a tensor, are new tensors; those in other containers, or in lists that it makes, and
+gradients, are the same objects with new values. `optimizer.lr`, if it sets it.
 Also numbers and texts at names and attributes; and modes, options and `requires_grad`, if it sets
 them before it uses them. No gradient flows through a result (GradientError); a view in it is a
 tensor.

@@ -258,6 +258,8 @@ class Walk:
             return
         if use.stored:
             self.stored.setdefault(place, value)
+            if type(value) is dict:
+                self._stored_items(value)
             return
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, Read(value, label, kind, near=near))
@@ -311,12 +313,21 @@ class Walk:
                 whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
             ids = Read([*map(id, compared)], label, "part", "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
+        if type(value) in (list, dict) and not long:
+            self._stored_items(value)
         for item in value if isinstance(value, set | frozenset | _Dict) and not long else ():
             self._value(self.names.of(item), f"{label}[…]", _PART, uses, known=True, value=item)
         for name, key, item in items:
             inner = f"{label}[{repr(key) if isinstance(key, PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
             self._value(f"{place}[{name}]", inner, _PART, uses, kind="part", near=near, value=item)
+
+    def _stored_items(self, value: Any) -> None:
+        """Note the tensors in a container: code may have put them there."""
+        name = self.names.of(value)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, Tensor):
+                self.stored.setdefault(f"{name}[{self.names.of(key)}]", item)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]

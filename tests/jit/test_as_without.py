@@ -85,6 +85,13 @@ RIGHT = [
      "run(a); (box.t * box.t).sum().backward()", "box.t.grad"),
     ("box.t = (a * 2).detach().requires_grad_(); (box.t * box.t).sum().backward(); return a",
      "run(a); (box.t * 3).sum().backward()", "box.t.grad"),
+    # a user keeps what containers held
+    ("table['t'] = a * 2; return a", "run(a); old.append(table['t'])", "table['t'], old"),
+    ("table['t'] = h = a * 2; return h", "r = run(a); old.append(table['t'])", "table['t'], old"),
+    ("some[0] = a * 2; some[1] = a; return a", "run(a); old.append([*some])", "some, old",
+     "some = [0, 0]"),
+    ("box.t = {'x': a * 2, 'y': a, 'z': w}; return a * 3", "r = run(a); old.append(box.t['x'])",
+     "r, [*box.t.values()], old"),
     # rates, and gradients that are removed before they are used
     ("opt.lr = 0.5; opt.zero_grad(); (p * a).sum().backward(); opt.step(); opt.lr = 0.25",
      "opt.lr = 0.1 * n; run(a)", "p, opt.lr"),
