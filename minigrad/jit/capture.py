@@ -307,8 +307,7 @@ class Recorded:
         if any(call.checks for call in calls):
             capture.replay = CheckedReplay(capture.replay, calls, arguments)
         variables = {name for call in calls for name in call.variables if not is_own(name)}
-        names = variables - set(values)
-        if names:
+        if names := variables - set(values):
             raise JitError(
                 f"{capture.name} uses the bound variable {', '.join(sorted(names))}, but no "
                 "argument has it; pass the bound integer, or a tensor of that size"

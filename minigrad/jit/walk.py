@@ -141,10 +141,8 @@ class Walk:
             self._finish()
         for hook in hooks:
             self._value(self.names.of(hook), "a hook", _CALLED, (_CALLED,), known=True)
-        self._finish()
         self._across()
         while self.todo:
-            self._finish()
             self._across()
 
     def _finish(self) -> None:
@@ -154,6 +152,7 @@ class Walk:
 
     def _across(self) -> None:
         """Walk what one function reads from objects that another one gives it or gets from it."""
+        self._finish()
         for value, place, label in self.objects:
             kinds = (*(value.__mro__ if isinstance(value, type) else ()), *type(value).__mro__)
             own = [vars(kind) for kind in kinds if not _is_library(kind)]
