@@ -276,6 +276,8 @@ class Walk:
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
+            elif type(value) is dict:  # some.update(x=tensor)
+                self._stored_items(value)
         elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
             self.read.setdefault(f"contents({place})", Read(held, label, "part", "!="))
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:

@@ -88,6 +88,7 @@ RIGHT = [
     # a user keeps what containers held
     ("table['t'] = a * 2; return a", "run(a); old.append(table['t'])", "table['t'], old"),
     ("table['t'] = h = a * 2; return h", "r = run(a); old.append(table['t'])", "table['t'], old"),
+    ("table.update(t=a * 2); return a", "run(a); old.append(table['t'])", "table['t'], old[1:]"),
     ("some[0] = a * 2; some[1] = a; return a", "run(a); old.append([*some])", "some, old",
      "some = [0, 0]"),
     ("box.t = {'x': a * 2, 'y': a, 'z': w}; return a * 3", "r = run(a); old.append(box.t['x'])",
