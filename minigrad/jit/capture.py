@@ -148,7 +148,7 @@ class HostWatch:
             shares = not (id(one) in apart or replaced.isdisjoint(memories))
             if shares or one.raw.arg in self.fresh:
                 lent.append(one)
-            if any(views.base_of(one) is copy for copy in given):
+            if any(views.base_of(one) is other for other in (*given, *results)):
                 views.leave(one)
         for tensor in lent:
             tensor._own_memory()

@@ -79,6 +79,7 @@ RIGHT = [
      "p.grad, box.t, table['t'], old[2:]"),
     (f"{BACKWARD}; box.t = table['t'] = p.grad; return p.grad", "r = run(a)",
      "r, p.grad, box.t, table['t']"),
+    (f"{BACKWARD}; box.t = p.grad[:1], p.grad; return p.grad", "r = run(a)", "r, p.grad, box.t"),
     ("a.requires_grad_(); (a * a).sum().backward(); box.t = table['t'] = a.grad; return w",
      "run(a.requires_grad_()); old.append(a.grad)", "a.grad, box.t, table['t'], old"),
     ("box.t = (a * 2).detach().requires_grad_(); return a",
