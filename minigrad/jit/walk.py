@@ -276,7 +276,7 @@ class Walk:
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
-            elif type(value) is dict:  # some.update(x=tensor)
+            if type(value) in (list, dict) and len(value) <= LONGEST:
                 self._stored_items(value)
         elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
             self.read.setdefault(f"contents({place})", Read(held, label, "part", "!="))
@@ -314,8 +314,6 @@ class Walk:
                 whole, compared = f"(*{place}, *{place}.values())", (*value, *value.values())
             ids = Read([*map(id, compared)], label, "part", "!=")
             self.read.setdefault(f"[*map(id, {whole})]", ids)
-        if type(value) in (list, dict) and not long:
-            self._stored_items(value)
         for item in value if isinstance(value, set | frozenset | _Dict) and not long else ():
             self._value(self.names.of(item), f"{label}[…]", _PART, uses, known=True, value=item)
         for name, key, item in items:
