@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from minigrad.errors import expect
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models.data import package_folder, read_text
 from minigrad.models.errors import InputError
@@ -102,6 +103,7 @@ def split(text: TextOrIds, held_out: float = 0.1) -> tuple[TextOrIds, TextOrIds]
 
     Of a text or of its tokens: a tokenizer that is learned from it is to see the first part only.
     """
+    expect(0 <= held_out < 1, "split", "0 ≤ held_out < 1", error=ValueError, held_out=held_out)
     border = len(text) - int(len(text) * held_out)
     return text[:border], text[border:]
 
@@ -118,6 +120,7 @@ class Windows:
     what: str = "the text"
 
     def __post_init__(self) -> None:
+        expect(self.context >= 1, "Windows", "an int ≥ 1", error=ValueError, context=self.context)
         if len(self.ids) <= self.context:
             raise InputError(
                 f"{self.what} has {len(self.ids)} tokens, too few for a context of "

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from minigrad.errors import misfit
 from minigrad.models.errors import InputError
 
 Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -70,6 +71,8 @@ class Tokenizer(ABC):
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of some ids; invalid UTF-8 becomes the replacement character."""
+        if not isinstance(ids, Iterable):
+            raise misfit("decode", "several tokens, as [3]", repr(ids), error=TypeError)
         return b"".join(map(self.token_bytes, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, number: int) -> bytes:

@@ -13,12 +13,9 @@ import weakref
 from collections.abc import Collection, Sequence
 
 from minigrad.device import Buffer, Call, Device
-from minigrad.dtype import DType
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import Node, Op, depending, grouped, topological
-from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import Integer
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
 from minigrad.jit.replay import Capture, Output, Renewed, Source
@@ -105,15 +102,16 @@ class HostWatch:
             f"{self.name} reads a value during the step (.item(), .numpy(), .tolist(), print, a "
             "branch on a tensor, a size as in x[mask], nonzero or bincount, a scheduler's step, or "
             "a copy to another device), but a replay would not read it again; return the tensor "
-            "and read it outside"
+            "and read it outside, or choose with .where()"
         )
 
     def writes(self, buffer: Buffer) -> None:
         """New tensors made of constants are recorded; writing to an existing buffer is an error."""
         if buffer.has_values:
             raise JitError(
-                f"{self.name} writes host data into an existing tensor, but a replay would not "
-                "write it again; write it outside, or pass it as an argument"
+                f"{self.name} writes host data into an existing tensor (set_data, load_state_dict, "
+                "manual_seed), but a replay would not write it again; write it outside, or pass it "
+                "as a Tensor and write with .assign()"
             )
         self.fresh.add(buffer)
 
@@ -144,16 +142,13 @@ class HostWatch:
             if not self.before.knows(result):
                 views.leave(result)
         apart = {*map(id, results)}
-        both = apart.union(map(id, new))
         replaced = {one.raw.arg for one in (*results, *given) if one.raw.op is Op.BUFFER}
-        graded = {one.raw.arg for one in new}
         for one in self.before.tensors_since():
             memories = [node.arg for node in topological([one.raw]) if node.op is Op.BUFFER]
-            shares = id(one) not in apart and not replaced.isdisjoint(memories)
-            shares = shares or (id(one) not in both and not graded.isdisjoint(memories))
+            shares = not (id(one) in apart or replaced.isdisjoint(memories))
             if shares or one.raw.arg in self.fresh:
                 lent.append(one)
-            if any(views.base_of(one) is copy for copy in given):
+            if any(views.base_of(one) is other for other in (*given, *results)):
                 views.leave(one)
         for tensor in lent:
             tensor._own_memory()
@@ -172,14 +167,6 @@ class HostWatch:
         return not known(holder) and (
             any(map(known, sharers)) or (node.op is Op.BUFFER and node.arg in self.fresh)
         )
-
-
-def _replaced(name: str, size: Integer, dtype: DType) -> JitError:
-    return JitError(
-        f"{name} reads a tensor of {size} × {dtype.name} and replaces it with another (gradients "
-        "that add up without zero_grad(), or self.x = self.x + 1), but a replay would always read "
-        "the old one; call zero_grad() inside the step, or write with .assign()"
-    )
 
 
 def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -259,7 +246,7 @@ class Recorded:
         capture, before, tensors = self.capture, self.before, self.tensors
         numbers = {id(clone): number for number, clone in enumerate(self.given)}
         capture.gradients = [
-            (of, None, overwritten) for link, overwritten in noted.graded.values()
+            (of, None, self._had(of, overwrote)) for link, overwrote in noted.graded.values()
             if (of := link()) is not None and of._grad is None and before.knows(of)
             and id(of) not in numbers
         ]  # fmt: skip
@@ -271,10 +258,7 @@ class Recorded:
         for of, gradient in before.gradients():
             old = before.gradient_of(of)
             _, overwrote = noted.graded.get(id(of), (None, old is not None))
-            # that its memory is read is no sign of it: it may be kept elsewhere, or be a constant
-            if old is not None and not overwrote and old.arg not in capture.written:
-                raise _replaced(capture.name, numel(of.raw.shape), of.dtype)
-            had = old is not None or overwrote
+            had = self._had(of, overwrote)
             number = numbers.get(id(of), -1)
             if number < 0:
                 capture.gradients.append((of, gradient, had))
@@ -287,6 +271,23 @@ class Recorded:
             capture.input_gradients.append(((number, gradient, had), gradient.raw))
             if gradient.raw.op is Op.BUFFER:  # or a constant
                 gradient.raw.arg.owner = False
+
+    def _had(self, of: Tensor, overwrote: bool) -> bool:
+        """Whether a tensor, whose gradient the step overwrote or added to, may have one before.
+
+        JitError if it was added to one that the step reads, but has not written.
+        """
+        old, capture = self.before.gradient_of(of), self.capture
+        if old is not None and not overwrote and old.arg not in capture.written:
+            # what was added to, and then removed, may never have been computed
+            kept = of._grad is not None and of._grad.raw is old
+            if kept or old.op is not Op.BUFFER or old.arg in capture.read:
+                raise JitError(
+                    f"{capture.name} adds a gradient, of shape {of.raw.shape}, to that of an "
+                    "earlier call, but a replay would always add to the same one; call zero_grad() "
+                    "inside the step; to add up those of several batches, loop over them inside it"
+                )
+        return old is not None or overwrote
 
     def sort(self, results: Sequence[Tensor], values: dict[str, int]) -> list[Tensor]:
         """Sort the buffers into inputs, outputs and kept ones; create the replay.
@@ -306,8 +307,7 @@ class Recorded:
         if any(call.checks for call in calls):
             capture.replay = CheckedReplay(capture.replay, calls, arguments)
         variables = {name for call in calls for name in call.variables if not is_own(name)}
-        names = variables - set(values)
-        if names:
+        if names := variables - set(values):
             raise JitError(
                 f"{capture.name} uses the bound variable {', '.join(sorted(names))}, but no "
                 "argument has it; pass the bound integer, or a tensor of that size"
@@ -361,19 +361,27 @@ class Recorded:
     def take_stores(self, stores: Sequence[Store], links: dict[int, Renewed]) -> None:
         """Record what the step stores at places, and where a replay takes it from.
 
-        links: by id, tensors that somebody keeps, and their sources; those that are not stored are
-        in containers, say.
+        links: by id, tensors that somebody keeps, in containers, say, and their sources. Those at
+        places, and gradients, have successors from now on: a container may hold them, too, and is
+        to find new values in them.
         """
-        capture = self.capture
-        graded = {id(gradient): Source("gradient", of) for of, gradient, _ in capture.gradients}
-        graded |= {id(gradient): Source("input's gradient", number)
-                   for (number, gradient, _), _ in capture.input_gradients}  # fmt: skip
+        capture, results = self.capture, self.capture.sources
+        sources = {key: source for key, (_, source) in links.items()}
+        for (number, gradient, _), _ in capture.input_gradients:
+            sources.setdefault(id(gradient), Source("input's gradient", number))
+        for place, (of, gradient, had) in enumerate(capture.gradients):
+            sources.setdefault(id(gradient), Source("gradient", of))
+            if gradient is not None and not self.before.knows(gradient):
+                of._grad = own = capture.successor(gradient)
+                capture.gradients[place] = of, own, had
+                if id(gradient) in links:
+                    links[id(own)] = own._link, links[id(gradient)][1]
         for store in stores:
-            key = id(store.tensor)
-            _, source = links.pop(key, (None, graded.get(key)))
+            source, its = sources.get(id(store.tensor)), store.tensor._grad
+            new = capture.successor(store.tensor) if source is None else None
             if source is not None and source.kind == "fresh":  # it is a result
-                source = Source("again", capture.sources.index(source))
-            capture.stores.append(store._replace(source=source))
+                source = Source("again", results.index(source))
+            capture.stores.append(store._replace(tensor=new, source=source, gradient=its))
         capture.renewed = [*links.values()]
 
     def left_behind(self, results: Sequence[Tensor]) -> list[Renewed]:
@@ -427,7 +435,12 @@ class Recorded:
         held.update(*(call.written for call in self.calls))
         for buffer in reads:
             if buffer not in held:
-                raise _replaced(self.capture.name, buffer.size, buffer.dtype)
+                raise JitError(
+                    f"{self.capture.name} reads a tensor of {buffer.size} × {buffer.dtype.name} "
+                    "and replaces it with another (gradients that add up without zero_grad(), or "
+                    "self.x = self.x + 1), but a replay would always read the old one; call "
+                    "zero_grad() inside the step, or write with .assign()"
+                )
         return found.values()
 
 
@@ -436,11 +449,11 @@ def _note_owners(capture: Capture) -> None:
     for holder in all_holders():
         if holder.raw.op is Op.BUFFER and holder.raw.arg in capture.written:
             if id(holder.raw) not in capture.owners:
-                capture.owners[id(holder.raw)] = holder.raw, set()
+                capture.owners[id(holder.raw)] = holder.raw, {}
                 holder.raw.form = None  # as an input it takes the general path
                 if history.has_history(holder.raw):
                     capture.derived.append(holder.raw)
-            capture.owners[id(holder.raw)][1].add(id(holder._link))
+            capture.owners[id(holder.raw)][1][id(holder._link)] = holder._link
     graphs = [one.node for one in [*history.recorded.values()]]
     order = topological([*(holder.raw for holder in lazy_holders()), *graphs])
     reads = any(node.op is Op.BUFFER and node.arg in capture.written for node in order)

@@ -25,8 +25,9 @@ set_data, an optimizer); `optimizer.lr`; random tensors. A leaf that is passed g
   finds, or none;
 - whether a tensor that it reads still exists (`layer.weight = other` replaces one).
 
-**Set again** in each replay: results, and the attributes and globals that it sets to a tensor, are
-new tensors; those in containers that it makes, and gradients, are the same objects with new values.
+**Set again** in each replay: results, and the attributes, globals and items of dicts and lists that
+it sets to a tensor, are new tensors; those in other containers, or in lists that it makes, and
+gradients, are the same objects with new values. `optimizer.lr`, if it sets it.
 Also numbers and texts at names and attributes; and modes, options and `requires_grad`, if it sets
 them before it uses them. No gradient flows through a result (GradientError); a view in it is a
 tensor.
@@ -71,7 +72,7 @@ from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
 from types import FunctionType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
@@ -202,16 +203,11 @@ class Jitted(Generic[P, R]):
             run = self._for(*other.args)
         except Outdated as reason:
             self.varies &= not isinstance(reason, ServedOften)
-            run = self._without_capture()
+            with self._lock:  # capture it again; without `varies`, for the sizes of that call
+                self._called.pop(thread.key, None)
+                self._replays.pop(thread.key, None)
+            run = self
         return run(*args, **kwargs)
-
-    def _without_capture(self) -> Self:
-        """The same function, which is captured again; without `varies`, for the sizes of that call.
-        """
-        with self._lock:
-            self._called.pop(thread.key, None)
-            self._replays.pop(thread.key, None)
-        return self
 
     def _for(self, inputs: tuple[Hashable, ...], sized: bool) -> Callable[P, R]:
         """The function for other inputs (see `OtherInputs`).
@@ -293,7 +289,6 @@ class Jitted(Generic[P, R]):
         self._refuse_filled(flatten((args, kwargs)), given, structure)
         del args, kwargs
         with _after_the_work():
-            self._refuse_objects(objects(found))
             call = _Called(called_with, found, recorded.calls, noted)
             self._compare(self._called[key], call)
             refuse_draws(self.name, drawn, generators(outside.generators))
@@ -312,6 +307,7 @@ class Jitted(Generic[P, R]):
             knows = recorded.before.knows
             old = {id(tensor) for tensor in all_holders() if knows(tensor)} - {*links}
             recorded.take_stores(capture.outside.take_stores(old, capture.written), links)
+            capture.put_stores(tensors, returned)
             known = set(watch.fresh) | set(recorded.places) | {tensor.raw.arg for tensor in tensors}
             if not recorded.claim(known) or call.changed:  # perhaps once only
                 self._called[key] = call
@@ -360,18 +356,17 @@ class Jitted(Generic[P, R]):
                 "change a copy, as dict(x), or return the new contents"
             )
 
-    def _refuse_objects(self, others: Sequence[Any]) -> None:
-        if others:
-            raise JitError(
-                f"{self.name} returns a {type(others[0]).__name__}, which a replay cannot update; "
-                "return tensors in lists, tuples and dicts"
-            )
-
     def _compare(self, before: _Called, now: _Called) -> None:
         """JitError if a call returned other Python values, or used other data, than the one before.
 
-        Also if its programs have other numbers now, and had others in the call before that.
+        Or objects; or if its programs have other numbers now, and had others in the call before
+        that.
         """
+        for other in objects(now.result):
+            raise JitError(
+                f"{self.name} returns a {type(other).__name__}, which a replay cannot update; "
+                "return tensors in lists, tuples and dicts"
+            )
         if now.result != before.result and not objects(before.result):
             raise JitError(
                 f"{self.name} returned {show(before.result)} in its first call and "

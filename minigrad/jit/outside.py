@@ -52,13 +52,15 @@ class Store(NamedTuple):
     """A tensor that a step leaves at places.
 
     put: sets them; count: at how many of them it is. source: where a replay takes it from (see
-    `Source`); None if it is in the same memory each time.
+    `Source`; tensor is None then); None if it is in the same memory each time. gradient: what the
+    step leaves in its `.grad`.
     """
 
-    tensor: Tensor
+    tensor: Any
     put: Callable[[Tensor], None]
     count: Callable[[Any], int]
     source: Any = None
+    gradient: Tensor | None = None
 
 
 class Outside:
@@ -83,8 +85,7 @@ class Outside:
         self.names, self.read, self.grows = walk.names, walk.read, walk.grows
         self.stored, self.generators = walk.stored, walk.generators
         for attribute, link, was in found:
-            read = Read(was, attribute, "noted", "!=", link=link)
-            self.read[f"{walk.names.of(link)}().{attribute}"] = read
+            self._note(Read(was, attribute, "noted", "!=", link=link))
         # whether the code looked at requires_grad of tensors; and whether none was True, in which
         # case None and False differ
         marks = [mark for attribute, _, mark in found if attribute == MARK]
@@ -110,7 +111,7 @@ class Outside:
         names |= {"gone": self.gone, "changes": changes, "seen": self.seen, "MISSING": MISSING}
         names |= {"states": states, "drawn": self.drawn}
         found = [(read.near or place, read.test, read.value)
-                 for place, read in self.read.items() if not read.noted]  # fmt: skip
+                 for place, read in self.read.items() if read.kind != "noted"]  # fmt: skip
         found += [(place, "is not", left.value)
                   for place, left in self.left.items() if not left.noted]  # fmt: skip
         any_noted = len(found) < len(self.read) + len(self.left)
@@ -161,8 +162,8 @@ class Outside:
             )
         count = changes[0]
         for place, read in self.read.items():
-            now = self._now(place, read)
-            if isinstance(owner := read.owner, Tensor) and read.label == MARK:
+            now = self._now(place)
+            if isinstance(owner := read.link(), Tensor) and read.label == MARK:
                 self.check_mark(owner, read.value)
             elif _differs(read, now):
                 self._refuse(read, now)
@@ -177,10 +178,13 @@ class Outside:
                 count += 1
         self.seen[0] = count
 
-    def _now(self, place: str | CodeType, read: Read | None = None) -> Any:
-        """What is at a place; read: what is read there."""
-        if read is not None and read.link is not None:
-            return getattr(read.owner, read.label, read.value)  # its owner may be gone
+    def _note(self, read: Read) -> None:
+        """Check an attribute of an owner from now on; if the owner is gone, it is as it was."""
+        link, was = self.names.of(read.link), self.names.of(read.value)
+        self.read[f"getattr({link}(), {read.label!r}, {was})"] = read
+
+    def _now(self, place: str | CodeType) -> Any:
+        """What is at a place."""
         try:
             return eval(place, self.names)
         except MISSING:
@@ -188,7 +192,7 @@ class Outside:
 
     def _refuse(self, read: Read, now: Any) -> None:
         """JitError for a value that has changed; Outdated for a constant."""
-        before, label, owner = read.value, read.label, read.owner
+        before, label, owner = read.value, read.label, read.link()
         if read.kind == "constant":
             if now.op is Op.CONST and owner._origin is None:
                 owner._own_memory()  # the next write does not need another capture
@@ -239,8 +243,8 @@ class Outside:
             self._refuse_replaced("a tensor of a module that it calls")
         for place, read in before.read.items():
             was, label = read.value, read.label
-            if read.noted and _differs(read, before._now(place, read)):
-                self._refuse_replaced(f"{type(read.owner).__name__}'s {label.strip('_')}")
+            if read.kind == "noted" and _differs(read, before._now(place)):
+                self._refuse_replaced(f"{type(read.link()).__name__}'s {label.strip('_')}")
             if isinstance(was, Iterator) and not isinstance(was, IOBase):
                 raise JitError(
                     f"{self.name} reads the iterator {label!r}, but a replay would not advance it; "
@@ -285,13 +289,11 @@ class Outside:
         self.stored = {}
         self.read = {
             place: one for place, one in self.read.items() if id(one.value) not in tensors
-            and (one.label != "requires_grad" or one.link is None or id(one.owner) in old)
+            and (one.label != "requires_grad" or one.link() is None or id(one.link()) in old)
         }  # fmt: skip
         for constant in self._constants():
             if id(constant) in old:
-                read = Read(constant.raw, "raw", "constant", link=constant._link)
-                link, node = self.names.of(read.link), self.names.of(read.value)
-                self.read[f"getattr({link}(), 'raw', {node})"] = read
+                self._note(Read(constant.raw, "raw", "constant", link=constant._link))
         if any(state.buffer.arg in written for state in states().values()):
             self.drawn = states()
         self.differs = self._look()
@@ -369,7 +371,8 @@ def _show(value: Any, is_new: bool = False) -> str:
         return "gone"
     if isinstance(value, Same):
         whole = value.value() if isinstance(value.value, weakref.ref) else value.value
-        return f"{'another' if is_new else 'one'} {type(whole).__name__}"
+        kind = type(whole).__name__ if whole is not None else "that is gone"
+        return f"{'another' if is_new else 'one'} {kind}"
     if isinstance(value, Tensor):
         return "another Tensor" if is_new else "one Tensor"
     return repr(value)[:60]

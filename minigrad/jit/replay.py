@@ -85,8 +85,8 @@ class Capture:
         self.written: frozenset[Buffer] = frozenset()
         self.read: frozenset[Buffer] = frozenset()  # kept memory whose values it uses
         self.written_inputs: frozenset[int] = frozenset()
-        # id of a written node → that node, and the tensors that stand for it
-        self.owners: dict[int, tuple[Node, set[int]]] = {}
+        # id of a written node → that node, and the links of the tensors that stand for it, by id
+        self.owners: dict[int, tuple[Node, dict[int, weakref.ref[Any]]]] = {}
         self.shown = True  # whether anybody knows what it writes, or a way back to it
         self.renewed: list[Renewed] = []  # tensors left in containers
         self.stores: list[Store] = []
@@ -122,14 +122,14 @@ class Capture:
         self._check_gradients(tensors)
         for place in self.held():
             of, old, had = self.gradients[place]
-            own = _apart(old)
-            own._requires_grad = False
+            own = self.successor(old, apart=True)
             self.gradients[place] = of, own, had
             self.renewed = [(own._link if link() is old else link, source)
                             for link, source in self.renewed]  # fmt: skip
         for place, store in enumerate(self.stores):
             if store.source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
-                self.stores[place] = store._replace(tensor=_apart(store.tensor))
+                own = self.successor(store.tensor, apart=True)
+                self.stores[place] = store._replace(tensor=own)
         nodes = [self.fresh(output, values) for output in self.outputs]
         given = [tensor.raw for tensor in tensors]
         try:
@@ -141,9 +141,7 @@ class Capture:
         for node in (*self.derived, *(tensors[number].raw for number in self.derived_inputs)):
             history.lose(node)
         results = self.results(tensors, nodes)
-        for store in self.stores:
-            new = store.source and self._find(store.source, tensors, nodes, results)
-            store.put(store.tensor if new is None else new)
+        self.put_stores(tensors, results)
         for number in self.written_inputs:
             tensor = tensors[number]
             if views.base_of(tensor) is not None:  # it shows the copy that the replay has written
@@ -159,9 +157,8 @@ class Capture:
         written, read = self.touched(given) if asked else (frozenset(), frozenset())
         if poisoned:
             refuse(read)
-        GlobalCounters.program_calls += 1
-        if poisoned:
             renew(written)
+        GlobalCounters.program_calls += 1
         if isinstance(self.replay, CheckedReplay):
             self.replay.present = memories
         if undecided:  # what it reads and fills may be wrong already: tell the device
@@ -196,6 +193,28 @@ class Capture:
             found.append(self._find(source, tensors, nodes, found))
         return found
 
+    def put_stores(self, tensors: Sequence[Tensor], results: Sequence[Tensor]) -> None:
+        """Set the places at which the step leaves tensors. results: of this call."""
+        for store in self.stores:
+            new = store.source and self._find(store.source, tensors, (), results)
+            if new is None:  # a leaf has no gradient yet, or that of the step
+                new, new._grad = store.tensor, store.gradient
+            store.put(new)
+
+    def successor(self, tensor: Tensor, apart: bool = False) -> Tensor:
+        """Another tensor with the same memory. apart: the former, which other code holds, gets a
+        copy; others that the step left in that memory stay there.
+        """
+        own = Tensor._of(tensor.raw)
+        own.stopped, own._requires_grad = tensor.stopped, tensor._requires_grad
+        own._grad = tensor._grad
+        _, owners = self.owners.get(id(own.raw), (None, {}))
+        owners[id(own._link)] = own._link
+        if apart:
+            owners.pop(id(tensor._link), None)
+            realization.separate(own.raw, owners)
+        return own
+
     def _find(
         self, source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node],
         results: Sequence[Tensor],
@@ -215,12 +234,10 @@ class Capture:
 
     def _settle(self, args: Any, kwargs: Any) -> None:
         """Realize everything that reads memory which is about to be overwritten."""
-        tensors: list[Tensor] = []
         now = clock.lazies
-        if self.written_inputs:
-            tensors, _ = flatten((args, kwargs))
-            realization.realize(tensors)
-            tensors = [t for n, t in enumerate(tensors) if n in self.written_inputs]
+        tensors, _ = flatten((args, kwargs)) if self.written_inputs else ([], None)
+        realization.realize(tensors)
+        tensors = [tensors[number] for number in self.written_inputs]
         if lazy_links:
             written = self.written if self.shown else frozenset()
             written = written.union(tensor.raw.arg for tensor in tensors)
@@ -229,7 +246,7 @@ class Capture:
             self.settled = now
         for (_, gradient, _), node in self.input_gradients:
             gradient._point(node)
-        written_inputs = [(tensor.raw, {id(tensor._link)}) for tensor in tensors]
+        written_inputs = [(tensor.raw, {id(tensor._link): tensor._link}) for tensor in tensors]
         for node, owners in (*self.owners.values(), *written_inputs):
             if id(node) in shared:
                 realization.separate(node, owners)
@@ -239,10 +256,12 @@ class Capture:
         values: dict[str, int] = {}
         tensors, structure = flatten((args, kwargs), values)
         if structure != self.structure:
+            was, now = show(self.structure), show(structure)
+            now = now if now != was else "other objects of the same kinds"
             raise JitError(
-                f"{self.name} was captured with arguments {show(self.structure)} and is called "
-                f"with {show(structure)}, but the Python values and the number of tensors are "
-                "fixed in a capture; pass tensors, or call .reset()"
+                f"{self.name} was captured with arguments {was} and is called with {now}, but the "
+                "Python values and the number of tensors are fixed in a capture; pass tensors, "
+                "capture another function for other objects, or call .reset()"
             )
         given = tuple(signature(tensor, values) for tensor in tensors)
         for number, (found, expected) in enumerate(zip(given, self.inputs, strict=True)):
@@ -273,19 +292,15 @@ class Capture:
     def check_memory(self, tensors: Sequence[Tensor]) -> None:
         """JitError if the memory of a written input can also be reached in another way."""
         memories = [memory_of(tensor) for tensor in tensors]
-        for number, memory in enumerate(memories):
-            if memory in self.written or (number in self.written_inputs and memory in self.read):
-                raise JitError(
-                    f"{self.name} writes to input {number}, which the step also uses from outside "
-                    "(or one is a view of the other), and a replay could not tell them apart; pass "
-                    "a .clone(), or do not pass it"
-                )
         times = Counter(memories) if self.written_inputs else {}
-        for number in self.written_inputs:
-            if times[memories[number]] > 1:
+        for number, memory in enumerate(memories):
+            is_written = number in self.written_inputs
+            twice = is_written and times[memory] > 1
+            if twice or memory in self.written or (is_written and memory in self.read):
+                how = "is passed twice" if twice else "the step also uses from outside"
                 raise JitError(
-                    f"{self.name} writes to input {number}, which is passed twice, itself or as a "
-                    "view, and a replay could not tell them apart; pass a .clone() of one"
+                    f"{self.name} writes to input {number}, which {how} (or one is a view of the "
+                    "other), and a replay could not tell them apart; pass a .clone() of one"
                 )
 
     def check_marks(self, tensors: Sequence[Tensor]) -> None:
@@ -369,14 +384,6 @@ def _node(source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> N
     """The node of a source: an output, an input, or kept memory."""
     kind, what = source
     return nodes[what] if kind == "fresh" else what if kind == "kept memory" else tensors[what].raw
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """Another tensor that takes over the memory of one that other code holds, which gets a copy."""
-    own = Tensor._of(tensor.raw)
-    own.stopped = tensor.stopped
-    realization.separate(own.raw, {id(own._link)})
-    return own
 
 
 def memory_of(tensor: Tensor) -> Buffer:

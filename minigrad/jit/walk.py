@@ -66,10 +66,10 @@ class Read(NamedTuple):
     """A value that a step reads.
 
     label: its name in messages. kind: "name", "part" of a container, "noted" for an attribute that
-    other code has reported, "constant" for the node of a tensor whose values are in the programs.
-    test: the operator that tells another value from it. near: a shorter expression, valid while its
-    container is the same object. link: to the object whose attribute `label` it is, for the latter
-    two kinds.
+    other code has reported (it can only be another if `changes` has been counted up), "constant"
+    for the node of a tensor whose values are in the programs. test: the operator that tells another
+    value from it. near: a shorter expression, valid while its container is the same object. link:
+    to the object whose attribute `label` it is, for the latter two kinds, unless that is gone.
     """
 
     value: Any
@@ -77,17 +77,7 @@ class Read(NamedTuple):
     kind: str = "name"
     test: str = "is not"
     near: str = ""
-    link: weakref.ref[Any] | None = None
-
-    @property
-    def noted(self) -> bool:
-        """Whether it can only be another if `changes` has been counted up."""
-        return self.kind == "noted"
-
-    @property
-    def owner(self) -> Any:
-        """The object whose attribute it is, or None, also if it is gone."""
-        return None if self.link is None else self.link()
+    link: Callable[[], Any] = lambda: None
 
 
 _CALLED = Use("", "__call__", called=True)
@@ -151,10 +141,8 @@ class Walk:
             self._finish()
         for hook in hooks:
             self._value(self.names.of(hook), "a hook", _CALLED, (_CALLED,), known=True)
-        self._finish()
         self._across()
         while self.todo:
-            self._finish()
             self._across()
 
     def _finish(self) -> None:
@@ -164,6 +152,7 @@ class Walk:
 
     def _across(self) -> None:
         """Walk what one function reads from objects that another one gives it or gets from it."""
+        self._finish()
         for value, place, label in self.objects:
             kinds = (*(value.__mro__ if isinstance(value, type) else ()), *type(value).__mro__)
             own = [vars(kind) for kind in kinds if not _is_library(kind)]
@@ -268,6 +257,8 @@ class Walk:
             return
         if use.stored:
             self.stored.setdefault(place, value)
+            if type(value) is dict:
+                self._stored_items(value)
             return
         if not (known or isinstance(value, ModuleType | type)):
             self.read.setdefault(place, Read(value, label, kind, near=near))
@@ -285,6 +276,8 @@ class Walk:
                 self.grows.append((value, [*value], label))
             elif not use.adds and len(value) <= _MOST_IDS:
                 self._items(value, place, label, uses)
+            if type(value) in (list, dict) and len(value) <= LONGEST:
+                self._stored_items(value)
         elif not isinstance(value, _CLOSED) and (held := contents(value)) is not None:
             self.read.setdefault(f"contents({place})", Read(held, label, "part", "!="))
         if isinstance(value, BuiltinMethodType) and value.__name__ in ADDING:
@@ -327,6 +320,13 @@ class Walk:
             inner = f"{label}[{repr(key) if isinstance(key, PLAIN) else '…'}]"
             near = self._near(value, place, f"[{name}]")
             self._value(f"{place}[{name}]", inner, _PART, uses, kind="part", near=near, value=item)
+
+    def _stored_items(self, value: Any) -> None:
+        """Note the tensors in a container: code may have put them there."""
+        name = self.names.of(value)
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(item, Tensor):
+                self.stored.setdefault(f"{name}[{self.names.of(key)}]", item)
 
     def _attribute(
         self, value: Any, place: str, label: str, use: Use, uses: tuple[Use, ...]

@@ -16,6 +16,7 @@ from minigrad.nn.module import Layer, Parameter
 from minigrad.nn.normalization import LayerNorm
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import checked
+from minigrad.tensor.broadcasting import check_share
 
 
 class MultiheadAttention(Layer):
@@ -33,6 +34,7 @@ class MultiheadAttention(Layer):
         expect(num_heads >= 1 and not embed_dim % num_heads, "MultiheadAttention",
                "embed_dim to be a multiple of num_heads", embed_dim=embed_dim,
                num_heads=num_heads)  # fmt: skip
+        check_share("MultiheadAttention", dropout=dropout)
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
         self.batch_first = batch_first
         # Glorot's bound, √(6/(inputs + outputs)), of the three projections as one

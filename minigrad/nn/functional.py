@@ -132,6 +132,8 @@ def pad(x: Tensor, pad: Sequence[Any], mode: str = "constant", value: float = 0)
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x·Wᵀ + b: (…, in), (out, in), (out,) → (…, out). `Tensor.linear` takes Wᵀ."""
     expect(weight.ndim == 2, "linear", "a weight (out, in)", weight)
+    if x.ndim and x.shape[-1] != weight.shape[1]:
+        raise misfit("linear", "(…, in) and a weight (out, in)", x, weight)
     return x.linear(weight.transpose(), bias)
 
 

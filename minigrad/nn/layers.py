@@ -179,8 +179,10 @@ class FunctionLayer(Layer):
         try:
             bound = type(self).__signature__.bind(*args, **options)
         except TypeError as error:
-            check_names(type(self).__name__, type(self), options)
-            raise TypeError(f"{type(self).__name__}: {error}") from None
+            name = type(self).__name__
+            check_names(name, type(self), options)
+            how = f"; write {name}()(…)" if any(isinstance(a, Tensor) for a in args) else ""
+            raise TypeError(f"{name}: {error}{how}") from None
         bound.apply_defaults()
         said = type(self).__signature__.parameters
         kinds = {name: kind_of(said[name].annotation) for name in said}

@@ -135,6 +135,10 @@ class Hook:
     """A function that a module calls before or after its own, until `remove` is called."""
 
     def __init__(self, module: Module, function: Callable[..., Any], before: bool) -> None:
+        name = f"register_forward_{'pre_' * before}hook"
+        given = "module, inputs" if before else "module, inputs, output"
+        expect(callable(function), f"{name}({function!r:.60})", f"a function hook({given})",
+               error=TypeError)  # fmt: skip
         self.module, self.function, self.before = module, function, before
         self._put([*module._hooks, self])
 
@@ -218,6 +222,10 @@ class Module:
             expect(kind is not Kind.PARAMETER, f"{type(self).__name__}.{name} = …",
                    "nn.Parameter(tensor), as it is a parameter; or write to it, with .assign() in "
                    "`with Tensor.no_grad():`", "a plain tensor", error=TypeError)  # fmt: skip
+        elif isinstance(vars(self).get(name), Tensor) and value is not None:
+            expect(self._registered().get(name) is not Kind.PARAMETER or callable(value),
+                   f"{type(self).__name__}.{name} = …", "nn.Parameter(Tensor(…)), or None, as it "
+                   "is a parameter", type(value).__name__, error=TypeError)  # fmt: skip
         self._adopt(value)
         before = vars(self).get(name)
         object.__setattr__(self, name, value)
@@ -383,6 +391,7 @@ class Module:
 
     def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call fn with every module inside it, then with itself."""
+        expect(callable(fn), "apply", "a function of a module", repr(fn), error=TypeError)
         for child in self.children():
             child.apply(fn)
         fn(self)

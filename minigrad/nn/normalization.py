@@ -12,8 +12,10 @@ from minigrad.nn.module import Layer, buffer
 from minigrad.tensor import Tensor, realization
 
 
-def _shape_of(given: int | Sequence[int]) -> tuple[int, ...]:
-    return tuple(given) if isinstance(given, Sequence) else (given,)
+def _shape_of(given: int | Sequence[int], name: str = "") -> tuple[int, ...]:
+    shape = tuple(given) if isinstance(given, Sequence) else (given,)
+    expect(not name or min(shape, default=0) >= 0, name, "sizes ≥ 0", normalized_shape=given)
+    return shape
 
 
 def _check_channels(layer: Layer, x: Tensor, channels: int, spatial: tuple[int, ...] = ()) -> None:
@@ -47,7 +49,7 @@ class LayerNorm(_Norm):
         self, normalized_shape: int | Sequence[int], eps: float = 1e-5,
         elementwise_affine: bool = True, bias: bool = True,
     ) -> None:  # fmt: skip
-        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.normalized_shape, self.eps = _shape_of(normalized_shape, type(self).__name__), eps
         self.elementwise_affine = elementwise_affine
         self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
         self.bias = _one(0.0, self.normalized_shape, elementwise_affine and bias)
@@ -79,7 +81,7 @@ class RMSNorm(_Norm):
         self, normalized_shape: int | Sequence[int], eps: float = 1e-6,
         elementwise_affine: bool = True,
     ) -> None:  # fmt: skip
-        self.normalized_shape, self.eps = _shape_of(normalized_shape), eps
+        self.normalized_shape, self.eps = _shape_of(normalized_shape, type(self).__name__), eps
         self.elementwise_affine = elementwise_affine
         self.weight = _one(1.0, self.normalized_shape, elementwise_affine)
 

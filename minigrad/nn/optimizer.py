@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from inspect import unwrap
 from itertools import chain
 from numbers import Real
+from threading import get_ident
 from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes, number_bytes
@@ -19,7 +20,7 @@ from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.modes import modes
-from minigrad.tensor.observed import observe
+from minigrad.tensor.observed import capturing, observe
 from minigrad.tensor.templates import is_template, templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -232,7 +233,18 @@ class Optimizer(Steps):
             self.set_lr(lr)
 
     def set_lr(self, lr: float | Tensor) -> None:
-        """Set the learning rate of later steps, captured ones too; compiles nothing."""
+        """Set the learning rate of later steps, captured ones too; compiles nothing.
+
+        Within a step that is being captured, a program writes it, as a replay must write it again.
+        """
+        expect(not isinstance(lr, Tensor) or lr.numel() == 1, f"{type(self).__name__}: lr",
+               "one number", lr)  # fmt: skip
+        if get_ident() in capturing:
+            _check_numbers(self, lr=lr)
+            given = lr if isinstance(lr, Tensor) else self._lr.full_like(lr)
+            with Tensor.no_grad():
+                self._lr.assign(given.detach().reshape(self._lr.shape))
+            return
         number = lr.item() if isinstance(lr, Tensor) else lr
         _check_numbers(self, lr=number)
         self._lr._fill(number_bytes(number, dtypes.float32))

@@ -16,7 +16,7 @@ from typing import Any
 
 from minigrad.device import Device
 from minigrad.dtype import FLOATS, INTS, dtypes
-from minigrad.errors import DTypeError
+from minigrad.errors import DTypeError, expect
 from minigrad.nn.gguf import gguf_load
 from minigrad.nn.members import check_state, get_parameters, get_state_dict, load_state_dict
 from minigrad.nn.torch_file import torch_load
@@ -51,6 +51,8 @@ def safe_save(
     save = _package("safe_save").numpy.save
     check_state("safe_save", tensors)
     for name, tensor in tensors.items():
+        expect(isinstance(name, str), "safe_save", "names that are strings", repr(name),
+               error=TypeError)  # fmt: skip
         if not isinstance(tensor, Tensor):
             what, nested = f"{name!r} is {type(tensor).__name__}", isinstance(tensor, Mapping)
             how = "use get_state_dict(…)" if nested else "write Tensor(…)"

@@ -1,5 +1,7 @@
 """PyTorch's torch.nn.utils: gradients made smaller."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 
 from minigrad.errors import expect

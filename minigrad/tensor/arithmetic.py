@@ -389,6 +389,7 @@ class Arithmetic(Composed):
         """
         if min(self.ndim, x2.ndim) < 2 or self.shape[-1] != x2.shape[-1]:
             raise misfit("cdist", "(…, m, d) and (…, n, d)", self, x2)
+        expect(p >= 0, "cdist", "a number ≥ 0", error=ValueError, p=p)
         away: Any = self._as_float().unsqueeze(-2) - x2.unsqueeze(-3)
         return away.norm(p, -1)
 

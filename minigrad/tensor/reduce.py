@@ -245,9 +245,9 @@ class Reduce(Methods):
         """self − max, so that exp cannot overflow; the maximum is a constant for gradients."""
         return self - self._top(axis)
 
-    def _top(self, axis: Axes) -> Self:
+    def _top(self, axis: Axes, name: str = "max") -> Self:
         """The maximum as a constant for gradients; −∞ over no elements."""
-        return self._reduce(Op.MAX, "max", self.node, axis, True).detach()
+        return self._reduce(Op.MAX, name, self.node, axis, True).detach()
 
     def logsumexp(self, axis: Axes = None, keepdim: bool = False, *, dim: Axes = None) -> Self:
         """log Σ eˣ without overflow.
@@ -256,7 +256,7 @@ class Reduce(Methods):
         0.0
         """
         x = self._wide()
-        top = x._top(axis)
+        top = x._top(axis, "logsumexp")
         top = top.isfinite().where(top, 0.0)
         result = (x - top).exp().sum(axis, True).log() + top
         return result.sum(axis, keepdim).cast(self._float_dtype())  # sums of one element each

@@ -7,7 +7,7 @@ import sys
 from typing import Any, Self
 
 from minigrad.dtype import DType, DTypeLike, dtype_or, dtypes, named, sum_dtype
-from minigrad.errors import DTypeError, RangeError, expect, misfit
+from minigrad.errors import DomainError, DTypeError, RangeError, expect, misfit
 from minigrad.graph.symbolic import Affine
 from minigrad.tensor.basic import Composed
 from minigrad.tensor.broadcasting import Axes, Scalar, axes_of, axis_of, check_choice, check_share
@@ -235,7 +235,9 @@ class Statistics(Composed):
         if weights is not None and weights.shape != self.shape:
             raise misfit("bincount", "one weight per element", self, weights)
         expect(minlength >= 0, "bincount", "an int ≥ 0", error=ValueError, minlength=minlength)
-        length = max(int(self.max().item()) + 1 if self.shape[0] else 0, minlength)
+        ends = self.min().stack(self.max()).tolist() if self.shape[0] else [0, -1]
+        expect(ends[0] >= 0, "bincount", "integers ≥ 0", ends[0], error=DomainError)
+        length = max(ends[1] + 1, minlength)
         dtype = dtypes.int64 if weights is None else sum_dtype(weights.dtype)
         given = self.ones_like(dtype=dtype) if weights is None else weights
         return self.zeros(length, dtype=dtype, device=self.raw.device).scatter_add(0, self, given)

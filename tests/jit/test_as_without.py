@@ -53,6 +53,7 @@ def outcome(start: str, step: str, call: str, place: str, captured: bool) -> tup
     return found, ""
 
 
+BACKWARD = "opt.zero_grad(); (p * a * p2).sum().backward()"
 # The step, the code around it, what is shown; and, if need be, what is there before.
 RIGHT = [
     ("box.t = a * 2; return a * 2", "r = run(a)", "r, box.t"),
@@ -67,6 +68,40 @@ RIGHT = [
     ("box.t = Tensor.zeros(2); return a", "r = run(a); box.t.add_(1)", "box.t"),
     ("table['t'] = Tensor.ones(2) * 2; return a", "r = run(a); table['t'].add_(1)", "table['t']"),
     ("box.t = Tensor.zeros(2); return a", "r = run(a); old.append(box.t)", "old"),
+    # also where containers hold the tensor of a place, or a gradient
+    ("box.t = table['t'] = a * 2; return a", "run(a); old.append(box.t)", "table['t'], old"),
+    ("box.t = table['t'] = h = a * 2; return h", "r = run(a)", "r, box.t, table['t'], r is box.t"),
+    ("h = a * 2; box.t = h; table['t'] = h[:1]; return h", "r = run(a)", "r, box.t, table['t']"),
+    ("box.t = a; table['t'] = [a]; return a * 2", "r = run(a)", "box.t, table['t'], box.t is a"),
+    (f"{BACKWARD}; table['t'] = p.grad; return a", "run(a)", "p.grad, table['t']"),
+    (f"{BACKWARD}; box.t = table['t'] = p.grad; return a",
+     "run(a); n % 3 > 1 and old.append(p.grad); n % 3 > 0 and old.append(p.grad.detach())",
+     "p.grad, box.t, table['t'], old[2:]"),
+    (f"{BACKWARD}; box.t = table['t'] = p.grad; return p.grad", "r = run(a)",
+     "r, p.grad, box.t, table['t']"),
+    (f"{BACKWARD}; box.t = p.grad[:1], p.grad; return p.grad", "r = run(a)", "r, p.grad, box.t"),
+    ("a.requires_grad_(); (a * a).sum().backward(); box.t = table['t'] = a.grad; return w",
+     "run(a.requires_grad_()); old.append(a.grad)", "a.grad, box.t, table['t'], old"),
+    ("box.t = (a * 2).detach().requires_grad_(); return a",
+     "run(a); (box.t * box.t).sum().backward()", "box.t.grad"),
+    ("box.t = (a * 2).detach().requires_grad_(); (box.t * box.t).sum().backward(); return a",
+     "run(a); (box.t * 3).sum().backward()", "box.t.grad"),
+    # a user keeps what containers held
+    ("table['t'] = a * 2; return a", "run(a); old.append(table['t'])", "table['t'], old"),
+    ("table['t'] = h = a * 2; return h", "r = run(a); old.append(table['t'])", "table['t'], old"),
+    ("table.update(t=a * 2); return a", "run(a); old.append(table['t'])", "table['t'], old[1:]"),
+    ("some[0] = a * 2; some[1] = a; return a", "run(a); old.append([*some])", "some, old",
+     "some = [0, 0]"),
+    ("box.t = {'x': a * 2, 'y': a, 'z': w}; return a * 3", "r = run(a); old.append(box.t['x'])",
+     "r, [*box.t.values()], old"),
+    # rates, and gradients that are removed before they are used
+    ("opt.lr = 0.5; opt.zero_grad(); (p * a).sum().backward(); opt.step(); opt.lr = 0.25",
+     "opt.lr = 0.1 * n; run(a)", "p, opt.lr"),
+    ("def run(a, lr): opt.param_groups[0]['lr'] = lr; (p * a).sum().backward(); opt.step()",
+     "opt.zero_grad(); run(a, Tensor(0.1 * n))", "p, opt.lr"),
+    ("(p * a).sum().backward(); opt.zero_grad(); (p * a * a).sum().backward(); opt.step()",
+     "run(a)", "p, p.grad"),
+    ("(p * a).sum().backward(); p.grad = None; return w", "p.grad = w; run(a)", "p.grad"),
     # numbers and texts that it leaves, modes and options that it sets
     ("box.k = 7.0; return a", "box.k = n; run(a)", "box.k"),
     ("box.k = 7.0; return a", "box.k = 4.0 if n % 5 == 4 else box.k; run(a)", "box.k"),
@@ -100,7 +135,6 @@ def test_what_a_step_leaves(form: tuple[str, ...]) -> None:
     assert outcome(start, step, call, place, captured=True) == (expected, "")
 
 
-BACKWARD = "opt.zero_grad(); (p * a * p2).sum().backward()"
 LATER = "o.k = K = 2.0 if n < 5 else 3.0; "
 HOOK = "register_forward_hook(lambda module, given, r: r + 1)"
 REFUSED = [
@@ -111,6 +145,21 @@ REFUSED = [
      "looks at the gradient .* was another"),
     ("opt.step(); return a", f"{BACKWARD}; run(a)", "p, p2", "looks at the gradient"),
     ("return p.grad * a", "r = run(a); p.grad = w * n", "r", "looks at the gradient", "p.grad = w"),
+    ("(p * a).sum().backward(); return p.grad * 2", "r = run(a)", "r, p.grad",
+     r"adds a gradient, of shape \(2,\), to that of an earlier call"),
+    ("(p * a).sum().backward(); r = p.grad * 2; opt.zero_grad(); return r",
+     "r = run(a); p.grad = w if n == 0 else None", "r, p.grad", "adds a gradient"),
+    ("(p * 0).sum().backward(); return a", "run(a); p.grad = w * n", "p.grad", "adds a gradient"),
+    ("opt.lr = table['k'] = table['k'] / 2; return a", "run(a)", "opt.lr", "'k'.. and replaces"),
+    ("w.set_data([1.0, 2.0]); return a * w", "r = run(a)", "r", "host data .*set_data, load_state"),
+    ("return net(a)", "r = run(a); n == 4 and setattr(net, 'act', nn.Tanh())", "0",
+     "act was one that is gone in the capture and is another Tanh now", """
+class Net(nn.Module):
+    def __init__(self): self.act = nn.ReLU()
+    def forward(self, x): return self.act(x)
+net = Net()"""),
+    ("def run(a, m): return m(a)", "r = run(a, drop if n < 5 else nn.Dropout())", "r",
+     "is called with other objects of the same kinds"),
     # objects and functions in containers that it is given
     ("def run(a, some): return a * some[0].k", LATER + "r = run(a, [o])", "r", "'some.k', .* 2.0"),
     ("def run(a, *some): return a * some[0].k", LATER + "r = run(a, o)", "r", "'some.k'"),

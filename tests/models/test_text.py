@@ -139,6 +139,8 @@ def test_unknown_characters_and_tokens() -> None:
     for number in (-1, 4):
         with pytest.raises(InputError, match="outside the vocabulary of 4"):
             tokenizer.decode([0, number])
+    with pytest.raises(TypeError, match=r"decode: expected several tokens, as \[3\], got 3"):
+        tokenizer.decode(3)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,9 @@ def test_the_last_tenth_is_held_out() -> None:
     assert training.tolist() == list(range(95))
     assert validation.tolist() == list(range(95, 105))
     assert split("ten letters or a few more") == ("ten letters or a few mo", "re")
+    for share in (1.0, -0.1):
+        with pytest.raises(ValueError, match="expected 0 ≤ held_out < 1"):
+            split("ten letters", share)
 
 
 def test_targets_are_the_next_tokens() -> None:
@@ -194,3 +199,5 @@ def test_a_text_too_short_for_a_window() -> None:
     Windows(np.arange(9, dtype=np.int32), context=8)
     with pytest.raises(InputError, match="has 8 tokens, too few for a context of 8"):
         Windows(np.arange(8, dtype=np.int32), context=8)
+    with pytest.raises(ValueError, match=r"Windows\(context=0\): expected an int ≥ 1"):
+        Windows(np.arange(8, dtype=np.int32), context=0)
