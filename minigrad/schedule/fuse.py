@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from minigrad.graph.shapes import iterations
@@ -403,7 +404,10 @@ def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array])
         return False
     made = read & home.made.keys()
     if way.sums and part.array == way.stage.array:
-        return all(array in pulled for array in made)
+        (row,) = part.reduced
+        rows = replace(part, axes=(*part.axes[: way.rows - 1], row), reduced=())
+        made = {array for array in made if array not in pulled}
+        return all(aligned(rows, home.made[array], way.count) for array in made)
     return all(aligned(part, home.made[array], way.count) for array in made)
 
 
