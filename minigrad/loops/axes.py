@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import lcm
 
 from minigrad.graph.shapes import iterations
-from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.symbolic import Affine, Atom, Integer
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, places_along
 from minigrad.schedule.expr import Expr
@@ -160,6 +161,24 @@ def vector_width(
     elif target.brief:
         copies = 1
     return lanes * copies
+
+
+def in_whole_periods(target: Target, exprs: Sequence[Expr], axis: Axis, width: int) -> int:
+    """The lanes of a loop, or three registers, say, if elements are repeated three times each.
+
+    Each time, its lanes are the same places in memory then, picked from a vector or two. Not if so
+    many registers are more than one beyond those of `width`, which its body allows.
+    """
+    found, inner = 1, [x for x in indices(exprs, ()) if not isinstance(x, int)]
+    for x in inner:
+        for atom, _ in x.terms:
+            if isinstance(atom.inner, Affine) and axis.variable in variables(atom.inner):
+                found = lcm(found, atom.divisor)
+                inner.append(atom.inner)
+    lanes = min(target.lanes(e.dtype) for e in expr.walk(*exprs))
+    odd = found // (found & -found)
+    fits = isinstance(axis.extent, int) and odd * lanes <= axis.extent
+    return odd * lanes if fits and 1 < odd <= width // lanes + 1 else width
 
 
 def enough_lanes(lanes: int, count: int) -> int:

@@ -174,7 +174,8 @@ class Step:
         if self.along and self.block.width > 1:
             self.at[only_atom(self.block.lane)] = self.block.row.index - self.block.start
         if self.read is not None:
-            read = replace(self.read, own=expr.substitute_in(self.read.own, self.at))
+            own, other = (expr.substitute_in(e, self.at) for e in (self.read.own, self.read.other))
+            read = replace(self.read, own=own, other=other)
             self.read = block_plan.as_pairs(read, plan, self.number, target, self.along)
             plan.in_pairs |= {self.number} if self.read.pairs else set()
         self.squares = plan.squares and self.read is not None and self.read.pairs is not None
@@ -287,15 +288,20 @@ class Step:
     def _along(self, s: LoopNest, read: Operands) -> None:
         """Tiles of rows, or of what is summed over them, by panels of columns.
 
-        Pairs are copied; those of the operand that the rows share once for several blocks.
+        Pairs are copied; those of the operand that the rows share once for several blocks. So is a
+        block of rows that was computed with the rows side by side.
         """
         (*outer, axis), k, number = self.head.axes, read.ks[-1], self.block.number.variable
         side = outer.pop() if self.sums else self.block.row
         width = choose_nr(self.target, self.head.body.dtype, axis.count)
         width = SQUARE if self.squares else width
-        if read.pairs:
+        near = expr.strides(axis.variable, read.other) == {1}
+        if read.pairs or not near:
             order, wide = [k.variable, axis.variable], {axis.variable: width}
-            s.stage("other", None, order, None, f"other{self.number}", wide)
+            turned = 0 if near else self.target.lanes(read.other.dtype)
+            at, name = None if near else number, f"other{self.number}"
+            s.stage("other", at, order, None, name, wide, transpose=turned)
+        if read.pairs:
             if self.sums:
                 order, name = [side.variable, k.variable], f"panel{self.number}"
                 s.stage("own", number, order, None, name, {k.variable: WORDS})

@@ -21,7 +21,13 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import build
-from minigrad.loops.axes import NEIGHBOURS, merge, unit_stride_axis, vector_width
+from minigrad.loops.axes import (
+    NEIGHBOURS,
+    in_whole_periods,
+    merge,
+    unit_stride_axis,
+    vector_width,
+)
 from minigrad.loops.build import Bounds
 from minigrad.loops.nest import Loop, Lowered, Prefetch, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import further_along
@@ -93,7 +99,8 @@ def _in_rows(
         lanes = target.lanes(exprs[0].dtype)
         s.split_index_set(x, lambda loop: in_ranges(loop, outer, lanes))
     s.prefetch(x, further_along(axis, last, exprs, target))
-    s.vectorize(x, vector_width(target, exprs, axis.extent, False))
+    width = vector_width(target, exprs, axis.extent, False)
+    s.vectorize(x, in_whole_periods(target, exprs, axis, width))
     return s.parallelize(*xs)
 
 

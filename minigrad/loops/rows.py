@@ -33,6 +33,7 @@ from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build, nest, prefetch
 from minigrad.loops.assemble import MOST_CHUNKS, OPERATIONS_A_BYTE
 from minigrad.loops.axes import (
+    in_whole_periods,
     indices,
     merge,
     merge_stage,
@@ -310,6 +311,8 @@ def _vectorize(one: Pass, kernel: Kernel, target: Target) -> None:
     one.stages = [_over(stage, along, axis) for stage in one.stages]
     bodies, reduces = [s.body for s in one.stages], any(axis in s.reduced for s in one.stages)
     one.width = vector_width(target, bodies, axis.extent, reduces, axis.variable)
+    if not reduces:
+        one.width = in_whole_periods(target, bodies, axis, one.width)
     lanes = target.lanes(bodies[0].dtype)
     if not (reduces or one.shared) and (found := _rows_of_window(one.stages[0], axis, lanes)):
         few, window = found

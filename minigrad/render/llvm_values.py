@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
+from itertools import zip_longest
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -371,7 +372,7 @@ def shuffled(b: Builder, x: Value, order: Sequence[int], y: Value | None = None)
 
 
 def join(b: Builder, parts: list[Value]) -> Value:
-    """Concatenate a power of two of vectors."""
+    """Concatenate vectors."""
     first = parts[0]
     scalar, lanes = register_type(first.dtype), first.lanes
     text = join_texts(b, [part.text for part in parts], scalar, lanes)
@@ -380,12 +381,15 @@ def join(b: Builder, parts: list[Value]) -> Value:
 
 def join_texts(b: Builder, parts: list[str], scalar: str, lanes: int) -> str:
     """The same for vectors of any type: elements in memory may be narrower than in registers."""
+    count = lanes * len(parts)
     while len(parts) > 1:
         kind = vector_type(scalar, lanes)
         lanes *= 2
-        pairs = zip(parts[::2], parts[1::2], strict=True)
+        pairs = zip_longest(parts[::2], parts[1::2], fillvalue="poison")
         parts = [b.shuffle(kind, x, range(lanes), y) for x, y in pairs]
-    return parts[0]
+    if lanes == count:
+        return parts[0]
+    return b.shuffle(vector_type(scalar, lanes), parts[0], range(count))
 
 
 # ---- pairs of bfloat16 ----

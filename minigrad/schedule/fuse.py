@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from minigrad.graph.substitution import coefficient, variables
@@ -325,9 +326,23 @@ def _shared_rows(home: Cluster, own: Cluster, stage: Stage, produces: bool) -> f
             return _no(home, f"together they have {count} rows, too few for all threads")
     if max(home.largest, stage.size) > home.target.row_values * count:
         return _no(home, "a row is too large for the cache")
+    if produces and _leaves_l1(home, stage, count):
+        return _no(home, "it sums columns of rows that stay in the first-level cache")
     if work > TINY and not _agrees(home, stage, best):
         return _no(home, "one is fast along rows, the other across them")
     return rows
+
+
+def _leaves_l1(home: Cluster, stage: Stage, count: int) -> bool:
+    """Whether sums of columns would make one long row of several that fit the first-level cache.
+
+    (What passes between stages would be read from the second-level cache then. Sums of columns,
+    which have as many results as a row has elements, read their terms once.)
+    """
+    most, values = high(home.most_rows), home.target.l1 // 16  # float32 in a quarter of it
+    columns = stage.op is not None and stage.size * most >= home.largest * count
+    fits = most < home.largest <= values * most  # (elements that pass one by one stay in registers)
+    return columns and count < most and home.largest > values * count and fits
 
 
 def _reads_alike(one: Stage, other: Stage, rows: Integer) -> bool:
@@ -385,7 +400,10 @@ def _goes_along(home: Cluster, part: Stage, way: Sink, pulled: Container[Array])
         return False
     made = read & home.made.keys()
     if way.sums and part.array == way.stage.array:
-        return all(array in pulled for array in made)
+        (row,) = part.reduced
+        rows = replace(part, axes=(*part.axes[: way.rows - 1], row), reduced=())
+        made = {array for array in made if array not in pulled}
+        return all(aligned(rows, home.made[array], way.count) for array in made)
     return all(aligned(part, home.made[array], way.count) for array in made)
 
 

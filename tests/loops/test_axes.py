@@ -6,17 +6,26 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pytest
 from schedule.machine import GOLDEN
 from schedule.programs import F32, PROGRAMS, graph_of
 
+from minigrad import Tensor
 from minigrad.compile import schedule_of
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.shapes import flatten
 from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, var
-from minigrad.loops.axes import fix_rows, merge, merge_stage, unit_stride_axis, vector_width
+from minigrad.loops.axes import (
+    fix_rows,
+    in_whole_periods,
+    merge,
+    merge_stage,
+    unit_stride_axis,
+    vector_width,
+)
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array
@@ -196,6 +205,29 @@ def test_rows_are_neighbours_where_a_vector_of_them_is(width: int, across: bool)
 
 
 # ---- vectors ----
+
+
+@pytest.mark.parametrize(
+    ("times", "width", "expected"),
+    [(2, 64, 64), (3, 64, 48), (6, 32, 48), (5, 64, 80), (5, 32, 32)],
+)
+def test_repeated_elements_fill_whole_registers(times: int, width: int, expected: int) -> None:
+    """Three registers of elements that are there three times begin at the same of their places."""
+    (axis,) = axes_of(960)
+    value = expr.load(Array("a", dtypes.float32, 960), axis.index // times)
+    assert in_whole_periods(GOLDEN, [value], axis, width) == expected
+    (short,) = axes_of(40)
+    value = expr.load(Array("a", dtypes.float32, 40), short.index // times)
+    assert in_whole_periods(GOLDEN, [value], short, width) == width
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.float64, dtypes.int8])
+@pytest.mark.parametrize("times", [3, 5, 6, 7])
+def test_values_of_repeated_elements(times: int, dtype: DType) -> None:
+    for extent in (32, 47):
+        x = (np.arange(3 * extent) % 100).reshape(3, extent)
+        found = (Tensor(x, dtype=dtype).repeat_interleave(times, 1) + 1).tolist()
+        assert found == (x.repeat(times, 1) + 1).tolist()
 
 
 def test_vectors_run_where_memory_is_contiguous() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from property.compare import EXACT
 
-from minigrad.dtype import dtypes
+from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.gradient import gradient
 from minigrad.graph.node import Node, Op
@@ -283,6 +283,31 @@ def test_few_heads_do_not_wait_for_one_another() -> None:
     for of, count in ((FEW_TASKS, 2), (FEW_TASKS - 1, 3)):
         plan = check(gradients_of(of=of))
         assert kinds(plan).count("block_rows") == count
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16])
+@pytest.mark.parametrize(("queries", "keys"), [(160, 160), (100, 70)])
+def test_a_gradient_of_the_result_alone_needs_no_other_kernel(
+    queries: int, keys: int, dtype: DType
+) -> None:
+    """As of a loss of squares: a block of its rows is turned, and then added to those of values."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        q = inputs(FEW_TASKS, queries, 16, dtype=dtype)
+        k, v = (inputs(FEW_TASKS, keys, width, dtype=dtype) for width in (16, 24))
+        result = attend(q, k, v, 0, keys)
+        found = gradient([result], [add(result, result)], [q, k, v])
+        return [x for x in found if x is not None]
+
+    plan = check(build)
+    assert kinds(plan) == ["block_rows"]
+    copies = {
+        store.array.name.rstrip("0123456789")
+        for loop in walk(lower(plan.kernels[0], GOLDEN).parallel)
+        if isinstance(loop, Loop) and loop.transpose
+        for store in loop.body if isinstance(store, Store)
+    }  # fmt: skip
+    assert copies == {"panel", "other"}
 
 
 def test_sums_over_blocks_are_read_when_they_are_complete() -> None:

@@ -167,6 +167,20 @@ def test_what_needs_the_whole_input_waits_for_it() -> None:
     assert len(plan_of(crossing).kernels) == 2
 
 
+def test_sums_of_columns_do_not_make_rows_too_long_for_the_first_level_cache() -> None:
+    """As the gradients of a layer norm's weight and bias do not, which are sums over 64 rows."""
+
+    def norm(inputs: Inputs, *shape: int) -> list[Node]:
+        x = softmax(inputs(*shape), 2)
+        return [x, total(mul(x, x), 1)]
+
+    rows = {
+        shape: [kernel.rows for kernel in plan_of(lambda inputs, s=shape: norm(inputs, *s)).kernels]
+        for shape in ((64, 64, 256), (64, 4, 64))
+    }
+    assert rows == {(64, 64, 256): [64 * 64, 64 * 256], (64, 4, 64): [64]}
+
+
 def windows_of(x: Node) -> Node:
     """The pixels of 4 × 4 windows of (2, channels, 24, 24), each pixel with its channels."""
     parts = g.reshape(x, (2, x.shape[1], 6, 4, 6, 4))
