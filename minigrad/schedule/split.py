@@ -14,10 +14,10 @@ from math import prod
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, stored_last
 from minigrad.graph.node import Node, beneath, in_order
-from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel, usual_numel
-from minigrad.graph.substitution import coefficient, only_atom
+from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.graph.windows import addends, shows_windows, unexpanded
 from minigrad.schedule.lower import shown
@@ -126,6 +126,10 @@ def _split(node: Node) -> Node:
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
+    if few and (order := _stored_order(x)) and order[-1] not in node.arg:
+        arg = [order.index(axis) for axis in node.arg]  # parts are rows of memory
+        sums = _split(build.reduce(node.op, build.permute(x, order), arg))
+        return build.permute(sums, [order.index(axis) for axis in range(x.ndim)])
     plain = sorted(a for a in node.arg if isinstance(x.shape[a], int))
     if not plain:
         return node
@@ -139,6 +143,29 @@ def _split(node: Node) -> Node:
     if node.op is not Op.SUM or extent < FEW_ROWS:
         return node
     return _cut(node, pad_along(x, axis, 0, -extent % FEW_ROWS), {axis: FEW_ROWS})
+
+
+def _stored_order(x: Node) -> list[int]:
+    """The axes of x in the memory of the first array that it is computed from, outermost first.
+
+    [] if that is their order in x, or not known. (A convolution's result has its channels last.)
+    """
+    places = index = shown(x, ())[1]
+    node = x
+    while node.op in ELEMENTWISE or node.op in _SEEN_THROUGH:
+        if node.op in ELEMENTWISE and node.op is not Op.CAST:
+            whole = (y for y in node.src if y.op is not Op.CONST and all(varies(y)))
+            if (source := next(whole, None)) is None:
+                return []
+            node = source
+        chain, own, moved = shown(node, _SEEN_THROUGH)
+        values = {only_atom(place): at for place, at in zip(own, index, strict=True)}
+        node, index = chain[-1], tuple(substitute(at, values) for at in moved)
+    position = flatten(index, node.shape)
+    strides = [coefficient(position, only_atom(place)) or 0 for place in places]
+    order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
+    known = all(strides[axis] > 0 for axis, extent in enumerate(x.shape) if extent != 1)
+    return order if known and order != sorted(order) else []
 
 
 def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:
