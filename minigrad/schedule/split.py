@@ -146,26 +146,38 @@ def _split(node: Node) -> Node:
 
 
 def _stored_order(x: Node) -> list[int]:
-    """The axes of x in the memory of the first array that it is computed from, outermost first.
+    """The axes of x in the memory of the arrays that it is computed from, outermost first.
 
-    [] if that is their order in x, or not known. (A convolution's result has its channels last.)
+    [] if that is their order in x, or they differ. (A convolution's result has its channels last,
+    the gradient of what is pooled has them first.)
     """
-    places = index = shown(x, ())[1]
-    node = x
-    while node.op in ELEMENTWISE or node.op in _SEEN_THROUGH:
-        if node.op in ELEMENTWISE and node.op is not Op.CAST:
-            whole = (y for y in node.src if y.op is not Op.CONST and all(varies(y)))
-            if (source := next(whole, None)) is None:
-                return []
-            node = source
+    places = shown(x, ())[1]
+    stack, orders = [(x, places)], set[tuple[int, ...]]()
+    seen = set(stack)
+    while stack:
+        node, index = stack.pop()
         chain, own, moved = shown(node, _SEEN_THROUGH)
         values = {only_atom(place): at for place, at in zip(own, index, strict=True)}
         node, index = chain[-1], tuple(substitute(at, values) for at in moved)
-    position = flatten(index, node.shape)
-    strides = [coefficient(position, only_atom(place)) or 0 for place in places]
-    order = sorted(range(x.ndim), key=lambda axis: -strides[axis])
-    known = all(strides[axis] > 0 for axis, extent in enumerate(x.shape) if extent != 1)
-    return order if known and order != sorted(order) else []
+        if node.op in ELEMENTWISE:
+            large = [y for y in node.src if y.op is not Op.CONST and _distinct(y) >= FEW_ROWS]
+            if not all(all(varies(y)) for y in large):
+                return []
+            stack += [(y, index) for y in dict.fromkeys(large) if (y, index) not in seen]
+            seen.update((y, index) for y in large)
+            continue
+        position = flatten(index, node.shape)
+        strides = [coefficient(position, only_atom(place)) or 0 for place in places]
+        if any(strides[axis] <= 0 for axis, extent in enumerate(x.shape) if extent != 1):
+            return []
+        orders.add(tuple(sorted(range(x.ndim), key=lambda axis: -strides[axis])))
+    order = [*orders.pop()] if len(orders) == 1 else []
+    return order if order != sorted(order) else []
+
+
+def _distinct(x: Node) -> int:
+    """The number of elements of x without those that are repeated."""
+    return numel([extent for extent, own in zip(x.shape, varies(x), strict=True) if own])
 
 
 def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:

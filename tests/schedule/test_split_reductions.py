@@ -159,6 +159,15 @@ def test_parts_are_runs_of_memory_also_if_channels_are_stored_last(images: int) 
     assert len(plan.kernels) == 2 and plan.kernels[0].stages[-1].axes[-1].extent == 8
 
 
+def test_the_order_stays_where_operands_have_different_ones() -> None:
+    """As the gradient of what is pooled, with its channels first, and a convolution's result."""
+    last = g.permute(g.buffer(0, dtypes.float32, (4, 256, 128, 8), DEVICE), (0, 3, 1, 2))
+    first = g.buffer(1, dtypes.float32, (4, 8, 256, 128), DEVICE)
+    (new,) = split_reductions([g.reduce(Op.SUM, last * first, [0, 2, 3])])
+    parts, _ = reductions(new)
+    assert [extent for extent in parts.shape if extent != 1][:2] == [4, 8]
+
+
 def test_a_cut_reduction_is_not_cut_again() -> None:
     node = split(Op.SUM, (1 << 22,), [0])
     (again,) = split_reductions([node])
