@@ -97,9 +97,9 @@ def merge_stage(stage: Stage) -> Stage:
 
 
 def unit_stride_axis(
-    axes: Sequence[Axis], exprs: Sequence[Expr], positions: Sequence[Integer]
+    axes: Sequence[Axis], exprs: Sequence[Expr], positions: Sequence[Integer], stores: int = 2
 ) -> Axis | None:
-    """The axis along which most accesses are to neighbouring elements (stores count double).
+    """The axis along which most accesses are to neighbouring elements; a store counts as `stores`.
 
     An axis that fills no vector is chosen only if no other has more of these than jumps. One that
     fills half of it, as in images of 7², goes before shorter ones if it has two more. Elements that
@@ -108,7 +108,7 @@ def unit_stride_axis(
     best: Axis | None = None
     best_rank = (0, 0, 0)
     for axis in axes:
-        score = sum(2 for x in positions if is_near(coefficient(x, axis.variable)))
+        score = sum(stores for x in positions if is_near(coefficient(x, axis.variable)))
         for load in expr.loads(*exprs):
             stride = coefficient(load.index, axis.variable)
             score += 1 if stride == 1 else -1 if _jumps(load.index, axis.variable, stride) else 0

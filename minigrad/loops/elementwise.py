@@ -71,7 +71,10 @@ def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     plain, (merged,), _ = build.in_few_axes(stages, kernel.stored)
     axes, joined = _with_long_last(merged or (make_axis("i", 0, 1),), plain)
     exprs, positions = [s.value for s in joined], [s.index for s in joined]
-    axis = unit_stride_axis(axes, exprs, positions)
+    # Stores decide, however many loads (as of a scale for each channel) are in another order: those
+    # are transposed in registers, but stores would be scattered, each to a line of its own.
+    counts = 2 if target.group is not None else 1 + 2 * len(expr.loads(*exprs))
+    axis = unit_stride_axis(axes, exprs, positions, counts)
     assert axis is not None
     stores = [
         replace(s, streaming=build.streams(s.array, stages, target, exprs, axis.variable))
@@ -110,15 +113,19 @@ def _in_tiles(
     """Tiles of vectors along one axis; loads that are contiguous along another are transposed.
 
     Tiles are low, and the next one is beside it: a cache line that is stored in part is still there
-    when the rest is stored, however far apart the rows are.
+    when the rest is stored, however far apart the rows are. Where arrays are joined along the other
+    axis, a tile has all of it, in consecutive loops.
     """
     x, y, extent = axis.variable, across.variable, across.most
     s = LoopNest(build.loops_over([*outer, axis], (Stores(tuple(stores)),)))
     lanes = min(target.lanes(store.array.dtype) for store in stores)
-    down = s.split(y, extent if extent <= TILE else DOWN, "down")
+    joined = isinstance(across.extent, int) and len(_parts(y, extent, stores)) > 1
+    down = s.split(y, extent if extent <= TILE or joined else DOWN, "down")
     right = s.split(x, max(TILE, lanes), "right")
     xs = [down, *(a.variable for a in outer if a != across), right]
     s.reorder(*xs, x, y)
+    if joined:
+        s.split_index_set(y, lambda loop: _along(loop, stores, lanes, 1))
     s.vectorize(x, lanes)
     s.transpose(y, lanes)
     return s.parallelize(*xs)

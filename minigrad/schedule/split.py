@@ -14,10 +14,10 @@ from math import prod
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, stored_last
 from minigrad.graph.node import Node, beneath, in_order
-from minigrad.graph.operations import MOVEMENT, REDUCTIONS, Op
+from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel, usual_numel
-from minigrad.graph.substitution import coefficient, only_atom
+from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.graph.windows import addends, shows_windows, unexpanded
 from minigrad.schedule.lower import shown
@@ -126,6 +126,10 @@ def _split(node: Node) -> Node:
     few = numel(node.shape) < FEW_ROWS and numel(x.shape) >= LONG * max(numel(node.shape), 1)
     if not (few or _sums_columns(node)):
         return node
+    if few and (order := _stored_order(x)) and order[-1] not in node.arg:
+        arg = [order.index(axis) for axis in node.arg]  # parts are rows of memory
+        sums = _split(build.reduce(node.op, build.permute(x, order), arg))
+        return build.permute(sums, [order.index(axis) for axis in range(x.ndim)])
     plain = sorted(a for a in node.arg if isinstance(x.shape[a], int))
     if not plain:
         return node
@@ -139,6 +143,41 @@ def _split(node: Node) -> Node:
     if node.op is not Op.SUM or extent < FEW_ROWS:
         return node
     return _cut(node, pad_along(x, axis, 0, -extent % FEW_ROWS), {axis: FEW_ROWS})
+
+
+def _stored_order(x: Node) -> list[int]:
+    """The axes of x in the memory of the arrays that it is computed from, outermost first.
+
+    [] if that is their order in x, or they differ. (A convolution's result has its channels last,
+    the gradient of what is pooled has them first.)
+    """
+    places = shown(x, ())[1]
+    stack, orders = [(x, places)], set[tuple[int, ...]]()
+    seen = set(stack)
+    while stack:
+        node, index = stack.pop()
+        chain, own, moved = shown(node, _SEEN_THROUGH)
+        values = {only_atom(place): at for place, at in zip(own, index, strict=True)}
+        node, index = chain[-1], tuple(substitute(at, values) for at in moved)
+        if node.op in ELEMENTWISE:
+            large = [y for y in node.src if y.op is not Op.CONST and _distinct(y) >= FEW_ROWS]
+            if not all(all(varies(y)) for y in large):
+                return []
+            stack += [(y, index) for y in dict.fromkeys(large) if (y, index) not in seen]
+            seen.update((y, index) for y in large)
+            continue
+        position = flatten(index, node.shape)
+        strides = [coefficient(position, only_atom(place)) or 0 for place in places]
+        if any(strides[axis] <= 0 for axis, extent in enumerate(x.shape) if extent != 1):
+            return []
+        orders.add(tuple(sorted(range(x.ndim), key=lambda axis: -strides[axis])))
+    order = [*orders.pop()] if len(orders) == 1 else []
+    return order if order != sorted(order) else []
+
+
+def _distinct(x: Node) -> int:
+    """The number of elements of x without those that are repeated."""
+    return numel([extent for extent, own in zip(x.shape, varies(x), strict=True) if own])
 
 
 def _runs(x: Node, axes: Sequence[int], most: int) -> dict[int, int]:

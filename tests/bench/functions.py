@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minigrad import Tensor, jit
+from minigrad.nn import functional
 from tests.bench.measure import Row
 from tests.bench.peers import Work, installed, torch_work
 
@@ -123,6 +124,12 @@ def cases() -> dict[str, Case]:
             lambda x, w: x.conv_transpose2d(w, stride=2, padding=1),
             lambda x, w: F.conv_transpose2d(x, w, stride=2, padding=1),
             ((8, 64, 28, 28), (64, 32, 4, 4))),
+        "batch norm of a convolution": Case(
+            lambda x, w, s, b: functional.batch_norm(
+                x.conv2d(w, padding=1), None, None, s, b, True).relu(),
+            lambda x, w, s, b: F.batch_norm(
+                F.conv2d(x, w, padding=1), None, None, s, b, True).relu(),
+            ((4, 16, 64, 64), (16, 16, 3, 3), (16,), (16,))),
         "convolution 1 × 9, dilation 2": Case(
             lambda x, w: x.conv2d(w, padding=8, dilation=2),
             lambda x, w: F.conv1d(x, w, padding=8, dilation=2), ((8, 64, 1024), (64, 64, 9))),

@@ -241,6 +241,17 @@ def test_vectors_run_where_memory_is_contiguous() -> None:
     assert unit_stride_axis((), [plain], [0]) is None
 
 
+def test_a_store_may_outweigh_any_number_of_loads() -> None:
+    """A convolution's channels come last, those of its normalization first."""
+    axes = axes_of(100, 16)
+    pixel, channel = (a.index for a in axes)
+    bias = [expr.load(Array(f"b{n}", F32, 16), channel) for n in range(5)]
+    loads = [expr.load(TABLE, pixel * 16 + channel), *bias]
+    assert unit_stride_axis(axes, loads, [channel * 100 + pixel]) == axes[1]
+    assert unit_stride_axis(axes, loads, [channel * 100 + pixel], 13) == axes[0]
+    assert unit_stride_axis(axes, loads, [pixel * 16 + channel], 13) == axes[1]
+
+
 def test_a_short_axis_is_no_place_for_vectors() -> None:
     axes = axes_of(50, 2)
     i, j = (a.index for a in axes)

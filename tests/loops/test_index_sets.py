@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from schedule.agreement import agree
 from schedule.machine import GOLDEN
 from schedule.programs import DEVICE, Inputs, plan_of
 
@@ -18,7 +19,8 @@ from minigrad.graph.axes import joined, part_along
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.node import Node
 from minigrad.graph.rewrite import without_rules
-from minigrad.loops.nest import Nest, Store, show, walk
+from minigrad.graph.substitution import coefficient
+from minigrad.loops.nest import Loop, Nest, Store, show, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.schedule import expr
@@ -48,6 +50,31 @@ def test_each_part_reads_one_array(axis: int) -> None:
     stores = stores_of(nest_of(lambda inputs: reroll(inputs(64, 640), axis, 32)))
     assert len(stores) == 2
     assert all(one.value.op is expr.Leaf.LOAD and not one.value.guard for one in stores)
+
+
+def channels(inputs: Inputs, *counts: int) -> Node:
+    """Pixels with channels last, channels joined and first, with numbers for each channel."""
+    arrays = [g.permute(inputs(2, 50, count), (0, 2, 1)) for count in counts]
+    shape = (2, sum(counts), 50)
+    biases = [g.expand(g.reshape(inputs(sum(counts)), (1, sum(counts), 1)), shape) for _ in "abc"]
+    return (joined(arrays, 1) + biases[0]) * biases[1] + biases[2]
+
+
+@pytest.mark.parametrize("counts, apart", [
+    ((24,), False), ((16, 16), False), ((7, 9), False),
+    ((24, 12), True), ((60, 12), True), ((100, 28, 5), True),
+])  # fmt: skip
+def test_channels_become_the_first_axis_in_tiles(counts: tuple[int, ...], apart: bool) -> None:
+    """Vectors are stored along pixels, and loops over channels transpose squares.
+
+    apart: if there are enough channels, each loop reads one array.
+    """
+    nest = nest_of(lambda inputs: channels(inputs, *counts))
+    stores, loops = stores_of(nest), [one for one in walk(nest.parallel) if isinstance(one, Loop)]
+    (lanes,) = {one.variable for one in loops if one.kind == "lanes"}
+    assert all(coefficient(one.index, lanes) == 1 for one in stores)
+    assert any(one.transpose for one in loops) and (len(stores) > 1) is apart
+    agree(lambda inputs: [channels(inputs, *counts)])
 
 
 def test_vectors_where_two_parts_meet_are_the_only_ones_that_choose() -> None:

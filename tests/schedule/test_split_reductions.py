@@ -137,6 +137,37 @@ def test_parts_of_several_axes_are_runs_of_memory() -> None:
         assert [extent for extent in first.shape if extent != 1] == [*parts, shape[2]]
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_parts_are_runs_of_memory_also_if_channels_are_stored_last(images: int) -> None:
+    """As those of a convolution's result: a part is some rows of an image, with all channels."""
+    shape = (images, 256, 512 // images, 8)
+    memory = g.buffer(0, dtypes.float32, shape, DEVICE)
+    bias = g.expand(g.reshape(g.buffer(1, dtypes.float32, (8,), DEVICE), (1, 8, 1, 1)),
+                    (images, 8, *shape[1:3]))  # fmt: skip
+    image = g.permute(memory, (0, 3, 1, 2))
+    node = g.reduce(Op.SUM, (bias + image) * image, [0, 2, 3])
+    (new,) = split_reductions([node])
+    first, _ = reductions(new)
+    assert [extent for extent in first.shape if extent != 1][-1] == 8  # channels are neighbours
+    assert 8 <= numel(first.shape) // 8 <= MOST_RUNS
+    random = np.random.default_rng(0)
+    values = {0: random.integers(-4, 5, shape).astype(np.float32),
+              1: random.integers(-4, 5, 8).astype(np.float32)}  # fmt: skip
+    (before,), (after,) = evaluate([node], values), evaluate([new], values)
+    np.testing.assert_array_equal(before, after)
+    plan = schedule_of(Graph((node,), (2,), 3, (), DEVICE), GOLDEN)
+    assert len(plan.kernels) == 2 and plan.kernels[0].stages[-1].axes[-1].extent == 8
+
+
+def test_the_order_stays_where_operands_have_different_ones() -> None:
+    """As the gradient of what is pooled, with its channels first, and a convolution's result."""
+    last = g.permute(g.buffer(0, dtypes.float32, (4, 256, 128, 8), DEVICE), (0, 3, 1, 2))
+    first = g.buffer(1, dtypes.float32, (4, 8, 256, 128), DEVICE)
+    (new,) = split_reductions([g.reduce(Op.SUM, last * first, [0, 2, 3])])
+    parts, _ = reductions(new)
+    assert [extent for extent in parts.shape if extent != 1][:2] == [4, 8]
+
+
 def test_a_cut_reduction_is_not_cut_again() -> None:
     node = split(Op.SUM, (1 << 22,), [0])
     (again,) = split_reductions([node])
