@@ -17,10 +17,11 @@ from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Special, generalize, merging
 from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
+from minigrad.graph.pieces import Term
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
 from minigrad.padded import Padded
-from minigrad.pieced import Find, Pieced, at_merges, in_pieces, in_stages
+from minigrad.pieced import Find, FindAgain, Pieced, at_merges, in_pieces, in_stages
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -37,6 +38,7 @@ WORTH = 64 * OF_PROGRAM
 # loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s. If there
 # is none, to find that out takes 50 ms, too; so it is tried again after so many more uses.
 RECURRING = 16
+MOST_TERMS = 1 << 13  # terms of pieces whose programs are known; then all are forgotten
 # Programs in pieces count as so many more, because their key is large (the structure of a whole
 # graph) and may never come again.
 OF_PIECED = 16
@@ -199,6 +201,9 @@ class Programs:
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
+        # the terms of pieces, with the settings → family, cells, and the places of inputs among the
+        # slots that the term reads
+        self._by_term: dict[tuple[int, int], tuple[Family, tuple[Cell, ...], list[int]]] = {}
         self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
         self._about = 0  # at least as many programs as there are, without counting them
         self._compiled = 0  # programs so far, but for those that consist of others
@@ -229,6 +234,29 @@ class Programs:
         assert found is not None, call
         return found
 
+    def _find_again(
+        self, term: Term, make: Callable[[], Canonical], compile: Callable[[Graph], Program],
+        may_pad: bool,
+    ) -> tuple[Program, Mapping[str, int], Sequence[int]]:  # fmt: skip
+        """As `find`, of a piece by its term, and its inputs. make: its call, needed if it is new.
+
+        To describe a piece, and to hash what describes it, takes longer than to run its program.
+        """
+        (number, slots), settings = term, thread.key
+        known = self._by_term.get((number, settings))
+        found = None if known is None else known[0].find(known[1], may_pad)
+        if known is not None and found is not None:
+            return (*found, [slots[at] for at in known[2]])
+        call = make()
+        found = self.find(call, compile, may_pad)
+        family = self._families.get(_key_of(call))
+        if family is not None and {*call.inputs} <= {*slots}:
+            if len(self._by_term) >= MOST_TERMS:
+                self._by_term.clear()
+            places = [slots.index(slot) for slot in call.inputs]
+            self._by_term[number, settings] = family, call.cells, places
+        return (*found, call.inputs)
+
     def known(
         self, call: Canonical, may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]] | None:
@@ -254,7 +282,8 @@ class Programs:
         general = partial(family.generalize, call, compile, may_pad and not loops)
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
-        pieces = partial(self._in_pieces, call, family, kind, part)
+        again = partial(self._find_again, compile=compile, may_pad=may_pad)
+        pieces = partial(self._in_pieces, call, family, kind, part, again)
         merges = partial(self._at_merges, call, family, part)
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
@@ -289,7 +318,9 @@ class Programs:
             family.merges.clear()
         return True
 
-    def _in_pieces(self, call: Canonical, family: Family, kind: _Kind, find: Find) -> bool:
+    def _in_pieces(
+        self, call: Canonical, family: Family, kind: _Kind, find: Find, again: FindAgain
+    ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         if len(call.order) < LEAST_NODES:
             return False
@@ -298,7 +329,7 @@ class Programs:
         if not rare:
             return False
         before = self._compiled
-        program = in_pieces(call, find)
+        program = in_pieces(call, find, again)
         kind.cut((self._compiled - before) * OF_PROGRAM > len(call.order))
         if program is not None:
             family.keep(call.cells, program)
@@ -308,6 +339,7 @@ class Programs:
         """Forget all programs: the next graph of each structure counts as its first."""
         with self._lock:
             self._families.clear()
+            self._by_term.clear()
             self._kinds.clear()
             self._about = 0
 
@@ -318,6 +350,7 @@ class Programs:
         if self._about < self.most:
             return
         self._about = len(self)
+        self._by_term.clear()
         for key, family in sorted(self._families.items(), key=lambda item: item[1].used):
             if self._about <= self.most - max(self.most // 8, 1):
                 break

@@ -8,10 +8,22 @@ So pieces repeat, and those that were compiled before are found again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, beneath, grouped, in_order, topological
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    Node,
+    Op,
+    beneath,
+    grouped,
+    in_order,
+    number_key,
+    topological,
+)
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
 from minigrad.graph.shapes import numel
 
@@ -23,6 +35,7 @@ _LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 _STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
+MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
 
 
 def pieces(roots: Sequence[Node]) -> list[list[Node]]:
@@ -123,3 +136,54 @@ def _recomputed(order: Sequence[Node]) -> set[Node]:
         elif op in _LEAVES and op is not BUFFER:
             size[node] = 0
     return found
+
+
+# What is computed of the slots that are read, and these slots, each once: graphs with equal terms
+# compute the same.
+Term = tuple[int, tuple[int, ...]]
+_numbers: dict[Any, int] = {}
+_next = itertools.count()
+
+
+class Terms:
+    """The terms of a graph's nodes: a piece's key, of which each node is looked at once.
+
+    A canonical graph describes all nodes of a piece; a term only a node and its sources' numbers.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Node, Term] = {}
+
+    def of(self, roots: Sequence[Node]) -> Term:
+        """The term of the roots of a piece together."""
+        known = self._known
+        for node in in_order(roots, lambda node: () if node in known else node.src):
+            if node not in known:
+                op, arg, slots = node.op, node.arg, ()
+                if op is BUFFER:
+                    arg, slots = None, (arg,)
+                elif op is CONST:
+                    arg = number_key(arg, node.dtype)
+                known[node] = self._term((op, node.dtype, node.shape, arg), node.src, slots)
+        return self._term(roots[0].device, roots)
+
+    def read(self, node: Node, slot: int) -> None:
+        """From now on a node is read from memory."""
+        self._known[node] = self._term((BUFFER, node.dtype, node.shape, None), (), (slot,))
+
+    def _term(self, what: Any, src: Sequence[Node], slots: tuple[int, ...] = ()) -> Term:
+        terms = [self._known[source] for source in src]
+        places: tuple[int, ...] = ()  # of the slots that each source reads, among all of them
+        if len(terms) == 1:
+            slots = terms[0][1]
+        elif terms:
+            at: dict[int, int] = {}
+            places = tuple([at.setdefault(slot, len(at)) for _, own in terms for slot in own])
+            slots = tuple(at)
+        key = (what, places, *[number for number, _ in terms])
+        number = _numbers.get(key)
+        if number is None:
+            if len(_numbers) > MOST_TERMS:
+                _numbers.clear()
+            number = _numbers[key] = next(_next)
+        return number, slots
