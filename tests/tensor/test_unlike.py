@@ -288,6 +288,23 @@ def test_programs_in_pieces_keep_no_graph(all_in_pieces):
     assert nodes() - before < 10
 
 
+def test_updates_that_were_computed_together_keep_no_graph(on_compiled):
+    """A write was among what stayed apart from its own graph: so each step's graph lived on."""
+    gate, experts = nn.Linear(4, 2), [nn.Linear(4, 4), nn.Linear(4, 4)]
+    optimizer = nn.optim.SGD(nn.state.get_parameters([gate, experts]), lr=0.1)
+    held = []
+    for seed in range(8):
+        x, coins = numbers(seed, 12, 4), random.Random(seed)
+        weights = gate(x).softmax(1)
+        chosen = [coins.randrange(2) for _ in range(12)]
+        parts = [experts[e](x[i]).tanh() * weights[i, e] for i, e in enumerate(chosen)]
+        optimizer.zero_grad()
+        Tensor.stack(*parts).square().mean().backward()
+        optimizer.step()
+        held.append(GlobalCounters.mem_used)
+    assert max(held) <= held[1]
+
+
 def test_what_comes_often_gets_a_program_of_its_own(on_compiled):
     x = numbers(0, 3, 3)
     for seed in range(MOST_ALIKE + 1):
