@@ -71,7 +71,7 @@ class Pieced:
         new = itertools.chain.from_iterable(piece.new for piece in pieces)
         over = grouped((latest[slot], slot) for slot in new)
         self.pieces = [
-            piece._replace(over=tuple(over.get(number, ())))
+            _Piece(*piece[:-1], tuple(over[number])) if number in over else piece
             for number, piece in enumerate(pieces)
         ]
 

@@ -238,7 +238,7 @@ class Programs:
         self, term: Term, make: Callable[[], Canonical], compile: Callable[[Graph], Program],
         may_pad: bool,
     ) -> tuple[Program, Mapping[str, int], Sequence[int]]:  # fmt: skip
-        """As `find`, of a piece by its term, and its inputs. make: its call, needed if it is new.
+        """As `find`, of a piece by its term, and its inputs. make: its call, if the term is new.
 
         To describe a piece, and to hash what describes it, takes longer than to run its program.
         """

@@ -22,6 +22,7 @@ from minigrad.graph.node import (
     grouped,
     in_order,
     number_key,
+    picked,
     topological,
 )
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
@@ -33,6 +34,7 @@ DEEPEST, OF_WRITES = 6, 32
 CHEAP = 4  # cost up to which each reader computes a value again, if it is larger than its sources
 _LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 _STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
+_READING = _STEPS | {Op.CAT, Op.MUL}  # see `_reads_memory`
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
 MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
@@ -53,7 +55,8 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
     """Values that are stored for others; and writes, grouped if they share computations."""
     again = _recomputed(order)
     apart = {
-        x for node in order if _reads_memory(node, again) for x in _shown_by(node.src)
+        x for node in picked(order, _READING) if _reads_memory(node, again)
+        for x in _shown_by(node.src)
         if x not in again or x.op is Op.CAST
     }  # fmt: skip
     leads = {root: root for root in roots if root.op is ASSIGN}
@@ -126,7 +129,7 @@ def _recomputed(order: Sequence[Node]) -> set[Node]:
     size: dict[Node, Any] = {}  # elements of memory from which it is computed
     for node in order:
         op, own = node.op, numel(node.shape)
-        read = sum(size[source] for source in node.src)
+        read = sum([size[source] for source in node.src])
         grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
         grows = grows and not _is_step(node)
         size[node] = own
@@ -156,34 +159,43 @@ class Terms:
 
     def of(self, roots: Sequence[Node]) -> Term:
         """The term of the roots of a piece together."""
-        known = self._known
-        for node in in_order(roots, lambda node: () if node in known else node.src):
-            if node not in known:
-                op, arg, slots = node.op, node.arg, ()
-                if op is BUFFER:
-                    arg, slots = None, (arg,)
-                elif op is CONST:
-                    arg = number_key(arg, node.dtype)
-                known[node] = self._term((op, node.dtype, node.shape, arg), node.src, slots)
+        known, path = self._known, [*roots]
+        while path:
+            node = path[-1]
+            new = [source for source in node.src if source not in known]
+            path += new
+            if not new:
+                if node not in known:
+                    known[node] = self._new(node)
+                path.pop()
         return self._term(roots[0].device, roots)
 
     def read(self, node: Node, slot: int) -> None:
         """From now on a node is read from memory."""
-        self._known[node] = self._term((BUFFER, node.dtype, node.shape, None), (), (slot,))
+        self._known[node] = _number((node.dtype, node.shape)), (slot,)
 
-    def _term(self, what: Any, src: Sequence[Node], slots: tuple[int, ...] = ()) -> Term:
+    def _new(self, node: Node) -> Term:
+        arg = node.arg
+        if node.op is BUFFER:
+            return _number((node.dtype, node.shape)), (arg,)
+        if node.op is CONST:
+            arg = number_key(arg, node.dtype)
+        return self._term((node.op, node.dtype, node.shape, arg), node.src)
+
+    def _term(self, what: Any, src: Sequence[Node]) -> Term:
+        if len(src) == 1:
+            number, slots = self._known[src[0]]
+            return _number((what, number)), slots
         terms = [self._known[source] for source in src]
-        places: tuple[int, ...] = ()  # of the slots that each source reads, among all of them
-        if len(terms) == 1:
-            slots = terms[0][1]
-        elif terms:
-            at: dict[int, int] = {}
-            places = tuple([at.setdefault(slot, len(at)) for _, own in terms for slot in own])
-            slots = tuple(at)
-        key = (what, places, *[number for number, _ in terms])
-        number = _numbers.get(key)
-        if number is None:
-            if len(_numbers) > MOST_TERMS:
-                _numbers.clear()
-            number = _numbers[key] = next(_next)
-        return number, slots
+        at: dict[int, int] = {}  # the slots that sources read, and their places among all of them
+        places = [at.setdefault(slot, len(at)) for _, slots in terms for slot in slots]
+        return _number((what, *places, None, *[number for number, _ in terms])), tuple(at)
+
+
+def _number(what: Any) -> int:
+    number = _numbers.get(what)
+    if number is None:
+        if len(_numbers) > MOST_TERMS:
+            _numbers.clear()
+        number = _numbers[what] = next(_next)
+    return number
