@@ -35,6 +35,7 @@ CHEAP = 4  # cost up to which each reader computes a value again, if it is large
 _LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 _STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
 _READING = _STEPS | {Op.CAT, Op.MUL}  # see `_reads_memory`
+_TERMS = ELEMENTWISE | {Op.PAD}
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
 MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
@@ -53,8 +54,8 @@ def pieces(roots: Sequence[Node]) -> list[list[Node]]:
 
 def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
     """Values that are stored for others; and writes, grouped if they share computations."""
-    again = _recomputed(order)
-    apart = {
+    again, first = _recomputed(order)
+    apart = first | {
         x for node in picked(order, _READING) if _reads_memory(node, again)
         for x in _shown_by(node.src)
         if x not in again or x.op is Op.CAST
@@ -121,14 +122,24 @@ def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     return list(found.values())
 
 
-def _recomputed(order: Sequence[Node]) -> set[Node]:
-    """Values that each piece that reads them computes again, which costs less than storing them."""
+def _recomputed(order: Sequence[Node]) -> tuple[set[Node], set[Node]]:
+    """Values that each piece that reads them computes again, which costs less than storing them.
+
+    Also values that could be among them, but are stored: a sum of products, or of parts in zeros,
+    begins with one. Otherwise its second step would be of as many kinds as there are pairs.
+    """
     inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
     factors = {node for node in inner if node.op is Op.MUL}
     found: set[Node] = set()
+    first: set[Node] = set()
     size: dict[Node, Any] = {}  # elements of memory from which it is computed
     for node in order:
         op, own = node.op, numel(node.shape)
+        if op is Op.ADD and all(x in found and x.op in _TERMS for x in node.src):
+            begin = node.src[0]
+            found.discard(begin)
+            first.add(begin)
+            size[begin] = own
         read = sum([size[source] for source in node.src])
         grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
         grows = grows and not _is_step(node)
@@ -138,7 +149,7 @@ def _recomputed(order: Sequence[Node]) -> set[Node]:
             size[node] = min(read, own) if op in _SHOWN else read
         elif op in _LEAVES and op is not BUFFER:
             size[node] = 0
-    return found
+    return found, first
 
 
 # What is computed of the slots that are read, and these slots, each once: graphs with equal terms
