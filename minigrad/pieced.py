@@ -59,8 +59,8 @@ class Pieced:
 
     forms: of the slots that pieces fill. final: there are no faster programs for its graph.
 
-    There may be thousands of pieces, which are kept: so they are tuples of numbers, and refer to no
-    node, of which the garbage collector would find a whole graph.
+    There may be thousands of pieces, which are kept: so they refer to no node, of which the garbage
+    collector would find a whole graph, and are kept in columns, which it need not look through.
     """
 
     def __init__(
@@ -70,21 +70,20 @@ class Pieced:
         latest = {slot: number for number, piece in enumerate(pieces) for slot in piece.slots}
         new = itertools.chain.from_iterable(piece.new for piece in pieces)
         over = grouped((latest[slot], slot) for slot in new)
-        self.pieces = [
-            _Piece(*piece[:-1], tuple(over[number])) if number in over else piece
-            for number, piece in enumerate(pieces)
-        ]
+        done = (_Piece(*piece[:-1], tuple(over[number])) if number in over else piece
+                for number, piece in enumerate(pieces))  # fmt: skip
+        self._columns = tuple(zip(*done, strict=True))
 
     def run(self, buffers: Sequence[Buffer], given: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         memory = dict(enumerate(buffers))
-        for piece in self.pieces:
-            for slot in piece.new:
+        for program, every, slots, new, over in zip(*self._columns, strict=True):
+            for slot in new:
                 memory[slot] = Buffer(*self.forms[slot])
-            own = [memory[slot] for slot in piece.slots]
-            for values in piece.values:
-                piece.program.run(own, {**given, **values} if given else values)
-            for slot in piece.over:
+            own = [memory[slot] for slot in slots]
+            for values in every:
+                program.run(own, {**given, **values} if given else values)
+            for slot in over:
                 del memory[slot]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import ne
 from types import MappingProxyType
@@ -116,13 +116,14 @@ class Family:
         no recipe accepts such a program, give up on them.
         """
         self.tried = self.uses
-        if not self.samples or not self.generalizes:
+        samples = [cells for cells in self.samples if cells != call.cells]
+        if not samples or not self.generalizes:
             return False
         if len(self.refused) > MOST_PROGRAMS:
             self.refused.clear()
-        similar = sorted(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
+        similar = sorted(samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
         pairs = [([cells], True) for cells in similar]
-        for some, lines in ((self.samples, True), (self.samples, False), *pairs):
+        for some, lines in ((samples, True), (samples, False), *pairs):
             try:
                 general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
                 program = compile(general.graph)
@@ -294,7 +295,8 @@ class Programs:
             ways = [general]
         if family.merges:
             ways = [way for way in ways if way is merges]
-        may = not often and Device[device].generalizes
+        # numbers that are frequent in a padded program may have a general one that is not
+        may = (not often or family.general) and Device[device].generalizes
         made = next((way for way in ways if way()), None) if may else None
         if made is None:
             family.keep(call.cells, compile(call.graph()))

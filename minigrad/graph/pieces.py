@@ -82,7 +82,8 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
         for source in node.src:
             known = piece[source]
             for one, far in reading.items():
-                known[one] = max(far, known.get(one, far))
+                if known.get(one, far) <= far:
+                    known[one] = far
     return stored, _groups(leads, stored)
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import minigrad.pieced
 import minigrad.programs
 from minigrad import Context, GlobalCounters, Tensor, jit, nn
 from minigrad.errors import BoundsError
@@ -193,6 +194,25 @@ def counts(step, times: int) -> list[int]:
 def test_pieces_are_known(on_compiled, kind):
     found = counts(kind().step, STEPS)
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
+
+
+def test_known_pieces_are_not_described_again(on_compiled, monkeypatch):
+    made = []
+    learner = OfWords()
+    counts(learner.step, KNOWN)
+    known = minigrad.pieced.canonicalize
+    monkeypatch.setattr(minigrad.pieced, "canonicalize", lambda *a: made.append(a) or known(*a))
+    counts(learner.step, STEPS - KNOWN)
+    assert len(made) <= 8 * (STEPS - KNOWN)  # of more than a hundred pieces each
+
+
+def test_sizes_that_become_frequent_share_a_program(on_compiled):
+    """If columns differ in the first two, all are padded; then each got one of its own."""
+    for columns in (96, 32):
+        numbers(0, 6, columns).sum(0).realize()
+    some = [numbers(0, rows, 96) for rows in range(2, 7)]
+    found = counts(lambda: [x.sum(0).realize() for x in some], FREQUENT + 4)
+    assert sum(found) <= 2, found
 
 
 def test_structures_that_come_now_and_then_are_not_compiled_whole(on_compiled):
