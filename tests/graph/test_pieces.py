@@ -2,6 +2,8 @@
 
 from itertools import combinations
 
+from devices import REFERENCE
+
 from minigrad.dtype import dtypes
 from minigrad.graph.build import buffer, const, expand, permute, reshape, shrink
 from minigrad.graph.node import Node, Op, elementwise
@@ -9,7 +11,7 @@ from minigrad.graph.pieces import Terms, pieces
 
 
 def slot(number: int, *shape: int) -> Node:
-    return buffer(number, dtypes.float32, shape or (2, 2), "CPU")
+    return buffer(number, dtypes.float32, shape or (2, 2), REFERENCE)
 
 
 def times(x: Node, y: Node) -> Node:
@@ -27,12 +29,12 @@ def test_equal_terms_compute_the_same_of_other_slots():
 
 def test_terms_of_what_differs():
     a, b = slot(0), slot(1)
-    zeros = [const(zero, dtypes.float32, (2, 2), "CPU") for zero in (0.0, -0.0)]
+    zeros = [const(zero, dtypes.float32, (2, 2), REFERENCE) for zero in (0.0, -0.0)]
     some = [
         times(a, b), times(a, a), times(times(a, b), a), times(times(a, b), b),
         elementwise(Op.ADD, a, b), *(times(a, zero) for zero in zeros), a, permute(a, (1, 0)),
         *(shrink(a, ((at, at + 1), (0, 2))) for at in (0, 1)), reshape(a, (4,)), slot(0, 4),
-        buffer(0, dtypes.int32, (2, 2), "CPU"),
+        buffer(0, dtypes.int32, (2, 2), REFERENCE),
     ]  # fmt: skip
     numbers = [Terms().of([one])[0] for one in some]
     assert len({*numbers}) == len(some)
