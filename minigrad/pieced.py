@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -18,7 +19,7 @@ from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.general import General
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, topological
-from minigrad.graph.pieces import pieces
+from minigrad.graph.pieces import Term, Terms, pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -28,6 +29,10 @@ from minigrad.padded import Padded
 
 # The program of a call, and the values of its own variables.
 Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
+# The same of a piece by its term, and its inputs; the call is made only if the term is new.
+FindAgain: TypeAlias = Callable[
+    [Term, Callable[[], Canonical]], tuple[Program, Mapping[str, int], Sequence[int]]
+]
 _NOTHING: Mapping[int, Node] = MappingProxyType({})
 _ONCE: Sequence[Mapping[str, int]] = (MappingProxyType({}),)
 
@@ -58,8 +63,8 @@ class Pieced:
 
     forms: of the slots that pieces fill. final: there are no faster programs for its graph.
 
-    There may be thousands of pieces, which are kept: so they are tuples of numbers, and refer to no
-    node, of which the garbage collector would find a whole graph.
+    There may be thousands of pieces, which are kept: so they refer to no node, of which the garbage
+    collector would find a whole graph, and are kept in columns, which it need not look through.
     """
 
     def __init__(
@@ -69,28 +74,27 @@ class Pieced:
         latest = {slot: number for number, piece in enumerate(pieces) for slot in piece.slots}
         new = itertools.chain.from_iterable(piece.new for piece in pieces)
         over = grouped((latest[slot], slot) for slot in new)
-        self.pieces = [
-            piece._replace(over=tuple(over.get(number, ())))
-            for number, piece in enumerate(pieces)
-        ]
+        done = (_Piece(*piece[:-1], tuple(over[number])) if number in over else piece
+                for number, piece in enumerate(pieces))  # fmt: skip
+        self._columns = tuple(zip(*done, strict=True))
 
     def run(self, buffers: Sequence[Buffer], given: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
         memory = dict(enumerate(buffers))
-        for piece in self.pieces:
-            for slot in piece.new:
+        for program, every, slots, new, over in zip(*self._columns, strict=True):
+            for slot in new:
                 device, dtype, shape = self.forms[slot]
                 memory[slot] = Buffer(device, dtype, numel([evaluate(n, given) for n in shape]))
-            own = [memory[slot] for slot in piece.slots]
-            for values in piece.values:
-                piece.program.run(own, {**given, **values} if given else values)
-            for slot in piece.over:
+            own = [memory[slot] for slot in slots]
+            for values in every:
+                program.run(own, {**given, **values} if given else values)
+            for slot in over:
                 del memory[slot]
 
 
-def in_pieces(call: Canonical, find: Find) -> Pieced | None:
-    """A call in pieces, whose programs `find` finds; None if there is only one piece."""
-    made = _Pieces(call.graph(), len(call.inputs), find)
+def in_pieces(call: Canonical, find: Find, again: FindAgain) -> Pieced | None:
+    """A call in pieces, whose programs `again` finds; None if there is only one piece."""
+    made = _Pieces(call.graph(), len(call.inputs), find, again)
     cut = pieces(made.roots)
     if len(cut) < 2:
         return None
@@ -152,11 +156,14 @@ class _Pieces:
     """Collects the pieces of a graph.
 
     roots: of the graph; `writes`, those that are stored in inputs, are ASSIGNs. known: nodes in
-    memory by then → BUFFERs of slots, or parts of these.
+    memory by then → BUFFERs of slots, or parts of these. again: finds programs of pieces by terms.
     """
 
-    def __init__(self, graph: Graph, inputs: int, find: Find) -> None:
+    def __init__(
+        self, graph: Graph, inputs: int, find: Find, again: FindAgain | None = None
+    ) -> None:
         self._find, self._outputs, self._first = find, graph.outputs, graph.slots
+        self._again, self._terms = again, Terms()
         self._free, self._is_general = itertools.count(graph.slots), bool(graph.variables)
         self._pieces: list[_Piece] = []
         self._forms: dict[int, _Form] = {}
@@ -174,7 +181,10 @@ class _Pieces:
         now = [n for n in dict.fromkeys(nodes) if n not in self.known and n.op is not BUFFER]
         new = {next(self._free): node for node in now}
         self._add(now, [*new], new)
-        self.known.update((n, buffer(at, n.dtype, n.shape, n.device)) for at, n in new.items())
+        for at, n in new.items():
+            self.known[n] = buffer(at, n.dtype, n.shape, n.device)
+            if self._again is not None:
+                self._terms.read(n, at)
 
     def run(self, loop: Node, results: Sequence[Node]) -> None:
         """Run a LOOP, whose sources are in memory. results: its RESULTs that are wanted."""
@@ -216,14 +226,23 @@ class _Pieces:
     ) -> None:  # fmt: skip
         """Add a piece. slots: where the roots that write nowhere are stored."""
         if roots:
-            call = canonicalize(replaced(roots, self.known))
-            if self._is_general:
-                free = {atom.name for cell in call.cells if isinstance(cell, Affine)
-                        for atom in variables(cell)}  # fmt: skip
-                call = call._replace(values=dict.fromkeys(free, 0) | call.values)
-            program, values = self._find(call)
+            if self._again is not None:
+                make = partial(self._call, roots)
+                program, values, inputs = self._again(self._terms.of(roots), make)
+            else:
+                call = self._call(roots)
+                (program, values), inputs = self._find(call), call.inputs
             runs = [{**values, **own} for own in every] if values else every
-            self._pieces.append(_Piece(program, runs, (*call.inputs, *slots), tuple(new)))
+            self._pieces.append(_Piece(program, runs, (*inputs, *slots), tuple(new)))
             for slot, node in new.items():
                 form = node.device, node.dtype, (numel(node.shape),)
                 self._forms[slot] = self._same.setdefault(form, form)
+
+    def _call(self, roots: Sequence[Node]) -> Canonical:
+        """The canonical graph of a piece."""
+        call = canonicalize(replaced(roots, self.known))
+        if self._is_general:
+            free = {atom.name for cell in call.cells if isinstance(cell, Affine)
+                    for atom in variables(cell)}  # fmt: skip
+            call = call._replace(values=dict.fromkeys(free, 0) | call.values)
+        return call

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import ne
 from types import MappingProxyType
@@ -17,9 +17,10 @@ from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Refused, Special, generalize
 from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
+from minigrad.graph.pieces import Term
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
-from minigrad.pieced import Find, Pieced, in_pieces, in_stages, program_of
+from minigrad.pieced import Find, FindAgain, Pieced, in_pieces, in_stages, program_of
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -36,6 +37,7 @@ WORTH = 64 * OF_PROGRAM
 # loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s. If there
 # is none, to find that out takes 50 ms, too; so it is tried again after so many more uses.
 RECURRING = 16
+MOST_TERMS = 1 << 13  # terms of pieces whose programs are known; then all are forgotten
 # Programs in pieces count as so many more, because their key is large (the structure of a whole
 # graph) and may never come again.
 OF_PIECED = 16
@@ -105,13 +107,14 @@ class Family:
         no recipe accepts such a program, give up on them.
         """
         self.tried = self.uses
-        if not self.samples or not self.generalizes:
+        samples = [cells for cells in self.samples if cells != call.cells]
+        if not samples or not self.generalizes:
             return False
         if len(self.refused) > MOST_PROGRAMS:
             self.refused.clear()
-        similar = sorted(self.samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
+        similar = sorted(samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
         pairs = [([cells], True) for cells in similar]
-        for some, lines in ((self.samples, True), (self.samples, False), *pairs):
+        for some, lines in ((samples, True), (samples, False), *pairs):
             try:
                 general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
                 program = program_of(general, compile)
@@ -188,6 +191,9 @@ class Programs:
     def __init__(self, most: int) -> None:
         self.most = most
         self._families: dict[Any, Family] = {}
+        # the terms of pieces, with the settings → family, cells, and the places of inputs among the
+        # slots that the term reads
+        self._by_term: dict[tuple[int, int], tuple[Family, tuple[Cell, ...], list[int]]] = {}
         self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
         self._about = 0  # at least as many programs as there are, without counting them
         self._compiled = 0  # programs so far, but for those that consist of others
@@ -218,6 +224,29 @@ class Programs:
         assert found is not None, call
         return found
 
+    def _find_again(
+        self, term: Term, make: Callable[[], Canonical], compile: Callable[[Graph], Program],
+        may_pad: bool,
+    ) -> tuple[Program, Mapping[str, int], Sequence[int]]:  # fmt: skip
+        """As `find`, of a piece by its term, and its inputs. make: its call, if the term is new.
+
+        To describe a piece, and to hash what describes it, takes longer than to run its program.
+        """
+        (number, slots), settings = term, thread.key
+        known = self._by_term.get((number, settings))
+        found = None if known is None else known[0].find(known[1], may_pad)
+        if known is not None and found is not None:
+            return (*found, [slots[at] for at in known[2]])
+        call = make()
+        found = self.find(call, compile, may_pad)
+        family = self._families.get(_key_of(call))
+        if family is not None and {*call.inputs} <= {*slots}:
+            if len(self._by_term) >= MOST_TERMS:
+                self._by_term.clear()
+            places = [slots.index(slot) for slot in call.inputs]
+            self._by_term[number, settings] = family, call.cells, places
+        return (*found, call.inputs)
+
     def known(
         self, call: Canonical, may_pad: bool = True
     ) -> tuple[Program, Mapping[str, int]] | None:
@@ -243,7 +272,8 @@ class Programs:
         general = partial(family.generalize, call, compile, may_pad and not loops)
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
-        pieces = partial(self._in_pieces, call, family, kind, part)
+        again = partial(self._find_again, compile=compile, may_pad=may_pad)
+        pieces = partial(self._in_pieces, call, family, kind, part, again)
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
         else:
@@ -251,14 +281,17 @@ class Programs:
         ways = [general, pieces] if recurs else [pieces, general]
         if loops or COLLECTIVE in operations or device in meshes or call.values or not may_pad:
             ways = [general]
-        may = not often and Device[device].generalizes
+        # numbers that are frequent in a padded program may have a general one that is not
+        may = (not often or family.general) and Device[device].generalizes
         made = next((way for way in ways if way()), None) if may else None
         if made is None:
             family.keep(call.cells, compile(call.graph()))
         self._compiled += made in (None, general)
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
 
-    def _in_pieces(self, call: Canonical, family: Family, kind: _Kind, find: Find) -> bool:
+    def _in_pieces(
+        self, call: Canonical, family: Family, kind: _Kind, find: Find, again: FindAgain
+    ) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         if len(call.order) < LEAST_NODES:
             return False
@@ -267,7 +300,7 @@ class Programs:
         if not rare:
             return False
         before = self._compiled
-        program = in_pieces(call, find)
+        program = in_pieces(call, find, again)
         kind.cut((self._compiled - before) * OF_PROGRAM > len(call.order))
         if program is not None:
             family.keep(call.cells, program)
@@ -277,6 +310,7 @@ class Programs:
         """Forget all programs: the next graph of each structure counts as its first."""
         with self._lock:
             self._families.clear()
+            self._by_term.clear()
             self._kinds.clear()
             self._about = 0
 
@@ -287,6 +321,7 @@ class Programs:
         if self._about < self.most:
             return
         self._about = len(self)
+        self._by_term.clear()
         for key, family in sorted(self._families.items(), key=lambda item: item[1].used):
             if self._about <= self.most - max(self.most // 8, 1):
                 break

@@ -8,10 +8,23 @@ So pieces repeat, and those that were compiled before are found again.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, beneath, grouped, in_order, topological
+from minigrad.graph.node import (
+    ASSIGN,
+    BUFFER,
+    CONST,
+    Node,
+    Op,
+    beneath,
+    grouped,
+    in_order,
+    number_key,
+    picked,
+    topological,
+)
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, REPEATED
 from minigrad.graph.shapes import numel
 
@@ -21,8 +34,11 @@ DEEPEST, OF_WRITES = 6, 32
 CHEAP = 4  # cost up to which each reader computes a value again, if it is larger than its sources
 _LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 _STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
+_READING = _STEPS | {Op.CAT, Op.MUL}  # see `_reads_memory`
+_TERMS = ELEMENTWISE | {Op.PAD}
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
+MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
 
 
 def pieces(roots: Sequence[Node]) -> list[list[Node]]:
@@ -38,9 +54,10 @@ def pieces(roots: Sequence[Node]) -> list[list[Node]]:
 
 def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
     """Values that are stored for others; and writes, grouped if they share computations."""
-    again = _recomputed(order)
-    apart = {
-        x for node in order if _reads_memory(node, again) for x in _shown_by(node.src)
+    again, first = _recomputed(order)
+    apart = first | {
+        x for node in picked(order, _READING) if _reads_memory(node, again)
+        for x in _shown_by(node.src)
         if x not in again or x.op is Op.CAST
     }  # fmt: skip
     leads = {root: root for root in roots if root.op is ASSIGN}
@@ -65,7 +82,8 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
         for source in node.src:
             known = piece[source]
             for one, far in reading.items():
-                known[one] = max(far, known.get(one, far))
+                if known.get(one, far) <= far:
+                    known[one] = far
     return stored, _groups(leads, stored)
 
 
@@ -105,15 +123,25 @@ def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     return list(found.values())
 
 
-def _recomputed(order: Sequence[Node]) -> set[Node]:
-    """Values that each piece that reads them computes again, which costs less than storing them."""
+def _recomputed(order: Sequence[Node]) -> tuple[set[Node], set[Node]]:
+    """Values that each piece that reads them computes again, which costs less than storing them.
+
+    Also values that could be among them, but are stored: a sum of products, or of parts in zeros,
+    begins with one. Otherwise its second step would be of as many kinds as there are pairs.
+    """
     inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
     factors = {node for node in inner if node.op is Op.MUL}
     found: set[Node] = set()
+    first: set[Node] = set()
     size: dict[Node, Any] = {}  # elements of memory from which it is computed
     for node in order:
         op, own = node.op, numel(node.shape)
-        read = sum(size[source] for source in node.src)
+        if op is Op.ADD and all(x in found and x.op in _TERMS for x in node.src):
+            begin = node.src[0]
+            found.discard(begin)
+            first.add(begin)
+            size[begin] = own
+        read = sum([size[source] for source in node.src])
         grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
         grows = grows and not _is_step(node)
         size[node] = own
@@ -122,4 +150,64 @@ def _recomputed(order: Sequence[Node]) -> set[Node]:
             size[node] = min(read, own) if op in _SHOWN else read
         elif op in _LEAVES and op is not BUFFER:
             size[node] = 0
-    return found
+    return found, first
+
+
+# What is computed of the slots that are read, and these slots, each once: graphs with equal terms
+# compute the same.
+Term = tuple[int, tuple[int, ...]]
+_numbers: dict[Any, int] = {}
+_next = itertools.count()
+
+
+class Terms:
+    """The terms of a graph's nodes: a piece's key, of which each node is looked at once.
+
+    A canonical graph describes all nodes of a piece; a term only a node and its sources' numbers.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Node, Term] = {}
+
+    def of(self, roots: Sequence[Node]) -> Term:
+        """The term of the roots of a piece together."""
+        known, path = self._known, [*roots]
+        while path:
+            node = path[-1]
+            new = [source for source in node.src if source not in known]
+            path += new
+            if not new:
+                if node not in known:
+                    known[node] = self._new(node)
+                path.pop()
+        return self._term(roots[0].device, roots)
+
+    def read(self, node: Node, slot: int) -> None:
+        """From now on a node is read from memory."""
+        self._known[node] = _number((node.dtype, node.shape)), (slot,)
+
+    def _new(self, node: Node) -> Term:
+        arg = node.arg
+        if node.op is BUFFER:
+            return _number((node.dtype, node.shape)), (arg,)
+        if node.op is CONST:
+            arg = number_key(arg, node.dtype)
+        return self._term((node.op, node.dtype, node.shape, arg), node.src)
+
+    def _term(self, what: Any, src: Sequence[Node]) -> Term:
+        if len(src) == 1:
+            number, slots = self._known[src[0]]
+            return _number((what, number)), slots
+        terms = [self._known[source] for source in src]
+        at: dict[int, int] = {}  # the slots that sources read, and their places among all of them
+        places = [at.setdefault(slot, len(at)) for _, slots in terms for slot in slots]
+        return _number((what, *places, None, *[number for number, _ in terms])), tuple(at)
+
+
+def _number(what: Any) -> int:
+    number = _numbers.get(what)
+    if number is None:
+        if len(_numbers) > MOST_TERMS:
+            _numbers.clear()
+        number = _numbers[what] = next(_next)
+    return number

@@ -86,15 +86,15 @@ def _with_loops(roots: list[Node], order: Sequence[Node], kept: Set[Node]) -> li
     return loops if loops == made else together(loops, topological(loops), kept)[0]
 
 
-# A root → what was made of it, and what stayed apart: after the gradient of a loss, its value is
-# requested.
-_less: WeakKeyDictionary[Node, tuple[Node, Set[Node]]] = WeakKeyDictionary()
+# A root → what was made of it, and the ages of what stayed apart: after the gradient of a loss, its
+# value is requested. (Not the nodes, of which the root may be one: it would keep itself alive.)
+_less: WeakKeyDictionary[Node, tuple[Node, Set[int]]] = WeakKeyDictionary()
 
 
 def remember(root: Node, less: Node, kept: Set[Node]) -> None:
     """Let `made_without_copies` find what was made of a root while some nodes stayed apart."""
     if less is not root:
-        _less[root] = less, frozenset(kept)
+        _less[root] = less, frozenset([node.age for node in kept])
 
 
 def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
@@ -104,7 +104,7 @@ def made_without_copies(root: Node, kept: Iterable[Node]) -> Node:
         return root
     less, apart = known
     # The root cannot need nodes that are younger than it.
-    return less if all(node in apart or node.age > root.age for node in kept) else root
+    return less if all(node.age in apart or node.age > root.age for node in kept) else root
 
 
 def reroll(

@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+import minigrad.pieced
 import minigrad.programs
 from minigrad import Context, GlobalCounters, Tensor, jit, nn
 from minigrad.errors import BoundsError
@@ -193,6 +194,25 @@ def test_pieces_are_known(on_compiled, kind):
     assert sum(found[KNOWN:]) <= STEPS - KNOWN, found
 
 
+def test_known_pieces_are_not_described_again(on_compiled, monkeypatch):
+    made = []
+    learner = OfWords()
+    counts(learner.step, KNOWN)
+    known = minigrad.pieced.canonicalize
+    monkeypatch.setattr(minigrad.pieced, "canonicalize", lambda *a: made.append(a) or known(*a))
+    counts(learner.step, STEPS - KNOWN)
+    assert len(made) <= 8 * (STEPS - KNOWN)  # of more than a hundred pieces each
+
+
+def test_sizes_that_become_frequent_share_a_program(on_compiled):
+    """If columns differ in the first two, all are padded; then each got one of its own."""
+    for columns in (96, 32):
+        numbers(0, 6, columns).sum(0).realize()
+    some = [numbers(0, rows, 96) for rows in range(2, 7)]
+    found = counts(lambda: [x.sum(0).realize() for x in some], FREQUENT + 4)
+    assert sum(found) <= 2, found
+
+
 def test_structures_that_come_now_and_then_are_not_compiled_whole(on_compiled):
     """If their pieces are known, until they have come often."""
     found = counts(OfMatches().step, 6 * STEPS)
@@ -288,6 +308,23 @@ def test_programs_in_pieces_keep_no_graph(all_in_pieces):
     for seed in range(4):
         assert deep(x, seed).numpy().shape == (8, 8)
     assert nodes() - before < 10
+
+
+def test_updates_that_were_computed_together_keep_no_graph(on_compiled):
+    """A write was among what stayed apart from its own graph: so each step's graph lived on."""
+    gate, experts = nn.Linear(4, 2), [nn.Linear(4, 4), nn.Linear(4, 4)]
+    optimizer = nn.optim.SGD(nn.state.get_parameters([gate, experts]), lr=0.1)
+    held = []
+    for seed in range(8):
+        x, coins = numbers(seed, 12, 4), random.Random(seed)
+        weights = gate(x).softmax(1)
+        chosen = [coins.randrange(2) for _ in range(12)]
+        parts = [experts[e](x[i]).tanh() * weights[i, e] for i, e in enumerate(chosen)]
+        optimizer.zero_grad()
+        Tensor.stack(*parts).square().mean().backward()
+        optimizer.step()
+        held.append(GlobalCounters.mem_used)
+    assert max(held) <= held[1]
 
 
 def test_what_comes_often_gets_a_program_of_its_own(on_compiled):
