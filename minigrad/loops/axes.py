@@ -15,7 +15,7 @@ from minigrad.schedule.expr import Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.layout import is_near
 from minigrad.schedule.stage import Stage
-from minigrad.target import Target
+from minigrad.target import LINE, Target
 
 # The largest distance of elements that are picked from whole vectors (see render/llvm_memory.py).
 NEIGHBOURS = 4
@@ -167,7 +167,8 @@ def in_whole_periods(target: Target, exprs: Sequence[Expr], axis: Axis, width: i
     """The lanes of a loop, or three registers, say, if elements are repeated three times each.
 
     Each time, its lanes are the same places in memory then, picked from a vector or two. Not if so
-    many registers are more than one beyond those of `width`, which its body allows.
+    many registers are more than one beyond those of `width`, which its body allows, or no whole
+    number of lines of memory, from which elements are picked.
     """
     found, inner = 1, [x for x in indices(exprs, ()) if not isinstance(x, int)]
     for x in inner:
@@ -178,7 +179,8 @@ def in_whole_periods(target: Target, exprs: Sequence[Expr], axis: Axis, width: i
     lanes = min(target.lanes(e.dtype) for e in expr.walk(*exprs))
     odd = found // (found & -found)
     fits = isinstance(axis.extent, int) and odd * lanes <= axis.extent
-    return odd * lanes if fits and 1 < odd <= width // lanes + 1 else width
+    whole = all(odd * lanes * e.dtype.itemsize % LINE == 0 for e in expr.loads(*exprs))
+    return odd * lanes if fits and whole and 1 < odd <= width // lanes + 1 else width
 
 
 def enough_lanes(lanes: int, count: int) -> int:

@@ -29,6 +29,7 @@ def rows(threads: int) -> Iterator[Row]:
     yield images(threads)
     yield prompts(threads)
     yield texts(threads)
+    yield texts(threads, number=True)
     yield from general_against_special()
     yield from eager(threads)
 
@@ -202,30 +203,37 @@ def prompts(threads: int) -> Row:
     return Row("GPT 4 × 128, each length of a prompt new", ours, {})
 
 
-def texts(threads: int) -> Row:
-    """A training step on eight texts of a length that no earlier ones had."""
-    config, sizes = GPTConfig(4, 4, 128, 256, 65), _sizes(250)
-    model, tokens = GPT(config), np.random.default_rng(0).integers(0, 65, (8, 256), dtype=np.int32)
+def texts(threads: int, number: bool = False) -> Row:
+    """A training step on eight texts of a length that no earlier ones had; number: on 2 … 16."""
+    config, random = GPTConfig(4, 4, 128, 256, 65), np.random.default_rng(0)
+    model, tokens = GPT(config), random.integers(0, 65, (16, 256), dtype=np.int32)
     optimizer = nn.optim.AdamW(nn.state.get_parameters(model), lr=1e-4)
 
+    def batches() -> Iterator[np.ndarray[Any, Any]]:
+        rng = np.random.default_rng(1)
+        for length in _sizes(250):
+            yield tokens[: int(rng.integers(2, 17)) if number else 8, : length + 1]
+
+    own = batches()
+
     def ours() -> None:
-        length = next(sizes)
-        logits = model(Tensor(tokens[:, :length]))
-        targets = Tensor(tokens[:, 1 : length + 1])
+        batch = next(own)
+        logits, targets = model(Tensor(batch[:, :-1])), Tensor(batch[:, 1:])
         _descend(optimizer, logits.reshape(-1, 65).cross_entropy(targets.reshape(-1)))
 
     peer: dict[str, Work] = {}
     if installed("torch"):
-        step, others = torch_step(config, threads), _sizes(250)
+        step, others = torch_step(config, threads), batches()
 
         def theirs() -> None:
-            length = next(others)
-            step(tokens[:, :length], tokens[:, 1 : length + 1])
+            batch = next(others)
+            step(batch[:, :-1], batch[:, 1:])
 
         peer["torch"] = theirs
-    for _ in range(4):
+    for _ in range(6 if number else 4):
         ours()
-    return Row("training step of GPT 4 × 128 on 8 texts, each length new", ours, peer)
+    how = "their number and length new" if number else "each length new"
+    return Row(f"training step of GPT 4 × 128 on {'' if number else '8 '}texts, {how}", ours, peer)
 
 
 class OfSizes(NamedTuple):
