@@ -32,8 +32,8 @@ class Padded:
         """See `minigrad.device.Program`."""
         inside = list(buffers)
         for slot, shape in {**self.reads, **self.writes}.items():
-            like = buffers[slot]
-            inside[slot] = Buffer(like.device, like.dtype, numel(shape))
+            like, rows = buffers[slot], evaluate(shape[0], variables)
+            inside[slot] = Buffer(like.device, like.dtype, rows * numel(shape[1:]))
         for slot, shape in self.reads.items():
             pairs = blocks(shape, variables)
             _copy(inside[slot], buffers[slot], ((wide, dense) for dense, wide in pairs))

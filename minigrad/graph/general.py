@@ -38,7 +38,7 @@ from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import equally_apart, inner, numel
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Integer, high, low, var
+from minigrad.graph.symbolic import Affine, Integer, high, low, typical, var
 from minigrad.graph.variable import evaluate
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
@@ -53,6 +53,7 @@ MOST_BLOCKS = 256
 # Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32. A
 # quarter of that in one array, if it has many rows: small ones, such as batches, may be longer.
 MOST_PADDED = 1 << 26
+LIVE = 4  # of such sums at a time: of a layer of attention and its gradients
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
@@ -492,16 +493,24 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
 def _check_area(graph: Graph) -> None:
     """Raise Special if the bounds of several dimensions multiply to arrays that are too large.
 
-    What a row of attention weighs by is not counted: it is seldom stored.
+    If two differ at most, the first dimension counts as it usually is, because memory is planned
+    for each size, and of sums the largest counts LIVE times: others take its place in memory. (What
+    a row of attention weighs by is not counted: it is seldom stored.)
     """
     nodes = topological(graph.roots)
     images = any(node.op is Op.WINDOW for node in nodes)
-    total = 0
+    total = largest = 0
     for node in nodes:
         varying = [extent for extent in node.shape if not isinstance(extent, int)]
         if len(set(varying)) > 1 or (images and len(varying) > 1):
-            if node.op is Op.BUFFER or node.op in REDUCTIONS:
-                total += numel(node.shape)
+            first, *rest = node.shape
+            few = len(set(varying)) <= MOST_TIGHT
+            count = typical(first) * numel(rest) if few else numel(node.shape)
+            if node.op in REDUCTIONS and few:
+                largest = max(largest, count)
+            elif node.op is Op.BUFFER or node.op in REDUCTIONS:
+                total += count
+    total += LIVE * largest
     if total > MOST_PADDED:
         reason = f"arrays padded in several dimensions have {total} elements"
         raise _too_large(reason, [node.shape for node in nodes])

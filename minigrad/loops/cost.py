@@ -488,7 +488,9 @@ def amx_tiling(problem: Problem, target: Target) -> Tiling | None:
 
     For bytes it nearly always pays: vectors multiply integers one by one.
     """
-    rows, columns = problem.row.most, problem.column.typical
+    if not isinstance(problem.column.extent, int):
+        return None  # (no such machine was at hand when columns began to vary)
+    rows, columns = problem.row.most, problem.column.count
     of_bytes = problem.total.dtype.is_int
     few = SQUARE // 2 if of_bytes else LEAST_PANELS * SQUARE
     most = max(target.l2 // 2 // (4 * problem.depth) // SQUARE, of_bytes)

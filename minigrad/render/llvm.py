@@ -255,8 +255,12 @@ class _Emitter(MemoryEmitter):
         mask = self.mask() if array.folded and not cleared else None
         old = self.held(slot) if mask is not None else None
         if old is not None:
-            text = here.line(f"select <{lanes} x i1> {mask}, {value.typed}, {old.typed}")
-            value = Value(text, array.dtype, lanes)
+            text, known = value.text, values.known_flags(mask, lanes) is not None
+            if array.dtype.is_float and not known and not old.text.startswith("%"):
+                # LLVM 22 would load a whole vector for a masked multiply-add that begins with 0
+                text = values.fenced(here, value.type, text)
+            both = f"{value.type} {text}, {old.typed}"
+            value = Value(here.line(f"select <{lanes} x i1> {mask}, {both}"), array.dtype, lanes)
         self.levels[-1].registers[slot] = Value(value.text, array.dtype, lanes)
 
     def _slot(self, array: Array, index: Integer) -> Slot:

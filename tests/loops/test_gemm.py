@@ -205,6 +205,16 @@ def varying_rows(inputs: Inputs) -> list[Node]:
 
 
 @case
+def varying_columns(inputs: Inputs) -> list[Node]:
+    """Several panels, the last of them in part; also of columns along k, and with pieces of k."""
+    wide = LENGTH * 5
+    turned = transpose(inputs(2, wide, 30))
+    deep = product(inputs(40, 1500), inputs(1500, wide))
+    return [add(product(inputs(60, 30), inputs(30, wide)), 1.0),
+            product(inputs(2, 40, 30), turned), deep]  # fmt: skip
+
+
+@case
 def left_transposed(inputs: Inputs) -> list[Node]:
     """The left operand's rows are contiguous: they are copied tile by tile."""
     x, y = inputs(33, 230), inputs(33, 150)
@@ -464,9 +474,10 @@ def many_bytes(inputs: Inputs) -> list[Node]:
 
 
 def bytes_of_size_n(inputs: Inputs) -> list[Node]:
-    """A varying number of rows; and a varying depth, which has no words."""
+    """A varying number of rows, and of columns; and a varying depth, which has no words."""
     rows = product(whole(inputs, LENGTH, 70), whole(inputs, 70, 40))
-    return [rows, product(whole(inputs, 20, LENGTH), whole(inputs, LENGTH, 40))]
+    columns = product(whole(inputs, 40, 70), whole(inputs, 70, LENGTH * 5))
+    return [rows, columns, product(whole(inputs, 20, LENGTH), whole(inputs, LENGTH, 40))]
 
 
 def few_bytes(inputs: Inputs) -> list[Node]:

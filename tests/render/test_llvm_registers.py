@@ -12,12 +12,15 @@ from itertools import count
 
 import numpy as np
 import pytest
+from schedule.machine import compiler_of, target_of
+from schedule.programs import Inputs, mul, plan_of, total
 
 from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
-from minigrad.graph.node import Op
+from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Integer, var
 from minigrad.loops.nest import Fold, Loop, Nest, Statements, Store
+from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.render.llvm_values import Builder, Value, fold
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -176,3 +179,17 @@ def test_lanes_of_floats_are_combined_half_by_half() -> None:
         "  %v4 = extractelement <2 x float> %v3, i64 0",
         "  %v5 = extractelement <2 x float> %v3, i64 1", "  %v6 = fadd float %v4, %v5",
     ]  # fmt: skip
+
+
+def test_no_lane_outside_of_a_mask_is_loaded() -> None:
+    """LLVM 22 loads whole vectors for a masked multiply-add that begins with zeros."""
+
+    def build(inputs: Inputs) -> list[Node]:
+        x = inputs(5, var("n", 1, 12))  # rows of one vector, whose mask is computed
+        sums = total(mul(x, 0.1), 1)
+        return [total(mul(sums, sums), 0)]
+
+    (kernel,) = plan_of(build).kernels
+    text = compiler_of("avx512").assembly(render(lower(kernel, target_of("avx512"))))
+    loads = re.findall(r"vmov[au]ps\t\(.*\), %[yz]mm\d+(.*)", text)
+    assert loads and all("{%k" in rest for rest in loads), loads
