@@ -69,24 +69,9 @@ class Cuts:
         slot = self._read.setdefault((x, shape), next(self._free))
         return buffer(slot, x.dtype, shape, x.device)
 
-    def with_sources(self, graph: Graph) -> Graph:
-        """The graph that was made, with a root for each value that is read again."""
-        roots, outputs = [*graph.roots], [*graph.outputs]
-        places = self._new(graph)
-        for (x, _), slot in self._read.items():
-            if x.op is BUFFER and x.arg not in outputs:
-                self._views[slot] = self._views.get(x.arg, x.arg)
-                continue
-            if x not in places:
-                places[x] = next(self._free)
-                # a copy, of memory that is written in the end
-                roots.append(copy_of(x) if x.op is BUFFER else x)
-                outputs.append(places[x])
-            self._views[slot] = places[x]
-        return replace(graph, roots=tuple(roots), outputs=tuple(outputs))
-
     def parts(self, graph: Graph) -> Parts:
-        """The parts of a graph `with_sources`. Results that are inputs, too, come last."""
+        """The parts of the graph that was made. Results that are inputs, too, come last."""
+        graph = self._with_sources(graph)
         roots, outputs = [*graph.roots], [*graph.outputs]
         places = self._new(graph)
         level = self._levels(graph)
@@ -117,6 +102,22 @@ class Cuts:
         numbers = grouped((part, number) for number, part in enumerate(parts))
         made = replace(graph, roots=tuple(roots), outputs=tuple(outputs), slots=next(self._free))
         return Parts(made, [numbers[now] for now in sorted(numbers)], self._views, self._first)
+
+    def _with_sources(self, graph: Graph) -> Graph:
+        """The graph with a root for each value that is read again."""
+        roots, outputs = [*graph.roots], [*graph.outputs]
+        places = self._new(graph)
+        for (x, _), slot in self._read.items():
+            if x.op is BUFFER and x.arg not in outputs:
+                self._views[slot] = self._views.get(x.arg, x.arg)
+                continue
+            if x not in places:
+                places[x] = next(self._free)
+                # a copy, of memory that is written in the end
+                roots.append(copy_of(x) if x.op is BUFFER else x)
+                outputs.append(places[x])
+            self._views[slot] = places[x]
+        return replace(graph, roots=tuple(roots), outputs=tuple(outputs))
 
     def _new(self, graph: Graph) -> dict[Node, int]:
         """The results whose memory is new, and their slots."""

@@ -164,9 +164,10 @@ def generalize(
 ) -> General:  # fmt: skip
     """The general graph of calls of one structure, of which `call` is one.
 
-    may_pad: whether callers' arrays may have another layout inside of the program. refused: of
-    graphs of this structure; more are added. lines: whether a number may follow from another one by
-    more than a factor; of few samples, many do by chance. Raises Special if there is none.
+    may_pad: whether callers' arrays may have another layout inside of the program. refused:
+    what is known of graphs of this structure; more is added. lines: whether a number may follow
+    from another one by more than a factor; of few samples, many do by chance. Raises Special if
+    there is no general graph.
     """
     refused = {} if refused is None else refused
     reason = "an inner dimension of an input or result varies"
@@ -207,7 +208,7 @@ def _general(
         cuts = Cuts(inputs, max((*call.targets, inputs - 1)) + 1 + bool(call.checks))
         remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
         try:
-            graph = cuts.with_sources(call.rewritten(remake, names))
+            graph = call.rewritten(remake, names)
             if not widened and any(cuts.most.get(one.name, 0) > one.high for one in holes):
                 holes, formulas = _widened(holes, formulas, cuts.most)
                 widened = True
