@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from operator import itemgetter
+from typing import NamedTuple
 
 from minigrad.device import Buffer, Call, Replay, Rows, Runtime
 from minigrad.dtype import DType, number_of
@@ -22,7 +23,7 @@ from minigrad.errors import MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
 from minigrad.graph.symbolic import ceildiv, high
-from minigrad.graph.variable import evaluate, is_own, most
+from minigrad.graph.variable import evaluate, is_general, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
@@ -41,7 +42,7 @@ from minigrad.target import Target
 
 # By how a kernel follows the one before it
 FLAGS = 0, FLAG_CONCURRENT, FLAG_CONCURRENT | FLAG_INTERLEAVED
-MOST_PLACES = 64  # plans of the arena that a program keeps, one for each of its sizes
+MOST_SIZES = 64  # of a program, of which it keeps what they decide
 
 
 def open_device(name: str) -> CPU:
@@ -139,6 +140,22 @@ class CPU(Runtime):
         return super().compose(calls, arguments)
 
 
+class Sizes(NamedTuple):
+    """What the variables of a program decide, but for its arguments.
+
+    held: bytes of each memory between kernels. places: their offsets in the arena. nbytes: of the
+    arena. totals: the iterations of kernels in which these vary. operations, traffic: estimates
+    for reports.
+    """
+
+    held: Sequence[int]
+    places: Sequence[int]
+    nbytes: int
+    totals: Sequence[int]
+    operations: int
+    traffic: int
+
+
 # The result of `CpuProgram._memory` if nothing is held: most eager operations do not call it.
 NOTHING: tuple[list[int], list[tuple[int, int]]] = ([], [])
 
@@ -154,11 +171,6 @@ class CpuProgram:
         self._lock = new_rlock()
         self._running = False
         self._held = plan.held  # the memory between kernels
-        # variables on which its size depends, and its places for their values so far
-        self._own = sorted({
-            atom.name for one in plan.held for atom in symbols(one.nbytes) if is_own(atom.name)
-        })
-        self._places: dict[tuple[int, ...], tuple[tuple[int, ...], int]] = {}
         # where the arguments come from, of all kernels in one list
         self.sources = [source for one in plan.sources for source in one]
         # of buffers only, as in eager operations: takes the arguments out of all addresses
@@ -178,43 +190,55 @@ class CpuProgram:
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying
         self._base = self._table.place()
+        # names of the variables that decide its sizes, and these by their values
+        sizes = [*(one.nbytes for one in plan.held), *(total for _, total in self._varying)]
+        self._sizing = sorted({atom.name for one in sizes for atom in symbols(one)})
+        self._sizes: dict[tuple[int, ...], Sizes] = {}
+        self._held_varies = any(is_general(one.nbytes) for one in plan.held)
         self._format = f"={len(self.sources)}q"
         # estimates of its work, for reports and for the number of threads
         codes = [kernel.code for kernel in self.kernels]
         self.operations = sum(code.operations for code in codes)
         self.traffic = sum(code.traffic for code in codes)
-        self._most_work = self.operations, self.traffic
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
+        self._only = None if self._sizing else self.sizes({})
         work = self.operations + self.traffic
         run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
         self._run = watched(run, self.pool, [self.exchanges])
 
-    def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
-        """Offsets in the arena of the memory between kernels, and the bytes of the arena."""
-        values = tuple([variables[name] for name in self._own]) if self._own else ()
-        known = self._places.get(values)
+    def sizes(self, variables: Mapping[str, int]) -> Sizes:
+        """What these values decide. Estimates are for the largest number of iterations."""
+        values = tuple([variables[name] for name in self._sizing])
+        known = self._sizes.get(values)
         if known is None:
-            known = place(
-                [(most(one.nbytes, variables), one.first, one.last) for one in self._held]
-            )
-            if len(self._places) >= MOST_PLACES:
-                self._places.clear()
-            self._places[values] = known
+            held = [most(one.nbytes, variables) for one in self._held]
+            lives = [(one.first, one.last) for one in self._held]
+            places = place([(n, *life) for n, life in zip(held, lives, strict=True)])
+            totals = [evaluate(total, variables) for _, total in self._varying]
+            operations, traffic = self.operations, self.traffic
+            for (number, full), total in zip(self._varying, totals, strict=True):
+                code, missing = self.kernels[number].code, full.high - total
+                operations -= code.operations * missing // full.high
+                traffic -= code.traffic * missing // full.high
+            if len(self._sizes) >= MOST_SIZES:
+                self._sizes.clear()
+            known = self._sizes[values] = Sizes(held, *places, totals, operations, traffic)
         return known
 
-    def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
+    def _memory(self, sizes: Sizes) -> tuple[list[int], list[tuple[int, int]]]:
         """Addresses of the memory between kernels, and blocks to free afterwards: an arena."""
-        places, nbytes = self.placed(variables)
-        if self._own:  # varying sizes reuse a block: new pages would take longer than computing
+        nbytes = sizes.nbytes
+        if self._held_varies:  # sizes share a block: new pages would take longer than computing
             nbytes = 1 << max(nbytes - 1, 0).bit_length()
         arena = cpu_memory.allocate(nbytes) if nbytes else 0
-        return [arena + place for place in places], [(arena, nbytes)] if nbytes else []
+        return [arena + place for place in sizes.places], [(arena, nbytes)] if nbytes else []
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Fill in the call's addresses and values, and run the table."""
         if not self.kernels:
             return
-        held, taken = self._memory(variables) if self._held else NOTHING
+        sizes = self._only or self.sizes(variables)
+        held, taken = self._memory(sizes) if self._held else NOTHING
         try:
             addresses = [buffer.handle or buffer.memory for buffer in buffers]
             words = self._slots(addresses) if self._slots is not None else [
@@ -232,9 +256,8 @@ class CpuProgram:
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
                     if self._varying:
-                        self._set_totals([evaluate(total, variables) for _, total in self._varying])
+                        self._set_totals(sizes.totals)
                     self._walk()
-                    operations, traffic = self._work() if self._varying else self._most_work
                 finally:
                     if before is None:
                         self._running = False
@@ -244,7 +267,7 @@ class CpuProgram:
         finally:
             for address, nbytes in taken:
                 cpu_memory.free(address, nbytes)
-        GlobalCounters.ran(len(self.kernels), operations, traffic)
+        GlobalCounters.ran(len(self.kernels), sizes.operations, sizes.traffic)
 
     def threads_of(self, number: int) -> int:
         """How many threads a kernel has work for."""
@@ -262,15 +285,6 @@ class CpuProgram:
     def _set_totals(self, totals: Sequence[int]) -> None:
         for (number, _), total in zip(self._varying, totals, strict=True):
             self._table.launches[number].total = total
-
-    def _work(self) -> tuple[int, int]:
-        """Operations and bytes of the call; estimates are for the largest number of iterations."""
-        operations, traffic = self._most_work
-        for (number, full), total in zip(self._varying, self._totals(), strict=True):
-            code, missing = self.kernels[number].code, full.high - total
-            operations -= code.operations * missing // full.high
-            traffic -= code.traffic * missing // full.high
-        return operations, traffic
 
     def _sized(self, number: int) -> KernelCode:
         """A kernel's code with the numbers of the call that runs."""
@@ -311,9 +325,8 @@ class GuardedProgram(CpuProgram):
 
     guarded = True
 
-    def _memory(self, variables: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int]]]:
-        sizes = [most(one.nbytes, variables) for one in self._held]
-        blocks = [(cpu_memory.allocate_guarded(nbytes), nbytes) for nbytes in sizes]
+    def _memory(self, sizes: Sizes) -> tuple[list[int], list[tuple[int, int]]]:
+        blocks = [(cpu_memory.allocate_guarded(nbytes), nbytes) for nbytes in sizes.held]
         return [address for address, _ in blocks], blocks
 
     def _walk(self) -> None:

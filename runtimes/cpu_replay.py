@@ -42,10 +42,10 @@ class CpuReplay:
         self._replay = _REPLAY(functions["replay"])
         self.keep = (tuple(calls), code)  # the machine code and the buffers must not be freed
         programs: list[Any] = [call.program for call in calls]
-        placed = [
-            program.placed(call.variables) for program, call in zip(programs, calls, strict=True)
+        sizes = [
+            program.sizes(call.variables) for program, call in zip(programs, calls, strict=True)
         ]
-        self._arena_bytes = max((nbytes for _, nbytes in placed), default=0)
+        self._arena_bytes = max((one.nbytes for one in sizes), default=0)
         self._arena = cpu_memory.allocate(self._arena_bytes)
         self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
@@ -54,12 +54,12 @@ class CpuReplay:
         sources: list[int] = []
         words = [0] * PATCHED
         launches = list[tuple[int, Integer, int, int, int]]()
-        for call, program, (held, _) in zip(calls, programs, placed, strict=True):
+        for call, program, size in zip(calls, programs, sizes, strict=True):
             start = len(words)
             for kind, where in program.sources:
                 source = call.buffers[where] if kind == "slot" else where
                 known = (
-                    self._arena + held[where] if kind == "held"
+                    self._arena + size.places[where] if kind == "held"
                     else where if kind == "number"
                     else call.variables[where] if kind == "symbol" and is_own(where)
                     else source.memory if kind == "slot" and source not in changing

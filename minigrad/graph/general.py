@@ -108,7 +108,8 @@ class General:
 
     parts: Parts
     holes: Sequence[Hole]
-    formulas: Mapping[int, Affine]  # of the cells that vary, by place
+    copies: Sequence[tuple[int, int]]  # places of cells that vary, and of the variable's cell
+    formulas: Sequence[tuple[int, Affine]]  # of the other cells that vary
     cells: tuple[Cell, ...]  # of one sample
     # slot → shape, of arrays that are laid out at the bound (`minigrad/padded.py`)
     reads: Mapping[int, Shape]
@@ -126,10 +127,9 @@ class General:
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None if it does not fit."""
-        given: dict[str, Any] = {}
         values: dict[str, int] = {}
         for hole in self.holes:
-            cell = given[hole.name] = cells[hole.place]
+            cell = cells[hole.place]
             if isinstance(cell, int):
                 if not hole.low <= cell <= hole.high:
                     return None
@@ -139,15 +139,10 @@ class General:
             else:
                 return None
         expected = list(self.cells)
-        for place, formula in self.formulas.items():
-            value: Any = formula.constant
-            for atom, factor in formula.terms:
-                if atom.inner is not None:
-                    value += factor * evaluate(atom.index, values)
-                    continue
-                cell = given[atom.name]
-                value = cell if isinstance(cell, bytes) else value + factor * cell
-            expected[place] = value
+        for place, same in self.copies:
+            expected[place] = cells[same]
+        for place, formula in self.formulas:
+            expected[place] = evaluate(formula, values)
         return values if tuple(expected) == cells else None
 
 
@@ -214,7 +209,12 @@ def _general(
                 widened = True
                 continue
             parts = cuts.parts(graph)
-            return General(parts, holes, formulas, samples[-1], *_laid_out(parts.graph))
+            first = {hole.index: hole.place for hole in holes}
+            copies = [(at, first[one]) for at, one in formulas.items() if one in first]
+            others = [(at, one) for at, one in formulas.items() if one not in first]
+            return General(
+                parts, holes, copies, others, samples[-1], *_laid_out(parts.graph)
+            )
         except (ShapeError, Special) as error:
             reason, *extents = error.args
             kind = TooLarge if isinstance(error, TooLarge) else Special

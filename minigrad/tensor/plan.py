@@ -547,7 +547,9 @@ class Plan:
                     holder.stopped = False
         if self.copies:
             made |= {target: made[copied] for target, copied in self.copies.items()}
-        if lazy_links:
+        # A lazy tensor depends on older nodes only: if none of them is new, but all that was made
+        # is, none depends on it.
+        if lazy_links and (clock.fresh or any(node.age < clock.ended for node in made)):
             self._replace_in_others(made)
         for target in self.targets:
             companion = companion_of(target)
