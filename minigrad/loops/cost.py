@@ -365,12 +365,12 @@ def blocks_of(
     of_right = 2 if distance(problem.right, k) < distance(problem.right, n) else 1
     of_left = 2 if distance(problem.left, m) < distance(problem.left, k) else int(copies_left)
 
-    def cost(way: tuple[int, ...]) -> tuple[int, bool, int]:
+    def cost(way: tuple[int, ...]) -> tuple[bool, int, int]:
         rows, columns = way
         tasks = problem.batches * rows * columns
         copied = of_right * rows * extents[1] + of_left * columns * extents[0]
         uneven = tasks < ENOUGH_TASKS and tasks % SHARES != 0
-        return max(FEW_TASKS - tasks, 0), uneven, copied
+        return uneven, max(FEW_TASKS - tasks, 0), copied
 
     rows, columns = min(ways, key=cost)
     return rows, columns

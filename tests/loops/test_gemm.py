@@ -609,6 +609,29 @@ def test_tasks_copy_as_little_as_they_can(build: Build, rows: int, columns: int)
     assert (plan.mc, plan.nc, plan.kc) == (rows, columns, 0)
 
 
+def few_rows_turned_left(inputs: Inputs) -> list[Node]:
+    return [product(transpose(inputs(768, 512)), inputs(768, 128))]
+
+
+def test_few_tasks_divide_evenly() -> None:
+    """Four, though there could be five: two threads took 1.2 times as long for these."""
+    (kernel,) = schedule_of(graph_of(few_rows_turned_left)[0], GOLDEN).kernels
+    plan = tiling_of(prepare(kernel), target_of("avx512"))
+    assert (plan.mc, plan.nc) == (128, 128)
+
+
+@pytest.mark.parametrize(
+    "rows, machine, fetched", [(2048, "avx512", True), (64, "avx512", False), (2048, "amx", False)]
+)
+def test_large_results_are_fetched_before_they_are_written(
+    rows: int, machine: str, fetched: bool
+) -> None:
+    graph, _ = graph_of(lambda inputs: [product(inputs(rows, 384), inputs(384, 1536))])
+    target = target_of(machine)
+    loops = show(lower(schedule_of(graph, target).kernels[0], target))
+    assert ("prefetch o2[" in loops) == fetched
+
+
 @pytest.mark.parametrize(
     "rows, tile", [(10, 10), (32, 8), (64, 8), (96, 12), (97, 14), (100, 10), (768, 12), (784, 14)]
 )
