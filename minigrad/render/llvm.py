@@ -181,8 +181,6 @@ class _Emitter(MemoryEmitter):
         count = ceildiv(int(stop) - int(start), loop.step) if known else several
         if count > 1:
             piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
-        elif count < 1:
-            return
         with piece as counter:
             if loop.kind == "lanes":
                 self.bind_lanes(loop, counter or start, even)
