@@ -10,27 +10,26 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from operator import itemgetter
 
+from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Replay, Rows, Runtime
-from minigrad.dtype import DType, number_of
-from minigrad.errors import MinigradError
+from minigrad.dtype import DType, named, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
 from minigrad.graph.symbolic import ceildiv, high
-from minigrad.graph.variable import evaluate, is_own, most
+from minigrad.graph.variable import is_own, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_CONCURRENT, FLAG_INTERLEAVED, check_host
-from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, LaunchPlan
-from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
+from minigrad.runtimes.cpu_kernels import Kernel, KernelCode, Kernels, LaunchPlan
+from minigrad.runtimes.cpu_pool import Entry, Function, Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -79,7 +78,6 @@ class CPU(Runtime):
     """A CPU device with its own buffers and its own pool of threads."""
 
     generalizes = True
-    fails_late = False
 
     def __init__(self, name: str) -> None:
         target = host_target()
@@ -122,11 +120,6 @@ class CPU(Runtime):
         """The first element of memory."""
         return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
 
-    def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
-        """Raise `failure()` if the first four bytes of memory are not 0."""
-        if ctypes.c_uint32.from_address(memory).value:
-            raise failure()
-
     def compile(self, graph: Graph) -> CpuProgram:
         """Find or compile the machine code of a graph."""
         plan = host_kernels().plan(graph)
@@ -149,7 +142,7 @@ class CpuProgram:
     guarded = False
 
     def __init__(self, device: str, plan: LaunchPlan) -> None:
-        self.kernels = plan.kernels
+        self.kernels, self._made_of = plan.kernels, (device, plan)
         self.pool: Pool = pool_for(f"{device} guarded" if self.guarded else device)
         self._lock = new_rlock()
         self._running = False
@@ -165,19 +158,17 @@ class CpuProgram:
         plain = len(self.sources) > 1 and all(kind == "slot" for kind, _ in self.sources)
         self._slots = itemgetter(*[where for _, where in self.sources]) if plain else None
         starts = [0, *accumulate(map(len, plan.sources))]
-        self.exchanges = Exchanges(device, self.pool)
-        # for each kernel: address, iterations, those of a chunk, index of its first argument, flags
-        self.launches = [
+        exchanges: dict[int, Exchange] = {}
+        # for each kernel: what it is, iterations, those of a chunk, its first argument, flags
+        self.launches: list[Entry] = [
             (
-                self.exchanges.address(kernel.exchange, kernel.key == "exchange")
-                if kernel.exchange else kernel.address,
+                kernel.address or _exchanging(kernel, device, exchanges),
                 kernel.code.total, kernel.code.grain, start, FLAGS[how],
             )
             for kernel, start, how in zip(self.kernels, starts, plan.beside, strict=False)
         ]
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying
-        self._base = self._table.place()
         self._format = f"={len(self.sources)}q"
         # estimates of its work, for reports and for the number of threads
         codes = [kernel.code for kernel in self.kernels]
@@ -186,8 +177,8 @@ class CpuProgram:
         self._most_work = self.operations, self.traffic
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
         work = self.operations + self.traffic
-        run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
-        self._run = watched(run, self.pool, [self.exchanges])
+        self._run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
+        self._parts = self._table.parts(self._run, self.scratch_bytes)
 
     def placed(self, variables: Mapping[str, int]) -> tuple[tuple[int, ...], int]:
         """Offsets in the arena of the memory between kernels, and the bytes of the arena."""
@@ -225,22 +216,18 @@ class CpuProgram:
                 for kind, where in self.sources
             ]  # fmt: skip
             with self._lock:
-                # Only a signal handler that has interrupted this very run finds it running: it
-                # restores everything afterwards.
-                before = (bytes(self._arguments), self._totals()) if self._running else None
+                if self._running:  # on this thread: a signal handler has interrupted this very run
+                    type(self)(*self._made_of).run(buffers, variables)
+                    return
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
                     if self._varying:
-                        self._set_totals([evaluate(total, variables) for _, total in self._varying])
+                        self._table.set_totals(variables)
                     self._walk()
                     operations, traffic = self._work() if self._varying else self._most_work
                 finally:
-                    if before is None:
-                        self._running = False
-                    else:
-                        ctypes.memmove(self._arguments, before[0], len(before[0]))
-                        self._set_totals(before[1])
+                    self._running = False
         finally:
             for address, nbytes in taken:
                 cpu_memory.free(address, nbytes)
@@ -255,19 +242,12 @@ class CpuProgram:
         """The address or number that a source of arguments has in the call that runs."""
         return int(self._arguments[self.sources.index(source)])
 
-    def _totals(self) -> list[int]:
-        """The iterations of the kernels in which these vary."""
-        return [self._table.launches[number].total for number, _ in self._varying]
-
-    def _set_totals(self, totals: Sequence[int]) -> None:
-        for (number, _), total in zip(self._varying, totals, strict=True):
-            self._table.launches[number].total = total
-
     def _work(self) -> tuple[int, int]:
         """Operations and bytes of the call; estimates are for the largest number of iterations."""
         operations, traffic = self._most_work
-        for (number, full), total in zip(self._varying, self._totals(), strict=True):
-            code, missing = self.kernels[number].code, full.high - total
+        for number, full in self._varying:
+            code = self.kernels[number].code
+            missing = full.high - self._table.launches[number].total
             operations -= code.operations * missing // full.high
             traffic -= code.traffic * missing // full.high
         return operations, traffic
@@ -284,11 +264,12 @@ class CpuProgram:
     def _walk(self) -> None:
         level, record = flag("DEBUG"), timeline.record
         if level < 1 and record is None:
-            self._run(self._base, len(self.kernels), self.scratch_bytes)
+            for part in self._parts:
+                part()
             return
 
         def run_one(number: int) -> None:
-            self._run(self._table.place(number), 1, self.scratch_bytes)
+            self._table.part(self._run, self.scratch_bytes, number)()
 
         codes = [self._sized(number) for number in range(len(self.kernels))]
         seconds: list[float] = []
@@ -299,6 +280,20 @@ class CpuProgram:
 
             best = limits(self.pool.threads) if level >= 2 else None
             show_times(codes, seconds, level, best=best)
+
+
+def _exchanging(kernel: Kernel, device: str, exchanges: dict[int, Exchange]) -> Function:
+    """The function that starts or ends an exchange; exchanges: of the program, by number."""
+    code = kernel.exchange
+    assert code is not None
+    what, words = code.collective, len(code.counts) + 1
+    exchange = exchanges.get(what.number) or Exchange(
+        device, what, named(code.dtype), code.counts, code.size
+    )
+    exchanges[what.number] = exchange
+    if kernel.key == "wait":
+        return lambda given, first: exchange.finish()
+    return lambda given, first: exchange.start(given[first : first + words])
 
 
 class GuardedProgram(CpuProgram):
@@ -319,4 +314,4 @@ class GuardedProgram(CpuProgram):
     def _walk(self) -> None:
         """Run kernels one by one, with scratch areas of each kernel's size."""
         for number, kernel in enumerate(self.kernels):
-            self._run(self._table.place(number), 1, kernel.code.scratch_bytes)
+            self._table.part(self._run, kernel.code.scratch_bytes, number)()

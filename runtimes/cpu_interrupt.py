@@ -15,17 +15,14 @@ from __future__ import annotations
 import signal
 import socket
 import threading
-from collections.abc import Callable
 from functools import partial
 
 from minigrad.locks import in_child, new_lock
-from minigrad.runtimes.cpu_pool import Pool
+from minigrad.runtimes.cpu_pool import Pool, Run
 
 # Operations and bytes from which a program is long: a millisecond at best, and a third of a second
 # in scalar code; watching costs a few microseconds.
 LONG = 1 << 28
-
-Run = Callable[[int, int, int], None]
 
 
 class _Watcher:

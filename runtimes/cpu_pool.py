@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.variable import evaluate
 from minigrad.locks import in_child, new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
@@ -29,6 +31,11 @@ _COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
 INTERRUPTED = "the running program was interrupted between two kernels"
 
 
+Run = Callable[[int, int, int], None]  # `Pool.run`, or like it
+# What a launch is instead of machine code; it takes words, and the index of its own first one.
+Function = Callable[[Sequence[int], int], None]
+
+
 class Launch(ctypes.Structure):
     """One entry of a launch table; `(Launch * n)()` is a table of n.
 
@@ -40,30 +47,57 @@ class Launch(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
 
 
+Entry = tuple[int | Function, Integer, int, int, int]
+
+
 class Table:
     """Launches one after the other, and the words that are their arguments.
 
-    launches: for each, the address of its kernel, total, grain, index of its first word, flags. A
-    total that varies is 0 until it is set; `varying` has its launch's number.
+    launches: for each, the address of its kernel (or a function), total, grain, index of its first
+    word, flags. A total that varies is 0 until it is set; `varying` has its launch's number.
     """
 
-    def __init__(
-        self, words: Sequence[int], launches: Sequence[tuple[int, Integer, int, int, int]]
-    ) -> None:
+    def __init__(self, words: Sequence[int], launches: Sequence[Entry]) -> None:
         self.words = (ctypes.c_int64 * max(len(words), 1))(*words)
         base, self.count = ctypes.addressof(self.words), len(launches)
         self.launches: Any = (Launch * max(self.count, 1))(*(
-            Launch(address, base + 8 * first, total if isinstance(total, int) else 0, grain, flags)
-            for address, total, grain, first, flags in launches
+            Launch(0 if callable(kernel) else kernel, base + 8 * first,
+                   total if isinstance(total, int) else 0, grain, flags)
+            for kernel, total, grain, first, flags in launches
         ))  # fmt: skip
+        self.functions = {
+            number: partial(kernel, self.words, first)
+            for number, (kernel, _, _, first, _) in enumerate(launches) if callable(kernel)
+        }  # fmt: skip
         self.varying = [
             (number, total) for number, (_, total, *_) in enumerate(launches)
             if isinstance(total, Affine)
         ]  # fmt: skip
 
+    def set_totals(self, variables: Mapping[str, int]) -> None:
+        """Set the totals that vary, by the values of variables."""
+        for number, total in self.varying:
+            self.launches[number].total = evaluate(total, variables)
+
     def place(self, number: int = 0) -> int:
         """The address of a launch."""
         return ctypes.addressof(self.launches) + number * ctypes.sizeof(Launch)
+
+    def part(
+        self, run: Run, scratch_bytes: int, number: int, count: int = 1
+    ) -> Callable[[], None]:
+        """What runs `count` launches, or one that is a function."""
+        native = partial(run, self.place(number), count, scratch_bytes)
+        return self.functions.get(number, native)
+
+    def parts(self, run: Run, scratch_bytes: int) -> list[Callable[[], None]]:
+        """What runs all launches, one part after the other: as many native ones as possible."""
+        starts = sorted({0, *self.functions, *(n + 1 for n in self.functions)} - {self.count})
+        ends = [*starts[1:], self.count]
+        return [
+            self.part(run, scratch_bytes, start, end - start)
+            for start, end in zip(starts, ends, strict=False)
+        ]
 
 
 class Area:
