@@ -267,14 +267,11 @@ class CpuProgram:
             for part in self._parts:
                 part()
             return
-
-        def run_one(number: int) -> None:
-            self._table.part(self._run, self.scratch_bytes, number)()
-
         codes = [self._sized(number) for number in range(len(self.kernels))]
         seconds: list[float] = []
         measured = record or (lambda label, start, end: seconds.append(end - start))
-        run_recorded([code.label for code in codes], run_one, measured)
+        parts = self._table.parts(self._run, self.scratch_bytes, single=True)
+        run_recorded([code.label for code in codes], parts, measured)
         if record is None:
             from minigrad.runtimes.cpu_limits import limits  # which compiles
 

@@ -23,17 +23,20 @@ from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
 
 _RUN_TABLE = ctypes.CFUNCTYPE(
-    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
+_RUN_WATCHING = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
+    ctypes.c_void_p,
+)  # fmt: skip
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 _COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
-INTERRUPTED = "the running program was interrupted between two kernels"
 
-
-Run = Callable[[int, int, int], None]  # `Pool.run`, or like it
+Run = Callable[[int, int, int], object]  # `Pool.run`, or like it
 # What a launch is instead of machine code; it takes words, and the index of its own first one.
 Function = Callable[[Sequence[int], int], None]
+Part = Callable[[], object]  # of a table
 
 
 class Launch(ctypes.Structure):
@@ -83,16 +86,15 @@ class Table:
         """The address of a launch."""
         return ctypes.addressof(self.launches) + number * ctypes.sizeof(Launch)
 
-    def part(
-        self, run: Run, scratch_bytes: int, number: int, count: int = 1
-    ) -> Callable[[], None]:
+    def part(self, run: Run, scratch_bytes: int, number: int, count: int = 1) -> Part:
         """What runs `count` launches, or one that is a function."""
         native = partial(run, self.place(number), count, scratch_bytes)
         return self.functions.get(number, native)
 
-    def parts(self, run: Run, scratch_bytes: int) -> list[Callable[[], None]]:
-        """What runs all launches, one part after the other: as many native ones as possible."""
-        starts = sorted({0, *self.functions, *(n + 1 for n in self.functions)} - {self.count})
+    def parts(self, run: Run, scratch_bytes: int, single: bool = False) -> list[Part]:
+        """What runs all launches, one part after the other: single ones, or as few as possible."""
+        cuts = {0, *self.functions, *(number + 1 for number in self.functions)}
+        starts = [n for n in range(self.count) if single or n in cuts]
         ends = [*starts[1:], self.count]
         return [
             self.part(run, scratch_bytes, start, end - start)
@@ -144,6 +146,7 @@ class Pool:
         self.threads, self.name = threads, name
         functions, self._code = cpu_driver.driver(spins)
         self.run_table = _RUN_TABLE(functions["run_table"])
+        self._run_watching = _RUN_WATCHING(functions["run_watching"])
         self._worker = _WORKER(functions["worker"])
         self._stop_workers = _ON_POOL(functions["stop_workers"])
         self._acquire = _ON_POOL(functions["acquire"])
@@ -172,17 +175,20 @@ class Pool:
         """A field of a thread's share."""
         return self._field(cpu_driver.SHARES + cpu_driver.SHARE_BYTES * number + field)
 
-    def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
+    def run(self, table: int, count: int, scratch_bytes: int = 0, signals: int = 0) -> int:
         """Run the `count` launches of the table at address `table`, one group after the other.
 
         Each thread that takes part has scratch_bytes of memory of its own, 64-byte aligned.
-        KeyboardInterrupt if `interrupt` was called meanwhile: then the rest is not run.
+        signals: the address of a number; when it is not 0, the rest of the table is not run.
+        Returns how many launches are left.
         """
         if scratch_bytes > self._scratch_bytes:
             self.ensure_scratch(scratch_bytes)
         area = area_of_this_thread(scratch_bytes)
-        if self.run_table(table, count, self.address, area.address):
-            raise KeyboardInterrupt(INTERRUPTED)
+        if signals:
+            return int(self._run_watching(table, count, self.address, area.address, signals))
+        self.run_table(table, count, self.address, area.address)
+        return 0
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
         """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
@@ -190,8 +196,7 @@ class Pool:
         Only for pools that `run` never uses, so that they have no workers.
         """
         area = Area(scratch_bytes, guarded=True)
-        if self.run_table(table, count, self.address, area.address):
-            raise KeyboardInterrupt(INTERRUPTED)
+        self.run_table(table, count, self.address, area.address)
 
     def ensure_scratch(self, nbytes: int) -> None:
         """Start the workers if necessary, and give each at least nbytes of scratch memory.
@@ -232,14 +237,6 @@ class Pool:
                 word = self._field(cpu_driver.MASK + processor // 64 * 8)
                 word.value |= 1 << processor % 64  # ctypes wraps the 63rd into the sign
         self._field(cpu_driver.THREADS).value = 1 + len(self._workers)
-
-    def interrupt(self) -> None:
-        """End the current (or next) `run` before its next launch; from any thread."""
-        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 1
-
-    def forget_interrupt(self) -> None:
-        """Withdraw an `interrupt` that has not been noticed."""
-        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 0
 
     def shuffle(self, seed: int) -> None:
         """Hand out the chunks of each launch in an order that depends on seed; 0 ends that.

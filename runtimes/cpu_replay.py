@@ -23,10 +23,10 @@ from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_interrupt import LONG, runner
-from minigrad.runtimes.cpu_pool import INTERRUPTED, Area, Entry, Pool, Table, pool_for
+from minigrad.runtimes.cpu_pool import Area, Entry, Pool, Table, pool_for
 from minigrad.runtimes.report import run_recorded
 
-_REPLAY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+_REPLAY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PATCHED = 4  # words that the first launch takes
 
 
@@ -96,7 +96,7 @@ class CpuReplay:
         pool, table, scratch = self.pool, self._table, self._scratch
         self._life = pool.life
         pool.ensure_scratch(scratch.nbytes)
-        self.native: Callable[[], int | None]
+        self.native: Callable[[], None]
         work = self.operations + self.traffic
         if self._writes and not table.functions:
             work = 0  # all of what it writes in place is written, or nothing
@@ -113,9 +113,6 @@ class CpuReplay:
         for part in self._parts:
             part()
 
-    def _run_one(self, number: int) -> None:
-        self._table.part(self._run, self._scratch.nbytes, number)()
-
     def run(self, variables: Mapping[str, int]) -> None:
         """One native call, with the arguments of the last `put`."""
         if self._names:
@@ -125,9 +122,10 @@ class CpuReplay:
         if self._life is not self.pool.life:
             self._prepare()
         if timeline.record is not None:
-            run_recorded(self.labels, self._run_one, timeline.record)
-        elif self.native():
-            raise KeyboardInterrupt(INTERRUPTED)
+            parts = self._table.parts(self._run, self._scratch.nbytes, single=True)
+            run_recorded(self.labels, parts, timeline.record)
+        else:
+            self.native()
         counters = GlobalCounters
         counters.kernel_count += self.kernels
         counters.global_ops += self.operations
