@@ -321,12 +321,8 @@ class Kernels:
             address = addresses[one.nest.name]
             launches.append((address, one.nest.total, one.nest.grain, len(words), 0))
             words += [memories[n] for n in one.arguments]
-        table = Table(words, launches)
-
-        def run(number: int) -> None:
-            pool.run(table.place(number), 1, ways[number].nest.scratch_bytes)
-
-        best = best_of_rounds(run, len(ways))
+        table, scratch = Table(words, launches), max(one.nest.scratch_bytes for one in ways)
+        best = best_of_rounds(table.parts(pool.run, scratch, single=True))
         for memory, size in zip(memories, sizes, strict=True):
             cpu_memory.free(memory, size)
         return best

@@ -154,19 +154,19 @@ class Pool:
         self.copy_rows = _COPY_ROWS(functions["copy_rows"])
         self._lock = new_lock()
         self._closed = False
+        self._nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * threads
+        self._memory = ctypes.create_string_buffer(self._nbytes + 128)
+        self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._forget()
         _living.add(self)
 
     def _forget(self) -> None:
         """Start with a new state and no workers, or do so again in the child of a fork."""
-        nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * self.threads
-        self._memory = ctypes.create_string_buffer(nbytes + 128)
-        self.address = (ctypes.addressof(self._memory) + 127) & -128
+        ctypes.memset(self.address, 0, self._nbytes)
         self._field(cpu_driver.THREADS).value = 1
         self._workers: list[threading.Thread] = []
         self._areas: list[Area] = []
-        self._scratch_bytes = -1  # no workers were started
-        self.life = object()  # another one after a fork
+        self.scratch_bytes = -1  # no workers were started
 
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + offset)
@@ -182,7 +182,7 @@ class Pool:
         signals: the address of a number; when it is not 0, the rest of the table is not run.
         Returns how many launches are left.
         """
-        if scratch_bytes > self._scratch_bytes:
+        if scratch_bytes > self.scratch_bytes:
             self.ensure_scratch(scratch_bytes)
         area = area_of_this_thread(scratch_bytes)
         if signals:
@@ -204,7 +204,7 @@ class Pool:
         Waits until the pool's threads share no launch.
         """
         with self._lock:
-            if nbytes <= self._scratch_bytes:
+            if nbytes <= self.scratch_bytes:
                 return
             areas = [Area(nbytes) for _ in range(self.threads - 1)]
             while not self._acquire(self.address):
@@ -214,7 +214,7 @@ class Pool:
                     self._share(number, cpu_driver.AREA).value = area.address
                 if not self._workers and not self._closed:
                     self._start()
-                self._areas, self._scratch_bytes = areas, nbytes
+                self._areas, self.scratch_bytes = areas, nbytes
             finally:
                 self._release(self.address)
 

@@ -86,16 +86,13 @@ class CpuReplay:
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
-        self._life: object = None  # the `life` of the pool for which `native` was made
         self._writes = any(call.written for call in calls)
         self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make the native call for the pool as it is now."""
+        """Make the native call."""
         pool, table, scratch = self.pool, self._table, self._scratch
-        self._life = pool.life
-        pool.ensure_scratch(scratch.nbytes)
         self.native: Callable[[], None]
         work = self.operations + self.traffic
         if self._writes and not table.functions:
@@ -119,8 +116,8 @@ class CpuReplay:
             for number, name in self._names:
                 self._values[number] = variables[name]
             self._table.set_totals(variables)
-        if self._life is not self.pool.life:
-            self._prepare()
+        if self._scratch.nbytes > self.pool.scratch_bytes:  # also after a fork
+            self.pool.ensure_scratch(self._scratch.nbytes)
         if timeline.record is not None:
             parts = self._table.parts(self._run, self._scratch.nbytes, single=True)
             run_recorded(self.labels, parts, timeline.record)
