@@ -118,9 +118,10 @@ class Runtime(Protocol):
 
     name: str
     generalizes: bool  # whether programs are compiled, so that one should serve many numbers
-    byte_dots = False  # whether it multiplies four bytes as fast as one float32
-    byte_matrices = False  # whether it multiplies matrices of bytes as fast as those of floats
-    fails_late = False  # whether `expect_zero` raises nothing, but later accesses to results do
+    byte_dots: bool = False  # whether it multiplies four bytes as fast as one float32
+    byte_matrices: bool = False  # whether it multiplies matrices of bytes as fast as of floats
+    # whether `expect_zero` raises nothing, but later accesses to results do
+    fails_late: bool = False
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory of at least nbytes (which may be 0)."""

@@ -35,7 +35,7 @@ _COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
 
 Run = Callable[[int, int, int], object]  # `Pool.run`, or like it
 # What a launch is instead of machine code; it takes words, and the index of its own first one.
-Function = Callable[[Sequence[int], int], None]
+Function = Callable[[Any, int], None]
 Part = Callable[[], object]  # of a table
 
 

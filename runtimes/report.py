@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run_recorded(
-    labels: Sequence[str], kernels: Sequence[Callable[[], None]],
+    labels: Sequence[str], kernels: Sequence[Callable[[], object]],
     record: Callable[[str, float, float], None],
 ) -> None:  # fmt: skip
     """Run kernels one by one, and record when each began and ended."""
