@@ -149,14 +149,14 @@ def best_translation(
     return known[number]
 
 
-def best_of_rounds(run: Callable[[int], None], count: int) -> list[float]:
-    """The least seconds that run(0) … run(count − 1) took, when called in turn."""
-    best = [math.inf] * count
+def best_of_rounds(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """The least seconds that each of some functions took, when called in turn."""
+    best = [math.inf] * len(runs)
     rounds, begin = 0, time.perf_counter()
-    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * count:
-        for number in range(count):
+    while rounds < ROUNDS or time.perf_counter() - begin < SECONDS * len(runs):
+        for number, run in enumerate(runs):
             start = time.perf_counter()
-            run(number)
+            run()
             best[number] = min(best[number], time.perf_counter() - start)
         rounds += 1
     return best

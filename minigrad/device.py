@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from minigrad.dtype import DType
+from minigrad.dtype import DType, dtypes, number_of
 from minigrad.errors import DeviceError, LostValueError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node
@@ -118,9 +118,10 @@ class Runtime(Protocol):
 
     name: str
     generalizes: bool  # whether programs are compiled, so that one should serve many numbers
-    byte_dots: bool  # whether it multiplies four bytes as fast as one float32
-    byte_matrices: bool  # whether it multiplies matrices of bytes as fast as those of floats
-    fails_late: bool  # whether `expect_zero` raises nothing, but later accesses to results do
+    byte_dots: bool = False  # whether it multiplies four bytes as fast as one float32
+    byte_matrices: bool = False  # whether it multiplies matrices of bytes as fast as of floats
+    # whether `expect_zero` raises nothing, but later accesses to results do
+    fails_late: bool = False
 
     def allocate(self, nbytes: int) -> Any:
         """Uninitialised memory of at least nbytes (which may be 0)."""
@@ -157,6 +158,9 @@ class Runtime(Protocol):
 
     def first(self, memory: Any, dtype: DType) -> int | float | bool:
         """The first element of memory that holds elements of `dtype`, when work is done."""
+        data = bytearray(dtype.itemsize)
+        self.copy_out(memory, memoryview(data))
+        return number_of(data, dtype)
 
     def expect_zero(self, memory: Any, failure: Callable[[], MinigradError]) -> None:
         """Raise the error that `failure` makes unless the first four bytes of memory are 0.
@@ -164,6 +168,8 @@ class Runtime(Protocol):
         That is known when all work is done: an asynchronous device raises it later, when the host
         reads something or waits for the device.
         """
+        if self.first(memory, dtypes.uint32):
+            raise failure()
 
     def follow(self, read: Iterable[Buffer], filled: Iterable[Buffer]) -> None:
         """Note what a program reads and fills while the device's name is in `undecided`."""

@@ -10,28 +10,27 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from itertools import accumulate
 from operator import itemgetter
 from typing import NamedTuple
 
+from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Replay, Rows, Runtime
-from minigrad.dtype import DType, number_of
-from minigrad.errors import MinigradError
+from minigrad.dtype import DType, named, number_of
 from minigrad.graph.canonical import Graph
 from minigrad.graph.substitution import variables as symbols
 from minigrad.graph.symbolic import ceildiv, high
-from minigrad.graph.variable import evaluate, is_general, most
+from minigrad.graph.variable import is_general, most
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_CONCURRENT, FLAG_INTERLEAVED, check_host
-from minigrad.runtimes.cpu_exchange import Exchanges, watched
 from minigrad.runtimes.cpu_interrupt import runner
-from minigrad.runtimes.cpu_kernels import KernelCode, Kernels, LaunchPlan
-from minigrad.runtimes.cpu_pool import Pool, Table, pool_for
+from minigrad.runtimes.cpu_kernels import Kernel, KernelCode, Kernels, LaunchPlan
+from minigrad.runtimes.cpu_pool import Entry, Function, Pool, Table, pool_for
 from minigrad.runtimes.cpu_replay import CpuReplay
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import host_compiler
@@ -80,7 +79,6 @@ class CPU(Runtime):
     """A CPU device with its own buffers and its own pool of threads."""
 
     generalizes = True
-    fails_late = False
 
     def __init__(self, name: str) -> None:
         target = host_target()
@@ -123,11 +121,6 @@ class CPU(Runtime):
         """The first element of memory."""
         return number_of(ctypes.string_at(memory, dtype.itemsize), dtype)
 
-    def expect_zero(self, memory: int, failure: Callable[[], MinigradError]) -> None:
-        """Raise `failure()` if the first four bytes of memory are not 0."""
-        if ctypes.c_uint32.from_address(memory).value:
-            raise failure()
-
     def compile(self, graph: Graph) -> CpuProgram:
         """Find or compile the machine code of a graph."""
         plan = host_kernels().plan(graph)
@@ -166,7 +159,7 @@ class CpuProgram:
     guarded = False
 
     def __init__(self, device: str, plan: LaunchPlan) -> None:
-        self.kernels = plan.kernels
+        self.kernels, self._made_of = plan.kernels, (device, plan)
         self.pool: Pool = pool_for(f"{device} guarded" if self.guarded else device)
         self._lock = new_rlock()
         self._running = False
@@ -177,19 +170,17 @@ class CpuProgram:
         plain = len(self.sources) > 1 and all(kind == "slot" for kind, _ in self.sources)
         self._slots = itemgetter(*[where for _, where in self.sources]) if plain else None
         starts = [0, *accumulate(map(len, plan.sources))]
-        self.exchanges = Exchanges(device, self.pool)
-        # for each kernel: address, iterations, those of a chunk, index of its first argument, flags
-        self.launches = [
+        exchanges: dict[int, Exchange] = {}
+        # for each kernel: what it is, iterations, those of a chunk, its first argument, flags
+        self.launches: list[Entry] = [
             (
-                self.exchanges.address(kernel.exchange, kernel.key == "exchange")
-                if kernel.exchange else kernel.address,
+                kernel.address or _exchanging(kernel, device, exchanges),
                 kernel.code.total, kernel.code.grain, start, FLAGS[how],
             )
             for kernel, start, how in zip(self.kernels, starts, plan.beside, strict=False)
         ]
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying
-        self._base = self._table.place()
         # names of the variables that decide its sizes, and these by their values
         sizes = [*(one.nbytes for one in plan.held), *(total for _, total in self._varying)]
         self._sizing = sorted({atom.name for one in sizes for atom in symbols(one)})
@@ -203,8 +194,8 @@ class CpuProgram:
         self.scratch_bytes = max((code.scratch_bytes for code in codes), default=0)
         self._only = None if self._sizing else self.sizes({})
         work = self.operations + self.traffic
-        run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
-        self._run = watched(run, self.pool, [self.exchanges])
+        self._run = self.pool.run_guarded if self.guarded else runner(self.pool, work)
+        self._parts = self._table.parts(self._run, self.scratch_bytes)
 
     def sizes(self, variables: Mapping[str, int]) -> Sizes:
         """What these values decide. Estimates are for the largest number of iterations."""
@@ -214,7 +205,7 @@ class CpuProgram:
             held = [most(one.nbytes, variables) for one in self._held]
             lives = [(one.first, one.last) for one in self._held]
             places = place([(n, *life) for n, life in zip(held, lives, strict=True)])
-            totals = [evaluate(total, variables) for _, total in self._varying]
+            totals = self._table.totals(variables)
             operations, traffic = self.operations, self.traffic
             for (number, full), total in zip(self._varying, totals, strict=True):
                 code, missing = self.kernels[number].code, full.high - total
@@ -249,21 +240,17 @@ class CpuProgram:
                 for kind, where in self.sources
             ]  # fmt: skip
             with self._lock:
-                # Only a signal handler that has interrupted this very run finds it running: it
-                # restores everything afterwards.
-                before = (bytes(self._arguments), self._totals()) if self._running else None
+                if self._running:  # on this thread: a signal handler has interrupted this very run
+                    type(self)(*self._made_of).run(buffers, variables)
+                    return
                 self._running = True
                 try:
                     struct.pack_into(self._format, self._arguments, 0, *words)
                     if self._varying:
-                        self._set_totals(sizes.totals)
+                        self._table.set_totals(sizes.totals)
                     self._walk()
                 finally:
-                    if before is None:
-                        self._running = False
-                    else:
-                        ctypes.memmove(self._arguments, before[0], len(before[0]))
-                        self._set_totals(before[1])
+                    self._running = False
         finally:
             for address, nbytes in taken:
                 cpu_memory.free(address, nbytes)
@@ -278,14 +265,6 @@ class CpuProgram:
         """The address or number that a source of arguments has in the call that runs."""
         return int(self._arguments[self.sources.index(source)])
 
-    def _totals(self) -> list[int]:
-        """The iterations of the kernels in which these vary."""
-        return [self._table.launches[number].total for number, _ in self._varying]
-
-    def _set_totals(self, totals: Sequence[int]) -> None:
-        for (number, _), total in zip(self._varying, totals, strict=True):
-            self._table.launches[number].total = total
-
     def _sized(self, number: int) -> KernelCode:
         """A kernel's code with the numbers of the call that runs."""
         code, total = self.kernels[number].code, self._table.launches[number].total
@@ -298,21 +277,33 @@ class CpuProgram:
     def _walk(self) -> None:
         level, record = flag("DEBUG"), timeline.record
         if level < 1 and record is None:
-            self._run(self._base, len(self.kernels), self.scratch_bytes)
+            for part in self._parts:
+                part()
             return
-
-        def run_one(number: int) -> None:
-            self._run(self._table.place(number), 1, self.scratch_bytes)
-
         codes = [self._sized(number) for number in range(len(self.kernels))]
         seconds: list[float] = []
         measured = record or (lambda label, start, end: seconds.append(end - start))
-        run_recorded([code.label for code in codes], run_one, measured)
+        parts = self._table.parts(self._run, self.scratch_bytes, single=True)
+        run_recorded([code.label for code in codes], parts, measured)
         if record is None:
             from minigrad.runtimes.cpu_limits import limits  # which compiles
 
             best = limits(self.pool.threads) if level >= 2 else None
             show_times(codes, seconds, level, best=best)
+
+
+def _exchanging(kernel: Kernel, device: str, exchanges: dict[int, Exchange]) -> Function:
+    """The function that starts or ends an exchange; exchanges: of the program, by number."""
+    code = kernel.exchange
+    assert code is not None
+    what, words = code.collective, len(code.counts) + 1
+    exchange = exchanges.get(what.number) or Exchange(
+        device, what, named(code.dtype), code.counts, code.size
+    )
+    exchanges[what.number] = exchange
+    if kernel.key == "wait":
+        return lambda given, first: exchange.finish()
+    return lambda given, first: exchange.start(given[first : first + words])
 
 
 class GuardedProgram(CpuProgram):
@@ -332,4 +323,4 @@ class GuardedProgram(CpuProgram):
     def _walk(self) -> None:
         """Run kernels one by one, with scratch areas of each kernel's size."""
         for number, kernel in enumerate(self.kernels):
-            self._run(self._table.place(number), 1, kernel.code.scratch_bytes)
+            self._table.part(self._run, kernel.code.scratch_bytes, number)()

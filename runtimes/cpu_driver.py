@@ -56,7 +56,6 @@ SLEEPERS = 132  # i32: workers that sleep or are about to
 STOP = 136  # i32: 1 tells the workers to return
 THREADS = 144  # i64: threads that take part, the caller included
 BUSY = 256  # i32: 1 while a thread runs a table with the workers' help
-INTERRUPT = 260  # i32: 1 makes run_table return 1 before the next group
 SHUFFLE = 264  # i64: not 0: seed of a random order of chunks (to look for races)
 NUMBER = 272  # i64: number of the last group
 HOME = 280  # i64: 1 + the processor that the workers were last told to avoid; 0: none yet
@@ -72,7 +71,8 @@ TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER, END = range(0, 56, 8)
 SHARE_BYTES = 128
 
 FUNCTIONS = (
-    "run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch", "copy_rows",
+    "run_table", "run_watching", "replay", "worker", "stop_workers", "acquire", "release", "patch",
+    "copy_rows",
 )  # fmt: skip
 
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
@@ -94,12 +94,11 @@ Source = tuple[str, dict[str, int], str]  # a text in the language of native.py,
 # (FUTEX_PRIVATE_FLAG).
 _DRIVER = """
 def run_table(table, count, pool, scratch):
-    end, owner, interrupted = table + count * LAUNCH_BYTES, 0, 0
+    run_watching(table, count, pool, scratch, 0)
+
+def run_watching(table, count, pool, scratch, signals):
+    end, owner = table + count * LAUNCH_BYTES, 0
     while table != end:
-        if peek32(pool + INTERRUPT):
-            poke32(pool + INTERRUPT, 0)
-            interrupted = 1
-            break
         group, chunks, alone = table, 0, load(table + FLAGS) & FLAG_ALONE
         while 1:
             if table == group or not load(table + FLAGS) & FLAG_INTERLEAVED:
@@ -115,12 +114,14 @@ def run_table(table, count, pool, scratch):
             _run_shared(pool, group, table, chunks, scratch)
         else:
             _run_alone(group, table, chunks, load(pool + SHUFFLE), scratch)
+        if signals and peek(signals):
+            break
     if owner:
         release(pool)
-    return interrupted
+    return (end - table) // LAUNCH_BYTES
 
 def replay(given):
-    return run_table(load(given), load(given + 8), load(given + 16), load(given + 24))
+    run_table(load(given), load(given + 8), load(given + 16), load(given + 24))
 
 def _chunks(launch):
     if load(launch + TOTAL) > 0:
@@ -296,8 +297,10 @@ def _tell_workers(pool, word, bit):
 def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     """Addresses of the driver's functions by name, and an object that keeps them alive.
 
-    i64 run_table(table, count, pool, scratch): runs the launches in order; 1 if interrupted.
-    i64 replay(given): the same, with its arguments in memory.
+    void run_table(table, count, pool, scratch): runs the launches in order.
+    i64 run_watching(table, count, pool, scratch, signals): the same, until the number at `signals`
+    is not 0; gives how many launches are left.
+    void replay(given): run_table, with its arguments in memory.
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
     i64 acquire(pool), void release(pool): keep other threads from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).

@@ -21,12 +21,12 @@ from weakref import WeakValueDictionary
 from minigrad.cache import Cache, digest, open_cache, source_digest
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
+from minigrad.graph.collective import Collective
 from minigrad.graph.symbolic import Integer, ceildiv, high
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
-from minigrad.runtimes import cpu_exchange, cpu_memory, jit_compiler
-from minigrad.runtimes.cpu_exchange import ExchangeCode
-from minigrad.runtimes.cpu_pool import Table, pool_for
+from minigrad.runtimes import cpu_memory, jit_compiler
+from minigrad.runtimes.cpu_pool import Entry, Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
 from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
@@ -69,6 +69,16 @@ class KernelCode:
     vectors: int
     traffic: int
     label: str
+
+
+@dataclass(frozen=True)
+class ExchangeCode:
+    """An exchange as a plan stores it: see `minigrad.collective.Exchange`."""
+
+    collective: Collective
+    dtype: str
+    counts: tuple[int, ...]
+    size: int
 
 
 @dataclass(frozen=True)
@@ -138,7 +148,7 @@ class Kernels:
         self._objects: WeakValueDictionary[str, _MachineCode] = WeakValueDictionary()
         self._lock = new_rlock()
         try:
-            source = source_digest(__file__, cpu_exchange.__file__, jit_compiler.__file__)
+            source = source_digest(__file__, jit_compiler.__file__)
         except OSError:
             source = ""  # edits of the compiler would go unnoticed: nothing is cached
         self._source = source
@@ -304,19 +314,15 @@ class Kernels:
         pool, keep = pool_for("CPU"), list[object]()
         sizes = [array.size * array.dtype.itemsize for array in arrays]
         memories = [cpu_memory.allocate_zeros(size) for size in sizes]
-        words, launches = list[int](), list[tuple[int, Integer, int, int, int]]()
+        words, launches = list[int](), list[Entry]()
         for one in ways:
             addresses, code = self.compiler.compile(one.text, [one.nest.name])
             keep.append(code)
             address = addresses[one.nest.name]
             launches.append((address, one.nest.total, one.nest.grain, len(words), 0))
             words += [memories[n] for n in one.arguments]
-        table = Table(words, launches)
-
-        def run(number: int) -> None:
-            pool.run(table.place(number), 1, ways[number].nest.scratch_bytes)
-
-        best = best_of_rounds(run, len(ways))
+        table, scratch = Table(words, launches), max(one.nest.scratch_bytes for one in ways)
+        best = best_of_rounds(table.parts(pool.run, scratch, single=True))
         for memory, size in zip(memories, sizes, strict=True):
             cpu_memory.free(memory, size)
         return best

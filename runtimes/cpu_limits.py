@@ -103,7 +103,7 @@ def _best_time(pool: Pool, kernel: int, memory: int, chunks: int, half: int = 0)
     """Seconds of the fastest run of a kernel, one chunk per iteration."""
     grain = max(chunks // (16 * pool.threads), 1)
     table = Table((memory, memory + half), [(kernel, chunks, grain, 0, 0)])
-    return best_of_rounds(lambda number: pool.run(table.place(), 1), 1)[0]
+    return best_of_rounds(table.parts(pool.run, 0))[0]
 
 
 # ---- the kernels: each iteration reads or writes the bytes of one chunk ----

@@ -12,21 +12,31 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from minigrad.graph.symbolic import Affine, Integer
+from minigrad.graph.variable import evaluate
 from minigrad.locks import in_child, new_lock
 from minigrad.runtimes import cpu_driver, cpu_memory, host
 from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
 
 _RUN_TABLE = ctypes.CFUNCTYPE(
-    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
+    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
+_RUN_WATCHING = ctypes.CFUNCTYPE(
+    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
+    ctypes.c_void_p,
+)  # fmt: skip
 _WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
 _ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
 _COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
-INTERRUPTED = "the running program was interrupted between two kernels"
+
+Run = Callable[[int, int, int], object]  # `Pool.run`, or like it
+# What a launch is instead of machine code; it takes words, and the index of its own first one.
+Function = Callable[[Any, int], None]
+Part = Callable[[], object]  # of a table
 
 
 class Launch(ctypes.Structure):
@@ -40,30 +50,60 @@ class Launch(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in LAUNCH_FIELDS]
 
 
+Entry = tuple[int | Function, Integer, int, int, int]
+
+
 class Table:
     """Launches one after the other, and the words that are their arguments.
 
-    launches: for each, the address of its kernel, total, grain, index of its first word, flags. A
-    total that varies is 0 until it is set; `varying` has its launch's number.
+    launches: for each, the address of its kernel (or a function), total, grain, index of its first
+    word, flags. A total that varies is 0 until it is set; `varying` has its launch's number.
     """
 
-    def __init__(
-        self, words: Sequence[int], launches: Sequence[tuple[int, Integer, int, int, int]]
-    ) -> None:
+    def __init__(self, words: Sequence[int], launches: Sequence[Entry]) -> None:
         self.words = (ctypes.c_int64 * max(len(words), 1))(*words)
         base, self.count = ctypes.addressof(self.words), len(launches)
         self.launches: Any = (Launch * max(self.count, 1))(*(
-            Launch(address, base + 8 * first, total if isinstance(total, int) else 0, grain, flags)
-            for address, total, grain, first, flags in launches
+            Launch(0 if callable(kernel) else kernel, base + 8 * first,
+                   total if isinstance(total, int) else 0, grain, flags)
+            for kernel, total, grain, first, flags in launches
         ))  # fmt: skip
+        self.functions = {
+            number: partial(kernel, self.words, first)
+            for number, (kernel, _, _, first, _) in enumerate(launches) if callable(kernel)
+        }  # fmt: skip
         self.varying = [
             (number, total) for number, (_, total, *_) in enumerate(launches)
             if isinstance(total, Affine)
         ]  # fmt: skip
 
+    def totals(self, variables: Mapping[str, int]) -> list[int]:
+        """The totals that vary, for these values of variables."""
+        return [evaluate(total, variables) for _, total in self.varying]
+
+    def set_totals(self, totals: Sequence[int]) -> None:
+        """Set the totals that vary."""
+        for (number, _), total in zip(self.varying, totals, strict=True):
+            self.launches[number].total = total
+
     def place(self, number: int = 0) -> int:
         """The address of a launch."""
         return ctypes.addressof(self.launches) + number * ctypes.sizeof(Launch)
+
+    def part(self, run: Run, scratch_bytes: int, number: int, count: int = 1) -> Part:
+        """What runs `count` launches, or one that is a function."""
+        native = partial(run, self.place(number), count, scratch_bytes)
+        return self.functions.get(number, native)
+
+    def parts(self, run: Run, scratch_bytes: int, single: bool = False) -> list[Part]:
+        """What runs all launches, one part after the other: single ones, or as few as possible."""
+        cuts = {0, *self.functions, *(number + 1 for number in self.functions)}
+        starts = [n for n in range(self.count) if single or n in cuts]
+        ends = [*starts[1:], self.count]
+        return [
+            self.part(run, scratch_bytes, start, end - start)
+            for start, end in zip(starts, ends, strict=False)
+        ]
 
 
 class Area:
@@ -110,6 +150,7 @@ class Pool:
         self.threads, self.name = threads, name
         functions, self._code = cpu_driver.driver(spins)
         self.run_table = _RUN_TABLE(functions["run_table"])
+        self._run_watching = _RUN_WATCHING(functions["run_watching"])
         self._worker = _WORKER(functions["worker"])
         self._stop_workers = _ON_POOL(functions["stop_workers"])
         self._acquire = _ON_POOL(functions["acquire"])
@@ -117,19 +158,19 @@ class Pool:
         self.copy_rows = _COPY_ROWS(functions["copy_rows"])
         self._lock = new_lock()
         self._closed = False
+        self._nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * threads
+        self._memory = ctypes.create_string_buffer(self._nbytes + 128)
+        self.address = (ctypes.addressof(self._memory) + 127) & -128
         self._forget()
         _living.add(self)
 
     def _forget(self) -> None:
         """Start with a new state and no workers, or do so again in the child of a fork."""
-        nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * self.threads
-        self._memory = ctypes.create_string_buffer(nbytes + 128)
-        self.address = (ctypes.addressof(self._memory) + 127) & -128
+        ctypes.memset(self.address, 0, self._nbytes)
         self._field(cpu_driver.THREADS).value = 1
         self._workers: list[threading.Thread] = []
         self._areas: list[Area] = []
-        self._scratch_bytes = -1  # no workers were started
-        self.life = object()  # another one after a fork
+        self.scratch_bytes = -1  # no workers were started
 
     def _field(self, offset: int) -> ctypes.c_int64:
         return ctypes.c_int64.from_address(self.address + offset)
@@ -138,17 +179,20 @@ class Pool:
         """A field of a thread's share."""
         return self._field(cpu_driver.SHARES + cpu_driver.SHARE_BYTES * number + field)
 
-    def run(self, table: int, count: int, scratch_bytes: int = 0) -> None:
+    def run(self, table: int, count: int, scratch_bytes: int = 0, signals: int = 0) -> int:
         """Run the `count` launches of the table at address `table`, one group after the other.
 
         Each thread that takes part has scratch_bytes of memory of its own, 64-byte aligned.
-        KeyboardInterrupt if `interrupt` was called meanwhile: then the rest is not run.
+        signals: the address of a number; when it is not 0, the rest of the table is not run.
+        Returns how many launches are left.
         """
-        if scratch_bytes > self._scratch_bytes:
+        if scratch_bytes > self.scratch_bytes:
             self.ensure_scratch(scratch_bytes)
         area = area_of_this_thread(scratch_bytes)
-        if self.run_table(table, count, self.address, area.address):
-            raise KeyboardInterrupt(INTERRUPTED)
+        if signals:
+            return int(self._run_watching(table, count, self.address, area.address, signals))
+        self.run_table(table, count, self.address, area.address)
+        return 0
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
         """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
@@ -156,8 +200,7 @@ class Pool:
         Only for pools that `run` never uses, so that they have no workers.
         """
         area = Area(scratch_bytes, guarded=True)
-        if self.run_table(table, count, self.address, area.address):
-            raise KeyboardInterrupt(INTERRUPTED)
+        self.run_table(table, count, self.address, area.address)
 
     def ensure_scratch(self, nbytes: int) -> None:
         """Start the workers if necessary, and give each at least nbytes of scratch memory.
@@ -165,7 +208,7 @@ class Pool:
         Waits until the pool's threads share no launch.
         """
         with self._lock:
-            if nbytes <= self._scratch_bytes:
+            if nbytes <= self.scratch_bytes:
                 return
             areas = [Area(nbytes) for _ in range(self.threads - 1)]
             while not self._acquire(self.address):
@@ -175,7 +218,7 @@ class Pool:
                     self._share(number, cpu_driver.AREA).value = area.address
                 if not self._workers and not self._closed:
                     self._start()
-                self._areas, self._scratch_bytes = areas, nbytes
+                self._areas, self.scratch_bytes = areas, nbytes
             finally:
                 self._release(self.address)
 
@@ -198,14 +241,6 @@ class Pool:
                 word = self._field(cpu_driver.MASK + processor // 64 * 8)
                 word.value |= 1 << processor % 64  # ctypes wraps the 63rd into the sign
         self._field(cpu_driver.THREADS).value = 1 + len(self._workers)
-
-    def interrupt(self) -> None:
-        """End the current (or next) `run` before its next launch; from any thread."""
-        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 1
-
-    def forget_interrupt(self) -> None:
-        """Withdraw an `interrupt` that has not been noticed."""
-        ctypes.c_int32.from_address(self.address + cpu_driver.INTERRUPT).value = 0
 
     def shuffle(self, seed: int) -> None:
         """Hand out the chunks of each launch in an order that depends on seed; 0 ends that.

@@ -18,17 +18,15 @@ from functools import partial
 from typing import Any
 
 from minigrad.device import Buffer, Call
-from minigrad.graph.symbolic import Integer
-from minigrad.graph.variable import evaluate, is_own, rest_of
+from minigrad.graph.variable import is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
-from minigrad.runtimes.cpu_exchange import watched
 from minigrad.runtimes.cpu_interrupt import LONG, runner
-from minigrad.runtimes.cpu_pool import INTERRUPTED, Area, Pool, Table, pool_for
+from minigrad.runtimes.cpu_pool import Area, Entry, Pool, Table, pool_for
 from minigrad.runtimes.report import run_recorded
 
-_REPLAY = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
+_REPLAY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PATCHED = 4  # words that the first launch takes
 
 
@@ -53,7 +51,7 @@ class CpuReplay:
         places: list[int] = []  # of the words that change; `sources`: which value each takes
         sources: list[int] = []
         words = [0] * PATCHED
-        launches = list[tuple[int, Integer, int, int, int]]()
+        launches = list[Entry]()
         for call, program, size in zip(calls, programs, sizes, strict=True):
             start = len(words)
             for kind, where in program.sources:
@@ -72,9 +70,9 @@ class CpuReplay:
                     places.append(len(words))
                     sources.append(changing[source])
                 words.append(known or 0)
-            for address, total, grain, first, flags in program.launches:
+            for kernel, total, grain, first, flags in program.launches:
                 total = rest_of(total, call.variables)
-                launches.append((address, total, grain, start + first, flags))
+                launches.append((kernel, total, grain, start + first, flags))
         # Python writes here: the arguments' addresses, then the variables' values.
         self._values: Any = (ctypes.c_int64 * max(len(changing), 1))()
         pack = struct.Struct(f"{len(arguments)}q").pack_into
@@ -88,45 +86,43 @@ class CpuReplay:
         self.kernels = sum(len(p.launches) for p in programs)
         self.operations = sum(p.operations for p in programs)
         self.traffic = sum(p.traffic for p in programs)
-        self._life: object = None  # the `life` of the pool for which `native` was made
-        self._exchanges = [p.exchanges for p in programs if p.exchanges]
         self._writes = any(call.written for call in calls)
         self.labels = ["arguments", *(k.code.label for p in programs for k in p.kernels)]
         self._prepare()
 
     def _prepare(self) -> None:
-        """Make the native call for the pool as it is now."""
+        """Make the native call."""
         pool, table, scratch = self.pool, self._table, self._scratch
-        self._life = pool.life
-        pool.ensure_scratch(scratch.nbytes)
-        self.native: Callable[[], int | None]
+        self.native: Callable[[], None]
         work = self.operations + self.traffic
-        if self._writes and not self._exchanges:
+        if self._writes and not table.functions:
             work = 0  # all of what it writes in place is written, or nothing
-        self._run = watched(runner(pool, work), pool, self._exchanges)
-        if self._exchanges or work >= LONG:
-            self.native = partial(self._run, table.place(), table.count, scratch.nbytes)
+        self._run = runner(pool, work)
+        if table.functions or work >= LONG:
+            self._parts = table.parts(self._run, scratch.nbytes)
+            self.native = self._run_parts
             return
         given = table.place(), table.count, pool.address, scratch.address
         self._given = (ctypes.c_int64 * len(given))(*given)
         self.native = partial(self._replay, ctypes.c_void_p(ctypes.addressof(self._given)))
 
-    def _run_one(self, number: int) -> None:
-        self._run(self._table.place(number), 1, self._scratch.nbytes)
+    def _run_parts(self) -> None:
+        for part in self._parts:
+            part()
 
     def run(self, variables: Mapping[str, int]) -> None:
         """One native call, with the arguments of the last `put`."""
         if self._names:
             for number, name in self._names:
                 self._values[number] = variables[name]
-            for entry, total in self._table.varying:
-                self._table.launches[entry].total = evaluate(total, variables)
-        if self._life is not self.pool.life:
-            self._prepare()
+            self._table.set_totals(self._table.totals(variables))
+        if self._scratch.nbytes > self.pool.scratch_bytes:  # also after a fork
+            self.pool.ensure_scratch(self._scratch.nbytes)
         if timeline.record is not None:
-            run_recorded(self.labels, self._run_one, timeline.record)
-        elif self.native():
-            raise KeyboardInterrupt(INTERRUPTED)
+            parts = self._table.parts(self._run, self._scratch.nbytes, single=True)
+            run_recorded(self.labels, parts, timeline.record)
+        else:
+            self.native()
         counters = GlobalCounters
         counters.kernel_count += self.kernels
         counters.global_ops += self.operations

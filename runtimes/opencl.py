@@ -15,7 +15,6 @@ from typing import Any
 from minigrad.cache import digest
 from minigrad.compile import Rendered, code_of, schedule_of
 from minigrad.device import Buffer, Rows, Runtime, undecided
-from minigrad.dtype import DType, number_of
 from minigrad.errors import DeviceError, MinigradError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.interned import kept
@@ -66,7 +65,6 @@ class OpenCL(Runtime):
     """One device with its context, its in-order queue and its pool of buffers."""
 
     generalizes = True
-    byte_dots = byte_matrices = False
     fails_late = True
     seconds = None  # see `compile.Backend`
 
@@ -168,13 +166,6 @@ class OpenCL(Runtime):
                 src_origin=(begin, 0, 0), src_pitches=steps,
                 dst_origin=(start, 0, 0), dst_pitches=strides,
             )
-
-    def first(self, memory: Any, dtype: DType) -> int | float | bool:
-        """The first element of a buffer, after all earlier work."""
-        data = bytearray(dtype.itemsize)
-        self._copy(data, memory)
-        self._decide()
-        return number_of(data, dtype)
 
     def _copy(self, target: Any, source: Any) -> None:
         with self.doing("copying"):

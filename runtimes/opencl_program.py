@@ -90,24 +90,21 @@ class OpenCLProgram:
     def __init__(
         self, runtime: OpenCL, plan: Schedule, kernels: Sequence[tuple[Kernel, tuple[Array, ...]]]
     ) -> None:
-        self.runtime, self.plan, self.kernels = runtime, plan, kernels
+        self.runtime = runtime
         scratch = max((k.source.scratch_bytes * k.slices for k, _ in kernels), default=0)
         shared, sizes = shared_buffers(plan.held)
         self.sizes = [scratch, *sizes]
-        self._launches = self._made_launches(shared)
-
-    def _made_launches(self, shared: Sequence[int]) -> list[Launch]:
-        places, made = self.plan.places(), []
-        for (kernel, arrays), step in zip(self.kernels, self.plan.kernels, strict=True):
+        self._launches, places = list[Launch](), plan.places()
+        for (kernel, arrays), step in zip(kernels, plan.kernels, strict=True):
             used = [arrays[number] for number in kernel.arguments]
             sources = [
                 ("held", 1 + shared[which]) if kind == "held" else (kind, which)
                 for kind, which in step.sources(places, used, kernel.nest.symbols)
             ]
             sources += [("held", 0)] * (kernel.source.scratch_bytes > 0)
-            native = self.runtime.kernel(kernel.program, kernel.name)
-            made.append(Launch(kernel, native, tuple(sources), [None] * len(sources)))
-        return made
+            native = runtime.kernel(kernel.program, kernel.name)
+            launch = Launch(kernel, native, tuple(sources), [None] * len(sources))
+            self._launches.append(launch)
 
     def run(self, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Enqueue all kernels; does not wait for them."""

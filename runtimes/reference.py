@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from minigrad.collective import Exchange
 from minigrad.device import Buffer, Rows, Runtime
-from minigrad.dtype import DType, dtypes, number_of
-from minigrad.errors import DeviceError, MinigradError, misfit
+from minigrad.dtype import DType, dtypes
+from minigrad.errors import DeviceError, misfit
 from minigrad.graph import build
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective, exchanges_in_order
@@ -367,8 +367,6 @@ class ReferenceRuntime(Runtime):
     """Memory is an array of bytes; all work is done when a call returns."""
 
     generalizes = False
-    byte_dots = byte_matrices = False
-    fails_late = False
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -389,15 +387,6 @@ class ReferenceRuntime(Runtime):
     def copy_out(self, memory: Array, data: memoryview) -> None:
         """Read the first len(data) bytes of memory into `data`."""
         data[:] = memory[: data.nbytes].data
-
-    def first(self, memory: Array, dtype: DType) -> int | float | bool:
-        """The first element of memory."""
-        return number_of(memory[: dtype.itemsize].tobytes(), dtype)
-
-    def expect_zero(self, memory: Array, failure: Callable[[], MinigradError]) -> None:
-        """Raise `failure()` if the first four bytes of memory are not 0."""
-        if memory[:4].any():
-            raise failure()
 
     def compile(self, graph: Graph) -> ReferenceProgram:
         """A program that interprets the graph."""

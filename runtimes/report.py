@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 
 
 def run_recorded(
-    labels: Sequence[str], run: Callable[[int], None], record: Callable[[str, float, float], None]
-) -> None:
+    labels: Sequence[str], kernels: Sequence[Callable[[], object]],
+    record: Callable[[str, float, float], None],
+) -> None:  # fmt: skip
     """Run kernels one by one, and record when each began and ended."""
-    for number, text in enumerate(labels):
+    for text, run in zip(labels, kernels, strict=True):
         before = time.perf_counter()
-        run(number)
+        run()
         record(text, before, time.perf_counter())
 
 

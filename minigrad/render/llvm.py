@@ -181,8 +181,6 @@ class _Emitter(MemoryEmitter):
         count = ceildiv(int(stop) - int(start), loop.step) if known else several
         if count > 1:
             piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
-        elif count < 1:
-            return
         with piece as counter:
             if loop.kind == "lanes":
                 self.bind_lanes(loop, counter or start, even)
@@ -201,7 +199,7 @@ class _Emitter(MemoryEmitter):
             first = self.minimum(counter, self.minus(stop, str(loop.step)))
             self.bind_lanes(loop, first, False)
             before = self.first_lanes(self.minus(counter, first), loop.step)
-            self.new = self.builder().line(f"xor <{loop.step} x i1> {before}, splat (i1 true)")
+            self.new = self.line(f"xor <{loop.step} x i1> {before}, splat (i1 true)")
             self.body(loop)
             self.new = None
 
@@ -228,14 +226,13 @@ class _Emitter(MemoryEmitter):
         with self.straight(loop.changes):
             self.bind_lanes(loop, start, False)
             pointer = self.pointer(streamed.array, self.at_base(streamed.index))
-            here = self.builder()
-            address = here.line(f"ptrtoint ptr {pointer} to i64")
-            beyond = here.line(f"sub i64 0, {address}")
-            missing = here.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
-            count = here.line(f"udiv i64 {missing}, {size}")
+            address = self.line(f"ptrtoint ptr {pointer} to i64")
+            beyond = self.line(f"sub i64 0, {address}")
+            missing = self.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
+            count = self.line(f"udiv i64 {missing}, {size}")
         count = self.minimum(count, self.minus(stop, start))
         self._part_of_vector(loop, start, count, False)
-        return self.builder().line(f"add i64 {start}, {self.maximum(count, '0')}")
+        return self.line(f"add i64 {start}, {self.maximum(count, '0')}")
 
     def _ask(self, loop: Loop) -> None:
         """Prefetch what will be read soon: each cache line that a vector covers."""
@@ -243,14 +240,14 @@ class _Emitter(MemoryEmitter):
             pointer = self.pointer(array, self.at_base(place))
             span = self.width() * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
             for offset in range(0, span, CACHE_LINE):
-                at = self.builder().line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+                at = self.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
                 self.hint(at)
 
     def set(self, statement: Store, value: Value) -> None:
         """Set a register; lanes that are combined later keep their value outside of a mask."""
-        array, lanes, here = statement.array, statement.array.width, self.builder()
+        array, lanes = statement.array, statement.array.width
         slot = self._slot(array, statement.index)
-        value = values.broadcast(here, value, lanes)
+        value = values.broadcast(self, value, lanes)
         cleared = statement.value.op is Op.CONST  # in all lanes
         mask = self.mask() if array.folded and not cleared else None
         old = self.held(slot) if mask is not None else None
@@ -258,9 +255,9 @@ class _Emitter(MemoryEmitter):
             text, known = value.text, values.known_flags(mask, lanes) is not None
             if array.dtype.is_float and not known and not old.text.startswith("%"):
                 # LLVM 22 would load a whole vector for a masked multiply-add that begins with 0
-                text = values.fenced(here, value.type, text)
+                text = values.fenced(self, value.type, text)
             both = f"{value.type} {text}, {old.typed}"
-            value = Value(here.line(f"select <{lanes} x i1> {mask}, {both}"), array.dtype, lanes)
+            value = Value(self.line(f"select <{lanes} x i1> {mask}, {both}"), array.dtype, lanes)
         self.levels[-1].registers[slot] = Value(value.text, array.dtype, lanes)
 
     def _slot(self, array: Array, index: Integer) -> Slot:
@@ -277,7 +274,7 @@ class _Emitter(MemoryEmitter):
 
     def _fold(self, statement: Fold) -> None:
         source = self._read(statement.source, statement.slot)
-        folded = values.fold(self.builder(), statement.op, source)
+        folded = values.fold(self, statement.op, source)
         self.levels[-1].registers[self._slot(statement.target, 0)] = folded
         self.forget((statement.target,))
 
@@ -308,7 +305,7 @@ class _Emitter(MemoryEmitter):
                 self.vector(e.index, lanes) if lanes > 1
                 else Value(self.scalar(e.index), dtypes.int64, 1)
             )  # fmt: skip
-            return values.cast(self.builder(), x, e.dtype)
+            return values.cast(self, x, e.dtype)
         return self.condition(e.index)
 
     def _rarely(self, e: Expr, lanes: int) -> Value:
@@ -317,28 +314,27 @@ class _Emitter(MemoryEmitter):
         chosen = apply(Op.WHERE, (test, then, otherwise), e.dtype)
         if self.current is not self.levels[-1]:
             return self.value(chosen)
-        array, here = Array(self.fresh(), e.dtype, 1, "registers"), self.builder()
-        some = values.broadcast(here, self.memo[test][0], lanes)
+        array = Array(self.fresh(), e.dtype, 1, "registers")
+        some = values.broadcast(self, self.memo[test][0], lanes)
         text = self.any(some.text, lanes) if lanes > 1 else some.text
         held, slot = self.levels[-1].registers, (array.name, 0)
-        held[slot] = values.broadcast(here, self.memo[otherwise][0], lanes)
+        held[slot] = values.broadcast(self, self.memo[otherwise][0], lanes)
         least, self._least = self._least, len(self.levels)
         with self.branch(text, frozenset((array,))):
-            inside = values.broadcast(self.builder(), self.value(chosen), lanes)
+            inside = values.broadcast(self, self.value(chosen), lanes)
             self.levels[-1].registers[slot] = inside
         self._least = least
         return held.pop(slot)
 
     def _operation(self, e: Expr, lanes: int) -> Value:
-        here = self.builder()
-        args = [values.broadcast(here, self.memo[arg][0], lanes) for arg in e.args]
+        args = [values.broadcast(self, self.memo[arg][0], lanes) for arg in e.args]
         if e.op is Leaf.FMA:
             kind = args[0].type
-            text = here.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
+            text = self.call(f"llvm.fma.{values.suffix(kind)}", kind, [a.typed for a in args])
             return Value(text, e.dtype, lanes)
         if e.op is Leaf.DOT:
-            return values.dot(here, *args)
-        return values.operation(here, e.op, args, e.dtype)
+            return values.dot(self, *args)
+        return values.operation(self, e.op, args, e.dtype)
 
 
 def _runs(loop: Loop) -> bool:

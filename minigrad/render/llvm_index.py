@@ -38,7 +38,6 @@ class Scope(scopes.Scope):
     registers: dict[Slot, Value] = field(default_factory=dict)
     mask: str | None = None
     counting: str = ""
-    builder: Builder | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Lanes:
     first: Integer | None = None
 
 
-class IndexEmitter(scopes.Levels[Scope, Value]):
+class IndexEmitter(scopes.Levels[Scope, Value], Builder):
     """The base of what emits memory accesses and expressions.
 
     It opens and closes levels, and knows which variable is a vector's, and its active lanes.
@@ -61,26 +60,22 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(Scope(), nest)
+        Builder.__init__(self)
         self.bases: dict[Array, str] = {}
-        self.declarations: set[str] = set()
         self.scalars: dict[Atom, str] = {}
         # variables that equal another one plus a number; indices made from them are shared, too
         self.shifted: dict[Atom, tuple[Atom, int]] = {}
         self.vectors: dict[Atom, Lanes] = {}
         self._at_base: dict[Integer, Integer] = {}  # results of `at_base` for the vectors in scope
         self._asked: set[str] = set()  # names of values in registers that are read
-        # a new name of a value, or of a block
-        self.fresh: Callable[[], str] = map("%v{}".format, count(1)).__next__
         self.label: Callable[[], str] = map("b{}".format, count(1)).__next__
 
     # ---- levels ----
 
-    def builder(self) -> Builder:
-        """A builder at the current level."""
-        level = self.current
-        if level.builder is None:
-            level.builder = Builder(self.fresh, self.declarations.add, level.lines)
-        return level.builder
+    @property
+    def lines(self) -> list[str]:  # type: ignore[override]
+        """The lines of the current level."""
+        return self.current.lines
 
     def _close(self) -> tuple[Scope, Scope]:
         """Close the innermost level; returns it and its parent."""
@@ -117,7 +112,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         """A piece that runs if an i64 is above a number; a count that is known must be above."""
         if is_number(count):
             return self.straight(changes)
-        return self.branch(self.builder().line(f"icmp sgt i64 {count}, {number}"), changes)
+        return self.branch(self.line(f"icmp sgt i64 {count}, {number}"), changes)
 
     @contextmanager
     def iterations(
@@ -291,10 +286,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
     def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
         """The result and its level."""
         text = f"{name} i64 {left}, {right}"
-        return self._once(text, level, self._line, text)
-
-    def _line(self, text: str) -> str:
-        return self.builder().line(text)
+        return self._once(text, level, self.line, text)
 
     def _once(
         self, key: object, level: int, make: Callable[..., str], *given: Any
@@ -320,9 +312,8 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
     def _choose(self, test: str, a: str, b: str) -> str:
         if is_number(a) and is_number(b):
             return str(min(int(a), int(b)) if test == "slt" else max(int(a), int(b)))
-        here = self.builder()
-        first = here.line(f"icmp {test} i64 {a}, {b}")
-        return here.line(f"select i1 {first}, i64 {a}, i64 {b}")
+        first = self.line(f"icmp {test} i64 {a}, {b}")
+        return self.line(f"select i1 {first}, i64 {a}, i64 {b}")
 
     def minus(self, a: str, b: str) -> str:
         """The difference of two i64."""
@@ -332,16 +323,15 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         """An operation on two i64, evaluated now if both are numbers."""
         if is_number(a) and is_number(b):
             return str(known(int(a), int(b)))
-        return self.builder().line(f"{name} i64 {a}, {b}")
+        return self.line(f"{name} i64 {a}, {b}")
 
     def first_lanes(self, count: str, width: int) -> str:
         """The mask of the first `count` lanes; count: an i64 from 0 to `width`."""
         if is_number(count):
             return values.flags([lane < int(count) for lane in range(width)])
-        here = self.builder()
-        short = Value(here.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
-        most = values.broadcast(here, short, width)
-        return here.line(f"icmp slt {values.numbers(tuple(range(width)))}, {most.text}")
+        short = Value(self.line(f"trunc i64 {count} to i32"), dtypes.int32, 1)
+        most = values.broadcast(self, short, width)
+        return self.line(f"icmp slt {values.numbers(tuple(range(width)))}, {most.text}")
 
     def _atom(self, atom: Atom) -> tuple[str, int]:
         """An atom's value as i64 text, and its level."""
@@ -356,7 +346,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             level = self.memo[self.expand(atom.payload)][1]
             return self._once(
                 ("wide", value.text), level,
-                lambda: values.cast(self.builder(), value, dtypes.int64).text,
+                lambda: values.cast(self, value, dtypes.int64).text,
             )  # fmt: skip
         assert atom.inner is not None
         inner, level = self._sum(atom.inner)
@@ -365,7 +355,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
             return str(result), level
         x, key = Value(inner, dtypes.int64, 1), (atom.kind, inner, atom.divisor)
-        return self._once(key, level, lambda: _divided(self.builder(), x, atom).text)
+        return self._once(key, level, lambda: _divided(self, x, atom).text)
 
     def vector(self, x: Integer, width: int) -> Value:
         """A sum with vector variables, one value per lane: i32 if all its parts fit, else i64."""
@@ -374,7 +364,6 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
 
     def _vector(self, x: Integer, width: int, dtype: DType) -> Value:
         kind = values.register_type(dtype)
-        here = self.builder()
         if isinstance(x, int):
             return values.constant(x, dtype, width)
         same: Integer = x.constant  # the part that all lanes share
@@ -388,28 +377,27 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             part = self._vector_atom(atom, width, dtype)
             if factor != 1:
                 by = values.literal(factor, kind, width)
-                part = Value(here.line(f"mul {part.typed}, {by}"), dtype, width)
+                part = Value(self.line(f"mul {part.typed}, {by}"), dtype, width)
             parts.append(part)
         if step:
             steps = ", ".join(f"{kind} {lane * step}" for lane in range(width))
             parts.append(Value(f"<{steps}>", dtype, width))
         text = self.scalar(self.at_base(same))
         if text != "0" or not parts:
-            scalar = values.cast(here, Value(text, dtypes.int64, 1), dtype)
-            parts.append(values.broadcast(here, scalar, width))
+            scalar = values.cast(self, Value(text, dtypes.int64, 1), dtype)
+            parts.append(values.broadcast(self, scalar, width))
         return reduce(self._add, parts)
 
     def _add(self, a: Value, b: Value) -> Value:
-        text = self.builder().line(f"add {a.typed}, {b.text}")
+        text = self.line(f"add {a.typed}, {b.text}")
         return Value(text, a.dtype, a.lanes)
 
     def _vector_atom(self, atom: Atom, width: int, dtype: DType) -> Value:
-        here = self.builder()
         if atom.kind == "value":
-            value = values.broadcast(here, self.value(atom.payload), width)
-            return values.cast(here, value, dtype)
+            value = values.broadcast(self, self.value(atom.payload), width)
+            return values.cast(self, value, dtype)
         assert atom.inner is not None
-        return _divided(here, self._vector(atom.inner, width, dtype), atom)
+        return _divided(self, self._vector(atom.inner, width, dtype), atom)
 
     def lane_stride(self, x: Integer) -> int | None:
         """The stride of an index along the vector in scope; None if it is not constant."""
@@ -454,37 +442,35 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         kind = memory_type(array.dtype)
         if dynamic is not None:
             at = f"getelementptr {kind}, ptr {base}, i64 {dynamic}"
-            base, _ = self._once(at, level, self._line, at)
+            base, _ = self._once(at, level, self.line, at)
         if offset == 0:
             return base
-        return self.builder().line(f"getelementptr {kind}, ptr {base}, i64 {offset}")
+        return self.line(f"getelementptr {kind}, ptr {base}, i64 {offset}")
 
     def pointers(self, array: Array, x: Integer, width: int) -> str:
         """The addresses of array[x], one a lane."""
         index = self.vector(x, width)
         kind = memory_type(array.dtype)
-        return self.builder().line(
-            f"getelementptr {kind}, ptr {self.bases[array]}, {index.typed}"
-        )
+        return self.line(f"getelementptr {kind}, ptr {self.bases[array]}, {index.typed}")
 
     # ---- conditions ----
 
     def condition(self, x: Integer) -> Value:
         """Whether x ≥ 0, one i1 (or one a lane)."""
-        here, x = self.builder(), substitute(x, self.constants)
+        x = substitute(x, self.constants)
         if low(x) >= 0:
             return values.constant(True, dtypes.bool)
         if self.vectors.keys().isdisjoint(variables(x)):
             text = self.scalar(x)
             if is_number(text):
                 return values.constant(int(text) >= 0, dtypes.bool)
-            return Value(here.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
+            return Value(self.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
         width, at = self.width(), self.at_lanes(x)
         if at and all(low(one) >= 0 or high(one) < 0 for one in at):
             return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
         number = self.vector(x, width)
         zero = values.literal(0, values.register_type(number.dtype), width)
-        return Value(here.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
+        return Value(self.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
 
     def guard(self, conditions: Guard) -> Value | None:
         """All conditions at once: an i1, or a mask if a vector takes part; None without any.
@@ -495,13 +481,13 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
         return reduce(self._and, found) if found else None
 
     def _and(self, a: Value, b: Value) -> Value:
-        here, width = self.builder(), max(a.lanes, b.lanes)
-        a, b = (values.broadcast(here, x, width) for x in (a, b))
+        width = max(a.lanes, b.lanes)
+        a, b = (values.broadcast(self, x, width) for x in (a, b))
         one, other = (values.known_flags(x.text, width) for x in (a, b))
         if one is not None and other is not None:
             both = zip(one, other, strict=True)
             return Value(values.flags(x and y for x, y in both), dtypes.bool, width)
-        return Value(here.line(f"and {a.typed}, {b.text}"), dtypes.bool, width)
+        return Value(self.line(f"and {a.typed}, {b.text}"), dtypes.bool, width)
 
     def both(self, mask: str | None, guard: Value | None, width: int) -> str | None:
         """A mask and a guard, as one mask."""
@@ -509,7 +495,7 @@ class IndexEmitter(scopes.Levels[Scope, Value]):
             return mask
         if mask is not None:
             return self._and(Value(mask, dtypes.bool, width), guard).text
-        return values.broadcast(self.builder(), guard, width).text
+        return values.broadcast(self, guard, width).text
 
 
 def _divided(here: Builder, x: Value, atom: Atom) -> Value:

@@ -41,21 +41,20 @@ class MemoryEmitter(IndexEmitter):
 
     def hint(self, pointer: str) -> None:
         """Prefetch a cache line: for reading (0), into all caches (3), as data (1)."""
-        self.builder().do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", "i32 3", "i32 1")
+        self.do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", "i32 3", "i32 1")
 
     def store(self, statement: Store, value: Value) -> None:
         """Store a value, or its active lanes."""
         array, width = statement.array, self.width()
-        here = self.builder()
         if id(statement) in self.waiting:
-            self.waiting[id(statement)].append(values.broadcast(here, value, width))
+            self.waiting[id(statement)].append(values.broadcast(self, value, width))
             return
         stride = self.lane_stride(statement.index)
         guard = self.guard(statement.guard)
         if width == 1 or stride == 0:
             self._store_scalar(statement, value, guard)
             return
-        value = values.broadcast(here, value, width)
+        value = values.broadcast(self, value, width)
         lanes = self.mask() if self.new is None or array.space != "buffer" else self.new
         mask = self.both(lanes, guard, width)
         kind, size = vector_type(memory_type(array.dtype), width), array.dtype.itemsize
@@ -63,27 +62,27 @@ class MemoryEmitter(IndexEmitter):
             self._store_apart(statement, value, mask)
             return
         if stride != 1:
-            text = values.to_memory(here, value)
+            text = values.to_memory(self, value)
             pointers = self.pointers(array, statement.index, width)
-            here.do(
+            self.do(
                 f"llvm.masked.scatter.{values.suffix(kind)}.v{width}p0", f"{kind} {text}",
                 f"<{width} x ptr> {pointers}", f"i32 {size}",
                 f"<{width} x i1> {mask or 'splat (i1 true)'}",
             )  # fmt: skip
             return
         pointer = self.pointer(array, self.at_base(statement.index))
-        text, how = values.to_memory(here, value), ""
+        text, how = values.to_memory(self, value), ""
         if mask is not None:
             self._masked_store(array.dtype, text, pointer, mask, width)
             return
         if statement is self.streamed:
             size, how = alignment(statement, width), ", !nontemporal !0"
             self.declarations.add("!0 = !{i32 1}")
-        here.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
+        self.lines.append(f"  store {kind} {text}, ptr {pointer}, align {size}{how}")
 
     def _store_apart(self, statement: Store, value: Value, mask: str | None) -> None:
         """Store lanes between other elements, under a mask: a scatter would store one by one."""
-        here, array, width = self.builder(), statement.array, value.lanes
+        array, width = statement.array, value.lanes
         step, scalar = self.lane_stride(statement.index), memory_type(array.dtype)
         assert step is not None
         count, known = step * width, values.known_flags(mask, width)
@@ -93,37 +92,36 @@ class MemoryEmitter(IndexEmitter):
         else:
             assert mask is not None
             places = (width if n is None else n for n in lanes)
-            own = here.shuffle(f"<{width} x i1>", mask, places, "zeroinitializer")
+            own = self.shuffle(f"<{width} x i1>", mask, places, "zeroinitializer")
         pointer = self.pointer(array, self.at_base(statement.index))
         spread = ("poison" if n is None else n for n in lanes)
-        text = here.shuffle(vector_type(scalar, width), values.to_memory(here, value), spread)
+        text = self.shuffle(vector_type(scalar, width), values.to_memory(self, value), spread)
         self._masked_store(array.dtype, text, pointer, own, count)
 
     def _masked_store(self, dtype: DType, text: str, pointer: str, mask: str, width: int) -> None:
-        here, scalar, size = self.builder(), memory_type(dtype), dtype.itemsize
+        scalar, size = memory_type(dtype), dtype.itemsize
         kind, known = vector_type(scalar, width), values.known_flags(mask, width)
         if known is not None and sum(known) == 1:
             # LLVM 22 merges a truncation into a store of one lane, and then writes 32 bits of it.
             # And if x is a broadcast lane of y, one lane of −x may become y's first.
             lane = known.index(True)
             if not scalar.startswith("i"):
-                text = values.fenced(here, kind, text)
-            single = here.line(f"extractelement {kind} {text}, i64 {lane}")
-            at = here.line(f"getelementptr {scalar}, ptr {pointer}, i64 {lane}")
-            here.lines.append(f"  store {scalar} {single}, ptr {at}, align {size}")
+                text = values.fenced(self, kind, text)
+            single = self.line(f"extractelement {kind} {text}, i64 {lane}")
+            at = self.line(f"getelementptr {scalar}, ptr {pointer}, i64 {lane}")
+            self.lines.append(f"  store {scalar} {single}, ptr {at}, align {size}")
             return
-        here.do(
+        self.do(
             f"llvm.masked.store.{values.suffix(kind)}.p0", f"{kind} {text}", f"ptr {pointer}",
             f"i32 {size}", f"<{width} x i1> {mask}",
         )  # fmt: skip
 
     def _store_scalar(self, statement: Store, value: Value, guard: Value | None) -> None:
         with self.straight() if guard is None else self.branch(guard.text):
-            here = self.builder()
             pointer = self.pointer(statement.array, statement.index)
-            text = values.to_memory(here, value)
+            text = values.to_memory(self, value)
             kind = memory_type(statement.array.dtype)
-            here.lines.append(f"  store {kind} {text}, ptr {pointer}")
+            self.lines.append(f"  store {kind} {text}, ptr {pointer}")
 
     def word(self, e: Expr) -> Value:
         """Neighbours as a word, the first lowest; those of a whole vector at once if possible."""
@@ -137,28 +135,26 @@ class MemoryEmitter(IndexEmitter):
         neighbours = lanes > 1 and all(part.index == index + n for n, part in enumerate(parts))
         if neighbours and step == count and not (rounded and lanes % 16):
             text = self._side_by_side(parts, lanes)
-            here = self.builder()
             if rounded:
-                return values.words_of_neighbours(here, Value(text, array.dtype, count * lanes))
+                return values.words_of_neighbours(self, Value(text, array.dtype, count * lanes))
             kind = vector_type(memory_type(array.dtype), count * lanes)
-            return Value(here.line(f"bitcast {kind} {text} to <{lanes} x i32>"), e.dtype, lanes)
+            return Value(self.line(f"bitcast {kind} {text} to <{lanes} x i32>"), e.dtype, lanes)
         if rounded:
             return self._rounded(parts, lanes)
         texts = [self._bits(part, lanes) for part in parts]
-        here, scalar = self.builder(), memory_type(array.dtype)
+        scalar = memory_type(array.dtype)
         if lanes > 1:
-            text = in_turn(here, texts, scalar, lanes)
-            text = here.line(f"bitcast <{count * lanes} x {scalar}> {text} to <{lanes} x i32>")
+            text = in_turn(self, texts, scalar, lanes)
+            text = self.line(f"bitcast <{count * lanes} x {scalar}> {text} to <{lanes} x i32>")
             return Value(text, e.dtype, lanes)
-        wide = [here.line(f"zext {scalar} {text} to i32") for text in texts]  # of all lanes
-        moved = [here.line(f"shl i32 {text}, {8 * size * n}") for n, text in enumerate(wide)]
-        text = reduce(lambda x, y: here.line(f"or i32 {x}, {y}"), moved)
+        wide = [self.line(f"zext {scalar} {text} to i32") for text in texts]  # of all lanes
+        moved = [self.line(f"shl i32 {text}, {8 * size * n}") for n, text in enumerate(wide)]
+        text = reduce(lambda x, y: self.line(f"or i32 {x}, {y}"), moved)
         return Value(text, e.dtype, lanes)
 
     def _rounded(self, parts: Sequence[Expr], lanes: int) -> Value:
         floats = [self.value(one) for one in parts]
-        here = self.builder()
-        return values.words_of(here, *(values.broadcast(here, x, lanes) for x in floats))
+        return values.words_of(self, *(values.broadcast(self, x, lanes) for x in floats))
 
     def _side_by_side(self, parts: Sequence[Expr], lanes: int) -> str:
         """The elements in memory from a vector's first word on: the neighbours of each lane."""
@@ -167,13 +163,13 @@ class MemoryEmitter(IndexEmitter):
         pointer, mask = self.pointer(array, self.at_base(index)), None
         if any(masks):
             flags = [mask or "splat (i1 true)" for mask in masks]
-            mask = in_turn(self.builder(), flags, "i1", lanes)
+            mask = in_turn(self, flags, "i1", lanes)
         return self._loaded(array.dtype, pointer, count * lanes, mask)
 
     def load(self, e: Expr, lanes: int) -> Value:
         """The value of a LOAD."""
         text = self._bits(e, lanes)
-        return values.from_memory(self.builder(), text, e.array.dtype, lanes)
+        return values.from_memory(self, text, e.array.dtype, lanes)
 
     def _bits(self, e: Expr, lanes: int) -> str:
         """The bits that a LOAD reads, as a value of the memory's type."""
@@ -204,12 +200,12 @@ class MemoryEmitter(IndexEmitter):
     def any(self, mask: str, lanes: int) -> str:
         """Whether any lane of a mask is set."""
         given = [f"<{lanes} x i1> {mask}"]
-        return self.builder().call(f"llvm.vector.reduce.or.v{lanes}i1", "i1", given)
+        return self.call(f"llvm.vector.reduce.or.v{lanes}i1", "i1", given)
 
     def _or_zeros(self, pointer: str, some: Value) -> str:
         """A pointer, or one to zeros if a condition fails."""
         self.declarations.add("@zeros = private constant [64 x i8] zeroinitializer, align 64")
-        return self.builder().line(f"select {some.typed}, ptr {pointer}, ptr @zeros")
+        return self.line(f"select {some.typed}, ptr {pointer}, ptr @zeros")
 
     def _mapped(
         self, pointer: str, array: Array, index: Integer, some: Value | str | None, width: int
@@ -222,17 +218,16 @@ class MemoryEmitter(IndexEmitter):
         outside = max(-low(index), high(index) - array.size) * array.dtype.itemsize
         if outside < PAGE or some is None:
             return pointer
-        here = self.builder()
         if isinstance(some, str):
             some = Value(self.any(some, width), dtypes.bool, 1)
-        return here.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
+        return self.line(f"select {some.typed}, ptr {pointer}, ptr {self.bases[array]}")
 
     def _loaded(self, dtype: DType, pointer: str, lanes: int, mask: str | None = None) -> str:
         """Adjacent elements in memory; zero outside of a mask."""
         kind, size = vector_type(memory_type(dtype), lanes), dtype.itemsize
         if mask is None:
-            return self.builder().line(f"load {kind}, ptr {pointer}, align {size}")
-        return self.builder().call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
+            return self.line(f"load {kind}, ptr {pointer}, align {size}")
+        return self.call(f"llvm.masked.load.{values.suffix(kind)}.p0", kind, [
             f"ptr {pointer}", f"i32 {size}", f"<{lanes} x i1> {mask}", f"{kind} zeroinitializer",
         ])  # fmt: skip
 
@@ -241,17 +236,16 @@ class MemoryEmitter(IndexEmitter):
         some = Value(self.any(mask, lanes), dtypes.bool, 1)
         pointer = self._or_zeros(self.pointer(array, self.at_base(index)), some)
         one, scalar = self._loaded(array.dtype, pointer, 1), memory_type(array.dtype)
-        here = self.builder()
         kind = vector_type(scalar, lanes)
-        first = here.line(f"insertelement {kind} poison, {scalar} {one}, i64 0")
-        alike = here.shuffle(kind, first, [0] * lanes)
-        return here.line(f"select <{lanes} x i1> {mask}, {kind} {alike}, {kind} zeroinitializer")
+        first = self.line(f"insertelement {kind} poison, {scalar} {one}, i64 0")
+        alike = self.shuffle(kind, first, [0] * lanes)
+        return self.line(f"select <{lanes} x i1> {mask}, {kind} {alike}, {kind} zeroinitializer")
 
     def _gather(self, array: Array, index: Integer, lanes: int, mask: str | None) -> str:
         """Elements at any places; zero in lanes outside a mask."""
         kind, size = vector_type(memory_type(array.dtype), lanes), array.dtype.itemsize
         pointers = self.pointers(array, index, lanes)
-        return self.builder().call(f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0", kind, [
+        return self.call(f"llvm.masked.gather.{values.suffix(kind)}.v{lanes}p0", kind, [
             f"<{lanes} x ptr> {pointers}", f"i32 {size}",
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}", f"{kind} zeroinitializer",
         ])  # fmt: skip
@@ -295,11 +289,11 @@ class MemoryEmitter(IndexEmitter):
             self._part_picked(array, index, places, part, begin, known, common)
             for part, begin in zip(parts, begins, strict=True)
         ]
-        scalar, lanes, here = memory_type(array.dtype), len(places), self.builder()
-        text, kind = values.join_texts(here, texts, scalar, width), vector_type(scalar, lanes)
+        scalar, lanes = memory_type(array.dtype), len(places)
+        text, kind = values.join_texts(self, texts, scalar, width), vector_type(scalar, lanes)
         # a lane that must not read may have got an element that another lane reads
         if guarded:
-            text = here.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
+            text = self.line(f"select <{lanes} x i1> {mask}, {kind} {text}, {kind} zeroinitializer")
         return text
 
     def _part_picked(
@@ -332,7 +326,6 @@ class MemoryEmitter(IndexEmitter):
         text = ""
         for number, begin in enumerate(begins):
             pointer = self.pointer(array, self.at_base(index) + begin)
-            here = self.builder()
             if common is not None:
                 pointer = self._or_zeros(pointer, common)
             mask = None
@@ -345,10 +338,10 @@ class MemoryEmitter(IndexEmitter):
             loaded = self._loaded(array.dtype, pointer, size, mask)
             if number == 0 or size < width:
                 own = (at if n == number else "poison" for at, n in zip(place, vector, strict=True))
-                loaded = here.shuffle(kind, loaded, own)
+                loaded = self.shuffle(kind, loaded, own)
             at_own = range(width) if size < width else place
             both = [width + at_own[n] if v == number else n for n, v in enumerate(vector)]
-            text = here.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
+            text = self.shuffle(vector_type(scalar, width), text, both, loaded) if text else loaded
         return text
 
 
@@ -449,13 +442,12 @@ def emit_matrix_product(
     ]
 
     def do(name: str, *arguments: str) -> None:
-        emitter.builder().do(f"llvm.x86.{name}", *arguments)
+        emitter.do(f"llvm.x86.{name}", *arguments)
 
     def move(name: str, register: int, matrix: Matrix, base: str, row: str, column: str) -> None:
-        here = emitter.builder()
-        start = here.line(f"mul i64 {row}, {matrix.pitch}")
-        place = here.line(f"add i64 {start}, {column}")
-        at = here.line(f"getelementptr i32, ptr {base}, i64 {place}")
+        start = emitter.line(f"mul i64 {row}, {matrix.pitch}")
+        place = emitter.line(f"add i64 {start}, {column}")
+        at = emitter.line(f"getelementptr i32, ptr {base}, i64 {place}")
         do(name, f"i8 {register}", f"ptr {at}", f"i64 {_WORD * matrix.pitch}")
 
     for register, _, _ in quarters:

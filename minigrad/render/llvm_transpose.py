@@ -143,7 +143,7 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
         square, places = dict[Atom, Lanes](), dict[Atom, Integer]()
         for atom, whole in lanes.items():
             some = Atom("var", f"{atom.name}.some", atom.low, atom.high)
-            base = emitter.builder().line(f"add i64 {whole.base}, {begin}")
+            base = emitter.line(f"add i64 {whole.base}, {begin}")
             square[some] = Lanes(base, length)
             emitter.bound(some)
             places[atom] = some.index
@@ -195,29 +195,29 @@ def _transposed(
             number = _lane_that_counts(emitter, lane)
             with _along(emitter, loop.variable, number, block, mask) as places:
                 changed = expr.substitute_in(load, places)
-                value = _as_bytes(emitter.builder(), emitter.value(changed))
-                rows.append(broadcast(emitter.builder(), value, length))
-    here, size = emitter.builder(), _register_bytes(load.dtype)
+                value = _as_bytes(emitter, emitter.value(changed))
+                rows.append(broadcast(emitter, value, length))
+    size = _register_bytes(load.dtype)
     step = 2 * length
     if step > min(loop.transpose, width) or length * size != HALF:
         step = length
-    groups = [transpose(here, rows[i : i + step], size) for i in range(0, width, step)]
-    columns = [join(here, list(parts)) for parts in zip(*groups, strict=True)]
-    return [cast(here, column, load.dtype) for column in columns]
+    groups = [transpose(emitter, rows[i : i + step], size) for i in range(0, width, step)]
+    columns = [join(emitter, list(parts)) for parts in zip(*groups, strict=True)]
+    return [cast(emitter, column, load.dtype) for column in columns]
 
 
 def _store_transposed(
     emitter: MemoryEmitter, variable: Atom, store: Store, rows: list[Value], block: Lanes, mask: str
 ) -> None:
     """Store the values of a block's iterations, which are vectors along the lanes in scope."""
-    here, length, width = emitter.builder(), block.width, emitter.width()
+    length, width = block.width, emitter.width()
     counting, size = emitter.counting() or str(width), _register_bytes(store.array.dtype)
-    rows = [_as_bytes(here, row) for row in rows]
+    rows = [_as_bytes(emitter, row) for row in rows]
     rows += rows[-1:] * (length - len(rows))
     for first in range(0, width, length):
         order = range(first, first + length)
-        parts = rows if length == width else [shuffled(here, row, order) for row in rows]
-        for lane, column in enumerate(transpose(here, parts, size), first):
+        parts = rows if length == width else [shuffled(emitter, row, order) for row in rows]
+        for lane, column in enumerate(transpose(emitter, parts, size), first):
             if is_number(counting) and lane >= int(counting):
                 return
             with (
@@ -264,10 +264,9 @@ def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
     counting = emitter.counting()
     if counting is None:
         return lane
-    here = emitter.builder()
     if counting.isdecimal():
         return min(lane, int(counting) - 1)
-    text = emitter.minimum(str(lane), here.line(f"sub i64 {counting}, 1"))
+    text = emitter.minimum(str(lane), emitter.line(f"sub i64 {counting}, 1"))
     atom = Atom("var", f"lane{lane}.counting", 0, lane)
     emitter.scalars[atom] = text
     emitter.bound(atom)

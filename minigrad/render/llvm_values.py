@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import NamedTuple
 
 from minigrad.dtype import DType, dtypes
@@ -114,12 +114,13 @@ def constant(value: int | float | bool, dtype: DType, lanes: int = 1) -> Value:
 
 
 class Builder:
-    """Appends instructions to a list of lines and hands out names."""
+    """Appends instructions to lines, which a derived class may switch, and hands out names."""
 
-    def __init__(
-        self, fresh: Callable[[], str], declare: Callable[[str], None], lines: list[str]
-    ) -> None:
-        self.fresh, self.declare, self.lines = fresh, declare, lines
+    lines: list[str]
+
+    def __init__(self) -> None:
+        self.declarations: set[str] = set()
+        self.fresh: Callable[[], str] = map("%v{}".format, count(1)).__next__
 
     def line(self, text: str) -> str:
         """Append an instruction with a result; returns the result's name."""
@@ -130,13 +131,13 @@ class Builder:
     def call(self, intrinsic: str, result: str, arguments: list[str], flags: str = "") -> str:
         """Call an intrinsic; arguments are "type text"."""
         types = ", ".join(_type_of(argument) for argument in arguments)
-        self.declare(f"declare {result} @{intrinsic}({types})")
+        self.declarations.add(f"declare {result} @{intrinsic}({types})")
         return self.line(f"call {flags}{result} @{intrinsic}({', '.join(arguments)})")
 
     def do(self, intrinsic: str, *arguments: str) -> None:
         """Call an intrinsic that has no result."""
         types = ", ".join(_type_of(argument) for argument in arguments)
-        self.declare(f"declare void @{intrinsic}({types})")
+        self.declarations.add(f"declare void @{intrinsic}({types})")
         self.lines.append(f"  call void @{intrinsic}({', '.join(arguments)})")
 
     def shuffle(self, kind: str, x: str, order: Iterable[int | str], y: str = "poison") -> str:

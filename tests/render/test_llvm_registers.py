@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import replace
-from itertools import count
 
 import numpy as np
 import pytest
@@ -169,11 +168,11 @@ def test_less_than_a_vector_has_no_code_for_whole_ones(count: int) -> None:
 
 
 def test_lanes_of_floats_are_combined_half_by_half() -> None:
-    lines = list[str]()
-    here = Builder(map("%v{}".format, count(1)).__next__, lambda _: None, lines)
+    here = Builder()
+    here.lines = []
     assert fold(here, Op.SUM, Value("%x", dtypes.float32, 4)) == Value("%v6", dtypes.float32, 1)
     half = "shufflevector <4 x float> %x, <4 x float> poison, <2 x i32>"
-    assert lines == [
+    assert here.lines == [
         f"  %v1 = {half} <i32 0, i32 1>", f"  %v2 = {half} <i32 2, i32 3>",
         "  %v3 = fadd <2 x float> %v1, %v2",
         "  %v4 = extractelement <2 x float> %v3, i64 0",

@@ -346,20 +346,21 @@ def test_chunks_of_launches_in_turn_follow_each_other(kernels: dict[str, int]) -
         each.close()
 
 
-def test_an_interrupt_ends_a_table_between_launches(pool: Pool, kernels: dict[str, int]) -> None:
+def test_a_table_ends_early_after_a_launch_that_signals(
+    pool: Pool, kernels: dict[str, int]
+) -> None:
+    flag = ctypes.c_int64(0)
+    at = ctypes.addressof(flag)
     call = Call((kernels["set_flag"], 1, 1, 0), (kernels["record"], 5, 1, 0))
-    flag = ctypes.c_int64(pool.address + cpu_driver.INTERRUPT)
-    call.table[0].args = ctypes.addressof(flag)
-    with pytest.raises(KeyboardInterrupt):
-        call.run(pool)
+    words = (ctypes.c_int64 * 1)(at)
+    call.table[0].args = ctypes.addressof(words)
+    table = ctypes.addressof(call.table)
+    assert pool.run(table, 2, signals=at) == 1
     assert call.words[0] == 0, "the second launch must not run"
-    again = Call((kernels["record"], 5, 1, 0))
-    again.run(pool)
-    assert sorted(again.chunks()) == chunks_of(5, 1)
-    pool.interrupt()
-    with pytest.raises(KeyboardInterrupt):
-        again.run(pool)
-    assert again.words[0] == 5
+    flag.value = 0
+    assert pool.run(table + LAUNCH_BYTES, 1, signals=at) == 0
+    assert sorted(call.chunks()) == chunks_of(5, 1)
+    assert pool.run(table, 2) == 0 and call.words[0] == 10, "run without looking"
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 64, 100, 1000])

@@ -17,11 +17,13 @@ from minigrad.device import Program
 PRELUDE = """
 import os, signal, socket, threading, time
 
+SENT = signal.SIGINT
+
 def interrupt(has_begun=lambda: True):
     def send():
         while not has_begun():
             time.sleep(0.001)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), SENT)
 
     threading.Thread(target=send).start()
 """
@@ -95,9 +97,32 @@ def test_an_interrupt_ends_a_long_table() -> None:
     ],
 )
 def test_the_handlers_of_others_decide(handler: str, said: list[str]) -> None:
-    """A handler that does not raise does not end the program."""
+    """A handler that does not raise does not end the program; nor does one that runs another."""
     before = f"signal.signal(signal.SIGINT, {handler})\n"
-    assert said_by(f"{TABLE}{before}attempt_and_interrupt(10)\n") == said
+    after = "assert args[0] == 20\n"
+    assert said_by(f"{TABLE}{before}attempt_and_interrupt(10)\n{after}") == said
+
+
+def test_handlers_run_between_two_launches() -> None:
+    """Also those of other signals; one may run a table itself, and so run handlers itself."""
+    inner = """
+seen = []
+
+def handler(number, frame):
+    seen.append((number, args[0]))
+    if number == signal.SIGUSR1:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        run(ctypes.addressof(table), 3, 0)
+
+signal.signal(signal.SIGUSR1, handler)
+signal.signal(signal.SIGUSR2, handler)
+SENT = signal.SIGUSR1
+attempt_and_interrupt(10)
+assert args[0] == 26, args[0]
+(first, before), (second, after) = seen
+assert (first, second) == (signal.SIGUSR1, signal.SIGUSR2) and before < 20 and after <= before + 2
+"""
+    assert said_by(TABLE + inner) == ["ended"]
 
 
 def test_the_wakeup_descriptor_of_others_stays() -> None:
@@ -128,37 +153,20 @@ worker.join()
     assert said_by(TABLE + thread) == ["main", "ended"]
 
 
-def test_a_late_signal_does_not_end_the_next_program() -> None:
-    """A signal after the program's end is left to Python."""
-    late = """
-class Late:
-    def __init__(self): self.count = 0
-    def __call__(self, *arguments):
-        self.count += 1
-        if self.count == 1:
-            cpu_interrupt._watcher.interrupted = True
-            pool.interrupt()
-pool.run = Late()
-cpu_interrupt.run_interruptibly(pool, 0, 0)
-del pool.run
-attempt(2)
-"""
-    assert said_by(TABLE + late) == ["ended"]
-
-
 def test_a_signal_of_the_program_before_does_not_end_the_next() -> None:
-    """Its byte may still be unread when the next program begins, although Python has handled it."""
+    """Its number may still be in the file, although Python has handled it."""
     stale = """
-watcher = cpu_interrupt._Watcher()
-watcher.lock = threading.RLock()
-with watcher.lock:
-    watcher.signalled.send(bytes([signal.SIGINT]))
-    time.sleep(0.2)  # its thread has noticed, and waits for the lock
-    watcher.begin(pool)
-time.sleep(0.2)
-attempt(2, pool.run)
+_, number = cpu_interrupt._signals()
+number.value = signal.SIGINT
+attempt(2)
+pid = os.fork()  # a child has a file of its own
+if not pid:
+    attempt(2)
+    assert cpu_interrupt._signals()[1] is not number
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
 """
-    assert said_by(TABLE + stale) == ["ended"]
+    assert said_by(TABLE + stale) == ["ended", "ended"]
 
 
 MODEL = PRELUDE + """
