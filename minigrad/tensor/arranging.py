@@ -81,6 +81,7 @@ class Arranging(Composed):
         >>> [part.tolist() for part in Tensor([[1, 2], [3, 4]]).vsplit(2)]
         [[[1, 2]], [[3, 4]]]
         """
+        expect(self.ndim > 1, "vsplit", "a matrix; write x.tensor_split(…)", self)
         return self._split_evenly("vsplit", indices_or_sections, 0)
 
     def _split_evenly(self, name: str, given: int | Sequence[int], axis: int) -> tuple[Self, ...]:

@@ -50,7 +50,7 @@ def _floor_quotient(x: Node, y: Node) -> Node:
     whole = ((x - rest) / y).operation("round")
     below = rest.differs(0.0) & (rest.less(0.0) ^ y.less(0.0))
     whole = below.where(whole - 1.0, whole)
-    quotient = x / y
+    quotient = (x / y).operation("round")  # whose slope is 0, also where y is 0
     whole = whole.equals(0.0).where(quotient * 0.0, whole)  # with the quotient's sign
     return y.equals(0.0).where(quotient, whole)
 

@@ -198,7 +198,7 @@ class Indexing(Methods):
         if not isinstance(item, Core):
             if hasattr(item, "__index__") and not hasattr(item, "shape"):
                 return item.__index__()
-            empty = isinstance(item, (list, tuple)) and not item
+            empty = isinstance(item, (list, tuple, range)) and not item
             dtype = dtypes.default_int if empty else None
             item = self.__class__(item, device=self.raw.device, dtype=dtype)
         if item.dtype.is_float:

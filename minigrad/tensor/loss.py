@@ -58,6 +58,7 @@ class Loss(Composed):
     ) -> Self:  # fmt: skip
         """As `cross_entropy`. weight: one factor per class. place: the dimension of the classes."""
         check_share("cross_entropy", label_smoothing=label_smoothing)
+        expect(self.ndim, "cross_entropy", "a dimension of classes", self)
         shifted = self.movedim(place, -1)._wide()._shifted(-1)
         total = shifted.exp().sum(-1).log()
         if not target.dtype.is_float:
@@ -81,6 +82,7 @@ class Loss(Composed):
     def _class_axis(self, name: str, target: Core, axis: Axis) -> int:
         """The dimension of the classes: as given, else the one of −1 and 1 that fits the targets.
         """
+        expect(self.ndim, name, "a dimension of classes", self)
         if axis is not None:
             return axis_of(name, axis, self.ndim)
         if target.dtype.is_float:

@@ -148,7 +148,7 @@ class Scattering(Methods):
         """Axis, the part of self that is written to, the places, and the values."""
         axis, part, places = self._addressed(name, dim, index)
         values = self._kept(src, name)
-        if isinstance(src, (bool, int, float)):
+        if not values.ndim and not isinstance(src, Core):  # a number of Python or numpy
             return axis, part, places, values._broadcast_to(index.shape)
         pairs = zip(values.shape, index.shape, strict=False)
         expect(values.ndim == index.ndim and all(low(have - want) >= 0 for have, want in pairs),

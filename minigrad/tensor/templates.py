@@ -150,14 +150,19 @@ def _traced(
         new = [value._new(next(left)) if isinstance(value, Core) else value
                for value in (*args, *options.values())]  # fmt: skip
         found: Any = None
+        failed = False
         try:
             found = _inside(function, new[: len(args)],
                             dict(zip(options, new[len(args) :], strict=True)))  # fmt: skip
             several = isinstance(found, (tuple, list))
             as_nodes = several and isinstance(found[0], Node)
             given = [x.node if isinstance(x, Core) else x for x in (found if several else [found])]
+        except Exception:  # raised again by a plain call: frames of one that is kept keep arrays
+            failed = True
         finally:
             del new, found
+    if failed:
+        raise _OwnData
     template = Template(sources, given)
     own = template.own
     if own and all(node.op is Op.BUFFER and node.age > sources[0].age for node in own):

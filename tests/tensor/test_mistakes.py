@@ -260,6 +260,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "layer_norm over 2.0": (lambda: F.layer_norm(X, 2.0), TypeError, "(normalized_shape=2.0)"),  # type: ignore[arg-type]
     "layer_norm over none": (lambda: F.layer_norm(X, []), ShapeError, "layer_norm: expected last"),
     "matmul in 'foo'": (lambda: X.matmul(X.T, "foo"), KeyError, "unknown dtype 'foo'"),
+    "a class of no dimension": (
+        lambda: F.cross_entropy(Tensor(1.5), Tensor(1.0)), ShapeError, "a dimension of classes",
+    ),
+    "nll_loss of a number": (
+        lambda: F.nll_loss(Tensor(1.5), Tensor(0)), ShapeError, "nll_loss: expected a dimension",
+    ),
+    "vsplit of a vector": (lambda: INTS.vsplit(2), ShapeError, "write x.tensor_split("),
     "einsum's order": (lambda: Tensor.einsum(X, "ij->"), TypeError, "expected a string"),  # type: ignore[arg-type]
 }  # fmt: skip
 

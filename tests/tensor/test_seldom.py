@@ -293,3 +293,21 @@ def test_a_loss_has_the_digits_of_the_probabilities() -> None:
     logits, wanted = Tensor([[0.0, 3.0]], dtype="float16"), Tensor([[0.3, 0.7]])
     assert logits.cross_entropy(wanted).dtype.name == "float32"
     assert logits.cross_entropy(wanted.half()).dtype.name == "float16"
+
+
+def test_an_empty_range_is_an_empty_index() -> None:
+    assert Tensor([[1, 2]])[:, range(0)].shape == (1, 0)
+
+
+def test_a_number_of_numpy_is_scattered_as_one_of_python() -> None:
+    ones = Tensor([1.0, 1.0])
+    for number in (5, 5.0, np.float32(5), np.int64(5)):
+        assert ones.scatter(0, Tensor([1]), number).tolist() == [1.0, 5.0]
+        assert ones.scatter(0, Tensor([1, 1]), number, reduce="add").tolist() == [1.0, 11.0]
+
+
+@pytest.mark.parametrize("divisor", [0.0, -0.0, 2.0, float("nan")])
+def test_a_rounded_quotient_has_no_slope(divisor: float) -> None:
+    x, y = Tensor([0.5, -3.0, 0.0]), Tensor([divisor] * 3)
+    for quotient in (x // y, x.div(y, rounding_mode="floor")):
+        assert [grad.tolist() for grad in quotient.sum().gradient(x, y)] == [[0.0] * 3] * 2

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from graph.nodes import form_of
 
-from minigrad import Tensor
+from minigrad import Tensor, jit
 from minigrad.errors import BoundsError, ShapeError
 from minigrad.graph.bounds import users_line
 from minigrad.graph.node import Op, topological
@@ -195,3 +195,13 @@ def test_no_tensor_without_memory_outlives_the_lock(monkeypatch: pytest.MonkeyPa
         x.matmul(Tensor([[1.0, 2.0]]))
     x.matmul(((1.0,),) * 7)
     assert len(left) > 1 and not any(left)
+
+
+def test_an_error_that_is_kept_keeps_no_tensor_without_memory() -> None:
+    """As an interactive session keeps its last one: later steps visit all live tensors."""
+    with pytest.raises(ShapeError) as kept:
+        Tensor.ones(4, 3).realize().cross_entropy(Tensor.ones(2, 2).realize())
+    step = jit(lambda x: x.softmax())
+    for _ in range(3):
+        assert step(Tensor([0.0, 0.0])).tolist() == [0.5, 0.5]
+    assert kept.value.__traceback__
