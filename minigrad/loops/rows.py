@@ -373,6 +373,9 @@ MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512
 # beside one for every element.
 LEAST_LENGTH = 8
 ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
+# Vectors of a run of neighbours that are written out if their masks depend on where they begin.
+MOST_IN_TURN = 8
+FILLED = 0.75  # of a vector from which on it ends where neighbours end
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 adjacent lines
 
 
@@ -380,13 +383,15 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     """Vectors across rows, along the last of the axes that make up a row's number.
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
-    index; not if there are few neighbours, or only these.
+    index; not if there are few neighbours, or only these. Enough of such runs are what threads
+    share: then it is known which lanes of a run's last vector count.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
+    length = length if columns else _neighbours(kernel, least)
     axes = row_axes(stages[0], count)
-    if length is not None and (columns or high(count) > length >= least):
+    if length is not None and (columns or high(count) > length >= FILLED * least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)
     x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
@@ -403,8 +408,11 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
         assert length is not None
         sums = sum(stage.op is not None for stage in stages)
         size = _block_size(high(count) // length, length, width, target.l1 // 4 // sums)
-    if xs:
+    enough = bool(xs) and not columns and size_of(axes[:-1]) >= ENOUGH_BLOCKS
+    if xs and not enough:
         xs.append(s.split(x, size, "b"))
+    elif enough and width < axes[-1].most <= MOST_IN_TURN * width and _depends(s.body, x):
+        s.unroll(s.split(x, width, "b"), "w")
 
     def asked_for(loop: Loop, around: Around) -> tuple[Place, ...]:
         if columns:
@@ -424,6 +432,12 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     return Lowered(s.parallelize(*xs))
 
 
+def _depends(body: Sequence[Statement], x: Atom) -> bool:
+    """Whether conditions of loads depend on a variable."""
+    loads = expr.loads(*(e for one in body for e in nest.expressions(one)))
+    return any(coefficient(c, x) != 0 for load in loads for c in load.guard)
+
+
 def _along_rows(kernel: Kernel) -> bool:
     """Whether something is contiguous along rows, not across: then squares are transposed."""
     made = {stage.array for stage in kernel.stages}
@@ -437,17 +451,19 @@ def _along_rows(kernel: Kernel) -> bool:
     return False
 
 
-def _neighbours(kernel: Kernel) -> int | None:
+def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:
     """How many rows follow each other in every stage; None if all do, and their number varies.
 
     These are the last of the axes that make up a row's number, and those before it that every index
-    walks through as if they were one.
+    walks through as if they were one; and one more if whole ones of these fill `lanes`.
     """
     lengths: list[Integer] = []
     for stage in kernel.stages:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
-        lengths.append(merge(leading, used)[0][-1].extent)
+        *others, last = (axis.extent for axis in merge(leading, used)[0])
+        short = others and isinstance(last, int) and 1 < last < lanes and lanes % last == 0
+        lengths.append(last * others[-1] if short else last)
     whole = row_axes(kernel.stages[0], kernel.rows)[-1].extent
     if not isinstance(whole, int) and all(length == whole for length in lengths):
         return None
@@ -487,12 +503,15 @@ def _unrolled(loop: Loop, around: Loops) -> Statements | None:
 def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
     """Whether all stages have one element per row, of `length` neighbouring rows, and sum much.
 
-    If a few registers hold all columns, their sums are in registers instead.
+    If a few registers hold all columns, or a sum the few elements of a window, which are near each
+    other, the sums are in registers instead.
     """
     return (
         length > 4 * target.lanes(kernel.stages[0].array.dtype)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
         and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in kernel.stages)
+        and not any(size_of(s.reduced) <= MOST_WRITTEN_OUT and _overlap(s, s.axes[-1], k)
+                    for s in kernel.stages for k in s.reduced)
     )
 
 
