@@ -50,7 +50,8 @@ def joined(pieces: Sequence[Node], axis: int) -> Node:
 def joined_pieces(x: Node) -> tuple[int, list[Node]]:
     """The axis along which `joined` has made x, and the pieces; (−1, []) if it has not."""
     found: list[Node] = []
-    axis, behind = -1, 0
+    axis = -1
+    behind: Integer = 0  # the extent of the pieces found
     while x.op in (Op.WHERE, Op.PAD) and not is_symbolic(x.shape):
         padded = x if x.op is Op.PAD else x.src[1]
         amounts = padded.arg if padded.op is Op.PAD else ()

@@ -375,7 +375,6 @@ LEAST_LENGTH = 8
 ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
 # Vectors of a run of neighbours that are written out if their masks depend on where they begin.
 MOST_IN_TURN = 8
-FILLED = 0.75  # of a vector from which on it ends where neighbours end
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 adjacent lines
 
 
@@ -384,21 +383,24 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
     index; not if there are few neighbours, or only these. Enough of such runs are what threads
-    share: then it is known which lanes of a run's last vector count.
+    share: then it is known which lanes of a run's last vector count. If what neighbours read lies
+    apart, as in strided windows, runs of three quarters of a vector are enough.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
-    length = length if columns else _neighbours(kernel, least)
-    axes = row_axes(stages[0], count)
-    if length is not None and (columns or high(count) > length >= FILLED * least):
+    axes, alone = row_axes(stages[0], count), length
+    if not columns:
+        length = _neighbours(kernel, least)
+        least = least if length == alone and _side_by_side(kernel) else ceildiv(3 * least, 4)
+    if length is not None and (columns or high(count) > length >= least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)
     x, xs = axes[-1].variable, [axis.variable for axis in axes[:-1]]
     bodies = [stage.body for stage in stages]
     width = size = vector_width(target, bodies, axes[-1].extent, True)
     if _along_rows(kernel):
-        width = size = min(width, least)
+        width = size = min(width, target.lanes(stages[0].array.dtype))
     lanes = 1 if columns else width
     lane = LANE.index if lanes > 1 else 0
     inside = build.kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
@@ -432,6 +434,13 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     return Lowered(s.parallelize(*xs))
 
 
+def _side_by_side(kernel: Kernel) -> bool:
+    """Whether neighbouring rows read the same elements, or neighbours."""
+    last = [(one, one.axes[prefix_length(one, kernel.rows) - 1]) for one in kernel.stages]
+    return all(coefficient(load.index, axis.variable) in (0, 1)
+               for stage, axis in last for load in stage.loads)  # fmt: skip
+
+
 def _depends(body: Sequence[Statement], x: Atom) -> bool:
     """Whether conditions of loads depend on a variable."""
     loads = expr.loads(*(e for one in body for e in nest.expressions(one)))
@@ -462,12 +471,15 @@ def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
         *others, last = (axis.extent for axis in merge(leading, used)[0])
-        short = others and isinstance(last, int) and 1 < last < lanes and lanes % last == 0
-        lengths.append(last * others[-1] if short else last)
+        if others and isinstance(last, int) and 1 < last < lanes and lanes % last == 0:
+            last = others[-1] * last
+        lengths.append(last)
     whole = row_axes(kernel.stages[0], kernel.rows)[-1].extent
     if not isinstance(whole, int) and all(length == whole for length in lengths):
         return None
-    return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
+    return gcd(*(
+        x if isinstance(x, int) else gcd(x.constant, *(c for _, c in x.terms)) for x in lengths
+    ))  # fmt: skip
 
 
 def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
