@@ -339,7 +339,7 @@ class Convolution(Composed):
 
     def _resampled(self, way: _Way) -> Self:
         """The new elements, each a weighted sum of old ones."""
-        numbers = self._ramp(way.count, self.dtype)
+        numbers = self._ramp(way.wanted, self.dtype)
         return self._weighed(way.axis, way.extent, way.neighbours(numbers))
 
     def _resampled_back(self, way: _Way) -> Self:
@@ -351,9 +351,9 @@ class Convolution(Composed):
                 place.clip(0, way.extent - 1).eq(old.int()).where(weight, 0)
                 for place, weight in way.neighbours(number)
             ]
-            weight = (number < way.count).where(sum(beside[1:], beside[0]), 0)
+            weight = (number < way.wanted).where(sum(beside[1:], beside[0]), 0)
             parts.append((number.int(), weight))
-        return self.contiguous()._weighed(way.axis, way.count, parts)
+        return self.contiguous()._weighed(way.axis, way.wanted, parts).contiguous()
 
     def _weighed(self, axis: int, extent: int, parts: Sequence[tuple[Self, Self]]) -> Self:
         """The sum of elements at places along an axis, times weights."""
@@ -415,14 +415,14 @@ class Convolution(Composed):
 
 
 class _Way(NamedTuple):
-    """How `count` new elements are made of `extent` old ones along an axis.
+    """How `wanted` new elements are made of `extent` old ones along an axis.
 
     Their centres, `before` after their edges, are `every` apart in units of old elements.
     """
 
     axis: int
     extent: int
-    count: int
+    wanted: int
     every: float
     before: float
     cubic: bool
@@ -434,7 +434,7 @@ class _Way(NamedTuple):
 
     @property
     def _most(self) -> int:
-        return min(ceil(2 * (1 + self.cubic) / self.every), self.count)
+        return min(ceil(2 * (1 + self.cubic) / self.every), self.wanted)
 
     def neighbours(self, number: Any) -> list[tuple[Any, Any]]:
         """The places of the old elements that new ones with these numbers are made of; weights."""
