@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.node import Node, Shape
+from minigrad.graph.node import Node, Op, Shape, is_symbolic
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import Integer
 
@@ -45,6 +45,27 @@ def joined(pieces: Sequence[Node], axis: int) -> Node:
         amounts = [(start, total - stop) if d == axis else (0, 0) for d in range(piece.ndim)]
         result, start = within(piece, amounts, result), stop
     return result
+
+
+def joined_pieces(x: Node) -> tuple[int, list[Node]]:
+    """The axis along which `joined` has made x, and the pieces; (−1, []) if it has not."""
+    found: list[Node] = []
+    axis = -1
+    behind: Integer = 0  # the extent of the pieces found
+    while x.op in (Op.WHERE, Op.PAD) and not is_symbolic(x.shape):
+        padded = x if x.op is Op.PAD else x.src[1]
+        amounts = padded.arg if padded.op is Op.PAD else ()
+        padding = [n for n, pair in enumerate(amounts) if pair != (0, 0)]
+        if len(padding) != 1 or axis not in (-1, *padding) or amounts[padding[0]][1] != behind:
+            break
+        (axis,), (piece,) = padding, padded.src
+        found.insert(0, piece)
+        if x is padded:
+            return (axis, found) if amounts[axis][0] == 0 else (-1, [])
+        if x.src[0] is not build.pad(piece.constant(True, dtypes.bool), amounts):
+            break
+        x, behind = x.src[2], x.shape[axis] - amounts[axis][0]
+    return -1, []
 
 
 def split_axis(x: Node, axis: int, *extents: Integer) -> Node:

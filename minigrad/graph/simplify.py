@@ -18,6 +18,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert
 from minigrad.graph import build
+from minigrad.graph.axes import joined, joined_pieces
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Node, is_symbolic
 from minigrad.graph.operations import BINARY, MOVEMENT, REDUCTIONS, SCATTERS, Op
@@ -255,6 +256,17 @@ def shrink_of_cat(node: Node) -> Node | None:
     if len(parts) == len(joined.src):
         return None  # all pieces are needed: no gain
     return build.cat(parts, axis)
+
+
+@on(Op.WHERE)
+def joined_again(node: Node) -> Node | None:
+    """Joined pieces that are joined themselves → all of them, joined at once."""
+    axis, pieces = joined_pieces(node)
+    parts = [(piece, joined_pieces(piece)) for piece in pieces]
+    flat = [one for piece, (along, inner) in parts for one in (inner if along == axis else [piece])]
+    if len(flat) == len(pieces):
+        return None
+    return build.cat(flat, axis) if len(flat) > build.FEW else joined(flat, axis)
 
 
 @on(*SCATTERS)

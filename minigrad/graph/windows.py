@@ -212,9 +212,17 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
 
 
 def cropped(g: Node, ranges: Ranges) -> Node:
-    """The part start … stop − 1 of each dimension; of an overlap_add, only that is computed."""
+    """The part start … stop − 1 of each dimension; of an overlap_add, only that is computed.
+
+    So it is of one that is seen where a mask holds, as in the gradient of padding that is not 0.
+    """
     origin = _origins.get(g)
-    return build.shrink(g, ranges) if origin is None else overlap_add(*origin, ranges)
+    if origin is not None:
+        return overlap_add(*origin, ranges)
+    masked = g.src if g.op is Op.WHERE else (g,)
+    if any(beneath(x, (Op.CAST,)) in _origins for x in masked):
+        return build.rebuild(g, [cropped(x, ranges) for x in g.src])
+    return build.shrink(g, ranges)
 
 
 def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:

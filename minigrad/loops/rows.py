@@ -373,6 +373,8 @@ MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512
 # beside one for every element.
 LEAST_LENGTH = 8
 ENOUGH_BLOCKS = 32  # parallel iterations: a few for each thread
+# Vectors of a run of neighbours that are written out if their masks depend on where they begin.
+MOST_IN_TURN = 8
 LEAST_COLUMNS = 256  # of a block: 1 KiB of float32, 16 adjacent lines
 
 
@@ -380,12 +382,17 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     """Vectors across rows, along the last of the axes that make up a row's number.
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
-    index; not if there are few neighbours, or only these.
+    index; not if there are few neighbours, or only these. Enough of such runs are what threads
+    share: then it is known which lanes of a run's last vector count. If what neighbours read lies
+    apart, as in strided windows, runs of three quarters of a vector are enough.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     columns = length is not None and _are_columns(kernel, length, target)
     least = target.lanes(stages[0].array.dtype)
-    axes = row_axes(stages[0], count)
+    axes, alone = row_axes(stages[0], count), length
+    if not columns:
+        length = _neighbours(kernel, least)
+        least = least if length == alone and _side_by_side(kernel) else ceildiv(3 * least, 4)
     if length is not None and (columns or high(count) > length >= least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)
@@ -393,7 +400,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     bodies = [stage.body for stage in stages]
     width = size = vector_width(target, bodies, axes[-1].extent, True)
     if _along_rows(kernel):
-        width = size = min(width, least)
+        width = size = min(width, target.lanes(stages[0].array.dtype))
     lanes = 1 if columns else width
     lane = LANE.index if lanes > 1 else 0
     inside = build.kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
@@ -403,8 +410,11 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
         assert length is not None
         sums = sum(stage.op is not None for stage in stages)
         size = _block_size(high(count) // length, length, width, target.l1 // 4 // sums)
-    if xs:
+    enough = bool(xs) and not columns and size_of(axes[:-1]) >= ENOUGH_BLOCKS
+    if xs and not enough:
         xs.append(s.split(x, size, "b"))
+    elif enough and width < axes[-1].most <= MOST_IN_TURN * width and _depends(s.body, x):
+        s.unroll(s.split(x, width, "b"), "w")
 
     def asked_for(loop: Loop, around: Around) -> tuple[Place, ...]:
         if columns:
@@ -424,6 +434,19 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     return Lowered(s.parallelize(*xs))
 
 
+def _side_by_side(kernel: Kernel) -> bool:
+    """Whether neighbouring rows read the same elements, or neighbours."""
+    last = [(one, one.axes[prefix_length(one, kernel.rows) - 1]) for one in kernel.stages]
+    return all(coefficient(load.index, axis.variable) in (0, 1)
+               for stage, axis in last for load in stage.loads)  # fmt: skip
+
+
+def _depends(body: Sequence[Statement], x: Atom) -> bool:
+    """Whether conditions of loads depend on a variable."""
+    loads = expr.loads(*(e for one in body for e in nest.expressions(one)))
+    return any(coefficient(c, x) != 0 for load in loads for c in load.guard)
+
+
 def _along_rows(kernel: Kernel) -> bool:
     """Whether something is contiguous along rows, not across: then squares are transposed."""
     made = {stage.array for stage in kernel.stages}
@@ -437,21 +460,26 @@ def _along_rows(kernel: Kernel) -> bool:
     return False
 
 
-def _neighbours(kernel: Kernel) -> int | None:
+def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:
     """How many rows follow each other in every stage; None if all do, and their number varies.
 
     These are the last of the axes that make up a row's number, and those before it that every index
-    walks through as if they were one.
+    walks through as if they were one; and one more if whole ones of these fill `lanes`.
     """
     lengths: list[Integer] = []
     for stage in kernel.stages:
         leading = stage.axes[: prefix_length(stage, kernel.rows)]
         used = indices(stage.exprs(), [stage.position, *stage.guard])
-        lengths.append(merge(leading, used)[0][-1].extent)
+        *others, last = (axis.extent for axis in merge(leading, used)[0])
+        if others and isinstance(last, int) and 1 < last < lanes and lanes % last == 0:
+            last = others[-1] * last
+        lengths.append(last)
     whole = row_axes(kernel.stages[0], kernel.rows)[-1].extent
     if not isinstance(whole, int) and all(length == whole for length in lengths):
         return None
-    return gcd(*(x if isinstance(x, int) else gcd(*(c for _, c in x.terms)) for x in lengths))
+    return gcd(*(
+        x if isinstance(x, int) else gcd(x.constant, *(c for _, c in x.terms)) for x in lengths
+    ))  # fmt: skip
 
 
 def _written_out(body: Sequence[Statement], width: int) -> list[Statement]:
@@ -487,12 +515,15 @@ def _unrolled(loop: Loop, around: Loops) -> Statements | None:
 def _are_columns(kernel: Kernel, length: int, target: Target) -> bool:
     """Whether all stages have one element per row, of `length` neighbouring rows, and sum much.
 
-    If a few registers hold all columns, their sums are in registers instead.
+    If a few registers hold all columns, or a sum the few elements of a window, which are near each
+    other, the sums are in registers instead.
     """
     return (
         length > 4 * target.lanes(kernel.stages[0].array.dtype)
         and all(prefix_length(s, kernel.rows) == len(s.axes) for s in kernel.stages)
         and any(s.op and s.iterations >= LEAST_LENGTH * s.size for s in kernel.stages)
+        and not any(size_of(s.reduced) <= MOST_WRITTEN_OUT and _overlap(s, s.axes[-1], k)
+                    for s in kernel.stages for k in s.reduced)
     )
 
 

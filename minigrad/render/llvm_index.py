@@ -203,6 +203,7 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         last = min(x.high, *(high(stop) - 1 for stop in loop.stops))
         number = Atom("var", f"{x.name}.vectors", 0, max(last - low(loop.start), 0) // step)
         first = loop.start + number.index * step if even else None
+        first = int(base) if base.isdecimal() else first
         self._at_base.clear()
         for atom, lanes in ((x, Lanes(base, step, first)), (loop.lane, Lanes("0", step, 0))):
             if atom is not None:

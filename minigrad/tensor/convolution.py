@@ -13,8 +13,9 @@ products (`winograd.py`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor, gcd, isclose, prod
-from typing import Any, Self
+from functools import cache
+from math import ceil, floor, gcd, isclose, prod
+from typing import Any, NamedTuple, Self
 
 from minigrad.dtype import dtypes, promote
 from minigrad.errors import DTypeError, ShapeError, expect, misfit
@@ -332,22 +333,34 @@ class Convolution(Composed):
         regular = isclose(apart * count, extent) and not aligned
         if regular and max(zoom, step) <= MOST_ZOOM and (step == 1 or zoom in WOVEN):
             return x._zoomed(axis, groups, zoom, step, mode)
-        place = self._ramp(count, self.dtype)
-        if aligned:
-            place = place * ((extent - 1) / (count - 1) if count > 1 else 0.0)
-        else:
-            place = (place + 0.5) * apart - 0.5
-        if mode != "bicubic":
-            place = place.maximum(0)
-        low = place.floor()
-        share = place - low
-        first = low.int() - (1 if mode == "bicubic" else 0)
+        every = (extent - 1) / max(count - 1, 1) if aligned else apart
+        way = _Way(axis, extent, count, every, 0.0 if aligned else 0.5, mode == "bicubic")
+        return x._with_derivative(x._resampled(way), _back(way)) if way.few else x._resampled(way)
+
+    def _resampled(self, way: _Way) -> Self:
+        """The new elements, each a weighted sum of old ones."""
+        numbers = self._ramp(way.wanted, self.dtype)
+        return self._weighed(way.axis, way.extent, way.neighbours(numbers))
+
+    def _resampled_back(self, way: _Way) -> Self:
+        """The gradient by the old elements, from that by the new ones: sums of those near each."""
+        old = self._ramp(way.extent, self.dtype)
+        parts = []
+        for number in way.near(old):
+            beside: list[Self] = [
+                place.clip(0, way.extent - 1).eq(old.int()).where(weight, 0)
+                for place, weight in way.neighbours(number)
+            ]
+            weight = (number < way.wanted).where(sum(beside[1:], beside[0]), 0)
+            parts.append((number.int(), weight))
+        return self.contiguous()._weighed(way.axis, way.wanted, parts).contiguous()
+
+    def _weighed(self, axis: int, extent: int, parts: Sequence[tuple[Self, Self]]) -> Self:
+        """The sum of elements at places along an axis, times weights."""
         shape = tuple(-1 if d == axis else 1 for d in range(self.ndim))
-        parts: list[Self] = [
-            x._taken(axis, first + i, extent) * weight.reshape(shape)
-            for i, weight in enumerate([1 - share, share] if mode != "bicubic" else _cubic(share))
-        ]
-        return sum(parts[1:], parts[0])
+        terms = [self._taken(axis, place, extent) * weight.reshape(shape)
+                 for place, weight in parts]  # fmt: skip
+        return sum(terms[1:], terms[0])
 
     def _zoomed(self, axis: int, groups: int, zoom: int, step: int, mode: str) -> Self:
         """`zoom` new elements for every `step` old ones along an axis: weighted sums of neighbours.
@@ -399,6 +412,49 @@ class Convolution(Composed):
             return inside.where(x, self.dtype.minimum).max(axis + 1)
         total: Self = inside.where(x, 0).sum(axis + 1)
         return (total / inside.sum(1, dtype=dtypes.int32)).cast(self._float_dtype())
+
+
+class _Way(NamedTuple):
+    """How `wanted` new elements are made of `extent` old ones along an axis.
+
+    Their centres, `before` after their edges, are `every` apart in units of old elements.
+    """
+
+    axis: int
+    extent: int
+    wanted: int
+    every: float
+    before: float
+    cubic: bool
+
+    @property
+    def few(self) -> bool:
+        """Whether few new elements are made of each old one, so that they can be summed."""
+        return self.every > 0 and self._most <= 2 * MOST_ZOOM
+
+    @property
+    def _most(self) -> int:
+        return min(ceil(2 * (1 + self.cubic) / self.every), self.wanted)
+
+    def neighbours(self, number: Any) -> list[tuple[Any, Any]]:
+        """The places of the old elements that new ones with these numbers are made of; weights."""
+        place = (number + self.before) * self.every - self.before
+        place = place if self.cubic else place.maximum(0)
+        low = place.floor()
+        share = place - low
+        weights = _cubic(share) if self.cubic else [1 - share, share]
+        return [(low.int() + n - self.cubic, weight) for n, weight in enumerate(weights)]
+
+    def near(self, old: Any) -> list[Any]:
+        """Numbers of the new elements that may be made of old ones: those less than 1 (2) away."""
+        edge = old + (self.before - 1 - self.cubic)
+        first = ((edge / self.every - self.before).floor() + 1).maximum(0)
+        return [first + n for n in range(self._most)]
+
+
+@cache
+def _back(way: _Way) -> Any:
+    return lambda g, _, x: [g._resampled_back(way)]
 
 
 def per_dimension(name: str, what: str, given: Numbers, spatial: int, least: int = 1) -> list[int]:

@@ -10,6 +10,7 @@ from graph.nodes import leaf, number, one
 from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph import build
+from minigrad.graph.axes import joined, within
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Op, needed, needed_among, topological
 from minigrad.graph.rewrite import rewrite
@@ -104,6 +105,7 @@ X, Y = leaf(0), leaf(1)
 N, M = leaf(0, dtypes.int32), leaf(1, dtypes.int32)
 B, C = leaf(0, dtypes.bool), leaf(1, dtypes.bool)
 H = leaf(0, dtypes.bfloat16)
+M = leaf(0, shape=(2, 3))
 
 
 def whole(value):
@@ -217,6 +219,15 @@ BECOMES = {
         build.shrink(build.cat([X, leaf(1, shape=(4,)), leaf(2, shape=(5,))], 0), ((4, 6),)),
         build.shrink(leaf(1, shape=(4,)), ((1, 3),)),
     ),
+    "joined, and joined again": (
+        joined([leaf(3), joined([X, leaf(1, shape=(4,)), leaf(2)], 0)], 0),
+        build.cat([leaf(3), X, leaf(1, shape=(4,)), leaf(2)], 0),
+    ),
+    "two joined to one": (joined([joined([X, Y], 0), leaf(2)], 0), joined([X, Y, leaf(2)], 0)),
+    "joined one by one": (
+        joined([joined([joined([X, Y], 0), leaf(2)], 0), leaf(3)], 0),
+        build.cat([X, Y, leaf(2), leaf(3)], 0),
+    ),
 }  # fmt: skip
 
 
@@ -252,6 +263,9 @@ STAYS = {
     "sum of more than float32 counts": build.reduce(
         Op.SUM, build.const(1.5, dtypes.float32, ((1 << 24) + 1,), "CPU"), (0,)
     ),
+    "many joined at once": joined([X, Y, leaf(2), leaf(3)], 0),
+    "joined along two axes": joined([joined([M, M], 1), joined([M, M], 1)], 0),
+    "a part replaced, twice": within(X, ((2, 2),), within(X, ((3, 1),), leaf(1, shape=(7,)))),
     "shrink of cat across": build.shrink(build.cat([X, X, X], 0), ((1, 8),)),
 }
 

@@ -14,6 +14,7 @@ from primitives import EITHER_ZERO, OF_ONE, PRIMITIVES, VECTOR_MATH, arity, defi
 
 from minigrad.dtype import ALL, FLOATS, dtypes
 from minigrad.graph import build
+from minigrad.graph.axes import joined
 from minigrad.graph.build import elementwise
 from minigrad.graph.node import Op
 from minigrad.graph.simplify import holds, simplify
@@ -126,7 +127,8 @@ def movements(draw):
                 node = build.window(node, ((axis, size, draw(st.integers(1, 2)), dilation),))
         elif kind == "cat":
             axis, parts = draw(st.integers(0, node.ndim - 1)), [node, build.flip(node, [0]), node]
-            node = build.cat(parts[draw(st.integers(0, 1)) :], axis)
+            join = draw(st.sampled_from([build.cat, joined]))
+            node = join(parts[draw(st.integers(0, 1)) :], axis)
         elif kind == "expand":
             shape = tuple(draw(st.integers(0, 3)) if e == 1 else e for e in node.shape)
             node = build.expand(node, shape)

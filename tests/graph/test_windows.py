@@ -137,6 +137,15 @@ def test_cropped(start, end, by_remainder, reference):
             )
 
 
+def test_the_gradient_of_what_is_padded_with_a_value_is_cropped():
+    """No sum is made of positions in the padding."""
+    x = Tensor.rand(2, 9, 9).realize()
+    y = x.max_pool2d(3, stride=1, padding=1)
+    (grad,) = y.gradient(x, gradient=Tensor.rand(*y.shape).realize())
+    sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
+    assert all(sum_.shape[:3] == (2, 9, 9) for sum_ in sums)
+
+
 @pytest.mark.parametrize(
     "window", [(0, 4, 1, 1), (0, 2, 1, 3), (1, 1, 1, 1), (0, 0, 1, 1), (0, 1, 0, 1)]
 )

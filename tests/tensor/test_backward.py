@@ -10,6 +10,7 @@ import pytest
 from minigrad import Tensor, nn
 from minigrad.errors import GradientError, ShapeError
 from minigrad.graph.node import ages, topological
+from minigrad.graph.operations import SCATTERS
 from minigrad.tensor import history
 
 
@@ -851,3 +852,26 @@ def test_unfreezing_many_parameters_takes_linear_time(on_device: str) -> None:
         assert all(parameter.grad is None for parameter in parameters[1:])
         np.testing.assert_array_equal(parameters[0].grad.numpy(), result.numpy())
     assert made[1] < 5 * made[0]
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("mode", ["linear", "bicubic"])
+@pytest.mark.parametrize(
+    ("extent", "size"), [(32, 24), (24, 32), (7, 40), (5, 1), (1, 5), (2, 3), (90, 4), (13, 12)]
+)
+def test_the_gradient_of_another_size_is_a_few_sums(
+    mode: str, extent: int, size: int, aligned: bool
+) -> None:
+    """Linear in x, so its matrix is what it makes of the unit vectors. Nothing is scattered."""
+
+    def resized(x: Tensor) -> Tensor:
+        shape = (len(x), 1, extent) if mode == "linear" else (len(x), 1, 1, extent)
+        wide = size if mode == "linear" else (1, size)
+        return x.reshape(shape).interpolate(wide, mode=mode, align_corners=aligned)
+
+    matrix = resized(Tensor.eye(extent)).reshape(extent, size).numpy()
+    x, g = Tensor.rand(3, extent).realize(), np.random.default_rng(0).random((3, size))
+    (found,) = resized(x).reshape(3, size).gradient(x, gradient=Tensor(g, dtype=x.dtype))
+    operations = {node.op for node in topological([found.node])}
+    assert operations.isdisjoint(SCATTERS) or mode == "bicubic" or extent == 1
+    assert np.abs(found.numpy() - g @ matrix.T).max() < 1e-5
