@@ -100,7 +100,7 @@ def _joins(node: Node, nodes: Sequence[Node], first: Set[Node]) -> bool:
     begin = nodes[0]
     alike = node.op in ELEMENTWISE and begin.op in _JOINED and len(nodes) < MOST_RESULTS
     alike = alike and numel(node.shape) == numel(begin.shape)
-    return alike and not _is_step(node) and first.isdisjoint(node.src)
+    return alike and (node.op is Op.MUL or not _is_step(node)) and first.isdisjoint(node.src)
 
 
 def _ends(
