@@ -6,7 +6,7 @@ Of its graph's pieces (`graph/pieces.py`), of its loops, or of parts between RES
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -18,8 +18,8 @@ from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.general import General
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, topological
-from minigrad.graph.pieces import Term, Terms, pieces
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order, topological
+from minigrad.graph.pieces import Term, pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
@@ -27,11 +27,10 @@ from minigrad.graph.symbolic import Affine
 from minigrad.graph.variable import evaluate
 from minigrad.padded import Padded
 
-# The program of a call, and the values of its own variables.
-Find: TypeAlias = Callable[[Canonical], tuple[Program, Mapping[str, int]]]
-# The same of a piece by its term, and its inputs; the call is made only if the term is new.
-FindAgain: TypeAlias = Callable[
-    [Term, Callable[[], Canonical]], tuple[Program, Mapping[str, int], Sequence[int]]
+# A piece's program, the values of its own variables, and its inputs, by its term, if it has one.
+# Its call is made only if the term is new.
+Find: TypeAlias = Callable[
+    [Term | None, Callable[[], Canonical]], tuple[Program, Mapping[str, int], Sequence[int]]
 ]
 _NOTHING: Mapping[int, Node] = MappingProxyType({})
 _ONCE: Sequence[Mapping[str, int]] = (MappingProxyType({}),)
@@ -40,14 +39,13 @@ _ONCE: Sequence[Mapping[str, int]] = (MappingProxyType({}),)
 class _Piece(NamedTuple):
     """A program, the values of its variables in each of its runs, and the slots of its buffers.
 
-    new: the slots that it is the first to fill; over: those that no later piece reads.
+    new: the slots that it is the first to fill.
     """
 
     program: Program
     values: Sequence[Mapping[str, int]]
     slots: tuple[int, ...]
     new: tuple[int, ...]
-    over: tuple[int, ...] = ()
 
     def on(self, instead: Mapping[int, int]) -> _Piece:
         """The piece with other slots in place of some."""
@@ -73,10 +71,9 @@ class Pieced:
         self.forms, self.final = forms, final
         latest = {slot: number for number, piece in enumerate(pieces) for slot in piece.slots}
         new = itertools.chain.from_iterable(piece.new for piece in pieces)
-        over = grouped((latest[slot], slot) for slot in new)
-        done = (_Piece(*piece[:-1], tuple(over[number])) if number in over else piece
-                for number, piece in enumerate(pieces))  # fmt: skip
-        self._columns = tuple(zip(*done, strict=True))
+        over = grouped((latest[slot], slot) for slot in new)  # slots that no later piece reads
+        last = [tuple(over.get(number, ())) for number in range(len(pieces))]
+        self._columns = (*zip(*pieces, strict=True), last)
 
     def run(self, buffers: Sequence[Buffer], given: Mapping[str, int]) -> None:
         """See `minigrad.device.Program`."""
@@ -84,7 +81,8 @@ class Pieced:
         for program, every, slots, new, over in zip(*self._columns, strict=True):
             for slot in new:
                 device, dtype, shape = self.forms[slot]
-                memory[slot] = Buffer(device, dtype, numel([evaluate(n, given) for n in shape]))
+                now = [evaluate(n, given) for n in shape] if given else shape
+                memory[slot] = Buffer(device, dtype, numel(now))
             own = [memory[slot] for slot in slots]
             for values in every:
                 program.run(own, {**given, **values} if given else values)
@@ -92,16 +90,19 @@ class Pieced:
                 del memory[slot]
 
 
-def in_pieces(call: Canonical, find: Find, again: FindAgain) -> Pieced | None:
-    """A call in pieces, whose programs `again` finds; None if there is only one piece."""
-    made = _Pieces(call.graph(), len(call.inputs), find, again)
-    cut = pieces(made.roots)
+def in_pieces(call: Canonical, find: Find) -> Pieced | None:
+    """A call in pieces, whose programs `find` finds; None if there is only one piece."""
+    made = _Pieces(call.graph(), len(call.inputs), find)
+    cut = pieces(made.roots, made.free)
     if len(cut) < 2:
         return None
-    writes = [some for some in cut if some[0].op is ASSIGN]
-    for some in cut[: len(cut) - len(writes)]:
-        made.store(some)
-    return made.finish([(), *writes])  # what is left comes by itself, so that a cut has an end
+    writes = [piece for piece in cut if not piece.slots]
+    for piece in cut[: len(cut) - len(writes)]:
+        made.store(dict(zip(piece.slots, piece.nodes, strict=True)), piece.term())
+    made.rest()  # what is left comes by itself, so that a cut has an end
+    for piece in writes:
+        made.add(piece.nodes, term=piece.term())
+    return made.done()
 
 
 def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
@@ -111,10 +112,12 @@ def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
     """
     made = _Pieces(graph, inputs, find)
     for needs, loops in stages_of(made.roots):
-        made.store(needs)
+        now = [node for node in dict.fromkeys(needs) if node.op is not BUFFER]
+        made.store({next(made.free): node for node in now if made.value_of(node) is node})
         for loop, results in loops.items():
             made.run(loop, results)
-    return made.finish([made.writes], final)
+    made.rest(made.writes)
+    return made.done(final)
 
 
 def program_of(general: General, compile: Callable[[Graph], Program]) -> Program:
@@ -155,20 +158,18 @@ def _padded(program: Program, reads: Mapping[int, Shape], writes: Mapping[int, S
 class _Pieces:
     """Collects the pieces of a graph.
 
-    roots: of the graph; `writes`, those that are stored in inputs, are ASSIGNs. known: nodes in
-    memory by then → BUFFERs of slots, or parts of these. again: finds programs of pieces by terms.
+    roots: of the graph; `writes`, those that are stored in inputs, are ASSIGNs. free: new slots.
     """
 
-    def __init__(
-        self, graph: Graph, inputs: int, find: Find, again: FindAgain | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, inputs: int, find: Find) -> None:
         self._find, self._outputs, self._first = find, graph.outputs, graph.slots
-        self._again, self._terms = again, Terms()
-        self._free, self._is_general = itertools.count(graph.slots), bool(graph.variables)
+        self.free, self._is_general = itertools.count(graph.slots), bool(graph.variables)
         self._pieces: list[_Piece] = []
         self._forms: dict[int, _Form] = {}
         self._same: dict[_Form, _Form] = {}  # equal ones are one object
-        self.known: dict[Node, Node] = {}
+        self._slots: dict[Node, int] = {}  # what is stored by now
+        self._instead: dict[int, int] = {}  # a slot with the value of a root → the root's
+        self._results: dict[Node, Node] = {}  # RESULTs of loops → BUFFERs of slots, or their parts
         self.roots = [
             root if slot >= inputs or root.op is ASSIGN
             else assign(buffer(slot, root.dtype, root.shape, root.device), root)
@@ -176,71 +177,72 @@ class _Pieces:
         ]  # fmt: skip
         self.writes = [root for root in self.roots if root.op is ASSIGN]
 
-    def store(self, nodes: Iterable[Node]) -> None:
+    def value_of(self, node: Node) -> Node:
+        """Where a node is in memory, or else the node itself."""
+        slot = self._slots.get(node)
+        if slot is None:
+            return self._results.get(node, node)
+        return buffer(slot, node.dtype, node.shape, node.device)
+
+    def store(self, new: Mapping[int, Node], term: Term | None = None) -> None:
         """Compute nodes that are not in memory, into new slots."""
-        now = [n for n in dict.fromkeys(nodes) if n not in self.known and n.op is not BUFFER]
-        new = {next(self._free): node for node in now}
-        self._add(now, [*new], new)
-        for at, n in new.items():
-            self.known[n] = buffer(at, n.dtype, n.shape, n.device)
-            if self._again is not None:
-                self._terms.read(n, at)
+        self.add([*new.values()], [*new], new, term=term)
+        for slot, node in new.items():
+            self._slots[node] = slot
 
     def run(self, loop: Node, results: Sequence[Node]) -> None:
         """Run a LOOP, whose sources are in memory. results: its RESULTs that are wanted."""
         new: dict[int, Node] = {}
 
         def memory(like: Node, rows: int) -> Node:
-            slot = next(self._free)
+            slot = next(self.free)
             new[slot] = buffer(slot, like.dtype, (rows, *like.shape), like.device)
             return new[slot]
 
-        sources = {one: self.known.get(one, one) for one in read_of(loop)}
+        sources = {one: self.value_of(one) for one in read_of(loop)}
         steps = StepsInMemory(loop, sources, results, memory)
-        self._add(steps.begin, new=new)
-        self._add(steps.step, every=[*steps.values()])
-        self.known.update(steps.results)
+        self.add(steps.begin, new=new)
+        self.add(steps.step, every=[*steps.values()])
+        self._results.update(steps.results)
 
-    def finish(self, writes: Sequence[Sequence[Node]], final: bool = False) -> Pieced:
-        """All pieces. What is left is computed with the first group of writes."""
-        instead: dict[int, int] = {}  # a slot with the value of a root → the root's
+    def rest(self, writes: Sequence[Node] = ()) -> None:
+        """Compute the roots that are not in memory, together with these writes."""
         left: dict[int, Node] = {}  # roots by slot
         for root, slot in zip(self.roots, self._outputs, strict=True):
-            known = self.known.get(root, root)
-            if known.op is BUFFER and known.arg >= self._first and known.arg not in instead:
-                instead[known.arg] = slot
+            known = self.value_of(root)
+            if known.op is BUFFER and known.arg >= self._first and known.arg not in self._instead:
+                self._instead[known.arg] = slot
             elif root.op is not ASSIGN:
                 left[slot] = root
-        first, *others = writes
-        self._add([*left.values(), *first], [*left])
-        for some in others:
-            self._add(some)
+        self.add([*left.values(), *writes], [*left])
+
+    def done(self, final: bool = False) -> Pieced:
+        """All pieces."""
+        instead = self._instead
         return Pieced([
             one if instead.keys().isdisjoint((*one.slots, *one.new)) else one.on(instead)
             for one in self._pieces
         ], self._forms, final)  # fmt: skip
 
-    def _add(
+    def add(
         self, roots: Sequence[Node], slots: Sequence[int] = (), new: Mapping[int, Node] = _NOTHING,
-        every: Sequence[Mapping[str, int]] = _ONCE,
+        every: Sequence[Mapping[str, int]] = _ONCE, term: Term | None = None,
     ) -> None:  # fmt: skip
         """Add a piece. slots: where the roots that write nowhere are stored."""
-        if roots:
-            if self._again is not None:
-                make = partial(self._call, roots)
-                program, values, inputs = self._again(self._terms.of(roots), make)
-            else:
-                call = self._call(roots)
-                (program, values), inputs = self._find(call), call.inputs
-            runs = [{**values, **own} for own in every] if values else every
-            self._pieces.append(_Piece(program, runs, (*inputs, *slots), tuple(new)))
-            for slot, node in new.items():
-                form = node.device, node.dtype, (numel(node.shape),)
-                self._forms[slot] = self._same.setdefault(form, form)
+        if not roots:
+            return
+        program, values, inputs = self._find(term, partial(self._call, roots))
+        runs = [{**values, **own} for own in every] if values else every
+        self._pieces.append(_Piece(program, runs, (*inputs, *slots), tuple(new)))
+        for slot, node in new.items():
+            form = node.device, node.dtype, (numel(node.shape),)
+            self._forms[slot] = self._same.setdefault(form, form)
 
     def _call(self, roots: Sequence[Node]) -> Canonical:
         """The canonical graph of a piece."""
-        call = canonicalize(replaced(roots, self.known))
+        here = in_order(roots, lambda node: () if self.value_of(node) is not node else node.src)
+        known = {node: value for node in here if (value := self.value_of(node)) is not node}
+        call = canonicalize(replaced(roots, known))
         if self._is_general:
             free = {atom.name for cell in call.cells if isinstance(cell, Affine)
                     for atom in variables(cell)}  # fmt: skip

@@ -20,7 +20,7 @@ from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
 from minigrad.graph.pieces import Term
 from minigrad.graph.sharding import meshes
 from minigrad.locks import new_rlock
-from minigrad.pieced import Find, FindAgain, Pieced, in_pieces, in_stages, program_of
+from minigrad.pieced import Find, Pieced, in_pieces, in_stages, program_of
 from minigrad.settings import report, thread
 
 MOST_PROGRAMS = 1024  # programs that are kept; a capture keeps its own
@@ -193,7 +193,7 @@ class Programs:
         self._families: dict[Any, Family] = {}
         # the terms of pieces, with the settings → family, cells, and the places of inputs among the
         # slots that the term reads
-        self._by_term: dict[tuple[int, int], tuple[Family, tuple[Cell, ...], list[int]]] = {}
+        self._by_term: dict[Any, tuple[Family, tuple[Cell, ...], list[int]]] = {}
         self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
         self._about = 0  # at least as many programs as there are, without counting them
         self._compiled = 0  # programs so far, but for those that consist of others
@@ -209,43 +209,7 @@ class Programs:
 
         may_pad: whether it may copy the call's arrays to others (not in a captured step).
         """
-        found = self.known(call, may_pad)
-        if found is None:
-            with self._lock:
-                family = self._families.setdefault(_key_of(call), Family())
-                found = family.find(call.cells, may_pad)  # another thread may have made it
-                if found is None:
-                    self._make_room(family)
-                    before = len(family)
-                    with gc_paused():
-                        self._make(call, family, compile, may_pad)
-                    self._about += len(family) - before
-                    found = family.find(call.cells, may_pad)
-        assert found is not None, call
-        return found
-
-    def _find_again(
-        self, term: Term, make: Callable[[], Canonical], compile: Callable[[Graph], Program],
-        may_pad: bool,
-    ) -> tuple[Program, Mapping[str, int], Sequence[int]]:  # fmt: skip
-        """As `find`, of a piece by its term, and its inputs. make: its call, if the term is new.
-
-        To describe a piece, and to hash what describes it, takes longer than to run its program.
-        """
-        (number, slots), settings = term, thread.key
-        known = self._by_term.get((number, settings))
-        found = None if known is None else known[0].find(known[1], may_pad)
-        if known is not None and found is not None:
-            return (*found, [slots[at] for at in known[2]])
-        call = make()
-        found = self.find(call, compile, may_pad)
-        family = self._families.get(_key_of(call))
-        if family is not None and {*call.inputs} <= {*slots}:
-            if len(self._by_term) >= MOST_TERMS:
-                self._by_term.clear()
-            places = [slots.index(slot) for slot in call.inputs]
-            self._by_term[number, settings] = family, call.cells, places
-        return (*found, call.inputs)
+        return self.known(call, may_pad) or self._made(call, compile, may_pad)[1]
 
     def known(
         self, call: Canonical, may_pad: bool = True
@@ -253,6 +217,45 @@ class Programs:
         """As `find`, without compiling: None if there is no program."""
         family = self._families.get(_key_of(call))
         return None if family is None else family.find(call.cells, may_pad)
+
+    def _of_piece(
+        self, term: Term | None, make: Callable[[], Canonical],
+        compile: Callable[[Graph], Program], may_pad: bool,
+    ) -> tuple[Program, Mapping[str, int], Sequence[int]]:  # fmt: skip
+        """As `find`, of a piece, and its inputs. make: its call, if there is no term or a new one.
+
+        To describe a piece, and to hash what describes it, takes longer than to run its program.
+        """
+        key = None if term is None else (term[0], thread.key)
+        known = self._by_term.get(key)
+        found = None if known is None else known[0].find(known[1], may_pad)
+        if known is not None and found is not None and term is not None:
+            return (*found, [term[1][at] for at in known[2]])
+        call = make()
+        family, found = self._made(call, compile, may_pad)
+        if term is not None and {*call.inputs} <= {*term[1]}:
+            if len(self._by_term) >= MOST_TERMS:
+                self._by_term.clear()
+            places = [term[1].index(slot) for slot in call.inputs]
+            self._by_term[key] = family, call.cells, places
+        return (*found, call.inputs)
+
+    def _made(
+        self, call: Canonical, compile: Callable[[Graph], Program], may_pad: bool
+    ) -> tuple[Family, tuple[Program, Mapping[str, int]]]:
+        """The family of a call, and its program as in `find`."""
+        with self._lock:
+            family = self._families.setdefault(_key_of(call), Family())
+            found = family.find(call.cells, may_pad)  # another thread may have made it
+            if found is None:
+                self._make_room(family)
+                before = len(family)
+                with gc_paused():
+                    self._make(call, family, compile, may_pad)
+                self._about += len(family) - before
+                found = family.find(call.cells, may_pad)
+        assert found is not None, call
+        return family, found
 
     def _make(
         self, call: Canonical, family: Family, compile: Callable[[Graph], Program], may_pad: bool
@@ -264,7 +267,7 @@ class Programs:
         """
         often = family.often.pop(call.cells, 0) > FREQUENT or call.cells in family.special
         may_pad = may_pad and not often
-        part = partial(self.find, compile=compile, may_pad=may_pad)
+        part = partial(self._of_piece, compile=compile, may_pad=may_pad)
         operations, device = {node.op for node in call.order}, call.roots[0].device
         loops = Op.LOOP in operations
         if loops:
@@ -272,8 +275,7 @@ class Programs:
         general = partial(family.generalize, call, compile, may_pad and not loops)
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
         kind = self._kinds.setdefault(key, _Kind())
-        again = partial(self._find_again, compile=compile, may_pad=may_pad)
-        pieces = partial(self._in_pieces, call, family, kind, part, again)
+        pieces = partial(self._in_pieces, call, family, kind, part)
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
         else:
@@ -289,9 +291,7 @@ class Programs:
         self._compiled += made in (None, general)
         family.samples = [*family.samples[-MOST_SAMPLES:], call.cells]
 
-    def _in_pieces(
-        self, call: Canonical, family: Family, kind: _Kind, find: Find, again: FindAgain
-    ) -> bool:
+    def _in_pieces(self, call: Canonical, family: Family, kind: _Kind, find: Find) -> bool:
         """Make the program in pieces if graphs of the call's kind seldom recur; whether it did."""
         if len(call.order) < LEAST_NODES:
             return False
@@ -300,7 +300,7 @@ class Programs:
         if not rare:
             return False
         before = self._compiled
-        program = in_pieces(call, find, again)
+        program = in_pieces(call, find)
         kind.cut((self._compiled - before) * OF_PROGRAM > len(call.order))
         if program is not None:
             family.keep(call.cells, program)

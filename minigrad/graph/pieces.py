@@ -1,8 +1,9 @@
 """Dynamic graphs: a graph whose structure does not repeat is cut into pieces that do.
 
 If Python decides in each step what is computed (a random choice for each word, trees of different
-shapes, a growing chain), no two graphs are equal, but they consist of the same parts. A piece ends
-where a value is stored or where several others read it, regardless of what is before and behind.
+shapes, a growing chain), no two graphs are equal, but they consist of the same parts. A value is
+stored where a kernel would store it or where several others read it, regardless of what is before
+and behind. A piece is one stored value, with others that are computed from it element by element.
 So pieces repeat, and those that were compiled before are found again.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from minigrad.graph.node import (
     ASSIGN,
@@ -38,22 +39,77 @@ _READING = _STEPS | {Op.CAT, Op.MUL}  # see `_reads_memory`
 _TERMS = ELEMENTWISE | {Op.PAD}
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
+_JOINED = ELEMENTWISE | REDUCTIONS  # with these, others may be computed
+_WRITTEN = frozenset({ASSIGN, BUFFER})  # roots that are not computed into new memory
+MOST_RESULTS = 8  # of a piece
+# What is computed of the slots that are read, and these slots, each once: graphs with equal terms
+# compute the same.
+Term: TypeAlias = tuple[int, tuple[int, ...]]
 MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
 
 
-def pieces(roots: Sequence[Node]) -> list[list[Node]]:
-    """The roots of each piece, in order; a piece is computed from memory and from earlier pieces.
+class Piece(NamedTuple):
+    """Nodes that one program computes, the slots that they are stored in, and their terms.
+
+    Writes have no slots of their own.
+    """
+
+    nodes: list[Node]
+    slots: list[int]
+    terms: list[Term]
+
+    def term(self) -> Term:
+        """The term of all nodes together, in which their own slots come first."""
+        return self.terms[0] if len(self.terms) == 1 else _joint(None, self.terms, self.slots)
+
+
+def pieces(roots: Sequence[Node], free: Iterator[int]) -> list[Piece]:
+    """The pieces of a graph, in order; each is computed from memory and from earlier ones.
 
     In-place writes come last. There is one piece, or none, if nothing is stored before the roots.
+    free: new slots.
     """
     order = topological(roots)
-    stored, groups = _ends(roots, order)
-    plain = [[root] for root in roots if root.op is not ASSIGN and root not in stored]
-    return [*([node] for node in order if node in stored), *plain, *groups]
+    stored, first, groups = _ends(roots, order)
+    plain = [root for root in roots if root.op not in _WRITTEN and root not in stored]
+    found: list[Piece] = []
+    at: dict[int, int] = {}  # slots → the numbers of their pieces
+    terms = Terms()
+    for node in itertools.chain((node for node in order if node in stored), dict.fromkeys(plain)):
+        number, slots = terms.of(node)
+        latest = max([at.get(slot, -1) for slot in slots], default=-1)
+        if latest < 0 or not _joins(node, found[latest].nodes, first):
+            latest = len(found)
+            found.append(Piece([], [], []))
+        slot = next(free)
+        at[slot] = latest
+        piece = found[latest]
+        piece.nodes.append(node)
+        piece.slots.append(slot)
+        piece.terms.append((number, slots))
+        terms.read(node, slot)
+    return [*found, *(Piece(some, [], [terms.of(node) for node in some]) for some in groups)]
 
 
-def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list[list[Node]]]:
-    """Values that are stored for others; and writes, grouped if they share computations."""
+def _joins(node: Node, nodes: Sequence[Node], first: Set[Node]) -> bool:
+    """Whether a node is computed with these, which are of the latest piece that it reads.
+
+    It is computed element by element from what is computed so, or a sum. But no step of a longer
+    sum joins, because there may be any number of these. first: with what such sums begin.
+    """
+    begin = nodes[0]
+    alike = node.op in ELEMENTWISE and begin.op in _JOINED and len(nodes) < MOST_RESULTS
+    alike = alike and numel(node.shape) == numel(begin.shape)
+    return alike and (node.op is Op.MUL or not _is_step(node)) and first.isdisjoint(node.src)
+
+
+def _ends(
+    roots: Sequence[Node], order: Sequence[Node]
+) -> tuple[set[Node], set[Node], list[list[Node]]]:
+    """Values that are stored for others; those with which sums begin (see `_recomputed`); writes.
+
+    Writes are grouped if they share computations.
+    """
     again, first = _recomputed(order)
     apart = first | {
         x for node in picked(order, _READING) if _reads_memory(node, again)
@@ -84,7 +140,7 @@ def _ends(roots: Sequence[Node], order: Sequence[Node]) -> tuple[set[Node], list
             for one, far in reading.items():
                 if known.get(one, far) <= far:
                     known[one] = far
-    return stored, _groups(leads, stored)
+    return stored, first, _groups(leads, stored)
 
 
 def _reads_memory(node: Node, again: Set[Node]) -> bool:
@@ -153,9 +209,6 @@ def _recomputed(order: Sequence[Node]) -> tuple[set[Node], set[Node]]:
     return found, first
 
 
-# What is computed of the slots that are read, and these slots, each once: graphs with equal terms
-# compute the same.
-Term = tuple[int, tuple[int, ...]]
 _numbers: dict[Any, int] = {}
 _next = itertools.count()
 
@@ -169,9 +222,9 @@ class Terms:
     def __init__(self) -> None:
         self._known: dict[Node, Term] = {}
 
-    def of(self, roots: Sequence[Node]) -> Term:
-        """The term of the roots of a piece together."""
-        known, path = self._known, [*roots]
+    def of(self, root: Node) -> Term:
+        """The term of a node."""
+        known, path = self._known, [root]
         while path:
             node = path[-1]
             new = [source for source in node.src if source not in known]
@@ -180,28 +233,30 @@ class Terms:
                 if node not in known:
                     known[node] = self._new(node)
                 path.pop()
-        return self._term(roots[0].device, roots)
+        return known[root]
 
     def read(self, node: Node, slot: int) -> None:
         """From now on a node is read from memory."""
-        self._known[node] = _number((node.dtype, node.shape)), (slot,)
+        self._known[node] = _number((node.dtype, node.shape, node.device)), (slot,)
 
     def _new(self, node: Node) -> Term:
         arg = node.arg
         if node.op is BUFFER:
-            return _number((node.dtype, node.shape)), (arg,)
+            return _number((node.dtype, node.shape, node.device)), (arg,)
         if node.op is CONST:
             arg = number_key(arg, node.dtype)
-        return self._term((node.op, node.dtype, node.shape, arg), node.src)
-
-    def _term(self, what: Any, src: Sequence[Node]) -> Term:
-        if len(src) == 1:
-            number, slots = self._known[src[0]]
+        what = node.op, node.dtype, node.shape, arg, node.device
+        if len(node.src) == 1:
+            number, slots = self._known[node.src[0]]
             return _number((what, number)), slots
-        terms = [self._known[source] for source in src]
-        at: dict[int, int] = {}  # the slots that sources read, and their places among all of them
-        places = [at.setdefault(slot, len(at)) for _, slots in terms for slot in slots]
-        return _number((what, *places, None, *[number for number, _ in terms])), tuple(at)
+        return _joint(what, [self._known[source] for source in node.src])
+
+
+def _joint(what: Any, terms: Sequence[Term], first: Sequence[int] = ()) -> Term:
+    """The term of something made of several; the first slots come first."""
+    at = {slot: place for place, slot in enumerate(first)}  # slots → their places among all
+    places = [at.setdefault(slot, len(at)) for _, slots in terms for slot in slots]
+    return _number((what, *places, None, *[number for number, _ in terms])), tuple(at)
 
 
 def _number(what: Any) -> int:
