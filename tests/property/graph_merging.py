@@ -68,6 +68,18 @@ def einsum(m: Maker) -> None:
           x.dtype, sqrt(count) * x.bound * y.bound)  # fmt: skip
 
 
+def matrices(m: Maker) -> None:
+    """A product with a matrix whose columns may vary, too; the matrix may be transposed."""
+    x = m.pick(lambda v: v.is_float and len(v.shape) > 1) or m.leaf(PRIMES[:2])
+    k, n = x.shape[-1], int(str(m.one_of(PRIMES)))
+    turned = m.chance(0.5)
+    y = m.leaf((n, k) if turned else (k, n), x.dtype)
+    new = (*x.shape[:-1], n)
+    if prod(new) * k <= 100 * m.most:
+        code = f"({x.name} @ {y.name}{'.T' if turned else ''}) * {1 / sqrt(k):.6g}"
+        m.add(f"({code})", [x, y], new, x.dtype, sqrt(k) * x.bound * y.bound)
+
+
 def attends(m: Maker) -> None:
     """Attention of rows to rows of the same value."""
     x = m.pick(lambda v: v.dtype == "float32" and len(v.shape) > 1)
@@ -94,7 +106,7 @@ def entropy(m: Maker) -> None:
 
 
 RULES: list[tuple[float, Callable[[Maker], None]]] = [
-    (40, merging), (6, einsum), (4, attends), (2, embedded), (1, entropy), *graph_rules.RULES,
+    (40, merging), (6, einsum), (5, matrices), (4, attends), (2, embedded), (1, entropy), *graph_rules.RULES,
 ]  # fmt: skip
 
 
