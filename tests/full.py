@@ -3,6 +3,7 @@
     python -m tests.full graphs pairs          some of them
     python -m tests.full --count 500 pairs     shorter
     python -m tests.full --seed 123 graphs     the same programs again
+    python -m tests.full --guard general       an access outside an array ends the process (CPU)
 
 Without a seed each run takes new programs, and prints its seed. Results, dated, belong in
 tests/bench/RESULTS.md. The exit status is 0 only if nothing failed.
@@ -11,6 +12,7 @@ tests/bench/RESULTS.md. The exit status is 0 only if nothing failed.
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import subprocess
 import sys
@@ -53,12 +55,14 @@ def examples(seed: int, given: int | None) -> bool:
 
 SUITES: dict[str, Callable[[int, int | None], bool]] = {
     "graphs": programs("graphs", "CPU", 20_000),
+    "general": programs("general", "CPU", 4_000),
     "pairs": programs("pairs", "CPU", 20_000),
     "steps": programs("steps", "CPU", 5_000),
     "torch": programs("torch_programs", "REF", 2_000),
     "groups": programs("graphs", "CPU", 2_000, groups=True),
     "steps-in-groups": programs("steps", "CPU", 2_000, groups=True),
     "graphs-cl": programs("graphs", "CL", 300),
+    "general-cl": programs("general", "CL", 100),
     "pairs-cl": programs("pairs", "CL", 300),
     "examples": examples,
 }
@@ -74,7 +78,10 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", metavar="suite", help=", ".join(SUITES))
     parser.add_argument("--seed", type=int, help="seed of the first random program")
     parser.add_argument("--count", type=int, help="programs per suite")
+    parser.add_argument("--guard", action="store_true", help="with MINIGRAD_GUARD=1")
     given = parser.parse_args()
+    if given.guard:
+        os.environ["MINIGRAD_GUARD"] = "1"
     for name in given.suites:
         if name not in SUITES:
             parser.error(f"unknown suite {name!r}: expected {', '.join(SUITES)}")

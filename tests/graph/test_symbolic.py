@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import itertools
 import math
 import operator
@@ -359,6 +360,38 @@ M, J, K = var("i", 0, 31), var("j", 0, 7), var("k", 0, 3)
 )
 def test_simplifies(found, expected):
     assert found == expected and repr(found) == repr(expected)
+
+
+WIDE = {"i": (0, 11), "j": (0, 4), "k": (0, 3), "m": (-5, 30), "n": (0, 250)}
+# Where each rule applies; the parameters are variables of these ranges.
+RULES = {
+    "no carry": lambda i, j, k: (i * 20 + j * 4 + k) // 40,
+    "no carry, remainder": lambda i, j, k: (i * 20 + j * 4 + k) % 40,
+    "coefficients modulo the divisor": lambda k: (k * 33 + 7) % 32,
+    "whole part of coefficients": lambda i, k: (k * 33 + i * 32 + 70) // 32,
+    "residues around zero": lambda i, j: (i * 7 - j + 4) // 8,
+    "common factor": lambda m: (m * 6 + 9) // 12,
+    "common factor, remainder": lambda m: (m * 6 + 9) % 12,
+    "quotient of a quotient": lambda n: n // 6 // 7,
+    "quotient of a remainder": lambda n: n % 24 // 6,
+    "remainder of a remainder": lambda m, n: (n % 24 + m * 3) % 6,
+    "joined again": lambda n: n // 9 * 9 + n % 9,
+    "joined again, scaled": lambda k, m, n: (n + m) // 5 * 15 + (n + m) % 5 * 3 + k,
+    "below zero": lambda j, m: m // 4 * 4 + m % 4 + j,
+    "negative coefficients": lambda n: (n * -3 + 2) // 7,
+    "constant quotient": lambda k: (k + 8) // 4,
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule(name):
+    """Equal to Python's integers, and within its bounds, for all values."""
+    rule = RULES[name]
+    names = inspect.signature(rule).parameters
+    found = rule(*(var(n, *WIDE[n]) for n in names))
+    for values in itertools.product(*(range(WIDE[n][0], WIDE[n][1] + 1) for n in names)):
+        value = evaluate(found, dict(zip(names, values, strict=True)))
+        assert value == rule(*values) and low(found) <= value <= high(found), values
 
 
 def test_matrix_product_indices_stay_linear():

@@ -581,10 +581,6 @@ def test_state_dict_goes_on(on_device):
 
 
 def test_mistakes(on_device):
-    with pytest.raises(ValueError, match="at least one parameter"):
-        optim.SGD([])
-    with pytest.raises(TypeError, match="int"):
-        optim.SGD([3])
     with pytest.raises(AttributeError, match=r"RMSprop\(centered=True\): expected"):
         optim.RMSprop([Tensor(B)]).centered = True
     for plain in (optim.SGD([Tensor(B)]), optim.RMSprop([Tensor(B)])):  # it did nothing
@@ -593,8 +589,6 @@ def test_mistakes(on_device):
             plain.momentum = 0.9
     with pytest.raises(ValueError, match="momentum"):
         optim.SGD([Tensor(W)], nesterov=True)
-    with pytest.raises(ValueError, match="betas"):
-        optim.Adam([Tensor(W)], b1=1.0)
     with pytest.raises(GradientError, match="int32"):
         optim.SGD([Tensor([1])])
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from property.general import failure
 from property.graph_steps import make_graph
 from property.graphs import report
 from property.operation import disagreement, evaluate, make_case
@@ -39,5 +40,10 @@ def test_operations(device, reference, number):
 
 @pytest.mark.parametrize("number", range(GRAPHS))
 def test_random_programs(device, number):
-    failure = report(make_graph(SEED + number), device, f"seed {SEED + number}")
-    assert failure is None, failure
+    found = report(make_graph(SEED + number), device, f"seed {SEED + number}")
+    assert found is None, found
+
+
+def test_random_programs_whose_sizes_vary(device):
+    found = failure(SEED | 1, device)
+    assert found is None, found

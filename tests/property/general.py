@@ -3,17 +3,20 @@
     python -m tests.property.general --seed 17 --device CPU     one graph, in full
     python -m tests.property.general --count 500 --device CPU   many, with statistics
 
-A graph of `graph_steps` runs several times, each time with another extent, another offset, other
-constants in the place of some of its numbers: the first is compiled as it is, the second makes a
-general program (`minigrad/graph/general.py`), which runs the others. Each must be right.
+A graph runs several times, each time with another extent, another offset, other constants in the
+place of some of its numbers: the first is compiled as it is, the second makes a general program
+(`minigrad/graph/general.py`), which runs the others. Each must be right. An even seed draws a graph
+of `graph_steps`, of which one extent varies; an odd one a graph of `graph_merging`, of which one to
+three vary, and are merged and split.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import count, islice
 from math import prod
 
 import numpy as np
@@ -23,6 +26,7 @@ from minigrad.programs import programs
 
 from .command import parser_of, run_command
 from .compare import REFERENCE
+from .graph_merging import extents, make_merging
 from .graph_steps import make_graph
 from .graphs import Graph, Statement, fails, run
 
@@ -36,30 +40,49 @@ LEAF = re.compile(r"leaf\((\d+), \(([^)]*)\)")
 
 def versions(seed: int) -> list[Graph]:
     """A random graph, and the same with other numbers that REF accepts."""
-    graph, random = make_graph(seed), np.random.default_rng(seed)
-    extents = sorted({
+    random = np.random.default_rng(seed)
+    return _merging(seed, random) if seed % 2 else _of_one_extent(make_graph(seed), random)
+
+
+def _merging(seed: int, random: np.random.Generator) -> list[Graph]:
+    for another in count(seed, 1 << 32):
+        graph = make_merging(another)
+        others = _others(graph, extents(graph, random), 4 * ELEMENTS, random)
+        found = list(islice(others, VERSIONS + 1))
+        if len(found) >= 3:
+            break
+    return found
+
+
+def _of_one_extent(graph: Graph, random: np.random.Generator) -> list[Graph]:
+    given = sorted({
         int(text)
         for statement in graph.statements
         for found in LEAF.findall(statement.code)
         for text in found[1].split(",")
         if text.strip() and int(text) > 1
     })  # fmt: skip
-    random.shuffle(extents)
-    for extent in extents:
-        found = [graph, *_others(graph, extent, random)]
+    random.shuffle(given)
+    most = max(TIMES * _largest(graph), ELEMENTS)
+    for extent in given:
+        sizes = [{extent: extent + int(random.integers(1, 40))} for _ in range(VERSIONS - 1)]
+        found = [graph, *_others(graph, sizes, most, random)]
         if len(found) >= 3:
             return found
-    return [graph, *_others(graph, None, random)]
+    return [graph, *_others(graph, [{}] * (VERSIONS - 1), most, random)]
 
 
-def _others(graph: Graph, extent: int | None, random: np.random.Generator) -> Iterator[Graph]:
-    """The graph with another extent, and with other constants."""
-    most = max(TIMES * _largest(graph), ELEMENTS)
-    for _ in range(VERSIONS - 1):
-        new = None if extent is None else extent + int(random.integers(1, 40))
+def _others(
+    graph: Graph, extents: Iterable[Mapping[int, int]], most: int, random: np.random.Generator
+) -> Iterator[Graph]:
+    """The graph with other extents and constants, if REF accepts it, and no value is too large.
+
+    extents: for each graph, what to put in the place of some whole numbers.
+    """
+    for new in extents:
         factor = float(random.integers(5, 12)) / 8
         changed = replace(graph, finite=False, statements=tuple(
-            _changed(statement, extent, new, factor) for statement in graph.statements
+            _changed(statement, new, factor) for statement in graph.statements
         ))  # fmt: skip
         if _largest(changed) > most:
             continue
@@ -75,22 +98,19 @@ def _largest(graph: Graph) -> int:
     return max(prod(statement.shape) for statement in graph.statements)
 
 
-def _changed(
-    statement: Statement, extent: int | None, new: int | None, factor: float
-) -> Statement:
-    """A statement with another extent and other constants."""
+def _changed(statement: Statement, new: Mapping[int, int], factor: float) -> Statement:
+    """A statement with other extents and other constants."""
     leaf = LEAF.match(statement.code)
     start = leaf.end(1) if leaf else 0  # keep the seed
 
     def number(match: re.Match[str]) -> str:
         text = match.group()
         if text.isdigit():
-            return str(new) if extent is not None and int(text) == extent else text
+            return str(new.get(int(text), text))
         return repr(float(text) * factor) if not leaf else text
 
     code = statement.code[:start] + NUMBER.sub(number, statement.code[start:])
-    shape = tuple(new if e == extent and new is not None else e for e in statement.shape)
-    return replace(statement, code=code, shape=shape)
+    return replace(statement, code=code, shape=tuple(new.get(n, n) for n in statement.shape))
 
 
 def failure(seed: int, device: str) -> str | None:

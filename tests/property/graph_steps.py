@@ -7,7 +7,7 @@ into a different result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod, sqrt
 
@@ -211,19 +211,22 @@ def reduced(shape: Shape, axes: tuple[int, ...], keepdim: bool) -> Shape:
     return tuple(n for a, n in enumerate(shape) if a not in axes)
 
 
-def make_graph(seed: int, most: int = 32) -> Graph:
+def make_graph(
+    seed: int, most: int = 32, make: Callable[[int], Maker] = Maker,
+    rules: Sequence[tuple[float, Callable[[Maker], None]]] = (),
+) -> Graph:  # fmt: skip
     """A seed's graph, of at most about `most` statements; outputs: values, writes, gradients."""
     from .graph_rules import RULES, end_with_gradient
 
-    maker = Maker(seed)
+    maker, rules = make(seed), rules or RULES
     for _ in range(1 + maker.below(3)):
         maker.leaf()
     most = min(most, 12) if maker.large else most
     wanted = most // 6 + maker.below(most - most // 6 + 1)
-    weights = np.array([weight for weight, _ in RULES], float)
+    weights = np.array([weight for weight, _ in rules], float)
     weights /= weights.sum()
     while len(maker.statements) < wanted:
-        RULES[int(maker.random.choice(len(RULES), p=weights))][1](maker)
+        rules[int(maker.random.choice(len(rules), p=weights))][1](maker)
     outputs = [maker.statements[-1].name]
     names = [n for n in maker.values if n not in outputs]
     for _ in range(min(maker.below(4), len(names))):

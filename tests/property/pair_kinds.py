@@ -12,7 +12,7 @@ from .leaves import LONG
 from .pair_draw import Draw
 from .pair_gradients import derivative, moved
 from .pair_layers import layers
-from .pair_oracles import indices_beyond, python_ints, views_written
+from .pair_oracles import Played, indices_beyond, python_ints
 from .pairs import Pair, Program
 
 
@@ -343,6 +343,6 @@ KINDS: dict[str, Callable[[int], Program]] = {
         scaled, moved,
     )},
     "cut": cut, "in_another_way": in_another_way, "views_of_larger": views_of_larger,
-    "derivative": derivative, "views_written": views_written, "python_ints": python_ints,
+    "derivative": derivative, "views_written": Played, "python_ints": python_ints,
     "indices_beyond": indices_beyond,
 }  # fmt: skip

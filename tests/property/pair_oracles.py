@@ -4,9 +4,7 @@ out of range.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,9 +12,7 @@ from minigrad import Context, Tensor, dtypes, jit
 from minigrad.errors import BoundsError, MinigradError
 
 from .compare import REFERENCE
-from .leaves import floats
-
-Shape = tuple[int, ...]
+from .views import Play
 
 
 def _on(device: str) -> tuple[str, ...]:
@@ -27,131 +23,31 @@ def _on(device: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Statements that run on numpy arrays and on Tensors; all names are compared at the end."""
+class Played:
+    """Random views and writes; see `views`."""
 
-    statements: tuple[str, ...]
-    names: tuple[str, ...]
     seed: int
-    shape: Shape
-    looks: tuple[int, ...]  # after which statements everything is realized
-
-    def run(
-        self, make: Callable[[np.ndarray], Any], bits: Callable[[Any], Any],
-        before: Callable[[Any], Any],
-    ) -> dict[str, Any]:  # fmt: skip
-        """The values of all names after the last statement, as numpy arrays."""
-        start = floats(np.random.default_rng(self.seed), self.shape, "eighths")
-        space = {"t": make(start.astype(np.float32)), "bits": bits, "before": before}
-        for number, statement in enumerate(self.statements):
-            exec(statement, space)
-            if number in self.looks and isinstance(space["t"], Tensor):
-                Tensor.realize(*(space[name] for name in self.names if name in space))
-        return {name: np.array(space[name].numpy() if isinstance(space[name], Tensor)
-                               else space[name]) for name in self.names}  # fmt: skip
+    steps: int = 25
 
     def problems(self, device: str) -> list[str]:
-        """Names whose values differ from numpy's; an error raised instead is not counted."""
-        wanted = self.run(lambda a: a, lambda a: a.view(np.int32), np.copy)
+        """What differs from numpy."""
         found = []
         for name in _on(device):
             with Context(DEVICE=name):
                 try:
-                    got = self.run(lambda a, d=name: Tensor(a, device=d).realize(),
-                                   lambda t: t.bitcast(dtypes.int32), lambda t: t)  # fmt: skip
-                except MinigradError:
-                    continue
-            found += [f"{name}: {key} is {got[key].tolist()}, numpy has {value.tolist()}"
-                      for key, value in wanted.items() if not np.array_equal(got[key], value)]
+                    Play(self.seed).go(self.steps)
+                except AssertionError as error:
+                    found.append(f"{name}: {error}")
         return found
 
     def script(self, device: str) -> str:
-        """The program for numpy; a Tensor t has t.bitcast('int32') for bits(t), t for before(t)."""
-        lines = "\n".join(self.statements)
+        """The same steps."""
         return f"""\
-import numpy as np
-from tests.property.leaves import floats
-t = floats(np.random.default_rng({self.seed}), {self.shape}, 'eighths').astype(np.float32)
-bits, before = lambda a: a.view(np.int32), np.copy
-{lines}
-print({", ".join(self.names)})   # realized behind statements {self.looks}
+from minigrad import Context
+from tests.property.views import Play
+with Context(DEVICE={device!r}):
+    Play({self.seed}).go({self.steps})
 """
-
-
-def _view(g: np.random.Generator, source: str, shape: Shape, base: bool) -> tuple[str, Shape]:
-    n = shape[0]
-    kind = int(g.integers(0, 6))
-    if kind == 0 and len(shape) > 1:
-        return f"{source}[{int(g.integers(0, n))}]", shape[1:]
-    if kind == 1:
-        step = int(g.choice((2, -1)))
-        return f"{source}[::{step}]", (len(range(n)[::step]), *shape[1:])
-    if kind == 2 and len(shape) > 1:
-        return f"{source}.T", shape[::-1]
-    if kind == 3 and base and len(shape) > 1:
-        return f"{source}.reshape({shape[::-1]})", shape[::-1]
-    if kind == 4 and len(shape) > 1:
-        stop = 1 + int(g.integers(0, shape[1]))
-        return f"{source}[:, :{stop}]", (n, stop, *shape[2:])
-    start = int(g.integers(0, n))
-    stop = start + 1 + int(g.integers(0, n - start))
-    return f"{source}[{start}:{stop}]", (stop - start, *shape[1:])
-
-
-def views_written(seed: int) -> Views:
-    """Views of one array and of each other, read and written in a random order."""
-    g = np.random.default_rng([seed, 3])
-    shape = ((4,), (6,), (3, 4), (4, 4), (2, 3, 4))[int(g.integers(0, 5))]
-    names, shapes, floating = ["t"], {"t": shape}, {"t"}
-    statements: list[str] = []
-    for _ in range(4 + int(g.integers(0, 8))):
-        source = names[int(g.integers(0, len(names)))]
-        kind = int(g.integers(0, 10))
-        new = f"v{len(names)}"
-        if source not in floating:
-            statements.append(f"{source}[:1] = {int(g.choice((1065353216, 1073741824)))}")
-        elif kind <= 3:
-            code, shapes[new] = _view(g, source, shapes[source], source == "t")
-            names.append(new)
-            floating.add(new)
-            statements.append(f"{new} = {code}")
-        elif kind == 4:
-            names.append(new)
-            shapes[new] = shapes[source]
-            floating.add(new)
-            statements.append(f"{new} = {source} * 0.5 + 1")
-        elif kind == 5 and source == "t" and g.random() < 0.3:
-            names.append(new)
-            shapes[new] = shapes[source]
-            statements.append(f"{new} = bits({source})")
-        else:
-            statements.append(_write(g, source, names, shapes, floating))
-    looks = tuple(n for n in range(len(statements)) if g.random() < 0.15)
-    return Views(tuple(statements), tuple(names), seed, shape, looks)
-
-
-def _write(
-    g: np.random.Generator, target: str, names: list[str], shapes: dict[str, Shape],
-    floating: set[str],
-) -> str:  # fmt: skip
-    shape = shapes[target]
-    kind = int(g.integers(0, 6))
-    if kind == 0:
-        return f"{target} += {int(g.integers(1, 9))}"
-    if kind == 1:
-        return f"{target} *= {float(g.choice((0.5, 2.0, -1.0)))}"
-    like = [name for name in names if shapes[name] == shape and name in floating]
-    other = like[int(g.integers(0, len(like)))]
-    if kind == 2:
-        return f"{target} -= {other}"
-    if kind == 3 and len(shape) > 1:
-        a, b = (int(g.integers(0, shape[0])) for _ in range(2))
-        # numpy would read elements it has just written, when a row and a column cross
-        return f"{target}[{a}] = before({other}[{b}])"
-    if kind == 4 and shape[0] > 1:
-        return f"{target}[1:] = {other}[:-1]"
-    stop = 1 + int(g.integers(0, shape[0]))
-    return f"{target}[:{stop}] = {other}[:{stop}] + 1"
 
 
 # --- Python's integers ------------------------------------------------------------------------

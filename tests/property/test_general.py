@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
 from minigrad.loops import cost
 
 from .general import failure, versions
+from .graph_merging import PRIMES, extents, make_merging
 
 BATCHES = 10
 GRAPHS = 40 if settings().max_examples <= 20 else 2_000
@@ -25,7 +27,8 @@ def test_graphs_with_other_numbers(
 ) -> None:
     """Half of the seeds are the same in every run, half are new; a failure prints seed and scripts.
 
-    The graphs are small; every other batch compiles them like large ones.
+    Of either half, every other graph merges its dimensions. The graphs are small; every other batch
+    compiles them like large ones.
     """
     if batch % 2:
         monkeypatch.setattr(cost, "BRIEF_OPERATIONS", 0)
@@ -38,8 +41,21 @@ def test_graphs_with_other_numbers(
 
 def test_versions_differ() -> None:
     """Most graphs have versions with other extents."""
-    graphs = [versions(seed) for seed in range(12)]
-    assert sum(len(found) > 2 for found in graphs) > 8
-    leaves = [[str(s) for s in found[1].statements if "leaf(" in s.code] for found in graphs]
-    first = [[str(s) for s in found[0].statements if "leaf(" in s.code] for found in graphs]
-    assert sum(a != b for a, b in zip(leaves, first, strict=True)) > 6
+    graphs = [versions(seed) for seed in range(24)]
+    assert sum(len(found) > 2 for found in graphs) > 18
+    leaves = [[[str(s) for s in one.statements if "leaf(" in s.code] for one in found[:2]]
+              for found in graphs]  # fmt: skip
+    assert sum(first != second for first, second in leaves) > 14
+
+
+def test_dimensions_merge() -> None:
+    """Most graphs of odd seeds merge dimensions, and in many of them two extents or more vary."""
+    graphs = [make_merging(seed) for seed in range(20)]
+    products = {a * b for a in PRIMES for b in PRIMES}
+    assert sum(any(products & {*s.shape} for s in graph.statements) for graph in graphs) > 10
+    random = np.random.default_rng(1)
+    several = 0
+    for graph in graphs:
+        some = extents(graph, random)
+        several += sum(len({one[n] for one in some}) > 1 for n in PRIMES) > 1
+    assert several > 6

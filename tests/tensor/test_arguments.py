@@ -13,7 +13,7 @@ import pytest
 from minigrad import Tensor, docs, nn
 from minigrad.tensor.arguments import kind_of
 
-WRONG: tuple[Any, ...] = ("wrong", 1.5, 7, [None], {}, None, object())
+WRONG: tuple[Any, ...] = ("wrong", 2.0, 7, [None], {}, None, object())
 X = Tensor([[1.0, 2.0], [3.0, 4.0]])
 I = Tensor([[0, 1], [1, 0]])  # noqa: E741
 # Valid arguments for parameters whose annotations are too vague to derive one.

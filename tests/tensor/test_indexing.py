@@ -1,12 +1,9 @@
-"""Reading parts of a tensor: every kind of index, alone and mixed, against numpy."""
+"""Reading parts of a tensor: dtypes of indices, errors, large masks, positions beyond int32."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from minigrad import Context, Tensor, Variable
 from minigrad.errors import BoundsError, DTypeError, ShapeError
@@ -14,49 +11,14 @@ from minigrad.errors import BoundsError, DTypeError, ShapeError
 X = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
 ROW, COLUMN = np.array([0, 3, -1]), np.array([[1], [4]])
 MASK = X[:, :, 0] % 4 == 0
+# Slices, ints, None and … alone, and mixes with arrays of int32, are rows of the operation table.
 KEYS = [
-    0,
-    -1,
-    (1, 2, 3),
-    slice(1, 3),
-    slice(None, None, -1),
-    (slice(3, 0, -2), slice(None, None, 3)),
-    (slice(5, 2), 0),
-    ...,
-    None,
-    (None, ..., None),
-    (..., 2),
-    (1, ..., None, slice(2)),
-    (),
-    [0, 2],
-    ROW,
-    (slice(None), COLUMN),
-    (ROW, ROW),
-    (ROW, COLUMN),
-    (ROW, slice(None), COLUMN),
-    (slice(None), ROW, ROW),
-    (None, ROW),
-    (ROW, None, ROW),
-    (0, ROW),
-    (slice(None), 0, ROW),
-    (0, slice(None), ROW),
-    (..., ROW),
-    (ROW, ROW, ROW),
-    ([], slice(None)),
-    MASK,
-    (MASK, 0),
-    (slice(None), X[0, :, 0] > 1),
-    (0, MASK[0]),
-    (MASK, None),
-    np.zeros((4, 5, 6), bool),
-    (slice(-2, None), slice(None, -1), slice(-100, 100)),
-    ROW.astype(np.int8),
-    ROW[:2].astype(np.uint8),
-    (ROW[:2].astype(np.uint32), ROW[1:]),
+    (), [0, 2], ROW, (slice(None), COLUMN), (ROW, COLUMN), (ROW, slice(None), COLUMN), (0, ROW),
+    ([], slice(None)), (MASK, None), np.zeros((4, 5, 6), bool), np.int64(2),
+    ROW.astype(np.int8), ROW[:2].astype(np.uint8), (ROW[:2].astype(np.uint32), ROW[1:]),
     (ROW[:2].astype(np.uint64), slice(None), ROW[1:]),
     (ROW[:2].astype(np.uint64), ROW[:2].astype(np.uint32)),
-    np.int64(2),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: str(key)[:40].replace("\n", ""))
@@ -66,37 +28,6 @@ def test_getitem(on_device, key):
     ours = tuple(Tensor(part) if isinstance(part, np.ndarray) else part for part in parts)
     for form in (key, ours):
         np.testing.assert_array_equal(Tensor(X)[form].numpy(), X[key])
-
-
-basic = hnp.basic_indices(X.shape, allow_newaxis=True, max_dims=6)
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(key=basic, value=st.integers(-5, 5))
-def test_basic_indices(device, key, value):
-    x = Tensor(X, device=device)
-    np.testing.assert_array_equal(x[key].numpy(), X[key])
-    wanted = X.copy()
-    wanted[key] += value
-    x[key] += value
-    np.testing.assert_array_equal(x.numpy(), wanted)
-
-
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(data=st.data())
-def test_integer_indices(device, data):
-    index = data.draw(
-        hnp.integer_array_indices(
-            X.shape, result_shape=hnp.array_shapes(min_dims=0, max_dims=3, max_side=4)
-        )
-    )
-    position = data.draw(st.integers(0, 3))
-    key = (*index[:position], slice(None), *index[position + 1 :])[:3] if position < 3 else index
-    np.testing.assert_array_equal(Tensor(X, device=device)[key].numpy(), X[key])
 
 
 def test_out_of_range(on_device):

@@ -261,14 +261,6 @@ def test_long_running_reductions(length: int, axis: int, compiled: str) -> None:
     assert np.array_equal(np.take_along_axis(x, places.numpy(), axis), values.numpy())
 
 
-def test_gradient_of_sort_goes_back_to_where_it_came_from(device: str) -> None:
-    """Each element's gradient goes to its original position."""
-    x = Tensor([3.0, 1.0, 2.0], device=device)
-    values, _ = x.sort()
-    (gradient,) = (values * Tensor([1.0, 10.0, 100.0], device=device)).sum().gradient(x)
-    assert gradient.tolist() == [100.0, 1.0, 10.0]
-
-
 def test_what_cannot_be_sorted() -> None:
     """The node constructors raise, and say what they expect."""
     node = Tensor([1.0, 2.0]).node

@@ -107,14 +107,6 @@ def test_numbers_beside_arrays_are_weakly_typed(dtype: Any) -> None:
         assert made.dtype is Tensor(array).dtype and made.tolist() == values
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_nan_is_inserted_behind_all_numbers(side: str) -> None:
-    line, values = [1.0, 3.0, math.nan], [math.nan, 2.0, 9.0, -math.inf]
-    for known in (line, line[:2]):
-        expected = np.searchsorted(known, values, side=side)  # type: ignore[call-overload]
-        assert Tensor(known).searchsorted(Tensor(values), side=side).tolist() == expected.tolist()
-
-
 def test_a_histogram_of_equal_numbers() -> None:
     """The range is from 1 below the number to 1 above, as in PyTorch."""
     assert Tensor([2.0, 2.0]).histc(4).tolist() == [0, 0, 2, 0]
