@@ -106,7 +106,8 @@ def entropy(m: Maker) -> None:
 
 
 RULES: list[tuple[float, Callable[[Maker], None]]] = [
-    (40, merging), (6, einsum), (5, matrices), (4, attends), (2, embedded), (1, entropy), *graph_rules.RULES,
+    (40, merging), (6, einsum), (5, matrices), (4, attends), (2, embedded), (1, entropy),
+    *graph_rules.RULES,
 ]  # fmt: skip
 
 
