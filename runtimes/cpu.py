@@ -175,9 +175,13 @@ class CpuProgram:
         self.launches: list[Entry] = [
             (
                 kernel.address or _exchanging(kernel, device, exchanges),
-                kernel.code.total, kernel.code.grain, start, FLAGS[how],
+                kernel.code.total,
+                high(kernel.code.total) // chunks if chunks else kernel.code.grain,
+                start, FLAGS[how],
             )
-            for kernel, start, how in zip(self.kernels, starts, plan.beside, strict=False)
+            for kernel, start, how, chunks in zip(
+                self.kernels, starts, plan.beside, plan.in_turn, strict=False
+            )
         ]
         self._table = Table([0] * len(self.sources), self.launches)
         self._arguments, self._varying = self._table.words, self._table.varying

@@ -22,14 +22,14 @@ from minigrad.cache import Cache, digest, open_cache, source_digest
 from minigrad.errors import CompileError
 from minigrad.graph.canonical import Graph
 from minigrad.graph.collective import Collective
-from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.graph.symbolic import Integer, high
 from minigrad.locks import new_rlock
 from minigrad.program import GlobalCounters
 from minigrad.runtimes import cpu_memory, jit_compiler
 from minigrad.runtimes.cpu_pool import Entry, Table, pool_for
 from minigrad.runtimes.jit_compiler import MOST_THREADS, Compiler
 from minigrad.schedule.expr import Array
-from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups
+from minigrad.schedule.groups import ALONE, NEVER, SHARED, SHORT, beside, in_groups, launched
 from minigrad.schedule.key import graph_key
 from minigrad.schedule.schedule import Kernel as Step
 from minigrad.schedule.schedule import LiveRange, Source
@@ -55,8 +55,9 @@ class KernelCode:
 
     entry: the name of its function. arguments: the numbers, in its text, of the arrays that it
     takes, in order; the values of `symbols` follow them, on which `total`, the iterations of its
-    parallel loop, may depend. grain: iterations of a chunk. scratch_bytes: private memory of a
-    thread. operations, vectors (instructions), traffic (bytes) and label are for reports.
+    parallel loop, may depend. grain: iterations of a chunk. shares: of each of `arguments` (see
+    `loops/shares.py`). scratch_bytes: private memory of a thread. operations, vectors
+    (instructions), traffic (bytes) and label are for reports.
     """
 
     entry: str
@@ -69,6 +70,7 @@ class KernelCode:
     vectors: int
     traffic: int
     label: str
+    shares: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,13 +110,15 @@ class _MachineCode:
 class LaunchPlan:
     """A program: its kernels in order, the sources of their arguments, the memory between them.
 
-    beside: how each kernel follows the one before (see `schedule/groups.py`).
+    beside: how each kernel follows the one before, and in_turn: its chunks, or 0 if its own code
+    says how many (see `schedule/groups.py`).
     """
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
     held: tuple[LiveRange, ...]
     beside: tuple[int, ...]
+    in_turn: tuple[int, ...]
 
 
 def _is_exchange(step: Step) -> bool:
@@ -206,13 +210,15 @@ class Kernels:
             kernels.append(kernel)
             sources.append(step.sources(places, used, kernel.code.symbols))
         # which kernels need no barrier between them
-        chunks = [
-            ceildiv(code.total, code.grain) if isinstance(code.total, int) else 0
-            for code in (kernel.code for kernel in kernels)
+        given = [
+            launched(self._work(kernel), kernel.code, own, dict(step.numbers))
+            for kernel, step, own in zip(kernels, made.kernels, sources, strict=True)
         ]
-        joined = beside(made.kernels, places, list(map(self._work, kernels)), chunks)
+        joined, in_turn = beside(made.kernels, places, given)
         held = [replace(one, arrays=()) for one in in_groups(made.held, joined)]
-        result = LaunchPlan(tuple(kernels), tuple(sources), tuple(held), tuple(joined))
+        result = LaunchPlan(
+            tuple(kernels), tuple(sources), tuple(held), tuple(joined), tuple(in_turn)
+        )
         cache = self._cache()
         if cache is not None:
             named: Any = tuple(kernel if kernel.exchange else kernel.key for kernel in kernels)
@@ -299,7 +305,7 @@ class Kernels:
             nest = one.nest
             code = KernelCode(
                 name, one.arguments, nest.symbols, nest.scratch_bytes, nest.total, nest.grain,
-                nest.operations, nest.vectors, nest.traffic, nest.label,
+                nest.operations, nest.vectors, nest.traffic, nest.label, nest.shares,
             )  # fmt: skip
             kernel = Kernel(there, code, machine.addresses[name], machine)
             made[key] = self._known[there] = kernel

@@ -27,6 +27,7 @@ from minigrad.loops.axes import indices
 from minigrad.loops.build import combine, in_pieces, lanes_loop, put
 from minigrad.loops.nest import Loop, Loops, Nest, Statement, Statements, Store, Stores
 from minigrad.loops.registers import renamed
+from minigrad.loops.shares import UNKNOWN, share_of
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
@@ -73,6 +74,10 @@ def assemble(kernel: Kernel, made: nest.Lowered, target: Target) -> Nest:
         cost.operations(stages, loads=False) if made.products else operations,
         round(vectors), traffic,
         label(kernel), tuple(array for array in found if array.space == "local"), target.brief,
+        tuple(
+            share_of(loop, array, symbols) if array.nbytes > target.l2 else UNKNOWN
+            for array in arrays
+        ),
     )  # fmt: skip
     most, few, many = made.runs
     least = few if operations <= most * traffic else many

@@ -38,6 +38,7 @@ from minigrad.target import CHAINS, ENOUGH_TASKS, FEW_TASKS, LINE, Target
 # per k. A row multiplies both in one cycle. So it costs one or two tenths of the work of
 # LEAST_ROWS, which pays if memory is far, and hardly anything beside the work of MANY_ROWS.
 LEAST_ROWS, MANY_ROWS = 96, 384
+MOST_TASKS = 64  # that compute their rows of all batches
 SHARES = 4  # threads among which few tasks should divide evenly (so two threads share them, too)
 MOST_PANELS = 8  # panels of one task; during each of them the next is prefetched
 # Multiply-adds of one task: 1.5 to 6 ms at 64 to 16 a cycle. So long the others may have to wait
@@ -211,7 +212,7 @@ class Tiling:
     """How a product is cut: tiles of mr × nr, tasks of mc × nc (see above).
 
     packs_left, packs_right: operands that are copied, in the order in which tiles read them.
-    squares: tiles are in matrix registers.
+    squares: tiles are in matrix registers. in_turn: a task computes its rows of all batches.
     """
 
     mr: int
@@ -222,6 +223,7 @@ class Tiling:
     packs_right: bool
     kc: int = 0
     squares: bool = False
+    in_turn: bool = False
 
 
 def tiling_of(problem: Problem, target: Target) -> Tiling:
@@ -279,6 +281,9 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
         packs = kc > 0 or needs_packing(problem, nr, mc)
         return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, True, packs, kc)
     # read rows of the left operand where they are
+    if few := rows_of_all_batches(problem, target):
+        packs = nr > 1 and needs_packing(problem, nr, few)
+        return Tiling(mr, nr, few, panels * nr, False, packs, in_turn=True)
     mc = rows
     staying = target.l2 // 2 // (depth * size)  # rows that stay in half of L2
     again = panels > 1 and staying >= MANY_ROWS  # each panel of a task reads them again, there
@@ -296,6 +301,25 @@ def _cut_up(problem: Problem, target: Target) -> Tiling:
     work = mc * depth * nr  # multiply-adds of a panel
     column_blocks = ceildiv(panels, max(min(spare, MOST_PANELS, MOST_WORK // max(work, 1)), 1))
     return Tiling(mr, nr, mc, ceildiv(panels, column_blocks) * nr, False, packs)
+
+
+def rows_of_all_batches(problem: Problem, target: Target) -> int:
+    """The rows of a task that computes them for all batches; 0: tasks are of one batch each.
+
+    If the right operands of all batches stay in L2, but the left ones do not, a task's share of
+    these and of the results does, about: kernels that make or read them may run in turn with this
+    one (see `schedule/groups.py`), as those of Winograd's method do.
+    """
+    rows, size = problem.row.extent, problem.total.dtype.itemsize
+    depth, columns = problem.depth * size, problem.column.typical * size
+    of_row = problem.batches * (depth + columns)
+    right, left = problem.batches * problem.depth * columns, problem.batches * depth
+    if not isinstance(rows, int) or problem.batches == 1 or len(problem.m) > 1:
+        return 0
+    if right > target.l2 or rows * left <= target.l2:
+        return 0
+    fewest = max(ceildiv(rows * of_row, 2 * target.l2), ENOUGH_TASKS)
+    return next((rows // n for n in range(fewest, MOST_TASKS + 1) if rows % n == 0), 0)
 
 
 def rows_of_panel(m: tuple[Axis, ...], rows: int, tasks: int) -> list[tuple[Axis, int]]:

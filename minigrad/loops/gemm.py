@@ -91,7 +91,8 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
     shared = [axis.variable for axis, _ in parts]
     outer = [axis.variable for axis in problem.outer if axis.variable not in shared]
     outer += [s.split(axis.variable, size, "g") for axis, size in parts if size < axis.most]
-    s.reorder(*outer, columns, task, *shared, m, n)
+    tasks = [task] if tiling.in_turn else [*outer, columns, task]
+    s.reorder(*tasks, *(x for x in (*outer, columns) if x not in tasks), *shared, m, n)
     inside = task
     if tiling.kc:  # a piece of k for all results of a task, then the next; sums wait in scratch
         place, length = cost.cut_depth(problem, tiling.kc)
@@ -117,7 +118,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
             if part is not None:
                 within_image(s, problem, tiling, part)
             in_registers(s, problem, tiling, tile, ks, shared, target)
-    return s.parallelize(*outer, columns, task)
+    return s.parallelize(*tasks)
 
 
 def in_registers(

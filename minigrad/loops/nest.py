@@ -227,7 +227,7 @@ class Nest:
     multiples of `grain`. operations, vectors (vector instructions of the target, a multiply-add
     being one) and traffic (bytes) are estimates of the whole kernel's work; label is a description.
     local: arrays in the local memory of a work-group. masked: whole vectors and the remainder are
-    one loop, under a mask.
+    one loop, under a mask. shares: of each of `arrays` (see shares.py).
     """
 
     name: str
@@ -243,6 +243,7 @@ class Nest:
     label: str
     local: tuple[Array, ...] = ()
     masked: bool = False
+    shares: tuple[tuple[int, tuple[str, ...]], ...] = ()
 
     @property
     def items(self) -> int:

@@ -80,7 +80,7 @@ def convolved(x: T, weight: T, pairs: Sequence[tuple[int, int]], space: Sequence
     rows = weight.flatten(2).movedim(-1, 0)
     factors = _stacked(_transformed(_unstacked(rows), OF_WEIGHT, len(space)))
     factors = factors.reshape(len(parts), *[1] * (images.ndim - 2), *factors.shape[1:])
-    products = (images.unsqueeze(-2) * factors).sum(-1, dtype=images.dtype)
+    products = (factors * images.unsqueeze(-2)).sum(-1, dtype=images.dtype)
     parts = _transformed(_unstacked(products), OF_RESULT, len(space))
     for axis in reversed(inside):
         parts = [_joined(parts[n : n + TILE], axis) for n in range(0, len(parts), TILE)]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from minigrad.compile import schedule_of
 from minigrad.graph.canonical import Graph
 from minigrad.graph.node import Node, Op, topological
 from minigrad.graph.shapes import numel
-from minigrad.graph.symbolic import high
+from minigrad.graph.symbolic import ceildiv, high
 from minigrad.graph.variable import evaluate
 from minigrad.loops.nest import Nest
 from minigrad.loops.recipes import lower
@@ -30,7 +31,7 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
-from minigrad.schedule.groups import SHARED, beside, in_groups
+from minigrad.schedule.groups import SHARED, beside, in_groups, launched
 from minigrad.schedule.schedule import Schedule, plan_arena
 from minigrad.target import Group, Target
 
@@ -66,6 +67,7 @@ SPECIAL = {
     "wide tiles": (replace(GOLDEN, tile_vectors=4), "x86-64-v4", "avx512f"),
     # caches so small that all data comes from memory and is prefetched
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
+    "small caches": (replace(GOLDEN, l2=1 << 14), "x86-64-v4", "avx512f"),
 }
 
 
@@ -123,6 +125,16 @@ def run(
     return run_nests(graph, plan, nests, compiler, values, n, seed)
 
 
+def following(plan: Schedule, nests: Sequence[Nest]) -> tuple[list[int], list[int]]:
+    """How each kernel follows others, if all have work for several threads: see `groups.beside`."""
+    places = plan.places()
+    given = [
+        launched(SHARED, nest, kernel.sources(places, nest.buffers, ()), dict(kernel.numbers))
+        for nest, kernel in zip(nests, plan.kernels, strict=True)
+    ]
+    return beside(plan.kernels, places, [replace(one, chunks=0) for one in given])
+
+
 def run_nests(
     graph: Graph,
     plan: Schedule,
@@ -140,23 +152,23 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    joined = beside(plan.kernels, plan.places(), [SHARED] * len(nests), [0] * len(nests))
+    joined, in_turn = following(plan, nests)
     offsets, nbytes = plan_arena(in_groups(plan.held, joined))
     arena = Memory(nbytes)
     order = random.Random(seed)
-    chunks: list[Callable[[], None]] = []
+    chunks: list[list[Callable[[], None]]] = []  # each: one after the other
     scratches: list[tuple[str, Memory]] = []
 
     def finish() -> None:
         order.shuffle(chunks)
-        for chunk in chunks:
+        for chunk in itertools.chain.from_iterable(chunks):
             chunk()
         for label, memory in scratches:
             memory.check(f"the scratch memory of {label}")
         chunks.clear()
         scratches.clear()
 
-    for nest, kernel, together in zip(nests, plan.kernels, joined, strict=True):
+    for nest, kernel, together, turns in zip(nests, plan.kernels, joined, in_turn, strict=True):
         if not together:
             finish()
         addresses, keep = compiler.compile(render(nest), [nest.name])
@@ -171,9 +183,13 @@ def run_nests(
         arguments = (ctypes.c_int64 * max(len(words), 1))(*words)
         function = _KERNEL(addresses[nest.name])
         total = evaluate(nest.total, {"n": n})
-        for begin in range(0, total, nest.grain):
-            end = min(begin + nest.grain, total)
-            chunks.append(partial(_run_chunk, function, begin, end, arguments, scratch, keep))
+        grain = total // turns if turns else nest.grain
+        if not (turns and together):
+            chunks += [[] for _ in range(0, total, grain)]
+        for number, begin in enumerate(range(0, total, grain), -ceildiv(total, grain)):
+            end = min(begin + grain, total)
+            own = partial(_run_chunk, function, begin, end, arguments, scratch, keep)
+            chunks[number].append(own)
     finish()
     arena.check("the arena")
     for slot, memory in enumerate(slots):

@@ -19,6 +19,7 @@ from minigrad.schedule.groups import (
     SHARED,
     SHORT,
     WAITS,
+    Launched,
     beside,
     in_groups,
     memory_of,
@@ -33,7 +34,8 @@ Span = tuple[int, int, int, str]  # block, begin, end, the join that it is a par
 
 def groups_of(plan: Schedule, chunks: Sequence[int] = ()) -> list[int]:
     count = len(plan.kernels)
-    return beside(plan.kernels, plan.places(), [SHARED] * count, chunks or [0] * count)
+    given = [Launched(SHARED, chunks=own) for own in chunks or [0] * count]
+    return beside(plan.kernels, plan.places(), given)[0]
 
 
 def test_gradients_of_a_layer_are_a_group() -> None:
@@ -98,7 +100,8 @@ def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) ->
         return [g.reduce(Op.SUM, inputs(40, size), [0]) for size in range(10, 10 + len(work))]
 
     plan = plan_of(build)
-    assert beside(plan.kernels, plan.places(), work, [1] * len(work)) == expected
+    given = [Launched(own, 1, 1) for own in work]
+    assert beside(plan.kernels, plan.places(), given)[0] == expected
 
 
 def test_memory_is_needed_as_long_as_its_groups() -> None:
