@@ -76,11 +76,14 @@ class _Factors:
 
     def step(self) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""
-        groups = self.optimizer.param_groups
-        for place, (group, given) in enumerate(zip(groups, self._given, strict=True)):
-            self.base_lrs[place] = self._rebased(place, group, given)
+        self.base_lrs = self._bases()
         self.last_epoch += 1
         self._set()
+
+    def _bases(self) -> list[float]:
+        """The base rates, given the learning rates that others may have set since the last step."""
+        pairs = zip(self.optimizer.param_groups, self._given, strict=True)
+        return [self._rebased(place, *pair) for place, pair in enumerate(pairs)]
 
     def _set(self) -> None:
         """Set the learning rates of the next step, from the base rates as they are."""
@@ -113,7 +116,7 @@ class _Factors:
         """The state for a checkpoint: steps taken, base learning rates, and the first ones of all.
         """
         first = [vars(group.optimizer)["initial_lr"] for group in self.optimizer.param_groups]
-        state = {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
+        state = {"last_epoch": self.last_epoch, "base_lrs": self._bases()}
         return {**state, "initial_lrs": first}
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
