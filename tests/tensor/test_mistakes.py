@@ -161,6 +161,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "BatchNorm of one": (lambda: nn.BatchNorm2d(3, track_running_stats=False)(PIXEL[:1]),
                          ShapeError, "expected at least 2 elements per channel"),
     "InstanceNorm of one": (lambda: nn.InstanceNorm2d(3)(PIXEL), ShapeError, "at least 2 elements"),
+    "SGD's rate below 0": (lambda: optim.SGD([LEAF], lr=Tensor(-1.0)), ValueError, "(lr=-1.0): "),
     "softshrink below 0": (lambda: X.softshrink(-1), ValueError, "lambd=-1): expected a number"),
     "adaptive pool to 0": (lambda: F.adaptive_avg_pool2d(IMAGE, (0, 2)), ShapeError, "≥ 1"),
     "adaptive pool to 3": (
