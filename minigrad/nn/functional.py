@@ -289,14 +289,16 @@ _Statistics = tuple[Tensor, Tensor, Any]  # mean, variance, number of elements (
 
 def _batch_statistics(x: Tensor, axes: tuple[int, ...]) -> _Statistics:
     """Mean and variance (without Bessel's correction) per channel, and the number of elements."""
-    return x.mean(axes), x._mean_square(axes), math.prod(int(x.size(axis)) for axis in axes)
+    count = math.prod(int(x.size(axis)) for axis in axes)
+    if count < 2:
+        what = "BatchNorm in training, or without running statistics"
+        raise misfit(what, "at least 2 elements per channel", count)
+    return x.mean(axes), x._mean_square(axes), count
 
 
 def _move_statistics(mean: Tensor | None, var: Tensor | None, got: _Statistics, share: Any) -> None:
     """Move running statistics, if there are any, towards those of a batch by a share."""
     new, spread, count = got
-    if isinstance(count, int) and count < 2:
-        raise misfit("BatchNorm in training", "at least 2 elements per channel", count)
     if mean is not None and var is not None:
         with Tensor.no_grad():
             number = count.detach() if isinstance(count, Tensor) else count

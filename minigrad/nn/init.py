@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from minigrad.errors import expect
+from minigrad.errors import DTypeError, expect
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
@@ -37,6 +37,13 @@ def _filled(tensor: Tensor, value: Any) -> Tensor:
         return tensor.assign(value).realize()
 
 
+def _drawn(tensor: Tensor, numbers: Tensor) -> Tensor:
+    """Fill with random numbers; DTypeError for integers, which would lose most of them."""
+    expect(tensor.dtype.is_float, "random numbers", "a float tensor", tensor.dtype.name,
+           error=DTypeError)  # fmt: skip
+    return _filled(tensor, numbers)
+
+
 def constant_(tensor: Tensor, val: float) -> Tensor:
     """Fill a tensor of any shape with val; returns it, as all functions here do."""
     return _filled(tensor, val)
@@ -55,12 +62,12 @@ def ones_(tensor: Tensor) -> Tensor:
 def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0) -> Tensor:
     """Fill with numbers uniform in [a, b)."""
     options: Any = {"dtype": tensor.dtype, "device": tensor.device}
-    return _filled(tensor, Tensor.uniform(*tensor.shape, low=a, high=b, **options))
+    return _drawn(tensor, Tensor.uniform(tensor.shape, low=a, high=b, **options))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Fill with normal numbers of the given mean and standard deviation."""
-    return _filled(tensor, Tensor.normal(*tensor.shape, mean=mean, std=std, device=tensor.device))
+    return _drawn(tensor, Tensor.normal(tensor.shape, mean=mean, std=std, device=tensor.device))
 
 
 def trunc_normal_(
@@ -70,8 +77,8 @@ def trunc_normal_(
     if not std > 0 or not a < b:
         raise ValueError(f"trunc_normal_(std={std}, a={a}, b={b}): expected std > 0 and a < b")
     below, above = (math.erf((edge - mean) / std * math.sqrt(0.5)) for edge in (a, b))
-    level = Tensor.uniform(*tensor.shape, low=below, high=above, device=tensor.device)
-    return _filled(tensor, (_erfinv(level) * (std * math.sqrt(2)) + mean).clip(a, b))
+    level = Tensor.uniform(tensor.shape, low=below, high=above, device=tensor.device)
+    return _drawn(tensor, (_erfinv(level) * (std * math.sqrt(2)) + mean).clip(a, b))
 
 
 def _erfinv(y: Tensor) -> Tensor:
@@ -99,7 +106,7 @@ def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:
     For a weight (outputs, inputs, *kernel), both times the places of the kernel; gain: see
     `calculate_gain`. ShapeError for fewer than 2 dimensions.
     """
-    bound = gain * math.sqrt(6 / sum(_fans(tensor)))
+    bound = gain * math.sqrt(6 / (sum(_fans(tensor)) or 1))
     return uniform_(tensor, -bound, bound)
 
 
@@ -108,12 +115,12 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
     Shapes, gain and errors as for `xavier_uniform_`.
     """
-    return normal_(tensor, 0.0, gain * math.sqrt(2 / sum(_fans(tensor))))
+    return normal_(tensor, 0.0, gain * math.sqrt(2 / (sum(_fans(tensor)) or 1)))
 
 
 def _kaiming(tensor: Tensor, a: float, mode: str, nonlinearity: str) -> float:
     check_choice("kaiming_", ("fan_in", "fan_out"), mode=mode)
-    return calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[mode == "fan_out"])
+    return calculate_gain(nonlinearity, a) / math.sqrt(_fans(tensor)[mode == "fan_out"] or 1)
 
 
 def kaiming_uniform_(
@@ -154,7 +161,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
         q, r = Tensor.randn(max(rows, columns), min(rows, columns), device=tensor.device).qr()
         q = q * (r.diagonal() < 0).where(-1.0, 1.0)  # makes the distribution uniform
         whole = (q if rows >= columns else q.transpose()) * gain
-        return _filled(tensor, whole.reshape(tensor.shape))
+        return _drawn(tensor, whole.reshape(tensor.shape))
 
 
 check_functions(globals())

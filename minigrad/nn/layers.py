@@ -31,10 +31,13 @@ def blank() -> AbstractContextManager[None]:
 
 
 def uniform(shape: tuple[int, ...], inputs: float) -> Tensor:
-    """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers."""
+    """A parameter uniform in ±1/√inputs, as PyTorch initialises linear and convolution layers.
+
+    Without inputs, zeros.
+    """
     if modes.blank:
         return Tensor.zeros(*shape, requires_grad=True)
-    bound = 1 / math.sqrt(inputs or 1)
+    bound = 1 / math.sqrt(inputs) if inputs else 0.0
     return Tensor.uniform(*shape, low=-bound, high=bound, requires_grad=True)
 
 

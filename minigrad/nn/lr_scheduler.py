@@ -1,9 +1,10 @@
 """PyTorch's torch.optim.lr_scheduler: factors of an optimizer's initial learning rates.
 
-Several schedulers of one optimizer multiply their factors. `LambdaLR` and
-`CosineAnnealingWarmRestarts` start from the first learning rate of all, and so does a cosine that
-rises again from 0. A factor that stays 0 keeps the rate at 0, whatever others do (in PyTorch it is
-no longer applied). `minigrad.nn.schedule` has the same as functions of the step.
+Several schedulers of one optimizer multiply their factors. `LambdaLR`, `SequentialLR` and
+`CosineAnnealingWarmRestarts` start from the first learning rate of all, whatever the current one
+is, and so does a cosine that rises again from 0. A factor that stays 0 keeps the rate at 0,
+whatever others do (in PyTorch it is no longer applied). `minigrad.nn.schedule` has the same as
+functions of the step.
 """
 
 from __future__ import annotations
@@ -63,9 +64,8 @@ class _Factors:
         later = last_epoch >= 0
         found = [g.optimizer.lr_at_first if later else g["lr"] for g in groups]
         self.base_lrs: list[float] = [*map(self._first, groups, found)]
-        self.last_epoch = last_epoch
-        self._given = [_single(group["lr"]) for group in groups]
-        self.step()
+        self.last_epoch = last_epoch + 1
+        self._set()
         for group in groups if later else ():  # for another one that begins later
             group.optimizer.lr_at_first = group["lr"]
 
@@ -76,11 +76,19 @@ class _Factors:
 
     def step(self) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""
-        groups = self.optimizer.param_groups
-        for place, (group, given) in enumerate(zip(groups, self._given, strict=True)):
-            self.base_lrs[place] = self._rebased(place, group, given)
+        self.base_lrs = self._bases()
         self.last_epoch += 1
-        for group, lr in zip(groups, rates := self.get_last_lr(), strict=True):
+        self._set()
+
+    def _bases(self) -> list[float]:
+        """The base rates, given the learning rates that others may have set since the last step."""
+        pairs = zip(self.optimizer.param_groups, self._given, strict=True)
+        return [self._rebased(place, *pair) for place, pair in enumerate(pairs)]
+
+    def _set(self) -> None:
+        """Set the learning rates of the next step, from the base rates as they are."""
+        rates = self.get_last_lr()
+        for group, lr in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = lr
         self._given = [*map(_single, rates)]
 
@@ -105,25 +113,30 @@ class _Factors:
         return [self.least + (base - self.least) * factor(step) for base, factor in pairs]
 
     def state_dict(self) -> dict[str, Any]:
-        """The state for a checkpoint: steps taken, and base learning rates."""
-        return {"last_epoch": self.last_epoch, "base_lrs": list(self.base_lrs)}
+        """The state for a checkpoint: steps taken, base learning rates, and the first ones of all.
+        """
+        first = [vars(group.optimizer)["initial_lr"] for group in self.optimizer.param_groups]
+        state = {"last_epoch": self.last_epoch, "base_lrs": self._bases()}
+        return {**state, "initial_lrs": first}
 
     def load_state_dict(self, state: MutableMapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         if not isinstance(state, Mapping):
             raise TypeError(f"load_state_dict: {_EXPECTED}, got {type(state).__name__}")
-        if missing := [name for name in self.state_dict() if name not in state]:
+        if missing := [name for name in ("last_epoch", "base_lrs") if name not in state]:
             raise StateError(f"load_state_dict: {_EXPECTED}, missing {missing}")
         rates, steps = state["base_lrs"], state["last_epoch"]
+        first = state.get("initial_lrs", rates)  # those of older checkpoints lack it
         several = isinstance(rates, Sequence) and len(rates) == len(self.base_lrs)
         if not (several and isinstance(steps, int) and all(isinstance(r, Real) for r in rates)):
             raise StateError(
                 f"load_state_dict: {_EXPECTED} with {len(self.base_lrs)} groups, got base_lrs "
                 f"{rates!r} and last_epoch {steps!r}"
             )
-        self.base_lrs, self.last_epoch = list(rates), steps - 1
-        self._given = [_single(group["lr"]) for group in self.optimizer.param_groups]
-        self.step()
+        self.base_lrs, self.last_epoch = list(rates), steps
+        for group, lr in zip(self.optimizer.param_groups, first, strict=True):
+            vars(group.optimizer)["initial_lr"] = lr
+        self._set()
 
 
 class LambdaLR(_Factors):
@@ -348,11 +361,11 @@ class OneCycleLR(LambdaLR):
         lr, momentum = (a + (b - a) * share for a, b in zip(before, after, strict=True))
         return lr, momentum
 
-    def step(self) -> None:
-        """Set the learning rates and momenta of the next step."""
-        expect(self.last_epoch < self.total_steps, "OneCycleLR.step", "at most total_steps of them",
-               error=ValueError, total_steps=self.total_steps)  # fmt: skip
-        super().step()
+    def _set(self) -> None:
+        expect(self.last_epoch <= self.total_steps, "OneCycleLR.step",
+               "at most total_steps of them", error=ValueError,
+               total_steps=self.total_steps)  # fmt: skip
+        super()._set()
         for momentum in self.momenta:
             momentum.set_data(self._at(self.last_epoch)[1])
 

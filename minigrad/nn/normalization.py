@@ -129,6 +129,12 @@ class InstanceNorm(GroupNorm):
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
         super().__init__(num_features, num_features, eps, affine)
 
+    def __call__(self, x: Tensor) -> Tensor:
+        """(batch, num_features, *space); same shape and dtype; ShapeError for a space of one."""
+        if all(extent == 1 for extent in x.shape[2:]):
+            raise misfit(type(self).__name__, "at least 2 elements in the spatial dimensions", x)
+        return super().__call__(x)
+
 
 MOST_WAITING = 8  # calls of a BatchNorm whose statistics are lazy together
 
@@ -187,7 +193,7 @@ class BatchNorm(_Norm):
                 realization.accompany(running.raw, batches)
             object.__setattr__(self, "_waiting", waiting)
         if share is None and batches is not None:
-            share = 1 / (batches.float() + 1)
+            share = 1 / (batches.cast(found[0].dtype) + 1)
         F._move_statistics(running, self.running_var, found, share)
         if batches is not None:
             with Tensor.no_grad():

@@ -198,6 +198,7 @@ class Optimizer(Steps):
             self._lr = self._number(lr)
         # for a scheduler that begins later
         self.lr_at_first = _short(self._lr.item())
+        _check_numbers(self, lr=self.lr_at_first)
         # Steps taken by each parameter; parameters with the same number share one tensor.
         self.t = self._number(0.0)
         self.counts = [self.t] * len(self.params)

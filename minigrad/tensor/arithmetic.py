@@ -248,6 +248,8 @@ class Arithmetic(Composed):
         >>> Tensor([0.25, 3.0]).softshrink().tolist()
         [0.0, 2.5]
         """
+        expect(isinstance(lambd, Core) or lambd >= 0, "softshrink", "a number ≥ 0",
+               error=ValueError, lambd=lambd)  # fmt: skip
         return self.hardshrink(lambd) - self.hardshrink(lambd).sign().detach() * lambd
 
     def tanhshrink(self) -> Self:

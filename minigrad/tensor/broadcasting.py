@@ -136,10 +136,10 @@ def axis_of(name: str, axis: int, ndim: int, least: int = 1) -> int:
         raise TypeError(f"{name}: expected an int as axis, got {axis!r}")
     count = max(ndim, least)
     if not -count <= axis < count:
-        expected = f"{-count} … {count - 1}" if count else "at least one dimension, as in x[None]"
+        numbers = f"{-count} … {count - 1}; -1 is the last"
         raise AxisError(
             f"{name}: axis {axis} is out of range for a tensor with {ndim} dimensions; expected "
-            f"{expected}"
+            f"{numbers if count else 'at least one dimension, as in x[None]'}"
         )
     return axis % ndim if ndim else 0
 

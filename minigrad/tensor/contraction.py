@@ -40,7 +40,8 @@ class Contraction(Methods):
         """
         right = self._operand(other)
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
-            raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
+            expected = f"(…, m, k) and (…, k, n) with equal k{_instead_of_product(self, right)}"
+            raise misfit("matmul", expected, self, right)
         device_of("matmul", (self.raw, right.raw))
         x, y = self.node, right.node
         result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
@@ -268,6 +269,15 @@ class Contraction(Methods):
         result = away * self._new(invstd.node).reshape(shape)
         given = (x if x is None else self._new(x.node).reshape(shape) for x in (weight, bias))
         return result._scaled(*given)
+
+
+def _instead_of_product(x: Core, y: Core) -> str:
+    """What to write where `x @ y` does not fit."""
+    if not x.ndim or not y.ndim:
+        return "; write x * y"
+    if min(x.ndim, y.ndim) > 1 and x.shape[-1] == y.shape[-1]:
+        return "; write x @ y.mT"
+    return "; write x.mT @ y" if x.ndim > 1 and x.shape[-2] == y.shape[-min(y.ndim, 2)] else ""
 
 
 def matmul_where(seen: Any, x: Any, y: Any, half: DType | None = None) -> Any:

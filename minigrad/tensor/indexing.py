@@ -11,7 +11,7 @@ from operator import and_
 from typing import Any, Self
 
 from minigrad.dtype import dtypes
-from minigrad.errors import BoundsError, DTypeError, ShapeError, misfit
+from minigrad.errors import BoundsError, DTypeError, ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, row_of, split_axis
 from minigrad.graph.node import Node, Shape, is_symbolic
@@ -90,6 +90,8 @@ class Indexing(Methods):
     def __iter__(self) -> Iterator[Self]:
         frame = sys._getframe(1)
         code, place = frame.f_code.co_code, frame.f_lasti
+        expect(self.ndim, "iteration", "at least one dimension; x.item() is the value", self,
+               error=TypeError)  # fmt: skip
         if code[place] == UNPACKS and code[place + 1] != len(self):
             raise ValueError(
                 f"cannot unpack {len(self)} parts of a tensor of shape {self.shape} into "

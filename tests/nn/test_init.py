@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigrad import Tensor, dtypes, nn
-from minigrad.errors import ShapeError
+from minigrad.errors import DTypeError, ShapeError
 
 init = nn.init
 SHAPE = (200, 40, 3)  # 120 inputs, 600 outputs
@@ -103,6 +103,28 @@ def test_what_is_not_drawn(on_device):
         lambda module: init.zeros_(module.weight) if isinstance(module, nn.Linear) else None
     )
     assert not layer.weight.numpy().any() and layer.weight.requires_grad
+
+
+def test_tensors_without_elements_stay(on_device):
+    for fill in (init.uniform_, init.normal_, init.trunc_normal_):
+        assert fill(weight(0, 5)).shape == (0, 5)
+    for fill in (init.xavier_uniform_, init.xavier_normal_, init.kaiming_uniform_,
+                 init.kaiming_normal_):  # fmt: skip
+        for shape in ((0, 5), (5, 0), (0, 0)):
+            assert fill(weight(*shape)).shape == shape
+    assert init.kaiming_normal_(weight(0, 5), mode="fan_out").shape == (0, 5)
+    assert nn.Linear(0, 3).bias.tolist() == [0, 0, 0]
+
+
+def test_integers_are_not_drawn():
+    """The numbers were cut off: a weight of zeros."""
+    tensor = Tensor.ones(3, 4, dtype="int32")
+    for fill in (init.uniform_, init.normal_, init.trunc_normal_, init.orthogonal_,
+                 init.kaiming_uniform_, init.xavier_normal_):  # fmt: skip
+        with pytest.raises(DTypeError, match="expected a float tensor, got int32"):
+            fill(tensor)
+    assert tensor.tolist() == [[1] * 4] * 3
+    assert init.eye_(tensor).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
 
 
 def test_gains_are_pytorchs():

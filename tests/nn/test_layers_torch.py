@@ -125,6 +125,15 @@ def test_layers(text, on_device):
     compare(ours, theirs, LAYERS[text], generator)
 
 
+def test_means_of_all_batches_in_float64():
+    """The share of a batch, 1/3, was rounded to float32."""
+    x = np.random.default_rng(12).standard_normal((3, 5, 2))
+    layer = nn.BatchNorm1d(2, momentum=None).to(dtype="float64").train()
+    for batch in x:
+        layer(Tensor(batch)).realize()
+    np.testing.assert_allclose(layer.running_mean.numpy(), x.mean((0, 1)), rtol=1e-13)
+
+
 DECODERS = [
     "TransformerDecoderLayer(8, 2, 16, 0.0, batch_first=True)",
     "TransformerDecoderLayer(8, 2, 16, 0.0, 'gelu', norm_first=True, bias=False, batch_first=True)",

@@ -343,6 +343,41 @@ def test_schedulers_that_go_on_from_what_was_saved(name):
         goes_on.step()
 
 
+@pytest.mark.parametrize("steps", [4, 5, 6, 7])
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_cosine_that_goes_on_after_its_zero(steps, loads):
+    """The learning rate of a checkpoint was taken for one that another scheduler had changed."""
+    make = optim.lr_scheduler.CosineAnnealingLR
+    optimizer, saved = (optim.SGD([Tensor([1.0])], lr=0.5) for _ in range(2))
+    first = make(optimizer, 5)
+    for _ in range(steps):
+        first.step()
+    saved.load_state_dict(optimizer.state_dict())
+    later = make(saved, 5, last_epoch=-1 if loads else steps - 1)
+    if loads:
+        later.load_state_dict(first.state_dict())
+    for _ in range(4):
+        np.testing.assert_allclose(later.get_last_lr(), first.get_last_lr(), rtol=1e-6, atol=1e-9)
+        later.step()
+        first.step()
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULERS if name != "LambdaLR"])
+def test_a_rate_set_before_the_state_is_saved(name):
+    """The scheduler's state had the base rates of its last step: loading it undid the change."""
+    make = getattr(optim.lr_scheduler, name)
+    optimizer, saved = (optim.SGD([Tensor([1.0])], lr=0.5) for _ in range(2))
+    first, later = (make(each, *SCHEDULERS[name]) for each in (optimizer, saved))
+    first.step()
+    optimizer.param_groups[0]["lr"] = 0.125
+    saved.load_state_dict(optimizer.state_dict())
+    later.load_state_dict(first.state_dict())
+    for _ in range(3):
+        np.testing.assert_allclose(saved.lr.item(), optimizer.lr.item(), rtol=1e-6)
+        later.step()
+        first.step()
+
+
 def test_two_schedulers_that_begin_later():
     """With a new optimizer: each scheduler applies all of its steps."""
     make, groups = optim.lr_scheduler, [{"params": [Tensor([1.0])], "lr": 0.5}]

@@ -157,7 +157,12 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "dropout2d of a vector": (lambda: F.dropout2d(_zeros(3)), ShapeError, "channels"),
     "instance_norm of one": (lambda: F.instance_norm(PIXEL), ShapeError, "at least 2 elements"),
     "batch_norm of one": (lambda: F.batch_norm(PIXEL[:1], None, None, training=True), ShapeError,
-                          "BatchNorm in training: expected at least 2 elements per channel"),
+                          "BatchNorm in training, or without running statistics: expected at"),
+    "BatchNorm of one": (lambda: nn.BatchNorm2d(3, track_running_stats=False)(PIXEL[:1]),
+                         ShapeError, "expected at least 2 elements per channel"),
+    "InstanceNorm of one": (lambda: nn.InstanceNorm2d(3)(PIXEL), ShapeError, "at least 2 elements"),
+    "SGD's rate below 0": (lambda: optim.SGD([LEAF], lr=Tensor(-1.0)), ValueError, "(lr=-1.0): "),
+    "softshrink below 0": (lambda: X.softshrink(-1), ValueError, "lambd=-1): expected a number"),
     "adaptive pool to 0": (lambda: F.adaptive_avg_pool2d(IMAGE, (0, 2)), ShapeError, "≥ 1"),
     "adaptive pool to 3": (
         lambda: F.adaptive_max_pool2d(IMAGE, (2, 2, 2)), ShapeError, "expected an int ≥ 1, or 2 of",
