@@ -113,7 +113,7 @@ def inv(x: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     checked("inv", x, True)
-    return _inverse_of(x, x) if numel(x.shape) else x
+    return _inverse_of(x, x)
 
 
 def _inverse_of(x: Tensor, seen: Tensor) -> Tensor:
@@ -139,10 +139,8 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
-    solved = right
-    if numel(left.shape):
-        seen = stored(A)
-        solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
+    seen = stored(A)
+    solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
@@ -158,9 +156,7 @@ def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     >>> [part.item() for part in slogdet(Tensor([[-1.0, 0.0], [0.0, 1.0]]))]
     [-1.0, 0.0]
     """
-    shape = checked("slogdet", x, True)[:-2]
-    if not numel(x.shape):
-        return SlogdetResult(x.new_ones(shape), x.new_zeros(shape))
+    checked("slogdet", x, True)
     seen = stored(x)
     sign, logarithm = at_once(_sign_and_logarithm, seen)
     return SlogdetResult(sign, x._with_derivative(logarithm, _slogdet_rule, seen))
@@ -176,9 +172,7 @@ def det(x: Tensor) -> Tensor:
     >>> det(Tensor([[2.0, 1.0], [0.0, 4.0]])).item()
     8.0
     """
-    shape = checked("det", x, True)[:-2]
-    if not numel(x.shape):
-        return x.new_ones(shape)
+    checked("det", x, True)
     seen = stored(x)
     return x._with_derivative(at_once(_determinant, seen)[0], _det_rule, seen)
 
@@ -194,7 +188,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     [[2.0, 0.0], [1.0, 1.0]]
     """
     checked("cholesky", x, True)
-    result = x._with_derivative(at_once(_factored, x)[0] if numel(x.shape) else x, _cholesky_rule)
+    result = x._with_derivative(at_once(_factored, x)[0], _cholesky_rule)
     return result.mT if upper else result
 
 
