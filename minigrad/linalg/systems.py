@@ -11,7 +11,7 @@ from typing import Any
 
 from minigrad.errors import expect
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
+from minigrad.linalg.decompositions import checked, reciprocal, svd, with_gradients
 from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, numbers, rows_at, stored
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
@@ -230,7 +230,7 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
     checked("eigh", x, True)
     wide = x._wide()
     found = at_once(_conquered, wide) if numel(x.shape) else (wide.detach().sum(-1), wide.detach())
-    first, last = with_gradients(wide, found, _eigh_gradient)
+    first, last = with_gradients(wide, found, (_by_values, _by_vectors))
     return EighResult(first.cast(x.dtype), last.cast(x.dtype))
 
 
@@ -250,14 +250,13 @@ def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     return values._at(1, order) * largest.squeeze(2), sorted_vectors
 
 
-def _eigh_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    (values, vectors), (by_values, by_vectors) = factors, gradients
-    inside = x.zeros_like() if by_values is None else by_values.unsqueeze(-1) * _identity(x)
-    if by_vectors is not None:
-        along = vectors.mT @ by_vectors
-        gaps = reciprocal(values.unsqueeze(-2) - values.unsqueeze(-1))
-        inside = inside + (along - along.mT) * gaps * 0.5
-    return vectors @ inside @ vectors.mT
+def _by_values(g: Tensor, x: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    return (vectors * g.unsqueeze(-2)) @ vectors.mT
+
+
+def _by_vectors(g: Tensor, x: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    along, gaps = vectors.mT @ g, values.unsqueeze(-2) - values.unsqueeze(-1)
+    return vectors @ ((along - along.mT) * reciprocal(gaps) * 0.5) @ vectors.mT
 
 
 def eigvalsh(x: Tensor) -> Tensor:
