@@ -42,27 +42,19 @@ class Contraction(Methods):
         if not self.ndim or not right.ndim or self.shape[-1] != right.shape[-min(right.ndim, 2)]:
             raise misfit("matmul", "(…, m, k) and (…, k, n) with equal k", self, right)
         device_of("matmul", (self.raw, right.raw))
-        x, y = self.node, right.node
-        result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
+        result_dtype = promote(self.dtype, right.dtype) if dtype is None else resolve(dtype)
         wide = accumulator(result_dtype)
-        if wide is dtypes.int32 and _are_bytes(x, y):
+        if wide is dtypes.int32 and _are_bytes(self.raw, right.raw):
             return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
-        x, y = build.cast(x, wide), build.cast(y, wide)
+        x, y = self.cast(wide), right.cast(wide)
+        y = y.transpose(-1, -2) if y.ndim > 1 else y  # (…, n, k)
         # both with a dimension for m, n and k, so that a product of elements has all terms
-        rows = x.shape[:-1] if x.ndim > 1 else (1,)  # a vector is a matrix of one
-        left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
-        if y.ndim > 1:  # (…, k, n) → (…, n, k)
-            y = build.permute(y, (*range(y.ndim - 2), y.ndim - 1, y.ndim - 2))
-        columns = y.shape[:-1] if y.ndim > 1 else (1,)
-        transposed = build.reshape(y, (*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
-        shape = broadcast_shape("matmul", left.shape, transposed.shape)  # (…, m, n, k)
-        terms = build.elementwise(
-            Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, transposed))
-        )
-        total = build.reduce(Op.SUM, terms, [len(shape) - 1])  # (…, m, n, 1)
-        *batch, m, n, _ = shape
+        x, y = (one if one.ndim > 1 else one.unsqueeze(0) for one in (x, y))
+        terms = x.unsqueeze(-2)._binary(Op.MUL, "matmul", y.unsqueeze(-3))  # (…, m, n, k)
+        *batch, m, n, _ = terms.shape
         kept = (*batch, *(m,) * (self.ndim > 1), *(n,) * (right.ndim > 1))
-        return self._new(build.cast(build.reshape(total, kept), result_dtype))
+        total = build.reshape(terms.sum(-1, dtype=wide).node, kept)
+        return self._new(build.cast(total, result_dtype))
 
     def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
         """The same as `matmul`.
