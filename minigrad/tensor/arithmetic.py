@@ -361,7 +361,7 @@ class Arithmetic(Composed):
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise misfit(f"matrix_power({n})", "n ≥ 0 and square matrices", self)
         if n == 0:
-            one: Self = self.eye(self.shape[-1], dtype=self.dtype, device=self.raw.device)
+            one: Self = self.eye(self.size(-1), dtype=self.dtype, device=self.raw.device)
             return one.expand(self.shape)
         half = self.matrix_power(n // 2) if n > 1 else self.clone()
         return half if n == 1 else half.matmul(half) if n % 2 == 0 else half.matmul(half) @ self

@@ -49,20 +49,14 @@ class Contraction(Methods):
         x, y = self.cast(wide), right.cast(wide)
         y = y.transpose(-1, -2) if y.ndim > 1 else y  # (…, n, k)
         # both with a dimension for m, n and k, so that a product of elements has all terms
-        x, y = (one if one.ndim > 1 else one.unsqueeze(0) for one in (x, y))
-        terms = x.unsqueeze(-2)._binary(Op.MUL, "matmul", y.unsqueeze(-3))  # (…, m, n, k)
+        rows, columns = (one.shape[:-1] or (1,) for one in (x, y))  # a vector is a matrix of one
+        left = x.reshape((*rows, 1, x.shape[-1]))  # (…, m, 1, k)
+        lines = y.reshape((*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
+        terms = left._binary(Op.MUL, "matmul", lines)
         *batch, m, n, _ = terms.shape
+        total = build.reduce(Op.SUM, terms.node, [terms.ndim - 1])
         kept = (*batch, *(m,) * (self.ndim > 1), *(n,) * (right.ndim > 1))
-        total = build.reshape(terms.sum(-1, dtype=wide).node, kept)
-        return self._new(build.cast(total, result_dtype))
-
-    def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
-        """The same as `matmul`.
-
-        >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()
-        11
-        """
-        return self.matmul(other, dtype)
+        return self._new(build.cast(build.reshape(total, kept), result_dtype))
 
     __matmul__ = matmul
 
