@@ -55,13 +55,12 @@ class Values:
         self.tell = tell
         self.kernels: list[list[dict[str, Any]]] = []
         self.firsts: dict[str, First] = {}
-        self._known: WeakKeyDictionary[Buffer, Faults] = WeakKeyDictionary()
-        self._held: dict[Array, Faults] = {}
+        self._known: WeakKeyDictionary[Buffer | Array, Faults] = WeakKeyDictionary()
         self._memory: _Memory  # of the running program
 
     def begins(self, timed: Timed, buffers: Sequence[Buffer], variables: Mapping[str, int]) -> None:
         """Called before a program runs: its inputs may have faults already."""
-        story, self._held = self.tell(timed.call), {}
+        story = self.tell(timed.call)
         self._memory = _Memory(story, timed.parts[0], buffers, variables)
         for array in {a for n in range(len(story.kernels)) for a in story.read(n)}:
             slot = story.plan.slots.get(array.whole or array, len(buffers))
@@ -89,23 +88,18 @@ class Values:
             found = _faults(values)
             for fault in found - before - set(self.firsts):
                 self.firsts[fault] = self._first(fault, number, stage)
-            self._note(array, found)
+            # a part's are added to those of the other parts
+            others = CLEAN if array.whole is None else self._faults_of(array)
+            self._known[self._place(array)] = found | others
         self.kernels.append(rows)
 
-    def _faults_of(self, array: Array) -> Faults:
+    def _place(self, array: Array) -> Buffer | Array:
+        """What stands for an array's memory: a buffer, or the whole array inside the program."""
         buffer = self._memory.buffer(array)
-        if buffer is not None:
-            return self._known.get(buffer, CLEAN)
-        return self._held.get(array.whole or array, CLEAN)
+        return array.whole or array if buffer is None else buffer
 
-    def _note(self, array: Array, found: Faults) -> None:
-        """Record an array's faults; for an array in parts, those of all parts."""
-        whole, buffer = array.whole, self._memory.buffer(array)
-        found = found | self._faults_of(array) if whole is not None else found
-        if buffer is not None:
-            self._known[buffer] = found
-        else:
-            self._held[whole or array] = found
+    def _faults_of(self, array: Array) -> Faults:
+        return self._known.get(self._place(array), CLEAN)
 
     def _first(self, fault: str, number: int, stage: Stage) -> First:
         """The origin of a fault that a kernel has made, or that a wait has received."""

@@ -186,19 +186,9 @@ class Ranks:
         axes = [axis for axis, size in mesh.sizes.items() if size > 1]
         return cls(group_name(mesh.name, axes), mesh.size, runtime.local[0].device)
 
-    @property
-    def several(self) -> bool:
-        """Whether there is more than one."""
-        return self.size > 1
-
-    def meet(self) -> None:
-        """Wait for all ranks."""
-        if self.several:
-            self._together(Tensor([0], device=self.device))
-
     def gathered(self, what: Any) -> list[Any]:
-        """The values that all ranks pass: anything that JSON can hold."""
-        if not self.several:
+        """The values that all ranks pass, when they have: anything that JSON can hold."""
+        if self.size == 1:
             return [what]
         data = json.dumps(what).encode()
         most = max(self._together(Tensor([len(data)], device=self.device)).tolist())
@@ -208,7 +198,8 @@ class Ranks:
 
     def _together(self, x: Tensor) -> Tensor:
         """(n,) → (n·size,): x of all ranks."""
-        return Tensor._of(exchange("all_gather", self.name, self.size, [x.node])).realize()
+        with _programs(program.programs):
+            return Tensor._of(exchange("all_gather", self.name, self.size, [x.node])).realize()
 
 
 @dataclass
@@ -263,21 +254,18 @@ def run(
             Ranks.of(found[0][0].roots[0].device)
         )  # fmt: skip
         seconds, seen = list[float](), list[Round]()
-        most = rounds if ranks.several else MOST_ROUNDS * rounds
+        most = rounds if ranks.size > 1 else MOST_ROUNDS * rounds
         while len(seen) < rounds or (
             len(seen) < most and abs(_apart(_middle(seen), seconds, captured)) > APART
         ):
-            with _programs(program.programs):
-                ranks.meet()
+            ranks.gathered(None)  # all of them begin together
             seconds.append(watched.plainly(plain))
-            with _programs(program.programs):
-                ranks.meet()
+            ranks.gathered(None)
             seen.append(watched.closely(again))
         if look is not None:
             watched.closely(again, look)
-        with _programs(program.programs):
-            best = _middle(seen, ranks.gathered([one.seconds for one in seen]))
-            rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
+        best = _middle(seen, ranks.gathered([one.seconds for one in seen]))
+        rows = [row for rank in ranks.gathered(best.by_device()) for row in rank]
     count, apart = first + 2 + 2 * len(seen) + (look is not None), _apart(best, seconds, captured)
     return Step(_aligned(found, best), seconds, best, apart, count, rows)
 

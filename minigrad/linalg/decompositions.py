@@ -25,7 +25,7 @@ from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
 from minigrad.tensor.results import QRResult, SVDResult
 
-Gradients = Sequence[Tensor | None]  # one, or None, for each factor
+Rule = Callable[..., Tensor]  # see `with_gradients`
 
 
 def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
@@ -44,7 +44,7 @@ def qr(x: Tensor, mode: str = "reduced") -> QRResult[Tensor]:
     count = m if mode == "complete" else min(m, n)
     q, r = at_once(householder, wide, count=count) if numel(x.shape) else empty(wide, count)
     if numel(x.shape) and count <= n:
-        q, r = with_gradients(wide, (q, r), _qr_gradient)
+        q, r = with_gradients(wide, (q, r), (_by_q, _by_r))
     return QRResult(q.cast(x.dtype), r.cast(x.dtype))
 
 
@@ -67,7 +67,8 @@ def svd(x: Tensor, full_matrices: bool = True) -> SVDResult[Tensor]:
         (u, _), s = empty(wide, m if full_matrices else k), x.new_zeros((*batch, k))
         v, _ = empty(wide.mT, n if full_matrices else k)
     if thread.gradients and numel(x.shape):
-        first, s, last = with_gradients(wide, (u[..., :k], s, v[..., :k]), _svd_gradient)
+        parts = u[..., :k], s, v[..., :k]
+        first, s, last = with_gradients(wide, parts, (_by_u, _by_s, _by_v))
         u = first if u.shape[-1] == k else first.cat(u[..., k:], dim=-1)
         v = last if v.shape[-1] == k else last.cat(v[..., k:], dim=-1)
     return SVDResult(*(part.cast(x.dtype) for part in (u, s, v.mT)))
@@ -82,20 +83,22 @@ def checked(name: str, x: Tensor, square: bool = False) -> tuple[int, ...]:
     return x._known_shape()
 
 
-def _qr_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    (q, r), (by_q, by_r) = factors, gradients
-    k, rest = q._known_shape()[-1], x[..., q._known_shape()[-1] :]
-    by_rest = rest.zeros_like()
-    if by_r is not None and by_rest.shape[-1]:  # the columns beyond are Qᵀ·rest
-        by_rest = q @ by_r[..., k:]
-        more = rest @ by_r[..., k:].mT
-        by_q = more if by_q is None else by_q + more
-    r = r[..., :k]
-    inner = r.zeros_like() if by_r is None else r @ by_r[..., :k].mT
-    inner = inner if by_q is None else inner - by_q.mT @ q
-    by_x = q @ (inner.tril() + inner.tril(-1).mT)
-    by_x = by_x if by_q is None else by_x + by_q
-    return (by_x @ inverse_of_triangle(r).mT).cat(by_rest, dim=-1)
+def _by_q(g: Tensor, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    return _by_first(q, r, -(g.mT @ q), g).pad((0, x._known_shape()[-1] - q._known_shape()[-1]))
+
+
+def _by_r(g: Tensor, x: Tensor, q: Tensor, r: Tensor) -> Tensor:
+    k = q._known_shape()[-1]
+    first, others = g[..., :k], g[..., k:]  # the other columns are Qᵀ·x
+    by_q = x[..., k:] @ others.mT
+    by_x = _by_first(q, r, r[..., :k] @ first.mT - by_q.mT @ q, by_q)
+    return by_x.cat(q @ others, dim=-1)
+
+
+def _by_first(q: Tensor, r: Tensor, inner: Tensor, by_q: Tensor) -> Tensor:
+    """The gradient of the first columns of x, as many as Q has."""
+    by_x = q @ (inner.tril() + inner.tril(-1).mT) + by_q
+    return by_x @ inverse_of_triangle(r[..., : q._known_shape()[-1]]).mT
 
 
 # --- SVD ------------------------------------------------------------------------------------------
@@ -140,22 +143,19 @@ def _directions(x: Tensor, count: int) -> Tensor:
     return q * signs.pad((0, count - n), value=1.0).unsqueeze(1)
 
 
-def _svd_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    (u, s, v), (by_u, by_s, by_v) = factors, gradients
-    row, column = s.unsqueeze(-2), s.unsqueeze(-1)
-    factor, inverse = reciprocal((row - column) * (row + column)), reciprocal(row)
-    by_x = x.zeros_like()
-    if by_u is not None:
-        along = u.mT @ by_u
-        inside = u @ ((along - along.mT) * factor * row)
-        by_x = by_x + (inside + (by_u - u @ along) * inverse) @ v.mT
-    if by_s is not None:
-        by_x = by_x + (u * by_s.unsqueeze(-2)) @ v.mT
-    if by_v is not None:
-        along = v.mT @ by_v
-        inside = column * ((along - along.mT) * factor) @ v.mT
-        by_x = by_x + u @ (inside + ((by_v - v @ along) * inverse).mT)
-    return by_x
+def _by_u(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    row, column, along = s.unsqueeze(-2), s.unsqueeze(-1), u.mT @ g
+    factor = reciprocal((row - column) * (row + column))
+    inside = u @ ((along - along.mT) * factor * row)
+    return (inside + (g - u @ along) * reciprocal(row)) @ v.mT
+
+
+def _by_s(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    return (u * g.unsqueeze(-2)) @ v.mT
+
+
+def _by_v(g: Tensor, x: Tensor, u: Tensor, s: Tensor, v: Tensor) -> Tensor:
+    return _by_u(g, x.mT, v, s, u).mT
 
 
 def reciprocal(x: Tensor) -> Tensor:
@@ -164,19 +164,18 @@ def reciprocal(x: Tensor) -> Tensor:
 
 
 def with_gradients(
-    x: Tensor, values: tuple[Tensor, ...],
-    rule: Callable[[Tensor, Sequence[Tensor], Gradients], Tensor],
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """Factors of x, whose gradient for x is rule(x, factors, a gradient or None for each)."""
-    return tuple(x._with_derivative(v, _rule_of(rule, i), *values) for i, v in enumerate(values))
+    x: Tensor, factors: tuple[Tensor, ...], rules: tuple[Rule, ...]
+) -> tuple[Tensor, ...]:
+    """Factors of x; a rule for each gives the gradient of x: rule(the factor's, x, *factors)."""
+    return tuple(x._with_derivative(one, _rule_of(rules, i), *factors)
+                 for i, one in enumerate(factors))  # fmt: skip
 
 
 @cache
-def _rule_of(gradient: Any, place: int) -> Callable[..., Sequence[Any]]:
-    def rule(g: Tensor, value: Tensor, x: Tensor, *values: Tensor) -> Sequence[Any]:
-        gradients = [g if number == place else None for number in range(len(values))]
-        by_x = gradient(x, with_gradients(x, values, gradient), gradients)
-        return [by_x, *(None for _ in values)]
+def _rule_of(rules: tuple[Rule, ...], place: int) -> Callable[..., Sequence[Any]]:
+    def rule(g: Tensor, value: Tensor, x: Tensor, *factors: Tensor) -> Sequence[Any]:
+        by_x = rules[place](g, x, *with_gradients(x, factors, rules))
+        return [by_x, *(None for _ in factors)]
 
     return rule
 

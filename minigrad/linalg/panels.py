@@ -76,8 +76,8 @@ def _captured(
 
 
 def missing(columns: int) -> int:
-    """How many columns are missing to fill the last panel."""
-    return -columns % max(min(columns, PANEL), 1)
+    """How many columns are missing to fill the last panel; one to begin one, if there are none."""
+    return -columns % min(columns, PANEL) if columns else 1
 
 
 def by_panels(step: Step, s: Tensor, columns: int) -> tuple[Tensor, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from minigrad.errors import expect
 from minigrad.graph.shapes import numel
-from minigrad.linalg.decompositions import Gradients, checked, reciprocal, svd, with_gradients
+from minigrad.linalg.decompositions import checked, reciprocal, svd, with_gradients
 from minigrad.linalg.panels import at_once, by_panels, columns_at, missing, numbers, rows_at, stored
 from minigrad.linalg.reflections import reflected, symmetric
 from minigrad.linalg.tridiagonal import spectrum
@@ -113,7 +113,7 @@ def inv(x: Tensor) -> Tensor:
     [[0.5, 0.0], [0.0, 0.25]]
     """
     checked("inv", x, True)
-    return _inverse_of(x, x) if numel(x.shape) else x
+    return _inverse_of(x, x)
 
 
 def _inverse_of(x: Tensor, seen: Tensor) -> Tensor:
@@ -139,10 +139,8 @@ def solve(A: Tensor, B: Tensor) -> Tensor:
     shape = broadcast_shape("solve", A.shape[:-2], right.shape[:-2])
     left = A.expand((*shape, *A.shape[-2:]))
     right = right.expand((*shape, *right.shape[-2:]))
-    solved = right
-    if numel(left.shape):
-        seen = stored(A)
-        solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
+    seen = stored(A)
+    solved = left._with_derivative(at_once(_solution, seen, right)[0], _solve_rule, right, seen)
     return solved.squeeze(-1) if B.ndim == 1 else solved
 
 
@@ -158,9 +156,7 @@ def slogdet(x: Tensor) -> SlogdetResult[Tensor]:
     >>> [part.item() for part in slogdet(Tensor([[-1.0, 0.0], [0.0, 1.0]]))]
     [-1.0, 0.0]
     """
-    shape = checked("slogdet", x, True)[:-2]
-    if not numel(x.shape):
-        return SlogdetResult(x.new_ones(shape), x.new_zeros(shape))
+    checked("slogdet", x, True)
     seen = stored(x)
     sign, logarithm = at_once(_sign_and_logarithm, seen)
     return SlogdetResult(sign, x._with_derivative(logarithm, _slogdet_rule, seen))
@@ -176,9 +172,7 @@ def det(x: Tensor) -> Tensor:
     >>> det(Tensor([[2.0, 1.0], [0.0, 4.0]])).item()
     8.0
     """
-    shape = checked("det", x, True)[:-2]
-    if not numel(x.shape):
-        return x.new_ones(shape)
+    checked("det", x, True)
     seen = stored(x)
     return x._with_derivative(at_once(_determinant, seen)[0], _det_rule, seen)
 
@@ -194,7 +188,7 @@ def cholesky(x: Tensor, *, upper: bool = False) -> Tensor:
     [[2.0, 0.0], [1.0, 1.0]]
     """
     checked("cholesky", x, True)
-    result = x._with_derivative(at_once(_factored, x)[0] if numel(x.shape) else x, _cholesky_rule)
+    result = x._with_derivative(at_once(_factored, x)[0], _cholesky_rule)
     return result.mT if upper else result
 
 
@@ -236,7 +230,7 @@ def eigh(x: Tensor) -> EighResult[Tensor]:
     checked("eigh", x, True)
     wide = x._wide()
     found = at_once(_conquered, wide) if numel(x.shape) else (wide.detach().sum(-1), wide.detach())
-    first, last = with_gradients(wide, found, _eigh_gradient)
+    first, last = with_gradients(wide, found, (_by_values, _by_vectors))
     return EighResult(first.cast(x.dtype), last.cast(x.dtype))
 
 
@@ -256,14 +250,13 @@ def _conquered(x: Tensor) -> tuple[Tensor, ...]:
     return values._at(1, order) * largest.squeeze(2), sorted_vectors
 
 
-def _eigh_gradient(x: Tensor, factors: Sequence[Tensor], gradients: Gradients) -> Tensor:
-    (values, vectors), (by_values, by_vectors) = factors, gradients
-    inside = x.zeros_like() if by_values is None else by_values.unsqueeze(-1) * _identity(x)
-    if by_vectors is not None:
-        along = vectors.mT @ by_vectors
-        gaps = reciprocal(values.unsqueeze(-2) - values.unsqueeze(-1))
-        inside = inside + (along - along.mT) * gaps * 0.5
-    return vectors @ inside @ vectors.mT
+def _by_values(g: Tensor, x: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    return (vectors * g.unsqueeze(-2)) @ vectors.mT
+
+
+def _by_vectors(g: Tensor, x: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+    along, gaps = vectors.mT @ g, values.unsqueeze(-2) - values.unsqueeze(-1)
+    return vectors @ ((along - along.mT) * reciprocal(gaps) * 0.5) @ vectors.mT
 
 
 def eigvalsh(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class MultiheadAttention(Layer):
                num_heads=num_heads)  # fmt: skip
         check_share("MultiheadAttention", dropout=dropout)
         self.embed_dim, self.num_heads, self.dropout = embed_dim, num_heads, dropout
-        self.batch_first = batch_first
+        self.batch_first, self.bias = batch_first, bias
         # Glorot's bound, √(6/(inputs + outputs)), of the three projections as one
         self.in_proj_weight = uniform((3 * embed_dim, embed_dim), 4 * embed_dim / 6)
         self.in_proj_bias = Parameter(Tensor.zeros(3 * embed_dim)) if bias else None

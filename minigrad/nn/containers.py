@@ -109,9 +109,7 @@ class _List(_Container, MutableSequence[_T]):
 
     def insert(self, index: int, item: _T) -> None:
         """Insert an item before a position."""
-        found = [*self._items.items()]
-        found.insert(index, (0, self._item(item)))
-        self._hold(found)
+        self[index:index] = [item]
 
     def append(self, item: _T) -> Self:  # type: ignore[override]
         """Append an item; returns the list, as in PyTorch."""

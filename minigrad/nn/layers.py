@@ -160,7 +160,7 @@ class PReLU(Layer):
     _named = ("num_parameters",)
 
     def __init__(self, num_parameters: int = 1, init: float = 0.25) -> None:
-        self.num_parameters = num_parameters
+        self.num_parameters, self.init = num_parameters, init
         self.weight = Tensor.full((num_parameters,), float(init), requires_grad=True)
 
     def __call__(self, x: Tensor) -> Tensor:

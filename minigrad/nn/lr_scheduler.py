@@ -43,8 +43,11 @@ class _Factors:
     they are recomputed if another scheduler or the user has changed a group's rate since the last
     step. last_epoch: steps taken before, minus 1. A scheduler that begins later (last_epoch ≥ 0)
     starts from the learning rates with which the optimizers were created, because the current ones
-    may have been loaded, and include the effect of these steps.
+    may have been loaded, and include the effect of these steps. from_first: the base rates are the
+    first learning rates of all, whatever others do.
     """
+
+    from_first = False
 
     def __init__(
         self, optimizer: Any, factors: Rates, last_epoch: int = -1, least: float = 0.0
@@ -63,16 +66,13 @@ class _Factors:
         self.least = least
         later = last_epoch >= 0
         found = [g.optimizer.lr_at_first if later else g["lr"] for g in groups]
-        self.base_lrs: list[float] = [*map(self._first, groups, found)]
+        first = [vars(g.optimizer).setdefault("initial_lr", lr)
+                 for g, lr in zip(groups, found, strict=True)]  # fmt: skip
+        self.base_lrs: list[float] = first if self.from_first else found
         self.last_epoch = last_epoch + 1
         self._set()
         for group in groups if later else ():  # for another one that begins later
             group.optimizer.lr_at_first = group["lr"]
-
-    def _first(self, group: Any, lr: float) -> float:
-        """The base rate, given the learning rate that the scheduler found."""
-        vars(group.optimizer).setdefault("initial_lr", lr)
-        return lr
 
     def step(self) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""
@@ -82,8 +82,10 @@ class _Factors:
 
     def _bases(self) -> list[float]:
         """The base rates, given the learning rates that others may have set since the last step."""
-        pairs = zip(self.optimizer.param_groups, self._given, strict=True)
-        return [self._rebased(place, *pair) for place, pair in enumerate(pairs)]
+        if self.from_first:
+            return list(self.base_lrs)
+        return [self._rebased(place, group)
+                for place, group in enumerate(self.optimizer.param_groups)]  # fmt: skip
 
     def _set(self) -> None:
         """Set the learning rates of the next step, from the base rates as they are."""
@@ -92,13 +94,13 @@ class _Factors:
             group["lr"] = lr
         self._given = [*map(_single, rates)]
 
-    def _rebased(self, place: int, group: Any, given: float) -> float:
+    def _rebased(self, place: int, group: Any) -> float:
         """The base rate for a learning rate that another has set; after a factor of 0, the first.
         """
         lr, factor = group["lr"], self.factors[place]
         before = factor(self.last_epoch) if self.last_epoch >= 0 else 1.0
         if before >= _NOTHING:
-            changed = _single(lr) != given
+            changed = _single(lr) != self._given[place]
             return self.least + (lr - self.least) / before if changed else self.base_lrs[place]
         first: float = vars(group.optimizer)["initial_lr"]
         after = factor(self.last_epoch + 1)
@@ -145,14 +147,10 @@ class LambdaLR(_Factors):
     optimizer: an `Optimizer` or `OptimizerGroup`. lr_lambda: a function, or one for each group.
     """
 
+    from_first = True
+
     def __init__(self, optimizer: Any, lr_lambda: Rates, last_epoch: int = -1) -> None:
         super().__init__(optimizer, lr_lambda, last_epoch)
-
-    def _first(self, group: Any, lr: float) -> float:
-        return vars(group.optimizer).setdefault("initial_lr", lr)
-
-    def _rebased(self, place: int, group: Any, given: float) -> float:
-        return self.base_lrs[place]
 
 
 class LinearLR(_Factors):

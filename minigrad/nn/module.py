@@ -7,7 +7,6 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from numbers import Number
 from types import CodeType, FunctionType
 from typing import Any, ClassVar, Self
 
@@ -65,7 +64,7 @@ def _forget_gradients(tensors: Iterable[Tensor], set_to_none: bool) -> None:
         tensor.grad = tensor.grad.zeros_like(requires_grad=False) if keeps else None
 
 
-_OWN = ("_kinds", "_training", "_moves", "_hooks", "_waiting", "_made_with")
+_OWN = ("_kinds", "_training", "_moves", "_hooks", "_waiting")
 _NUMBERS = (bool, int, float, str, tuple, type(None))
 
 
@@ -491,7 +490,6 @@ class Layer(Module):
     _sizes: ClassVar[tuple[str, ...]] = ()
     _named: ClassVar[tuple[str, ...]] = ()
     _unusual: ClassVar[dict[str, Any]] = {}
-    _made_with: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
     def _trains(self) -> bool:
         """Whether to behave as in training; if no mode was ever set, an optimizer's step warns."""
@@ -516,19 +514,16 @@ class Layer(Module):
     def reset_parameters(self) -> None:
         """Give its own parameters and statistics the values of a new layer, drawn again.
 
-        Not those of layers inside of it (`model.apply(reset)` visits each), nor those that a
-        subclass of yours has added. TypeError for parameters of a layer whose arguments were more
-        than numbers and strings.
+        Not those of layers inside of it (`model.apply(reset)` visits each), those that a subclass
+        of yours has added, nor tensors that were given, such as a loss's weights.
         """
-        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        if self._made_with is None:  # tensors that were given, such as a loss's weights, stay
-            drawn = [name for name, value in own.items() if mark_of(value) is Kind.PARAMETER]
-            expect(not drawn, f"{type(self).__name__}.reset_parameters", "a layer that was made "
-                   "with numbers and strings; make it again", error=TypeError)  # fmt: skip
-            return
-        arguments, options = self._made_with
         kind = next(kind for kind in type(self).__mro__ if _is_ours(kind))
-        new = vars(kind(*arguments, **options)) if own else {}
+        names = [*inspect.signature(kind.__init__).parameters][1:]  # type: ignore[misc]
+        if not {*names} <= vars(self).keys():  # layers that draw tensors keep their arguments
+            return
+        given = {name: self._said(name) for name in names}
+        new = vars(kind(**given.pop("options", {}), **given))
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         with Tensor.no_grad():
             for name in filter(new.__contains__, own):
                 own[name].assign(new[name].to(own[name].device))
@@ -536,31 +531,11 @@ class Layer(Module):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "__init__" in vars(cls) and _is_ours(cls):
-            init = checked(cls.__init__, sizes=True)
-            cls.__init__ = _remembered(init)  # type: ignore[method-assign]
+            cls.__init__ = checked(cls.__init__, sizes=True)  # type: ignore[method-assign]
 
 
 def _is_ours(kind: type) -> bool:
     return kind.__module__.startswith(f"{__package__}.")
-
-
-def _remembered(init: Callable[..., None]) -> Callable[..., None]:
-    """The `__init__` of a layer, which then knows the arguments, if these are no tensors or layers.
-    """
-
-    @functools.wraps(init)
-    def __init__(self: Layer, *arguments: Any, **options: Any) -> None:
-        if "_made_with" not in vars(self) and _is_plain((*arguments, *options.values())):
-            object.__setattr__(self, "_made_with", (arguments, options))  # else this is a base's
-        init(self, *arguments, **options)
-
-    return __init__
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, (Number, str))
 
 
 check_functions(globals())

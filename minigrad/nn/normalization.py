@@ -127,6 +127,7 @@ class InstanceNorm(GroupNorm):
     _sizes = ("num_channels",)
 
     def __init__(self, num_features: int, eps: float = 1e-5, affine: bool = False) -> None:
+        self.num_features = num_features
         super().__init__(num_features, num_features, eps, affine)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from numbers import Real
 from threading import get_ident
 from typing import Any
 
-from minigrad.dtype import DType, convert, dtypes, number_bytes
+from minigrad.dtype import convert, dtypes, number_bytes
 from minigrad.errors import GradientError, expect
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
@@ -19,6 +19,7 @@ from minigrad.nn.module import _forget_gradients
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions, check_names
 from minigrad.tensor.broadcasting import check_flag
+from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing, observe
 from minigrad.tensor.templates import is_template, templated
@@ -365,10 +366,6 @@ def _short(value: float) -> float:
     return next((one for one in near if convert(one, dtypes.float32) == value), value)
 
 
-def _wide(dtype: DType) -> DType:
-    return dtypes.float32 if dtype.itemsize < 4 else dtype
-
-
 @templated
 def _updated(
     rule: Rule, moments: int, lr: Tensor, t: Tensor, /, *tensors: Tensor, **options: Any
@@ -381,7 +378,7 @@ def _updated(
     made: list[Node] = []
     for at, grad in enumerate(tensors[:count]):
         *own, param = old = tensors[count:][at * (moments + 1) :][: moments + 1]
-        wide = _wide(param.dtype)
+        wide = accumulator(param.dtype)
         new, *moved = rule(param.cast(wide), grad.cast(wide), lr, t, *own, **options)
         made += [value.cast(one.dtype).node for value, one in zip([*moved, new], old, strict=True)]
     return made
@@ -390,7 +387,7 @@ def _updated(
 @templated
 def _clipped(max_norm: float, *grads: Tensor) -> tuple[Tensor, ...]:
     """The joint 2-norm of gradients, and these scaled so that it is at most max_norm."""
-    held = [grad.cast(_wide(grad.dtype)) for grad in grads]
+    held = [grad.cast(accumulator(grad.dtype)) for grad in grads]
     first, *others = [(one * one).sum() for one in held]
     norm: Tensor = sum(others, first).sqrt()
     factor = (max_norm / (norm + 1e-6)).minimum(1)
@@ -399,7 +396,7 @@ def _clipped(max_norm: float, *grads: Tensor) -> tuple[Tensor, ...]:
 
 def _zeros(param: Tensor) -> Tensor:
     """A moment: zeros in the parameter's shape and sharding, in at least float32."""
-    zeros = Tensor.zeros(param.shape, dtype=_wide(param.dtype), device=param.device)
+    zeros = Tensor.zeros(param.shape, dtype=accumulator(param.dtype), device=param.device)
     return zeros._own_memory().requires_grad_(False).shard_like_(param)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from minigrad.dtype import promote
@@ -188,23 +189,21 @@ class _Recurrent(Layer):
         expect(x.ndim in (2, 3) and x.shape[-1] == n, type(self).__name__,
                f"(length, batch, {n}), or (batch, length, {n}) with batch_first", x)  # fmt: skip
         time = 1 if self.batch_first and x.ndim == 3 else 0
-        given = None if state is None else parts_of(self, state, self.cell.kept)
+        given: Sequence[Tensor] = () if state is None else parts_of(self, state, self.cell.kept)
         whole = x.transpose(0, time)
         wanted = (self.num_layers * (1 + self.bidirectional), *whole.shape[1:-1], self.hidden_size)
-        expect(all(part.shape == wanted for part in given or ()), f"{type(self).__name__}: state",
-               f"{' and '.join(self.cell.kept)} of shape {wanted}", *(given or ()))  # fmt: skip
+        expect(all(part.shape == wanted for part in given), f"{type(self).__name__}: state",
+               f"{' and '.join(self.cell.kept)} of shape {wanted}", *given)  # fmt: skip
         weight: Tensor = getattr(self, f"{PARAMETERS[0]}_l0")
-        dtype = promote(*(one.dtype for one in (x, weight, *(given or ()))))
+        dtype = promote(*(one.dtype for one in (x, weight, *given)))
+        zeros = Tensor.zeros(wanted, dtype=dtype, device=whole.device)
+        given = given or (zeros,) * len(self.cell.kept)
         last: list[tuple[Tensor, ...]] = []
         for layer in range(self.num_layers):
             found = []
-            shape = (*whole.shape[1:-1], self.hidden_size)
-            zeros = Tensor.zeros(shape, dtype=dtype, device=whole.device)
             for turn, end in enumerate(self._ends(layer)):
                 cell = self._cell(end, whole._known_shape()[-1])
-                start = (zeros,) * len(cell.kept) if given is None else (
-                    tuple(part[len(last)].cast(dtype) for part in given)
-                )  # fmt: skip
+                start = tuple(part[len(last)].cast(dtype) for part in given)
                 if whole.shape[0] == 1:  # no loop: it becomes part of the surrounding program
                     held, out = cell.step(start, whole[0])
                     found.append(out.unsqueeze(0))

@@ -363,8 +363,8 @@ class Arithmetic(Composed):
         if n < 0 or self.ndim < 2 or self.shape[-1] != self.shape[-2]:
             raise misfit(f"matrix_power({n})", "n ≥ 0 and square matrices", self)
         if n == 0:
-            one = self.arange(self.shape[-1], device=self.raw.device)
-            return one.unsqueeze(1).eq(one).cast(self.dtype).expand(self.shape)
+            one: Self = self.eye(self.size(-1), dtype=self.dtype, device=self.raw.device)
+            return one.expand(self.shape)
         half = self.matrix_power(n // 2) if n > 1 else self.clone()
         return half if n == 1 else half.matmul(half) if n % 2 == 0 else half.matmul(half) @ self
 

@@ -43,35 +43,21 @@ class Contraction(Methods):
             expected = f"(…, m, k) and (…, k, n) with equal k{_instead_of_product(self, right)}"
             raise misfit("matmul", expected, self, right)
         device_of("matmul", (self.raw, right.raw))
-        x, y = self.node, right.node
-        result_dtype = promote(x.dtype, y.dtype) if dtype is None else resolve(dtype)
+        result_dtype = promote(self.dtype, right.dtype) if dtype is None else resolve(dtype)
         wide = accumulator(result_dtype)
-        if wide is dtypes.int32 and _are_bytes(x, y):
+        if wide is dtypes.int32 and _are_bytes(self.raw, right.raw):
             return self._new(build.cast(_product_of_bytes(self, right).node, result_dtype))
-        x, y = build.cast(x, wide), build.cast(y, wide)
+        x, y = self.cast(wide), right.cast(wide)
+        y = y.transpose(-1, -2) if y.ndim > 1 else y  # (…, n, k)
         # both with a dimension for m, n and k, so that a product of elements has all terms
-        rows = x.shape[:-1] if x.ndim > 1 else (1,)  # a vector is a matrix of one
-        left = build.reshape(x, (*rows, 1, x.shape[-1]))  # (…, m, 1, k)
-        if y.ndim > 1:  # (…, k, n) → (…, n, k)
-            y = build.permute(y, (*range(y.ndim - 2), y.ndim - 1, y.ndim - 2))
-        columns = y.shape[:-1] if y.ndim > 1 else (1,)
-        transposed = build.reshape(y, (*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
-        shape = broadcast_shape("matmul", left.shape, transposed.shape)  # (…, m, n, k)
-        terms = build.elementwise(
-            Op.MUL, *(broadcast_to(one, shape, "matmul") for one in (left, transposed))
-        )
-        total = build.reduce(Op.SUM, terms, [len(shape) - 1])  # (…, m, n, 1)
-        *batch, m, n, _ = shape
+        rows, columns = (one.shape[:-1] or (1,) for one in (x, y))  # a vector is a matrix of one
+        left = x.reshape((*rows, 1, x.shape[-1]))  # (…, m, 1, k)
+        lines = y.reshape((*columns[:-1], 1, columns[-1], y.shape[-1]))  # (…, 1, n, k)
+        terms = left._binary(Op.MUL, "matmul", lines)
+        *batch, m, n, _ = terms.shape
+        total = build.reduce(Op.SUM, terms.node, [terms.ndim - 1])
         kept = (*batch, *(m,) * (self.ndim > 1), *(n,) * (right.ndim > 1))
         return self._new(build.cast(build.reshape(total, kept), result_dtype))
-
-    def dot(self, other: Any, dtype: DTypeLike = None) -> Self:
-        """The same as `matmul`.
-
-        >>> Tensor([1, 2]).dot(Tensor([3, 4])).item()
-        11
-        """
-        return self.matmul(other, dtype)
 
     __matmul__ = matmul
 

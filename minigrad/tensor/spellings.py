@@ -58,7 +58,7 @@ class Spellings(Composed):
     bitwise_left_shift, bitwise_right_shift, remainder = same("lshift rshift mod")
     moveaxis, ravel, ger, swapaxes, swapdims = same("movedim flatten outer transpose transpose")
     broadcast_to, reshape_as, argwhere = same("expand view_as nonzero")
-    type, swish, concat, concatenate, clamp = same("cast silu cat cat clip")
+    type, swish, concat, concatenate, clamp, dot = same("cast silu cat cat clip matmul")
     copy_, fill_ = same("assign assign")
     nelement = _Named.numel
 

@@ -208,6 +208,9 @@ RESET = {
     "GroupNorm": lambda: nn.GroupNorm(2, 4), "RMSNorm": lambda: nn.RMSNorm(4),
     "LSTM": lambda: nn.LSTM(3, 4, num_layers=2, bidirectional=True), "RNN": lambda: nn.RNN(3, 4),
     "GRUCell": lambda: nn.GRUCell(3, 4), "attention": lambda: nn.MultiheadAttention(4, 2),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(3, affine=True),
+    "no bias": lambda: nn.MultiheadAttention(4, 2, bias=False, batch_first=True),
+    "an option": lambda: nn.RNN(3, 4, nonlinearity="relu"),
     "encoder": lambda: nn.TransformerEncoderLayer(4, 2, activation="gelu"),
     "half": lambda: nn.Linear(3, 4).to(dtype="float16"), "ReLU": nn.ReLU,
     "a list": lambda: nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.ReLU()),
@@ -252,17 +255,20 @@ def test_what_a_subclass_added_is_not_drawn_again():
     assert layer.scale.tolist() == [7.0] and layer.weight.tolist() != before
 
 
-def test_a_layer_whose_arguments_are_unknown_says_so():
-    layer = nn.Linear(3, 2)
-    del vars(layer)["_made_with"]  # as in a pickle of an earlier version
-    with pytest.raises(TypeError, match="make it again"):
-        layer.reset_parameters()
+@pytest.mark.parametrize("kind", [nn.TransformerEncoderLayer, nn.TransformerDecoderLayer])
+def test_a_layer_of_layers_draws_nothing_of_its_own(kind):
+    layer = kind(4, 2, activation=Tensor.relu)
+    layer.scale = nn.Parameter([7.0])
+    layer.reset_parameters()
+    assert layer.scale.tolist() == [7.0]
 
 
 def test_what_was_given_is_not_drawn_again():
     loss = nn.BCEWithLogitsLoss(pos_weight=Tensor([1.0, 2.0]))
+    known = nn.Embedding.from_pretrained(Tensor([[1.0, 2.0]]))
     loss.reset_parameters()
-    assert loss.pos_weight.tolist() == [1.0, 2.0]
+    known.reset_parameters()
+    assert loss.pos_weight.tolist() == [1.0, 2.0] and known.weight.tolist() != [[1.0, 2.0]]
     assert not hasattr(nn.Module(), "reset_parameters")
 
 

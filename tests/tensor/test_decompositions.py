@@ -265,6 +265,21 @@ def test_what_singular_values_say_of_matrices_without_elements(on_device):
             np.testing.assert_array_equal(one.numpy(), wanted)
 
 
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3, 3), (2, 0, 0)])
+def test_systems_without_elements(on_device, shape):
+    """Their gradients have no elements, either."""
+    a, b = np.ones(shape, np.float32), np.ones((*shape[:-1], 2), np.float32)
+    x = Tensor(a).requires_grad_(True)
+    found = (linalg.det(x), *linalg.slogdet(x), linalg.inv(x), linalg.solve(x, Tensor(b)))
+    sign, logarithm = np.linalg.slogdet(a)
+    expected = np.linalg.det(a), sign, logarithm, a, b
+    for one, wanted in zip((*found, linalg.cholesky(x)), (*expected, a), strict=True):
+        np.testing.assert_array_equal(one.numpy(), wanted)
+        if one is not found[1]:  # a sign has no gradient
+            one.sum().backward()
+            assert x.grad.shape == shape
+
+
 def test_singular_values_count_above_a_share_of_the_largest(on_device):
     x = Tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 0.4]])
     assert linalg.matrix_rank(x.expand(2, 3, 3), rtol=Tensor([0.5, 0.7])).tolist() == [2, 1]
