@@ -84,9 +84,9 @@ def _adaptive(spatial: int, kind: str) -> Pool:
         given = [size for size in sizes if size is not None]
         expect(len(sizes) == spatial and all(type(size) is int and size >= 1 for size in given),
                f"{name}({output_size})", f"an int ≥ 1, or {spatial} of them or None")  # fmt: skip
-        for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
-            x = x if size is None else x._adaptive(axis, size, kind == "max")
-        return x if given else x.clone()
+        places = zip(range(x.ndim - spatial, x.ndim), sizes, strict=True)
+        counts = {axis: size for axis, size in places if size is not None}
+        return x._adaptive(counts, kind == "max") if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
     text = f"""{what} of as many windows as output_size says: (…, *space) → (…, *output_size).
@@ -357,13 +357,15 @@ def grid_sample(
              (at < 0) | (at >= extent) | outside)
             for index, weight, outside in corners for at, part in ends
         ]  # fmt: skip
-    flat = x.flatten(2)
+    # channels last: those of a place are side by side, and none is gathered alone
+    flat = x.flatten(2).transpose(1, 2).contiguous()
     values: list[Tensor] = []
     for corner in corners:
-        index, weight, outside = (each.flatten(1).unsqueeze(1) for each in corner)
-        found = flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight
+        index, weight, outside = (each.flatten(1).unsqueeze(2) for each in corner)
+        found = flat.gather(1, index.expand(-1, -1, flat.shape[2])) * weight
         values.append(outside.where(0, found))
-    return sum(values[1:], values[0]).unflatten(2, grid._known_shape()[1:-1])
+    total = sum(values[1:], values[0]).contiguous().transpose(1, 2)
+    return total.unflatten(2, grid._known_shape()[1:-1])
 
 
 def instance_norm(

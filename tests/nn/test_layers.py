@@ -50,6 +50,17 @@ def test_a_sample_at_nan_is_nan(on_device, mode, padding):
     np.testing.assert_array_equal(found.flatten().numpy(), [math.nan, math.nan, 1, outside])
 
 
+@pytest.mark.parametrize("size", [1, 7, (4, 14)])
+def test_means_of_windows_side_by_side_are_one_sum(compiled, size):
+    x = Tensor(np.arange(2.0 * 3 * 28 * 28).reshape(2, 3, 28, 28), device=compiled).realize()
+    GlobalCounters.reset()
+    found = nn.functional.adaptive_avg_pool2d(x, size).realize()
+    assert GlobalCounters.kernel_count == 1
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    wanted = x.numpy().reshape(2, 3, high, 28 // high, wide, 28 // wide).mean((3, 5))
+    np.testing.assert_allclose(found.numpy(), wanted)
+
+
 def test_blank_layers_draw_nothing(on_device):
     Tensor.manual_seed(3)
     expected = Tensor.rand(4).tolist()
