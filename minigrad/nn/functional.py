@@ -21,6 +21,7 @@ from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
 DIMENSIONS = (1, 2, 3)
+LEAST_CHANNELS = 8  # of an image, from which on they are sampled together
 
 
 def _named(function: Any, name: str, text: str) -> Pool:
@@ -357,14 +358,17 @@ def grid_sample(
              (at < 0) | (at >= extent) | outside)
             for index, weight, outside in corners for at, part in ends
         ]  # fmt: skip
-    # channels last: those of a place are side by side, and none is gathered alone
-    flat = x.flatten(2).transpose(1, 2).contiguous()
+    # Many channels come last: those of a place are side by side then, and none is gathered alone.
+    flat, count = x.flatten(2), x._known_shape()[1]
+    last = count >= LEAST_CHANNELS
+    flat = flat.transpose(1, 2).contiguous() if last else flat
+    axis, wide = (1, (-1, -1, count)) if last else (2, (-1, count, -1))
     values: list[Tensor] = []
     for corner in corners:
-        index, weight, outside = (each.flatten(1).unsqueeze(2) for each in corner)
-        found = flat.gather(1, index.expand(-1, -1, flat.shape[2])) * weight
-        values.append(outside.where(0, found))
-    total = sum(values[1:], values[0]).contiguous().transpose(1, 2)
+        index, weight, outside = (each.flatten(1).unsqueeze(3 - axis) for each in corner)
+        values.append(outside.where(0, flat.gather(axis, index.expand(wide)) * weight))
+    total = sum(values[1:], values[0])
+    total = total.contiguous().transpose(1, 2) if last else total
     return total.unflatten(2, grid._known_shape()[1:-1])
 
 
