@@ -45,8 +45,7 @@ from minigrad.graph.variable import evaluate
 # up to a fixed size.
 FAR = (8, 1024)  # a power of two beyond most batches
 NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
-TIGHT = (2, 16)  # the same, if that would be too much memory, unless more dimensions differ than
-MOST_TIGHT = 2
+TIGHT = (2, 16)  # the same, if that would be too much memory
 LEAST_IMAGE = 0.5  # the smallest, of the smallest size, if windows need so many elements
 # Blocks of rows of an array that are copied one by one, at most: of images, each channel is one.
 MOST_BLOCKS = 256
@@ -484,8 +483,8 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         first, _, last = equally_apart(shape)
         if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
-        if numel(shape[:last]) > MOST_BLOCKS and numel(shape) > MOST_PADDED // 4:
-            raise _too_large(f"an array padded to {shape} is too large", [shape])
+        if numel(shape[:last]) > MOST_BLOCKS and _planned(shape) > MOST_PADDED // 4:
+            raise TooLarge(f"an array padded to {shape} is too large")
     if reads or writes:
         _check_area(graph)
     return reads, writes
@@ -494,9 +493,8 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
 def _check_area(graph: Graph) -> None:
     """Raise Special if the bounds of several dimensions multiply to arrays that are too large.
 
-    If two differ at most, the first dimension counts as it usually is, because memory is planned
-    for each size, and of sums the largest counts LIVE times: others take its place in memory. (What
-    a row of attention weighs by is not counted: it is seldom stored.)
+    Of sums the largest counts LIVE times: others take its place in memory. (What a row of attention
+    weighs by is not counted: it is seldom stored.)
     """
     nodes = topological(graph.roots)
     images = any(node.op is Op.WINDOW for node in nodes)
@@ -504,20 +502,15 @@ def _check_area(graph: Graph) -> None:
     for node in nodes:
         varying = [extent for extent in node.shape if not isinstance(extent, int)]
         if len(set(varying)) > 1 or (images and len(varying) > 1):
-            first, *rest = node.shape
-            few = len(set(varying)) <= MOST_TIGHT
-            count = typical(first) * numel(rest) if few else numel(node.shape)
-            if node.op in REDUCTIONS and few:
-                largest = max(largest, count)
-            elif node.op is Op.BUFFER or node.op in REDUCTIONS:
-                total += count
+            if node.op in REDUCTIONS:
+                largest = max(largest, _planned(node.shape))
+            elif node.op is Op.BUFFER:
+                total += _planned(node.shape)
     total += LIVE * largest
     if total > MOST_PADDED:
-        reason = f"arrays padded in several dimensions have {total} elements"
-        raise _too_large(reason, [node.shape for node in nodes])
+        raise TooLarge(f"arrays padded in several dimensions have {total} elements")
 
 
-def _too_large(reason: str, shapes: Sequence[Shape]) -> Special:
-    """The reason why arrays take too much memory; with tight bounds, they may not."""
-    most = max(len({extent for extent in s if not isinstance(extent, int)}) for s in shapes)
-    return TooLarge(reason) if most <= MOST_TIGHT else Special(reason)
+def _planned(shape: Shape) -> int:
+    """Elements of an array with bounds; as many rows as usual: memory is planned for each size."""
+    return typical(shape[0]) * numel(shape[1:])

@@ -8,7 +8,7 @@ from math import lcm
 
 from minigrad.graph.shapes import iterations
 from minigrad.graph.substitution import coefficient, substitute, variables
-from minigrad.graph.symbolic import Affine, Atom, Integer
+from minigrad.graph.symbolic import Affine, Atom, Integer, typical
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, places_along
 from minigrad.schedule.expr import Expr
@@ -154,9 +154,9 @@ def vector_width(
     lanes = min(target.lanes(e.dtype) for e in inside or exprs)
     operations = sum(expr.cost(e.op) for e in inside)
     copies = 4 if operations <= 8 or reduces and operations <= 16 else 2 if operations <= 24 else 1
+    while copies > 1 and copies * lanes > typical(extent):
+        copies //= 2
     if isinstance(extent, int):
-        while copies > 1 and copies * lanes > extent:
-            copies //= 2
         lanes = enough_lanes(lanes, extent)
     elif target.brief:
         copies = 1

@@ -21,6 +21,7 @@ from minigrad.tensor.convolution import Numbers, Padding, per_dimension
 
 Pool = Callable[..., Any]
 DIMENSIONS = (1, 2, 3)
+LEAST_CHANNELS = 8  # of an image, from which on they are sampled together
 
 
 def _named(function: Any, name: str, text: str) -> Pool:
@@ -84,9 +85,9 @@ def _adaptive(spatial: int, kind: str) -> Pool:
         given = [size for size in sizes if size is not None]
         expect(len(sizes) == spatial and all(type(size) is int and size >= 1 for size in given),
                f"{name}({output_size})", f"an int ≥ 1, or {spatial} of them or None")  # fmt: skip
-        for axis, size in zip(range(x.ndim - spatial, x.ndim), sizes, strict=True):
-            x = x if size is None else x._adaptive(axis, size, kind == "max")
-        return x if given else x.clone()
+        places = zip(range(x.ndim - spatial, x.ndim), sizes, strict=True)
+        counts = {axis: size for axis, size in places if size is not None}
+        return x._adaptive(counts, kind == "max") if given else x.clone()
 
     what = {"avg": "Means", "max": "Maxima"}[kind]
     text = f"""{what} of as many windows as output_size says: (…, *space) → (…, *output_size).
@@ -359,13 +360,18 @@ def grid_sample(
              (at < 0) | (at >= extent) | outside)
             for index, weight, outside in corners for at, part in ends
         ]  # fmt: skip
-    flat = x.flatten(2)
+    # Many channels come last: those of a place are side by side then, and none is gathered alone.
+    flat, count = x.flatten(2), x._known_shape()[1]
+    last = count >= LEAST_CHANNELS
+    flat = flat.transpose(1, 2).contiguous() if last else flat
+    axis, wide = (1, (-1, -1, count)) if last else (2, (-1, count, -1))
     values: list[Tensor] = []
     for corner in corners:
-        index, weight, outside = (each.flatten(1).unsqueeze(1) for each in corner)
-        found = flat.gather(2, index.expand(-1, flat.shape[1], -1)) * weight
-        values.append(outside.where(0, found))
-    return sum(values[1:], values[0]).unflatten(2, grid._known_shape()[1:-1])
+        index, weight, outside = (each.flatten(1).unsqueeze(3 - axis) for each in corner)
+        values.append(outside.where(0, flat.gather(axis, index.expand(wide)) * weight))
+    total = sum(values[1:], values[0])
+    total = total.contiguous().transpose(1, 2) if last else total
+    return total.unflatten(2, grid._known_shape()[1:-1])
 
 
 def instance_norm(

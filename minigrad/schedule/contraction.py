@@ -6,8 +6,9 @@ paddings and windows of a convolution pass.
 Terms may be masked: Σ over k of where(mask, left(m, k) · right(k, n), 0). What the mask excludes
 takes no part, whatever it is: an infinity times 0 would.
 
-Instead of a product, something else may be added that is computed from left(m, k) and right(k, n)
-alone, such as the square of their difference. Tiles of such sums in registers pay, too.
+Instead of a product, something else may be added that is computed from left(m, k) and right(k, n),
+such as the square of their difference, and from what is equal for all k. Tiles of such sums in
+registers pay, too.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ def contraction_of(
     if product.op is Op.CAST and body.dtype.is_float:
         product = product.args[0]
     multiplied = product.op is Op.MUL and all(map(_is_operand, product.args))
-    operands = product.args if multiplied else _operands_of(body)
+    reduced = {axis.variable for axis in summed}
+    operands = product.args if multiplied else _operands_of(body, reduced)
     if len(operands) != 2:
         return None
     left, right = operands
@@ -82,7 +84,6 @@ def contraction_of(
         return None
     if last in left.variables:
         left, right = right, left
-    reduced = {axis.variable for axis in summed}
     if not reduced <= left.variables or not reduced | {last} <= right.variables:
         return None
     batch = _select(axes, left.variables & right.variables)
@@ -122,14 +123,14 @@ def _select(axes: tuple[Axis, ...], names: Set[Atom]) -> tuple[Axis, ...]:
     return tuple(axis for axis in axes if axis.variable in names)
 
 
-def _operands_of(body: Expr) -> tuple[Expr, ...]:
-    """The operands from which everything else in a body is computed; () if there are others."""
+def _operands_of(body: Expr, reduced: Set[Atom]) -> tuple[Expr, ...]:
+    """The operands from which all that differs by term is computed; () if there are others."""
     found: dict[Expr, None] = {}
     seen, todo = {body}, [body]
     while todo:
         one = todo.pop()
         if _is_operand(one):
-            found[one] = None
+            found |= {} if reduced.isdisjoint(one.variables) else {one: None}
             continue
         if not one.args and one.variables:
             return ()

@@ -12,7 +12,7 @@ products (`winograd.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import ceil, floor, gcd, isclose, prod
 from typing import Any, NamedTuple, Self
@@ -320,7 +320,7 @@ class Convolution(Composed):
             raise ShapeError(f"interpolate: dimension {axis} of shape {self.shape} has no elements")
         apart = extent / count if scale is None else scale
         if mode == "area":
-            return self._adaptive(axis, count)
+            return self._adaptive({axis: count})
         if mode.startswith("nearest"):
             if count % extent == 0 and apart * count == extent:
                 return self.repeat_interleave(count // extent, axis)
@@ -389,9 +389,23 @@ class Convolution(Composed):
         inside = places.clip(0, extent - 1)  # so nothing needs a check
         return self._take_places({axis: inside}, axis, wraps=False)
 
-    def _adaptive(self, axis: int, count: int, maxima: bool = False) -> Self:
+    def _adaptive(self, counts: Mapping[int, int], maxima: bool = False) -> Self:
         """Means, or maxima, of elements ⌊i·extent/count⌋ … ⌈(i + 1)·extent/count⌉ − 1 for each i.
+
+        counts: of windows, by axis. Means of windows side by side are computed along all of their
+        axes at once.
         """
+        x, shape = self, self._known_shape()
+        even = [axis for axis in sorted(counts) if not maxima and shape[axis] % counts[axis] == 0]
+        for axis in reversed(even):
+            x = x.unflatten(axis, (counts[axis], shape[axis] // counts[axis]))
+        x = x.mean([axis + n for n, axis in enumerate(even, 1)]) if even else x
+        for axis in [axis for axis in counts if axis not in even]:
+            x = x._adaptive_along(axis, counts[axis], maxima)
+        return x
+
+    def _adaptive_along(self, axis: int, count: int, maxima: bool) -> Self:
+        """`_adaptive` along an axis."""
         extent = self._known_shape()[axis]
 
         def along(x: Self) -> Self:

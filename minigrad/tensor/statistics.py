@@ -203,15 +203,17 @@ class Statistics(Composed):
         extent = flat._known_shape()[0]
         # Of many integers the host reads the range, because a sort takes a pass for each byte.
         if self.dtype.is_int and extent > 1 << 12:
-            least, most = (int(end.item()) for end in flat.aminmax())
+            least, most = flat.min().stack(flat.max()).tolist()
             keys = (flat - least).cast(unsigned((most - least).bit_length()))
         values, order = keys.sort(0)
+        order.realize()  # else the sort ran for what the host reads, and again for the results
         begins = values[1:].ne(values[:-1]).pad([(min(extent, 1), 0)], value=True)
-        starts = begins.nonzero()[:, 0]
+        (starts,) = begins.nonzero(as_tuple=True)
+        first = order._at(0, starts)
         number = begins.cumsum(0, dtype=dtypes.int32) - 1
         inverse = number.scatter(0, order, number).reshape(self.shape)
         counts = starts.diff(append=starts._operand(extent).reshape(1))
-        return flat[order[starts]], order[starts], inverse, counts
+        return flat._at(0, first), first, inverse, counts
 
     def isin(self, test_elements: Any, *, invert: bool = False) -> Self:
         """True where an element is one of test_elements.

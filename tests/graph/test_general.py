@@ -539,6 +539,17 @@ def test_images_of_other_sizes(compiled: str, reference: str, kind: str, gradien
     assert counts[len(learn) - 1] == counts[-1], counts
 
 
+def test_images_whose_number_height_and_width_vary() -> None:
+    """Their bounds are tight, because arrays would be too large otherwise."""
+
+    def pooled(*shape: int) -> Node:
+        return Tensor._of(array(*shape)).max_pool2d(2).node
+
+    found = general(pooled(2, 64, 80, 96), pooled(3, 64, 96, 72), pooled(4, 64, 88, 112))
+    values = found.match(call(pooled(9, 64, 120, 64)).cells)
+    assert values is not None and shape_at(found, values) == (9, 64, 60, 32)
+
+
 def test_blocks_of_both_layouts() -> None:
     """Dense arrays with dimensions k, n, m = 1, 2, 3, and the same padded to the bounds 2, 8, 4."""
     n, m = var("n", 2, 8), var("m", 2, 4)

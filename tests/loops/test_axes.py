@@ -283,5 +283,12 @@ def test_vector_widths(extent: int, operations: int, dtype: DType) -> None:
             assert width == lanes
 
 
+@pytest.mark.parametrize(("usual", "width"), [(7, 16), (28, 16), (32, 32), (200, 64)])
+def test_vectors_fit_the_usual_length(usual: int, width: int) -> None:
+    """Else most lanes of the only vector in each row would be computed in vain."""
+    extent = var("n", 1, 1024, usual=usual)
+    assert vector_width(GOLDEN, [body_of(1)], extent, False) == width
+
+
 def test_a_target_without_vectors() -> None:
     assert vector_width(Target(0, 16, 1, 1), [body_of(1)], 1000, False) == 1

@@ -53,6 +53,18 @@ def wide(node: Node) -> Node:
 
 
 @case
+def pulls_of_pairs(inputs: Inputs) -> list[Node]:
+    """As in gradients of distances: an operand is equal for all terms."""
+    shape = (33, 41, 22)
+    x, y, strength = (
+        g.expand(g.reshape(inputs(*(n for n in one if n > 1)), one), shape)
+        for one in ((33, 1, 22), (1, 41, 22), (33, 41, 1))
+    )
+    pulls = mul(strength, g.elementwise(Op.SUB, x, y))
+    return [g.reduce(Op.SUM, pulls, [axis]) for axis in (0, 1)]
+
+
+@case
 def vector_times_matrix(inputs: Inputs) -> list[Node]:
     """By columns: a block with a remainder, a depth that is no multiple of the steps."""
     x, w = inputs(1, 43), inputs(43, 1201)

@@ -50,6 +50,30 @@ def test_a_sample_at_nan_is_nan(on_device, mode, padding):
     np.testing.assert_array_equal(found.flatten().numpy(), [math.nan, math.nan, 1, outside])
 
 
+@pytest.mark.parametrize(("channels", "shape"), [(3, (2, 3, 81)), (16, (2, 81, 16))])
+def test_many_channels_are_sampled_together(compiled, channels, shape):
+    """Side by side; few would leave most of a vector empty."""
+    generator = np.random.default_rng(4)
+    x, grid = (Tensor(generator.uniform(-1, 1, (2, *s)), device=compiled).realize()
+               for s in ((channels, 9, 9), (5, 7, 2)))  # fmt: skip
+    found = nn.functional.grid_sample(x, grid)
+    gathers = [node for node in topological([found.node]) if node.op is Op.GATHER]
+    assert {node.src[0].shape for node in gathers} == {shape}
+    alone = [nn.functional.grid_sample(x[:, c : c + 1], grid).numpy() for c in range(channels)]
+    np.testing.assert_allclose(found.numpy(), np.concatenate(alone, 1), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 7, (4, 14)])
+def test_means_of_windows_side_by_side_are_one_sum(compiled, size):
+    x = Tensor(np.arange(2.0 * 3 * 28 * 28).reshape(2, 3, 28, 28), device=compiled).realize()
+    GlobalCounters.reset()
+    found = nn.functional.adaptive_avg_pool2d(x, size).realize()
+    assert GlobalCounters.kernel_count == 1
+    high, wide = size if isinstance(size, tuple) else (size, size)
+    wanted = x.numpy().reshape(2, 3, high, 28 // high, wide, 28 // wide).mean((3, 5))
+    np.testing.assert_allclose(found.numpy(), wanted)
+
+
 def test_blank_layers_draw_nothing(on_device):
     Tensor.manual_seed(3)
     expected = Tensor.rand(4).tolist()

@@ -225,7 +225,10 @@ def test_few_rows_or_terms_of_something_else_are_not_tiled(sizes: tuple[int, int
     assert stage_of(pairs(inputs, *sizes), inputs).product is None
 
 
-def test_a_third_operand_of_something_else_is_not_tiled() -> None:
+@pytest.mark.parametrize(("shape", "tiled"), [((1, 1, 18), False), ((20, 24, 1), True)])
+def test_a_third_operand_of_something_else(shape: tuple[int, ...], tiled: bool) -> None:
+    """It is tiled if the third is equal for all terms."""
     inputs = Inputs()
-    weights = g.expand(g.reshape(inputs(18), (1, 1, 18)), (20, 24, 18))
-    assert stage_of(pairs(inputs, times=weights), inputs).product is None
+    weights = g.expand(inputs(*shape), (20, 24, 18))
+    found = stage_of(pairs(inputs, times=weights), inputs).product
+    assert (found is not None) == tiled

@@ -62,6 +62,17 @@ def test_distinct_numbers_keep_their_dtype_and_sign() -> None:
     assert Tensor([True, False, True]).unique().dtype.name == "bool"
 
 
+def test_distinct_numbers_are_sorted_once(compiled: str) -> None:
+    """Not again for the results, after the host has read how many there are."""
+    x = Tensor(np.random.default_rng(2).standard_normal(10_000), device=compiled).realize()
+    counts = []
+    for work in (x.argsort, x.unique):
+        GlobalCounters.reset()
+        work().realize()
+        counts.append(GlobalCounters.kernel_count)
+    assert counts[1] < 2 * counts[0]
+
+
 def test_each_thread_count_sorts_alike() -> None:
     """Each device has its own thread pool: one with a single thread, one with several."""
     keys = _keys("uint32", (3 * CHUNK,), 2)
