@@ -45,7 +45,8 @@ from minigrad.graph.variable import evaluate
 # up to a fixed size.
 FAR = (8, 1024)  # a power of two beyond most batches
 NEAR = (4, 128)  # if arrays are laid out at the bound, with unused memory in between
-TIGHT = (2, 16)  # the same, if that would be too much memory
+TIGHT = (2, 16)  # the same, if that would be too much memory, unless more dimensions differ than
+MOST_TIGHT = 3  # the number, the height and the width of images
 LEAST_IMAGE = 0.5  # the smallest, of the smallest size, if windows need so many elements
 # Blocks of rows of an array that are copied one by one, at most: of images, each channel is one.
 MOST_BLOCKS = 256
@@ -484,7 +485,7 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
         if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
         if numel(shape[:last]) > MOST_BLOCKS and _planned(shape) > MOST_PADDED // 4:
-            raise TooLarge(f"an array padded to {shape} is too large")
+            raise _too_large(f"an array padded to {shape} is too large", [shape])
     if reads or writes:
         _check_area(graph)
     return reads, writes
@@ -508,7 +509,14 @@ def _check_area(graph: Graph) -> None:
                 total += _planned(node.shape)
     total += LIVE * largest
     if total > MOST_PADDED:
-        raise TooLarge(f"arrays padded in several dimensions have {total} elements")
+        reason = f"arrays padded in several dimensions have {total} elements"
+        raise _too_large(reason, [node.shape for node in nodes])
+
+
+def _too_large(reason: str, shapes: Sequence[Shape]) -> Special:
+    """The reason why arrays take too much memory; with tight bounds, they may not."""
+    most = max(len({extent for extent in s if not isinstance(extent, int)}) for s in shapes)
+    return TooLarge(reason) if most <= MOST_TIGHT else Special(reason)
 
 
 def _planned(shape: Shape) -> int:
