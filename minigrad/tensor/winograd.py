@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import cache
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigrad.graph import build
 from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.tensor.functions import Rule, rule_of_nodes
 
 if TYPE_CHECKING:
     from minigrad.tensor.basic import Basic
@@ -57,35 +59,84 @@ def pays(
 def convolved(x: T, weight: T, pairs: Sequence[tuple[int, int]], space: Sequence[int]) -> T:
     """x (b, c, *n) and a weight (o, c, 3, …) → (b, *space, o), where space is the result's.
 
-    pairs: zeros around x. Inside, each spatial dimension is split into tiles and positions in a
-    tile.
+    pairs: zeros around x (if negative: so many elements less).
     """
-    tiles = [ceildiv(extent, TILE) for extent in space]
-    ends = [(before, after + TILE * t - extent)
-            for (before, after), t, extent in zip(pairs, tiles, space, strict=True)]  # fmt: skip
+    images, factors = _of_images(x, pairs, space), _of_weight(weight)
+    factors = factors.reshape(len(images), *[1] * (images.ndim - 2), *factors.shape[1:])
+    products = (factors * images.unsqueeze(-2)).sum(-1, dtype=images.dtype)
+    parts = _transformed(_unstacked(products), OF_RESULT, len(space))
+    for axis in range(2 * len(space), 0, -2):  # of the position in a tile
+        parts = [_joined(parts[n : n + TILE], axis) for n in range(0, len(parts), TILE)]
+    whole = parts[0].flatten(1, -2).reshape(x.shape[0], *map(_whole, space), weight.shape[0])
+    result = whole.shrink([None, *((0, extent) for extent in space), None])
+    rule = rule_of_nodes(type(x), _gradients(tuple(pairs)))
+    return result._new(build.custom(result.node, [x.node, weight.node], rule))
+
+
+@cache
+def _gradients(pairs: tuple[tuple[int, int], ...]) -> Rule:
+    """x's gradient is such a convolution, too: of the result's, with the weight turned around.
+
+    Derived from `convolved`, it would be a sum of tiles that overlap: it has to wait until all
+    products of neighbours are there, which then are no longer in the cache. (8 images of 64 × 56²:
+    8.4 → 7.5 ms; no difference if the weight's gradient is computed, too.)
+    """
+
+    def rule(g: T, value: T, x: T, weight: T) -> list[T]:
+        turned = weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
+        around = [(KERNEL - 1 - before, KERNEL - 1 - after) for before, after in pairs]
+        of_x = convolved(g.movedim(-1, 1), turned, around, x.shape[2:]).movedim(-1, 1)
+        space = g.shape[1:-1]
+        tiles = _positions(g.pad([None, *((0, _whole(n) - n) for n in space), None]))
+        results = _stacked(_transformed(tiles, _transposed(OF_RESULT), len(space)))
+        images = _of_images(x, pairs, space)
+        places = tuple(range(1, images.ndim - 1))
+        products = (results.unsqueeze(-1) * images.unsqueeze(-2)).sum(places, dtype=images.dtype)
+        parts = _transformed(_unstacked(products), _transposed(OF_WEIGHT), len(space))
+        return [of_x, _stacked(parts).movedim(0, -1).reshape(weight.shape)]
+
+    return rule
+
+
+def _of_images(x: T, pairs: Sequence[tuple[int, int]], space: Sequence[int]) -> T:
+    """(b, c, *n) → the first factors of all products: (4 · 4 · …, b, tiles, 1, tiles, 1, …, c)."""
+    ends = [(before, after + _whole(extent) - extent)
+            for (before, after), extent in zip(pairs, space, strict=True)]  # fmt: skip
     padded = x.movedim(1, -1).pad([None, *ends, None]).contiguous()
-    batch, *_, channels = padded.shape
-    inside = range(2, 2 + 2 * len(space), 2)  # the dimensions of positions in a tile
-    parts = [padded.reshape(batch, *(n for t in tiles for n in (t + 1, TILE)), channels)]
-    for axis in inside:
-        parts = [part._part(axis, place, place + 1) for part in parts for place in range(TILE)]
-    own = dict(zip(itertools.product(range(TILE), repeat=len(space)), parts, strict=True))
+    own = dict(zip(itertools.product(range(TILE), repeat=len(space)), _positions(padded),
+                   strict=True))  # fmt: skip
     parts = []
     for places in itertools.product(range(PLACES), repeat=len(space)):
         part = own[tuple(place % TILE for place in places)]
-        for axis, place, count in zip(inside, places, tiles, strict=True):
-            part = part._part(axis - 1, place // TILE, place // TILE + count)  # the next tile's
+        for axis, (place, extent) in enumerate(zip(places, space, strict=True)):
+            first = place // TILE  # the next tile's
+            part = part._part(1 + 2 * axis, first, first + _whole(extent) // TILE)
         parts.append(part)
-    images = _stacked(_transformed(parts, OF_IMAGE, len(space)))
+    return _stacked(_transformed(parts, OF_IMAGE, len(space)))
+
+
+def _of_weight(weight: T) -> T:
+    """(o, c, 3, …) → the second factors: (4 · 4 · …, o, c)."""
     rows = weight.flatten(2).movedim(-1, 0)
-    factors = _stacked(_transformed(_unstacked(rows), OF_WEIGHT, len(space)))
-    factors = factors.reshape(len(parts), *[1] * (images.ndim - 2), *factors.shape[1:])
-    products = (factors * images.unsqueeze(-2)).sum(-1, dtype=images.dtype)
-    parts = _transformed(_unstacked(products), OF_RESULT, len(space))
-    for axis in reversed(inside):
-        parts = [_joined(parts[n : n + TILE], axis) for n in range(0, len(parts), TILE)]
-    whole = parts[0].reshape(batch, *(TILE * t for t in tiles), weight.shape[0])
-    return whole.shrink([None, *((0, extent) for extent in space), None])
+    return _stacked(_transformed(_unstacked(rows), OF_WEIGHT, weight.ndim - 2))
+
+
+def _positions(x: T) -> list[T]:
+    """(b, *n, c) → for each position in a tile, its elements: (b, tiles, 1, tiles, 1, …, c)."""
+    batch, *space, channels = x.shape
+    parts = [x.reshape(batch, *(m for n in space for m in (n // TILE, TILE)), channels)]
+    for axis in range(2, 2 + 2 * len(space), 2):
+        parts = [part._part(axis, place, place + 1) for part in parts for place in range(TILE)]
+    return parts
+
+
+def _whole(extent: int) -> int:
+    """The extent of whole tiles."""
+    return TILE * ceildiv(extent, TILE)
+
+
+def _transposed(matrix: Matrix) -> Matrix:
+    return tuple(zip(*matrix, strict=True))
 
 
 def _transformed(parts: Sequence[T], matrix: Matrix, times: int) -> list[T]:
@@ -103,7 +154,10 @@ def _combined(row: Sequence[float], parts: Sequence[T]) -> T:
     total: Any = None
     for factor, part in sorted(terms, key=lambda term: term[0] < 0):  # positive terms first
         term = part if abs(factor) == 1 else part * abs(factor)
-        total = term if total is None else total + term if factor > 0 else total - term
+        if total is None:
+            total = term if factor > 0 else -term
+        else:
+            total = total + term if factor > 0 else total - term
     return total
 
 

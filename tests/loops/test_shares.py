@@ -68,14 +68,25 @@ def test_starts_must_be_multiples_of_the_length() -> None:
         assert (found.total, found.chunks) == (8, 8)
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_tiles_of_a_convolution_go_through_three_kernels_in_turn(seed: int) -> None:
-    """In chunks of any order; they wait for the weights and for the images, which have borders."""
+@pytest.mark.parametrize("turned", [False, True], ids=["result", "gradient"])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_tiles_of_a_convolution_go_through_three_kernels_in_turn(
+    seed: int, turned: bool
+) -> None:
+    """In chunks of any order; they wait for the weights and for the images, which have borders.
+
+    The gradient by the images is a convolution of the result's with the weight turned around.
+    """
     generator = np.random.default_rng(seed)
     shapes = (2, 8, 32, 32), (8, 8, 3, 3)
     arrays = [generator.standard_normal(shape, dtype=np.float32) for shape in shapes]
     x, w = (Tensor(array).realize() for array in arrays)
-    result = winograd.convolved(x, w, [(1, 1), (1, 1)], [32, 32])
+    if turned:
+        of = Tensor.empty(2, 8, 32, 32)
+        y = winograd.convolved(of, w, [(1, 1), (1, 1)], [32, 32])
+        result = y.gradient(of, gradient=x.movedim(1, -1))[0].movedim(1, -1)
+    else:
+        result = winograd.convolved(x, w, [(1, 1), (1, 1)], [32, 32])
     call = canonicalize([result.contiguous().node])
     graph, target = call.graph(), target_of("small caches")
     plan = schedule_of(graph, target)
@@ -89,6 +100,8 @@ def test_the_tiles_of_a_convolution_go_through_three_kernels_in_turn(seed: int) 
              if array.size == numel(node.shape)}  # fmt: skip
     (found,) = run(graph, given, "small caches", seed=seed)
     images, kernels = (array.astype(np.float64) for array in arrays)
+    if turned:
+        kernels = kernels.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3)
     )

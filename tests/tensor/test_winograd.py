@@ -52,7 +52,8 @@ def test_all_sizes_of_small_images(reference: str, padding: object) -> None:
 
 
 @pytest.mark.parametrize("size, padding", [
-    ((1, 1), 1), ((2, 3), 1), ((7, 7), 1), ((8, 5), 0), ((9, 14), 2), ((16, 16), ((2, 0), (0, 1))),
+    ((1, 1), 1), ((2, 3), 1), ((7, 7), 1), ((8, 5), 0), ((9, 14), 2), ((7, 6), 3),
+    ((16, 16), ((2, 0), (0, 1))),
 ], ids=str)  # fmt: skip
 def test_gradients_of_whole_numbers(on_device: str, size: tuple[int, int], padding: object) -> None:
     """Gradients by images and weights, and second derivatives, of integers: exact, too."""
