@@ -167,17 +167,16 @@ def generalize(
     refused = {} if refused is None else refused
     reason = "an inner dimension of an input or result varies"
     least = LEAST_IMAGE if any(node.op is Op.WINDOW for node in call.order) else 0.0
-    ways = [FAR, NEAR] if may_pad else [FAR]
-    for reach in ways:
-        pads = reach is not FAR
+    ways = [(FAR, False), (NEAR, True)] if may_pad else [(FAR, False)]
+    for reach, pads in ways:
         part = least if pads else 0.0
         holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
             found = _general(call, samples, holes, formulas, pads, refused)
         except Special as special:
             reason = str(special)
-            if isinstance(special, TooLarge) and reach is NEAR:
-                ways.append(TIGHT)
+            if isinstance(special, TooLarge) and reach is not TIGHT:
+                ways.insert(ways.index((reach, pads)) + 1, (TIGHT, pads))
         else:
             if pads or not found.padded:
                 return found
@@ -486,13 +485,12 @@ def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
         if numel(shape[:last]) > MOST_BLOCKS and _planned(shape) > MOST_PADDED // 4:
             raise _too_large(f"an array padded to {shape} is too large", [shape])
-    if reads or writes:
-        _check_area(graph)
+    _check_area(graph)
     return reads, writes
 
 
 def _check_area(graph: Graph) -> None:
-    """Raise Special if the bounds of several dimensions multiply to arrays that are too large.
+    """Raise Special if arrays with varying inner dimensions are too large, which have their bounds.
 
     Of sums the largest counts LIVE times: others take its place in memory. (What a row of attention
     weighs by is not counted: it is seldom stored.)
@@ -502,7 +500,9 @@ def _check_area(graph: Graph) -> None:
     total = largest = 0
     for node in nodes:
         varying = [extent for extent in node.shape if not isinstance(extent, int)]
-        if len(set(varying)) > 1 or (images and len(varying) > 1):
+        if len(set(varying)) > 1 or (images and len(varying) > 1) or (
+            len(varying) == 1 and inner(node.shape)
+        ):
             if node.op in REDUCTIONS:
                 largest = max(largest, _planned(node.shape))
             elif node.op is Op.BUFFER:
