@@ -64,7 +64,7 @@ class Cuts:
             varying = [extent for extent in one if not isinstance(extent, int)]
             atom = as_atom(varying[0]) if len(varying) == 1 else None
             if atom is not None and not any(atom in variables(extent) for extent in other):
-                most = numel(other) // (numel(one) // atom.high)
+                most = numel(other) // max(numel(one) // atom.high, 1)
                 self.most[atom.name] = max(most, self.most.get(atom.name, 0))
         slot = self._read.setdefault((x, shape), next(self._free))
         return buffer(slot, x.dtype, shape, x.device)

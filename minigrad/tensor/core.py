@@ -39,6 +39,7 @@ from minigrad.tensor.broadcasting import (
     stop,
 )
 from minigrad.tensor.live_tensors import (
+    FROZEN,
     REPLAYED,
     Holder,
     Link,
@@ -288,7 +289,12 @@ class Core(Holder, metaclass=_TensorType):
                 "gradients; cast it first, e.g. with .float()"
             )
         if wanted and not self._requires_grad:
-            self._become_leaf()
+            if self.stopped == FROZEN and self._origin is None:
+                self.stopped = False
+            else:
+                self._become_leaf()
+        elif self._requires_grad and not wanted:
+            self.stopped = FROZEN
         self._requires_grad = wanted
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -536,7 +542,8 @@ class Core(Holder, metaclass=_TensorType):
         realization.write(self, node)
         if self._requires_grad and self._shares_node() and not same_memory(before, self.raw):
             self._own_memory()
-        if not self._requires_grad:
+        frozen = self.stopped == FROZEN and not (thread.gradients and history.flows(node))
+        if not self._requires_grad and not frozen:
             now = self.raw  # a BUFFER may have a history, or be another tensor's leaf
             flows = now.op is not BUFFER or history.has_history(now) or wants_gradient(now)
             self.stopped = flows and not thread.gradients

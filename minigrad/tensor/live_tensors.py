@@ -42,16 +42,17 @@ class _Rank(threading.local):
 rank = _Rank()
 
 
-REPLAYED = "replayed"
+REPLAYED, FROZEN = "replayed", "frozen"
 
 
 class Holder:
     """The engine's part of a tensor.
 
     raw: the node whose value it is. stopped: no gradient flows from it to its sources; REPLAYED if
-    one should flow, but cannot. requires_grad: True for a leaf that gets a gradient, False for one
-    that gets none, None if not set. _origin: for a view, how it was made; _family: its views, if it
-    ever had any (see `views`).
+    one should flow, but cannot; FROZEN for what was a leaf and may become one again: a gradient
+    flows to it from what was computed when it was one. requires_grad: True for a leaf that gets a
+    gradient, False for one that gets none, None if not set. _origin: for a view, how it was made;
+    _family: its views, if it ever had any (see `views`).
     """
 
     __slots__ = ("raw", "stopped", "_requires_grad", "_origin", "_family", "_link", "__weakref__")
@@ -229,7 +230,7 @@ def holders(node: Node) -> list[Holder]:
 
 
 def wants_gradient(node: Node) -> bool:
-    """Whether a live tensor with requires_grad=True stands for `node`."""
+    """Whether a tensor stands for `node` that requires a gradient, or is FROZEN."""
     return bool(leaves_among((node,)))
 
 
@@ -239,7 +240,7 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
-    """The nodes for which a live tensor with requires_grad=True stands."""
+    """The nodes for which a live tensor stands that requires a gradient, or is FROZEN."""
     look, found = by_node.get, []  # no function calls: this runs for each eager operation
     for node in nodes:
         filed = look(id(node))
@@ -247,7 +248,7 @@ def leaves_among(nodes: Iterable[Node]) -> list[Node]:
             continue
         for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
             holder = link()
-            if holder is not None and holder._requires_grad:
+            if holder is not None and (holder._requires_grad or holder.stopped == FROZEN):
                 found.append(node)
                 break
     return found

@@ -122,3 +122,10 @@ def test_what_is_written_in_place_is_read_before(compiled: str) -> None:
             (sums, exact.reshape(-1)), (again, exact + data), (x, 2 * data + (exact + data).sum(0)),
         ):  # fmt: skip
             np.testing.assert_allclose(found.numpy(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_arrays_without_elements_in_other_shapes(compiled: str) -> None:
+    """A dimension that varies beside one of 0 has no rows from which a bound would follow."""
+    for count in (16, 53, 7, 30):
+        x = Tensor.zeros(count, 0, device=compiled).contiguous()
+        assert x.reshape(0).realize().shape == (0,)

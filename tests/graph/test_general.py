@@ -550,6 +550,18 @@ def test_images_whose_number_height_and_width_vary() -> None:
     assert values is not None and shape_at(found, values) == (9, 64, 60, 32)
 
 
+@pytest.mark.parametrize("channels, most", [(2, 1024), (64, 30)])
+def test_the_bound_of_a_dimension_that_is_not_the_first(channels: int, most: int) -> None:
+    """It is laid out at its bound, which is tight if that would be too much memory."""
+
+    def multiplied(count: int) -> Node:
+        x, w = Tensor._of(array(count, 196, channels)), Tensor._of(array(16, channels, channels))
+        return (x.unsqueeze(0) @ w.unsqueeze(1)).max(0).node
+
+    found = general(*map(multiplied, (5, 10, 15)))
+    assert [hole.high for hole in found.holes] == [most]
+
+
 def test_blocks_of_both_layouts() -> None:
     """Dense arrays with dimensions k, n, m = 1, 2, 3, and the same padded to the bounds 2, 8, 4."""
     n, m = var("n", 2, 8), var("m", 2, 4)

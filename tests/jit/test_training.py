@@ -308,6 +308,25 @@ def test_a_network_that_is_frozen_for_a_step(on_device):
     assert all(parameter.grad is None for parameter in critic.parameters())
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_loss_from_before_its_parameter_was_frozen(on_device, captured):
+    """Its gradient counts; that of what was computed while the parameter was frozen does not."""
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        loss = (w * x).sum()
+        w.requires_grad_(False)
+        other = (w * 2 * x).sum()
+        w.requires_grad_(True)
+        (loss + other + (w * 5).sum()).backward()
+        return w.grad.realize()
+
+    run = jit(step) if captured else step
+    for number in range(4):
+        assert run(Tensor([number, 1.0])).tolist() == [number + 5, 6]
+
+
 def test_gradients_that_add_up_are_refused(on_device):
     w = Tensor([1.0, 2.0], requires_grad=True)
 

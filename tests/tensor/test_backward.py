@@ -803,6 +803,30 @@ def test_no_gradient_comes_from_what_was_computed_while_frozen(
         np.testing.assert_array_equal(y.grad.numpy(), older * x.numpy())
 
 
+@pytest.mark.parametrize("write, last, leaf", [
+    (lambda x, y: None, [2, 4], True),
+    (lambda x, y: x.mul_(2), [4, 8], True),
+    (lambda x, y: setattr(x, "data", y), [3, 3], True),
+    (lambda x, y: x.mul_(y), [6, 12], False),
+], ids=["not written", "scaled", "other data", "by a leaf"])  # fmt: skip
+@pytest.mark.parametrize("realized", [(), (0,), (1,), (2,)])
+def test_a_gradient_comes_from_what_was_computed_before_it_was_frozen(
+    write, last, leaf: bool, realized: tuple[int, ...], on_device: str
+) -> None:
+    """And none from what was computed while it was; nor if a write made it no leaf any more."""
+    x = Tensor([1.0, 2.0]) * 2 if realized else Tensor([2.0, 4.0])
+    before = x.requires_grad_() * 3
+    x.requires_grad_(False)
+    between = x * 5
+    for number in realized:
+        (before, between, x)[number].realize()
+    write(x, Tensor([3.0, 3.0], requires_grad=not leaf))
+    x.requires_grad_()
+    (before + between + x * x).sum().backward()
+    assert x.tolist() == last and between.tolist() == [10, 20]
+    assert x.grad.tolist() == [2 * value + 3 * leaf for value in last]
+
+
 @pytest.mark.parametrize(
     "write",
     [
