@@ -335,7 +335,8 @@ def grid_sample(
     grid: (batch, *out, n) for n spatial dimensions, coordinates from -1 to 1, those of the last
     dimension first. Result: (batch, channels, *out). mode: bilinear (means of 2ⁿ neighbours) or
     nearest. padding_mode: outside of x is 0, or the nearest element of its border. align_corners:
-    ±1 are the centres of the outermost elements, instead of their outer edges.
+    ±1 are the centres of the outermost elements, instead of their outer edges. A coordinate that is
+    NaN gives NaN (in PyTorch, it counts as -1).
     """
     check_choice("grid_sample", ("bilinear", "nearest"), mode=mode)
     check_choice("grid_sample", ("zeros", "border"), padding_mode=padding_mode)
@@ -343,7 +344,7 @@ def grid_sample(
     expect(n >= 1 and grid.ndim == x.ndim and (grid.shape[0], grid.shape[-1]) == (x.shape[0], n),
            "grid_sample", "x (batch, channels, *space) and a grid (batch, *out, number of spatial "
            "dimensions)", x, grid)  # fmt: skip
-    # position in x, weight, is it outside of x? NaN is nowhere: its weight is NaN.
+    # position in x, weight, is it outside of x? (The weight of NaN is NaN.)
     corners: list[tuple[Any, Any, Any]] = [(0, 1, False)]
     for extent, place in zip(x._known_shape()[2:], reversed(grid.unbind(-1)), strict=True):
         place = (place + 1) * ((extent - 1) / 2 if align_corners else extent / 2)

@@ -277,7 +277,8 @@ ROUGH_VALUES = templates(r"""
     F.scaled_dot_product_attention(fit({f}, 2, 3, 4), fit({f2}, 2, 5, 4),\
         fit({f3}.nan_to_num(0, 1, 1), 2, 5, 4), attn_mask=fit({m}, 3, 5).logical_or(T.eye(3,\
         5, dtype=T.bool)))
-    F.grid_sample(fit({f}, 1, 2, 3, 3), fit({f2}, 1, 2, 2, 2).tanh(), align_corners={B})
+    F.grid_sample(fit({f}, 1, 2, 3, 3), fit({f2}.nan_to_num(), 1, 2, 2, 2).tanh(),\
+        align_corners={B})
     F.softmax({f}, dim={d})  F.gelu({f}, approximate="tanh")  F.softplus({f}, beta=2)
     F.elu({f}, alpha=0.5)  F.dropout({f}, 0.5, training=False)
     {f}.to(T.{t}) if T.{t} in (T.float32, T.float64) else {f}  {f}.half()  {f}.float().double()
@@ -303,7 +304,8 @@ ROUGH_VALUES = templates(r"""
     F.normalize({f}, p=1, dim={d}, eps=0.5)  T.cdist(fit({f}, 3, 2), fit({f2}, 4, 2), p=1)
     F.batch_norm(fit({f}, 4, 3, 2), None, None, fit({f2}, 3), training=True)
     F.layer_norm(fit({f}, 2, 3, 4), (4,), fit({f2}, 4), eps=0.5)
-    F.grid_sample(fit({f}, 1, 2, 3, 3), fit({f2}, 1, 2, 2, 2).tanh() * 1.5, padding_mode="border")
+    F.grid_sample(fit({f}, 1, 2, 3, 3), fit({f2}.nan_to_num(), 1, 2, 2, 2).tanh() * 1.5,\
+        padding_mode="border")
     F.avg_pool3d(fit({f}, 1, 2, 3, 4, 3), 2, 1, 1, {B}, {B})  {f}.logaddexp({f2} - 3)
     F.triplet_margin_loss(fit({f}, 2, 3), fit({f2}, 2, 3), fit({f3}, 2, 3), swap={B}, p=1)
     F.poisson_nll_loss(fit({f}, 3), fit({f2}.detach(), 3).abs(), full=True, reduction="{q}")
