@@ -68,8 +68,11 @@ class Backward(Composed):
             )
         with no_grad():
             for leaf, node in zip(found, replaced(list(found.values()), back), strict=True):
+                added = set[int]()  # tensors of one memory may share their gradient
                 for tensor in candidates[leaf]:
-                    _add_gradient(tensor, node)
+                    if tensor._grad is None or id(tensor._grad) not in added:
+                        _add_gradient(tensor, node)
+                        added.add(id(tensor._grad))
         return self
 
     def gradient(self, *targets: Core, gradient: Core | None = None) -> list[Self]:
@@ -229,8 +232,11 @@ def _gradients(
 
 
 def _add_gradient(leaf: Core, node: Node) -> None:
-    sets_gradient(leaf, overwrites=False)
+    own = sets_gradient(leaf, overwrites=False)
     if leaf.grad is not None:
         node = build.elementwise(Op.ADD, leaf.grad.raw, node)
+        if own:  # in place: it may have other names
+            leaf.grad._write(node)
+            return
     leaf._grad = leaf._new(node)
     leaf._grad._requires_grad = False

@@ -49,11 +49,16 @@ def observe(owner: Any, attribute: str, written: bool = False) -> None:
         found.setdefault((id(owner), attribute), (weakref.ref(owner), written))
 
 
-def sets_gradient(tensor: Any, overwrites: bool) -> None:
-    """Tell a capture in progress that a tensor's gradient is overwritten, or added to."""
+def sets_gradient(tensor: Any, overwrites: bool) -> bool:
+    """Tell a capture in progress that a tensor's gradient is overwritten, or added to.
+
+    False if there is one that has done neither before.
+    """
     found = capturing.get(get_ident()) if capturing else None
-    if found is not None:
-        found.graded.setdefault(id(tensor), (weakref.ref(tensor), overwrites))
+    if found is None or id(tensor) in found.graded:
+        return True
+    found.graded[id(tensor)] = weakref.ref(tensor), overwrites
+    return False
 
 
 def misses_gradient(tensor: Any) -> None:

@@ -309,6 +309,24 @@ def test_a_network_that_is_frozen_for_a_step(on_device):
 
 
 @pytest.mark.parametrize("captured", [False, True])
+def test_a_gradient_that_is_held_while_more_is_added(on_device, captured):
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
+    def step(x):
+        w.grad = None
+        (w * x).sum().backward()
+        held, twice = w.grad, w.grad * 2
+        (w * x * 10).sum().backward()
+        return held, twice
+
+    run = jit(step) if captured else step
+    for number in range(4):
+        held, twice = run(Tensor([number, 1.0]))
+        assert held.tolist() == w.grad.tolist() == [11 * number, 11]
+        assert twice.tolist() == [2 * number, 2]
+
+
+@pytest.mark.parametrize("captured", [False, True])
 def test_a_loss_from_before_its_parameter_was_frozen(on_device, captured):
     """Its gradient counts; that of what was computed while the parameter was frozen does not."""
     w = Tensor([1.0, 2.0], requires_grad=True)

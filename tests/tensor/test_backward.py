@@ -30,6 +30,17 @@ def test_backward_adds_up(on_device):
     assert x.grad.requires_grad is False
 
 
+def test_backward_adds_in_place(on_device):
+    """Whoever holds the gradient, or a part of it, sees what is added; not who computed with it."""
+    x = leaf([1, 2])
+    (x * x).sum().backward()
+    held, last, twice = x.grad, x.grad[1:], x.grad * 2
+    for _ in range(2):
+        (x * 10).sum().backward()
+    assert x.grad is held and held.tolist() == [22, 24]
+    assert last.tolist() == [24] and twice.tolist() == [4, 8]
+
+
 def test_marked_leaves_only(on_device):
     x, y, z = leaf([1, 2]), Tensor([3.0, 4.0]), Tensor([1.0, 1.0], requires_grad=False)
     (x * y * z).sum().backward()
