@@ -10,7 +10,8 @@ from devices import REFERENCE
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.general import General, generalize
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.loop import stages_of
+from minigrad.graph.node import Node, Op, in_order
 from minigrad.programs import programs
 
 SIZES = ((3, 5), (4, 9), (7, 2))
@@ -42,9 +43,11 @@ def general(of: Callable[[int, int], list[Tensor]]) -> General:
 
 
 def parts(found: General) -> list[list[Node]]:
-    """What the parts compute."""
-    return [topological([found.graph.roots[number] for number in numbers])
-            for numbers in found.parts.numbers]  # fmt: skip
+    """What the stages compute, from what earlier ones have stored."""
+    stages = [needs for needs, _ in stages_of(found.graph.roots)]
+    last = {*found.graph.roots} - {node for needs in stages for node in needs}
+    return [in_order(needs, lambda node: () if node.op is Op.COPY else node.src)
+            for needs in (*stages, last)]  # fmt: skip
 
 
 def products(found: General) -> list[int]:
