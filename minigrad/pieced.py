@@ -21,9 +21,9 @@ from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order
 from minigrad.graph.pieces import Term, pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
-from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Integer
-from minigrad.graph.variable import evaluate, is_own
+from minigrad.graph.substitution import variables
+from minigrad.graph.symbolic import Affine
+from minigrad.graph.variable import evaluate, with_room
 from minigrad.padded import Padded
 
 # A piece's program, the values of its own variables, and its inputs.
@@ -225,7 +225,7 @@ class _Pieces:
         runs = [{**values, **own} for own in every] if values else every
         self._pieces.append(_Piece(program, runs, (*map(_slot_of, inputs), *slots), tuple(new)))
         for slot, node in new.items():
-            form = node.device, node.dtype, tuple(map(_with_room, node.shape))
+            form = node.device, node.dtype, tuple(map(with_room, node.shape))
             self._forms[slot] = self._same.setdefault(form, form)
 
     def _call(self, roots: Sequence[Node]) -> Canonical:
@@ -238,12 +238,6 @@ class _Pieces:
                     for atom in variables(cell)}  # fmt: skip
             call = call._replace(values=dict.fromkeys(free, 0) | call.values)
         return call
-
-
-def _with_room(extent: Integer) -> Integer:
-    """An extent, in which users' variables have their maximum: memory is laid out for it."""
-    users = {atom: atom.high for atom in variables(extent) if not is_own(atom.name)}
-    return substitute(extent, users)
 
 
 def _slot_of(memory: Any) -> Any:

@@ -39,7 +39,7 @@ from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, 
 from minigrad.graph.shapes import equally_apart, inner, numel
 from minigrad.graph.substitution import substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, high, low, typical
-from minigrad.graph.variable import evaluate
+from minigrad.graph.variable import evaluate, with_room
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -450,12 +450,17 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
 def laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
     """The slots that are laid out at their bounds: those that are read, and those written.
 
-    A dimension of these but the first varies (`minigrad/padded.py`).
+    A dimension of these but the first varies (`minigrad/padded.py`), not only a user's variable.
     """
-    read = [node for node in topological(graph.roots) if node.op is Op.BUFFER]
-    written = zip(graph.outputs, graph.roots, strict=True)
-    return ({node.arg: node.shape for node in read if inner(node.shape)},
-            {slot: root.shape for slot, root in written if inner(root.shape)})  # fmt: skip
+    read = [(x.arg, _in_memory(x)) for x in topological(graph.roots) if x.op is Op.BUFFER]
+    written = zip(graph.outputs, map(_in_memory, graph.roots), strict=True)
+    return ({slot: shape for slot, shape in read if inner(shape)},
+            {slot: shape for slot, shape in written if inner(shape)})  # fmt: skip
+
+
+def _in_memory(node: Node) -> Shape:
+    """The shape for which a node is laid out by callers."""
+    return tuple(map(with_room, node.shape))
 
 
 def _check_layout(graph: Graph) -> bool:
@@ -467,13 +472,15 @@ def _check_layout(graph: Graph) -> bool:
     reads, writes = laid_out(graph)
     stored: list[Shape] = []  # by one stage for another
     for node in topological(graph.roots):
-        if node.op is Op.BUFFER and reads.get(node.arg, node.shape) != node.shape:
-            raise Special(f"an array is read with shapes {node.shape} and {reads[node.arg]}")
+        shape = _in_memory(node)
+        if node.op is Op.BUFFER and reads.get(node.arg, shape) != shape:
+            raise Special(f"an array is read with shapes {shape} and {reads[node.arg]}")
         if node.op is Op.COPY:
-            stored += [shape for shape in (node.shape, node.src[0].shape) if inner(shape)]
+            stored += [one for one in (shape, _in_memory(node.src[0])) if inner(one)]
     for root, slot in zip(graph.roots, graph.outputs, strict=True):
-        if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
-            raise Special(f"an array of shape {reads[slot]} is written with shape {root.shape}")
+        shape = _in_memory(root)
+        if slot in reads and (root.op is Op.ASSIGN or shape != reads[slot]):
+            raise Special(f"an array of shape {reads[slot]} is written with shape {shape}")
     for shape in (*reads.values(), *writes.values(), *stored):
         first, _, last = equally_apart(shape)
         if numel(shape[:first]) > MOST_BLOCKS:
