@@ -15,6 +15,7 @@ from minigrad.device import Buffer, Program
 from minigrad.dtype import DType
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
+from minigrad.graph.cuts import slot_of
 from minigrad.graph.general import General, laid_out
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
 from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order
@@ -191,7 +192,7 @@ class _Pieces:
 
     def view(self, cut: Node) -> None:
         """Read what is stored with the shape of a cut (see `Cuts.reshaped`)."""
-        slot = _slot_of(self.value_of(cut.src[0]).arg)
+        slot = slot_of(self.value_of(cut.src[0]).arg)
         self._results[cut] = buffer((slot, cut.shape), cut.dtype, cut.shape, cut.device)
 
     def rest(self, writes: Sequence[Node] = ()) -> None:
@@ -223,7 +224,7 @@ class _Pieces:
             return
         program, values, inputs = self._find(term, partial(self._call, roots))
         runs = [{**values, **own} for own in every] if values else every
-        self._pieces.append(_Piece(program, runs, (*map(_slot_of, inputs), *slots), tuple(new)))
+        self._pieces.append(_Piece(program, runs, (*map(slot_of, inputs), *slots), tuple(new)))
         for slot, node in new.items():
             form = node.device, node.dtype, tuple(map(with_room, node.shape))
             self._forms[slot] = self._same.setdefault(form, form)
@@ -238,8 +239,3 @@ class _Pieces:
                     for atom in variables(cell)}  # fmt: skip
             call = call._replace(values=dict.fromkeys(free, 0) | call.values)
         return call
-
-
-def _slot_of(memory: Any) -> Any:
-    """A slot, which may be given with another shape."""
-    return memory[0] if isinstance(memory, tuple) else memory

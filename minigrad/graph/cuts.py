@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Container
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from minigrad.errors import ShapeError
 from minigrad.graph.build import buffer, copy_of, rebuild, reshape
@@ -53,9 +54,15 @@ class Cuts:
             if atom is not None and not any(atom in variables(extent) for extent in other):
                 most = numel(other) // (numel(one) // atom.high)
                 self.most[atom.name] = max(most, self.most.get(atom.name, 0))
-        if x.op is BUFFER and x.arg not in self._written:
-            return buffer((x.arg, shape), x.dtype, shape, x.device)
+        slot = slot_of(x.arg)
+        if x.op is BUFFER and slot not in self._written:
+            return buffer((slot, shape), x.dtype, shape, x.device)
         return in_memory(copy_of(x) if x.op is BUFFER else x, shape)
+
+
+def slot_of(memory: Any) -> Any:
+    """A slot, which may be given with another shape."""
+    return memory[0] if isinstance(memory, tuple) else memory
 
 
 def in_memory(x: Node, shape: Shape) -> Node:

@@ -149,40 +149,37 @@ def generalize(
     least = LEAST_IMAGE if any(node.op is Op.WINDOW for node in call.order) else 0.0
     ways = [FAR, NEAR] if may_pad else [FAR]
     for reach in ways:
-        pads = reach is not FAR
-        part = least if pads else 0.0
+        part = 0.0 if reach is FAR else least
         holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
-            found = _general(call, samples, holes, formulas, pads, refused)
+            found = _general(call, samples, holes, formulas, refused)
         except Special as special:
             reason = str(special)
             if isinstance(special, TooLarge) and reach is NEAR:
                 ways.append(TIGHT)
         else:
-            if pads or not found.padded:
+            if reach is not FAR or not found.padded:
                 return found
     raise Special(reason)
 
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
-    formulas: Mapping[int, Affine], pads: bool, refused: Refused,
+    formulas: Mapping[int, Affine], refused: Refused,
 ) -> General:  # fmt: skip
-    """pads: whether it may have several stages."""
     widened = False
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
-        key = hash((pads, repr(new), *((atom.low, atom.high) for atom, *_ in holes)))
+        key = hash((repr(new), *((atom.low, atom.high) for atom, *_ in holes)))
         if key in refused:
             kind, reason = refused[key]
             raise kind(reason)
         names = tuple(sorted((*call.values, *(atom.name for atom, *_ in holes))))
         cuts = Cuts(call.targets)
-        remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
         try:
-            graph = call.rewritten(remake, names)
+            graph = call.rewritten(partial(_remake, cells=iter(new), cuts=cuts), names)
             if not widened and any(cuts.most.get(one.name, 0) > one.high for one, *_ in holes):
                 holes, formulas = _widened(holes, formulas, cuts.most)
                 widened = True
@@ -358,12 +355,9 @@ def _hole(
 
 
 def _remake(
-    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts | None
+    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts
 ) -> Node:
-    """A node with new sources and cells, by the constructors that check shapes.
-
-    cuts: None if dimensions that vary must not merge.
-    """
+    """A node with new sources and cells, by the constructors that check shapes."""
     op, device = node.op, node.device
     if op is Op.SHRINK or op is Op.PAD:
         flat: list[Any] = [next(cells) for _ in range(2 * node.ndim)]
@@ -387,7 +381,7 @@ def _remake(
             return _constant(node, shape, cells)
         if op is Op.EXPAND or op is Op.RESHAPE:
             _agree(_kept(node, src[0].shape, shape))
-            cut = cuts and op is Op.RESHAPE and cuts.reshaped(src[0], shape)
+            cut = op is Op.RESHAPE and cuts.reshaped(src[0], shape)
             return cut or build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):

@@ -125,3 +125,13 @@ def test_what_is_written_in_place_is_read_before(compiled: str) -> None:
             (sums, exact.reshape(-1)), (again, exact + data), (x, 2 * data + (exact + data).sum(0)),
         ):  # fmt: skip
             np.testing.assert_allclose(found.numpy(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_an_input_with_another_shape_and_back(compiled: str) -> None:
+    """Each is the input's memory; the second is not looked for in the first."""
+    for n, m in (*SIZES, (6, 11)):
+        data = np.random.default_rng(n).standard_normal((n, m)).astype(np.float32)
+        x = Tensor(data, device=compiled).reshape(-1).reshape(n, m, 1).reshape(-1)
+        sums = x.cumsum(0) + x.reshape(n, m).cumsum(1).reshape(-1)
+        exact = data.reshape(-1).cumsum() + data.cumsum(1).reshape(-1)
+        np.testing.assert_allclose(sums.numpy(), exact, rtol=1e-4, atol=1e-4)
