@@ -1,37 +1,36 @@
 """A program that runs as several programs.
 
-Of its graph's pieces (`graph/pieces.py`), of its loops, or of parts between RESHAPEs.
+Of its graph's pieces (`graph/pieces.py`), or of its stages: before and after loops and cuts.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from minigrad.device import Buffer, Program
 from minigrad.dtype import DType
 from minigrad.graph.build import assign, buffer
 from minigrad.graph.canonical import Canonical, Graph, canonicalize
-from minigrad.graph.general import General
+from minigrad.graph.cuts import slot_of
+from minigrad.graph.general import General, laid_out
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order
 from minigrad.graph.pieces import Term, pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import Affine
-from minigrad.graph.variable import evaluate
+from minigrad.graph.variable import evaluate, with_room
 from minigrad.padded import Padded
 
-# A piece's program, the values of its own variables, and its inputs, by its term, if it has one.
-# Its call is made only if the term is new.
-Find: TypeAlias = Callable[
-    [Term | None, Callable[[], Canonical]], tuple[Program, Mapping[str, int], Sequence[int]]
-]
+# A piece's program, the values of its own variables, and its inputs.
+Ready: TypeAlias = tuple[Program, Mapping[str, int], Sequence[int]]
+# The same by its term, if it has one. Its call is made only if the term is new.
+Find: TypeAlias = Callable[[Term | None, Callable[[], Canonical]], Ready]
 _NOTHING: Mapping[int, Node] = MappingProxyType({})
 _ONCE: Sequence[Mapping[str, int]] = (MappingProxyType({}),)
 
@@ -105,54 +104,39 @@ def in_pieces(call: Canonical, find: Find) -> Pieced | None:
     return made.done()
 
 
-def in_stages(graph: Graph, inputs: int, find: Find, final: bool) -> Pieced:
+def in_stages(graph: Graph, inputs: int, find: Find, final: bool, cut: bool = False) -> Pieced:
     """A graph with LOOPs: what these read, their steps, and the rest. `find` finds the programs.
 
     inputs: the number of slots that exist before a call. final: no program is padded or in pieces.
+    cut: it has cuts instead (`graph/cuts.py`).
     """
     made = _Pieces(graph, inputs, find)
-    for needs, loops in stages_of(made.roots):
+    for needs, first in stages_of(made.roots, made.writes if cut else ()):
         now = [node for node in dict.fromkeys(needs) if node.op is not BUFFER]
         made.store({next(made.free): node for node in now if made.value_of(node) is node})
-        for loop, results in loops.items():
-            made.run(loop, results)
+        for node, results in first.items():
+            if cut:
+                made.view(node)
+            else:
+                made.run(node, results)
     made.rest(made.writes)
     return made.done(final)
 
 
-def program_of(general: General, compile: Callable[[Graph], Program]) -> Program:
-    """The program of a general graph, of all of its parts."""
-    graph, views = general.graph, general.parts.views
-    if not views:
-        return _padded(compile(graph), general.reads, general.writes)
-    pieces: list[_Piece] = []
-    forms: dict[int, _Form] = {}
-    for numbers in general.parts.numbers:
-        roots = [graph.roots[number] for number in numbers]
-        outputs = [graph.outputs[number] for number in numbers]
-        read = [node for node in topological(roots) if node.op is BUFFER]
-        slots = [*dict.fromkeys([*(node.arg for node in read), *outputs])]
-        place = {slot: number for number, slot in enumerate(slots)}
-        by = {node: buffer(place[node.arg], node.dtype, node.shape, node.device) for node in read}
-        part = replace(
-            graph, roots=tuple(replaced(roots, by)),
-            outputs=tuple([place[slot] for slot in outputs]), slots=len(slots),
-        )  # fmt: skip
-        program = _padded(
-            compile(part),
-            {place[node.arg]: node.shape for node in read if node.arg in general.reads},
-            {place[slot]: general.writes[slot] for slot in outputs if slot in general.writes},
-        )
-        own = tuple([views.get(slot, slot) for slot in slots])
-        new = [slot for slot in outputs if slot >= general.parts.first]
-        pieces.append(_Piece(program, _ONCE, own, tuple(new)))
-        results = zip(outputs, roots, strict=True)
-        forms |= {slot: (one.device, one.dtype, one.shape) for slot, one in results if slot in new}
-    return Pieced(pieces, forms)
+def program_of(general: General, inputs: int, compile: Callable[[Graph], Program]) -> Program:
+    """The program of a general graph, of all of its stages. inputs: see `in_stages`."""
 
+    def padded(graph: Graph) -> Program:
+        reads, writes = laid_out(graph)
+        program = compile(graph)
+        return Padded(program, reads, writes) if reads or writes else program
 
-def _padded(program: Program, reads: Mapping[int, Shape], writes: Mapping[int, Shape]) -> Program:
-    return Padded(program, reads, writes) if reads or writes else program
+    def find(_: Any, make: Callable[[], Canonical]) -> Ready:
+        call = make()
+        return padded(call.graph()), {}, call.inputs
+
+    graph = general.graph
+    return in_stages(graph, inputs, find, final=False, cut=True) if general.cut else padded(graph)
 
 
 class _Pieces:
@@ -169,7 +153,8 @@ class _Pieces:
         self._same: dict[_Form, _Form] = {}  # equal ones are one object
         self._slots: dict[Node, int] = {}  # what is stored by now
         self._instead: dict[int, int] = {}  # a slot with the value of a root → the root's
-        self._results: dict[Node, Node] = {}  # RESULTs of loops → BUFFERs of slots, or their parts
+        # RESULTs of loops, and cuts → BUFFERs of slots, or their parts
+        self._results: dict[Node, Node] = {}
         self.roots = [
             root if slot >= inputs or root.op is ASSIGN
             else assign(buffer(slot, root.dtype, root.shape, root.device), root)
@@ -205,12 +190,18 @@ class _Pieces:
         self.add(steps.step, every=[*steps.values()])
         self._results.update(steps.results)
 
+    def view(self, cut: Node) -> None:
+        """Read what is stored with the shape of a cut (see `Cuts.reshaped`)."""
+        slot = slot_of(self.value_of(cut.src[0]).arg)
+        self._results[cut] = buffer((slot, cut.shape), cut.dtype, cut.shape, cut.device)
+
     def rest(self, writes: Sequence[Node] = ()) -> None:
         """Compute the roots that are not in memory, together with these writes."""
         left: dict[int, Node] = {}  # roots by slot
         for root, slot in zip(self.roots, self._outputs, strict=True):
             known = self.value_of(root)
-            if known.op is BUFFER and known.arg >= self._first and known.arg not in self._instead:
+            is_stored = known.op is BUFFER and isinstance(known.arg, int)
+            if is_stored and known.arg >= self._first and known.arg not in self._instead:
                 self._instead[known.arg] = slot
             elif root.op is not ASSIGN:
                 left[slot] = root
@@ -233,9 +224,9 @@ class _Pieces:
             return
         program, values, inputs = self._find(term, partial(self._call, roots))
         runs = [{**values, **own} for own in every] if values else every
-        self._pieces.append(_Piece(program, runs, (*inputs, *slots), tuple(new)))
+        self._pieces.append(_Piece(program, runs, (*map(slot_of, inputs), *slots), tuple(new)))
         for slot, node in new.items():
-            form = node.device, node.dtype, (numel(node.shape),)
+            form = node.device, node.dtype, tuple(map(with_room, node.shape))
             self._forms[slot] = self._same.setdefault(form, form)
 
     def _call(self, roots: Sequence[Node]) -> Canonical:

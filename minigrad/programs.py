@@ -117,7 +117,7 @@ class Family:
         for some, lines in ((samples, True), (samples, False), *pairs):
             try:
                 general = generalize(call, [*some, call.cells], may_pad, self.refused, lines)
-                program = program_of(general, compile)
+                program = program_of(general, len(call.inputs), compile)
             except Special as special:
                 reason = str(special.args[0])
             except CompileError as error:

@@ -1,29 +1,28 @@
-"""Where varying dimensions merge, a general graph is cut into parts.
+"""Where varying dimensions merge, a general graph is cut into stages.
 
 If m and n vary, element (i, j) is number i · n + j of m · n: no linear place. So what a RESHAPE
-from (m, n) to (m · n) reads is stored, and a later part reads it from a slot of its own, in which
-it has the new shape: m · n is one more variable.
+from (m, n) to (m · n) reads is stored, and a later stage reads it from there in its new shape:
+m · n is one more variable. The RESHAPE becomes a COPY, at which graphs are cut (`stages_of`).
 
     x ─▶ scores (m, n, 8) ─▶ │ (m · n, 8) ─▶ a loss and its gradient ─▶ │ (m, n, 8) ─▶ gradients
-         part 0              │ part 1                                   │ part 2
+         stage 0             │ stage 1                                  │ stage 2
 
-A part may also need other values of earlier ones. What is expensive is stored for it, and the rest
+A stage may also need other values of earlier ones. What is expensive is stored for it, and the rest
 computed again.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from minigrad.errors import ShapeError
-from minigrad.graph.build import buffer, copy_of, reshape
+from minigrad.graph.build import buffer, copy_of, rebuild, reshape
 from minigrad.graph.canonical import Graph
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, Shape, grouped, in_order
+from minigrad.graph.node import BUFFER, Node, Op, Shape, make, topological
 from minigrad.graph.operations import REDUCTIONS, SCANS, SCATTERS
-from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
 from minigrad.graph.substitution import variables
 from minigrad.graph.symbolic import as_atom
@@ -31,116 +30,73 @@ from minigrad.graph.symbolic import as_atom
 EXPENSIVE = REDUCTIONS | {*SCANS, *SCATTERS, Op.SORT}
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts of a graph, in order.
-
-    graph: with a root for each value that is stored. numbers: of its roots in each part. views:
-    slots that are other slots' memory with another shape. first: the first slot that only parts
-    know.
-    """
-
-    graph: Graph
-    numbers: Sequence[Sequence[int]]
-    views: Mapping[int, int]
-    first: int
-
-
 class Cuts:
-    """The cuts of a graph, which are collected while it is made. inputs, slots: how many it has."""
+    """Where a graph is cut. written: slots of inputs that it writes in place."""
 
-    def __init__(self, inputs: int, slots: int) -> None:
-        self._inputs, self._first, self._free = inputs, slots, itertools.count(slots)
-        self._read: dict[tuple[Node, Shape], int] = {}  # the slots in which values are read again
-        self._views: dict[int, int] = {}
+    def __init__(self, written: Container[int]) -> None:
+        self._written = written
+        self.made = False  # whether there are any
         self.most: dict[str, int] = {}  # what variables should reach: m · n, for any m and n
 
     def reshaped(self, x: Node, shape: Shape) -> Node | None:
-        """x with another shape, from memory; None if an index of it can be computed."""
+        """x with another shape, from memory; None if an index of it can be computed.
+
+        The `arg` of an input with another shape is its slot with that shape. If it is written in
+        the end, a copy is read.
+        """
         with suppress(ShapeError):
             reshape(x, shape)
             return None
+        self.made = True
         for one, other in ((x.shape, shape), (shape, x.shape)):
             varying = [extent for extent in one if not isinstance(extent, int)]
             atom = as_atom(varying[0]) if len(varying) == 1 else None
             if atom is not None and not any(atom in variables(extent) for extent in other):
                 most = numel(other) // max(numel(one) // atom.high, 1)
                 self.most[atom.name] = max(most, self.most.get(atom.name, 0))
-        slot = self._read.setdefault((x, shape), next(self._free))
-        return buffer(slot, x.dtype, shape, x.device)
+        slot = slot_of(x.arg)
+        if x.op is BUFFER and slot not in self._written:
+            return buffer((slot, shape), x.dtype, shape, x.device)
+        return in_memory(copy_of(x) if x.op is BUFFER else x, shape)
 
-    def parts(self, graph: Graph) -> Parts:
-        """The parts of the graph that was made. Results that are inputs, too, come last."""
-        graph = self._with_sources(graph)
-        roots, outputs = [*graph.roots], [*graph.outputs]
-        places = self._new(graph)
-        level = self._levels(graph)
-        last = max(level.values())
-        pairs = zip(roots, outputs, strict=True)
-        parts = [level[root] if places.get(root) == slot else last for root, slot in pairs]
 
-        def below(node: Node) -> Sequence[Node]:
-            """What the part `now` computes a node from, if it does not find it in memory."""
-            if level[node] == now:
-                return node.src
-            if node not in places and node.op in EXPENSIVE and not _is_area(node.shape):
-                places[node] = next(self._free)
-                roots.append(node)
-                outputs.append(places[node])
-                parts.append(level[node])
-            if node not in places:
-                return node.src
-            known[node] = buffer(places[node], node.dtype, node.shape, node.device)
-            return ()
+def slot_of(memory: Any) -> Any:
+    """A slot, which may be given with another shape."""
+    return memory[0] if isinstance(memory, tuple) else memory
 
-        for now in range(last, 0, -1):
-            known: dict[Node, Node] = {}
-            own = [number for number, part in enumerate(parts) if part == now]
-            in_order([roots[number] for number in own], below)
-            for number, root in zip(own, replaced([roots[n] for n in own], known), strict=True):
-                roots[number] = copy_of(root) if root.op is BUFFER else root
-        numbers = grouped((part, number) for number, part in enumerate(parts))
-        made = replace(graph, roots=tuple(roots), outputs=tuple(outputs), slots=next(self._free))
-        return Parts(made, [numbers[now] for now in sorted(numbers)], self._views, self._first)
 
-    def _with_sources(self, graph: Graph) -> Graph:
-        """The graph with a root for each value that is read again."""
-        roots, outputs = [*graph.roots], [*graph.outputs]
-        places = self._new(graph)
-        for (x, _), slot in self._read.items():
-            if x.op is BUFFER and x.arg not in outputs:
-                self._views[slot] = self._views.get(x.arg, x.arg)
-                continue
-            if x not in places:
-                places[x] = next(self._free)
-                # a copy, of memory that is written in the end
-                roots.append(copy_of(x) if x.op is BUFFER else x)
-                outputs.append(places[x])
-            self._views[slot] = places[x]
-        return replace(graph, roots=tuple(roots), outputs=tuple(outputs))
+def in_memory(x: Node, shape: Shape) -> Node:
+    """x, stored and then read with a shape."""
+    return make(Op.COPY, x.dtype, shape, (x,), x.device, x.device)
 
-    def _new(self, graph: Graph) -> dict[Node, int]:
-        """The results whose memory is new, and their slots."""
-        pairs = zip(graph.roots, graph.outputs, strict=True)
-        return {x: slot for x, slot in pairs if slot >= self._inputs and x.op is not ASSIGN}
 
-    def _levels(self, graph: Graph) -> dict[Node, int]:
-        """How many cuts there are, at most, on a way from an input to each node."""
-        written = dict(zip(graph.outputs, graph.roots, strict=True))
-        read: dict[Node, Node] = {}  # a value that is read again → the root that it is
+def with_stored(graph: Graph, inputs: int) -> Graph:
+    """The graph, whose later stages find in memory what is stored anyway, and what is expensive.
 
-        def below(node: Node) -> Sequence[Node]:
-            source = written.get(self._views.get(node.arg, -1)) if node.op is BUFFER else None
-            read.update({} if source is None else {node: source})
-            return node.src if source is None else (source,)
-
-        level: dict[Node, int] = {}
-        for node in in_order(graph.roots, below):
-            if node in read:
-                level[node] = level[read[node]] + 1
+    So do in-place writes, which come last. inputs: the number of slots that they may write to.
+    """
+    order, pairs = topological(graph.roots), list(zip(graph.roots, graph.outputs, strict=True))
+    stored = {node.src[0] for node in order if node.op is Op.COPY}
+    stored.update(root for root, slot in pairs if slot >= inputs)
+    level: dict[Node, int] = {}  # how many cuts there are, at most, on a way from an input
+    here: dict[Node, Node] = {}  # node → what its own stage reads
+    later: dict[Node, Node] = {}  # what later ones read
+    for node in order:
+        is_cut = node.op is Op.COPY
+        level[node] = max([level[source] for source in node.src], default=0) + is_cut
+        here[node] = later[node] = rebuild(node, [
+            here[source] if is_cut or level[source] == level[node] else later[source]
+            for source in node.src
+        ])  # fmt: skip
+        if node.src and not is_cut:
+            if node in stored or (node.op in EXPENSIVE and not _is_area(node.shape)):
+                later[node] = in_memory(here[node], node.shape)
             else:
-                level[node] = max([level[source] for source in node.src], default=0)
-        return level
+                later[node] = rebuild(node, [later[source] for source in node.src])
+    last = max(level.values())
+    return replace(graph, roots=tuple([
+        later[root] if slot < inputs and level[root] < last else here[root] for root, slot in pairs
+    ]))  # fmt: skip
 
 
 def _is_area(shape: Shape) -> bool:

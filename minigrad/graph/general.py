@@ -23,23 +23,23 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from operator import add
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigrad.dtype import dtypes
 from minigrad.errors import MinigradError, ShapeError
 from minigrad.graph import build
 from minigrad.graph.axes import joined, spread
 from minigrad.graph.canonical import NUMBERED, Canonical, Cell, Graph, cells_of
-from minigrad.graph.cuts import Cuts, Parts
+from minigrad.graph.cuts import Cuts, with_stored
 from minigrad.graph.node import Node, Op, Shape, is_symbolic, make, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, SCANS, SCATTERS
 from minigrad.graph.shapes import equally_apart, inner, numel
 from minigrad.graph.substitution import substitute, variables
-from minigrad.graph.symbolic import Affine, Integer, high, low, typical, var
-from minigrad.graph.variable import evaluate
+from minigrad.graph.symbolic import Affine, Atom, Integer, high, low, typical
+from minigrad.graph.variable import evaluate, with_room
 
 # A general program serves sizes up to a multiple of the largest that it was made from, and at least
 # up to a fixed size.
@@ -85,57 +85,37 @@ _RANGES = {"extent": (1, _INT64[1]), "before": _OFFSET, "after": _OFFSET, "start
 Followers = dict[int, tuple[int, int]]
 
 
-@dataclass(frozen=True)
-class Hole:
-    """A variable, and the place of its cell; kind: of that cell; usual: see `Atom`."""
+class Hole(NamedTuple):
+    """A variable, the place of its cell, and the kind of that cell."""
 
-    name: str
+    atom: Atom
     place: int
     kind: str
-    low: int
-    high: int
-    usual: int = 0
-
-    @property
-    def index(self) -> Affine:
-        """The variable as an integer of the graph."""
-        return var(self.name, self.low, self.high, usual=self.usual)
 
 
 @dataclass(frozen=True)
 class General:
     """A general graph, and how the cells of a call are matched against it."""
 
-    parts: Parts
+    graph: Graph
     holes: Sequence[Hole]
     copies: Sequence[tuple[int, int]]  # places of cells that vary, and of the variable's cell
     formulas: Sequence[tuple[int, Affine]]  # of the other cells that vary
     cells: tuple[Cell, ...]  # of one sample
-    # slot → shape, of arrays that are laid out at the bound (`minigrad/padded.py`)
-    reads: Mapping[int, Shape]
-    writes: Mapping[int, Shape]
-
-    @property
-    def graph(self) -> Graph:
-        """The graph, of all parts."""
-        return self.parts.graph
-
-    @property
-    def padded(self) -> bool:
-        """Whether arrays have another layout inside, or another shape in another part."""
-        return bool(self.reads or self.writes or self.parts.views)
+    cut: bool  # whether it has several stages (`graph/cuts.py`)
+    padded: bool  # whether arrays have another layout inside, or another shape in another stage
 
     def match(self, cells: tuple[Cell, ...]) -> dict[str, int] | None:
         """The variables' values for a call with these cells; None if it does not fit."""
         values: dict[str, int] = {}
-        for hole in self.holes:
-            cell = cells[hole.place]
+        for atom, place, kind in self.holes:
+            cell = cells[place]
             if isinstance(cell, int):
-                if not hole.low <= cell <= hole.high:
+                if not atom.low <= cell <= atom.high:
                     return None
-                values[hole.name] = cell
+                values[atom.name] = cell
             elif isinstance(cell, bytes):
-                values[hole.name] = _bits(cell, hole.kind)
+                values[atom.name] = _bits(cell, kind)
             else:
                 return None
         expected = list(self.cells)
@@ -172,7 +152,7 @@ def generalize(
         part = least if pads else 0.0
         holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
-            found = _general(call, samples, holes, formulas, pads, refused)
+            found = _general(call, samples, holes, formulas, refused)
         except Special as special:
             reason = str(special)
             if isinstance(special, TooLarge) and reach is not TIGHT:
@@ -185,35 +165,31 @@ def generalize(
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
-    formulas: Mapping[int, Affine], pads: bool, refused: Refused,
+    formulas: Mapping[int, Affine], refused: Refused,
 ) -> General:  # fmt: skip
-    """pads: whether it may have several parts."""
     widened = False
     while True:
         new = [*samples[-1]]
         for place, formula in formulas.items():
             new[place] = formula
-        key = hash((pads, repr(new), *((hole.low, hole.high) for hole in holes)))
+        key = hash((repr(new), *((atom.low, atom.high) for atom, *_ in holes)))
         if key in refused:
             kind, reason = refused[key]
             raise kind(reason)
-        names = tuple(sorted((*call.values, *(hole.name for hole in holes))))
-        inputs = len(call.inputs)
-        cuts = Cuts(inputs, max((*call.targets, inputs - 1)) + 1 + bool(call.checks))
-        remake = partial(_remake, cells=iter(new), cuts=cuts if pads else None)
+        names = tuple(sorted((*call.values, *(atom.name for atom, *_ in holes))))
+        cuts = Cuts(call.targets)
         try:
-            graph = call.rewritten(remake, names)
-            if not widened and any(cuts.most.get(one.name, 0) > one.high for one in holes):
+            graph = call.rewritten(partial(_remake, cells=iter(new), cuts=cuts), names)
+            if not widened and any(cuts.most.get(one.name, 0) > one.high for one, *_ in holes):
                 holes, formulas = _widened(holes, formulas, cuts.most)
                 widened = True
                 continue
-            parts = cuts.parts(graph)
-            first = {hole.index: hole.place for hole in holes}
+            graph = with_stored(graph, len(call.inputs)) if cuts.made else graph
+            padded = _check_layout(graph) or cuts.made
+            first = {hole.atom.index: hole.place for hole in holes}
             copies = [(at, first[one]) for at, one in formulas.items() if one in first]
             others = [(at, one) for at, one in formulas.items() if one not in first]
-            return General(
-                parts, holes, copies, others, samples[-1], *_laid_out(parts.graph)
-            )
+            return General(graph, holes, copies, others, samples[-1], cuts.made, padded)
         except (ShapeError, Special) as error:
             reason, *extents = error.args
             kind = TooLarge if isinstance(error, TooLarge) else Special
@@ -228,9 +204,12 @@ def _widened(
     holes: Sequence[Hole], formulas: Mapping[int, Affine], most: Mapping[str, int]
 ) -> tuple[Sequence[Hole], Mapping[int, Any]]:
     """Variables with larger bounds."""
-    wide = [replace(hole, high=max(hole.high, most.get(hole.name, 0))) for hole in holes]
-    new = {old.index.terms[0][0]: one.index for old, one in zip(holes, wide, strict=True)}
-    return wide, {place: substitute(formula, new) for place, formula in formulas.items()}
+    atoms = [hole.atom for hole in holes]
+    wide = [Atom("var", one.name, one.low, max(one.high, most.get(one.name, 0)), usual=one.usual)
+            for one in atoms]  # fmt: skip
+    holes = [hole._replace(atom=atom) for hole, atom in zip(holes, wide, strict=True)]
+    new: dict[Atom, Integer] = dict(zip(atoms, [atom.index for atom in wide], strict=True))
+    return holes, {place: substitute(formula, new) for place, formula in formulas.items()}
 
 
 def _solved(
@@ -244,8 +223,8 @@ def _solved(
     in some samples is not equal in these.
     """
     difference = one - other
-    atoms = {hole.index.terms[0][0]: hole for hole in holes}
-    places = [(hole.name, hole.place) for hole in holes]
+    atoms = {hole.atom: hole for hole in holes}
+    places = [(atom.name, place) for atom, place, _ in holes]
     given: list[dict[str, Any]] = [{n: cells[at] for n, at in places} for cells in samples]
     known = variables(difference) <= atoms.keys()
     if not known or any(evaluate(difference, values) for values in given):
@@ -253,8 +232,8 @@ def _solved(
     for atom, factor in () if isinstance(difference, int) else difference.terms:
         if atom not in atoms or abs(factor) != 1:
             continue
-        rest = atoms[atom].index - difference * factor
-        if atom not in variables(rest) and low(rest) >= atoms[atom].low:
+        rest = atom.index - difference * factor
+        if atom not in variables(rest) and low(rest) >= atom.low:
             del atoms[atom]
             return [*atoms.values()], {
                 place: substitute(formula, {atom: rest}) for place, formula in formulas.items()
@@ -329,7 +308,7 @@ def unify(
         hole = _hole(name, samples, followers, kinds, reach)
         holes.append(hole)
         for place, (factor, constant) in followers.items():
-            formulas[place] = hole.index * factor + constant
+            formulas[place] = hole.atom.index * factor + constant
     return holes, formulas
 
 
@@ -358,7 +337,7 @@ def _hole(
     place = next(iter(followers))
     kind, seen = kinds[place], [sample[place] for sample in samples]
     if isinstance(seen[0], bytes):
-        return Hole(name, place, kind, *(_INT64 if kind == "float64" else _INT32))
+        return Hole(Atom("var", name, *(_INT64 if kind == "float64" else _INT32)), place, kind)
     values = [value for value in seen if isinstance(value, int)]
     (low, high), usual = _INT64, 0
     for other, (factor, constant) in followers.items():
@@ -372,11 +351,11 @@ def _hole(
         usual = 1 << (3 * max(values) // 2).bit_length() - 1  # a power of two: kernels are shared
     if not all(low <= value <= high for value in values):
         raise Special("a size of 0, or an offset below 0, varies")
-    return Hole(name, place, kind, low, high, usual)
+    return Hole(Atom("var", name, low, high, usual=usual), place, kind)
 
 
 def _remake(
-    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts | None
+    node: Node, src: tuple[Node, ...], arg: Any, cells: Iterator[Cell], cuts: Cuts
 ) -> Node:
     """A node with new sources and cells, by the constructors that check shapes."""
     op, device = node.op, node.device
@@ -402,7 +381,7 @@ def _remake(
             return _constant(node, shape, cells)
         if op is Op.EXPAND or op is Op.RESHAPE:
             _agree(_kept(node, src[0].shape, shape))
-            cut = cuts and op is Op.RESHAPE and cuts.reshaped(src[0], shape)
+            cut = op is Op.RESHAPE and cuts.reshaped(src[0], shape)
             return cut or build.rebuild(node, src, shape)
         return make(op, node.dtype, shape, src, arg, device)
     if not any(is_symbolic(source.shape) for source in src):
@@ -462,31 +441,48 @@ def _constant(node: Node, shape: Shape, cells: Iterator[Cell]) -> Node:
     return spread(build.cast(number, dtype), shape)
 
 
-def _laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
-    """The slots with a varying inner dimension: those that are read, and those written.
+def laid_out(graph: Graph) -> tuple[dict[int, Shape], dict[int, Shape]]:
+    """The slots that are laid out at their bounds: those that are read, and those written.
+
+    A dimension of these but the first varies (`minigrad/padded.py`), not only a user's variable.
+    """
+    read = [(x.arg, _in_memory(x)) for x in topological(graph.roots) if x.op is Op.BUFFER]
+    written = zip(graph.outputs, map(_in_memory, graph.roots), strict=True)
+    return ({slot: shape for slot, shape in read if inner(shape)},
+            {slot: shape for slot, shape in written if inner(shape)})  # fmt: skip
+
+
+def _in_memory(node: Node) -> Shape:
+    """The shape for which a node is laid out by callers."""
+    return tuple(map(with_room, node.shape))
+
+
+def _check_layout(graph: Graph) -> bool:
+    """Whether arrays have another layout inside.
 
     Raises Special if one has several shapes, or would be copied in too many blocks, or many rows
     would take too much memory.
     """
-    reads: dict[int, Shape] = {}
+    reads, writes = laid_out(graph)
+    stored: list[Shape] = []  # by one stage for another
     for node in topological(graph.roots):
-        if node.op is Op.BUFFER and reads.setdefault(node.arg, node.shape) != node.shape:
-            if inner(node.shape) or inner(reads[node.arg]):
-                raise Special(f"an array is read with shapes {node.shape} and {reads[node.arg]}")
-    reads = {slot: shape for slot, shape in reads.items() if inner(shape)}
-    pairs = zip(graph.roots, graph.outputs, strict=True)
-    writes = {slot: root.shape for root, slot in pairs if inner(root.shape)}
+        shape = _in_memory(node)
+        if node.op is Op.BUFFER and reads.get(node.arg, shape) != shape:
+            raise Special(f"an array is read with shapes {shape} and {reads[node.arg]}")
+        if node.op is Op.COPY:
+            stored += [one for one in (shape, _in_memory(node.src[0])) if inner(one)]
     for root, slot in zip(graph.roots, graph.outputs, strict=True):
-        if slot in reads and (root.op is Op.ASSIGN or root.shape != reads[slot]):
-            raise Special(f"an array of shape {reads[slot]} is written with shape {root.shape}")
-    for shape in (*reads.values(), *writes.values()):
+        shape = _in_memory(root)
+        if slot in reads and (root.op is Op.ASSIGN or shape != reads[slot]):
+            raise Special(f"an array of shape {reads[slot]} is written with shape {shape}")
+    for shape in (*reads.values(), *writes.values(), *stored):
         first, _, last = equally_apart(shape)
         if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
         if numel(shape[:last]) > MOST_BLOCKS and _planned(shape) > MOST_PADDED // 4:
             raise _too_large(f"an array padded to {shape} is too large", [shape])
     _check_area(graph)
-    return reads, writes
+    return bool(reads or writes or stored)
 
 
 def _check_area(graph: Graph) -> None:
@@ -505,7 +501,7 @@ def _check_area(graph: Graph) -> None:
         ):
             if node.op in REDUCTIONS:
                 largest = max(largest, _planned(node.shape))
-            elif node.op is Op.BUFFER:
+            elif node.op in (Op.BUFFER, Op.COPY):
                 total += _planned(node.shape)
     total += LIVE * largest
     if total > MOST_PADDED:

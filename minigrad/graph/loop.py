@@ -18,7 +18,7 @@ for each step; everything else is recomputed, in large pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from typing import Any, NamedTuple
@@ -280,8 +280,11 @@ class Stage(NamedTuple):
     first: dict[Node, list[Node]]
 
 
-def stages_of(roots: Sequence[Node]) -> list[Stage]:
-    """How to cut a graph: what stage n runs depends on chains of at most n COPYs and LOOPs."""
+def stages_of(roots: Sequence[Node], late: Container[Node] = ()) -> list[Stage]:
+    """How to cut a graph: what stage n runs depends on chains of at most n COPYs and LOOPs.
+
+    late: roots that are not computed before the end.
+    """
     stages: list[Stage] = []
     behind: dict[Node, int] = {}  # the longest such chain that a node depends on
     for node in in_order(roots, read_of):
@@ -297,7 +300,7 @@ def stages_of(roots: Sequence[Node]) -> list[Stage]:
             (loop,) = sources
             stages[number - 1].first[loop].append(node)
     for root in roots:
-        if behind[root] < len(stages):
+        if behind[root] < len(stages) and root not in late:
             stages[behind[root]].needs.append(written(root))
     return stages
 

@@ -427,7 +427,7 @@ class Op(Enum):
     # engine
     CONTIGUOUS = "contiguous"  # identity, stored in a buffer
     ASSIGN = "assign"  # (first row, if not all are written) target BUFFER, value: it, stored there
-    COPY = "copy"  # identity on another device (arg)
+    COPY = "copy"  # identity on another device (arg), or stored there and cut: graph/cuts.py
     COLLECTIVE = "collective"  # (Collective) an exchange with other ranks: graph/collective.py
     CHECK = "check"  # (Check) identity; a program raises if an element is not allowed: bounds.py
     MARK = "mark"  # (Mark) identity that sets the layout on a mesh: graph/sharding.py

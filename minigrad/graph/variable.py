@@ -121,3 +121,9 @@ def rest_of(x: Integer, values: Mapping[str, int]) -> Integer:
     """x with a program's own variables replaced by values."""
     own: dict[Atom, Integer] = {a: values[a.name] for a in variables(x) if is_own(a.name)}
     return substitute(x, own) if own else x
+
+
+def with_room(x: Integer) -> Integer:
+    """x, in which users' variables have their maximum: arrays are laid out for it."""
+    users = {atom: atom.high for atom in variables(x) if not is_own(atom.name)}
+    return substitute(x, users)

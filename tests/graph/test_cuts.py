@@ -10,7 +10,8 @@ from devices import REFERENCE
 from minigrad import GlobalCounters, Tensor, nn
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.general import General, generalize
-from minigrad.graph.node import Node, Op, topological
+from minigrad.graph.loop import stages_of
+from minigrad.graph.node import Node, Op, in_order
 from minigrad.programs import programs
 
 SIZES = ((3, 5), (4, 9), (7, 2))
@@ -42,9 +43,11 @@ def general(of: Callable[[int, int], list[Tensor]]) -> General:
 
 
 def parts(found: General) -> list[list[Node]]:
-    """What the parts compute."""
-    return [topological([found.graph.roots[number] for number in numbers])
-            for numbers in found.parts.numbers]  # fmt: skip
+    """What the stages compute, from what earlier ones have stored."""
+    stages = [needs for needs, _ in stages_of(found.graph.roots)]
+    last = {*found.graph.roots} - {node for needs in stages for node in needs}
+    return [in_order(needs, lambda node: () if node.op is Op.COPY else node.src)
+            for needs in (*stages, last)]  # fmt: skip
 
 
 def products(found: General) -> list[int]:
@@ -129,3 +132,13 @@ def test_arrays_without_elements_in_other_shapes(compiled: str) -> None:
     for count in (16, 53, 7, 30):
         x = Tensor.zeros(count, 0, device=compiled).contiguous()
         assert x.reshape(0).realize().shape == (0,)
+
+
+def test_an_input_with_another_shape_and_back(compiled: str) -> None:
+    """Each is the input's memory; the second is not looked for in the first."""
+    for n, m in (*SIZES, (6, 11)):
+        data = np.random.default_rng(n).standard_normal((n, m)).astype(np.float32)
+        x = Tensor(data, device=compiled).reshape(-1).reshape(n, m, 1).reshape(-1)
+        sums = x.cumsum(0) + x.reshape(n, m).cumsum(1).reshape(-1)
+        exact = data.reshape(-1).cumsum() + data.cumsum(1).reshape(-1)
+        np.testing.assert_allclose(sums.numpy(), exact, rtol=1e-4, atol=1e-4)

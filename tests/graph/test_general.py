@@ -16,7 +16,7 @@ from minigrad.dtype import dtypes
 from minigrad.errors import ShapeError
 from minigrad.graph import build
 from minigrad.graph.canonical import Canonical, canonicalize
-from minigrad.graph.general import General, Refused, Special, generalize, unify
+from minigrad.graph.general import General, Refused, Special, generalize, laid_out, unify
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, Integer, var
 from minigrad.graph.variable import evaluate
@@ -117,7 +117,7 @@ def test_dimensions_inside_of_others(
     found = general(make(4), make(5))
     values = found.match(call(make(20)).cells)
     assert values is not None
-    for shapes, wanted in ((found.reads, reads), (found.writes, writes)):
+    for shapes, wanted in zip(laid_out(found.graph), (reads, writes), strict=True):
         now = [tuple(evaluate(e, values) for e in shape) for shape in shapes.values()]
         assert now == ([wanted] if wanted[0] == 3 else [])
     calls = [call(make(4)), call(make(5))]
@@ -166,7 +166,7 @@ def test_what_stays_special_keeps_nobody_alive() -> None:
 
 def test_integers_are_pickled() -> None:
     found = general(rows(6), rows(8))
-    n: Integer = found.holes[0].index
+    n: Integer = found.holes[0].atom.index
     for x in (7, n, n * 3 + 1, (n + 12) // 13 * 4, (n * 5 + 2) % 7):
         again = pickle.loads(pickle.dumps(x))
         assert again == x
@@ -559,7 +559,7 @@ def test_the_bound_of_a_dimension_that_is_not_the_first(channels: int, most: int
         return (x.unsqueeze(0) @ w.unsqueeze(1)).max(0).node
 
     found = general(*map(multiplied, (5, 10, 15)))
-    assert [hole.high for hole in found.holes] == [most]
+    assert [hole.atom.high for hole in found.holes] == [most]
 
 
 def test_blocks_of_both_layouts() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from minigrad import GlobalCounters, Tensor, Variable
 from minigrad.errors import BoundsError, ShapeError
+from minigrad.programs import programs
 
 rng = np.random.default_rng(0)
 K = rng.normal(size=(2, 3, 16, 4)).astype(np.float32)
@@ -190,3 +191,18 @@ def test_a_long_scan_that_may_be_empty(on_device):
     for n in (7, 0, 300):
         ours = Tensor(values)[: length.bind(n)].cumsum(0).numpy()
         np.testing.assert_allclose(ours, values[:n].cumsum(0), rtol=1e-4, atol=1e-4)
+
+
+def test_beside_a_size_that_is_new_in_each_call(on_device):
+    """Callers' arrays have room for the largest value: other dimensions vary, as if it was that."""
+    programs.forget()
+    length = Variable("length", 1, 8)
+    for rows, columns, n in ((3, 5, 5), (4, 6, 7), (7, 3, 2), (6, 9, 8), (2, 7, 3)):
+        values = rng.normal(size=(rows, columns, 8)).astype(np.float32)
+        part = Tensor(values)[:, :, : length.bind(n)]
+        for ours, exact in (
+            (part[:, 0] * 2, 2 * values[:, 0]), (part + part.flip(1), values + values[:, ::-1]),
+        ):  # fmt: skip
+            ours = ours.realize()
+            np.testing.assert_allclose(ours.numpy(), exact[..., :n], rtol=1e-6)
+            np.testing.assert_allclose((ours + 1).numpy(), exact[..., :n] + 1, rtol=1e-6)
