@@ -340,6 +340,17 @@ def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
     assert found["sent"] == found["formula"]
 
 
+@pytest.mark.parametrize("layout", ["interleaved × dp", "1f1b × sp"])
+def test_a_pipeline_takes_batches_of_single_rows(layout: str) -> None:
+    """A short text's validation has few windows; one of them cannot be divided over "dp"."""
+    stages, *rest = PIPELINES[layout]
+    made, (ids, targets) = pipeline(GPT(config_of(layout)), stages, *rest), next(batches())
+    for rows in (1, 2, 3):
+        own = [made.loss(ids[at : at + 1], targets[at : at + 1]) for at in range(rows)]
+        together = made.loss(ids[:rows], targets[:rows])
+        np.testing.assert_allclose(together, np.mean(own), rtol=1e-5)
+
+
 def test_weights_whose_gradients_are_the_same_learn_all() -> None:
     """A parallel block's branches end in biases with equal gradients, which are one graph node."""
     ids, targets = next(batches())
