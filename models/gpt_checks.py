@@ -83,6 +83,10 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         raise InputError("--recompute with --dropout would drop different values: leave one out")
     if flags.zero and flags.dp == 1:
         raise InputError(f"--zero {flags.zero} has no effect without --dp: also give --dp 2")
+    ring = flags.sp > 1 and flags.tp == 1
+    if config.experts and (ring or flags.pp > 1):
+        raise InputError("--experts does not combine with --pp, or with --sp without --tp: use "
+                         "--dp, --ep or --tp")  # fmt: skip
     if layouts.is_divided(flags):
         if flags.sp not in (1, flags.tp):
             raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: expected the same number, as "
@@ -92,13 +96,9 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         _check_pipeline(flags, config)
     if layouts.devices_of(flags) == 1:
         return
-    ring = flags.sp > 1 and flags.tp == 1
     if ring and (config.window or config.attention_cap or config.attention_scale):
         raise InputError("--sp does not support attention with windows, caps or scales: use --dp")
     ways = flags.dp * flags.ep
-    if config.experts and (ring or flags.pp > 1):
-        raise InputError("--experts does not combine with --pp, or with --sp without --tp: use "
-                         "--dp, --ep or --tp")  # fmt: skip
     if config.experts and not layouts.is_divided(flags):
         raise InputError(f"--dp {flags.dp} with a mixture of experts: also give --ep 2 or --zero 1")
     cut = flags.accumulate > 1 or config.experts
@@ -129,7 +129,8 @@ def _check_pipeline(flags: argparse.Namespace, config: GPTConfig) -> None:
 def micro_batches(flags: argparse.Namespace) -> int:
     """The default number of micro-batches of a pipeline: at most 4 for each stage."""
     rows = max(flags.batch // flags.dp, 1)
-    return max(n for n in range(1, 4 * flags.pp + 1) if rows % n == 0)
+    step = flags.pp if flags.schedule == "interleaved" else 1
+    return max((n for n in range(step, 4 * flags.pp + 1, step) if rows % n == 0), default=1)
 
 
 def check_memory(flags: argparse.Namespace, config: GPTConfig) -> None:

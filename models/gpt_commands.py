@@ -213,11 +213,11 @@ def train_command(
 def learn(flags: argparse.Namespace, begun: Begun, metrics: Metrics, speaks: bool) -> None:
     """Run all steps and save; if a signal ends them, Stopped says how to continue."""
     say, run, path = console.speaker(speaks), begun.run, Path(flags.checkpoint)
-    division, remembered = run.division, what_is_remembered(flags)
+    division = run.division
     with Interruption() as interruption:
 
         def save() -> None:
-            save_checkpoint(path, begun.model, begun.tokenizer, run, metrics, remembered,
+            save_checkpoint(path, begun.model, begun.tokenizer, run, metrics, flags.remembered,
                             begun.digest)  # fmt: skip
 
         try:
@@ -278,6 +278,7 @@ def launch(flags: argparse.Namespace, given: Set[str], earlier: Earlier | None =
     if flags.lr is None:
         flags.lr = NEW_LR if flags.weights is None else FINE_TUNING_LR
     console.check_device_of_ranks(devices_of(flags))
+    flags.remembered = what_is_remembered(flags)  # a resumed run chooses --micro for its layout
     if flags.pp > 1 and not flags.micro:
         flags.micro = micro_batches(flags)
 

@@ -101,6 +101,9 @@ class Server:
                     if path.startswith("/v1"):
                         self._check_key(request)
                     return await function(request)
+                except RecursionError:
+                    deep = Refused("the request body is nested too deeply")
+                    return self.responses.JSONResponse(deep.body, deep.status)
                 except Refused as refused:
                     return self.responses.JSONResponse(refused.body, refused.status)
 

@@ -31,7 +31,7 @@ from minigrad.models.parallel.launch import Rank, run, started_by_mpi
 from minigrad.models.parallel.mesh_device import runtime_of
 from minigrad.models.parallel.mpi import world
 from minigrad.models.parallel.pieces import Piece
-from minigrad.models.parallel.pipeline import Pipeline
+from minigrad.models.parallel.pipeline import Pipeline, of_rows
 from minigrad.models.parallel.schedules import (
     Table,
     bubble,
@@ -136,7 +136,7 @@ def _scatter_tokens(x: Tensor) -> Tensor:
 def _rows(x: Any, mesh: Mesh, *tokens: str) -> P:
     """The division of an array whose first dimension is the batch."""
     shared = tuple(axis for axis in ("dp", "ep") if axis in mesh.sizes)
-    return P(shared if x.shape[0] != 1 else None, *tokens)
+    return of_rows(P(shared, *tokens), x.shape[0])
 
 
 def pipeline(

@@ -112,7 +112,8 @@ class Port:
         return made
 
     def _layout(self, shape: Shape, spec: P) -> Layout:
-        return Layout(spec.dims(shape, self.runtime.mesh.sizes, self.runtime.name))
+        return Layout(of_rows(spec, shape[0]).dims(shape, self.runtime.mesh.sizes,
+                                                   self.runtime.name))  # fmt: skip
 
     def _blank(self, shape: Shape, layout: Layout, dtype: DType = dtypes.float32) -> Tensor:
         memory, name = MeshMemory(), self.runtime.name
@@ -350,10 +351,10 @@ class Pipeline(Divided):
         parts = [_cut_rows(array, rows) for array in (ids, targets)]
         row = table[stage.number]
         kinds = frozenset(task.kind for task in row)
-        programs = stage.programs.get((rows, tokens, kinds))
+        programs = stage.programs.get((ways, rows, tokens, kinds))
         if programs is None:
             shape = (rows, tokens, self.width)
-            programs = stage.programs[rows, tokens, kinds] = {
+            programs = stage.programs[ways, rows, tokens, kinds] = {
                 number: self._programs(stage, row, number, parts, shape) for number in stage.pieces
             }
         return sum(loss.item() for loss in self._execute(stage, row, programs, parts))
@@ -370,7 +371,7 @@ class Pipeline(Divided):
         slope = None if is_last else stage.port.blank(shape)
         kinds = {task.kind for task in row if task.piece == number}
         return Programs(stage.pieces[number], given, slope, stage.sums, 1 / len(parts[0]), kinds,
-                        stage.mesh, stage.port.spec)  # fmt: skip
+                        stage.mesh, of_rows(stage.port.spec, shape[0]))  # fmt: skip
 
     def _execute(
         self, stage: Stage, row: Sequence[Task], programs: Mapping[int, Programs],
@@ -460,6 +461,11 @@ class Pipeline(Divided):
                 for place, name in enumerate(stage.params):
                     own[f"{moment}.{place}"] = state[f"{moment}.{self.names.index(name)}"]
             stage.optimizer.load_state_dict(own)
+
+
+def of_rows(spec: P, rows: int) -> P:
+    """The division of an array with so many rows: a single one is not divided."""
+    return spec if rows != 1 else P(None, *spec[1:])
 
 
 def _cut_rows(array: Any, rows: int) -> list[Any]:

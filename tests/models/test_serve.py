@@ -551,6 +551,9 @@ def test_limits_keys_and_paths(place: str) -> None:
     assert post(place, "{")[1]["error"]["message"].startswith("the request body is not valid JSON")
     assert post(place, "[]")[0] == 400
     assert post(place, "[" * 9_000)[0] == 400
+    deep = '{"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": {"a": …}}'
+    for levels in (800, 2000):  # what 3.11 still parses; more than the stack of any version
+        assert post(place, deep.replace("…", "[" * levels + "]" * levels))[0] in (200, 400)
     wrong = {"Authorization": "Bearer no"}
     status, answer = post(place, "{}", **wrong)
     assert (status, answer["error"]["code"]) == (401, "invalid_api_key")

@@ -23,6 +23,8 @@ from minigrad.errors import BoundsError, DeviceError, JitError, ShapeError
 from minigrad.models import checkpoint, gpt_commands
 from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
+from minigrad.models.gpt_checks import micro_batches
+from minigrad.models.gpt_flags import parser
 from minigrad.models.parallel.layouts import pipeline
 from minigrad.models.parallel.mesh_device import Team
 
@@ -340,6 +342,17 @@ def test_losses_of_pipelines_are_those_of_one_device(layout: str) -> None:
     assert found["sent"] == found["formula"]
 
 
+@pytest.mark.parametrize("layout", ["interleaved × dp", "1f1b × sp"])
+def test_a_pipeline_takes_batches_of_single_rows(layout: str) -> None:
+    """A short text's validation has few windows; one of them cannot be divided over "dp"."""
+    stages, *rest = PIPELINES[layout]
+    made, (ids, targets) = pipeline(GPT(config_of(layout)), stages, *rest), next(batches())
+    for rows in (1, 2, 3):
+        own = [made.loss(ids[at : at + 1], targets[at : at + 1]) for at in range(rows)]
+        together = made.loss(ids[:rows], targets[:rows])
+        np.testing.assert_allclose(together, np.mean(own), rtol=1e-5)
+
+
 def test_weights_whose_gradients_are_the_same_learn_all() -> None:
     """A parallel block's branches end in biases with equal gradients, which are one graph node."""
     ids, targets = next(batches())
@@ -527,13 +540,23 @@ def test_parts_that_do_not_make_a_whole_are_refused(parts: str, tmp_path: Path) 
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(("flags", "count"), [
+    ("--batch 20", 5), ("--batch 20 --schedule interleaved", 4), ("--batch 20 --dp 4", 5),
+    ("--batch 5 --schedule interleaved", 1), ("--batch 1 --dp 4", 1),
+])  # fmt: skip
+def test_the_usual_number_of_micro_batches(flags: str, count: int) -> None:
+    """The stages divide that of interleaved pieces, if any such number divides the batch."""
+    assert micro_batches(parser().parse_args(["train", "--pp", "2", *flags.split()])) == count
+
+
 def test_training_resumes_in_other_layouts(tmp_path: Path) -> None:
     """The losses are those of one device, validation included."""
-    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--pp 1 --tp 2 --sp 2")
+    layouts = ("--dp 2 --zero 3", "--pp 2 --schedule zb --zero 0 --dp 1", "--dp 2",
+               "--dp 1 --pp 1 --tp 2 --sp 2")  # fmt: skip
     found = []
     text = tmp_path / "text"
     text.write_text("To be, or not to be, that is the question. " * 40)
-    for parts in ([""] * 3, layouts):
+    for parts in ([""] * len(layouts), layouts):
         path, record = tmp_path / f"{len(found)}.safetensors", tmp_path / f"{len(found)}.jsonl"
         begin = ["train", *SMALL.split(), "--checkpoint", str(path), "--metrics", str(record),
                  "--text", str(text)]  # fmt: skip
@@ -542,7 +565,7 @@ def test_training_resumes_in_other_layouts(tmp_path: Path) -> None:
             gpt_commands.main([*start, "--steps", str(2 * number), *flags.split()])
         lines = [json.loads(line) for line in record.read_text("utf-8").splitlines()]
         found.append([*(line["loss"] for line in lines), lines[-1]["val_loss"]])
-    assert len(found[0]) == 7
+    assert len(found[0]) == 9
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
 
 
@@ -556,6 +579,7 @@ def test_training_resumes_in_other_layouts(tmp_path: Path) -> None:
         ("--ep 3 --experts 4", "with 4 experts: give --experts a multiple of 3"),
         ("--ep 2 --experts 4 --batch 3", "on each of 2 devices"),
         ("--pp 2 --experts 4", "--experts does not combine with --pp"),
+        ("--dp 2 --sp 2 --experts 4", "--experts does not combine with .* --sp without --tp"),
         ("--pp 5", "4 layers cannot be split into 5 pieces"),
         ("--pp 2 --dropout 0.1", "--dropout with --pp"),
         ("--pp 2 --batch 8 --micro 3", "--batch 8 is not a multiple of --micro 3 × --dp 1"),
