@@ -1,6 +1,6 @@
 """The API on one page, from docstrings: `python -m minigrad.docs [FILE]`.
 
-FILE is api-VERSION.md unless given; "-" prints the page.
+FILE is api-VERSION.md unless given; "-" prints the page; "--help" prints this.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def page() -> Iterator[str]:
 def main(arguments: list[str]) -> None:
     """Write the page."""
     name = arguments[0] if arguments else f"api-{minigrad.__version__}.md"
-    text = "\n".join(page())
-    if name == "-":
+    asked = name != "-" and name.startswith("-")
+    text = f"{__doc__}\n" if asked else "\n".join(page())
+    if name == "-" or asked:
         sys.stdout.write(text)
     else:
         Path(name).write_text(text, "utf-8")

@@ -41,9 +41,11 @@ def missing(owner: str, name: str, known: Iterable[str] = ()) -> AttributeError:
     if name.startswith("_"):  # lookups for protocols are frequent
         return AttributeError(f"{owner} has no {name!r}", name=name)
     how = _by_name().get((owner, name))
-    if how is None and owner == "minigrad":  # PyTorch's functions are methods here
+    if how is None and owner == "minigrad":  # PyTorch's functions are methods here, or dtypes
         is_here = hasattr(sys.modules["minigrad.tensor"].Tensor, name)
         how = f"Tensor.{name}" if is_here else _by_name().get(("Tensor", name))
+        if dtype := getattr(sys.modules["minigrad.dtype"].dtypes, name, None):
+            how = f'dtypes.{dtype.name}, or "{dtype.name}"'
     if how is None and name.endswith("_") and name[:-1] in known:
         how = f"x.copy_(x.{name[:-1]}(…)) writes it to x"
     if how is not None:

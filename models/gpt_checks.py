@@ -23,7 +23,7 @@ OF_A_MODEL = ("layers", "heads", "dim", "key_heads", "dropout", "experts", "acti
 OF_A_NEW_ONE = ("tokenizer", "vocabulary", "architecture")
 OF_A_BEGUN_ONE = (*OF_A_NEW_ONE, "weights")
 OF_A_PIPELINE = {"micro", "schedule", "pieces"}
-VOCABULARY, ACTIVE = 1024, 2
+VOCABULARY, ACTIVE = 1024, 2  # defaults of --vocabulary and --active
 
 
 def check_given(flags: argparse.Namespace, given: Set[str]) -> None:

@@ -10,7 +10,7 @@ from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import Metrics
 from minigrad.models.sizing import flops_per_token
 
-SMALL, LARGE, ROUNDS = 128, 1024, 5
+SMALL, LARGE, ROUNDS = 128, 1024, 5  # rows of square products; times that each is measured
 LONGEST = 0.5  # seconds that a large product may take; the reference device takes minutes
 
 

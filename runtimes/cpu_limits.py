@@ -32,7 +32,7 @@ CHAINS = 12  # independent sums: more than a multiply-add's latency times those 
 ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
 CHUNKS = 4  # chunks per thread, so that a thread that starts late does not determine the time
 ACCUMULATORS = 8  # vectors that a reader loads per round
-CHUNK_BYTES = 1 << 17
+CHUNK_BYTES = 1 << 17  # that an iteration of a reader's parallel loop reads
 SOON = 1 << 14  # how many bytes ahead to prefetch
 SIZES = tuple(mib << 20 for mib in (1, 4, 16, 32, 64, 128, 256))  # bytes, read and written
 

@@ -25,7 +25,7 @@ from minigrad.locks import Block, held_over_forks
 from minigrad.program import GlobalCounters
 from minigrad.runtimes.host import memory_bytes
 
-ALIGNMENT = 64
+ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 LARGEST_SMALL = HUGE_PAGE // 8  # up to this size, blocks are cut from a slab of one huge page

@@ -400,7 +400,9 @@ class ReferenceRuntime(Runtime):
             memory[at : at + nbytes] = source[first : first + nbytes]
 
 
-open_device = ReferenceRuntime  # of the device called "REF", "REF:1", …
+def open_device(name: str) -> ReferenceRuntime:
+    """The device called "REF", "REF:1", …"""
+    return ReferenceRuntime(name)
 
 
 def evaluate(

@@ -6,6 +6,7 @@ import inspect
 import re
 from pathlib import Path
 
+import pytest
 from function_page import DIFFERENT, PAGE, PLACES, absent, here, namespaces, otherwise, page
 
 from minigrad import Tensor, docs, linalg, nn
@@ -49,6 +50,16 @@ def test_the_page_from_docstrings(tmp_path: Path) -> None:
     assert "### `minigrad.__version__`\n\n'0.1.0'\n" in text
     assert "Called with `(x: Tensor, hidden: Tensor | None = None) -> Tensor`: (…, input" in text
     assert "### `nn.Module.state_dict(self" in text and "### `nn.Module.cuda" not in text
+
+
+def test_the_page_says_how_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flag is no name of a file."""
+    monkeypatch.chdir(tmp_path)
+    docs.main(["--help"])
+    assert "python -m minigrad.docs [FILE]" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_public_names_are_documented() -> None:

@@ -41,7 +41,7 @@ from minigrad.target import Target
 # Operations per result of a tile, at most, in stages after a product: they are unrolled for all
 # 8 or 4 columns of the tile.
 MOST_TILE_OPERATIONS = 24
-COSTLY = 8  # cost of a division (see COST in expr.py), a root or a math function
+COSTLY = 8  # cost of a division (see `Op.DIV`), a root or a math function, at least
 
 
 def products_before_readers(kernel: Kernel) -> Kernel:

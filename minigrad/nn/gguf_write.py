@@ -15,7 +15,7 @@ from minigrad.nn.gguf import ARRAY, SCALARS, STRING, GGUFError, Value, size_of
 from minigrad.nn.gguf_blocks import LAYOUTS
 from minigrad.nn.state import write_atomically
 
-ALIGNMENT = 32
+ALIGNMENT = 32  # bytes: a file's metadata and tensors begin at multiples of it
 NUMBERS = {"F32": 0, "F16": 1} | {name: layout.number for name, layout in LAYOUTS.items()}
 BOOL, UINT32, INT32, FLOAT32 = 7, 4, 5, 6
 

@@ -251,14 +251,17 @@ def _padding_layers(mode: str) -> list[type[FunctionLayer]]:
     """The layers that pad one, two and three dimensions."""
 
     def padded(dimensions: int) -> Callable[..., Tensor]:
-        def pad(x: Tensor, padding: int | Sequence[int]) -> Tensor:
-            """Pad the last dimensions. padding: one width, or (left, right, top, bottom, …)."""
+        def _pad(x: Tensor, padding: int | Sequence[int]) -> Tensor:
             widths = [padding] * 2 * dimensions if isinstance(padding, int) else [*padding]
             expect(len(widths) == 2 * dimensions, "padding", f"an int or {2 * dimensions} of them",
                    widths)  # fmt: skip
             return x.pad(widths, mode=mode)
 
-        return pad
+        _pad.__doc__ = (
+            f'`Tensor.pad` with mode="{mode}": elements around the last dimensions.\n\n'
+            f"padding: one width, or {2 * dimensions} of them: (left, right, top, bottom, …)."
+        )
+        return _pad
 
     return _layers(*map(padded, F.DIMENSIONS))
 

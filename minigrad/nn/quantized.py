@@ -38,7 +38,7 @@ from minigrad.tensor.templates import templated
 
 SUPER = 256  # elements of a row whose scales share a factor, in kinds with factors
 TILE = 16  # rows side by side
-BYTE = 256
+BYTE = 256  # the weight of a two-byte integer's high byte
 SMALLEST = 2.0**-126  # the smallest normal float32; its inverse is finite
 WORD = 4  # adjacent bytes of a row, for processors with four-way byte dots
 FEW_ROWS = 4  # for up to so many rows of x, a product reads the packed bytes once per row

@@ -39,9 +39,12 @@ def checked_shape(name: str, given: tuple[Any, ...]) -> Shape:
     shape = sequence(given)
     for extent in shape:
         if not isinstance(extent, (int, Affine)) or isinstance(extent, bool) or low(extent) < 0:
+            example = {"normal": "mean=0, std=1", "randint": "low=0, high=9",
+                       "uniform": "low=0, high=1"}  # fmt: skip
             raise ShapeError(
                 f"{name}({', '.join(map(str, shape))}): expected sizes that are ints ≥ 0, as "
-                f"{name}(2, 3) or {name}((2, 3)); pass other arguments by name, as low=0, high=9"
+                f"{name}(2, 3) or {name}((2, 3)); pass other arguments by name, as "
+                f"{example.get(name, 'dtype=dtypes.float32')}"
             )
     return shape
 

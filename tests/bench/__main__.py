@@ -67,15 +67,16 @@ def write(family: str, threads: int, machine: str, lines: list[str]) -> None:
 
 def main() -> None:
     """Parse the flags; one process per number of threads."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("families", nargs="*", default=families(), metavar="family")
+    parser = argparse.ArgumentParser("python -m tests.bench", description=__doc__)
+    tables = families("table")
+    parser.add_argument("families", nargs="*", default=families(), metavar="family",
+                        help=", ".join((*families(), *tables)))  # fmt: skip
     parser.add_argument("--threads", type=int, nargs="+", default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="only rows that match this regular expression")
     parser.add_argument("--write", action="store_true", help="write the tables to RESULTS.md")
     parser.add_argument("--machine", default=processor(), help="name of this machine in the tables")
     given = parser.parse_args()
-    tables = families("table")
     for name in given.families:
         if name not in (*families(), *tables):
             parser.error(f"no family is called {name}; there are {', '.join(families())}, and "

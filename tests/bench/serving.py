@@ -309,7 +309,8 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="repeat the words of each prompt")
     parser.add_argument("--steady", action="store_true", help="one at a time, beside long ones")
     parser.add_argument("--goals", action="store_true", help="check the performance goals")
-    parser.add_argument("--beside", metavar="PYTHON", help="also llama.cpp's server (see above)")
+    parser.add_argument("--beside", metavar="PYTHON",
+                        help="also llama.cpp's server (see the top of this file)")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=1)
     flags = parser.parse_args()
     if flags.goals:

@@ -39,6 +39,12 @@ def test_embedding(on_device):
     assert layer(Tensor([[1, 2, 3]])).shape == (1, 3, 20)
 
 
+def test_padding_layers_say_how_they_pad() -> None:
+    assert 'mode="reflect"' in (nn.ReflectionPad2d.__doc__ or "")
+    assert "4 of them" in (nn.ReplicationPad2d.__doc__ or "")
+    assert 'mode="circular"' in (nn.CircularPad1d.__doc__ or "")
+
+
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize("padding", ["zeros", "border"])
 def test_a_sample_at_nan_is_nan(on_device, mode, padding):

@@ -289,6 +289,8 @@ def pair(program: Program, folder: Path) -> tuple[Run, Run]:
 
 def main(arguments: list[str]) -> None:
     """Print the table."""
+    if not arguments or not Path(arguments[0]).is_dir():
+        raise SystemExit(__doc__)
     folder, names = Path(arguments[0]), arguments[1:] or list(PROGRAMS)
     print("| program | losses differ by | PyTorch ms | minigrad ms |\n| --- | --- | --- | --- |")
     for name in names:

@@ -67,6 +67,8 @@ def test_what_sounds_alike() -> None:
     ("import minigrad.functional as F", "nn.functional"),
     ("from minigrad.nn.datasets import mnist", "nn has no 'datasets' here: models/mlp.py"),
     ("from minigrad import optim", "nn.optim"), ("from minigrad import relu", "Tensor.relu"),
+    ("from minigrad import float64", 'dtypes.float64, or "float64"'),
+    ("from minigrad import long", 'dtypes.int64, or "int64"'),
 ])  # fmt: skip
 def test_imports(typed: str, told: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=re.escape(told)):

@@ -12,7 +12,7 @@ import pytest
 from devices import REFERENCE
 from wrong_arguments import CALLS
 
-from minigrad import Context, Mesh, P, Tensor, Variable, jit, linalg, nn
+from minigrad import Context, Mesh, P, Tensor, Variable, dtypes, jit, linalg, nn
 from minigrad.errors import AxisError, DeviceError, DTypeError, GradientError, ShapeError
 from minigrad.nn import functional as F
 from minigrad.nn import optim
@@ -40,10 +40,13 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "flatten backwards": (lambda: X.flatten(1, 0), ShapeError, "flatten(1, 0)"),
     "glu of an odd extent": (lambda: X.glu(), ShapeError, "glu: expected an even size along"),
     "mean and deviation before a shape": (
-        lambda: Tensor.normal(0, 1, (3,)), ShapeError, "normal(0, 1, (3,)): expected sizes that",
+        lambda: Tensor.normal(0, 1, (3,)), ShapeError, "other arguments by name, as mean=0, std=1",
     ),
     "bounds before a shape": (
         lambda: Tensor.randint(0, 10, (3,)), ShapeError, "other arguments by name, as low=0",
+    ),
+    "a dtype after sizes": (
+        lambda: Tensor.rand(2, dtypes.float64), ShapeError, "by name, as dtype=dtypes.float32",
     ),
     "adding halves to ints": (
         lambda: Tensor([1]).add_(0.5), TypeError, "write x = x.add(…)",
