@@ -82,9 +82,7 @@ def tiled(problem: Problem, tiling: Tiling, target: Target) -> Loop:
         problem = replace(bounded, left=problem.left) if tiling.packs_left else bounded
     m, n, ks = problem.row.variable, problem.column.variable, [axis.variable for axis in problem.k]
     s = LoopNest(problem.naive(), left=problem.left, right=problem.right)
-    s.vectorize(n, tiling.nr, LANE)
-    if tiles_overlap(problem, tiling):
-        s.overlap(n)
+    s.vectorize(n, tiling.nr, LANE, overlaps=tiles_overlap(problem, tiling))
     # tasks of mc × nc results
     columns, task = s.split(n, tiling.nc, "p"), s.split(m, tiling.mc, "c")
     parts = cost.shared_rows(problem, tiling)
@@ -153,7 +151,7 @@ def in_registers(
     # (if several conditions differ by row, LLVM would load more than the registers hold)
     few = sum(m in variables(x) for e in expr.loads(s.operands["left"]) for x in e.guard) <= 1
     if tiling.nr > 1 and problem.depth >= LEAST_UNROLLED and few and not target.brief:
-        ks = [*ks[:-1], s.unroll_by(ks[-1], UNROLLED, "v")]
+        s.unroll_by(ks[-1], UNROLLED, "v")
     if tiling.nr > 1 and not target.brief and problem.stores_across:
         s.transpose(m, target.lanes(problem.total.dtype))
     s.unroll(m, "u", computing=long)  # the stores of a long epilogue stay a loop
@@ -220,7 +218,7 @@ def again(loop: Loop, m: Atom, terms: Expr) -> list[Statement]:
     times = expr.value_of(found.differs(found).cast(dtypes.int32))
     clear = put(total, identity(Op.SUM, registers.dtype))
     more = combine(Op.SUM, total, terms)
-    summed = Change(lambda value: more).of(replace(loop, prefetch=()))
+    summed = Change(lambda value: more).of(loop)
     once = make_axis("again", 0, 2)
     return [*result, Loop(once.variable, 0, (times,), (rows.around((clear,)), summed))]
 

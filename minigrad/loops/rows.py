@@ -124,7 +124,7 @@ def _delayed(
     if size is None or host.operations <= last.operations:
         return None
     written = {stage.array for stage in last.stages} & last.kept  # it does nothing but stream
-    if not written <= last.streaming or any(stage.op is not None for stage in last.stages):
+    if not written <= last.streaming:
         return None
     read = (array for stage in last.stages for array in stage.reads)
     kept = frozenset(array for array in read if array.space == "scratch")

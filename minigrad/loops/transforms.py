@@ -5,7 +5,7 @@
     split_index_set                      separate loops for parts (elementwise.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
-    vectorize, overlap, unroll, repeat   iterations at once, or written out
+    vectorize, unroll, repeat            iterations at once, or written out
     tensorize                            sums, by matrix registers
     bind, share                          iterations for the work-items of a group
     count                                a loop from 0, which may move outside of those around it
@@ -248,13 +248,14 @@ class LoopNest:
 
     @_step
     def vectorize(
-        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False
-    ) -> None:
+        self, x: Atom, width: int, lane: Atom | None = None, computing: bool = False,
+        overlaps: bool = False,
+    ) -> None:  # fmt: skip
         """Run `width` iterations over x at once.
 
         Registers that each iteration sets before it reads them get lanes. Accumulators get one part
         per lane, and the parts are reduced after the loops. lane: the variable of an iteration's
-        number within its vector.
+        number within its vector. overlaps: see `Loop`.
         """
         if width == 1:
             return
@@ -269,14 +270,10 @@ class LoopNest:
                 for register in registers.registers_of(loop.body) if register.lanes is None
             }
             body = tuple(registers.renamed(one, own) for one in loop.body)
-            return (replace(loop, kind="lanes", step=width, lane=lane, body=body),)
+            made = replace(loop, kind="lanes", step=width, lane=lane, overlaps=overlaps)
+            return (made.around(body),)
 
         self._change(x, change, computing)
-
-    @_step
-    def overlap(self, x: Atom) -> None:
-        """Make the last vector of loops over x a whole one: see `Loop.overlaps`."""
-        self._change(x, lambda loop, _: (replace(loop, overlaps=True),))
 
     @_step
     def transpose(self, x: Atom, lanes: int) -> None:
@@ -363,11 +360,10 @@ class LoopNest:
         self._change(x, change, computing)
 
     @_step
-    def unroll_by(self, x: Atom, times: int, prefix: str) -> Atom:
+    def unroll_by(self, x: Atom, times: int, prefix: str) -> None:
         """Unroll computing loops over x by `times`, if their trip count is a multiple of it.
 
-        So loop overhead and address computations are shared. Returns the variable of the outer
-        loops.
+        So loop overhead and address computations are shared.
         """
         pieces = make_axis(f"{prefix}s", 0, max(self.trips(x) // times, 1))
 
@@ -378,7 +374,6 @@ class LoopNest:
             return (Loop(pieces.variable, 0, counts, (_from_zero(piece, prefix, "unroll"),)),)
 
         self._change(x, change, computing=True)
-        return pieces.variable
 
     @_step
     def count(self, x: Atom, prefix: str) -> Atom:

@@ -26,9 +26,8 @@ def relayout(stage: Stage, order: Order, array: Array) -> Stage:
         stage.axes[old].variable: axis.index
         for old, axis in zip(order, axes, strict=True)
     }
-    shape = tuple(axis.extent for axis in axes)
-    body, place = expr.substitute_in(stage.body, values), place_along(axes)
-    return replace(stage, array=array, shape=shape, axes=tuple(axes), body=body, position=place)
+    shape, moved = tuple(axis.extent for axis in axes), stage.substitute(values)
+    return replace(moved, array=array, shape=shape, axes=tuple(axes), position=place_along(axes))
 
 
 def reading(

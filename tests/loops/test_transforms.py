@@ -346,8 +346,7 @@ def overlap(s: LoopNest) -> None:
             total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))
           out[8·m0 + n0] = total[0]
     """
-    s.vectorize(n, 3, LANE)
-    s.overlap(n)
+    s.vectorize(n, 3, LANE, overlaps=True)
 
 
 @step
