@@ -83,7 +83,8 @@ def matrix_transpose(x: Array, /) -> Array:
 
 def moveaxis(x: Array, source: int | Sequence[int], destination: int | Sequence[int], /) -> Array:
     """x with axes moved to new places; the others keep their order."""
-    return Array._of(x._tensor.movedim(source, destination))
+    places = (axes_of("moveaxis", axes, x.ndim, 0) for axes in (source, destination))
+    return Array._of(x._tensor.movedim(*places))
 
 
 def reshape(x: Array, /, shape: Sequence[int], *, copy: bool | None = None) -> Array:

@@ -161,6 +161,8 @@ class Random(Methods):
 
         Each thread begins with seed 0; give threads different seeds to get different numbers.
         """
+        held = -(2**63) <= seed < 2**64  # other bits would not count
+        expect(held, "manual_seed", "−2⁶³ … 2⁶⁴ − 1", error=ValueError, seed=seed)
         _states.seed = seed
         for state in _states.devices.values():
             state.put(_state_bytes(seed), True)
@@ -177,6 +179,9 @@ class Random(Methods):
     @staticmethod
     def set_random_state(state: tuple[int, dict[str, list[int]]]) -> None:
         """Continue the random numbers from a state that `random_state` returned."""
+        fits = isinstance(state, (tuple, list)) and len(state) == 2 and isinstance(state[1], dict)
+        expect(fits and all(len(words) == 3 for words in state[1].values()), "set_random_state",
+               "what Tensor.random_state() returned", repr(state), error=ValueError)  # fmt: skip
         seed, devices = state
         Random.manual_seed(seed)
         for name, words in devices.items():

@@ -126,7 +126,8 @@ def _one_by_one(
         outs.append(flatten(out)[0])
     if not count:
         shown = [one._new(given(one.dtype, one.shape[1:], one.raw.device)) for one in arrays]
-        _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
+        with having(modes, describing=modes.describing or next(ages)):  # so it may write nothing
+            _, out = _called(f, carry, rebuild(xs, iter(shown).__next__))
         none = (e._new(build.const(0, e.dtype, (0, *e.shape), e.raw.device))
                 for e in flatten(out)[0])  # fmt: skip
         return carry, rebuild(out, none.__next__)

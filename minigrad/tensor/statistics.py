@@ -433,7 +433,7 @@ class Statistics(Composed):
         return drawn.squeeze(0) if self.ndim == 1 else drawn
 
     def _weights(self) -> Self:
-        """The weights as (rows, categories) in float64, checked: all ≥ 0, in each row one > 0."""
+        """Shares of the largest weight of a row, (rows, categories); checked: all ≥ 0, one > 0."""
         rows = self.detach().cast(dtypes.float64)
         rows = rows.unsqueeze(0) if self.ndim == 1 else rows
         limits = sys.float_info
@@ -441,7 +441,8 @@ class Statistics(Composed):
         largest = rows.max(1, keepdim=True)._within(
             "multinomial", "the largest weight of a row", "one > 0", limits.min, limits.max
         )
-        return (largest > 0).where(rows, 0)  # always true: makes the draws depend on the check
+        # always true: makes the draws depend on the check; shares, because a sum may be infinite
+        return (largest > 0).where(rows / largest, 0)
 
     def _check_draws(self, count: int, replacement: bool) -> None:
         if self.ndim not in (1, 2) or any(isinstance(e, Affine) or not e for e in self.shape):

@@ -64,6 +64,7 @@ CASES: dict[str, Make] = {
     "flip twice": lambda: xp.flip(z(3, 4), axis=(0, -2)),
     "sum twice": lambda: xp.sum(z(3, 4), axis=(0, 0)),
     "moveaxis twice": lambda: xp.moveaxis(z(3, 4), (0, 0), (0, 1)),
+    "moveaxis of a number": lambda: xp.moveaxis(z(), 0, 0),
     "searchsorted in a matrix": lambda: xp.searchsorted(z(3, 4), z(3)),
     "searchsorted by 2 for 3": lambda: xp.searchsorted(z(3), z(3), sorter=ints(0, 1)),
     "searchsorted by floats": lambda: xp.searchsorted(z(3), z(3), sorter=z(3)),

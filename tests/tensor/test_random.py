@@ -89,6 +89,21 @@ def test_state_can_be_saved(on_device):
     assert Tensor.rand(6).tolist() == wanted
 
 
+@pytest.mark.parametrize("state", [5, (1,), (1, {"REF": [1, 2]}), [1, [2]]])
+def test_what_is_no_state(state):
+    before = Tensor.random_state()
+    with pytest.raises(ValueError, match=r"expected what Tensor.random_state\(\) returned, got"):
+        Tensor.set_random_state(state)
+    assert Tensor.random_state() == before
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
+def test_seeds_of_more_than_64_bits(seed):
+    """Their other bits would not count."""
+    with pytest.raises(ValueError, match="manual_seed.* expected −2⁶³"):
+        Tensor.manual_seed(seed)
+
+
 def test_threads_draw_for_themselves(on_device):
     found = []
 
@@ -215,6 +230,12 @@ def test_draws_in_proportion(on_device):
     assert drawn.dtype == np.int32 and counts[weights == 0].sum() == 0
     used = weights > 0
     assert abs(chi_square(counts[used], n * weights[used] / 10)) < 4
+
+
+def test_weights_whose_sum_is_infinite(on_device):
+    """Only their shares count."""
+    weights = Tensor([1e308, 1e308, 0.0], dtype="float64")
+    assert {*weights.multinomial(40, replacement=True).tolist()} == {0, 1}
 
 
 def test_draws_without_replacement(on_device):

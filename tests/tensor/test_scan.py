@@ -556,6 +556,7 @@ def test_refusals() -> None:
     refuse(ScanError, "to return a pair", lambda c, e: c)
     refuse(ScanError, "return the same structure", lambda c, e: ((c, c), c))
     refuse(ScanError, "draw them outside", lambda c, e: (c + Tensor.rand(2), c))
+    refuse(ScanError, "draw them outside", lambda c, e: (c + Tensor.rand(2), c), xs=x[:0])
     refuse(ScanError, "writes in place", writes)
     refuse(ScanError, "return it from the function", lambda c, e: (c * c.sum().item(), c))
     Tensor.scan(keeps, zero, x)
@@ -601,8 +602,9 @@ def test_what_is_written_from_inside(device: str) -> None:
                 do(t)
                 return c + e, None
 
-            with pytest.raises(ScanError, match="from outside"):
-                Tensor.scan(step, Tensor.zeros(2, device=device), x)
+            for xs in (x, x[:0]):
+                with pytest.raises(ScanError, match="from outside"):
+                    Tensor.scan(step, Tensor.zeros(2, device=device), xs)
     assert in_memory.tolist() == [0.0, 0.0]
 
     def own(c: Tensor, e: Tensor) -> Any:
