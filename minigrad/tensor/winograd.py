@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from minigrad.graph import build
 from minigrad.graph.symbolic import Integer, ceildiv, high
+from minigrad.tensor.broadcasting import plain_sizes
 from minigrad.tensor.functions import Rule, rule_of_nodes
 from minigrad.tensor.templates import templated
 
@@ -87,8 +88,8 @@ def _gradients(pairs: tuple[tuple[int, int], ...]) -> Rule:
     def rule(g: T, value: T, x: T, weight: T) -> list[T]:
         turned = weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
         around = [(KERNEL - 1 - before, KERNEL - 1 - after) for before, after in pairs]
-        of_x = convolved(g.movedim(-1, 1), turned, around, x.shape[2:]).movedim(-1, 1)
-        space = g.shape[1:-1]
+        space, size = (plain_sizes("conv2d", *n) for n in (g.shape[1:-1], x.shape[2:]))
+        of_x = convolved(g.movedim(-1, 1), turned, around, size).movedim(-1, 1)
         tiles = _positions(g.pad([None, *((0, _whole(n) - n) for n in space), None]))
         results = _stacked(_transformed(tiles, _transposed(OF_RESULT), len(space)))
         images = _of_images(x, pairs, space)

@@ -100,7 +100,7 @@ def test_what_is_no_state(state):
 @pytest.mark.parametrize("seed", [2**64, -(2**63) - 1])
 def test_seeds_of_more_than_64_bits(seed):
     """Their other bits would not count."""
-    with pytest.raises(ValueError, match="manual_seed.* expected −2⁶³"):
+    with pytest.raises(ValueError, match=r"manual_seed.* expected −2⁶³"):
         Tensor.manual_seed(seed)
 
 
