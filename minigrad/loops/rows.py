@@ -449,12 +449,14 @@ def _depends(body: Sequence[Statement], x: Atom) -> bool:
 
 def _along_rows(kernel: Kernel) -> bool:
     """Whether something is contiguous along rows, not across: then squares are transposed."""
-    made = {stage.array for stage in kernel.stages}
+    made = {stage.array for stage in kernel.stages} - kernel.stored
     for stage in kernel.stages:
         inner = (*stage.axes[prefix_length(stage, kernel.rows) :], *stage.reduced)
-        read = [load.index for load in stage.loads if load.array not in made]
+        places = [load.index for load in stage.loads if load.array not in made]
+        if stage.array in kernel.stored:
+            places.append(stage.position)
         if size_of(inner) > MOST_WRITTEN_OUT and any(
-            coefficient(index, axis.variable) == 1 for index in read for axis in inner
+            coefficient(place, axis.variable) == 1 for place in places for axis in inner
         ):
             return True
     return False
