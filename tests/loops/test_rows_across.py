@@ -51,6 +51,17 @@ def test_loads_and_stores_along_rows_are_transposed() -> None:
     assert stored and len(stored) < len(loops)
 
 
+def test_rows_that_are_stored_and_read_back_take_vectors_of_one_register() -> None:
+    """A square of 64 × 64 takes 256 registers, and LLVM half of a CNN's first step."""
+    x = Tensor.ones(8, 196, 64, device=DEVICE).realize()
+    y = x.permute(0, 2, 1).relu()
+    graph = canonicalize(without_rules([y.raw, y.sum(2).raw])).graph()
+    (kernel,) = schedule_of(graph, GOLDEN).kernels
+    loops = [one for one in walk(lower(kernel, GOLDEN).parallel) if isinstance(one, Loop)]
+    assert {one.transpose for one in loops} == {0, 16}
+    assert {one.step for one in loops if one.kind == "lanes"} == {16}
+
+
 def test_stages_share_passes_and_one_value_for_each_row_is_in_a_register() -> None:
     """The maximum; exponentials with their sum; quotients."""
     plan = plan_of(lambda new: [softmax(transpose(new(40, 1000)), 1)])
