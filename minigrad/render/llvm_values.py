@@ -194,8 +194,10 @@ def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType
     if op is Leaf.WHOLE:
         kind = vector_type(register_type(dtype), x.lanes)
         return Value(b.line(f"fpto{'s' if signed else 'u'}i {x.typed} to {kind}"), dtype, x.lanes)
+    sign = "f" if dtype.is_float else "s" if signed else "u"
     name = {
-        Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
+        Leaf.QUOTIENT: f"{sign}div", Leaf.REMAINDER: f"{sign}rem",
+        Leaf.PLUS: "add", Leaf.TIMES: "mul", Leaf.PART: "udiv", Leaf.REST: "urem",
         Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
     }[op]  # fmt: skip
     y = _divisor(b, args[1]) if name == "frem" else args[1].text
