@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
@@ -103,7 +103,8 @@ class Indices(Levels[L, V]):
             if atom in self.shifted:
                 atom, more = self.shifted[atom]
                 number += factor * more
-            part = self._part(atom, dtype)
+            plain = atom.kind == "var"
+            part = _variable(atom, dtype) if plain else self._part(atom, dtype)
             if part.op is Op.CONST:
                 number += factor * int(part.value)
             else:
@@ -130,10 +131,7 @@ class Indices(Levels[L, V]):
         return reduce(_sum, found)
 
     def _part(self, atom: Atom, dtype: DType) -> Expr:
-        """An atom as an expression."""
-        if atom.kind == "var":
-            same = atom.low == atom.high
-            return const(atom.low, dtype) if same else expr.index(atom.index, dtype)
+        """A quotient, a remainder or a value from memory as an expression."""
         if atom.kind == "value":
             value = self.expand(atom.payload)
             if value.dtype is dtypes.uint64:  # a huge one must stay too large, not wrap
@@ -148,31 +146,39 @@ class Indices(Levels[L, V]):
 
     def index_value(self, e: Expr) -> V:
         """The value of an INDEX."""
-        x, dtype, atom = e.index, self.dtype_of(e.index), as_atom(e.index)
-        if self.varies(x):
-            step = self.lane_stride(x)
-            if step is not None and e.dtype is dtype:
-                base = self.arithmetic(self.at_lane(x)).cast(dtype)
-                return self.spaced(self.evaluate(base), step, dtype)
-        elif atom is not None and atom.kind == "var" and atom.low < atom.high:
-            if atom not in self.constants and atom not in self.shifted:
+        x, atom = e.index, as_atom(e.index)
+        if atom is not None and atom.kind == "var" and atom.low < atom.high:
+            if not (atom in self.vectors or atom in self.constants or atom in self.shifted):
                 return self.variable(atom, e.dtype)
-        return self.evaluate(self.arithmetic(x, dtype).cast(e.dtype))
-
-    def test(self, x: Integer) -> Expr:
-        """Whether an index is ≥ 0, as an expression."""
-        number = self.arithmetic(x)
-        if number.op is Op.CONST:
-            return const(number.value >= 0, dtypes.bool)
-        return number.constant(0).operation("le", number)
+        dtype = self.dtype_of(x)
+        step = self.lane_stride(x) if self.varies(x) and e.dtype is dtype else None
+        if step is not None:
+            base = _as(self.arithmetic(self.at_lane(x)), dtype)
+            return self.spaced(self.evaluate(base), step, dtype)
+        return self.evaluate(_as(self.arithmetic(x, dtype), e.dtype))
 
 
+# Kernels make the same terms and sums again and again.
+
+
+@lru_cache(maxsize=1 << 12)
+def _variable(atom: Atom, dtype: DType) -> Expr:
+    same = atom.low == atom.high
+    return const(atom.low, dtype) if same else expr.index(atom.index, dtype)
+
+
+@lru_cache(maxsize=1 << 12)
 def _times(x: Expr, factor: int) -> Expr:
     return x if factor == 1 else apply(Leaf.TIMES, (x, x.constant(factor)), x.dtype)
 
 
+@lru_cache(maxsize=1 << 12)
 def _sum(x: Expr, y: Expr) -> Expr:
     return apply(Leaf.PLUS, (x, y), x.dtype)
+
+
+def _as(x: Expr, dtype: DType) -> Expr:
+    return const(x.value, dtype) if x.op is Op.CONST else x.cast(dtype)
 
 
 def _plus(x: Expr, number: int) -> Expr:
@@ -192,6 +198,7 @@ def _divided(x: Expr, divisor: int, kind: str, natural: bool) -> Expr:
     return below.where(_plus(quotient, -1), quotient)
 
 
+@lru_cache(maxsize=1 << 12)
 def fits_32_bits(x: Integer) -> bool:
     """Whether an index and all intermediate results fit 32 bits."""
     if isinstance(x, int):

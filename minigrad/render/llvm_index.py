@@ -1,5 +1,5 @@
-"""Index arithmetic of LLVM IR: open loops and branches, each with its own lines; scalars, vectors,
-pointers and conditions; which lanes of a vector are active.
+"""Open loops and branches of LLVM IR, each with its own lines; variables, pointers and conditions;
+which lanes of a vector are active.
 """
 
 from __future__ import annotations
@@ -287,8 +287,8 @@ class IndexEmitter(Indices[Scope, Value], Builder):
         varying, offset = self.parts(x, dtypes.int64)
         base, kind = self.bases[array], memory_type(array.dtype)
         if varying is not None:
-            index, level = self.evaluate(varying).typed, self.memo[varying][1]
-            at = f"getelementptr {kind}, ptr {base}, {index}"
+            index, level = self.evaluate(varying).text, self.memo[varying][1]
+            at = f"getelementptr {kind}, ptr {base}, i64 {index}"
             if at not in self.memo:
                 made = self.at(level, self.line, at)
                 self.remember(at, Value(made, dtypes.int64, 1), level)
@@ -313,7 +313,18 @@ class IndexEmitter(Indices[Scope, Value], Builder):
         at = self.at_lanes(x) if self.varies(x) else []
         if at and all(low(one) >= 0 or high(one) < 0 for one in at):
             return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, len(at))
-        return self.evaluate(self.test(x))
+        number = self.arithmetic(x)
+        if number.op is Op.CONST:
+            return values.constant(number.value >= 0, dtypes.bool)
+        # Further out, the comparison would not be one of the instructions that need its flags.
+        key = ("condition", number)
+        if key not in self.memo:
+            found = self.evaluate(number)
+            zero = values.literal(0, values.register_type(found.dtype), found.lanes)
+            test = Value(self.line(f"icmp sge {found.typed}, {zero}"), dtypes.bool, found.lanes)
+            depends = self.changing(number) if number.inner_loads else ()
+            self.remember(key, test, len(self.levels) - 1, depends)
+        return self.memo[key][0]
 
     def guard(self, conditions: Guard) -> Value | None:
         """All conditions at once: an i1, or a mask if a vector takes part; None without any.

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
@@ -28,14 +27,6 @@ LONGEST = 160  # letters of an expression; a longer one gets a name
 WORDS = (dtypes.float32, dtypes.float64, dtypes.int32, dtypes.uint32, dtypes.int64, dtypes.uint64)
 
 
-@dataclass(frozen=True)
-class Variable:
-    """The name and dtype of a loop variable or a symbol."""
-
-    name: str
-    dtype: DType
-
-
 class Emitter(Indices[Scope, str]):
     """Emits expressions and memory accesses; derived classes emit statements."""
 
@@ -45,8 +36,7 @@ class Emitter(Indices[Scope, str]):
     def __init__(self, nest: Nest, language: Language) -> None:
         super().__init__(Scope(), nest)
         self.language = language
-        self.variables: dict[Atom, Variable] = {}
-        self.symbols: dict[str, Variable] = {}
+        self.variables: dict[Atom, tuple[str, DType]] = {}  # of loops: names and dtypes
         self._names: dict[str, int] = {}
         self.pointers: dict[Array, str] = {}
         self.registers: dict[tuple[Array, int], str] = {}
@@ -89,7 +79,7 @@ class Emitter(Indices[Scope, str]):
     def bind(self, atom: Atom, name: str, dtype: DType) -> None:
         """Name a loop's variable in the innermost level."""
         self.bound(atom)
-        self.variables[atom] = Variable(name, dtype)
+        self.variables[atom] = name, dtype
 
     # ---- indices ----
 
@@ -99,14 +89,21 @@ class Emitter(Indices[Scope, str]):
 
     def variable(self, atom: Atom, dtype: DType) -> str:
         """A variable's name, or the name with a cast to a dtype."""
-        found = self.variables.get(atom) or self.symbols[atom.name]
-        return self.words().cast(found.name, found.dtype, dtype)
+        name, own = self.variables.get(atom) or (f"sym_{atom.name}", dtypes.int64)
+        return self.words().cast(name, own, dtype)
 
     def spaced(self, base: str, step: int, dtype: DType) -> str:
         """base, base + step, … as a vector."""
         words = self.words(self.width())
         steps = [literal(step * lane, dtype) for lane in range(words.width)]
         return f"({words.gathered([base], dtype)} + {words.gathered(steps, dtype)})"
+
+    def test(self, x: Integer) -> Expr:
+        """Whether an index is ≥ 0, as an expression."""
+        number = self.arithmetic(x)
+        if number.op is Op.CONST:
+            return expr.const(number.value >= 0, dtypes.bool)
+        return number.constant(0).operation("le", number)
 
     def guard(self, conditions: Iterable[Integer]) -> str:
         """All conditions at once; empty if there are none."""
@@ -183,7 +180,7 @@ class Emitter(Indices[Scope, str]):
     def _declared(self, e: Expr, text: str) -> str:
         """Declare a constant at the current level; returns its name."""
         name = self.number("v")
-        line = f"const {self.words_of(e).type_of(e.dtype)} {name} = {bare(text)};"
+        line = f"const {self.words(self.lanes_of(e)).type_of(e.dtype)} {name} = {bare(text)};"
         self.current.lines.append(line)
         return name
 
@@ -201,16 +198,12 @@ class Emitter(Indices[Scope, str]):
         """The words for scalars, or for vectors."""
         return Words(self.language, width)
 
-    def words_of(self, e: Expr) -> Words:
-        """The words for a value: those of vectors if it differs from lane to lane."""
-        return self.words(self.lanes_of(e))
-
     def spread(self, e: Expr, text: str, words: Words) -> str:
         """A value in as many lanes as `words` have."""
         return text if self.lanes_of(e) == words.width else words.gathered([text], e.dtype)
 
     def _text(self, e: Expr) -> str:
-        words = self.words_of(e)
+        words = self.words(self.lanes_of(e))
         if e.op is Op.CONST:
             self.language.type_of(e.dtype)
             return literal(e.value, e.dtype)
@@ -267,29 +260,27 @@ class Emitter(Indices[Scope, str]):
     def _loaded_from(self, array: Array, index: Integer, words: Words) -> str:
         """An element, or the neighbouring ones from an index on."""
         index = self.at_lane(index)
-        if self._is_aligned(array, index, words.width):
-            return f"({self._whole(array, index, words, 'const ')})"
+        if word := self._word(array, index, words, "const "):
+            return f"({word})"
         return words.loaded(array.dtype, self.pointers[array], self.index(index))
 
     def stored(self, array: Array, index: Integer, value: str, words: Words) -> str:
         """The statement that stores an element, or neighbouring ones."""
         index = self.at_lane(index)
-        if self._is_aligned(array, index, words.width):
-            return f"{self._whole(array, index, words)} = {bare(value)};"
+        if word := self._word(array, index, words):
+            return f"{word} = {bare(value)};"
         return words.stored(array.dtype, self.pointers[array], self.index(index), value)
 
-    def _whole(self, array: Array, index: Integer, words: Words, const: str = "") -> str:
-        """Neighbouring elements as one word of memory."""
-        space = "__local " if array.space == "local" else "__global "
-        place = f"{self.pointers[array]} + {bare(self.index(index))}"
-        return f"*({space}{const}{words.type_of(array.dtype)} *)({place})"
-
-    def _is_aligned(self, array: Array, index: Integer, width: int) -> bool:
-        """Whether a vector of neighbours provably starts at a multiple of its length.
+    def _word(self, array: Array, index: Integer, words: Words, const: str = "") -> str:
+        """Neighbours as one word of memory, if they provably start at a multiple of their length.
 
         Buffers and arrays in local memory do.
         """
-        return width > 1 and array.dtype in WORDS and divides(index, width)
+        if words.width == 1 or array.dtype not in WORDS or not divides(index, words.width):
+            return ""
+        space = "__local" if array.space == "local" else "__global"
+        place = f"{self.pointers[array]} + {bare(self.index(index))}"
+        return f"*({space} {const}{words.type_of(array.dtype)} *)({place})"
 
 
 def dtype_of_range(least: Integer, stops: Iterable[Integer], step: int) -> DType:

@@ -21,10 +21,10 @@ from minigrad.graph.substitution import proven_nonnegative, variables
 from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.nest import Barrier, Loop, Nest, Prefetch, Statement, Store, expressions
 from minigrad.render.indices import Lanes
-from minigrad.render.opencl import INDENT, Emitter, Variable, dtype_of_range
+from minigrad.render.opencl import INDENT, Emitter, dtype_of_range
 from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, memory_type, register_type
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard
+from minigrad.schedule.expr import Array, Guard
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ class GroupsEmitter(Emitter):
             const = "" if array in self.writable else "const "
             self.language.type_of(array.dtype)
             arguments.append(f"__global {const}{memory_type(array.dtype)} *{name}")
-        for symbol in nest.symbols:
-            variable = self.symbols[symbol] = Variable(f"sym_{symbol}", dtypes.int64)
-            arguments.append(f"const long {variable.name}")
+        arguments += [f"const long sym_{symbol}" for symbol in nest.symbols]
         if shared:
             arguments.append("__global uchar *scratch")
         memory = [*self._scratch(shared), *self._local()]
@@ -156,7 +154,8 @@ class GroupsEmitter(Emitter):
                 self._iteration(loop, f"if ({bare(guard)})" if guard else "")
             return
         kind, start = register_type(dtype), bare(self.evaluate(self.arithmetic(loop.start, dtype)))
-        stop = self.kept(reduce(_smaller, (self.arithmetic(stop, dtype) for stop in loop.stops)))
+        stops = [self.arithmetic(stop, dtype) for stop in loop.stops]
+        stop = self.kept(reduce(lambda x, y: x.operation("minimum", y), stops))
         name = self.fresh(loop.variable.name)
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
         header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
@@ -238,10 +237,6 @@ def _takes(lanes: Collection[Atom], statement: Statement) -> bool:
     if statement.kind == "lanes" or not all(variables(x).isdisjoint(lanes) for x in bounds):
         return False
     return all(_takes(lanes, inner) for inner in statement.body)
-
-
-def _smaller(x: Expr, y: Expr) -> Expr:
-    return x.operation("minimum", y)
 
 
 def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:
