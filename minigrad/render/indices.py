@@ -103,8 +103,7 @@ class Indices(Levels[L, V]):
             if atom in self.shifted:
                 atom, more = self.shifted[atom]
                 number += factor * more
-            plain = atom.kind == "var"
-            part = _variable(atom, dtype) if plain else self._part(atom, dtype)
+            part = (_variable if atom.kind == "var" else self._part)(atom, dtype)
             if part.op is Op.CONST:
                 number += factor * int(part.value)
             else:
