@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 
-from minigrad.dtype import dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient
@@ -66,6 +65,7 @@ class _Emitter(MemoryEmitter):
     """Emits statements and expressions. Memory accesses are in the base class."""
 
     before_branch = slice(None, None, 2)
+    narrow = False  # addresses are 64 bits
 
     def __init__(self, nest: Nest) -> None:
         super().__init__(nest)
@@ -110,7 +110,7 @@ class _Emitter(MemoryEmitter):
     def special(self, statement: Statement) -> None:
         """Emit a prefetch, a reduction over lanes or a product of matrices."""
         if isinstance(statement, Prefetch):
-            self.hint(self.pointer(statement.array, self.at_base(statement.index)))
+            self.hint(self.pointer(statement.array, self.at_lane(statement.index)))
         elif isinstance(statement, MatrixProduct):
             emit_matrix_product(self, self.matrices, statement)
         elif isinstance(statement, Fold):
@@ -225,7 +225,7 @@ class _Emitter(MemoryEmitter):
         size, width = streamed.array.dtype.itemsize, loop.step
         with self.straight(loop.changes):
             self.bind_lanes(loop, start, False)
-            pointer = self.pointer(streamed.array, self.at_base(streamed.index))
+            pointer = self.pointer(streamed.array, self.at_lane(streamed.index))
             address = self.line(f"ptrtoint ptr {pointer} to i64")
             beyond = self.line(f"sub i64 0, {address}")
             missing = self.line(f"and i64 {beyond}, {alignment(streamed, width) - 1}")
@@ -237,7 +237,7 @@ class _Emitter(MemoryEmitter):
     def _ask(self, loop: Loop) -> None:
         """Prefetch what will be read soon: each cache line that a vector covers."""
         for array, place in loop.prefetch:
-            pointer = self.pointer(array, self.at_base(place))
+            pointer = self.pointer(array, self.at_lane(place))
             span = self.width() * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
             for offset in range(0, span, CACHE_LINE):
                 at = self.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
@@ -301,11 +301,7 @@ class _Emitter(MemoryEmitter):
         if e.op is Leaf.LOAD:
             return self.load(e, lanes)
         if e.op is Leaf.INDEX:
-            x = (
-                self.vector(e.index, lanes) if lanes > 1
-                else Value(self.scalar(e.index), dtypes.int64, 1)
-            )  # fmt: skip
-            return values.cast(self, x, e.dtype)
+            return self.index_value(e)
         return self.condition(e.index)
 
     def _rarely(self, e: Expr, lanes: int) -> Value:

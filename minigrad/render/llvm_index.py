@@ -1,5 +1,5 @@
-"""Index arithmetic of LLVM IR: open loops and branches, each with its own lines; scalars, vectors,
-pointers and conditions; which lanes of a vector are active.
+"""Open loops and branches of LLVM IR, each with its own lines; variables, pointers and conditions;
+which lanes of a vector are active.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import count
-from operator import itemgetter
-from typing import Any
 
 from minigrad.dtype import DType, dtypes
-from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.node import Op
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Atom, Integer, high, low
 from minigrad.loops.nest import Loop, Nest
 from minigrad.render import llvm_values as values
 from minigrad.render import scopes
+from minigrad.render.indices import Indices, Lanes
 from minigrad.render.llvm_values import Builder, Value, memory_type
-from minigrad.render.scopes import fits_32_bits, stride
 from minigrad.schedule import expr
-from minigrad.schedule.expr import Array, Expr, Guard
+from minigrad.schedule.expr import Array, Guard
 
 Slot = tuple[str, int]  # a register: the name of an array of registers, and its index
 
@@ -40,19 +39,7 @@ class Scope(scopes.Scope):
     counting: str = ""
 
 
-@dataclass(frozen=True)
-class Lanes:
-    """The vector variable in scope: its scalar base, and its number of lanes.
-
-    first: the base as an index, if only whole vectors are known to come before.
-    """
-
-    base: str
-    width: int
-    first: Integer | None = None
-
-
-class IndexEmitter(scopes.Levels[Scope, Value], Builder):
+class IndexEmitter(Indices[Scope, Value], Builder):
     """The base of what emits memory accesses and expressions.
 
     It opens and closes levels, and knows which variable is a vector's, and its active lanes.
@@ -63,10 +50,6 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         Builder.__init__(self)
         self.bases: dict[Array, str] = {}
         self.scalars: dict[Atom, str] = {}
-        # variables that equal another one plus a number; indices made from them are shared, too
-        self.shifted: dict[Atom, tuple[Atom, int]] = {}
-        self.vectors: dict[Atom, Lanes] = {}
-        self._at_base: dict[Integer, Integer] = {}  # results of `at_base` for the vectors in scope
         self._asked: set[str] = set()  # names of values in registers that are read
         self.label: Callable[[], str] = map("b{}".format, count(1)).__next__
 
@@ -79,8 +62,6 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
 
     def _close(self) -> tuple[Scope, Scope]:
         """Close the innermost level; returns it and its parent."""
-        if not self.vectors.keys().isdisjoint(self.levels[-1].bound):
-            self._at_base.clear()
         return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
 
     @contextmanager
@@ -194,6 +175,30 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
 
     # ---- variables ----
 
+    def bind(self, name: str, low: int, high: int, text: str) -> Integer:
+        """An i64 as an index; in the innermost level it is a variable's unless it is a number."""
+        if is_number(text):
+            return int(text)
+        atom = Atom("var", name, low, high)
+        self.scalars[atom] = text
+        self.bound(atom)
+        return atom.index
+
+    def variable(self, atom: Atom, dtype: DType) -> Value:
+        """The value of a variable that all lanes share, or of a symbol."""
+        text = self.scalars.get(atom) or f"%sym.{atom.name}"
+        return values.cast(self, Value(text, dtypes.int64, 1), dtype)
+
+    def spaced(self, base: Value, step: int, dtype: DType) -> Value:
+        """base, base + step, … in the lanes in scope."""
+        kind, width = values.register_type(dtype), self.width()
+        first = int(base.text) if is_number(base.text) else 0
+        steps = ", ".join(f"{kind} {first + lane * step}" for lane in range(width))
+        known = Value(f"<{steps}>", dtype, width)
+        if is_number(base.text):
+            return known
+        return values.operation(self, Op.ADD, [values.broadcast(self, base, width), known], dtype)
+
     def bind_lanes(self, loop: Loop, base: str, even: bool) -> None:
         """Let a lanes loop's variable be base + 0 … step − 1 in the innermost level.
 
@@ -203,27 +208,12 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         last = min(x.high, *(high(stop) - 1 for stop in loop.stops))
         number = Atom("var", f"{x.name}.vectors", 0, max(last - low(loop.start), 0) // step)
         first = loop.start + number.index * step if even else None
-        first = int(base) if base.isdecimal() else first
-        self._at_base.clear()
-        for atom, lanes in ((x, Lanes(base, step, first)), (loop.lane, Lanes("0", step, 0))):
+        place = self.bind(f"{x.name}.base", x.low, x.high, base)
+        first = place if isinstance(place, int) else first
+        for atom, lanes in ((x, Lanes(place, step, first)), (loop.lane, Lanes(0, step, 0))):
             if atom is not None:
                 self.vectors[atom] = lanes
                 self.bound(atom)
-
-    def look_along(self, vectors: dict[Atom, Lanes]) -> None:
-        """Make other variables the vectors in scope."""
-        self.vectors = vectors
-        self._at_base.clear()
-
-    def width(self) -> int:
-        """Lanes of the vector variable in scope, 1 without one."""
-        for lanes in self.vectors.values():
-            return lanes.width
-        return 1
-
-    def lanes_of(self, e: Expr) -> int:
-        """Lanes of an expression's value."""
-        return 1 if self.vectors.keys().isdisjoint(e.variables) else self.width()
 
     def _masking(self) -> Scope:
         """The innermost level that determines which lanes are active; the outermost without one."""
@@ -242,61 +232,7 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
 
     def scalar(self, x: Integer) -> str:
         """The i64 text of a sum without vector variables."""
-        return self._sum(x)[0]
-
-    def _sum(self, x: Integer) -> tuple[str, int]:
-        """The same, with its level."""
-        dynamic, offset, level = self._parts(x)
-        if dynamic is None:
-            return str(offset), level
-        return self._binary("add", dynamic, str(offset), level) if offset else (dynamic, level)
-
-    def _parts(self, x: Integer) -> tuple[str | None, int, int]:
-        """(text of the part that is not constant, constant part, level of the former)."""
-        if isinstance(x, int):
-            return None, x, 0
-        offset = x.constant
-        terms: list[tuple[int, str, int]] = []
-        for atom, factor in x.terms:
-            if atom in self.constants:
-                offset += factor * self.constants[atom]
-                continue
-            if atom in self.shifted:
-                atom, more = self.shifted[atom]
-                offset += factor * more
-            text, level = self._atom(atom)
-            if is_number(text):
-                offset += factor * int(text)
-            else:
-                terms.append((level, text, factor))
-        if not terms:
-            return None, offset, 0
-        if len(terms) > 1:
-            terms.sort(key=itemgetter(0))
-        total, height = "", 0
-        for level, text, factor in terms:
-            if factor != 1:
-                text, level = self._binary("mul", text, str(factor), level)
-            height = max(height, level)
-            if total:
-                total, height = self._binary("add", total, text, height)
-            else:
-                total = text
-        return total, offset, height
-
-    def _binary(self, name: str, left: str, right: str, level: int) -> tuple[str, int]:
-        """The result and its level."""
-        text = f"{name} i64 {left}, {right}"
-        return self._once(text, level, self.line, text)
-
-    def _once(
-        self, key: object, level: int, make: Callable[..., str], *given: Any
-    ) -> tuple[str, int]:
-        """The text of a value, make(*given) at a level if it is not known; and its level."""
-        if key not in self.memo:
-            self.remember(key, Value(self.at(level, make, *given), dtypes.int64, 1), level)
-        known, level = self.memo[key]  # further in if it is known there already
-        return known.text, level
+        return self.evaluate(self.arithmetic(x, dtypes.int64)).text
 
     def minimum(self, a: str, b: str) -> str:
         """The smaller of two i64."""
@@ -334,76 +270,6 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         most = values.broadcast(self, short, width)
         return self.line(f"icmp slt {values.numbers(tuple(range(width)))}, {most.text}")
 
-    def _atom(self, atom: Atom) -> tuple[str, int]:
-        """An atom's value as i64 text, and its level."""
-        if atom.kind == "var":
-            if atom in self.scalars:
-                return self.scalars[atom], self.where[atom]
-            if atom.low == atom.high:
-                return str(atom.low), 0
-            return f"%sym.{atom.name}", 0
-        if atom.kind == "value":
-            value = self.value(atom.payload)
-            level = self.memo[self.expand(atom.payload)][1]
-            return self._once(
-                ("wide", value.text), level,
-                lambda: values.cast(self, value, dtypes.int64).text,
-            )  # fmt: skip
-        assert atom.inner is not None
-        inner, level = self._sum(atom.inner)
-        if is_number(inner):
-            number = int(inner)
-            result = number // atom.divisor if atom.kind == "div" else number % atom.divisor
-            return str(result), level
-        x, key = Value(inner, dtypes.int64, 1), (atom.kind, inner, atom.divisor)
-        return self._once(key, level, lambda: _divided(self, x, atom).text)
-
-    def vector(self, x: Integer, width: int) -> Value:
-        """A sum with vector variables, one value per lane: i32 if all its parts fit, else i64."""
-        dtype = dtypes.int32 if fits_32_bits(x) else dtypes.int64
-        return self._vector(x, width, dtype)
-
-    def _vector(self, x: Integer, width: int, dtype: DType) -> Value:
-        kind = values.register_type(dtype)
-        if isinstance(x, int):
-            return values.constant(x, dtype, width)
-        same: Integer = x.constant  # the part that all lanes share
-        step = 0  # from lane to lane
-        parts: list[Value] = []
-        for atom, factor in x.terms:
-            if atom in self.vectors or self.vectors.keys().isdisjoint(variables(atom.index)):
-                same += factor * atom.index
-                step += factor if atom in self.vectors else 0
-                continue
-            part = self._vector_atom(atom, width, dtype)
-            if factor != 1:
-                by = values.literal(factor, kind, width)
-                part = Value(self.line(f"mul {part.typed}, {by}"), dtype, width)
-            parts.append(part)
-        if step:
-            steps = ", ".join(f"{kind} {lane * step}" for lane in range(width))
-            parts.append(Value(f"<{steps}>", dtype, width))
-        text = self.scalar(self.at_base(same))
-        if text != "0" or not parts:
-            scalar = values.cast(self, Value(text, dtypes.int64, 1), dtype)
-            parts.append(values.broadcast(self, scalar, width))
-        return reduce(self._add, parts)
-
-    def _add(self, a: Value, b: Value) -> Value:
-        text = self.line(f"add {a.typed}, {b.text}")
-        return Value(text, a.dtype, a.lanes)
-
-    def _vector_atom(self, atom: Atom, width: int, dtype: DType) -> Value:
-        if atom.kind == "value":
-            value = values.broadcast(self, self.value(atom.payload), width)
-            return values.cast(self, value, dtype)
-        assert atom.inner is not None
-        return _divided(self, self._vector(atom.inner, width, dtype), atom)
-
-    def lane_stride(self, x: Integer) -> int | None:
-        """The stride of an index along the vector in scope; None if it is not constant."""
-        return stride(x, self.vectors)
-
     def at_lanes(self, x: Integer) -> list[Integer]:
         """An index in each of the lanes in scope, in other variables; empty if it is unknown."""
         found = [(atom, lanes.first) for atom, lanes in self.vectors.items()]
@@ -416,41 +282,24 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
             for lane in range(self.width())
         ]
 
-    def at_base(self, x: Integer) -> Integer:
-        """An index at lane 0 of the vector in scope, in terms of names that `scalar` knows."""
-        if x not in self._at_base:
-            self._at_base[x] = self._moved_to_base(x)
-        return self._at_base[x]
-
-    def _moved_to_base(self, x: Integer) -> Integer:
-        changed: dict[Atom, Integer] = {}
-        for atom, lanes in self.vectors.items():
-            if lanes.base.isdecimal():
-                changed[atom] = int(lanes.base)
-            else:
-                base = Atom("var", atom.name + ".base", atom.low, atom.high)
-                if base not in self.scalars:
-                    self.scalars[base] = lanes.base
-                    self.where[base] = self.where[atom]
-                    self.levels[self.where[atom]].bound.append(base)
-                changed[atom] = base.index
-        return substitute(x, changed)
-
     def pointer(self, array: Array, x: Integer) -> str:
         """The address of array[x]."""
-        dynamic, offset, level = self._parts(x)
-        base = self.bases[array]
-        kind = memory_type(array.dtype)
-        if dynamic is not None:
-            at = f"getelementptr {kind}, ptr {base}, i64 {dynamic}"
-            base, _ = self._once(at, level, self.line, at)
+        varying, offset = self.parts(x, dtypes.int64)
+        base, kind = self.bases[array], memory_type(array.dtype)
+        if varying is not None:
+            index, level = self.evaluate(varying).text, self.memo[varying][1]
+            at = f"getelementptr {kind}, ptr {base}, i64 {index}"
+            if at not in self.memo:
+                made = self.at(level, self.line, at)
+                self.remember(at, Value(made, dtypes.int64, 1), level)
+            base = self.memo[at][0].text
         if offset == 0:
             return base
         return self.line(f"getelementptr {kind}, ptr {base}, i64 {offset}")
 
     def pointers(self, array: Array, x: Integer, width: int) -> str:
         """The addresses of array[x], one a lane."""
-        index = self.vector(x, width)
+        index = values.broadcast(self, self.evaluate(self.arithmetic(x)), width)
         kind = memory_type(array.dtype)
         return self.line(f"getelementptr {kind}, ptr {self.bases[array]}, {index.typed}")
 
@@ -461,17 +310,21 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         x = substitute(x, self.constants)
         if low(x) >= 0:
             return values.constant(True, dtypes.bool)
-        if self.vectors.keys().isdisjoint(variables(x)):
-            text = self.scalar(x)
-            if is_number(text):
-                return values.constant(int(text) >= 0, dtypes.bool)
-            return Value(self.line(f"icmp sge i64 {text}, 0"), dtypes.bool, 1)
-        width, at = self.width(), self.at_lanes(x)
+        at = self.at_lanes(x) if self.varies(x) else []
         if at and all(low(one) >= 0 or high(one) < 0 for one in at):
-            return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, width)
-        number = self.vector(x, width)
-        zero = values.literal(0, values.register_type(number.dtype), width)
-        return Value(self.line(f"icmp sge {number.typed}, {zero}"), dtypes.bool, width)
+            return Value(values.flags([low(one) >= 0 for one in at]), dtypes.bool, len(at))
+        number = self.arithmetic(x)
+        if number.op is Op.CONST:
+            return values.constant(number.value >= 0, dtypes.bool)
+        # Further out, the comparison would not be one of the instructions that need its flags.
+        key = ("condition", number)
+        if key not in self.memo:
+            found = self.evaluate(number)
+            zero = values.literal(0, values.register_type(found.dtype), found.lanes)
+            test = Value(self.line(f"icmp sge {found.typed}, {zero}"), dtypes.bool, found.lanes)
+            depends = self.changing(number) if number.inner_loads else ()
+            self.remember(key, test, len(self.levels) - 1, depends)
+        return self.memo[key][0]
 
     def guard(self, conditions: Guard) -> Value | None:
         """All conditions at once: an i1, or a mask if a vector takes part; None without any.
@@ -497,26 +350,6 @@ class IndexEmitter(scopes.Levels[Scope, Value], Builder):
         if mask is not None:
             return self._and(Value(mask, dtypes.bool, width), guard).text
         return values.broadcast(self, guard, width).text
-
-
-def _divided(here: Builder, x: Value, atom: Atom) -> Value:
-    """Floor division or remainder by a positive constant."""
-    scalar = values.register_type(x.dtype)
-    divisor = values.literal(atom.divisor, scalar, x.lanes)
-    assert atom.inner is not None
-    if atom.inner.low >= 0:
-        name = "udiv" if atom.kind == "div" else "urem"
-        return Value(here.line(f"{name} {x.typed}, {divisor}"), x.dtype, x.lanes)
-    zero = values.literal(0, scalar, x.lanes)
-    rest = here.line(f"srem {x.typed}, {divisor}")
-    negative = here.line(f"icmp slt {x.type} {rest}, {zero}")
-    mask = values.mask_type(x)
-    found, change = rest, f"add {x.type} {rest}, {divisor}"
-    if atom.kind == "div":
-        found = here.line(f"sdiv {x.typed}, {divisor}")
-        change = f"sub {x.type} {found}, {values.literal(1, scalar, x.lanes)}"
-    text = f"select {mask} {negative}, {x.type} {here.line(change)}, {x.type} {found}"
-    return Value(here.line(text), x.dtype, x.lanes)
 
 
 def is_number(text: str) -> bool:

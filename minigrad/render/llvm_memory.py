@@ -15,7 +15,7 @@ from functools import reduce
 from minigrad.dtype import DType, dtypes
 from minigrad.errors import CompileError
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import substitute, variables
+from minigrad.graph.substitution import substitute
 from minigrad.graph.symbolic import Integer, high, low
 from minigrad.loops.nest import Matrix, MatrixProduct, Nest, Store
 from minigrad.render import llvm_values as values
@@ -70,7 +70,7 @@ class MemoryEmitter(IndexEmitter):
                 f"<{width} x i1> {mask or 'splat (i1 true)'}",
             )  # fmt: skip
             return
-        pointer = self.pointer(array, self.at_base(statement.index))
+        pointer = self.pointer(array, self.at_lane(statement.index))
         text, how = values.to_memory(self, value), ""
         if mask is not None:
             self._masked_store(array.dtype, text, pointer, mask, width)
@@ -93,7 +93,7 @@ class MemoryEmitter(IndexEmitter):
             assert mask is not None
             places = (width if n is None else n for n in lanes)
             own = self.shuffle(f"<{width} x i1>", mask, places, "zeroinitializer")
-        pointer = self.pointer(array, self.at_base(statement.index))
+        pointer = self.pointer(array, self.at_lane(statement.index))
         spread = ("poison" if n is None else n for n in lanes)
         text = self.shuffle(vector_type(scalar, width), values.to_memory(self, value), spread)
         self._masked_store(array.dtype, text, pointer, own, count)
@@ -160,7 +160,7 @@ class MemoryEmitter(IndexEmitter):
         """The elements in memory from a vector's first word on: the neighbours of each lane."""
         array, index, count = parts[0].array, parts[0].index, len(parts)
         masks = [self.both(self.mask(), self.guard(e.guard), lanes) for e in parts]
-        pointer, mask = self.pointer(array, self.at_base(index)), None
+        pointer, mask = self.pointer(array, self.at_lane(index)), None
         if any(masks):
             flags = [mask or "splat (i1 true)" for mask in masks]
             mask = in_turn(self, flags, "i1", lanes)
@@ -179,7 +179,7 @@ class MemoryEmitter(IndexEmitter):
             if guard is not None:
                 pointer = self._or_zeros(pointer, guard)
             return self._loaded(array.dtype, pointer, lanes)
-        alike = [c for c in guard_conditions if self.vectors.keys().isdisjoint(variables(c))]
+        alike = [c for c in guard_conditions if not self.varies(c)]
         common = self.guard(tuple(alike))  # of all lanes
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
@@ -193,7 +193,7 @@ class MemoryEmitter(IndexEmitter):
             return self._for_all(array, index, lanes, mask)
         if not neighbours:
             return self._gather(array, index, lanes, mask)
-        pointer = self.pointer(array, self.at_base(index))
+        pointer = self.pointer(array, self.at_lane(index))
         pointer = self._mapped(pointer, array, index, common if own is None else mask, lanes)
         return self._loaded(array.dtype, pointer, lanes, mask)
 
@@ -234,7 +234,7 @@ class MemoryEmitter(IndexEmitter):
     def _for_all(self, array: Array, index: Integer, lanes: int, mask: str) -> str:
         """An element that all lanes of a mask read; zero for the others."""
         some = Value(self.any(mask, lanes), dtypes.bool, 1)
-        pointer = self._or_zeros(self.pointer(array, self.at_base(index)), some)
+        pointer = self._or_zeros(self.pointer(array, self.at_lane(index)), some)
         one, scalar = self._loaded(array.dtype, pointer, 1), memory_type(array.dtype)
         kind = vector_type(scalar, lanes)
         first = self.line(f"insertelement {kind} poison, {scalar} {one}, i64 0")
@@ -311,7 +311,7 @@ class MemoryEmitter(IndexEmitter):
         first, last = low(index) - min(places), high(index) - max(places)  # of lane 0, if all count
         # An array of varying size may end after the last element, but not between neighbours.
         loose = self.lane_stride(index) in range(1, MOST_VECTORS + 1)
-        alone = all(lanes.base == "0" for lanes in self.vectors.values())
+        alone = all(lanes.base == 0 for lanes in self.vectors.values())
         loose = loose or alone and not self.nest.symbols
 
         def there(begin: int, size: int) -> bool:
@@ -325,7 +325,7 @@ class MemoryEmitter(IndexEmitter):
         kind = vector_type(scalar, size)
         text = ""
         for number, begin in enumerate(begins):
-            pointer = self.pointer(array, self.at_base(index) + begin)
+            pointer = self.pointer(array, self.at_lane(index) + begin)
             if common is not None:
                 pointer = self._or_zeros(pointer, common)
             mask = None
@@ -430,7 +430,7 @@ def emit_matrix_product(
     signs = "".join("s" if dtype.kind == "i" else "u" for dtype in (product.of, product.by))
     multiply = f"tdpb{signs}d" if product.of.is_int else "tdpbf16ps"
     total, left, right = (
-        emitter.pointer(m.array, emitter.at_base(m.index)) for m in product.matrices
+        emitter.pointer(m.array, emitter.at_lane(m.index)) for m in product.matrices
     )
     number = registers.number
     lefts = [number("left", 0, count, _WORD * deep) for _, count in rows]

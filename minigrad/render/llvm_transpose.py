@@ -14,11 +14,12 @@ from dataclasses import replace
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, plain_count
-from minigrad.render.llvm_index import Lanes, is_number
+from minigrad.render.indices import Lanes
+from minigrad.render.llvm_index import is_number
 from minigrad.render.llvm_memory import MemoryEmitter
 from minigrad.render.llvm_values import (
     Builder,
@@ -143,13 +144,14 @@ def _in_squares(emitter: MemoryEmitter, loop: Loop, length: int) -> None:
         square, places = dict[Atom, Lanes](), dict[Atom, Integer]()
         for atom, whole in lanes.items():
             some = Atom("var", f"{atom.name}.some", atom.low, atom.high)
-            base = emitter.line(f"add i64 {whole.base}, {begin}")
-            square[some] = Lanes(base, length)
+            base = emitter.line(f"add i64 {emitter.scalar(whole.base)}, {begin}")
+            place = emitter.bind(f"{some.name}.base", some.low, some.high, base)
+            square[some] = Lanes(place, length)
             emitter.bound(some)
             places[atom] = some.index
-        emitter.look_along(square)
+        emitter.vectors = square
         emitter.statement(substitute_statement(loop, places))
-    emitter.look_along(lanes)
+    emitter.vectors = lanes
 
 
 def _short(count: int) -> int:
@@ -163,16 +165,18 @@ def _block(
 ) -> None:  # fmt: skip
     """`count` iterations from `first` on; vectors of `length` of them are loaded and stored."""
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
-    along, variable = Lanes(first, length), loop.variable
-    block = Atom("var", variable.name + ".first", variable.low, variable.high)
-    emitter.scalars[block] = first
-    emitter.bound(block)
+    variable = loop.variable
+    block = emitter.bind(variable.name + ".first", variable.low, variable.high, first)
+    along = Lanes(block, length)
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):
         with emitter.where_above(count, number, loop.changes):
-            emitter.shifted[variable] = block, number
-            emitter.bound(variable)
+            if isinstance(block, int):
+                emitter.bind_constant(variable, block + number)
+            else:
+                emitter.shifted[variable] = only_atom(block), number
+                emitter.bound(variable)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)
@@ -238,13 +242,13 @@ def _along(
     along = Atom("var", variable.name + ".along", variable.low, variable.high)
     lanes = emitter.vectors
     places: dict[Atom, Integer] = {
-        atom: emitter.at_base(atom.index) + lane for atom in lanes
+        atom: whole.base + lane for atom, whole in lanes.items()
     }
-    emitter.look_along({along: block})
+    emitter.vectors = {along: block}
     emitter.bound(along, outside=1)  # all lanes share addresses
     emitter.levels[-1].mask = mask
     yield {**places, variable: along.index}
-    emitter.look_along(lanes)
+    emitter.vectors = lanes
 
 
 def _as_bytes(here: Builder, x: Value) -> Value:
@@ -267,10 +271,7 @@ def _lane_that_counts(emitter: MemoryEmitter, lane: int) -> Integer:
     if counting.isdecimal():
         return min(lane, int(counting) - 1)
     text = emitter.minimum(str(lane), emitter.line(f"sub i64 {counting}, 1"))
-    atom = Atom("var", f"lane{lane}.counting", 0, lane)
-    emitter.scalars[atom] = text
-    emitter.bound(atom)
-    return atom.index
+    return emitter.bind(f"lane{lane}.counting", 0, lane, text)
 
 
 def transpose(here: Builder, rows: list[Value], size: int) -> list[Value]:

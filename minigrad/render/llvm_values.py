@@ -188,16 +188,20 @@ def operation(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Val
     return Value(text, dtype, x.lanes)
 
 
+_SIGNED: dict[Op | Leaf, str] = {
+    Leaf.QUOTIENT: "sdiv", Leaf.REMAINDER: "srem", Op.SHL: "shl", Op.SHR: "ashr",
+    Leaf.PLUS: "add", Leaf.TIMES: "mul", Leaf.PART: "udiv", Leaf.REST: "urem",
+}  # fmt: skip
+_UNSIGNED = {**_SIGNED, Leaf.QUOTIENT: "udiv", Leaf.REMAINDER: "urem", Op.SHR: "lshr"}
+
+
 def _as_the_processor(b: Builder, op: Op | Leaf, args: list[Value], dtype: DType) -> Value:
     """Operations whose meaning is defined for some operands only: see vector_math.py."""
     x, signed = args[0], dtype.kind == "i"
     if op is Leaf.WHOLE:
         kind = vector_type(register_type(dtype), x.lanes)
         return Value(b.line(f"fpto{'s' if signed else 'u'}i {x.typed} to {kind}"), dtype, x.lanes)
-    name = {
-        Leaf.QUOTIENT: "sdiv" if signed else "udiv", Leaf.REMAINDER: "frem",
-        Op.SHL: "shl", Op.SHR: "ashr" if signed else "lshr",
-    }[op]  # fmt: skip
+    name = "frem" if dtype.is_float else (_SIGNED if signed else _UNSIGNED)[op]
     y = _divisor(b, args[1]) if name == "frem" else args[1].text
     return Value(b.line(f"{name} {x.typed}, {y}"), dtype, x.lanes)
 

@@ -12,23 +12,17 @@ A lanes loop of 2, 4 or 8 iterations is computed all at once, by vectors of a wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from minigrad.graph.substitution import proven_nonnegative
-from minigrad.graph.symbolic import Integer, high
+from minigrad.dtype import dtypes
+from minigrad.graph.substitution import proven_nonnegative, variables
+from minigrad.graph.symbolic import Atom, Integer, high
 from minigrad.loops.nest import Barrier, Loop, Nest, Prefetch, Statement, Store, expressions
-from minigrad.render.opencl import (
-    INDENT,
-    Emitter,
-    Variable,
-    Vector,
-    integer,
-    kind_of_range,
-    parse,
-)
-from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, memory_type
+from minigrad.render.indices import Lanes
+from minigrad.render.opencl import INDENT, Emitter, dtype_of_range
+from minigrad.render.opencl_values import WIDTHS, Language, Words, bare, memory_type, register_type
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array, Guard
 
@@ -81,9 +75,7 @@ class GroupsEmitter(Emitter):
             const = "" if array in self.writable else "const "
             self.language.type_of(array.dtype)
             arguments.append(f"__global {const}{memory_type(array.dtype)} *{name}")
-        for symbol in nest.symbols:
-            variable = self.symbols[symbol] = Variable(f"sym_{symbol}", "long")
-            arguments.append(f"const long {variable.name}")
+        arguments += [f"const long sym_{symbol}" for symbol in nest.symbols]
         if shared:
             arguments.append("__global uchar *scratch")
         memory = [*self._scratch(shared), *self._local()]
@@ -123,8 +115,8 @@ class GroupsEmitter(Emitter):
     def _parallel(self, loop: Loop) -> None:
         """The loop whose iterations are work-groups, or work-items."""
         total, items = self.nest.total, self.nest.items
-        kind = kind_of_range(0, [2 * high(total) * max(items, 1)], 1 << 20)
-        name = self.fresh(loop.variable.name)
+        dtype = dtype_of_range(0, [2 * high(total) * max(items, 1)], 1 << 20)
+        kind, name = register_type(dtype), self.fresh(loop.variable.name)
         if items:
             (inner,) = loop.body
             assert isinstance(inner, Loop)
@@ -132,14 +124,14 @@ class GroupsEmitter(Emitter):
                 self.line(f"const {kind} {name} = get_global_id(0) / {items};")
                 item = self.fresh(inner.variable.name)
                 self.line(f"const int {item} = get_local_id(0);")
-                self.bind(inner.variable, item, "int")
-                self.bind(loop.variable, name, kind)
+                self.bind(inner.variable, item, dtypes.int32)
+                self.bind(loop.variable, name, dtype)
                 self.body(inner)
         else:
-            stop = bare(self.index(total, kind))
+            stop = bare(self.evaluate(self.arithmetic(total, dtype)))
             header = f"for ({kind} {name} = get_global_id(0); {name} < {stop}; "
             with self.straight(loop.changes, f"{header}{name} += get_global_size(0))"):
-                self.bind(loop.variable, name, kind)
+                self.bind(loop.variable, name, dtype)
                 self.body(loop)
 
     def loop(self, loop: Loop) -> None:
@@ -154,49 +146,47 @@ class GroupsEmitter(Emitter):
             raise self.unexpected(f"a loop of kind {loop.kind!r} and step {loop.step}")
 
     def _serial(self, loop: Loop) -> None:
-        kind = kind_of_range(loop.start, loop.stops, loop.step)
+        dtype = dtype_of_range(loop.start, loop.stops, loop.step)
         if any(loop.start + loop.step - stop == 0 for stop in loop.stops):  # once, or not at all
             tests = [stop - loop.start - 1 for stop in loop.stops]
             guard = self.guard(test for test in tests if not proven_nonnegative(test))
             if guard != "false":
                 self._iteration(loop, f"if ({bare(guard)})" if guard else "")
             return
-        start = bare(self.index(loop.start, kind))
-        stop = bare(_least([self.index(stop, kind) for stop in loop.stops], kind))
-        if not stop.replace("_", "").isalnum():
-            name = self.number("stop")
-            self.line(f"const {kind} {name} = {stop};")
-            stop = name
+        kind, start = register_type(dtype), bare(self.evaluate(self.arithmetic(loop.start, dtype)))
+        stops = [self.arithmetic(stop, dtype) for stop in loop.stops]
+        stop = self.kept(reduce(lambda x, y: x.operation("minimum", y), stops))
         name = self.fresh(loop.variable.name)
         step = f"{name}++" if loop.step == 1 else f"{name} += {loop.step}"
         header = f"for ({kind} {name} = {start}; {name} < {stop}; {step})"
         with self.straight(loop.changes, header):
-            self.bind(loop.variable, name, kind)
+            self.bind(loop.variable, name, dtype)
             self.body(loop)
 
     def _lanes(self, loop: Loop) -> None:
         (stop, *others) = loop.stops
-        vector = Vector(loop.variable, loop.lane, Words(self.language, loop.step), loop.start)
         is_one = loop.step in WIDTHS and not others and stop - loop.start == loop.step
-        if not is_one or not all(_takes(vector, inner) for inner in loop.body):
+        along = {loop.variable: Lanes(loop.start, loop.step)}
+        if loop.lane is not None:
+            along[loop.lane] = Lanes(0, loop.step)
+        if not is_one or not all(_takes(along.keys(), inner) for inner in loop.body):
             raise self.unexpected(f"a lanes loop of step {loop.step}, which is not a vector width")
-        self.vector = vector
-        self._iteration(loop)
-        self.vector = None
+        with self.straight(loop.changes):
+            self.vectors = along
+            for atom in along:
+                self.bound(atom)
+            self.body(loop)
+        self.vectors = {}
 
     def _iteration(self, loop: Loop, header: str = "") -> None:
-        """The body of one iteration, or of a vector from its first lane on."""
-        kind = kind_of_range(loop.start, loop.stops, loop.step)
+        """The body of one iteration."""
+        dtype = dtype_of_range(loop.start, loop.stops, loop.step)
         with self.straight(loop.changes, header):
-            text = place = self.index(loop.start, kind)
-            if not text.isidentifier() and parse(text) is None:
-                place = self.fresh(loop.variable.name)
-                self.line(f"const {kind} {place} = {bare(text)};")
-            self.bind(loop.variable, place, kind)
-            if self.vector is not None and loop.kind == "lanes":
-                self.bind(self.vector.first, place, kind)
-            if loop.lane is not None:
-                self.bind_constant(loop.lane, 0)
+            start = self.arithmetic(loop.start, dtype)
+            if (number := start.known()) is not None:
+                self.bind_constant(loop.variable, int(number))
+            else:
+                self.bind(loop.variable, self.kept(start), dtype)
             self.body(loop)
 
     # ---- statements ----
@@ -215,28 +205,22 @@ class GroupsEmitter(Emitter):
         array = statement.array
         register = self.register(array, statement.index)
         if array.width > 1:
-            words = self.vector.words if self.vector else Words(self.language, array.width)
-            value = self.spread(self.expand(statement.value), value, words)
+            value = self.spread(self.expand(statement.value), value, self.words(array.width))
         self.line(f"{register} = {bare(value)};")
 
     def store(self, statement: Store, value: str) -> None:
         """Store a value, of all lanes at once if they are neighbours."""
-        vector, array, root = self.vector, statement.array, self.expand(statement.value)
-        index, guard = statement.index, statement.guard
-        if vector is None:
-            self._store(array, index, guard, value, self.words)
-            return
-        guard = expr.restrict((), map(vector.same, guard))
-        words, value = vector.words, self.spread(root, value, vector.words)
-        if vector.stride(index) == 1 and not any(map(vector.varies, guard)):
+        array, words = statement.array, self.words(self.width())
+        index, guard = statement.index, expr.restrict((), map(self.same, statement.guard))
+        value = self.spread(self.expand(statement.value), value, words)
+        if words.width == 1 or self.lane_stride(index) == 1 and not any(map(self.varies, guard)):
             self._store(array, index, guard, value, words)
             return
         name = self.number("v")
         self.line(f"const {words.type_of(array.dtype)} {name} = {bare(value)};")
         for lane in range(words.width):
-            element = words.lane(name, array.dtype, lane)
-            there, inside = vector.at(index, lane), vector.guard(guard, lane)
-            self._store(array, there, inside, element, self.words)
+            element, inside = words.lane(name, array.dtype, lane), self.guard_in(lane, guard)
+            self._store(array, self.at_lane(index, lane), inside, element, self.words())
 
     def _store(self, array: Array, index: Integer, guard: Guard, value: str, words: Words) -> None:
         test = self.guard(guard)
@@ -245,22 +229,14 @@ class GroupsEmitter(Emitter):
             self.line(f"if ({bare(test)}) {text}" if test else text)
 
 
-def _takes(vector: Vector, statement: Statement) -> bool:
+def _takes(lanes: Collection[Atom], statement: Statement) -> bool:
     """Whether a statement can be computed for all lanes at once."""
     if not isinstance(statement, Loop):
         return True
-    if statement.kind == "lanes" or any(map(vector.varies, (statement.start, *statement.stops))):
+    bounds = (statement.start, *statement.stops)
+    if statement.kind == "lanes" or not all(variables(x).isdisjoint(lanes) for x in bounds):
         return False
-    return all(_takes(vector, inner) for inner in statement.body)
-
-
-def _least(texts: Sequence[str], kind: str) -> str:
-    """The smallest of some sums; numbers among them are compared now."""
-    numbers = [number for text in texts if (number := parse(text)) is not None]
-    others = [text for text in texts if parse(text) is None]
-    if numbers:
-        others.append(integer(min(numbers), kind))
-    return reduce(lambda one, other: f"min({bare(one)}, {bare(other)})", others)
+    return all(_takes(lanes, inner) for inner in statement.body)
 
 
 def render(nest: Nest, fp64: bool = True, device: str = "CL") -> Source:

@@ -153,7 +153,11 @@ class Language:
 def word_of(op: Op | Leaf, source: DType) -> str:
     """The operator or function for an elementwise operation, or ""."""
     if isinstance(op, Leaf):
-        return {Leaf.QUOTIENT: "/", Leaf.REMAINDER: "fmod", Leaf.FMA: "fma"}.get(op, "")
+        words = {
+            Leaf.QUOTIENT: "/", Leaf.REMAINDER: "fmod" if source.is_float else "%",
+            Leaf.PLUS: "+", Leaf.TIMES: "*", Leaf.PART: "/", Leaf.REST: "%", Leaf.FMA: "fma",
+        }  # fmt: skip
+        return words.get(op, "")
     facts = op.facts
     known = source.kind in facts.kinds and not facts.formula
     return facts.opencl.of(source) or facts.symbol if known else ""
@@ -187,11 +191,6 @@ class Words:
         """One lane of a named vector, as a scalar."""
         text = f"{name}.s{number}"
         return f"({text} != 0)" if dtype.is_bool else text
-
-    def iota(self, base: str, factor: int) -> str:
-        """base, base + factor, … as a vector of ints."""
-        steps = ", ".join(f"{factor * lane}" for lane in range(self.width))
-        return f"((int{self.width})({bare(base)}) + (int{self.width})({steps}))"
 
     # ---- memory ----
 

@@ -12,8 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.substitution import coefficient
-from minigrad.graph.symbolic import Atom, Integer
+from minigrad.graph.symbolic import Atom
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
 from minigrad.schedule.expr import Array, Expr, Leaf, loads
@@ -164,9 +163,12 @@ class Levels(Generic[L, V]):
         return self.writable.intersection([load.array for load in loads(e)])
 
     def value(self, root: Expr) -> V:
-        """The value of an expression; each part is emitted at the outermost level possible."""
-        root, memo = self.expand(root), self.memo
-        waiting = [root]
+        """The value of an expression."""
+        return self.evaluate(self.expand(root))
+
+    def evaluate(self, root: Expr) -> V:
+        """The same of an expanded one; each part is emitted at the outermost level possible."""
+        waiting, memo = [root], self.memo
         while waiting:
             e = waiting[-1]
             if e not in memo:
@@ -192,20 +194,3 @@ class Levels(Generic[L, V]):
     def kept(self, root: Expr) -> V:
         """A value that later stores do not change."""
         return self.value(root)
-
-
-def stride(x: Integer, lanes: Iterable[Atom]) -> int | None:
-    """How much an index grows from lane to lane; None if that is not constant."""
-    steps = [coefficient(x, atom) for atom in lanes]
-    return None if None in steps else sum(step for step in steps if step)
-
-
-def fits_32_bits(x: Integer) -> bool:
-    """Whether an index and all intermediate results fit 32 bits."""
-    if isinstance(x, int):
-        return abs(x) < 1 << 31
-    size = abs(x.constant)
-    for atom, factor in x.terms:
-        size += abs(factor) * max(abs(atom.low), abs(atom.high), atom.divisor)
-    inside = (atom.inner for atom, _ in x.terms if atom.inner is not None)
-    return size < 1 << 31 and all(map(fits_32_bits, inside))

@@ -47,7 +47,12 @@ class Leaf(Enum):
     DOT = "dot"
     # Operations of processors: see render/vector_math.py.
     QUOTIENT = "quotient"  # args (x, y): integers, to zero; y is not 0, nor −1 if x is signed
-    REMAINDER = "remainder"  # args (x, y): floats, with the sign of x
+    REMAINDER = "remainder"  # args (x, y): with the sign of x; of integers as QUOTIENT
+    # Index arithmetic, of int32 or int64: see render/indices.py.
+    PLUS = "plus"  # args (x, y): the sum does not overflow
+    TIMES = "times"  # args (x, y): the product does not overflow
+    PART = "part"  # args (x, y): x / y, rounded down; x ≥ 0, y > 0
+    REST = "rest"  # args (x, y): the remainder of PART
     # args (test, then, otherwise): `then` is always right, but slow; `otherwise` is right where the
     # test does not hold, which is nearly always the case
     RARELY = "rarely"
