@@ -93,7 +93,9 @@ class _Blocks:
         self.idle_large: OrderedDict[int, int] = OrderedDict()  # address → size, oldest first
         self.idle_large_bytes = 0
         self.held = 0  # bytes that the system has given us
-        self.held_peak = 0
+        self.used_peak = 0  # of these, in use at once
+        self.early: dict[int, int] = {}  # size → blocks that `trim` has returned
+        self.extra = 0  # bytes that are kept idle, because such blocks were needed again
         self.keeps = False  # see `keeping`
         self.slab = self.slab_end = 0
         self.shared = self.shared_end = 0  # addresses that `more_pages` has not used yet
@@ -110,6 +112,7 @@ class _Blocks:
             if size > LARGEST_SMALL:
                 del self.idle_large[address]
                 self.idle_large_bytes -= size
+                self.used_peak = max(self.used_peak, self.held - self.idle_large_bytes)
             return address, False
         return (self.cut(size) if size <= LARGEST_SMALL else self.fresh(size)), True
 
@@ -135,7 +138,10 @@ class _Blocks:
                 "tensors that you no longer need"
             )
         self.held += size
-        self.held_peak = max(self.held_peak, self.held)
+        self.used_peak = max(self.used_peak, self.held - self.idle_large_bytes)
+        if self.early.get(size):
+            self.early[size] -= 1
+            self.extra += size
         return address
 
     def more_pages(self, size: int) -> int | None:
@@ -165,8 +171,13 @@ class _Blocks:
             if size > LARGEST_SMALL:
                 self.idle_large[address] = size
                 self.idle_large_bytes += size
+                self.extra -= self.extra >> 10
         if self.idle_large_bytes > _KEEP // 8 and not self.keeps:
-            self.trim(max(min(_KEEP, memory_bytes() // 8), self.held_peak // 4))
+            limit = max(min(_KEEP, memory_bytes() // 8), self.used_peak // 4)
+            # What a step takes again and again, as an arena of more than _KEEP, is worth keeping,
+            # unless sizes differ each time: no more than what is in use at another moment.
+            again = self.used_peak - (self.held - self.idle_large_bytes)
+            self.trim(max(limit, min(limit + self.extra, again)))
 
     def trim(self, limit: int) -> None:
         """Return the longest idle large blocks to the system until `limit` bytes are left."""
@@ -177,6 +188,7 @@ class _Blocks:
             _munmap(address, size)
             self.idle_large_bytes -= size
             self.held -= size
+            self.early[size] = self.early.get(size, 0) + 1
 
     def give(self, address: int, size: int) -> None:
         """Queue a block for reuse; safe at any moment on any thread."""

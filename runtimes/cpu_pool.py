@@ -107,12 +107,15 @@ class Table:
 
 
 class Area:
-    """A block of scratch memory that is freed with its last reference."""
+    """A block of scratch memory that is freed with its last reference.
 
-    def __init__(self, nbytes: int, guarded: bool = False) -> None:
-        self.nbytes = nbytes
-        self.address = (cpu_memory.allocate_guarded if guarded else cpu_memory.reserve)(nbytes)
-        self._release = cpu_memory.free if guarded else cpu_memory.release
+    take: where it comes from; blocks of `cpu_memory.reserve` are not counted as memory of tensors.
+    """
+
+    def __init__(self, nbytes: int, take: Callable[[int], int] = cpu_memory.reserve) -> None:
+        self.nbytes, self.address = nbytes, take(nbytes)
+        reserved = take is cpu_memory.reserve
+        self._release = cpu_memory.release if reserved else cpu_memory.free
 
     def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
         if hasattr(self, "_release") and not ending():
@@ -199,7 +202,7 @@ class Pool:
 
         Only for pools that `run` never uses, so that they have no workers.
         """
-        area = Area(scratch_bytes, guarded=True)
+        area = Area(scratch_bytes, cpu_memory.allocate_guarded)
         self.run_table(table, count, self.address, area.address)
 
     def ensure_scratch(self, nbytes: int) -> None:

@@ -5,6 +5,8 @@ Only the first two sizes are compiled. A size runs twice, is captured, and repla
 
 from __future__ import annotations
 
+from threading import Thread
+
 import numpy as np
 import pytest
 from jit.arrays import data
@@ -162,6 +164,48 @@ def test_many_inner_sizes_keep_little_memory(compiled):
         del x
         kept.append(GlobalCounters.mem_used)
     assert kept[2] < kept[1] + 20 * 190 * 190 * 4
+
+
+def centred(x, weight):
+    """A sum that needs the whole product in memory before it goes on."""
+    rows = x @ weight
+    return ((rows - rows.mean(0)).exp() @ weight.T).sum()
+
+
+def test_captures_share_the_memory_between_kernels(compiled):
+    """One runs at a time, so sixteen sizes need no more than the largest."""
+    weight = Tensor(data(8, 1000), device=compiled).realize()
+    step, used = jit(centred), []
+    for n in (100, 300, 290, 280, 270, 260, 310):
+        x = Tensor(data(n, 8), device=compiled).realize()
+        for _ in range(4):
+            step(x, weight).item()
+        used.append(GlobalCounters.mem_used)
+    one = 300 * 1000 * 4
+    assert used[-1] < used[1] + one // 2
+    del step
+    assert GlobalCounters.mem_used < used[1] - one // 2
+
+
+def test_captures_that_run_at_once(compiled):
+    """Each of two threads has its own memory between kernels, as large as its step needs."""
+    weight = Tensor(data(8, 1000), device=compiled).realize()
+    inputs = [Tensor(data(n, 8), device=compiled).realize() for n in (100, 140)]
+    expected = [centred(x, weight).item() for x in inputs]
+    wrong = []
+
+    def run(x, result):
+        step = jit(centred)
+        for _ in range(100):
+            if step(x, weight).item() != result:
+                wrong.append(x.shape)
+
+    threads = [Thread(target=run, args=both) for both in zip(inputs, expected, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_a_view_in_the_result_of_an_other_size(on_device):
