@@ -105,6 +105,11 @@ def companion_of(buffer: Node) -> Companion | None:
     return companions.get(buffer) if buffer.arg.steady else None
 
 
+def _is_random_state(buffer: Node) -> bool:
+    companion = companion_of(buffer)
+    return companion is not None and companion.thread is not None
+
+
 def readable(lazy: Sequence[Holder]) -> Sequence[Holder]:
     """Tensors that do not read memory which a failed program should have written."""
     lost: set[Node] = set()
@@ -290,7 +295,7 @@ class Plan:
                     if n in self.replaced or (n.src and n.op not in _GIVEN)]
         oldest = min([node.age for node in computed], default=1 << 62)
         writes = [h.raw for h in not_captured(lazy_since(oldest)) if is_waiting(h.raw)
-                  and h.raw not in self.roots and companion_of(h.raw.src[0]) is None]  # fmt: skip
+                  and h.raw not in self.roots and not _is_random_state(h.raw.src[0])]  # fmt: skip
         if writes:
             found = depending(topological(writes, self.order), computed)
             self.roots.update(dict.fromkeys(write for write in writes if write in found))
