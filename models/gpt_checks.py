@@ -91,6 +91,9 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         if flags.sp not in (1, flags.tp):
             raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: expected the same number, as "
                              "the same devices share the tokens; without --tp, use only --dp")
+        if flags.sp > 1 and min(flags.context, config.context) == 1:
+            raise InputError(f"--context 1 with --sp {flags.sp}: a single token cannot be divided; "
+                             "leave --sp out")  # fmt: skip
         layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
