@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping, Set
 from contextlib import ExitStack
 from itertools import count
@@ -158,7 +159,7 @@ def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> tuple[str
     the first one begins to train, which then keeps others away (`train_command`).
     """
     path, by_mpi = Path(flags.checkpoint), started_by_mpi()
-    same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
+    same = flags.resume is not None and os.path.realpath(path) == os.path.realpath(flags.resume)
     named = flags.overwrite or same or path.is_dir() or "checkpoint" in given
     if named and path.is_file() and not (flags.overwrite or same):
         raise InputError(
