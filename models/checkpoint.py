@@ -72,7 +72,7 @@ def alone_at(path: Path | None) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX) as mark:
         try:
             if path is not None:
-                mark.bind(f"\0minigrad {sha256(os.fsencode(path.resolve())).hexdigest()}")
+                mark.bind(f"\0minigrad {sha256(os.fsencode(os.path.realpath(path))).hexdigest()}")
         except OSError as error:
             if error.errno == errno.EADDRINUSE:  # else such names are not supported here
                 told = f"another process writes {path}: give another --checkpoint"

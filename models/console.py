@@ -164,7 +164,7 @@ def check_apart(
     for name, path in [*read.items(), *written.items()]:
         if path is None:
             continue
-        place = Path(path).resolve()
+        place = Path(os.path.realpath(path))  # resolve() raises if links form a ring
         if place in known and name in written:
             raise InputError(f"{name} and {known[place]} are both {path}: use different names")
         known[place] = name
@@ -172,7 +172,10 @@ def check_apart(
 
 def check_writable(path: Path) -> None:
     """InputError if a file could not be written: better now than after hours of training."""
-    folder = path.resolve().parent
+    place = Path(os.path.realpath(path))
+    folder = place.parent
+    if place.is_symlink():
+        raise InputError(f"cannot write {path}: its links form a ring")
     if not folder.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {folder}")
     if path.is_dir():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Mapping, Set
 from contextlib import ExitStack
 from itertools import count
@@ -91,6 +92,9 @@ def check_layout(flags: argparse.Namespace, config: GPTConfig) -> None:
         if flags.sp not in (1, flags.tp):
             raise InputError(f"--sp {flags.sp} with --tp {flags.tp}: expected the same number, as "
                              "the same devices share the tokens; without --tp, use only --dp")
+        if flags.sp > 1 and min(flags.context, config.context) == 1:
+            raise InputError(f"--context 1 with --sp {flags.sp}: a single token cannot be divided; "
+                             "leave --sp out")  # fmt: skip
         layouts.check(config, {"dp": flags.dp, "ep": flags.ep, "tp": flags.tp})
     if flags.pp > 1:
         _check_pipeline(flags, config)
@@ -155,7 +159,7 @@ def place_of_checkpoint(flags: argparse.Namespace, given: Set[str]) -> tuple[str
     the first one begins to train, which then keeps others away (`train_command`).
     """
     path, by_mpi = Path(flags.checkpoint), started_by_mpi()
-    same = flags.resume is not None and path.resolve() == Path(flags.resume).resolve()
+    same = flags.resume is not None and os.path.realpath(path) == os.path.realpath(flags.resume)
     named = flags.overwrite or same or path.is_dir() or "checkpoint" in given
     if named and path.is_file() and not (flags.overwrite or same):
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence, Set
@@ -245,7 +246,7 @@ def what_is_remembered(flags: argparse.Namespace) -> dict[str, Any]:
     remembered = {name: getattr(flags, name) for name in REMEMBERED}
     for name in ("text", "weights", "metrics"):
         if getattr(flags, name) is not None:
-            remembered[name] = str(Path(getattr(flags, name)).resolve())
+            remembered[name] = os.path.realpath(getattr(flags, name))
     return remembered
 
 

@@ -117,6 +117,7 @@ CALLS = {
     "nn.Linear(3, 2).register_forward_hook(3)": "register_forward_hook(3): expected a function",
     "nn.Linear(3, 2).register_forward_pre_hook('x')": "hook('x'): expected a function hook(module",
     "nn.Linear(3, 2).apply(3)": "apply: expected a function of a module, got 3",
+    "nn.init.xavier_uniform_(nn.Linear(3, 2))": "got minigrad.nn.layers.Linear; write layer.weight",
     "setattr(nn.Linear(3, 2), 'weight', [[1.0]])": "Linear.weight = …: expected nn.Parameter",
     "nn.MultiheadAttention(8, 2, dropout=3)": "MultiheadAttention(dropout=3): expected a number in",
     "nn.RMSNorm(-1)": "RMSNorm(normalized_shape=-1): expected sizes ≥ 0",

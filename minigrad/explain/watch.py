@@ -228,6 +228,9 @@ def run(
     group: the ranks that run it together, if not those of its mesh. speaks: whether this rank
     records the origins of nodes.
     """
+    expect(callable(step) or isinstance(step, Tensor), "explain", "a function and its arguments, "
+           "or a lazy tensor; write explain(step, x, y)", type(step).__name__,
+           error=TypeError)  # fmt: skip
     watched = Watched()
     with _programs(watched), cpu_memory.keeping():
         if isinstance(step, Tensor):

@@ -98,7 +98,9 @@ def fitted(title: str, name: str, value: Any, kind: Kind) -> Any:
     if kind.words is _TENSOR.words or not 0 < len(shown) <= 60:
         what = what if home == "builtins" else f"{home}.{what}"
         title = title if name == "self" else f"{title}({name}=…)"
-        raise misfit(title, kind.words, what, error=wrong)
+        is_layer = kind.words is _TENSOR.words and hasattr(value, "weight")
+        raise misfit(title, "a tensor; write layer.weight" if is_layer else kind.words, what,
+                     error=wrong)  # fmt: skip
     raise misfit(f"{title}({name}={shown})", kind.words, error=wrong)
 
 
@@ -192,9 +194,12 @@ def checked(
                 kwargs[meant] = value
         try:
             return function(*args, **kwargs)
-        except TypeError:  # Python's own message may say less
+        except TypeError as error:  # Python's own message may say less
             check_names(title if makes else function.__qualname__, function, kwargs)
-            raise
+            own = f"{function.__qualname__}() missing"  # of a base class that is not public
+            if named != "__init__" or not str(error).startswith(own):
+                raise
+            raise TypeError(str(error).replace(own, f"{title}() missing", 1)) from None
 
     return call if wanted else function
 

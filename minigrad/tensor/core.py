@@ -226,6 +226,10 @@ class Core(Holder, metaclass=_TensorType):
         """
         return self.raw.shape
 
+    @shape.setter
+    def shape(self, given: Never) -> None:
+        raise AttributeError("x.shape = …: a tensor keeps its shape; write x = x.reshape(…)")
+
     @property
     def ndim(self) -> int:
         """Number of dimensions.

@@ -32,7 +32,12 @@ def told(rank: int, error: BaseException) -> str:
     """A rank's exception as a sentence; a user's error is not blamed on a rank."""
     if isinstance(error, InputError):
         return str(error)
-    return f"rank {rank} failed: {type(error).__name__}: {error}"
+    return f"rank {rank} failed: {named(error)}"
+
+
+def named(error: BaseException) -> str:
+    """An exception's kind and message, as Python prints them."""
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, local_shape, mark, show, whole
 from minigrad.locks import new_lock
 from minigrad.mesh import Mesh
-from minigrad.models.parallel.faults import Activity, Clock, RankError
+from minigrad.models.parallel.faults import Activity, Clock, RankError, named
 from minigrad.models.parallel.group import Seat
 from minigrad.models.parallel.local import Exchange, LocalTransport
 from minigrad.models.parallel.mpi import world
@@ -468,7 +468,7 @@ def _tried(
     try:
         action(number)
     except BaseException as error:
-        other = RankError(number, f"device {number} failed: {type(error).__name__}: {error}")
+        other = RankError(number, f"device {number} failed: {named(error)}")
         fail(error if isinstance(error, RankError) else other)
         return error
     return None

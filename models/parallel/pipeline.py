@@ -332,7 +332,13 @@ class Pipeline(Divided):
         return self.here[0].idle
 
     def _on_all(self, action: Callable[[Stage], float]) -> float:
-        """Run an action on the stages of this process at once; returns the sum, which all know."""
+        """Run an action on the stages of this process at once; returns the sum, which all know.
+
+        After an error some stages have updated sums or weights, others not: no step may follow.
+        """
+        if (failure := self._exchange.failure) is not None:
+            raise RankError(-1, f"an earlier step of this pipeline stopped ({failure}): make the "
+                            "pipeline again, and load its last checkpoint")  # fmt: skip
         found = [0.0] * len(self.here)
 
         def run(number: int) -> None:

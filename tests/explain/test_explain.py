@@ -167,6 +167,11 @@ def test_what_a_step_gives_is_part_of_it(cpu: str, tmp_path: Path) -> None:
     assert made and data_of(tmp_path / "page.html")["kernels"]
 
 
+def test_a_result_instead_of_a_step() -> None:
+    with pytest.raises(TypeError, match=r"explain: expected a function .*, got float; write expl"):
+        explain(0.25)
+
+
 @pytest.mark.parametrize(
     "step", [lambda x: None, lambda x: x, lambda x: ((x * n).realize() for n in range(2)), "tensor"]
 )

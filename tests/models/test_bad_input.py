@@ -80,6 +80,10 @@ COMMAND_LINES: list[tuple[list[str], int, str]] = [
     (["--text", "text.txt", "--checkpoint", "no/where"], 1, "there is no folder"),
     (["--text", "text.txt", "--checkpoint", "."], 1, "it is a folder"),
     (["--text", "text.txt", "--metrics", "no/where"], 1, "cannot write --metrics no/where"),
+    (["--text", "text.txt", "--metrics", "ring"], 1, "write --metrics ring: Too many levels"),
+    (["quantize", "ring", "q.gguf"], 1, "cannot read ring: Too many levels of symbolic links"),
+    (["--text", "ring"], 1, "cannot read ring: Too many levels of symbolic links"),
+    (["--text", "text.txt", "--checkpoint", "ring"], 1, "its links form a ring"),
     (["--text", "text.txt", "--accumulate", "5"], 1, "12 is not a multiple of --accumulate 5"),
     (["--text", "text.txt", "--recompute", "--dropout", "0.5"], 1, "would drop different values"),
     (["--text", "text.txt", "--batch", "1", "--dp", "2"], 1, "--batch 1 is too small for --dp 2"),
@@ -110,6 +114,7 @@ def test_a_command_line(
     Path("short.txt").write_text("short")
     Path("text.txt").write_text(WORDS)
     Path("binary.txt").write_bytes(b"abc\xff\xfe")
+    Path("ring").symlink_to("ring")
     Path("gpt.safetensors").write_bytes(good)
     nn.state.safe_save({"x": Tensor([1.0])}, Path("foreign"))
     found, _, said = end_of(gpt_commands, arguments, capsys)

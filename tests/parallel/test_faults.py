@@ -181,6 +181,16 @@ def test_a_users_mistake_is_not_blamed_on_a_rank() -> None:
         run(program, 2)
 
 
+def test_an_error_without_a_message_has_no_colon() -> None:
+    def program(rank: Rank) -> None:
+        if rank.number == 1:
+            raise KeyboardInterrupt
+        all_reduce(Tensor.ones(1), rank.world).realize()
+
+    with pytest.raises(RankError, match=r"\Arank 1 failed: KeyboardInterrupt\Z"):
+        run(program, 2)
+
+
 def test_settings_and_devices_are_as_before(on_device: str) -> None:
     from minigrad import Device
 

@@ -25,6 +25,7 @@ from minigrad.models.errors import InputError
 from minigrad.models.gpt import GPT, GPTConfig
 from minigrad.models.gpt_checks import micro_batches
 from minigrad.models.gpt_flags import parser
+from minigrad.models.parallel.faults import RankError
 from minigrad.models.parallel.layouts import pipeline
 from minigrad.models.parallel.mesh_device import Team
 
@@ -403,6 +404,10 @@ def test_what_one_stage_raises_ends_all() -> None:
     made.here[2].pieces = {2: replace(pieces[2], forward=forward)}
     with pytest.raises(ShapeError, match="no such layer"):
         made.step(*next(batches()))
+    made.here[2].pieces = pieces  # a later step does not repeat that error as its own
+    for call in (made.step, made.loss):
+        with pytest.raises(RankError, match=r"earlier step .* \(device 2 failed: ShapeError: no"):
+            call(*next(batches()))
 
 
 def test_an_interrupt_leaves_nothing_behind() -> None:
@@ -575,6 +580,7 @@ def test_training_resumes_in_other_layouts(tmp_path: Path) -> None:
         ("--zero 1", "also give --dp 2"),
         ("--tp 3", "--tp 3 with 4 heads: give --tp a divisor"),
         ("--tp 2 --sp 4", "expected the same number"),
+        ("--tp 2 --sp 2 --context 1", "--context 1 with --sp 2: a single token cannot be divided"),
         ("--ep 2", "with 0 experts: give --experts a multiple of 2"),
         ("--ep 3 --experts 4", "with 4 experts: give --experts a multiple of 3"),
         ("--ep 2 --experts 4 --batch 3", "on each of 2 devices"),

@@ -51,6 +51,9 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "adding halves to ints": (
         lambda: Tensor([1]).add_(0.5), TypeError, "write x = x.add(…)",
     ),
+    "setting a shape": (
+        lambda: setattr(X, "shape", (6,)), AttributeError, "x.shape = …: a tensor keeps its shape;",
+    ),
     "a pair as a tensor": (lambda: X.sort(1).shape, AttributeError, "use .values or .indices"),
     "a result of lstsq as a tensor": (
         lambda: linalg.lstsq(X, X).shape, AttributeError, "use .solution or .residuals",
@@ -210,8 +213,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "F.softmax of an array": (lambda: F.softmax(np.ones(3)), TypeError, "got numpy.ndarray"),  # type: ignore[arg-type]
     "embedding of a number": (lambda: F.embedding(1, X), TypeError, "(input=…): expected a tensor"),  # type: ignore[arg-type]
     "an embedding of 1": (lambda: nn.Embedding(3, 2)(1), TypeError, "Embedding: expected a tensor"),  # type: ignore[arg-type]
-    "Conv2d without a kernel": (lambda: nn.Conv2d(3, 4), TypeError, "Convolution.__init__"),  # type: ignore[call-arg]
-    "LSTM of one size": (lambda: nn.LSTM(3), TypeError, "Recurrent.__init__"),  # type: ignore[call-arg]
+    "Conv2d without a kernel": (lambda: nn.Conv2d(3, 4), TypeError, "Conv2d() missing"),  # type: ignore[call-arg]
+    "LSTM of one size": (lambda: nn.LSTM(3), TypeError, "LSTM() missing"),  # type: ignore[call-arg]
     "to(3)": (lambda: nn.Linear(3, 2).to(3), TypeError, "a name such as 'CPU', got 3"),  # type: ignore[arg-type]
     "batch_norm of nothing": (lambda: F.batch_norm(X, None, None), ValueError, "training=True"),
     "transpose(0)": (lambda: X.transpose(0), TypeError, "expected two dimensions"),
