@@ -308,3 +308,22 @@ def test_a_container_keeps_no_layer_that_was_replaced():
     made[0] = nn.Linear(2, 3)
     gc.collect()
     assert gone() is None
+
+
+def test_running_statistics_move_with_each_batch(on_device):
+    """Also without gradients, where nothing else asks for them: no batch is computed again."""
+    first, last = nn.BatchNorm1d(3), nn.BatchNorm1d(4)
+    net = nn.Sequential(first, nn.Linear(3, 4), last).train()
+    x = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3), device=on_device).realize()
+    net.to(on_device)
+    counts = []
+    with Tensor.no_grad():
+        for _ in range(12):
+            GlobalCounters.reset()
+            net(x).square().mean().realize()
+            counts.append(GlobalCounters.kernel_count)
+            assert first.running_mean.is_realized() and last.running_mean.is_realized()
+    assert len(set(counts[2:])) == 1, counts
+    assert first.num_batches_tracked.item() == 12
+    moved = 1 - 0.9**12
+    np.testing.assert_allclose(first.running_mean.numpy(), moved * x.numpy().mean(0), rtol=1e-5)
