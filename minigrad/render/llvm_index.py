@@ -317,13 +317,14 @@ class IndexEmitter(Indices[Scope, Value], Builder):
         if number.op is Op.CONST:
             return values.constant(number.value >= 0, dtypes.bool)
         # Further out, the comparison would not be one of the instructions that need its flags.
-        key = ("condition", number)
+        level = self._number % len(self.levels)
+        key = ("condition", number, level)
         if key not in self.memo:
             found = self.evaluate(number)
             zero = values.literal(0, values.register_type(found.dtype), found.lanes)
             test = Value(self.line(f"icmp sge {found.typed}, {zero}"), dtypes.bool, found.lanes)
             depends = self.changing(number) if number.inner_loads else ()
-            self.remember(key, test, len(self.levels) - 1, depends)
+            self.remember(key, test, level, depends)
         return self.memo[key][0]
 
     def guard(self, conditions: Guard) -> Value | None:
