@@ -241,14 +241,16 @@ def held_among(nodes: Iterable[Node]) -> list[Node]:
 
 def leaves_among(nodes: Iterable[Node]) -> list[Node]:
     """The nodes for which a live tensor stands that requires a gradient, or is FROZEN."""
-    look, found = by_node.get, []  # no function calls: this runs for each eager operation
+    # no function calls: this runs for each eager operation
+    look, frozen = by_node.get, FROZEN
+    found: list[Node] = []
     for node in nodes:
         filed = look(id(node))
         if filed is None:
             continue
         for link in (filed,) if isinstance(filed, Link) else [*filed.values()]:
             holder = link()
-            if holder is not None and (holder._requires_grad or holder.stopped == FROZEN):
+            if holder is not None and (holder._requires_grad or holder.stopped is frozen):
                 found.append(node)
                 break
     return found
