@@ -117,7 +117,7 @@ class Cluster:
         """Vector instructions per row of all stages: with vectors across rows, and along."""
         known, across, along = self._costs.get(rows, (0, 0.0, 0.0))
         for stage in self.stages[known:]:
-            first, second = _vector_costs(stage, rows, self.made, self.target.row_lanes)
+            first, second = _vector_costs(stage, rows, self.made, self.target)
             across, along = across + first, along + second
         self._costs[rows] = (len(self.stages), across, along)
         return across, along
@@ -364,8 +364,8 @@ def _agrees(home: Cluster, stage: Stage, rows: Integer) -> bool:
     """Whether one direction of vectors suits both, given the savings of passing values on."""
     lanes = home.target.row_lanes
     read = home.made.keys() & stage.reads
-    ours, alone = home.costs(rows), _vector_costs(stage, rows, (), lanes)
-    its = _vector_costs(stage, rows, home.made, lanes) if read else alone
+    ours, alone = home.costs(rows), _vector_costs(stage, rows, (), home.target)
+    its = _vector_costs(stage, rows, home.made, home.target) if read else alone
     passed = sum(home.made[array].size for array in read) / high(rows) / lanes * _PASS
     together = min(ours[0] + its[0], ours[1] + its[1])
     return together <= min(ours) + min(alone) + passed
@@ -464,36 +464,40 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
     return stage.row_counts.get(rows, len(stage.axes))
 
 
-# Vector instructions: to gather a vector's lanes (three for each of 16); to store neighbouring
-# rows; and those saved if a vector is passed on in the cache instead of in memory.
-_GATHER, _SPREAD, _PASS = 48, 4, 20
+# Vector instructions: to gather a vector's lanes (three for each of 16); to load a vector across
+# lines of memory, in a square (16 loads and 64 shuffles make 16); to store neighbouring rows; and
+# those saved if a vector is passed on in the cache instead of in memory.
+_GATHER, _TURN, _SPREAD, _PASS = 48, 5, 4, 20
+_UNKNOWN = 1 << 40  # elements: more than there are
 _MOST_NEAR = 7  # vectors of memory up to which shuffles pick a vector's elements from them
 
 
 def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> bool:
     """Whether vectors should run across neighbouring rows rather than along each of them."""
     made = {stage.array for stage in stages}
-    costs = [_vector_costs(stage, rows, made, target.row_lanes) for stage in stages]
+    costs = [_vector_costs(stage, rows, made, target) for stage in stages]
     return sum(across for across, _ in costs) < sum(along for _, along in costs)
 
 
 def _vector_costs(
-    stage: Stage, rows: Integer, made: Container[Array], lanes: int
+    stage: Stage, rows: Integer, made: Container[Array], target: Target
 ) -> tuple[float, float]:
     """Vector instructions per row for accesses to memory: with vectors across rows, and along.
 
     Values `made` in the same kernel have the layout that the vectors need.
     """
-    prefix = prefix_length(stage, rows)
+    prefix, lanes = prefix_length(stage, rows), target.row_lanes
     inner = [*stage.axes[prefix:], *stage.reduced]
     if not inner:
         return 0.0, 0.0
     length = size_of(inner)
     along = min(_along(stage, axis, inner, length, made, lanes) for axis in inner)
     if not prefix:
-        return float(1 << 40), along
+        return float(_UNKNOWN), along
     spread = _SPREAD if stage.op is None else 0
-    across = _accesses(stage, stage.axes[:prefix], made, lanes)
+    # (runs of neighbouring rows that nearly fill a vector: see `loops/rows.py`)
+    beside = target.vector_bytes > 0 and stage.axes[prefix - 1].most >= ceildiv(3 * lanes, 4)
+    across = _accesses(stage, stage.axes[:prefix], made, lanes, inner if beside else [])
     return length * (across + spread) / lanes, along
 
 
@@ -511,19 +515,26 @@ def _along(
 
 
 def _accesses(
-    stage: Stage, axes: Sequence[Axis], made: Container[Array], lanes: int
+    stage: Stage, axes: Sequence[Axis], made: Container[Array], lanes: int,
+    turned: Sequence[Axis] = (),
 ) -> int:
-    """Vector instructions to load operands for `lanes` neighbours along axes, and to store them."""
+    """Vector instructions to load operands for `lanes` neighbours along axes, and to store them.
+
+    turned: axes along which operands may be loaded instead, in squares.
+    """
     work = 1
     for load in expr.loads(stage.body):
         span = 1 if load.array in made else _span(load.index, axes, lanes)
         vectors = ceildiv(span, lanes)  # of memory, from which elements that are near are picked
-        work += vectors if vectors <= _MOST_NEAR else _GATHER
+        if vectors > _MOST_NEAR:
+            near = any(coefficient(load.index, axis.variable) == 1 for axis in turned)
+            vectors = _TURN if near and span < _UNKNOWN else _GATHER
+        work += vectors
     return work
 
 
 def _span(index: Integer, axes: Sequence[Axis], lanes: int) -> int:
-    """How many elements of memory `lanes` neighbours along axes lie in; 1 << 40 if unknown.
+    """How many elements of memory `lanes` neighbours along axes lie in, or `_UNKNOWN`.
 
     For example windows in several rows of a small image.
     """
@@ -531,7 +542,7 @@ def _span(index: Integer, axes: Sequence[Axis], lanes: int) -> int:
     for axis in reversed(axes):
         stride = coefficient(index, axis.variable)
         if stride is None:
-            return 1 << 40
+            return _UNKNOWN
         span += abs(stride) * (min(axis.most, lanes) - 1)
         lanes = ceildiv(lanes, axis.most)
     return span
