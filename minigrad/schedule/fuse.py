@@ -465,9 +465,10 @@ def prefix_length(stage: Stage, rows: Integer) -> int:
 
 
 # Vector instructions: to gather a vector's lanes (three for each of 16); to load a vector across
-# lines of memory, in a square (16 loads and 64 shuffles make 16); to store neighbouring rows; and
-# those saved if a vector is passed on in the cache instead of in memory.
-_GATHER, _TURN, _SPREAD, _PASS = 48, 5, 4, 20
+# lines of memory, in a square (16 loads and 64 shuffles make 16, which seldom fit the registers);
+# to store neighbouring rows; and those saved if a vector is passed on in the cache instead of in
+# memory.
+_GATHER, _TURN, _SPREAD, _PASS = 48, 6, 4, 20
 _UNKNOWN = 1 << 40  # elements: more than there are
 _MOST_NEAR = 7  # vectors of memory up to which shuffles pick a vector's elements from them
 
@@ -517,20 +518,29 @@ def _along(
 def _accesses(
     stage: Stage, axes: Sequence[Axis], made: Container[Array], lanes: int,
     turned: Sequence[Axis] = (),
-) -> int:
+) -> float:
     """Vector instructions to load operands for `lanes` neighbours along axes, and to store them.
 
     turned: axes along which operands may be loaded instead, in squares.
     """
-    work = 1
+    work = 1.0
     for load in expr.loads(stage.body):
         span = 1 if load.array in made else _span(load.index, axes, lanes)
-        vectors = ceildiv(span, lanes)  # of memory, from which elements that are near are picked
+        vectors: float = ceildiv(span, lanes)  # of memory, from which near elements are picked
+        squares = [
+            axis.most for axis in turned
+            if span < _UNKNOWN and coefficient(load.index, axis.variable) == 1
+        ]  # fmt: skip
         if vectors > _MOST_NEAR:
-            near = any(coefficient(load.index, axis.variable) == 1 for axis in turned)
-            vectors = _TURN if near and span < _UNKNOWN else _GATHER
+            vectors = _TURN * _in_powers(squares[0], lanes) / squares[0] if squares else _GATHER
         work += vectors
     return work
+
+
+def _in_powers(length: int, lanes: int) -> int:
+    """The rows of squares for so many: some with `lanes` rows, and a power of two."""
+    whole = length // lanes * lanes
+    return whole + (1 << (length - whole - 1).bit_length() if length > whole else 0)
 
 
 def _span(index: Integer, axes: Sequence[Axis], lanes: int) -> int:

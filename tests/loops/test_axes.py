@@ -181,7 +181,8 @@ def test_where_vectors_run() -> None:
     assert runs_across_rows([sum_of(80, 500, 1, 80)], 80, GOLDEN)
     assert not runs_across_rows([sum_of(80, 50, 50, 1)], 80, GOLDEN)  # sums of rows
     assert runs_across_rows([sum_of(80, 3, 3, 1)], 80, GOLDEN)  # picking is cheaper than a fold
-    assert not runs_across_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # a fold costs less than gathers
+    assert runs_across_rows([sum_of(80, 9, 9, 1)], 80, GOLDEN)  # so are squares
+    assert not runs_across_rows([sum_of(8, 9, 90, 1)], 8, GOLDEN)  # but not gathers
 
 
 def test_what_every_element_shares_does_not_count() -> None:

@@ -62,6 +62,33 @@ def test_rows_that_are_stored_and_read_back_take_vectors_of_one_register() -> No
     assert {one.step for one in loops if one.kind == "lanes"} == {16}
 
 
+@pytest.mark.parametrize("length", [4, 7, 12, 16, 32, 100])
+@pytest.mark.parametrize("across", [False, True])
+def test_nothing_is_gathered_along_rows_of_any_length(length: int, across: bool) -> None:
+    """Signs and a sum, of rows alone and with an operand that lies across them."""
+
+    def signs(inputs: Inputs) -> list[Node]:
+        x = Tensor._of(inputs(3, 64, length))
+        x = x + Tensor._of(inputs(3, length, 64)).transpose(1, 2) if across else x * 2
+        return [(x <= 0).node, x.relu().sum(-1).node]
+
+    for kernel in plan_of(signs).kernels:
+        text = render(lower(kernel, GOLDEN))
+        assert "gather" not in text and "scatter" not in text
+    agree(signs)
+
+
+def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
+    def sums(inputs: Inputs) -> list[Node]:
+        x, y = Tensor._of(inputs(8, 512, 32)), Tensor._of(inputs(8, 32, 512))
+        return [(x + y.transpose(1, 2)).relu().sum(-1).node]
+
+    (kernel,) = plan_of(sums).kernels
+    nest = lower(kernel, GOLDEN)
+    assert "gather" not in render(nest) and not nest.scratch
+    agree(sums)
+
+
 def test_stages_share_passes_and_one_value_for_each_row_is_in_a_register() -> None:
     """The maximum; exponentials with their sum; quotients."""
     plan = plan_of(lambda new: [softmax(transpose(new(40, 1000)), 1)])
