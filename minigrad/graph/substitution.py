@@ -93,6 +93,16 @@ def coefficient(x: Integer, atom: Atom) -> int | None:
     return found
 
 
+def is_dense(x: Integer, atom: Atom, count: int) -> bool:
+    """Whether `count` values of a variable, from 0 on, reach no more elements: as i, or i // 2."""
+    stride = coefficient(x, atom)
+    if stride is not None:
+        return stride == 1
+    first = substitute(x, {atom: 0})
+    apart = [substitute(x, {atom: n}) - first for n in range(1, count)]
+    return all(isinstance(one, int) and 0 <= one < count for one in apart)
+
+
 def only_atom(x: Integer) -> Atom:
     """The atom of a sum that is exactly one variable."""
     assert isinstance(x, Affine) and x.constant == 0 and len(x.terms) == 1 and x.terms[0][1] == 1

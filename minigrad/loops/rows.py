@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd, prod
 
-from minigrad.graph.substitution import coefficient, substitute
+from minigrad.graph.substitution import coefficient, is_dense, substitute
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
 from minigrad.loops import build, nest, prefetch
 from minigrad.loops.assemble import MOST_CHUNKS, OPERATIONS_A_BYTE
@@ -372,6 +372,7 @@ MOST_WRITTEN_OUT = 16  # elements of a row: one for each lane of a vector of 512
 # Elements of a loop that would be written out from which on squares are transposed instead: of 4,
 # sums and signs take 0.6 of the time, and of 12 a third, in a tenth of the time to compile.
 LEAST_TURNED = 4
+SQUARE = 16  # elements on each side of a square, at most
 # Elements of a column from which on this pays: clearing the sums and storing them is a pass each,
 # beside one for every element.
 LEAST_LENGTH = 8
@@ -469,7 +470,7 @@ def _along_rows(kernel: Kernel) -> bool:
 
 def _is_turned(place: Integer, along: Atom, across: Atom) -> bool:
     """Whether elements are contiguous along one variable, and apart along another."""
-    return coefficient(place, along) == 1 and coefficient(place, across) not in (None, 0, 1)
+    return coefficient(place, across) not in (None, 0, 1) and is_dense(place, along, SQUARE)
 
 
 def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:

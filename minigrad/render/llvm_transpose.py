@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient, only_atom, substitute
+from minigrad.graph.substitution import coefficient, is_dense, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, plain_count
@@ -70,6 +70,7 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
 
 def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
     changed, found = loop.changes, []
+    length, known = min(loop.transpose, emitter.width()), plain_count(loop) is not None
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
         if load is None:
@@ -79,7 +80,9 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         if (
             array not in changed
             and emitter.lane_stride(index) not in (None, 0, step)
-            and coefficient(index, loop.variable) == step
+            and (coefficient(index, loop.variable) == step
+                 or step == 1 and loop.start == 0 and known
+                 and is_dense(index, loop.variable, length))
             and not any(expr.values_in(x) for x in (index, *guard))
         ):
             found.append(e)
@@ -119,7 +122,10 @@ def emit_transposed(
     if not _in_whole_blocks(emitter, loop):
         count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count) if count != "0" else stop
-    if most != count:
+    if is_number(start) and whole == str(int(start) + length):
+        with emitter.straight(loop.changes):
+            _block(emitter, loop, loads, start, str(length), length, stores)
+    elif most != count:
         check = not is_number(most)
         with emitter.iterations(start, whole, length, check, loop.changes) as first:
             _block(emitter, loop, loads, first, str(length), length, stores)
@@ -167,7 +173,9 @@ def _block(
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
     variable = loop.variable
     block = emitter.bind(variable.name + ".first", variable.low, variable.high, first)
-    along = Lanes(block, length)
+    number = Atom("var", f"{variable.name}.blocks", 0, variable.high // length)
+    known = block if isinstance(block, int) else loop.start + number.index * length
+    along = Lanes(block, length, known)
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):

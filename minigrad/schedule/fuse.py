@@ -13,7 +13,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from minigrad.graph.substitution import coefficient, variables
+from minigrad.graph.substitution import coefficient, is_dense, variables
 from minigrad.graph.symbolic import Integer, ceildiv, high, low
 from minigrad.schedule import expr
 from minigrad.schedule.attention_fusion import Chains, Sink
@@ -529,7 +529,7 @@ def _accesses(
         vectors: float = ceildiv(span, lanes)  # of memory, from which near elements are picked
         squares = [
             axis.most for axis in turned
-            if span < _UNKNOWN and coefficient(load.index, axis.variable) == 1
+            if span < _UNKNOWN and is_dense(load.index, axis.variable, lanes)
         ]  # fmt: skip
         if vectors > _MOST_NEAR:
             vectors = _TURN * _in_powers(squares[0], lanes) / squares[0] if squares else _GATHER

@@ -78,6 +78,19 @@ def test_nothing_is_gathered_along_rows_of_any_length(length: int, across: bool)
     agree(signs)
 
 
+def test_an_operand_of_which_each_element_is_read_twice_along_rows_is_transposed() -> None:
+    """As the gradient of pooling, where a convolution has stored its result with channels last."""
+
+    def sums(inputs: Inputs) -> list[Node]:
+        x, y = Tensor._of(inputs(2, 28, 28, 16)), Tensor._of(inputs(2, 16, 14, 1, 14, 1))
+        y = y.expand(2, 16, 14, 2, 14, 2).reshape(2, 16, 28, 28)
+        return [(x.permute(0, 3, 1, 2) * y).sum((2, 3)).node]
+
+    (kernel,) = plan_of(sums).kernels
+    assert "gather" not in render(lower(kernel, GOLDEN))
+    agree(sums)
+
+
 def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
     def sums(inputs: Inputs) -> list[Node]:
         x, y = Tensor._of(inputs(8, 512, 32)), Tensor._of(inputs(8, 32, 512))
