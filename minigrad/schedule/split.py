@@ -219,13 +219,12 @@ def _cut(node: Node, x: Node, cuts: dict[int, int], first: bool = False) -> Node
         if axis in node.arg:
             inner.append(len(shape))
         shape.append(extent)
-    x = build.reshape(x, tuple(shape))
-    if first:
-        order = [*outer, *(axis for axis in range(len(shape)) if axis not in outer)]
-        x = build.permute(x, order)
-        inner = [order.index(axis) for axis in inner]
-        outer = list(range(len(outer)))
-    parts = build.reduce(node.op, x, inner)
+    axes = [*range(len(shape))]
+    order = [*outer, *(axis for axis in axes if axis not in outer)] if first else axes
+    factors = x.src if x.op is Op.MUL else (x,)  # which stay those of a product
+    moved = [build.permute(build.reshape(one, tuple(shape)), order) for one in factors]
+    inner, outer = ([order.index(axis) for axis in part] for part in (inner, outer))
+    parts = build.reduce(node.op, reduce(Node.__mul__, moved), inner)
     return build.reshape(build.reduce(node.op, parts, outer), node.shape)
 
 

@@ -223,6 +223,18 @@ def test_parts_of_a_product_come_first() -> None:
     assert [kernel.kind for kernel in plan.kernels] == ["contraction", "rows"]
 
 
+def test_a_part_of_a_product_reads_stored_operands() -> None:
+    """As the product itself would: what is computed is not computed again for each column."""
+    shape = (64, 28, 28, 9, 32)
+    gradient = g.buffer(0, dtypes.float32, (64, 28, 28, 32), DEVICE)
+    computed = gradient * gradient + gradient * 3.0
+    windows = g.reshape(g.buffer(1, dtypes.float32, (64, 28, 28, 9), DEVICE), (*shape[:4], 1))
+    factors = g.reshape(computed, (64, 28, 28, 1, 32)), windows
+    node = g.reduce(Op.SUM, Node.__mul__(*(g.expand(x, shape) for x in factors)), [0, 1, 2])
+    plan = schedule_of(Graph((node,), (2,), 3, (), DEVICE), GOLDEN)
+    assert [kernel.kind for kernel in plan.kernels] == ["rows", "contraction", "rows"]
+
+
 def test_shallow_products_are_left_alone() -> None:
     for node in (product((2 * DEEP - 1,)), product((3, 1000)), product((var("n", 1, 1 << 20),))):
         assert split_reductions([node]) == [node]
