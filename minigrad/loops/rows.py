@@ -50,7 +50,7 @@ from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.fuse import prefix_length, runs_across_rows
+from minigrad.schedule.fuse import axis_beside, prefix_length, runs_across_rows
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -63,8 +63,12 @@ BLOCK_ROWS = 16
 def rows(kernel: Kernel, target: Target) -> Lowered:
     """Row after row, or vectors across rows."""
     stages, stored, count = kernel.stages, kernel.stored, kernel.rows
-    if target.vector_bytes and high(count) > 1 and runs_across_rows(stages, count, target):
-        return row_vectors(kernel, target)
+    if target.vector_bytes and high(count) > 1:
+        beside = axis_beside(stages, count, target)
+        if beside is not None and all(size_of(s.reduced) <= MOST_WRITTEN_OUT for s in stages):
+            return row_squares(kernel, beside, target)
+        if runs_across_rows(stages, count, target):
+            return row_vectors(kernel, target)
     axes = row_axes(stages[0], count)
     row = axes[-1]
     passes = row_passes(build.kept_inside(stages, stored, count, place_along(axes)), stored)
@@ -437,6 +441,39 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
         s.prefetch(x, asked_for)
     s.vectorize(x, width, None if columns else LANE)
     return Lowered(s.parallelize(*xs))
+
+
+def row_squares(kernel: Kernel, beside: int, target: Target) -> Lowered:
+    """Vectors along one of the axes of rows of one element, in loops along the last one."""
+    count, width = kernel.rows, target.lanes(kernel.stages[0].array.dtype)
+    stages = _with_copies(kernel)
+    axes = [make_axis("r", n, axis.extent) for n, axis in enumerate(stages[0].axes)]
+    row = place_along(axes)
+    inside = build.kept_inside(stages, kernel.stored, count, row, width, registers=True)
+    body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
+    x, last = axes.pop(beside), axes.pop()
+    body = _written_out(body, x.variable, width)
+    inner = Loop(last.variable, 0, (last.extent,), tuple(body), transpose=width)
+    s = LoopNest(build.loops_over([*axes, x], [inner]))
+    s.vectorize(x.variable, width, LANE)
+    return Lowered(s.parallelize(*(axis.variable for axis in axes)))
+
+
+def _with_copies(kernel: Kernel) -> list[Stage]:
+    """The stages, in which what is stored for others is a copy of what others here read."""
+    read = {array for stage in kernel.stages for array in stage.reads}
+    own = {one: replace(one, name=f"{one.name}_own") for one in kernel.stored & read}
+    stages: list[Stage] = []
+    for stage in kernel.stages:
+        body = build.with_loads(stage.body, lambda array, index: (own.get(array, array), index))
+        stage = replace(stage, body=body)
+        if (inner := own.get(stage.array)) is None:
+            stages.append(stage)
+            continue
+        value = expr.load(inner, stage.position)
+        stages.append(replace(stage, array=inner))
+        stages.append(Stage(stage.array, stage.shape, stage.axes, (), None, value, stage.position))
+    return stages
 
 
 def _side_by_side(kernel: Kernel) -> bool:

@@ -17,7 +17,7 @@ from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, is_dense, only_atom, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
-from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, plain_count
+from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, loops_in, plain_count
 from minigrad.render.indices import Lanes
 from minigrad.render.llvm_index import is_number
 from minigrad.render.llvm_memory import MemoryEmitter
@@ -44,7 +44,8 @@ def across(emitter: MemoryEmitter, loop: Loop) -> tuple[list[Expr], list[Store]]
 
     Also the words of 32 bits that are.
     """
-    if not loop.transpose or not all(isinstance(s, Store | Stores) for s in loop.body):
+    inside = [one for one in loop.body if not isinstance(one, Store | Stores)]
+    if not loop.transpose or not all(isinstance(s, Loop) and s.kind == "unroll" for s in inside):
         return [], []
     if emitter.width() < LEAST_ROWS:
         return [], []
@@ -70,6 +71,7 @@ def _stores_across(emitter: MemoryEmitter, loop: Loop) -> list[Store]:
 
 def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
     changed, found = loop.changes, []
+    inner = {one.variable for one in loops_in(loop.body)}
     length, known = min(loop.transpose, emitter.width()), plain_count(loop) is not None
     for e in expr.walk(*expressions(loop)):
         load = _first_of(e)
@@ -79,6 +81,7 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         step = len(e.args) if e.op is Leaf.WORD else 1
         if (
             array not in changed
+            and inner.isdisjoint(load.variables)
             and emitter.lane_stride(index) not in (None, 0, step)
             and (coefficient(index, loop.variable) == step
                  or step == 1 and loop.start == 0 and known
@@ -173,8 +176,8 @@ def _block(
     mask = "" if count == str(length) else emitter.first_lanes(count, length)
     variable = loop.variable
     block = emitter.bind(variable.name + ".first", variable.low, variable.high, first)
-    number = Atom("var", f"{variable.name}.blocks", 0, variable.high // length)
-    known = block if isinstance(block, int) else loop.start + number.index * length
+    whole = Atom("var", f"{variable.name}.blocks", 0, variable.high // length)
+    known = block if isinstance(block, int) else loop.start + whole.index * length
     along = Lanes(block, length, known)
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
     emitter.waiting = {id(store): [] for store in stores}

@@ -480,6 +480,34 @@ def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> 
     return sum(across for across, _ in costs) < sum(along for _, along in costs)
 
 
+def axis_beside(stages: Sequence[Stage], rows: Integer, target: Target) -> int | None:
+    """The axis along which vectors of single elements gather less than along the last one; or None.
+
+    For example channels that a convolution stores last, if images are pooled. Results that lie
+    along the last axis are stored in squares.
+    """
+    extents = [axis.extent for axis in stages[0].axes]
+    if len(extents) < 2 or any(
+        len(one.axes) != prefix_length(one, rows) or [axis.extent for axis in one.axes] != extents
+        for one in stages
+    ):
+        return None
+    lanes, made = target.row_lanes, {stage.array for stage in stages}
+
+    def work(number: int) -> float:
+        found = 0.0
+        for stage in stages:
+            axis, last = stage.axes[number], stage.axes[-1]
+            apart = coefficient(stage.position, axis.variable) != 1
+            found += _accesses(stage, [axis], made, lanes, [last]) + _TURN * apart
+        return found
+
+    some = ceildiv(3 * lanes, 4)  # lanes that are worth a vector
+    wide = [n for n, one in enumerate(extents[:-1]) if isinstance(one, int) and one >= some]
+    best = min(wide, key=work, default=None)
+    return best if best is not None and work(best) < work(len(extents) - 1) - _GATHER else None
+
+
 def _vector_costs(
     stage: Stage, rows: Integer, made: Container[Array], target: Target
 ) -> tuple[float, float]:

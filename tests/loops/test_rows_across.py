@@ -13,9 +13,11 @@ from schedule.programs import DEVICE, Inputs, plan_of, softmax, transpose
 
 from minigrad import Tensor
 from minigrad.compile import schedule_of
+from minigrad.dtype import dtypes
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.node import Node
 from minigrad.graph.rewrite import without_rules
+from minigrad.graph.symbolic import var
 from minigrad.loops.nest import Loop, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
@@ -89,6 +91,25 @@ def test_an_operand_of_which_each_element_is_read_twice_along_rows_is_transposed
     (kernel,) = plan_of(sums).kernels
     assert "gather" not in render(lower(kernel, GOLDEN))
     agree(sums)
+
+
+@pytest.mark.parametrize("channels", [12, 16, 24, 40])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8"])
+def test_pooling_of_channels_that_are_stored_last(channels: int, dtype: str) -> None:
+    """Vectors run along the channels; results, also those that others read, go out in squares."""
+
+    def pooled(inputs: Inputs) -> list[Node]:
+        n = var("n", 1, 6)
+        x = Tensor._of(inputs(n, 18, 22, channels, dtype=getattr(dtypes, dtype)))
+        x = x.permute(0, 3, 1, 2)
+        y = x.max_pool2d(2)
+        ties = (x.reshape(n, channels, 9, 2, 11, 2) == y.reshape(n, channels, 9, 1, 11, 1))
+        return [y.node, ties.sum((3, 5)).node]
+
+    (kernel,) = plan_of(pooled).kernels
+    text = render(lower(kernel, GOLDEN))
+    assert "gather" not in text and "scatter" not in text
+    agree(pooled, n=3)
 
 
 def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
