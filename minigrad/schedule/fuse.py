@@ -498,8 +498,13 @@ def axis_beside(stages: Sequence[Stage], rows: Integer, target: Target) -> int |
         found = 0.0
         for stage in stages:
             axis, last = stage.axes[number], stage.axes[-1]
-            apart = coefficient(stage.position, axis.variable) != 1
-            found += _accesses(stage, [axis], made, lanes, [last]) + _TURN * apart
+            windows = {one.variable for one in stage.reduced}  # each of their places is a load
+            apart = [
+                one for one in stage.loads if not windows.isdisjoint(one.variables)
+                and coefficient(one.index, axis.variable) not in (0, 1)
+            ]  # fmt: skip
+            found += _accesses(stage, [axis], made, lanes, [] if apart else [last])
+            found += _TURN * (coefficient(stage.position, axis.variable) != 1)
         return found
 
     some = ceildiv(3 * lanes, 4)  # lanes that are worth a vector

@@ -112,6 +112,18 @@ def test_pooling_of_channels_that_are_stored_last(channels: int, dtype: str) -> 
     agree(pooled, n=3)
 
 
+def test_windows_that_lie_along_images_are_read_along_them() -> None:
+    """Beside one operand with channels last: that is gathered, not each place of the windows."""
+
+    def sums(inputs: Inputs) -> list[Node]:
+        x, y = Tensor._of(inputs(2, 24, 18, 18)), Tensor._of(inputs(2, 16, 16, 24))
+        return [(x.max_pool2d(3, stride=1) + y.permute(0, 3, 1, 2)).node]
+
+    (kernel,) = plan_of(sums).kernels
+    assert render(lower(kernel, GOLDEN)).count("= call <16 x float> @llvm.masked.gather") <= 1
+    agree(sums)
+
+
 def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
     def sums(inputs: Inputs) -> list[Node]:
         x, y = Tensor._of(inputs(8, 512, 32)), Tensor._of(inputs(8, 32, 512))
