@@ -69,7 +69,7 @@ def elementwise(kernel: Kernel, target: Target) -> Lowered | None:
     if not _same_elements(stages, kernel.rows):
         return None
     plain, (merged,), _ = build.in_few_axes(stages, kernel.stored)
-    axes, joined = _with_long_last(merged or (make_axis("i", 0, 1),), plain)
+    axes, joined = _with_long_last(merged or (make_axis("i", 0, 1),), plain, target)
     exprs, positions = [s.value for s in joined], [s.index for s in joined]
     # Stores decide, however many loads (as of a scale for each channel) are in another order: those
     # are transposed in registers, but stores would be scattered, each to a line of its own.
@@ -132,19 +132,46 @@ def _in_tiles(
 
 
 def _with_long_last(
-    axes: Sequence[Axis], stores: Sequence[Store]
+    axes: Sequence[Axis], stores: Sequence[Store], target: Target
 ) -> tuple[Sequence[Axis], Sequence[Store]]:
     """The axes with a short last one joined to the one before, if results are contiguous in both.
 
     For example, of pairs: then vectors run along the results, whose operands are picked from
-    vectors. The extent is a power of two, so that all vectors are alike.
+    vectors. The extent is a power of two, so that all vectors are alike; or operands in another
+    order are transposed, as the gradient of a 3 × 3 convolution's weight.
     """
-    if len(axes) < 2 or axes[-1].extent not in SHORT or not isinstance(axes[-2].extent, int):
+    if len(axes) < 2 or not isinstance(axes[-2].extent, int):
+        return axes, stores
+    if axes[-1].extent not in SHORT and not _fills_no_vector(axes, stores, target):
         return axes, stores
     if any(coefficient(store.index, axes[-1].variable) != 1 for store in stores):
         return axes, stores
     last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
     return [*axes[:-2], *last], build.substitute_stores(stores, values)
+
+
+def _fills_no_vector(axes: Sequence[Axis], stores: Sequence[Store], target: Target) -> bool:
+    """Whether the last axis leaves lanes of vectors empty, and operands lie along other axes.
+
+    (Such an operand is transposed, wherever its lines are.)
+    """
+    *outer, before, last = axes
+    lanes = target.lanes(stores[0].array.dtype)
+    if target.group is not None or not isinstance(last.extent, int):
+        return False
+    if last.extent > 3 * lanes * ceildiv(last.extent, lanes) // 4:
+        return False
+    loads = [
+        load.index for load in expr.loads(*(store.value for store in stores))
+        if coefficient(load.index, last.variable) != 1
+        or coefficient(load.index, before.variable) != last.extent
+    ]  # fmt: skip
+    along = [axis.variable for axis in outer if axis.most >= DOWN]
+    return bool(loads) and all(
+        variables(load).isdisjoint(axis.variable for axis in axes)
+        or any(coefficient(load, x) == 1 for x in along)
+        for load in loads
+    )
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
@@ -184,9 +211,9 @@ def _transposed_axis(outer: Sequence[Axis], axis: Axis, exprs: Sequence[Expr]) -
     for load in expr.loads(*exprs):
         for other in outer:
             apart, along = (coefficient(load.index, a.variable) for a in (axis, other))
-            if apart is not None and apart not in (0, 1) and along == 1:
+            if apart not in (0, 1) and along == 1:
                 few = LEAST_DOWN if axis.most >= LEAST_DOWN else DOWN // 2
-                least = DOWN if abs(apart) <= NEIGHBOURS else few
+                least = DOWN if apart is None or abs(apart) <= NEIGHBOURS else few
                 if other.typical >= least:
                     return other
     return None

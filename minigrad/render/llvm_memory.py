@@ -250,7 +250,7 @@ class MemoryEmitter(IndexEmitter):
             f"<{lanes} x i1> {mask or 'splat (i1 true)'}", f"{kind} zeroinitializer",
         ])  # fmt: skip
 
-    def _places(self, index: Integer) -> list[int]:
+    def places(self, index: Integer) -> list[int]:
         """The distance of each lane's element from the first one's; empty if unknown."""
         step = self.lane_stride(index)
         if step is not None:
@@ -269,7 +269,7 @@ class MemoryEmitter(IndexEmitter):
         if there are many such vectors, or the mask is computed. Other values' elements between them
         are picked from the same vectors, whose loads LLVM merges.
         """
-        places, step = self._places(index), self.lane_stride(index)
+        places, step = self.places(index), self.lane_stride(index)
         known = values.known_flags(mask, len(places))
         width = min(len(places), CACHE_LINE // array.dtype.itemsize)
         if not places or known is None:

@@ -20,7 +20,7 @@ from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, loops_in, plain_count
 from minigrad.render.indices import Lanes
 from minigrad.render.llvm_index import is_number
-from minigrad.render.llvm_memory import MemoryEmitter
+from minigrad.render.llvm_memory import MOST_VECTORS, MemoryEmitter
 from minigrad.render.llvm_values import (
     Builder,
     Value,
@@ -82,7 +82,8 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         if (
             array not in changed
             and inner.isdisjoint(load.variables)
-            and emitter.lane_stride(index) not in (None, 0, step)
+            and emitter.lane_stride(index) not in (0, step)
+            and (emitter.lane_stride(index) is not None or not _lies_near(emitter, index))
             and (coefficient(index, loop.variable) == step
                  or step == 1 and loop.start == 0 and known
                  and is_dense(index, loop.variable, length))
@@ -90,6 +91,12 @@ def _loads_across(emitter: MemoryEmitter, loop: Loop) -> list[Expr]:
         ):
             found.append(e)
     return found
+
+
+def _lies_near(emitter: MemoryEmitter, index: Integer) -> bool:
+    """Whether all lanes read few vectors of memory, from which their elements are picked."""
+    places = emitter.places(index)
+    return bool(places) and max(places) - min(places) < MOST_VECTORS * emitter.width()
 
 
 def _first_of(e: Expr) -> Expr | None:

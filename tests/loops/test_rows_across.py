@@ -124,6 +124,27 @@ def test_windows_that_lie_along_images_are_read_along_them() -> None:
     agree(sums)
 
 
+@pytest.mark.parametrize("shape", [(32, 24, 9), (20, 13, 3), (17, 100, 5), (40, 7, 12)])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_short_last_axis_fills_vectors_with_the_axis_before(
+    shape: tuple[int, int, int], dtype: str
+) -> None:
+    """As the update of a convolution's weight, whose gradient is in the opposite order."""
+    rows, columns, short = shape
+
+    def update(inputs: Inputs) -> list[Node]:
+        w = Tensor._of(inputs(rows, columns, short, dtype=getattr(dtypes, dtype)))
+        g = Tensor._of(inputs(short, columns, rows, dtype=getattr(dtypes, dtype)))
+        return [(w - g.permute(2, 1, 0)).node]
+
+    (kernel,) = plan_of(update).kernels
+    nest = lower(kernel, GOLDEN)
+    assert "gather" not in render(nest)
+    lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
+    assert all(one.trips > short for one in lanes)
+    agree(update)
+
+
 def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
     def sums(inputs: Inputs) -> list[Node]:
         x, y = Tensor._of(inputs(8, 512, 32)), Tensor._of(inputs(8, 32, 512))
