@@ -162,16 +162,16 @@ def _fills_no_vector(axes: Sequence[Axis], stores: Sequence[Store], target: Targ
     if last.extent > 3 * lanes * ceildiv(last.extent, lanes) // 4:
         return False
     loads = [
-        load.index for load in expr.loads(*(store.value for store in stores))
+        load for load in expr.loads(*(store.value for store in stores))
         if coefficient(load.index, last.variable) != 1
         or coefficient(load.index, before.variable) != last.extent
     ]  # fmt: skip
-    along = [axis.variable for axis in outer if axis.most >= DOWN]
-    return bool(loads) and all(
-        variables(load).isdisjoint(axis.variable for axis in axes)
-        or any(coefficient(load, x) == 1 for x in along)
-        for load in loads
-    )
+
+    def turned(x: Atom) -> bool:
+        strides = [coefficient(load.index, x) for load in loads if x in load.variables]
+        return bool(strides) and set(strides) == {1}
+
+    return any(axis.most >= DOWN and turned(axis.variable) for axis in outer)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
