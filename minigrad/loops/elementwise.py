@@ -142,12 +142,14 @@ def _with_long_last(
     """
     if len(axes) < 2 or not isinstance(axes[-2].extent, int):
         return axes, stores
-    if axes[-1].extent not in SHORT and not _fills_no_vector(axes, stores, target):
+    turned = _fills_no_vector(axes, stores, target)
+    if axes[-1].extent not in SHORT and not turned:
         return axes, stores
     if any(coefficient(store.index, axes[-1].variable) != 1 for store in stores):
         return axes, stores
     last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
-    return [*axes[:-2], *last], build.substitute_stores(stores, values)
+    axes, stores = [*axes[:-2], *last], build.substitute_stores(stores, values)
+    return _with_long_last(axes, stores, target) if turned and len(last) == 1 else (axes, stores)
 
 
 def _fills_no_vector(axes: Sequence[Axis], stores: Sequence[Store], target: Target) -> bool:

@@ -14,6 +14,7 @@ from schedule.programs import DEVICE, Inputs, plan_of, softmax, transpose
 from minigrad import Tensor
 from minigrad.compile import schedule_of
 from minigrad.dtype import dtypes
+from minigrad.graph import build as g
 from minigrad.graph.canonical import Graph, canonicalize
 from minigrad.graph.node import Node
 from minigrad.graph.rewrite import without_rules
@@ -143,6 +144,19 @@ def test_a_short_last_axis_fills_vectors_with_the_axis_before(
     lanes = [one for one in walk(nest.parallel) if isinstance(one, Loop) and one.kind == "lanes"]
     assert all(one.trips > short for one in lanes)
     agree(update)
+
+
+def test_several_short_axes_are_joined_until_they_fill_a_vector() -> None:
+    """As the phases of an image that a strided convolution reads."""
+
+    def phases(inputs: Inputs) -> list[Node]:
+        x = Tensor._of(inputs(6, 5, 2, 5, 2, 40))
+        return [g.contiguous(x.permute(5, 0, 1, 3, 2, 4).node)]
+
+    (kernel,) = plan_of(phases).kernels
+    text = render(lower(kernel, GOLDEN))
+    assert "gather" not in text and "scatter" not in text
+    agree(phases)
 
 
 def test_sums_across_an_operand_that_lies_along_them_are_not_sums_of_columns() -> None:
