@@ -136,7 +136,7 @@ class Play:
             try:
                 move()
             except ShapeError as error:
-                assert "that is gone" in str(error)
+                assert "no longer exists" in str(error)
             if self.choice.random() < 0.3:
                 self.check(*self.pick())
         for pair in self.pairs:
