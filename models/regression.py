@@ -23,7 +23,6 @@ import numpy as np
 from minigrad import Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console, pictures
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.mlp import MLP
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
@@ -111,7 +110,7 @@ def perturb_or_propagate(sizes: Sequence[int], batch: int, seed: int) -> Compari
     images = Tensor(generator.random((batch, sizes[0])).astype(np.float32))
     labels = Tensor(generator.integers(0, sizes[-1], batch).astype(np.int32))
     params = nn.state.get_parameters(model)
-    counts = [math.prod(plain_shape(param)) for param in params]
+    counts = [math.prod(param._known_shape()) for param in params]
 
     @jit
     def backward() -> list[Tensor]:

@@ -20,7 +20,6 @@ import numpy as np
 from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.node import Node
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import together
@@ -85,7 +84,7 @@ class SequenceParallel:
 
         If there are fewer heads of keys and values, each serves several query heads.
         """
-        many, few = plain_shape(q)[1], plain_shape(k)[1]
+        many, few = q._known_shape()[1], k._known_shape()[1]
         if many != few:
             k, v = (part.repeat_interleave(many // few, dim=1) for part in (k, v))
         return ring_attention(q, k, v, self.group)
@@ -93,7 +92,7 @@ class SequenceParallel:
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
-    scale = 1 / math.sqrt(plain_shape(q)[-1])
+    scale = 1 / math.sqrt(q._known_shape()[-1])
     # The rows of a head are apart in the product that makes them. Blocks read each row many times,
     # and rows a page apart cost half as much again as adjacent ones.
     q, k, v = (part.contiguous() for part in (q, k, v))
@@ -231,7 +230,7 @@ def _merged(found: Found, more: Found) -> Found:
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of this rank's early chunk, and of its late chunk."""
-    middle = plain_shape(x)[-2] // 2
+    middle = x._known_shape()[-2] // 2
     return x[..., :middle, :], x[..., middle:, :]
 
 
@@ -242,5 +241,5 @@ def _halves_of(found: Found) -> tuple[Found, Found]:
 
 def _at_half(x: Tensor, half: int) -> Tensor:
     """x as one half of twice as many rows, with zeros in the other."""
-    rows = plain_shape(x)[-2]
+    rows = x._known_shape()[-2]
     return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))
