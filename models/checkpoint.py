@@ -86,12 +86,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     require("safetensors")
     nn.state.remove_leftovers(path)
-    try:
-        tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (MinigradError, TypeError, ValueError) as error:
-        raise InputError(str(error).removeprefix("safe_load: ")) from None
+    with failing_as(f"cannot read {path}"):
+        try:
+            tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
+        except (MinigradError, TypeError, ValueError) as error:
+            raise InputError(str(error).removeprefix("safe_load: ")) from None
     stored = metadata.pop(CHECKSUM, None)  # other programs' files have none
     if stored is not None and stored != checksum(tensors, metadata):
         raise InputError(f"{path} is damaged: its content does not match its checksum")

@@ -173,15 +173,10 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return q._wide().matmul(k._wide().transpose(-1, -2)) * scale
 
 
-def _seen(q: Tensor, k: Tensor) -> Tensor:
-    rows = Tensor.arange(q.shape[-2], device=q.device).reshape(-1, 1)
-    return Tensor.arange(k.shape[-2], device=q.device).reshape(1, -1) <= rows
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
     """Output and log-sum-exp of attention, both in at least float32."""
     scores, wide = _scores(q, k, scale), v._wide()
-    seen = _seen(q, k) if causal else None
+    seen = q._seen(k, None, is_causal=True)[0] if causal else None
     visible = scores if seen is None else seen.where(scores, -math.inf)
     largest = visible.max(axis=-1, keepdim=True)
     weights = _weights(scores - largest, seen)
@@ -203,7 +198,7 @@ def _attend_backward(
     2022).
     """
     q, g, statistic, delta = rows
-    seen = _seen(q, k) if causal else None
+    seen = q._seen(k, None, is_causal=True)[0] if causal else None
     weights = _weights(_scores(q, k, scale) - statistic, seen)
     towards = g.matmul(v._wide().transpose(-1, -2))
     slopes = weights * (towards - delta) * scale
