@@ -28,7 +28,12 @@ def _rate(device: str, size: int) -> float:
     with Tensor.no_grad():
         a, b = (Tensor.rand(size, size, device=device).realize() for _ in range(2))
         product = jit(lambda x, y: x.matmul(y).realize())
-        (seconds,) = best_of_rounds([lambda: (product(a, b), Device[device].synchronize())])
+
+        def run() -> None:
+            product(a, b)
+            Device[device].synchronize()
+
+        (seconds,) = best_of_rounds([run])
     return 2 * size**3 / seconds
 
 
