@@ -386,7 +386,9 @@ def _in_stages(roots: Sequence[Node], failures: list[MinigradError]) -> list[Nod
             read = {source: new[written(source)] for source in read_of(node)}
             if node.op is Op.COPY:
                 (source,) = realize([read[node.src[0]]], found)  # a LOOP's last carry is a part
-                new[node] = _copied(node, source)
+                memory = Buffer(node.device, node.dtype, numel(node.shape))
+                memory.copy_from(source.arg)
+                new[node] = buffer(memory, node.dtype, node.shape, node.device)
             else:
                 new.update(_run_loop(node, read, results, found))
         if found:
@@ -404,13 +406,6 @@ def _lost(root: Node, known: Node | None, reason: str) -> Node:
     )  # fmt: skip
     poison([target.arg], reason)
     return target
-
-
-def _copied(node: Node, source: Node) -> Node:
-    """Run a COPY, whose source is a BUFFER."""
-    memory = Buffer(node.device, node.dtype, numel(node.shape))
-    memory.copy_from(source.arg)
-    return buffer(memory, node.dtype, node.shape, node.device)
 
 
 def _run_loop(

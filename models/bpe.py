@@ -93,7 +93,7 @@ class BytePairTokenizer(Tokenizer):
     def _ordinary(self, text: str) -> list[int]:
         words = self._pattern.findall(text)
         known = self._words  # another thread may replace it
-        new = set(words) - known.keys()
+        new = set(words).difference(known)  # its time does not depend on what is known
         if len(known) + len(new) > CACHED_WORDS:
             known, new = {}, set(words)
         known.update({word: self._merged(word.encode()) for word in new})

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import operator
 import os
 import socket
 import zlib
@@ -34,14 +33,9 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     if tensors:
         Tensor.realize(*tensors.values())
     for name, tensor in sorted(tensors.items()):
-        what = f"{name} {tensor.dtype.name} {plain_shape(tensor)}"
+        what = f"{name} {tensor.dtype.name} {tensor._known_shape()}"
         total = zlib.crc32(tensor._bytes(), zlib.crc32(what.encode(), total))
     return f"{total:08x}"
-
-
-def plain_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a tensor; TypeError if it has a symbolic dimension."""
-    return tuple(operator.index(extent) for extent in tensor.shape)  # type: ignore[arg-type]
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -92,12 +86,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     require("safetensors")
     nn.state.remove_leftovers(path)
-    try:
-        tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (MinigradError, TypeError, ValueError) as error:
-        raise InputError(str(error).removeprefix("safe_load: ")) from None
+    with failing_as(f"cannot read {path}"):
+        try:
+            tensors, metadata = nn.state.safe_load(path), nn.state.safe_load_metadata(path)
+        except (MinigradError, TypeError, ValueError) as error:
+            raise InputError(str(error).removeprefix("safe_load: ")) from None
     stored = metadata.pop(CHECKSUM, None)  # other programs' files have none
     if stored is not None and stored != checksum(tensors, metadata):
         raise InputError(f"{path} is damaged: its content does not match its checksum")
@@ -128,7 +121,7 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
             if file not in files:
                 files[file], _ = load(folder_of_parts(path) / file)
             parts.append((file, dims, files[file].pop(name)))
-        if math.prod(shape) > sum(math.prod(plain_shape(part)) for *_, part in parts):
+        if math.prod(shape) > sum(math.prod(part._known_shape()) for *_, part in parts):
             raise ValueError(f"the parts of {name} have fewer elements than its shape {shape}")
         array, taken = np.empty(shape, f"u{dtype.itemsize}"), np.zeros(shape, bool)
         for file, dims, part in parts:
@@ -136,7 +129,7 @@ def _joined(path: Path, index: Mapping[str, Any]) -> dict[str, Tensor]:
             for at, digits in enumerate(dims):
                 for ways, stride, place in digits:
                     own[at] = own[at][own[at] // stride % ways == place]
-            values = np.frombuffer(part._bytes(), array.dtype).reshape(plain_shape(part))
+            values = np.frombuffer(part._bytes(), array.dtype).reshape(part._known_shape())
             values = values[tuple(slice(len(places)) for places in own)]
             cells = np.ix_(*own)
             if values.shape != taken[cells].shape or taken[cells].any():

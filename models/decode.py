@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from minigrad import Tensor, Variable, jit
-from minigrad.errors import BoundsError
+from minigrad.errors import BoundsError, expect
 from minigrad.graph.node import grouped
 from minigrad.graph.symbolic import Integer
 from minigrad.models.sampling import Sampler, Sampling
@@ -129,10 +129,9 @@ class Decoder:
         config = model.config
         if policy not in POLICIES:
             raise ValueError(f"context_policy: expected {' or '.join(POLICIES)}, got {policy!r}")
-        if not 0 <= keep <= config.context // 2:
-            raise ValueError(
-                f"keep: expected 0 … {config.context // 2}, half of the model's context, got {keep}"
-            )
+        half = config.context // 2
+        expect(0 <= keep <= half, "keep", f"0 … {half}, half of the model's context", keep,
+               error=ValueError)  # fmt: skip
         self.model, self.policy, self.keep = model, policy, keep
         self.rows = [list(row) for row in rows]
         self.window = [list(row) for row in rows]  # the part of them in the context

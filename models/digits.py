@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minigrad.errors import expect
 from minigrad.models.data import package_folder, read_bytes, read_text
 from minigrad.models.errors import InputError
 
@@ -106,10 +107,8 @@ def _idx_of(
         raise InputError(f"{path} is not an IDX file of unsigned bytes")
     shape = struct.unpack(f">{rank}I", extents)
     size = math.prod(shape)
-    if size > most:
-        raise InputError(
-            f"{path} claims to have shape {shape}, {size:,} bytes: expected at most {most:,} bytes"
-        )
+    expect(size <= most, f"{path} claims to have shape {shape}, {size:,} bytes",
+           f"at most {most:,} bytes", error=InputError)  # fmt: skip
     values = file.read(size + 1)
     if len(values) != size:
         found = f"more than {size:,}" if len(values) > size else f"{len(values):,}"
@@ -135,11 +134,10 @@ def _idx_pair(folder: Path, part: str) -> Digits:
             raise InputError(f"{found[0]}: expected shape {wanted}, got {array.shape}")
         arrays.append(array)
     images, labels = arrays
-    if len(images) != len(labels) or (len(labels) and labels.max() > 9):
-        raise InputError(
-            f"{folder}: expected as many labels as images, each 0 … 9, got {len(images)} images "
-            f"and {len(labels)} labels up to {labels.max(initial=0)}"
-        )
+    largest = labels.max(initial=0)
+    expect(len(images) == len(labels) and largest <= 9, str(folder), "as many labels as images, "
+           "each 0 … 9", f"{len(images)} images and {len(labels)} labels up to {largest}",
+           error=InputError)  # fmt: skip
     flat = images.reshape(len(images), PIXELS).astype(np.float32) / np.float32(255)
     return Digits(flat, labels.astype(np.int32))
 

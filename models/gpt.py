@@ -115,9 +115,7 @@ class Attention:
         k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
         scores = q @ k.transpose(2, 3) * (scale or config.width**-0.5)
         scores = capped(scores, config.attention_cap)
-        if causal:
-            seen = Tensor.ones(q.shape[2], k.shape[2], dtype="bool", device=q.device).tril()
-        scores = scores if seen is None else seen.where(scores, float("-inf"))
+        scores = q._seen(k, seen, causal)[0].where(scores, float("-inf"))
         return scores.softmax(-1).dropout(config.dropout) @ v
 
     def heads(

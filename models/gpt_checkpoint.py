@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from minigrad import Tensor, dtypes, nn
 from minigrad.errors import MinigradError
 from minigrad.models import bpe, checkpoint
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.library_tokenizer import LibraryTokenizer
@@ -146,7 +145,7 @@ def _check_sizes(
     path: Path, config: GPTConfig, tokenizer: Tokenizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """InputError if a damaged config does not fit the tensors' sizes."""
-    total = sum(math.prod(plain_shape(tensor)) for tensor in tensors.values())
+    total = sum(math.prod(tensor._known_shape()) for tensor in tensors.values())
     if config.layers > len(tensors) or parameters(config).total != total:
         raise InputError(f"{path} does not match its own config: {config}")
     if len(tokenizer) != config.vocabulary:
@@ -164,7 +163,7 @@ def _pack_history(history: list[dict[str, Any]]) -> Tensor:
 
 
 def _unpack_history(stored: Tensor) -> list[dict[str, Any]]:
-    shape = plain_shape(stored)
+    shape = stored._known_shape()
     if len(shape) != 2 or shape[1] != len(KEYS) or stored.dtype is not dtypes.float64:
         raise ValueError(f"its history has shape {shape} and dtype {stored.dtype.name}")
     lines: list[dict[str, Any]] = []

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from minigrad.errors import expect
 from minigrad.models.errors import InputError
 from minigrad.tensor.arguments import check_fields
 
@@ -85,17 +86,11 @@ class GPTConfig:
             raise InputError(f"rotary_share: expected above 0, at most 1, got {self.rotary_share}")
         if self.positions == "rotary" and self.turned % 2:
             raise InputError(f"rotary positions need an even number of dims, got {self.turned}")
-        if self.rotary_factors and len(self.rotary_factors) != self.turned // 2:
-            raise InputError(
-                f"rotary_factors: expected {self.turned // 2}, one for each pair of dims, got "
-                f"{len(self.rotary_factors)}"
-            )
-        if self.layer_kinds and (
-            len(self.layer_kinds) != self.layers or set(self.layer_kinds) - set("fsn")
-        ):
-            raise InputError(
-                f"layer_kinds: expected {self.layers} letters f, s or n, got {self.layer_kinds!r}"
-            )
+        pairs, kinds = self.turned // 2, self.layer_kinds
+        expect(len(self.rotary_factors) in (0, pairs), "rotary_factors",
+               f"{pairs}, one for each pair of dims", len(self.rotary_factors), error=InputError)
+        expect(len(kinds) in (0, self.layers) and {*kinds} <= {*"fsn"}, "layer_kinds",
+               f"{self.layers} letters f, s or n", repr(kinds), error=InputError)  # fmt: skip
         if "s" in self.layer_kinds and not self.window:
             raise InputError("layer_kinds has sliding layers (s): expected a window above 0, got 0")
         if not 0 <= self.dropout < 1:

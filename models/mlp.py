@@ -21,7 +21,6 @@ import numpy as np
 
 from minigrad import Mesh, P, Tensor, jit, nn
 from minigrad.models import console, neuron, pictures
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.digits import Digits, load_digits
 from minigrad.models.errors import InputError
 from minigrad.models.metrics import Metrics
@@ -88,7 +87,7 @@ def describe(model: MLP) -> str:
     """Shape and number of parameters of each layer, and their sum."""
     lines, total = [], 0
     for number, layer in enumerate(model.layers, 1):
-        outputs, inputs = plain_shape(layer.weight)
+        outputs, inputs = layer.weight._known_shape()
         count = parameter_count(layer)
         total += count
         biases = "" if layer.bias is None else f" + {outputs} biases"
@@ -118,13 +117,13 @@ def describe_collapse(model: MLP, digits: Digits) -> str:
         matrix, shift = as_one_map(model)
         images = Tensor(digits.images[:EVALUATION_BATCH])
         away = (model(images) - images.linear(matrix.transpose(), shift)).abs().max().item()
-    outputs, inputs = plain_shape(matrix)
+    outputs, inputs = matrix._known_shape()
     product = "·".join(f"W{number}" for number in range(len(model.layers), 0, -1))
     alone, all_of_them = outputs * (inputs + 1), parameter_count(model)
     return (
         f"without activations the layers are one linear map, W = {product}: {inputs} × {outputs} "
         f"weights + {outputs} biases = {alone:,} parameters\n"
-        f"  on {plain_shape(images)[0]:,} digits its outputs differ from those of the "
+        f"  on {images._known_shape()[0]:,} digits its outputs differ from those of the "
         f"{len(model.layers)} layers by at most {away:.1e}\n"
         f"  so the model's {all_of_them:,} parameters can express no more than these {alone:,}"
     )

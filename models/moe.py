@@ -22,13 +22,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 from minigrad import Tensor, dtypes, nn
 from minigrad.dtype import DType
 from minigrad.errors import ShapeError
-from minigrad.graph import build
-from minigrad.graph.node import Node
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.precision import of_gradient, product
 from minigrad.nn.layers import uniform
 from minigrad.settings import having
@@ -51,12 +49,12 @@ class Routing:
 
     def load(self) -> Tensor:
         """The share of choices for each expert: (experts,), sums to 1."""
-        experts = plain_shape(self.logits)[1]
+        experts = self.logits._known_shape()[1]
         return _one_hot(self.chosen.reshape(-1), experts).float().mean(0)
 
     def balance_loss(self) -> Tensor:
         """experts · Σ load · mean probability: 1 if all are used equally, more otherwise."""
-        experts = plain_shape(self.logits)[1]
+        experts = self.logits._known_shape()[1]
         return (self.load().detach() * self.probabilities.mean(0)).sum() * experts
 
     def z_loss(self) -> Tensor:
@@ -105,7 +103,7 @@ class Router:
         for _ in range(self.active):
             best = left.argmax(1)
             chosen.append(best)
-            left = _one_hot(best, plain_shape(logits)[1]).bool().where(-1.0, left)
+            left = _one_hot(best, logits._known_shape()[1]).bool().where(-1.0, left)
         places = Tensor.stack(chosen, dim=1)
         weights = probabilities.gather(1, places)
         weights = weights / weights.sum(1, keepdim=True) if self.share else weights
@@ -124,8 +122,8 @@ def picked(table: Tensor, index: Tensor) -> Tensor:
 
     Unchecked: 0 for an index out of range.
     """
-    rest = plain_shape(table)[index.ndim :]
-    shape = plain_shape(index)
+    rest = table._known_shape()[index.ndim :]
+    shape = index._known_shape()
     places = index.reshape(*shape, *(1 for _ in rest)).expand(*shape, *rest)
     return table._at(index.ndim - 1, places)
 
@@ -159,7 +157,7 @@ class Order:
         chosen: (*lead, choices). A place has room for all choices: rows (*lead, places·choices).
         Also returns, for each row, which of the place's experts is chosen; −1 for empty rows.
         """
-        *lead, choices = plain_shape(chosen)
+        *lead, choices = chosen._known_shape()
         here = experts // places
         to = chosen // here
         before, _ = counted(to, places)
@@ -171,50 +169,37 @@ class Order:
     @staticmethod
     def _table(slot: Tensor, values: Tensor, rows: int) -> Tensor:
         """(*lead, rows) with values (*lead, choices) at slots, 0 elsewhere."""
-        lead = plain_shape(slot)[:-1]
+        lead = slot._known_shape()[:-1]
         empty = Tensor.zeros(*lead, rows, dtype=dtypes.int32, device=slot.device)
         return empty.scatter(-1, slot, values, reduce="add").contiguous()
 
     def fill(self, x: Tensor, active: int) -> Tensor:
         """(*lead, tokens, dim) → (*lead, rows, dim): each choice's token; other rows are anything.
         """
-        *lead, tokens, dim = plain_shape(x)
         value = picked(x, self.choice // active)
-
-        def rule(order: Order, g: Tensor, _: Tensor) -> list[Tensor]:
-            return [picked(g, order.slot).reshape(*lead, tokens, active, dim).sum(-2)]
-
-        return self._with_gradient(value, [x], rule)
+        return x._with_derivative(value, _by_filled, self.slot)
 
     def empty(self, x: Tensor) -> Tensor:
         """(*lead, rows, dim) → (*lead, choices, dim): the row of each choice.
 
         The gradient of other rows has any value.
         """
+        return x._with_derivative(picked(x, self.slot), _by_emptied, self.choice)
 
-        def rule(order: Order, g: Tensor, _: Tensor) -> list[Tensor]:
-            return [picked(g, order.choice)]
 
-        return self._with_gradient(picked(x, self.slot), [x], rule)
+def _by_filled(g: Tensor, _: Tensor, x: Tensor, slot: Tensor) -> Sequence[Tensor | None]:
+    *lead, dim = x._known_shape()
+    return [picked(g, slot).reshape(*lead, -1, dim).sum(-2), None]
 
-    def _with_gradient(
-        self, value: Tensor, sources: Sequence[Tensor], rule: Callable[..., Sequence[Tensor]]
-    ) -> Tensor:
-        """`value`, with rule(self, gradient, *sources) for the gradients of its sources."""
-        tensors = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
-        count, others = len(sources), (None,) * len(tensors)
-        kind, numbers = type(self), {k: v for k, v in vars(self).items() if k not in tensors}
 
-        def of_nodes(node: Node, g: Node) -> Sequence[Node | None]:
-            # uses the node's tensors: tensors that it kept would stay alive, and be computed
-            with Tensor.no_grad():
-                given = [Tensor._of(source) for source in node.src[1:]]
-                own = kind(**numbers, **dict(zip(tensors, given[count:], strict=True)))
-                parts = rule(own, Tensor._of(g), *given[:count])
-                return [*(part.node for part in parts), *others]
+def _by_emptied(g: Tensor, _: Tensor, x: Tensor, choice: Tensor) -> Sequence[Tensor | None]:
+    return [picked(g, choice), None]
 
-        nodes = [tensor.node for tensor in (*sources, *tensors.values())]
-        return Tensor._of(build.custom(value.detach().node, nodes, of_nodes))
+
+def mask(rows: int, used: Tensor) -> Tensor:
+    """(*lead, blocks, rows, 1): which rows of each block are used, the first `used` of them."""
+    row = Tensor.arange(rows, device=used.device).reshape(rows, 1)
+    return row < used.unsqueeze(-1).unsqueeze(-1)
 
 
 @dataclass(frozen=True)
@@ -234,7 +219,7 @@ class Blocks(Order):
     @classmethod
     def of(cls, which: Tensor, experts: int, missing: bool = False) -> Blocks:
         """The blocks for choices (*lead, choices) of experts; missing: −1 is no choice."""
-        *lead, choices = plain_shape(which)
+        *lead, choices = which._known_shape()
         blocks, rows = block_shape(choices, experts)
         before, count = counted(which, experts)
         filled = (count + (rows - 1)) // rows
@@ -255,14 +240,9 @@ class Blocks(Order):
         used = (picked(stop, expert) - place * rows).maximum(0).minimum(rows).contiguous()
         return cls(slot, choice, rows, expert, used, first, stop)
 
-    def mask(self) -> Tensor:
-        """(*lead, blocks, rows, 1): whether a row is used."""
-        row = Tensor.arange(self.rows, device=self.used.device).reshape(self.rows, 1)
-        return row < self.used.unsqueeze(-1).unsqueeze(-1)
-
     def cut(self, x: Tensor) -> Tensor:
         """(*lead, blocks·rows, dim) → (*lead, blocks, rows, dim)."""
-        *lead, _, dim = plain_shape(x)
+        *lead, _, dim = x._known_shape()
         return x.reshape(*lead, -1, self.rows, dim)
 
     def of_all(self, x: Tensor) -> Tensor:
@@ -272,10 +252,10 @@ class Blocks(Order):
         """
         if self.used.ndim == 1:
             return x
-        copies, places = plain_shape(self.used)[:2]
-        _, *rest = plain_shape(x)
+        copies, places = self.used._known_shape()[:2]
+        _, *rest = x._known_shape()
         parts = x.reshape(1, places, -1, *rest)
-        return parts.expand(copies, *plain_shape(parts)[1:])
+        return parts.expand(copies, *parts._known_shape()[1:])
 
     def product(self, x: Tensor, weight: Tensor, precision: DType) -> Tensor:
         """Each block times its expert's matrix: x (*lead, blocks, rows, in), weight (…, out, in).
@@ -283,21 +263,29 @@ class Blocks(Order):
         → (*lead, blocks, rows, out), 0 in unused rows, whatever x and the gradient have there.
         weight: as returned by `of_all`. Operands are rounded first: see `precision.product`.
         """
-        *lead, blocks, rows, _ = plain_shape(x)
-        count = blocks * rows
-        value = self.mask().where(product(x, picked(weight, self.expert), precision), 0.0)
+        every = product(x, picked(weight, self.expert), precision)
+        value = mask(self.rows, self.used).where(every, 0.0)
+        own = self.expert, self.used, self.first, self.stop
+        return x._with_derivative(value, _product_rule(precision), weight, *own)
 
-        def rule(blocks: Blocks, g: Tensor, x: Tensor, weight: Tensor) -> list[Tensor]:
-            x, theirs = x.cast(precision), picked(weight, blocks.expert).cast(precision)
-            g = of_gradient(g, precision)
-            by_x = blocks.mask().where(g.matmul(theirs, g.dtype), 0.0).contiguous()
-            row = Tensor.arange(count, device=g.device).reshape(count, 1)
-            first, stop = (end.unsqueeze(-1).unsqueeze(-1) for end in (blocks.first, blocks.stop))
-            inside = (first <= row) & (row < stop)  # both are masked: 0·∞ would be NaN
-            g, x = (inside.where(part.reshape(*lead, 1, count, -1), 0.0) for part in (g, x))
-            return [by_x, g.transpose(-2, -1).matmul(x, g.dtype)]
 
-        return self._with_gradient(value, [x, weight], rule)
+@cache
+def _product_rule(precision: DType) -> Callable[..., Sequence[Tensor | None]]:
+    def rule(
+        g: Tensor, _: Tensor, x: Tensor, weight: Tensor, expert: Tensor, used: Tensor,
+        first: Tensor, stop: Tensor,
+    ) -> Sequence[Tensor | None]:  # fmt: skip
+        *lead, blocks, rows = x._known_shape()[:-1]
+        x, theirs = x.cast(precision), picked(weight, expert).cast(precision)
+        g = of_gradient(g, precision)
+        by_x = mask(rows, used).where(g.matmul(theirs, g.dtype), 0.0).contiguous()
+        row = Tensor.arange(blocks * rows, device=g.device).reshape(-1, 1)
+        first, stop = (end.unsqueeze(-1).unsqueeze(-1) for end in (first, stop))
+        inside = (first <= row) & (row < stop)  # both are masked: 0·∞ would be NaN
+        g, x = (inside.where(part.reshape(*lead, 1, blocks * rows, -1), 0.0) for part in (g, x))
+        return [by_x, g.transpose(-2, -1).matmul(x, g.dtype), None, None, None, None]
+
+    return rule
 
 
 class Experts:
@@ -320,7 +308,7 @@ class Experts:
             if self.bias is None:
                 return y
             own = picked(which.of_all(self.bias), which.expert)
-            return y + which.mask().where(own.unsqueeze(-2), 0.0)
+            return y + mask(which.rows, which.used).where(own.unsqueeze(-2), 0.0)
         y = product(x, self.weight[which], self.precision)
         return y if self.bias is None else y + self.bias[which].unsqueeze(1)
 
@@ -356,7 +344,7 @@ class MoE:
         routing = self.router.route(flat)
         if _open.records is not None:
             _open.records.append(routing)
-        tokens = plain_shape(flat)[0]
+        tokens = flat._known_shape()[0]
         if tokens * self.active <= self.experts:
             answers = self._alone(flat, routing.chosen)
         else:
@@ -380,7 +368,7 @@ class MoE:
 
     def _grouped(self, flat: Tensor, chosen: Tensor) -> Tensor:
         """Choices of one expert side by side → answers (tokens, active, dim)."""
-        shape = (*plain_shape(chosen), self.dim)
+        shape = (*chosen._known_shape(), self.dim)
         lead = self.lead if shape[0] % math.prod(self.lead) == 0 else ()
         x, which = flat.reshape(*lead, -1, self.dim), chosen.reshape(*lead, -1)
         if not lead or lead[1] == 1:
@@ -404,7 +392,7 @@ class MoE:
         If places are devices, that is an all_to_all.
         """
         groups, places = lead
-        apart = x.reshape(groups, places, places, -1, *plain_shape(x)[3:])
+        apart = x.reshape(groups, places, places, -1, *x._known_shape()[3:])
         return self.place(self.place(apart).transpose(1, 2)).reshape(x.shape)
 
 

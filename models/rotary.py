@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from minigrad import Tensor
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.tensor.templates import templated
 
@@ -97,7 +96,7 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     x (batch, heads, length, width), with the rows of `rotation` at its positions: see `decode.at`.
     Dimensions from `turned` on are unchanged.
     """
-    half = plain_shape(cosines)[-1]
+    half = cosines._known_shape()[-1]
     pairs = x[..., : 2 * half].reshape(*x.shape[:3], 2, half)
     turned = (pairs * cosines + pairs.flip(3) * sines).reshape(*x.shape[:3], 2 * half)
     return turned if x.shape[3] == 2 * half else turned.cat(x[..., 2 * half :], dim=3)

@@ -9,13 +9,13 @@ by bit.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 from minigrad import Tensor, Variable, jit
+from minigrad.compile import best_of_rounds
 from minigrad.graph.symbolic import Integer
 from minigrad.models.decode import KeyValueCache, Start
 from minigrad.models.gpt import GPT, Attention
@@ -23,7 +23,6 @@ from minigrad.models.gpt import GPT, Attention
 PIECE = 64  # tokens of a prompt read at once; others wait for no more than these
 PARTS = 4  # of a piece: the end of a prompt is read in as few of them as hold it
 WARM = 3  # calls until a program is captured and compiled
-TIMED = 5  # steps that are timed; the fastest counts
 
 
 @lru_cache(maxsize=1 << 14)
@@ -153,15 +152,8 @@ class Slots:
     def _cost(self, tokens: Mapping[int, tuple[Sequence[int], int]]) -> float:
         """The time of a check of some slots, relative to a step of them."""
         single = {slot: (some[0], place) for slot, (some, place) in tokens.items()}
-        steps, checks = list[float](), list[float]()
-        for _ in range(TIMED):
-            begun = time.perf_counter()
-            self.step(single)
-            between = time.perf_counter()
-            self.check(tokens)
-            steps.append(between - begun)
-            checks.append(time.perf_counter() - between)
-        return min(checks) / min(steps)
+        step, check = best_of_rounds([lambda: self.step(single), lambda: self.check(tokens)])
+        return check / step
 
     def size(self, unread: int) -> int:
         """The tokens of the next piece of a prompt, padding included."""

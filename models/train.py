@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from minigrad import Device, Tensor, jit, nn
 from minigrad.graph.symbolic import ceildiv
 from minigrad.models import console
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.console import Progress
 from minigrad.models.errors import InputError
 from minigrad.models.interrupt import Interruption, Stopped
@@ -64,7 +63,7 @@ class TrainingPlan:
 
 def parameter_count(model: object) -> int:
     """The number of trainable parameters."""
-    return sum(math.prod(plain_shape(tensor)) for tensor in nn.state.get_parameters(model))
+    return sum(math.prod(tensor._known_shape()) for tensor in nn.state.get_parameters(model))
 
 
 class MatrixAdamW(nn.optim.AdamW):
@@ -108,7 +107,7 @@ def make_step(
 
     def step(ids: Tensor, targets: Tensor) -> Tensor:
         optimizer.zero_grad()
-        rows = plain_shape(ids)[0] // accumulate
+        rows = ids._known_shape()[0] // accumulate
         total: Tensor | None = None
         for first in range(0, rows * accumulate, rows):
             # a part's loss has no name: a lazy value that is looked at would be computed again from

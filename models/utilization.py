@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from functools import lru_cache
 
 from minigrad import Device, Tensor, jit
+from minigrad.compile import best_of_rounds
 from minigrad.models.gpt_config import GPTConfig
 from minigrad.models.metrics import Metrics
 from minigrad.models.sizing import flops_per_token
 
-SMALL, LARGE, ROUNDS = 128, 1024, 5  # rows of square products; times that each is measured
+SMALL, LARGE = 128, 1024  # rows of square products
 LONGEST = 0.5  # seconds that a large product may take; the reference device takes minutes
 
 
 @lru_cache(maxsize=4)
 def product_rate(device: str) -> float:
-    """flop/s of a float32 product of two 1024 × 1024 matrices, the best of five.
+    """flop/s of a float32 product of two 1024 × 1024 matrices, the best of several.
 
     Of 128 × 128 if that takes too long.
     """
@@ -28,13 +28,13 @@ def _rate(device: str, size: int) -> float:
     with Tensor.no_grad():
         a, b = (Tensor.rand(size, size, device=device).realize() for _ in range(2))
         product = jit(lambda x, y: x.matmul(y).realize())
-        best = float("inf")
-        for _ in range(2 + ROUNDS):
-            start = time.perf_counter()
+
+        def run() -> None:
             product(a, b)
             Device[device].synchronize()
-            best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+
+        (seconds,) = best_of_rounds([run])
+    return 2 * size**3 / seconds
 
 
 def utilization(config: GPTConfig, context: int, metrics: Metrics, ranks: int = 1) -> str:

@@ -22,7 +22,6 @@ from minigrad.models import architectures, checkpoint
 from minigrad.models.architectures import Part
 from minigrad.models.architectures_gguf import config_of_gguf
 from minigrad.models.architectures_hub import config_of_hub
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.data import read_json
 from minigrad.models.errors import InputError
 from minigrad.models.gpt_config import GPTConfig
@@ -212,7 +211,7 @@ def _build(
     """
     parts = checked_parts(source, config)
     model = kind(replace(config, context=positions), initialize=False)
-    wanted = {name: plain_shape(t) for name, t in nn.state.get_state_dict(model).items()}
+    wanted = {name: t._known_shape() for name, t in nn.state.get_state_dict(model).items()}
     if "wpe.weight" in wanted:
         wanted["wpe.weight"] = config.context, config.dim
     for part in parts:

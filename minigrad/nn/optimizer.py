@@ -178,12 +178,10 @@ class Optimizer(Steps):
         self.params = list({id(tensor): tensor for tensor in tensors_of(name, params)}.values())
         expect(self.params, name, "at least one parameter", "none", error=ValueError)
         for tensor in self.params:
-            if tensor.requires_grad is None and tensor._descends_from_leaves():
-                raise GradientError(
-                    f"{name}: expected leaves, got a tensor of shape {tensor.shape} "
-                    "computed from tensors that require a gradient; pass those, or x.detach() to "
-                    "train it instead"
-                )
+            expect(tensor.requires_grad is not None or not tensor._descends_from_leaves(), name,
+                   "leaves; pass those, or x.detach() to train it instead", "a tensor of shape "
+                   f"{tensor.shape} computed from tensors that require a gradient",
+                   error=GradientError)  # fmt: skip
         for tensor in self.params:  # checked first: no tensor is marked if one is invalid
             if tensor.requires_grad is not False:  # False means frozen
                 tensor.requires_grad = True

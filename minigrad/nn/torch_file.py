@@ -156,11 +156,10 @@ class _Reader(pickle._Unpickler):
         shape, strides = _size(self, shape), _size(self, strides)
         numbers = (offset, *shape, *strides)
         plain = all(type(number) is int and 0 <= number < _LARGEST for number in numbers)
-        if not plain or len(shape) != len(strides) or len(shape) > _MOST_DIMENSIONS:
-            raise TorchFileError(
-                f"a tensor of {len(shape)} dimensions has invalid sizes, strides or offset: "
-                f"expected at most {_MOST_DIMENSIONS} dimensions, and ints from 0 to {_LARGEST - 1}"
-            )
+        rank = len(shape)
+        expect(plain and rank == len(strides) <= _MOST_DIMENSIONS, f"a tensor of {rank} dimensions "
+               "has invalid sizes, strides or offset", f"at most {_MOST_DIMENSIONS} dimensions, "
+               f"and ints from 0 to {_LARGEST - 1}", error=TorchFileError)  # fmt: skip
         what = f"a tensor of shape {shape} with strides {strides}"
         size, available = prod(shape), len(data) // dtype.itemsize
         reach = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))

@@ -69,8 +69,6 @@ def see_through(roots: Sequence[Node], writes: set[Node], kept: Iterable[Node] =
 
     Nodes in `kept` stay as they are, with everything below them.
     """
-    if not writes:
-        return list(roots)
     return remade(
         roots, lambda node, src: src[1] if node in writes else rebuild(node, src),
         {node: node for node in kept},

@@ -64,7 +64,8 @@ class Indexing(Methods):
                 return  # x[key] += y: the view has already written it
         if isinstance(key, self.__class__) and key.dtype.is_bool:
             value = _of_rank(value, 1 + self.ndim - key.ndim)
-            one = _is_one(value)
+            number = isinstance(value, (bool, int, float))
+            one = number or (isinstance(value, Core) and not value.ndim)
             if one or _is_large(key.shape):
                 wide = self._leading(key)
                 self.assign(self.masked_fill(wide, value) if one else self._filled(key, value))
@@ -365,10 +366,6 @@ def _of_rank(value: Any, ndim: int) -> Any:
     """A tensor or array without leading extents of 1 that are more than `ndim` dimensions."""
     more = getattr(value, "ndim", 0) - ndim
     return value.reshape(value.shape[more:]) if more > 0 and {*value.shape[:more]} == {1} else value
-
-
-def _is_one(value: Any) -> bool:
-    return isinstance(value, (bool, int, float)) or (isinstance(value, Core) and value.ndim == 0)
 
 
 def _check_known(index: Core, axis: int, shape: Shape) -> None:

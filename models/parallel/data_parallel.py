@@ -18,7 +18,6 @@ from typing import Any
 from minigrad import Tensor, nn
 from minigrad.graph.buckets import BUCKET
 from minigrad.graph.node import grouped
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import all_reduce, together
@@ -53,7 +52,7 @@ class DataParallel:
         For `nn.BatchNorm`; batches may differ in size. It takes two exchanges of one number per
         channel, because the variance is around the common mean.
         """
-        own = Tensor([1.0 * math.prod(plain_shape(x)[axis] for axis in axes)], device=x.device)
+        own = Tensor([1.0 * math.prod(x._known_shape()[axis] for axis in axes)], device=x.device)
         sums = all_reduce(x.sum(axes).cat(own), self.group)
         count = sums[-1]
         mean = sums[:-1] / count

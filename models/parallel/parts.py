@@ -17,7 +17,6 @@ from minigrad import Device, Tensor
 from minigrad.graph.shapes import numel
 from minigrad.graph.sharding import Layout, axes_of, local_shape, whole
 from minigrad.models import checkpoint
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError, failing_as
 from minigrad.models.parallel.mesh_device import MeshMemory, runtime_of
 from minigrad.models.parallel.mpi import World
@@ -94,14 +93,14 @@ def _entry(tensor: Tensor, name: str) -> Entry | None:
         return None
     digits = [[[ways, stride, places[axis]] for axis, stride, ways in dim]
               for dim in layout.dims]  # fmt: skip
-    return {"dtype": tensor.dtype.name, "shape": list(plain_shape(tensor)),
+    return {"dtype": tensor.dtype.name, "shape": list(tensor._known_shape()),
             "parts": [[name, digits]]}  # fmt: skip
 
 
 def _part(tensor: Tensor) -> Tensor:
     """This process's part of a tensor on a mesh."""
     part = _memory(tensor).parts[0]
-    shape = local_shape(plain_shape(tensor), _layout(tensor).dims)
+    shape = local_shape(tensor._known_shape(), _layout(tensor).dims)
     data = bytearray(numel(shape) * tensor.dtype.itemsize)
     if data:
         Device[part.device].copy_out(part.memory, memoryview(data))

@@ -22,7 +22,6 @@ from minigrad.device import Buffer, Device
 from minigrad.dtype import DType, dtypes, resolve
 from minigrad.graph import build
 from minigrad.graph.sharding import Layout, whole
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.parallel.faults import Activity, Clock, RankError
 from minigrad.models.parallel.group import Job, Progress
 from minigrad.models.parallel.local import Exchange, LocalTransport
@@ -102,7 +101,7 @@ class Port:
         """Memory for values divided like another tensor."""
         layout = tensor.raw.arg.memory.layout
         known = whole(tensor.ndim) if layout is None else Layout(layout.dims)
-        return self._blank(plain_shape(tensor), known)
+        return self._blank(tensor._known_shape(), known)
 
     def place(self, array: Any, spec: P) -> Tensor:
         """A numpy array, divided; without lazy tensors, which captured steps would look for.

@@ -20,7 +20,6 @@ import numpy as np
 from minigrad import Tensor
 from minigrad.graph import build
 from minigrad.graph.node import Node
-from minigrad.models.checkpoint import plain_shape
 from minigrad.models.errors import InputError
 from minigrad.models.parallel.group import RankGroup
 from minigrad.models.parallel.operations import together
@@ -85,7 +84,7 @@ class SequenceParallel:
 
         If there are fewer heads of keys and values, each serves several query heads.
         """
-        many, few = plain_shape(q)[1], plain_shape(k)[1]
+        many, few = q._known_shape()[1], k._known_shape()[1]
         if many != few:
             k, v = (part.repeat_interleave(many // few, dim=1) for part in (k, v))
         return ring_attention(q, k, v, self.group)
@@ -93,7 +92,7 @@ class SequenceParallel:
 
 def ring_attention(q: Tensor, k: Tensor, v: Tensor, group: RankGroup) -> Tensor:
     """Causal attention over sequences in zigzag order; see `SequenceParallel.attention`."""
-    scale = 1 / math.sqrt(plain_shape(q)[-1])
+    scale = 1 / math.sqrt(q._known_shape()[-1])
     # The rows of a head are apart in the product that makes them. Blocks read each row many times,
     # and rows a page apart cost half as much again as adjacent ones.
     q, k, v = (part.contiguous() for part in (q, k, v))
@@ -174,15 +173,10 @@ def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return q._wide().matmul(k._wide().transpose(-1, -2)) * scale
 
 
-def _seen(q: Tensor, k: Tensor) -> Tensor:
-    rows = Tensor.arange(q.shape[-2], device=q.device).reshape(-1, 1)
-    return Tensor.arange(k.shape[-2], device=q.device).reshape(1, -1) <= rows
-
-
 def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool = False) -> Found:
     """Output and log-sum-exp of attention, both in at least float32."""
     scores, wide = _scores(q, k, scale), v._wide()
-    seen = _seen(q, k) if causal else None
+    seen = q._seen(k, None, is_causal=True)[0] if causal else None
     visible = scores if seen is None else seen.where(scores, -math.inf)
     largest = visible.max(axis=-1, keepdim=True)
     weights = _weights(scores - largest, seen)
@@ -204,7 +198,7 @@ def _attend_backward(
     2022).
     """
     q, g, statistic, delta = rows
-    seen = _seen(q, k) if causal else None
+    seen = q._seen(k, None, is_causal=True)[0] if causal else None
     weights = _weights(_scores(q, k, scale) - statistic, seen)
     towards = g.matmul(v._wide().transpose(-1, -2))
     slopes = weights * (towards - delta) * scale
@@ -231,7 +225,7 @@ def _merged(found: Found, more: Found) -> Found:
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
     """The rows of this rank's early chunk, and of its late chunk."""
-    middle = plain_shape(x)[-2] // 2
+    middle = x._known_shape()[-2] // 2
     return x[..., :middle, :], x[..., middle:, :]
 
 
@@ -242,5 +236,5 @@ def _halves_of(found: Found) -> tuple[Found, Found]:
 
 def _at_half(x: Tensor, half: int) -> Tensor:
     """x as one half of twice as many rows, with zeros in the other."""
-    rows = plain_shape(x)[-2]
+    rows = x._known_shape()[-2]
     return x.pad((0, 0, rows, 0) if half else (0, 0, 0, rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,20 @@ def test_smollm(metadata: dict[str, Any]) -> None:
     judge.pre_tokenizer = before.Sequence([digits, before.ByteLevel(add_prefix_space=False)])
     for text in texts(500):
         assert own.encode(text) == judge.encode(text).ids, text
+
+
+def test_words_that_are_known_take_no_time(metadata: dict[str, Any]) -> None:
+    """Once: each short text was compared with every word that earlier texts had."""
+    own = bpe.of_gguf(metadata)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        own.encode("a short text")
+        return time.perf_counter() - start
+
+    before = min(seconds() for _ in range(20))
+    own._words.update({str(number): [0] for number in range(60_000)})
+    assert min(seconds() for _ in range(20)) < 20 * before
 
 
 def test_own_tokens_of_a_file_are_found_in_every_text(metadata: dict[str, Any]) -> None:
