@@ -18,7 +18,7 @@ from minigrad.graph.canonical import Canonical, Graph, canonicalize
 from minigrad.graph.cuts import slot_of
 from minigrad.graph.general import General, laid_out
 from minigrad.graph.loop import StepsInMemory, read_of, stages_of
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, in_order
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Shape, grouped, topological
 from minigrad.graph.pieces import Term, pieces
 from minigrad.graph.rewrite import replaced
 from minigrad.graph.shapes import numel
@@ -231,7 +231,7 @@ class _Pieces:
 
     def _call(self, roots: Sequence[Node]) -> Canonical:
         """The canonical graph of a piece."""
-        here = in_order(roots, lambda node: () if self.value_of(node) is not node else node.src)
+        here = topological(roots, (), lambda x: () if self.value_of(x) is not x else x.src)
         known = {node: value for node in here if (value := self.value_of(node)) is not node}
         call = canonicalize(replaced(roots, known))
         if self._is_general:

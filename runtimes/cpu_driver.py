@@ -71,8 +71,7 @@ TICKET, GROUP, CHUNKS, SEED, AREA, SYSTEM_NUMBER, END = range(0, 56, 8)
 SHARE_BYTES = 128
 
 FUNCTIONS = (
-    "run_table", "run_watching", "replay", "worker", "stop_workers", "acquire", "release", "patch",
-    "copy_rows",
+    "run_table", "replay", "worker", "stop_workers", "acquire", "release", "patch", "copy_rows",
 )  # fmt: skip
 
 SPINS = 2000  # pauses before a thread goes to sleep: roughly 50 to 100 µs
@@ -93,10 +92,7 @@ Source = tuple[str, dict[str, int], str]  # a text in the language of native.py,
 # In the language of native.py. 128 and 129 are FUTEX_WAIT and FUTEX_WAKE of one process
 # (FUTEX_PRIVATE_FLAG).
 _DRIVER = """
-def run_table(table, count, pool, scratch):
-    run_watching(table, count, pool, scratch, 0)
-
-def run_watching(table, count, pool, scratch, signals):
+def run_table(table, count, pool, scratch, signals):
     end, owner = table + count * LAUNCH_BYTES, 0
     while table != end:
         group, chunks, alone = table, 0, load(table + FLAGS) & FLAG_ALONE
@@ -121,7 +117,7 @@ def run_watching(table, count, pool, scratch, signals):
     return (end - table) // LAUNCH_BYTES
 
 def replay(given):
-    run_table(load(given), load(given + 8), load(given + 16), load(given + 24))
+    run_table(load(given), load(given + 8), load(given + 16), load(given + 24), 0)
 
 def _chunks(launch):
     if load(launch + TOTAL) > 0:
@@ -297,10 +293,9 @@ def _tell_workers(pool, word, bit):
 def driver(spins: int = SPINS) -> tuple[dict[str, int], object]:
     """Addresses of the driver's functions by name, and an object that keeps them alive.
 
-    void run_table(table, count, pool, scratch): runs the launches in order.
-    i64 run_watching(table, count, pool, scratch, signals): the same, until the number at `signals`
-    is not 0; gives how many launches are left.
-    void replay(given): run_table, with its arguments in memory.
+    i64 run_table(table, count, pool, scratch, signals): runs the launches in order, until the
+    number at the address `signals`, if there is one, is not 0; gives how many launches are left.
+    void replay(given): run_table without signals, with its arguments in memory.
     void worker(pool, number): helps until `stop_workers(pool)` is called; numbers start at 1.
     i64 acquire(pool), void release(pool): keep other threads from sharing launches meanwhile.
     patch: a kernel whose arguments are words, places, sources, values (see `cpu_replay`).

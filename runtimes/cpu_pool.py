@@ -19,19 +19,8 @@ from typing import Any
 from minigrad.graph.symbolic import Affine, Integer
 from minigrad.graph.variable import evaluate
 from minigrad.locks import in_child, new_lock
-from minigrad.runtimes import cpu_driver, cpu_memory, host
+from minigrad.runtimes import cpu_driver, cpu_memory, host, native
 from minigrad.runtimes.cpu_driver import LAUNCH_FIELDS
-
-_RUN_TABLE = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
-)
-_RUN_WATCHING = ctypes.CFUNCTYPE(
-    ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p,
-    ctypes.c_void_p,
-)  # fmt: skip
-_WORKER = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)
-_ON_POOL = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)
-_COPY_ROWS = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 9)
 
 Run = Callable[[int, int, int], object]  # `Pool.run`, or like it
 # What a launch is instead of machine code; it takes words, and the index of its own first one.
@@ -92,8 +81,8 @@ class Table:
 
     def part(self, run: Run, scratch_bytes: int, number: int, count: int = 1) -> Part:
         """What runs `count` launches, or one that is a function."""
-        native = partial(run, self.place(number), count, scratch_bytes)
-        return self.functions.get(number, native)
+        launched = partial(run, self.place(number), count, scratch_bytes)
+        return self.functions.get(number, launched)
 
     def parts(self, run: Run, scratch_bytes: int, single: bool = False) -> list[Part]:
         """What runs all launches, one part after the other: single ones, or as few as possible."""
@@ -152,13 +141,12 @@ class Pool:
             raise ValueError(f"cannot make a pool of {threads} threads: expected at least 1")
         self.threads, self.name = threads, name
         functions, self._code = cpu_driver.driver(spins)
-        self.run_table = _RUN_TABLE(functions["run_table"])
-        self._run_watching = _RUN_WATCHING(functions["run_watching"])
-        self._worker = _WORKER(functions["worker"])
-        self._stop_workers = _ON_POOL(functions["stop_workers"])
-        self._acquire = _ON_POOL(functions["acquire"])
-        self._release = _ON_POOL(functions["release"])
-        self.copy_rows = _COPY_ROWS(functions["copy_rows"])
+        self._run_table = native.function(functions["run_table"], 5)
+        self._worker = native.function(functions["worker"], 2)
+        self._stop_workers = native.function(functions["stop_workers"], 1)
+        self._acquire = native.function(functions["acquire"], 1)
+        self._release = native.function(functions["release"], 1)
+        self.copy_rows = native.function(functions["copy_rows"], 9)
         self._lock = new_lock()
         self._closed = False
         self._nbytes = cpu_driver.SHARES + cpu_driver.SHARE_BYTES * threads
@@ -192,10 +180,8 @@ class Pool:
         if scratch_bytes > self.scratch_bytes:
             self.ensure_scratch(scratch_bytes)
         area = area_of_this_thread(scratch_bytes)
-        if signals:
-            return int(self._run_watching(table, count, self.address, area.address, signals))
-        self.run_table(table, count, self.address, area.address)
-        return 0
+        left: int = self._run_table(table, count, self.address, area.address, signals)
+        return left
 
     def run_guarded(self, table: int, count: int, scratch_bytes: int) -> None:
         """Run launches on this thread alone, with exactly scratch_bytes between unreadable pages.
@@ -203,7 +189,7 @@ class Pool:
         Only for pools that `run` never uses, so that they have no workers.
         """
         area = Area(scratch_bytes, cpu_memory.allocate_guarded)
-        self.run_table(table, count, self.address, area.address)
+        self._run_table(table, count, self.address, area.address, 0)
 
     def ensure_scratch(self, nbytes: int) -> None:
         """Start the workers if necessary, and give each at least nbytes of scratch memory.

@@ -4,8 +4,8 @@ The first launch is not a kernel of the step: it writes the addresses of this re
 outputs, and the values of its variables, into the kernels' arguments. So Python writes one word per
 argument, however many kernels there are.
 
-All captured steps of a device share one arena, unless they need little: a step for sixteen sizes
-has sixteen captures, of which one runs.
+The memory between kernels comes from the pool in each replay, unless a step needs little: a step
+for sixteen sizes has sixteen captures, of which one runs.
 
 The native call reads its four arguments from memory: converting them would take ctypes three times
 as long as passing the address of the first.
@@ -18,50 +18,18 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
-from weakref import WeakValueDictionary
 
 from minigrad.device import Buffer, Call
 from minigrad.graph.variable import is_own, rest_of
 from minigrad.program import GlobalCounters, timeline
-from minigrad.runtimes import cpu_memory
+from minigrad.runtimes import cpu_memory, native
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_interrupt import LONG, runner
 from minigrad.runtimes.cpu_pool import Area, Entry, Pool, Table, pool_for
 from minigrad.runtimes.report import run_recorded
 
-_REPLAY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 PATCHED = 4  # words that the first launch takes
 OWN = 1 << 16  # bytes between kernels up to which a step has its own: a replay is 0.2 µs faster
-
-
-class Arena:
-    """The memory between kernels of a device's captured steps.
-
-    Several threads, or a signal handler, may run steps at the same time: each takes an area of its
-    own. One is kept. `pop` and `append` are atomic.
-    """
-
-    def __init__(self) -> None:
-        self.idle: list[Area] = []
-
-    def take(self, nbytes: int) -> Area:
-        """At least nbytes that nobody else uses."""
-        try:
-            area = self.idle.pop()
-        except IndexError:
-            return Area(nbytes, cpu_memory.allocate)
-        if area.nbytes >= nbytes:
-            return area
-        del area  # before there is a larger one
-        return Area(nbytes, cpu_memory.allocate)
-
-    def give(self, area: Area) -> None:
-        """What `take` returned."""
-        if not self.idle:
-            self.idle.append(area)
-
-
-_arenas: WeakValueDictionary[str, Arena] = WeakValueDictionary()  # by device
 
 
 class CpuReplay:
@@ -71,14 +39,13 @@ class CpuReplay:
         self.pool: Pool = pool_for(device)
         # two threads that begin at once get a driver each: the one of this table must be kept
         functions, code = driver()
-        self._replay = _REPLAY(functions["replay"])
+        self._replay = native.function(functions["replay"], 1)
         self.keep = (tuple(calls), code)  # the machine code and the buffers must not be freed
         programs: list[Any] = [call.program for call in calls]
         sizes = [
             program.sizes(call.variables) for program, call in zip(programs, calls, strict=True)
         ]
         self._arena_bytes = max((one.nbytes for one in sizes), default=0)
-        self._arena = _arenas.setdefault(device, Arena())
         self._held: list[tuple[int, int]] = []  # of the words in the arena: place, offset
         self._at = 0  # where the arena was in the last replay
         self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
@@ -146,7 +113,7 @@ class CpuReplay:
             return
         given = table.place(), table.count, pool.address, scratch.address
         self._given = (ctypes.c_int64 * len(given))(*given)
-        self.native = partial(self._replay, ctypes.c_void_p(ctypes.addressof(self._given)))
+        self.native = partial(self._replay, ctypes.c_int64(ctypes.addressof(self._given)))
 
     def _place(self, arena: int) -> None:
         """Write where the memory between kernels is."""
@@ -167,7 +134,7 @@ class CpuReplay:
             self._table.set_totals(self._table.totals(variables))
         if self._scratch.nbytes > self.pool.scratch_bytes:  # also after a fork
             self.pool.ensure_scratch(self._scratch.nbytes)
-        area = None if self._own else self._arena.take(self._arena_bytes)
+        area = None if self._own else Area(self._arena_bytes, cpu_memory.allocate)
         if area is not None and area.address != self._at:
             self._place(area.address)
         if timeline.record is not None:
@@ -175,13 +142,7 @@ class CpuReplay:
             run_recorded(self.labels, parts, timeline.record)
         else:
             self.native()
-        if area is not None:
-            self._arena.give(area)
         counters = GlobalCounters
         counters.kernel_count += self.kernels
         counters.global_ops += self.operations
         counters.global_mem += self.traffic
-
-    def __del__(self) -> None:
-        if hasattr(self, "_arena"):
-            self._arena.idle.clear()  # those that are left may need less

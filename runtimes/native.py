@@ -15,7 +15,9 @@ sequentially consistent; each also as `load32` … for signed 32 bits. `copy(at,
 from __future__ import annotations
 
 import ast
+import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from minigrad.locks import new_rlock
 
@@ -44,6 +46,11 @@ _FUNCTIONS = {
 # Python 3.11 and 3.12 confuse the recursion depths of two threads that parse, if one of them
 # collects garbage and lets the other run: "AST constructor recursion depth mismatch".
 _parsing = new_rlock()
+
+
+def function(address: int, count: int) -> Any:
+    """The function at an address, which takes so many integers, for Python; without the GIL."""
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * count)(address)
 
 
 def translate(text: str, constants: Mapping[str, int], pause: str = "") -> str:

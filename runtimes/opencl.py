@@ -7,10 +7,11 @@ order, so no dependences need to be declared.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 from minigrad.cache import digest
 from minigrad.compile import Rendered, code_of, schedule_of
@@ -40,7 +41,6 @@ from minigrad.settings import flag
 from minigrad.target import Target
 
 GROUP = 128  # work-items of a group if each has its own iteration
-MOST_KERNELS = 4096  # kernels that are kept
 WAVES = 64  # groups for each unit of a GPU, at most, if work-items can take strides
 STAGED_BYTES = 4 << 20  # largest copy to the device that may wait in the queue
 MOST_STAGED = 16  # such copies at a time
@@ -84,7 +84,8 @@ class OpenCL(Runtime):
         self.target = Target(0, 16, 32 << 10, 512 << 10, group=self.group)
         exact = device.single_fp_config & cl.device_fp_config.CORRECTLY_ROUNDED_DIVIDE_SQRT
         self._options = ["-cl-fp32-correctly-rounded-divide-sqrt"] if exact else []
-        self._kernels: OrderedDict[str, Kernel] = OrderedDict()  # by key, longest unused first
+        # A kernel is kept as long as a program holds it.
+        self._kernels: WeakValueDictionary[str, Kernel] = WeakValueDictionary()
         self._staged: deque[Any] = deque()  # events of copies to the device, oldest first
         self._checks = Checks(name)
 
@@ -225,8 +226,6 @@ class OpenCL(Runtime):
         with self.doing("building kernels"):
             with self.lock:
                 built = code_of(made.kernels, self)
-                while len(self._kernels) > MOST_KERNELS:
-                    self._kernels.popitem(last=False)
             return OpenCLProgram(self, made, built)
 
     def kernel(self, program: Any, name: str) -> Any:
@@ -264,11 +263,7 @@ class OpenCL(Runtime):
 
     def find(self, key: str) -> Kernel | None:
         """The kernel that was built before, or None."""
-        key = digest(key)
-        kernel = self._kernels.get(key)
-        if kernel is not None:
-            self._kernels.move_to_end(key)
-        return kernel
+        return self._kernels.get(digest(key))
 
     def render(self, nest: Nest) -> Source:
         """The OpenCL C of a nest."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigrad.device import Buffer
-from minigrad.graph.interned import kept
 from minigrad.graph.symbolic import high
 from minigrad.graph.variable import evaluate
 from minigrad.loops.nest import Nest
@@ -57,15 +56,8 @@ class Kernel:
         As many groups as there are rows, so that none has to return before a barrier: PoCL (3.0 and
         6.0) then reads memory before another item of the group has written it.
         """
-        if self.nest.items and not isinstance(self.nest.total, int):
-            return self._cut(evaluate(self.nest.total, variables) * self.group)
-        return self._whole
-
-    @kept
-    def _whole(self) -> Pieces:
-        return self._cut(self.total)
-
-    def _cut(self, total: int) -> Pieces:
+        items = self.nest.items
+        total = evaluate(self.nest.total, variables) * self.group if items else self.total
         starts = range(0, total, self.items)
         return [((min(self.items, total - start),), (start,)) for start in starts]
 

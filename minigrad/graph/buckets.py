@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from minigrad.graph.collective import SEVERAL, Collective, exchange, results_of
 from minigrad.graph.conversions import Sent
-from minigrad.graph.node import Node, Op, beneath, in_order, make, topological
+from minigrad.graph.node import Node, Op, beneath, make, topological
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.shapes import numel
 
@@ -88,7 +88,7 @@ def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
         alone = arg.kind not in SEVERAL or (node in copied and nbytes > COPIED)
         if (
             alone or bucket is None or bucket.nbytes + nbytes > BUCKET or bucket.due <= ready
-            or bucket in in_order(needs, _needs)
+            or bucket in topological(needs, (), _needs)
         ):  # fmt: skip
             bucket = _Bucket(due=due[node])
         if not alone:
@@ -99,7 +99,7 @@ def _buckets(roots: Sequence[Node], order: Sequence[Node]) -> list[_Bucket]:
         bucket.needs |= needs
         home[node] = bucket
     ready_first = sorted(dict.fromkeys(home.values()), key=lambda bucket: bucket.ready)
-    return in_order(ready_first, _needs)
+    return topological(ready_first, (), _needs)
 
 
 def _needs(bucket: _Bucket) -> list[_Bucket]:

@@ -30,7 +30,7 @@ from minigrad.graph.axes import pad_along, part_along, row_of
 from minigrad.graph.canonical import exact
 from minigrad.graph.gradient import gradient
 from minigrad.graph.interned import kept
-from minigrad.graph.node import Node, Op, depending, in_order, make, topological, value_src
+from minigrad.graph.node import Node, Op, depending, make, topological, value_src
 from minigrad.graph.operations import MOVEMENT, REDUCTIONS
 from minigrad.graph.rewrite import replaced, without_rules
 from minigrad.graph.symbolic import Atom, Integer, high
@@ -287,7 +287,7 @@ def stages_of(roots: Sequence[Node], late: Container[Node] = ()) -> list[Stage]:
     """
     stages: list[Stage] = []
     behind: dict[Node, int] = {}  # the longest such chain that a node depends on
-    for node in in_order(roots, read_of):
+    for node in topological(roots, (), read_of):
         sources = read_of(node)
         behind[node] = number = max([behind[source] for source in sources], default=0)
         if node.op in STAGED:

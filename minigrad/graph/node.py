@@ -297,13 +297,6 @@ def grouped(pairs: Iterable[tuple[K, T]]) -> dict[K, list[T]]:
     return found
 
 
-def in_order(
-    items: Iterable[T], below: Callable[[T], Sequence[T]], known: Iterable[T] = ()
-) -> list[T]:
-    """The items and everything `below` them, dependencies first, except what is known."""
-    return topological(items, known, below)
-
-
 def needed(roots: Iterable[Node]) -> list[Node]:
     """As `topological`, without nodes that only the gradient rules of CUSTOM nodes need."""
     return topological(roots, (), value_src)

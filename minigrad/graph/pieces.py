@@ -21,7 +21,6 @@ from minigrad.graph.node import (
     Op,
     beneath,
     grouped,
-    in_order,
     number_key,
     picked,
     topological,
@@ -173,7 +172,7 @@ def _groups(leads: Mapping[Node, Node], stored: Set[Node]) -> list[list[Node]]:
     found = grouped((_lead(write, leads), write) for write in leads)
     written = {write.src[0].arg: lead for lead, writes in found.items() for write in writes}
     for lead, writes in found.items():
-        for node in in_order(writes, lambda node: () if node in stored else node.src):
+        for node in topological(writes, stored):
             if node.op is BUFFER and written.get(node.arg, lead) is not lead:
                 return [[*leads]]
     return list(found.values())

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from minigrad.errors import CompileError
 from minigrad.graph.build import rebuild
-from minigrad.graph.node import Node, Op, in_order, make
+from minigrad.graph.node import Node, Op, make, topological
 
 Rule = Callable[[Node], Node | None]
 Rules = Mapping[Op, Sequence[Rule]]
@@ -36,7 +36,7 @@ Final = dict[Node, Node | None]  # node → its final form; None while that is b
 
 def _settled(some: Iterable[Node], rules: Rules, final: Final) -> list[Node]:
     """The final forms of some nodes; also of the nodes that rules make, sources first."""
-    for node in in_order(some, lambda node: () if node in final else node.src):
+    for node in topological(some, (), lambda node: () if node in final else node.src):
         if node not in final:
             final[node] = None
             new = _step(node, _known(node.src, final), rules)
@@ -79,7 +79,7 @@ def remade(
     replaced ones need are not visited. oldest: nodes of this age or older stay as they are.
     """
     new = dict(by or {})
-    for node in in_order(roots, lambda node: node.src if node.age > oldest else (), new):
+    for node in topological(roots, new, lambda node: node.src if node.age > oldest else ()):
         is_old = node.age <= oldest
         new[node] = node if is_old else remake(node, [new[source] for source in node.src])
     return [new[root] for root in roots]

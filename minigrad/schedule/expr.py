@@ -16,7 +16,7 @@ from typing import Any
 
 from minigrad.dtype import DType, convert, dtypes
 from minigrad.graph.interned import Interned
-from minigrad.graph.node import Shape, in_order, is_symbolic
+from minigrad.graph.node import Shape, is_symbolic, topological
 from minigrad.graph.numeric import Number, Numeric
 from minigrad.graph.operations import NAMED, Members, Op
 from minigrad.graph.shapes import numel, usual_numel
@@ -335,7 +335,7 @@ def walk(*roots: Expr) -> list[Expr]:
     """All distinct expressions below roots, operands first (loads inside indices included)."""
     if len(roots) == 1 and not roots[0].operands:
         return [*roots]
-    return in_order(roots, _operands)
+    return topological(roots, (), _operands)
 
 
 _operands: Callable[[Expr], tuple[Expr, ...]] = attrgetter("operands")

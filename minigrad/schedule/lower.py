@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Generator, Mapping, Sequence
 
 from minigrad.errors import CompileError
-from minigrad.graph.node import Node, in_order
+from minigrad.graph.node import Node, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, Op
 from minigrad.graph.shapes import flatten, reshape_index
 from minigrad.graph.substitution import replace_atoms
@@ -60,7 +60,7 @@ class Lowering:
             computed = x.op in ELEMENTWISE and x not in known and (x not in arrays or x is own)
             return x.src if computed else ()
 
-        for x in in_order([node], below):
+        for x in topological([node], (), below):
             if x in known:
                 continue
             if x in arrays and x is not own:

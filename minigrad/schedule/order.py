@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from minigrad.graph.node import in_order
+from minigrad.graph.node import topological
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import Cluster
 
@@ -15,7 +15,7 @@ FEW = 4  # readers left of an array: from then on it is tested whether they woul
 def after_needs(clusters: Sequence[Cluster]) -> list[Cluster]:
     """Clusters after those they need, otherwise in the order given."""
     place = {member: number for number, member in enumerate(clusters)}
-    return in_order(clusters, lambda member: sorted(member.needs, key=place.__getitem__))
+    return topological(clusters, (), lambda member: sorted(member.needs, key=place.__getitem__))
 
 
 def freeing_early(

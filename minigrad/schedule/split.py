@@ -13,7 +13,7 @@ from math import prod
 
 from minigrad.graph import build
 from minigrad.graph.axes import pad_along, stored_last
-from minigrad.graph.node import Node, beneath, in_order
+from minigrad.graph.node import Node, beneath, topological
 from minigrad.graph.operations import ELEMENTWISE, MOVEMENT, REDUCTIONS, Op
 from minigrad.graph.rewrite import remade
 from minigrad.graph.shapes import flatten, numel, usual_numel
@@ -86,7 +86,7 @@ def _apart(node: Node, floats: set[Node]) -> list[Node]:
 
 def _decodes(node: Node, floats: set[Node]) -> bool:
     """Whether a value is computed from integers. floats: known not to be; others are added."""
-    order = in_order([node], lambda x: () if x.op in _IN_MEMORY else x.src, floats)
+    order = topological([node], floats, lambda x: () if x.op in _IN_MEMORY else x.src)
     if any(x.op is Op.CAST and x.src[0].dtype.is_int for x in order):
         return True
     floats.update(order)

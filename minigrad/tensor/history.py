@@ -19,7 +19,7 @@ from typing import Any
 from minigrad.device import Buffer
 from minigrad.errors import GradientError
 from minigrad.graph.build import const, rebuild
-from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, in_order, picked, reading, topological
+from minigrad.graph.node import ASSIGN, BUFFER, Node, Op, picked, reading, topological
 from minigrad.graph.rewrite import remade, replaced
 from minigrad.tensor.broadcasting import show, stop
 from minigrad.tensor.live_tensors import REPLAYED, Holder, leaves_among, wants_gradient
@@ -93,7 +93,7 @@ def has_history(node: Node) -> bool:
 
 def flows(value: Node) -> bool:
     """Whether a gradient may flow from a value to a leaf."""
-    order = in_order([value], lambda node: () if node.op in _DETACHED else node.src)
+    order = topological([value], (), lambda node: () if node.op in _DETACHED else node.src)
     return bool(leaves_among(order)) or any(map(has_history, picked(order, _MEMORY)))
 
 

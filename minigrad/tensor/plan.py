@@ -23,7 +23,6 @@ from minigrad.graph.node import (
     below_among,
     beneath,
     depending,
-    in_order,
     picked,
     reading,
     topological,
@@ -342,8 +341,8 @@ class Plan:
         oldest = min([node.age for node in self.again])
         lazy = [h for h in not_captured(lazy_since(oldest))
                 if views.base_of(h) is None and h.raw not in self.roots]  # fmt: skip
-        others = in_order([h.raw for h in lazy], lambda n: n.src if n.age > oldest else (),
-                          self.order)  # fmt: skip
+        others = topological([h.raw for h in lazy], self.order,
+                             lambda n: n.src if n.age > oldest else ())  # fmt: skip
         flows = {holder.raw for holder in lazy if not holder.stopped}
         for node in reversed(others):
             if node in flows and node.op is not Op.BITCAST:

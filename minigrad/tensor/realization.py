@@ -30,7 +30,6 @@ from minigrad.graph.node import (
     Node,
     Op,
     depending,
-    in_order,
     target_of,
     topological,
 )
@@ -225,7 +224,7 @@ def detach_readers() -> None:
         oldest, numbers = min([target.age for target in targets]), {*map(id, leaves)}
         younger = of_this_thread(lazy_since(oldest))
         lazy = [h for h in younger if h._origin is None and id(h) not in numbers]
-        order = in_order([h.raw for h in lazy], lambda n: n.src if n.age > oldest else ())
+        order = topological([h.raw for h in lazy], (), lambda n: n.src if n.age > oldest else ())
         detached = {node: stop(node) for node in order if target_of(node) in targets}
         replace_in(lazy, detached | {one: one for one in detached.values()})  # not once more
         history.detach(targets)

@@ -16,6 +16,7 @@ from typing import Any
 
 from minigrad.collective import Addition
 from minigrad.runtimes.cpu_driver import compiled, source_of
+from minigrad.runtimes.native import function
 
 ROOM = 1 << 17  # bytes of a piece: several fit in L2
 HEAD = 128  # bytes before the areas: the number of pieces stored by a rank
@@ -106,4 +107,4 @@ class Lane:
 def _native() -> tuple[Any, object]:
     """The function, and an object that keeps it alive."""
     addresses, code = compiled("lane", source_of(_LANE, globals()), ["go_on"])
-    return ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(addresses["go_on"]), code
+    return function(addresses["go_on"], 1), code

@@ -11,7 +11,7 @@ from minigrad import GlobalCounters, Tensor, nn
 from minigrad.graph.canonical import canonicalize
 from minigrad.graph.general import General, generalize
 from minigrad.graph.loop import stages_of
-from minigrad.graph.node import Node, Op, in_order
+from minigrad.graph.node import Node, Op, topological
 from minigrad.programs import programs
 
 SIZES = ((3, 5), (4, 9), (7, 2))
@@ -46,7 +46,7 @@ def parts(found: General) -> list[list[Node]]:
     """What the stages compute, from what earlier ones have stored."""
     stages = [needs for needs, _ in stages_of(found.graph.roots)]
     last = {*found.graph.roots} - {node for needs in stages for node in needs}
-    return [in_order(needs, lambda node: () if node.op is Op.COPY else node.src)
+    return [topological(needs, (), lambda node: () if node.op is Op.COPY else node.src)
             for needs in (*stages, last)]  # fmt: skip
 
 

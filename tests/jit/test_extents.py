@@ -172,8 +172,8 @@ def centred(x, weight):
     return ((rows - rows.mean(0)).exp() @ weight.T).sum()
 
 
-def test_captures_share_the_memory_between_kernels(compiled):
-    """One runs at a time, so sixteen sizes need no more than the largest."""
+def test_captures_keep_no_memory_between_kernels(compiled):
+    """One runs at a time, so sixteen sizes need no more than the one that runs."""
     weight = Tensor(data(8, 1000), device=compiled).realize()
     step, used = jit(centred), []
     for n in (100, 300, 290, 280, 270, 260, 310):
@@ -182,9 +182,7 @@ def test_captures_share_the_memory_between_kernels(compiled):
             step(x, weight).item()
         used.append(GlobalCounters.mem_used)
     one = 300 * 1000 * 4
-    assert used[-1] < used[1] + one // 2
-    del step
-    assert GlobalCounters.mem_used < used[1] - one // 2
+    assert max(used) < used[0] + one // 2
 
 
 def test_captures_that_run_at_once(compiled):
