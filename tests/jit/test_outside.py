@@ -272,6 +272,27 @@ def test_the_rate_of_an_optimizer(on_device):
     assert given.lr is tensor and tensor.tolist() == [0.5]
 
 
+def test_a_scheduler_that_a_step_moves_or_looks_at(on_device):
+    """Its first rates are equal, so that no number shows that it moves."""
+    optimizer = nn.optim.SGD([Tensor([1.0], requires_grad=True)], lr=0.5)
+    scheduler = nn.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step // 9))
+
+    @jit
+    def moves(x):
+        scheduler.step()
+        return x + 1
+
+    moves(Tensor([1.0]))
+    with pytest.raises(JitError, match="reads LambdaLR's last_epoch and replaces it"):
+        moves(Tensor([1.0]))
+    looks = jit(lambda x: x * scheduler.get_last_lr()[0])
+    for _ in range(4):
+        assert looks(Tensor([1.0])).item() == 0.5
+    scheduler.last_epoch = 9
+    with pytest.raises(JitError, match=r"LambdaLR whose last_epoch was 2 .* is 9 now"):
+        looks(Tensor([1.0]))
+
+
 def test_another_option_of_an_optimizer(on_device):
     w = Tensor([1.0])
     optimizer = nn.optim.SGD([w], lr=1.0, momentum=0.5)
@@ -333,6 +354,35 @@ def test_a_number_that_is_new_in_each_call(on_device, name):
         assert found.tolist() == wanted.tolist() and not step.captured
     with pytest.raises(JitError, match=f"{words}.*a Tensor, or a bound Variable"):
         step(Tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 2)
+
+
+@pytest.mark.parametrize("where", ["memory", "attribute", "gradient", "rate"])
+def test_a_new_number_in_what_a_step_leaves(on_device, where):
+    """No result depends on it, and the first call ends before anybody asks for it."""
+    count, weight = counter(), Tensor([1.0], requires_grad=True)
+    state, box = Tensor([0.0]).realize(), SimpleNamespace(last=Tensor([0.0]).realize())
+    optimizer = nn.optim.SGD([weight], lr=0.1)
+
+    def leave(x, number):
+        if where == "memory":
+            state.assign(x * number)
+        elif where == "attribute":
+            box.last = x * number
+        elif where == "gradient":
+            weight.grad = None
+            (weight * x * number).sum().backward()
+        else:
+            optimizer.lr = float(number)
+        return x + 1
+
+    step = jit(lambda x: leave(x, count()))
+    for number in range(1, 3):
+        assert step(Tensor([1.0])).item() == 2
+        left = {"memory": state, "attribute": box.last, "gradient": weight.grad,
+                "rate": optimizer.lr}[where]  # fmt: skip
+        assert left.item() == number
+    with pytest.raises(JitError, match="computes with 3, but with 2"):
+        step(Tensor([1.0]))
 
 
 @pytest.mark.parametrize("kind", ["plain", "norm", "dropout", "not trained"])
