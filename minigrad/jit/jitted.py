@@ -297,7 +297,7 @@ class Jitted(Generic[P, R]):
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
             recorded.take_gradients(noted)
             returned = recorded.sort(results, values)
-            kept = [source.what for source in capture.sources if source.kind == "kept"]
+            kept = [source.what for source in capture.sources if source.kind.startswith("kept")]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
             capture.outside.note_left(outside, self._doubtful)

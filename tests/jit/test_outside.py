@@ -215,6 +215,64 @@ def test_containers_that_the_step_changes(change, message, on_device):
         step(Tensor([1.0]))
 
 
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_an_equal_container_in_place_of_one_that_the_step_fills(on_device, kind):
+    """A replay would fill the other one."""
+    first = Tensor([1.0]).realize()
+    box = SimpleNamespace(items=[first] if kind == "list" else {0: first})
+
+    @jit
+    def step(x):
+        box.items[0] = x * 2
+
+    for number in range(5):
+        step(Tensor([float(number)]))
+        assert box.items[0].item() == number * 2
+    box.items = box.items.copy()
+    with pytest.raises(JitError, match=r"reads 'box\.items', which was .* in the capture"):
+        step(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("way", ["itself", "turned", "exchanged", "before", "returned"])
+def test_a_view_of_a_tensor_that_the_step_replaces(on_device, way):
+    """No program reads the tensor, so that only its memory tells that a view of it shows it."""
+    box = SimpleNamespace(h=Tensor([1.0, 2.0]).realize(), other=Tensor([3.0, 4.0]).realize())
+
+    @jit
+    def step(x):
+        shown = box.h.detach()
+        if way == "itself":  # a replay would not see what was written to it meanwhile
+            box.h = shown
+        elif way == "turned":
+            box.h = box.h.flip(0)
+        elif way == "exchanged":
+            box.h, box.other = box.other.flip(0), box.h.flip(0)
+        else:
+            box.h = x * 1
+        if way == "before":
+            box.other = shown
+        return shown if way == "returned" else x
+
+    step(Tensor([5.0, 6.0]))
+    with pytest.raises(JitError, match=r"reads 'box\.h' and replaces it"):
+        step(Tensor([7.0, 8.0]))
+
+
+def test_a_view_of_a_tensor_from_outside_that_is_left(on_device):
+    """It shows what is there when the step is called, also after a write in between parts them."""
+    box = SimpleNamespace(h=Tensor([1.0, 2.0]).realize(), last=None)
+
+    @jit
+    def step(x):
+        box.last = box.h.detach()
+        return x + 1
+
+    for number in range(6):
+        box.h.assign(Tensor([float(number), 2.0]))
+        assert step(Tensor([float(number)])).item() == number + 1
+        assert box.last.tolist() == [number, 2.0]
+
+
 def test_containers_that_the_step_makes_anew(on_device):
     """Each replay updates the tensors in them."""
     kept = SimpleNamespace(layers=[], named={})
@@ -310,6 +368,12 @@ def test_another_option_of_an_optimizer(on_device):
     optimizer.momentum = 0.25
     with pytest.raises(JitError, match=r"SGD whose momentum was 0\.5 .* is 0\.25"):
         step()
+    looks = jit(lambda x: x * optimizer.param_groups[0]["momentum"])
+    for _ in range(4):
+        assert looks(Tensor([1.0])).item() == 0.25
+    optimizer.momentum = 0.5
+    with pytest.raises(JitError, match=r"SGD whose momentum was 0\.25 .* is 0\.5"):
+        looks(Tensor([1.0]))
 
 
 def test_data_of_the_host_made_inside(on_device):
