@@ -379,6 +379,9 @@ class Recorded:
         for store in stores:
             source, its = sources.get(id(store.tensor)), store.tensor._grad
             new = capture.successor(store.tensor) if source is None else None
+            old = [one._link for one in holders(store.tensor.raw) if self.before.knows(one)]
+            if source is None and old:
+                store = store._replace(shows=old[0])
             if source is not None and source.kind == "fresh":  # it is a result
                 source = Source("again", results.index(source))
             capture.stores.append(store._replace(tensor=new, source=source, gradient=its))

@@ -77,7 +77,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from minigrad.device import Buffer, Call, watching
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op
-from minigrad.jit.capture import HostWatch, Recorded, copies
+from minigrad.jit.capture import HostWatch, Recorded, Snapshot, copies
 from minigrad.jit.host_random import generators, refuse_draws
 from minigrad.jit.outside import Outdated, Outside
 from minigrad.jit.replay import Capture, OtherInputs, ServedOften
@@ -249,8 +249,10 @@ class Jitted(Generic[P, R]):
             else:
                 given = _given(args, kwargs)
                 before = [(holder._link, holder.raw) for holder in all_holders()]
+                known = Snapshot()
                 with recorded_calls(self.varies) as calls, _noting() as noted:
                     result = self._run(*args, **kwargs)
+                    _finish((), known)  # so that its numbers can be compared
                 _give_memory(before)
                 _, structure = flatten(result)
                 self._called[key] = _Called(given, structure, calls, noted)
@@ -295,7 +297,7 @@ class Jitted(Generic[P, R]):
             capture.outside = Outside(self.name, self.function, self.instance, named, noted)
             recorded.take_gradients(noted)
             returned = recorded.sort(results, values)
-            kept = [source.what for source in capture.sources if source.kind == "kept"]
+            kept = [source.what for source in capture.sources if source.kind.startswith("kept")]
             capture.outside.refuse_changes(outside, capture.read, kept)
             capture.note_marks(tensors, led_back)
             capture.outside.note_left(outside, self._doubtful)
@@ -454,6 +456,12 @@ def _noting() -> Iterator[Observed]:
             yield noted
     finally:
         capturing.pop(get_ident(), None)  # a child of a fork has none
+
+
+def _finish(results: Sequence[Tensor], before: Snapshot) -> None:
+    """Compute results, and what else the step has made or written since `before`."""
+    realization.realize([*results, *before.lazy_since()])
+    realization.settle_writes()
 
 
 def _give_memory(before: Sequence[tuple[weakref.ref[Any], Node]]) -> None:

@@ -18,7 +18,7 @@ from minigrad.device import Buffer
 from minigrad.errors import JitError
 from minigrad.graph.node import Node, Op, grouped, topological
 from minigrad.jit.walk import GONE, LONGEST, MISSING, PLAIN, Read, Walk
-from minigrad.tensor import Tensor, history
+from minigrad.tensor import Tensor, history, views
 from minigrad.tensor.broadcasting import show as shape_of
 from minigrad.tensor.live_tensors import Holder
 from minigrad.tensor.observed import Observed, changes, readers
@@ -53,7 +53,7 @@ class Store(NamedTuple):
 
     put: sets them; count: at how many of them it is. source: where a replay takes it from (see
     `Source`; tensor is None then); None if it is in the same memory each time. gradient: what the
-    step leaves in its `.grad`.
+    step leaves in its `.grad`. shows: the older tensor, if there is one, in whose memory it is.
     """
 
     tensor: Any
@@ -61,6 +61,7 @@ class Store(NamedTuple):
     count: Callable[[Any], int]
     source: Any = None
     gradient: Tensor | None = None
+    shows: Callable[[], Holder | None] = lambda: None
 
 
 class Outside:
@@ -100,6 +101,7 @@ class Outside:
                 self.left[place] = Left(self._now(place), self._setter([place]), noted=True)
         self.modules = [*modules]
         self.doubtful: dict[str, Any] = {}
+        self.filled: set[int] = set()  # ids of lists and dicts of which the step sets items
         self.drawn: Any = None  # the generators that the step draws from, of one thread
         self.moved, self.seen = noted.left, changes[:]
         self.links: list[weakref.ref[Holder]] = []  # held, as else nobody would call them back
@@ -165,7 +167,7 @@ class Outside:
             now = self._now(place)
             if isinstance(owner := read.link(), Tensor) and read.label == MARK:
                 self.check_mark(owner, read.value)
-            elif _differs(read, now):
+            elif _differs(read, now) or (now is not read.value and id(read.value) in self.filled):
                 self._refuse(read, now)
         for place, left in self.left.items():
             now = self._now(place)
@@ -235,10 +237,14 @@ class Outside:
         """JitError if the step itself has changed what it reads, since `before`.
 
         memory: buffers that a replay reads; tensors that it does not read may be replaced, but not
-        moved to another place, such as the result. kept: older tensors that it returns.
+        moved to another place, such as the result; nor may a view of them. kept: older tensors, and
+        nodes of such memory, that it returns.
         """
-        now = {**self.stored, **{place: read.value for place, read in self.read.items()}}
+        then, now = before._values(), self._values()
         moved = {*map(id, kept), *map(id, now.values())}
+        shown = {one.arg for one in kept if isinstance(one, Node)}
+        shown |= {buffer for place, value in now.items() if then.get(place) is not value
+                  and isinstance(value, Tensor) and isinstance(buffer := memory_of(value), Buffer)}
         if any(node.arg in memory for node in self.moved):
             self._refuse_replaced("a tensor of a module that it calls")
         for place, read in before.read.items():
@@ -251,7 +257,8 @@ class Outside:
                     "call next() outside, and pass the result"
                 )
             new = self.read.get(place, read).value
-            is_read = isinstance(was, Tensor) and (was.raw.arg in memory or id(was) in moved)
+            own = memory_of(was) if isinstance(was, Tensor) else None
+            is_read = own is not None and (own in memory or own in shown or id(was) in moved)
             if isinstance(was, list):  # ids of keys: those of a new dict differ
                 was, new = len(was), len(new)
             if is_read and was is not new or isinstance(was, PLAIN) and not _equal(was, new):
@@ -264,6 +271,10 @@ class Outside:
                     f"{self.name} adds a tensor to {label!r}, but a replay would add nothing; "
                     "return the tensor, and add it outside"
                 )
+
+    def _values(self) -> dict[str, Any]:
+        """The values at all places that the step reads or sets."""
+        return {**self.stored, **{place: read.value for place, read in self.read.items()}}
 
     def note_left(self, before: Outside, doubtful: dict[str, Any]) -> None:
         """Note the numbers and texts at places that the step sets.
@@ -296,6 +307,8 @@ class Outside:
                 self._note(Read(constant.raw, "raw", "constant", link=constant._link))
         if any(state.buffer.arg in written for state in states().values()):
             self.drawn = states()
+        names = {place.partition("[")[0] for key in tensors for place in places[key]}
+        self.filled = {id(self.names.get(name, self)) for name in names}
         self.differs = self._look()
         return [Store(tensor, self._setter(places[key]), self._counter(places[key]))
                 for key, tensor in tensors.items()]  # fmt: skip
@@ -344,6 +357,12 @@ class Outside:
                 f"{mark} in the capture and is {now} now, but a replay would compute the same "
                 "gradients as before; set it back, or call .reset()"
             )
+
+
+def memory_of(tensor: Tensor) -> Any:
+    """The memory of a realized tensor; for a view, that of its base if it has some."""
+    base = views.base_of(tensor)
+    return (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg
 
 
 def _differs(read: Read, now: Any) -> bool:

@@ -14,7 +14,7 @@ from minigrad.errors import BoundsError, JitError
 from minigrad.failure import CheckedReplay
 from minigrad.graph.node import BUFFER, Form, Node, Op, own_node
 from minigrad.graph.variable import rebind
-from minigrad.jit.outside import Outdated, Outside, Store
+from minigrad.jit.outside import Outdated, Outside, Store, memory_of
 from minigrad.locks import new_lock
 from minigrad.program import GlobalCounters
 from minigrad.settings import thread
@@ -127,7 +127,11 @@ class Capture:
             self.renewed = [(own._link if link() is old else link, source)
                             for link, source in self.renewed]  # fmt: skip
         for place, store in enumerate(self.stores):
-            if store.source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
+            shown = store.shows()
+            if shown is not None and shown.raw is not store.tensor.raw:  # it has been parted
+                own = self.successor(store.tensor, shown.raw)
+                self.stores[place] = store._replace(tensor=own)
+            elif store.source is None and getrefcount(store.tensor) > 2 + store.count(store.tensor):
                 own = self.successor(store.tensor, apart=True)
                 self.stores[place] = store._replace(tensor=own)
         nodes = [self.fresh(output, values) for output in self.outputs]
@@ -201,11 +205,13 @@ class Capture:
                 new, new._grad = store.tensor, store.gradient
             store.put(new)
 
-    def successor(self, tensor: Tensor, apart: bool = False) -> Tensor:
-        """Another tensor with the same memory. apart: the former, which other code holds, gets a
-        copy; others that the step left in that memory stay there.
+    def successor(
+        self, tensor: Tensor, node: Node | None = None, apart: bool = False
+    ) -> Tensor:
+        """Another tensor with the same memory, or that of a node. apart: the former, which other
+        code holds, gets a copy; others that the step left in that memory stay there.
         """
-        own = Tensor._of(tensor.raw)
+        own = Tensor._of(tensor.raw if node is None else node)
         own.stopped, own._requires_grad = tensor.stopped, tensor._requires_grad
         own._grad = tensor._grad
         _, owners = self.owners.get(id(own.raw), (None, {}))
@@ -384,9 +390,3 @@ def _node(source: Source, tensors: Sequence[Tensor], nodes: Sequence[Node]) -> N
     """The node of a source: an output, an input, or kept memory."""
     kind, what = source
     return nodes[what] if kind == "fresh" else what if kind == "kept memory" else tensors[what].raw
-
-
-def memory_of(tensor: Tensor) -> Buffer:
-    """The memory of a realized tensor; for a view, that of its base if it has some."""
-    base = views.base_of(tensor)
-    return (tensor if base is None or base.raw.op is not Op.BUFFER else base).raw.arg

@@ -22,6 +22,7 @@ from minigrad.hints import hint_names
 from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import check_choice
+from minigrad.tensor.observed import observe
 
 Rate = Callable[[int], float]  # of a step: its learning rate, or a factor of it
 Rates = Rate | Sequence[Rate]  # one for all groups, or one for each
@@ -44,10 +45,11 @@ class _Factors:
     step. last_epoch: steps taken before, minus 1. A scheduler that begins later (last_epoch ≥ 0)
     starts from the learning rates with which the optimizers were created, because the current ones
     may have been loaded, and include the effect of these steps. from_first: the base rates are the
-    first learning rates of all, whatever others do.
+    first learning rates of all, whatever others do. captured: whether a captured step reads the
+    number of steps.
     """
 
-    from_first = False
+    from_first = captured = False
 
     def __init__(
         self, optimizer: Any, factors: Rates, last_epoch: int = -1, least: float = 0.0
@@ -73,6 +75,18 @@ class _Factors:
         self._set()
         for group in groups if later else ():  # for another one that begins later
             group.optimizer.lr_at_first = group["lr"]
+
+    @property
+    def last_epoch(self) -> int:
+        """Steps taken. A captured step may read it (learning rates do), but not change it."""
+        self.captured = observe(self, "_last_epoch") or self.captured
+        return self._last_epoch
+
+    @last_epoch.setter
+    def last_epoch(self, steps: int) -> None:
+        if self.captured:  # else replays look at everything that they have noted, for nothing
+            observe(self, "_last_epoch", written=True)
+        self._last_epoch = steps
 
     def step(self) -> None:
         """Set the learning rates of the next step; call it after `optimizer.step()`."""

@@ -42,6 +42,8 @@ class ParamGroup(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name not in self.names:
             raise KeyError(f"param_groups has no {name!r}: expected one of {', '.join(self.names)}")
+        if name in self.optimizer.options:
+            observe(self.optimizer, name)
         return _short(self.optimizer.lr.item()) if name == "lr" else getattr(self.optimizer, name)
 
     def __setitem__(self, name: str, value: Any) -> None:

@@ -36,8 +36,8 @@ readers: weakref.WeakKeyDictionary[Node, weakref.WeakKeyDictionary[Any, dict[int
 )
 
 
-def observe(owner: Any, attribute: str, written: bool = False) -> None:
-    """Tell a capture in progress that a plain attribute influences what is computed.
+def observe(owner: Any, attribute: str, written: bool = False) -> bool:
+    """Tell a capture in progress, if there is one, that a plain attribute influences its step.
 
     Code that writes such an attribute calls this first, too: a replay checks its noted attributes
     only if one was written. An attribute that a step writes before it reads it may have any value
@@ -47,6 +47,7 @@ def observe(owner: Any, attribute: str, written: bool = False) -> None:
     found = capturing.get(get_ident()) if capturing else None
     if found is not None:
         found.setdefault((id(owner), attribute), (weakref.ref(owner), written))
+    return found is not None
 
 
 def sets_gradient(tensor: Any, overwrites: bool) -> bool:

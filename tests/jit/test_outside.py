@@ -215,6 +215,64 @@ def test_containers_that_the_step_changes(change, message, on_device):
         step(Tensor([1.0]))
 
 
+@pytest.mark.parametrize("kind", ["list", "dict"])
+def test_an_equal_container_in_place_of_one_that_the_step_fills(on_device, kind):
+    """A replay would fill the other one."""
+    first = Tensor([1.0]).realize()
+    box = SimpleNamespace(items=[first] if kind == "list" else {0: first})
+
+    @jit
+    def step(x):
+        box.items[0] = x * 2
+
+    for number in range(5):
+        step(Tensor([float(number)]))
+        assert box.items[0].item() == number * 2
+    box.items = box.items.copy()
+    with pytest.raises(JitError, match=r"reads 'box\.items', which was .* in the capture"):
+        step(Tensor([1.0]))
+
+
+@pytest.mark.parametrize("way", ["itself", "turned", "exchanged", "before", "returned"])
+def test_a_view_of_a_tensor_that_the_step_replaces(on_device, way):
+    """No program reads the tensor, so that only its memory tells that a view of it shows it."""
+    box = SimpleNamespace(h=Tensor([1.0, 2.0]).realize(), other=Tensor([3.0, 4.0]).realize())
+
+    @jit
+    def step(x):
+        shown = box.h.detach()
+        if way == "itself":  # a replay would not see what was written to it meanwhile
+            box.h = shown
+        elif way == "turned":
+            box.h = box.h.flip(0)
+        elif way == "exchanged":
+            box.h, box.other = box.other.flip(0), box.h.flip(0)
+        else:
+            box.h = x * 1
+        if way == "before":
+            box.other = shown
+        return shown if way == "returned" else x
+
+    step(Tensor([5.0, 6.0]))
+    with pytest.raises(JitError, match=r"reads 'box\.h' and replaces it"):
+        step(Tensor([7.0, 8.0]))
+
+
+def test_a_view_of_a_tensor_from_outside_that_is_left(on_device):
+    """It shows what is there when the step is called, also after a write in between parts them."""
+    box = SimpleNamespace(h=Tensor([1.0, 2.0]).realize(), last=None)
+
+    @jit
+    def step(x):
+        box.last = box.h.detach()
+        return x + 1
+
+    for number in range(6):
+        box.h.assign(Tensor([float(number), 2.0]))
+        assert step(Tensor([float(number)])).item() == number + 1
+        assert box.last.tolist() == [number, 2.0]
+
+
 def test_containers_that_the_step_makes_anew(on_device):
     """Each replay updates the tensors in them."""
     kept = SimpleNamespace(layers=[], named={})
@@ -272,6 +330,27 @@ def test_the_rate_of_an_optimizer(on_device):
     assert given.lr is tensor and tensor.tolist() == [0.5]
 
 
+def test_a_scheduler_that_a_step_moves_or_looks_at(on_device):
+    """Its first rates are equal, so that no number shows that it moves."""
+    optimizer = nn.optim.SGD([Tensor([1.0], requires_grad=True)], lr=0.5)
+    scheduler = nn.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step // 9))
+
+    @jit
+    def moves(x):
+        scheduler.step()
+        return x + 1
+
+    moves(Tensor([1.0]))
+    with pytest.raises(JitError, match="reads LambdaLR's last_epoch and replaces it"):
+        moves(Tensor([1.0]))
+    looks = jit(lambda x: x * scheduler.get_last_lr()[0])
+    for _ in range(4):
+        assert looks(Tensor([1.0])).item() == 0.5
+    scheduler.last_epoch = 9
+    with pytest.raises(JitError, match=r"LambdaLR whose last_epoch was 2 .* is 9 now"):
+        looks(Tensor([1.0]))
+
+
 def test_another_option_of_an_optimizer(on_device):
     w = Tensor([1.0])
     optimizer = nn.optim.SGD([w], lr=1.0, momentum=0.5)
@@ -289,6 +368,12 @@ def test_another_option_of_an_optimizer(on_device):
     optimizer.momentum = 0.25
     with pytest.raises(JitError, match=r"SGD whose momentum was 0\.5 .* is 0\.25"):
         step()
+    looks = jit(lambda x: x * optimizer.param_groups[0]["momentum"])
+    for _ in range(4):
+        assert looks(Tensor([1.0])).item() == 0.25
+    optimizer.momentum = 0.5
+    with pytest.raises(JitError, match=r"SGD whose momentum was 0\.25 .* is 0\.5"):
+        looks(Tensor([1.0]))
 
 
 def test_data_of_the_host_made_inside(on_device):
@@ -333,6 +418,35 @@ def test_a_number_that_is_new_in_each_call(on_device, name):
         assert found.tolist() == wanted.tolist() and not step.captured
     with pytest.raises(JitError, match=f"{words}.*a Tensor, or a bound Variable"):
         step(Tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) * 2)
+
+
+@pytest.mark.parametrize("where", ["memory", "attribute", "gradient", "rate"])
+def test_a_new_number_in_what_a_step_leaves(on_device, where):
+    """No result depends on it, and the first call ends before anybody asks for it."""
+    count, weight = counter(), Tensor([1.0], requires_grad=True)
+    state, box = Tensor([0.0]).realize(), SimpleNamespace(last=Tensor([0.0]).realize())
+    optimizer = nn.optim.SGD([weight], lr=0.1)
+
+    def leave(x, number):
+        if where == "memory":
+            state.assign(x * number)
+        elif where == "attribute":
+            box.last = x * number
+        elif where == "gradient":
+            weight.grad = None
+            (weight * x * number).sum().backward()
+        else:
+            optimizer.lr = float(number)
+        return x + 1
+
+    step = jit(lambda x: leave(x, count()))
+    for number in range(1, 3):
+        assert step(Tensor([1.0])).item() == 2
+        left = {"memory": state, "attribute": box.last, "gradient": weight.grad,
+                "rate": optimizer.lr}[where]  # fmt: skip
+        assert left.item() == number
+    with pytest.raises(JitError, match="computes with 3, but with 2"):
+        step(Tensor([1.0]))
 
 
 @pytest.mark.parametrize("kind", ["plain", "norm", "dropout", "not trained"])
