@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minigrad.dtype import DType
@@ -208,10 +208,7 @@ class Loop(Base):
 
     def around(self, body: Statements) -> Loop:
         """The same loop with another body."""
-        return Loop(
-            self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.transpose, self.overlaps,
-        )  # fmt: skip
+        return replace(self, body=body)
 
 
 Statement = Loop | Store | Stores | Fold | Barrier | Prefetch | MatrixProduct

@@ -210,7 +210,9 @@ class _Emitter(MemoryEmitter):
         mask = self.first_lanes(count, loop.step)
         self.bind_lanes(loop, start, even)
         self.levels[-1].mask, self.levels[-1].counting = mask, count
-        self.body(loop)
+        for statement in loop.body:
+            if not isinstance(statement, Prefetch):  # (whole vectors ask for what comes later)
+                self.statement(statement)
 
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
