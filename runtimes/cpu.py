@@ -179,8 +179,8 @@ class CpuProgram:
                 high(kernel.code.total) // chunks if chunks else kernel.code.grain,
                 start, FLAGS[how],
             )
-            for kernel, start, how, chunks in zip(
-                self.kernels, starts, plan.beside, plan.in_turn, strict=False
+            for kernel, start, (how, chunks) in zip(
+                self.kernels, starts, plan.follows, strict=False
             )
         ]
         self._table = Table([0] * len(self.sources), self.launches)

@@ -110,15 +110,14 @@ class _MachineCode:
 class LaunchPlan:
     """A program: its kernels in order, the sources of their arguments, the memory between them.
 
-    beside: how each kernel follows the one before, and in_turn: its chunks, or 0 if its own code
-    says how many (see `schedule/groups.py`).
+    follows: how each kernel follows the one before, and its chunks, or 0 if its own code says how
+    many (see `schedule/groups.py`).
     """
 
     kernels: tuple[Kernel, ...]
     sources: tuple[tuple[Source, ...], ...]
     held: tuple[LiveRange, ...]
-    beside: tuple[int, ...]
-    in_turn: tuple[int, ...]
+    follows: tuple[tuple[int, int], ...]
 
 
 def _is_exchange(step: Step) -> bool:
@@ -214,11 +213,10 @@ class Kernels:
             launched(self._work(kernel), kernel.code, own, dict(step.numbers))
             for kernel, step, own in zip(kernels, made.kernels, sources, strict=True)
         ]
-        joined, in_turn = beside(made.kernels, places, given)
-        held = [replace(one, arrays=()) for one in in_groups(made.held, joined)]
-        result = LaunchPlan(
-            tuple(kernels), tuple(sources), tuple(held), tuple(joined), tuple(in_turn)
-        )
+        follows = beside(made.kernels, places, given)
+        hows = [how for how, _ in follows]
+        held = [replace(one, arrays=()) for one in in_groups(made.held, hows)]
+        result = LaunchPlan(tuple(kernels), tuple(sources), tuple(held), tuple(follows))
         cache = self._cache()
         if cache is not None:
             named: Any = tuple(kernel if kernel.exchange else kernel.key for kernel in kernels)

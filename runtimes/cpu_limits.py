@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from math import log
 
 from minigrad.compile import best_of_rounds
 from minigrad.dtype import dtypes
-from minigrad.graph.symbolic import Integer
+from minigrad.graph.symbolic import Integer, ceildiv
 from minigrad.loops.build import lanes_loop, serial_loop
 from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store
 from minigrad.render.llvm import render
@@ -27,6 +27,7 @@ from minigrad.runtimes.jit_compiler import host_compiler
 from minigrad.schedule import expr
 from minigrad.schedule.axis import make_axis
 from minigrad.schedule.expr import Array, Expr
+from minigrad.target import LINE
 
 CHAINS = 12  # independent sums: more than a multiply-add's latency times those begun per cycle
 ROUNDS = 20_000  # multiply-adds of each chain in one chunk: about 50 µs
@@ -166,6 +167,6 @@ def _copy(lanes: int, streams: bool) -> str:
     inside = make_axis("r", 0, FLOATS // 2)
     at = _chunk.index * inside.count + inside.index
     copied = Store(TARGET, at, expr.load(MEMORY, at), streaming=streams)
-    loop = lanes_loop(inside, lanes, (copied,))
+    soon = Prefetch(MEMORY, at + SOON // 4, ceildiv(lanes * 4, LINE))
     name = "streaming_copy" if streams else "copy"
-    return _text(name, replace(loop, prefetch=((MEMORY, at + SOON // 4),)))
+    return _text(name, lanes_loop(inside, lanes, (soon, copied)))

@@ -36,7 +36,6 @@ class _Views:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.written = {stage.array for stage in kernel.stages}
-        self.read = {array for stage in kernel.stages for array in stage.reads}
         self.stored: dict[Array, Array] = {}  # arrays that this kernel writes as bits
 
     def changed(self) -> Kernel:
@@ -49,9 +48,8 @@ class _Views:
         array, (body, bits) = stage.array, self._rewritten(stage.body)
         initial = None if stage.initial is None else self._rewritten(stage.initial)[0]
         if bits is not None and stage.op is None:
-            if array not in self.read or any(e.op is Op.BITCAST for e in expr.walk(stage.body)):
-                self.stored[array] = array = view(array)
-                body = bits
+            self.stored[array] = array = view(array)
+            body = bits
         return replace(stage, array=array, body=body, initial=initial)
 
     def _rewritten(self, root: Expr) -> tuple[Expr, Expr | None]:

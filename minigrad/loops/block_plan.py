@@ -95,9 +95,9 @@ def rounded_once(
     return result
 
 
-def in_squares(kernel: Kernel, rows: int, target: Target) -> bool:
+def in_squares(stages: Sequence[Stage], rows: int, target: Target) -> bool:
     """Whether matrix registers are to multiply: all products are of bfloat16, in whole squares."""
-    products = [(one, one.contraction) for one in kernel.stages if one.contraction is not None]
+    products = [(one, one.contraction) for one in stages if one.contraction is not None]
     return target.matrices and rows % SQUARE == 0 and all(
         in_pairs(stage, target) and len(stage.reduced) == 1
         and all(divides(axis.extent, SQUARE) for axis in (*stage.axes[-2:], *stage.reduced))

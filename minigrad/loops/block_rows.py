@@ -52,7 +52,7 @@ from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
-from minigrad.schedule.stage import identity
+from minigrad.schedule.stage import Stage, identity
 from minigrad.target import ENOUGH_TASKS, Target
 
 # Terms of a product across, and of one along, that are unrolled: with one, a tile of 8 rows takes
@@ -66,8 +66,8 @@ def block_rows(kernel: Kernel, target: Target) -> Lowered:
     """The loops of a kernel of kind "block_rows"."""
     kernel = block_plan.products_before_readers(kernel)
     extent = block_plan.neighbours(kernel)
-    width, height = _block_width(kernel, target, extent), _tile_height(target)
-    if squares := block_plan.in_squares(kernel, extent, target):
+    width, height = _block_width(kernel.stages, target, extent), _tile_height(target)
+    if squares := block_plan.in_squares(kernel.stages, extent, target):
         width = height = SQUARE
     block = Rows(kernel.rows, extent, width, height)
     outer, number = block.outer, block.number
@@ -79,7 +79,7 @@ def block_rows(kernel: Kernel, target: Target) -> Lowered:
     products = {one.array for stage, one in fixed.items() if stage.contraction is not None}
     stages = block_plan.rounded_once([*fixed.values()], products, sums.stored, target)
     plan = BlockPlan(stages, products, block, sums.stored, squares)
-    run, blocks = _run(kernel, block)
+    run, blocks = _run(bool(kernel.sums), block)
     early: list[Statement] = []  # copies for several blocks
     body: list[Statement] = []
     for step in plan.steps:
@@ -96,14 +96,14 @@ def block_rows(kernel: Kernel, target: Target) -> Lowered:
     return Lowered(nested, *_work(kernel.rows, plan, target))
 
 
-def _run(kernel: Kernel, block: Rows) -> tuple[Axis, Loop]:
+def _run(sums: bool, block: Rows) -> tuple[Axis, Loop]:
     """Runs of blocks that share the copy of an operand: their axis, and a run's loop over blocks.
 
     If blocks add to sums, one thread computes all of them.
     """
     count, number = block.number.count, block.number.variable
     each = min(max(count * block.outer.most // ENOUGH_TASKS, 1), MOST_BLOCKS)
-    if kernel.sums:
+    if sums:
         return make_axis("run", 0, 1), Loop(number, 0, (count,), ())
     run = make_axis("run", 0, ceildiv(count, each))
     stops = build.least(run.index * each + each, count)
@@ -137,12 +137,12 @@ def _elements(
     return count
 
 
-def _block_width(kernel: Kernel, target: Target, rows: int) -> int:
+def _block_width(stages: Sequence[Stage], target: Target, rows: int) -> int:
     """Rows of a block: two registers of the widest product, for which it reads half as much.
 
     One register if two would leave more than a few rows of the last block unused.
     """
-    lanes = min(target.lanes(s.body.dtype) for s in kernel.stages if s.contraction is not None)
+    lanes = min(target.lanes(s.body.dtype) for s in stages if s.contraction is not None)
     wide = 2 * lanes
     if rows >= wide and -rows % wide <= rows // LEAST_FULL:
         return wide

@@ -197,9 +197,9 @@ class Change:
 
     def _loop(self, one: Loop) -> Loop:
         body = tuple([self.of(inner) for inner in one.body])
-        hints = tuple([(array, self.at(place)) for array, place in one.prefetch])
-        stops = tuple(map(self.at, one.stops))
-        return replace(one, start=self.at(one.start), stops=stops, body=body, prefetch=hints)
+        return replace(
+            one, start=self.at(one.start), stops=tuple(map(self.at, one.stops)), body=body
+        )
 
 
 def substitution(values: Mapping[Atom, Integer]) -> Change:

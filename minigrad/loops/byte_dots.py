@@ -91,8 +91,6 @@ def byte_dots(kernel: Kernel, target: Target) -> Lowered:
     s.vectorize(lane.variable, LANES)
     if sums is not first and squares is None:
         s.repeat(*(axis.variable for axis in dots.reduced))
-        ahead = target.rows_ahead or AHEAD // 4
-        s.prefetch(sums.reduced[-1].variable, lambda loop, at: _blocks_ahead(loop, at, ahead))
     if m:
         s.peel(block, rows)
         s.tails(rows, SMALL_TILES)
@@ -101,6 +99,9 @@ def byte_dots(kernel: Kernel, target: Target) -> Lowered:
             s.insert(sums.reduced[-1].variable, squares.products)
             s.insert(tiles[-1], squares.unpacked)
         s.unroll(rows, "u")
+    if sums is not first and squares is None:
+        ahead = target.rows_ahead or AHEAD // 4
+        s.prefetch(sums.reduced[-1].variable, lambda loop, at: _blocks_ahead(loop, at, ahead))
     # kernels that compute much are shared by more threads, in chunks half as long
     return Lowered(s.parallelize(*tiles), runs=(OPERATIONS_A_BYTE, FEW_TASKS, ENOUGH_TASKS))
 

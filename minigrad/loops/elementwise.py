@@ -101,9 +101,9 @@ def _in_rows(
     if outer:
         lanes = target.lanes(exprs[0].dtype)
         s.split_index_set(x, lambda loop: in_ranges(loop, outer, lanes))
-    s.prefetch(x, further_along(axis, last, exprs, target))
     width = vector_width(target, exprs, axis.extent, False)
     s.vectorize(x, in_whole_periods(target, exprs, axis, width))
+    s.prefetch(x, lambda *_: further_along(axis, last, exprs, target))
     return s.parallelize(*xs)
 
 

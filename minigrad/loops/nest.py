@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from minigrad.dtype import DType
@@ -86,10 +86,14 @@ class Fold(Base):
 
 @dataclass(frozen=True)
 class Prefetch(Base):
-    """A hint that array[index] is read soon; it has no effect, and any index is allowed."""
+    """A hint that array[index] is used soon, and the lines of memory that follow, `lines` in all.
+
+    It has no effect, and any index is allowed. In a vector loop it is that of the first lane.
+    """
 
     array: Array
     index: Integer
+    lines: int = 1
 
     def parts(self) -> Parts:
         """See `Base`."""
@@ -149,8 +153,6 @@ class Loop(Base):
     kind: "serial"; "unroll" (start and stop are ints); "lanes" (`step` consecutive iterations at
     once, `lane` being the number 0 … step − 1 of an iteration within its vector); "items" (see
     above; from 0 to a number).
-    prefetch: elements that are read soon, in a later iteration or after the loop; a renderer may
-    prefetch them in each iteration. Indices may be out of range.
     transpose: of a serial loop inside of a lanes loop: how many iterations may be done at once, by
     vectors along this loop that are transposed in registers, if loads are contiguous along it and
     not along the lanes. 0: none.
@@ -166,7 +168,6 @@ class Loop(Base):
     kind: str = "serial"
     step: int = 1
     lane: Atom | None = None
-    prefetch: tuple[tuple[Array, Integer], ...] = ()
     transpose: int = 0
     overlaps: bool = False
 
@@ -207,10 +208,7 @@ class Loop(Base):
 
     def around(self, body: Statements) -> Loop:
         """The same loop with another body."""
-        return Loop(
-            self.variable, self.start, self.stops, body, self.kind, self.step, self.lane,
-            self.prefetch, self.transpose, self.overlaps,
-        )  # fmt: skip
+        return replace(self, body=body)
 
 
 Statement = Loop | Store | Stores | Fold | Barrier | Prefetch | MatrixProduct
@@ -294,11 +292,7 @@ def divides(x: Integer, width: int) -> bool:
 
 def walk(*statements: Statement) -> list[Statement]:
     """All statements, nested ones too, in order; each comes before those inside of it."""
-    found, stack = list[Statement](), [*reversed(statements)]
-    while stack:
-        found.append(stack.pop())
-        stack += reversed(found[-1].inside)
-    return found
+    return [one for one, _ in walk_with_loops(statements)]
 
 
 def walk_with_loops(
@@ -403,17 +397,16 @@ def _line(one: Statement) -> str:
         stop = f"min({stop})" if len(one.stops) > 1 else stop
         step = f" step {one.step}" if one.step > 1 else ""
         kind = "" if one.kind == "serial" else f" {one.kind}"
-        prefetch = ", ".join(f"{array.name}[{place}]" for array, place in one.prefetch)
-        prefetch = f"  # prefetch: {prefetch}" if prefetch else ""
-        prefetch += f"  # {one.transpose} at once, transposed" if one.transpose else ""
-        prefetch += "  # the last one overlaps" if one.overlaps else ""
-        return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{prefetch}"
+        how = f"  # {one.transpose} at once, transposed" if one.transpose else ""
+        how += "  # the last one overlaps" if one.overlaps else ""
+        return f"for {one.variable!r} in {one.start} … {stop}{step}{kind}:{how}"
     if isinstance(one, Store):
         test = "".join(f" if {c!r} >= 0" for c in one.guard)
         how = "  # streaming" if one.streaming else ""
         return f"{one.array.name}[{one.index}] = {one.value!r}{test}{how}"
     if isinstance(one, Prefetch):
-        return f"prefetch {one.array.name}[{one.index}]"
+        more = f"  # {one.lines} lines" if one.lines > 1 else ""
+        return f"prefetch {one.array.name}[{one.index}]{more}"
     if isinstance(one, MatrixProduct):
         total, left, right = (f"{m.array.name}[{m.index} …]" for m in one.matrices)
         return f"{total} = {left} · {right}"

@@ -86,7 +86,7 @@ def rows(kernel: Kernel, target: Target) -> Lowered:
             s.vectorize(one.axis.variable, one.width)
             _tile(s, one)
     for axis, places in prefetches(passes, row, target).items():
-        s.prefetch(axis.variable, tuple(places))
+        s.prefetch(axis.variable, lambda *_, own=places: own)
     delayed = _delayed(passes, count, target)
     if delayed is not None:
         s.pipeline(row.variable, *delayed)
@@ -437,9 +437,9 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
 
     if columns:
         s.sink(x, space="scratch")
+    s.vectorize(x, width, None if columns else LANE)
     if columns or not xs:
         s.prefetch(x, asked_for)
-    s.vectorize(x, width, None if columns else LANE)
     return Lowered(s.parallelize(*xs))
 
 

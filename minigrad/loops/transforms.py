@@ -36,12 +36,13 @@ from minigrad.graph.shapes import flatten, numel, unflatten
 from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, ceildiv
 from minigrad.loops import build, nest, registers
-from minigrad.loops.nest import Loop, Loops, Statement, Statements, Store
+from minigrad.loops.nest import Loop, Loops, Prefetch, Statement, Statements, Store
 from minigrad.loops.prefetch import Place
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
 from minigrad.schedule.expr import Array, Expr
 from minigrad.settings import report
+from minigrad.target import LINE
 
 Around = Mapping[Atom, Loop]  # the loops around a statement, by their variables
 Change = Callable[[Loop, Around], Statements]
@@ -310,8 +311,7 @@ class LoopNest:
         assert isinstance(last, Loop)
         late = build.substitute_statement(last, {row: at - 1, last.variable: shared.index})
         assert isinstance(late, Loop)
-        both = (*shared.prefetch, *late.prefetch)
-        joined = replace(shared, body=(*shared.body, *late.body), prefetch=both)
+        joined = shared.around((*shared.body, *late.body))
         block = make_axis("b", 0, ceildiv(count, size))
         start = block.index * size
         stops = build.least(start + size, count)
@@ -586,14 +586,13 @@ class LoopNest:
         self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
 
     @_step
-    def prefetch(
-        self, x: Atom, places: tuple[Place, ...] | Callable[[Loop, Around], tuple[Place, ...]]
-    ) -> None:
-        """Set the prefetches of the loops over x."""
+    def prefetch(self, x: Atom, places: Callable[[Loop, Around], Sequence[Place]]) -> None:
+        """Prefetch places at the start of each iteration over x: all lines that a vector covers."""
 
         def change(loop: Loop, around: Around) -> Statements:
-            found = places(loop, around) if callable(places) else places
-            return (replace(loop, prefetch=found),)
+            lanes = [one for one in (*around.values(), loop) if one.kind == "lanes"]
+            hints = (Prefetch(*place, _lines(*place, lanes)) for place in places(loop, around))
+            return (loop.around((*hints, *loop.body)),)
 
         self._change(x, change)
 
@@ -643,6 +642,12 @@ def _word(x: object) -> str:
     if callable(x) or isinstance(x, Mapping):
         return "…"
     return f"{x.variable} of {x.extent}" if isinstance(x, Axis) else str(x)
+
+
+def _lines(array: Array, place: Integer, lanes: Sequence[Loop]) -> int:
+    """Lines of memory that the elements of a vector cover."""
+    steps = [one.step * max(coefficient(place, one.variable) or 1, 1) for one in lanes]
+    return ceildiv(max(steps, default=1) * array.dtype.itemsize, LINE)
 
 
 def _each(body: Statements, x: Atom, change: Change) -> Statements:

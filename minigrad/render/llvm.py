@@ -110,7 +110,11 @@ class _Emitter(MemoryEmitter):
     def special(self, statement: Statement) -> None:
         """Emit a prefetch, a reduction over lanes or a product of matrices."""
         if isinstance(statement, Prefetch):
-            self.hint(self.pointer(statement.array, self.at_lane(statement.index)))
+            first = self.pointer(statement.array, self.at_lane(statement.index))
+            for far in range(0, CACHE_LINE * statement.lines, CACHE_LINE):
+                at = self.line(f"getelementptr i8, ptr {first}, i64 {far}") if far else first
+                # for reading (0), into all caches (3), as data (1)
+                self.do("llvm.prefetch.p0", f"ptr {at}", "i32 0", "i32 3", "i32 1")
         elif isinstance(statement, MatrixProduct):
             emit_matrix_product(self, self.matrices, statement)
         elif isinstance(statement, Fold):
@@ -189,8 +193,6 @@ class _Emitter(MemoryEmitter):
             else:
                 self.scalars[loop.variable] = counter
                 self.bound(loop.variable)
-            if counter is not None or loop.kind == "lanes":
-                self._ask(loop)
             self.body(loop)
 
     def _overlapping(self, loop: Loop, start: str, stop: str) -> None:
@@ -208,7 +210,9 @@ class _Emitter(MemoryEmitter):
         mask = self.first_lanes(count, loop.step)
         self.bind_lanes(loop, start, even)
         self.levels[-1].mask, self.levels[-1].counting = mask, count
-        self.body(loop)
+        for statement in loop.body:
+            if not isinstance(statement, Prefetch):  # (whole vectors ask for what comes later)
+                self.statement(statement)
 
     def _part_of_vector(self, loop: Loop, start: str, count: str, even: bool) -> None:
         """`count` iterations from `start` on, fewer than a vector and perhaps none.
@@ -233,15 +237,6 @@ class _Emitter(MemoryEmitter):
         count = self.minimum(count, self.minus(stop, start))
         self._part_of_vector(loop, start, count, False)
         return self.line(f"add i64 {start}, {self.maximum(count, '0')}")
-
-    def _ask(self, loop: Loop) -> None:
-        """Prefetch what will be read soon: each cache line that a vector covers."""
-        for array, place in loop.prefetch:
-            pointer = self.pointer(array, self.at_lane(place))
-            span = self.width() * max(self.lane_stride(place) or 1, 1) * array.dtype.itemsize
-            for offset in range(0, span, CACHE_LINE):
-                at = self.line(f"getelementptr i8, ptr {pointer}, i64 {offset}")
-                self.hint(at)
 
     def set(self, statement: Store, value: Value) -> None:
         """Set a register; lanes that are combined later keep their value outside of a mask."""

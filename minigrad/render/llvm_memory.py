@@ -39,10 +39,6 @@ class MemoryEmitter(IndexEmitter):
         # values to store when a block of iterations is done, by identity (see llvm_transpose.py)
         self.waiting: dict[int, list[Value]] = {}
 
-    def hint(self, pointer: str) -> None:
-        """Prefetch a cache line: for reading (0), into all caches (3), as data (1)."""
-        self.do("llvm.prefetch.p0", f"ptr {pointer}", "i32 0", "i32 3", "i32 1")
-
     def store(self, statement: Store, value: Value) -> None:
         """Store a value, or its active lanes."""
         array, width = statement.array, self.width()

@@ -84,8 +84,8 @@ def launched(
 
 def beside(
     kernels: Sequence[Kernel], places: Mapping[Array, Source], given: Sequence[Launched]
-) -> tuple[list[int], list[int]]:
-    """For each kernel WAITS, CONCURRENT or INTERLEAVED; and the number of its chunks, or 0.
+) -> list[tuple[int, int]]:
+    """For each kernel WAITS, CONCURRENT or INTERLEAVED, and the number of its chunks, or 0.
 
     Kernels of a group do not write memory that another one touches, except for parts of one join,
     and have work for at least two threads together. Or each reads what the ones before have
@@ -130,9 +130,9 @@ def beside(
         joins_before, count_before = joins, count
     places_in_runs = [(place, sum(run) >= SHARED) for run in runs for place in range(len(run))]
     return [
-        how if place and shared else WAITS
-        for how, (place, shared) in zip(hows, places_in_runs, strict=True)
-    ], in_turn
+        (how if place and shared else WAITS, chunks)
+        for how, chunks, (place, shared) in zip(hows, in_turn, places_in_runs, strict=True)
+    ]
 
 
 def memory_of(array: Array) -> Array:

@@ -9,9 +9,10 @@ from schedule.machine import target_of
 from schedule.programs import LENGTH, Build, Inputs, plan_of
 
 from minigrad import Tensor
+from minigrad.graph import build as g
 from minigrad.graph import windows
-from minigrad.graph.node import Node
-from minigrad.loops.nest import Loop, Nest, Store, walk
+from minigrad.graph.node import Node, Op
+from minigrad.loops.nest import Loop, Nest, Store, loops_in, walk
 from minigrad.loops.recipes import lower
 from minigrad.schedule import expr
 
@@ -64,6 +65,18 @@ def test_places_of_a_window_are_summed_at_once() -> None:
     nest = nest_of(convolution("weight", 1, 7))
     sums = {one.array.size for one in walk(nest.parallel) if isinstance(one, Store)}
     assert {4 * 7, 3 * 7} <= sums, nest
+
+
+def test_a_varying_number_of_images_is_an_axis_of_its_own() -> None:
+    """Rows of a tile are a known number, even if those of all images are adjacent in memory."""
+    def build(inputs: Inputs) -> list[Node]:
+        shape = (LENGTH, 6, 5, 8, 32)
+        x, w = inputs(*shape), g.reshape(inputs(8, 32), (1, 1, 1, 8, 32))
+        return [g.reduce(Op.SUM, g.elementwise(Op.MUL, x, g.expand(w, shape)), (3,))]
+
+    loops = nest_of(build)
+    assert any(one.kind == "lanes" and one.step == 16 for one in loops_in((loops.parallel,)))
+    agree(build)
 
 
 @pytest.mark.parametrize(

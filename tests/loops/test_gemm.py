@@ -644,6 +644,20 @@ def test_large_results_are_fetched_before_they_are_written(
     assert ("prefetch o2[" in loops) == fetched
 
 
+@pytest.mark.parametrize("across", [False, True])
+def test_results_that_are_stored_as_columns_are_transposed(across: bool) -> None:
+    """Then no tile overlaps the one before."""
+    def build(inputs: Inputs) -> list[Node]:
+        made = product(inputs(40, 48), inputs(48, 70))
+        return [g.contiguous(transpose(made)) if across else made]
+
+    (kernel,) = schedule_of(graph_of(build)[0], GOLDEN).kernels
+    loops = show(lower(kernel, GOLDEN)).splitlines()
+    tiles = loops[loops.index(next(line for line in loops if "tile" in line and "o2[" in line)) - 1]
+    assert ("transposed" in tiles) is across
+    assert any("overlaps" in line for line in loops) is not across
+
+
 @pytest.mark.parametrize(
     "rows, tile", [(10, 10), (32, 8), (64, 8), (96, 12), (97, 14), (100, 10), (768, 12), (784, 14)]
 )

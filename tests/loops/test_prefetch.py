@@ -12,7 +12,7 @@ from schedule.programs import DEVICE, add, ew, mul, plan_of, product, softmax, t
 from minigrad.dtype import dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.loops.nest import Loop, Nest, Statement, Store, loops_in, show, walk
+from minigrad.loops.nest import Loop, Nest, Prefetch, Statement, Store, loops_in, show, walk
 from minigrad.loops.recipes import lower
 from minigrad.render.llvm import render
 from minigrad.target import Target
@@ -30,17 +30,15 @@ def nest_of(
 
 def asked(statement: Statement) -> list[str]:
     """All prefetches by a nest's loops, as text."""
-    if not isinstance(statement, Loop):
-        return []
-    own = [f"{array.name}[{place}]" for array, place in statement.prefetch]
-    return [*own, *(text for inner in statement.body for text in asked(inner))]
+    hints = (one for one in walk(statement) if isinstance(one, Prefetch))
+    return [f"{one.array.name}[{one.index}]" for one in hints]
 
 
 def test_elementwise_loops_over_one_array_ask_for_what_comes_later() -> None:
     nest = nest_of(lambda x: add(x, 1.0), (MANY,))
     assert asked(nest.parallel) == ["s0[i0 + 4096]"]
     assert render(nest).count("call void @llvm.prefetch") == 4  # 64 lanes
-    assert "# prefetch: s0[i0 + 4096]" in show(nest)
+    assert "prefetch s0[i0 + 4096]  # 4 lines" in show(nest)
 
 
 def test_single_sweeps_over_several_arrays_ask_for_nothing() -> None:

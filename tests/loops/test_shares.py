@@ -90,7 +90,8 @@ def test_the_tiles_of_a_convolution_go_through_three_kernels_in_turn(
     call = canonicalize([result.contiguous().node])
     graph, target = call.graph(), target_of("small caches")
     plan = schedule_of(graph, target)
-    hows, in_turn = following(plan, [lower(kernel, target) for kernel in plan.kernels])
+    follows = following(plan, [lower(kernel, target) for kernel in plan.kernels])
+    hows, in_turn = ([one[n] for one in follows] for n in (0, 1))
     place = next(n for n, kernel in enumerate(plan.kernels) if kernel.kind == "contraction")
     assert hows[place - 1 : place + 2] == [WAITS, INTERLEAVED, INTERLEAVED]
     assert set(hows[: place - 1]) <= {WAITS, CONCURRENT} and INTERLEAVED not in hows[place + 2 :]

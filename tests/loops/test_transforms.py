@@ -422,7 +422,8 @@ def insert(s: LoopNest) -> None:
 def prefetch(s: LoopNest) -> None:
     """
       for m0 in 0 … 6:
-        for n0 in 0 … 8:  # prefetch: right[n0 + 64]
+        for n0 in 0 … 8:
+          prefetch right[n0 + 64]
           total[0] = 0.0
           for k0 in 0 … 5:
             total[0] = (total[0] + (left[k0 + 5·m0] * right[8·k0 + n0]))

@@ -11,7 +11,7 @@ from schedule.programs import Inputs, add, plan_of, product, total
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
 from minigrad.graph.symbolic import Affine, var
-from minigrad.loops.nest import Loop, Nest, Store, show, walk
+from minigrad.loops.nest import Loop, Nest, Prefetch, Store, show, walk
 from minigrad.loops.recipes import lower
 from minigrad.schedule.schedule import Kernel
 
@@ -33,7 +33,7 @@ def nest_of(*shape: object, target: object = CACHED) -> Nest:
 
 
 def asks(nest: Nest) -> bool:
-    return any(isinstance(one, Loop) and one.prefetch for one in walk(nest.parallel))
+    return any(isinstance(one, Prefetch) for one in walk(nest.parallel))
 
 
 def streams(nest: Nest) -> bool:

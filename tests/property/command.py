@@ -42,10 +42,10 @@ def in_groups(order: int) -> Iterator[None]:
     joined = [0, 0]
     beside = cpu_kernels.beside
 
-    def counted(*given: object) -> tuple[list[int], list[int]]:
+    def counted(*given: object) -> list[tuple[int, int]]:
         result = beside(*given)  # type: ignore[arg-type]
         joined[0] += len(result)
-        joined[1] += sum(result[0])
+        joined[1] += sum(how for how, _ in result)
         return result
 
     assemble.CHUNK_OPERATIONS, assemble.CHUNK_BYTES, cpu_kernels.LEAST_SHARED = 40, 200, 0.0

@@ -265,7 +265,7 @@ def test_object_files_without_their_functions_are_misses(functions, copied, fill
 
 
 def test_entries_that_make_no_sense_are_misses(copied, filled):
-    plan = LaunchPlan(("no kernel",), (), (), (), ())
+    plan = LaunchPlan(("no kernel",), (), (), ())
     entries = itertools.cycle([{}, 1, ("code", "", b""), plan])
     for path, entry in zip(sorted(copied.iterdir()), entries, strict=False):
         if not isinstance(unpack(path.stem, path.read_bytes()), bytes):  # the driver

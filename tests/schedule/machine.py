@@ -125,7 +125,7 @@ def run(
     return run_nests(graph, plan, nests, compiler, values, n, seed)
 
 
-def following(plan: Schedule, nests: Sequence[Nest]) -> tuple[list[int], list[int]]:
+def following(plan: Schedule, nests: Sequence[Nest]) -> list[tuple[int, int]]:
     """How each kernel follows others, if all have work for several threads: see `groups.beside`."""
     places = plan.places()
     given = [
@@ -152,8 +152,8 @@ def run_nests(
     for array, slot in plan.slots.items():
         if slot in values and array.name.startswith("s"):
             place(slots[slot].bytes, values[slot], _upper(graph, slot))
-    joined, in_turn = following(plan, nests)
-    offsets, nbytes = plan_arena(in_groups(plan.held, joined))
+    follows = following(plan, nests)
+    offsets, nbytes = plan_arena(in_groups(plan.held, [how for how, _ in follows]))
     arena = Memory(nbytes)
     order = random.Random(seed)
     chunks: list[list[Callable[[], None]]] = []  # each: one after the other
@@ -168,7 +168,7 @@ def run_nests(
         chunks.clear()
         scratches.clear()
 
-    for nest, kernel, together, turns in zip(nests, plan.kernels, joined, in_turn, strict=True):
+    for nest, kernel, (together, turns) in zip(nests, plan.kernels, follows, strict=True):
         if not together:
             finish()
         addresses, keep = compiler.compile(render(nest), [nest.name])

@@ -35,7 +35,7 @@ Span = tuple[int, int, int, str]  # block, begin, end, the join that it is a par
 def groups_of(plan: Schedule, chunks: Sequence[int] = ()) -> list[int]:
     count = len(plan.kernels)
     given = [Launched(SHARED, chunks=own) for own in chunks or [0] * count]
-    return beside(plan.kernels, plan.places(), given)[0]
+    return [how for how, _ in beside(plan.kernels, plan.places(), given)]
 
 
 def test_gradients_of_a_layer_are_a_group() -> None:
@@ -101,7 +101,7 @@ def test_there_is_work_for_two_threads(work: list[int], expected: list[bool]) ->
 
     plan = plan_of(build)
     given = [Launched(own, 1, 1) for own in work]
-    assert beside(plan.kernels, plan.places(), given)[0] == expected
+    assert [how for how, _ in beside(plan.kernels, plan.places(), given)] == expected
 
 
 def test_memory_is_needed_as_long_as_its_groups() -> None:
