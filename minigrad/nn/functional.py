@@ -18,6 +18,7 @@ from minigrad.tensor import Tensor
 from minigrad.tensor.arguments import check_functions
 from minigrad.tensor.broadcasting import as_python, check_choice
 from minigrad.tensor.convolution import Numbers, Padding, per_dimension
+from minigrad.tensor.templates import templated
 
 Pool = Callable[..., Any]
 DIMENSIONS = (1, 2, 3)
@@ -294,7 +295,13 @@ def _batch_statistics(x: Tensor, axes: tuple[int, ...]) -> _Statistics:
     if count < 2:
         what = "BatchNorm in training, or without running statistics"
         raise misfit(what, "at least 2 elements per channel", count)
-    return x.mean(axes), x._mean_square(axes), count
+    return (*_mean_and_square(x, axes), count)
+
+
+@templated
+def _mean_and_square(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Together, so that both, and their gradients, read one mean."""
+    return x.mean(axes), x._mean_square(axes)
 
 
 def _move_statistics(mean: Tensor | None, var: Tensor | None, got: _Statistics, share: Any) -> None:

@@ -310,6 +310,13 @@ def test_a_container_keeps_no_layer_that_was_replaced():
     assert gone() is None
 
 
+def test_a_batch_has_one_mean():
+    """Also if its nodes are copied from templates: the variance's mean is the one that is kept."""
+    layer = nn.BatchNorm1d(3).train()
+    y = layer(Tensor(np.arange(12, dtype=np.float32).reshape(4, 3)))
+    assert [node.op for node in topological([y.node])].count(Op.SUM) == 3
+
+
 def test_running_statistics_move_with_each_batch(on_device):
     """Also without gradients, where nothing else asks for them: no batch is computed again."""
     first, last = nn.BatchNorm1d(3), nn.BatchNorm1d(4)
