@@ -52,13 +52,15 @@ LEAST_IMAGE = 0.5  # the smallest, of the smallest size, if windows need so many
 MOST_BLOCKS = 256
 # Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32. A
 # quarter of that in one array, if it has many rows: small ones, such as batches, may be longer.
-MOST_PADDED = 1 << 26
+# With more than ROOMY, bounds are tight if they can be: memory far apart is cleared in whole pages.
+MOST_PADDED, ROOMY = 1 << 26, 1 << 22
 LIVE = 4  # of such sums at a time: of a layer of attention and its gradients
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.
 FOLLOWING = ELEMENTWISE | MOVEMENT | REDUCTIONS | {
     *SCANS, *SCATTERS, Op.CAT, Op.GATHER, Op.CONTIGUOUS, Op.SORT,
 }  # fmt: skip
+SELDOM_STORED = ELEMENTWISE | MOVEMENT - {Op.PAD}
 # Elements of a row that is sorted, or added up, by one thread: all of it, if its length varies.
 MOST_IN_TURN = 1 << 18
 FEW = 16  # first elements of a sort: up to so many of a row, or 1 of so many (see schedule/sort.py)
@@ -152,7 +154,7 @@ def generalize(
         part = least if pads else 0.0
         holes, formulas = unify(samples, _kinds(call), (*reach, part), lines, call.values)
         try:
-            found = _general(call, samples, holes, formulas, refused)
+            found = _general(call, samples, holes, formulas, refused, reach is TIGHT)
         except Special as special:
             reason = str(special)
             if isinstance(special, TooLarge) and reach is not TIGHT:
@@ -165,7 +167,7 @@ def generalize(
 
 def _general(
     call: Canonical, samples: Sequence[tuple[Cell, ...]], holes: Sequence[Hole],
-    formulas: Mapping[int, Affine], refused: Refused,
+    formulas: Mapping[int, Affine], refused: Refused, tight: bool,
 ) -> General:  # fmt: skip
     widened = False
     while True:
@@ -185,7 +187,7 @@ def _general(
                 widened = True
                 continue
             graph = with_stored(graph, len(call.inputs)) if cuts.made else graph
-            padded = _check_layout(graph) or cuts.made
+            padded = _check_layout(graph, tight) or cuts.made
             first = {hole.atom.index: hole.place for hole in holes}
             copies = [(at, first[one]) for at, one in formulas.items() if one in first]
             others = [(at, one) for at, one in formulas.items() if one not in first]
@@ -457,7 +459,7 @@ def _in_memory(node: Node) -> Shape:
     return tuple(map(with_room, node.shape))
 
 
-def _check_layout(graph: Graph) -> bool:
+def _check_layout(graph: Graph, tight: bool) -> bool:
     """Whether arrays have another layout inside.
 
     Raises Special if one has several shapes, or would be copied in too many blocks, or many rows
@@ -479,21 +481,23 @@ def _check_layout(graph: Graph) -> bool:
         first, _, last = equally_apart(shape)
         if numel(shape[:first]) > MOST_BLOCKS:
             raise Special(f"an array of shape {shape} is copied in too many blocks")
-        if numel(shape[:last]) > MOST_BLOCKS and _planned(shape) > MOST_PADDED // 4:
-            raise _too_large(f"an array padded to {shape} is too large", [shape])
-    _check_area(graph)
+        if numel(shape[:last]) > MOST_BLOCKS:
+            reason = f"an array padded to {shape} is too large"
+            _check_size(reason, 4 * _planned(shape), [shape], tight)
+    _check_area(graph, tight)
     return bool(reads or writes or stored)
 
 
-def _check_area(graph: Graph) -> None:
+def _check_area(graph: Graph, tight: bool) -> None:
     """Raise Special if arrays with varying inner dimensions are too large, which have their bounds.
 
     Of sums the largest counts LIVE times: others take its place in memory. (What a row of attention
-    weighs by is not counted: it is seldom stored.)
+    weighs by is not counted: it is seldom stored.) So do arrays that may be stored, but only for
+    TooLarge.
     """
     nodes = topological(graph.roots)
     images = any(node.op is Op.WINDOW for node in nodes)
-    total = largest = 0
+    total = largest = perhaps = 0
     for node in nodes:
         varying = [extent for extent in node.shape if not isinstance(extent, int)]
         if len(set(varying)) > 1 or (images and len(varying) > 1) or (
@@ -503,16 +507,25 @@ def _check_area(graph: Graph) -> None:
                 largest = max(largest, _planned(node.shape))
             elif node.op in (Op.BUFFER, Op.COPY):
                 total += _planned(node.shape)
-    total += LIVE * largest
-    if total > MOST_PADDED:
-        reason = f"arrays padded in several dimensions have {total} elements"
-        raise _too_large(reason, [node.shape for node in nodes])
+            elif node.src and node.op not in SELDOM_STORED:
+                perhaps = max(perhaps, _planned(node.shape))
+    perhaps, total = total + LIVE * max(largest, perhaps), total + LIVE * largest
+    reason = f"arrays padded in several dimensions have {total} elements"
+    _check_size(reason, total, [node.shape for node in nodes], tight, perhaps)
 
 
-def _too_large(reason: str, shapes: Sequence[Shape]) -> Special:
-    """The reason why arrays take too much memory; with tight bounds, they may not."""
-    most = max(len({extent for extent in s if not isinstance(extent, int)}) for s in shapes)
-    return TooLarge(reason) if most <= MOST_TIGHT else Special(reason)
+def _check_size(
+    reason: str, elements: int, shapes: Sequence[Shape], tight: bool, perhaps: int = 0
+) -> None:
+    """Raise Special if padded arrays of these shapes have too many elements.
+
+    Raise TooLarge if they have, or perhaps have, many and fewer if bounds are tight.
+    """
+    if max(elements, perhaps) > ROOMY:
+        most = max(len({extent for extent in s if not isinstance(extent, int)}) for s in shapes)
+        may = not tight and most <= MOST_TIGHT
+        if may or elements > MOST_PADDED:
+            raise (TooLarge if may else Special)(reason)
 
 
 def _planned(shape: Shape) -> int:

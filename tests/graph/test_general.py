@@ -550,15 +550,20 @@ def test_images_whose_number_height_and_width_vary() -> None:
     assert values is not None and shape_at(found, values) == (9, 64, 60, 32)
 
 
-@pytest.mark.parametrize("channels, most", [(2, 1024), (64, 30)])
-def test_the_bound_of_a_dimension_that_is_not_the_first(channels: int, most: int) -> None:
-    """It is laid out at its bound, which is tight if that would be too much memory."""
+@pytest.mark.parametrize("rows, channels, most", [(4, 2, 1024), (196, 2, 30), (196, 64, 30)])
+@pytest.mark.parametrize("how", ["multiplied", "joined"])
+def test_the_bound_of_a_dimension_that_is_not_the_first(
+    how: str, rows: int, channels: int, most: int
+) -> None:
+    """It is laid out at its bound, which is tight if that would be much memory."""
 
-    def multiplied(count: int) -> Node:
-        x, w = Tensor._of(array(count, 196, channels)), Tensor._of(array(16, channels, channels))
+    def made(count: int) -> Node:
+        x, w = Tensor._of(array(count, rows, channels)), Tensor._of(array(16, channels, channels))
+        if how == "joined":
+            return x.unsqueeze(0).pad([(7, 8), None, None, None]).exp().sum(0).node
         return (x.unsqueeze(0) @ w.unsqueeze(1)).max(0).node
 
-    found = general(*map(multiplied, (5, 10, 15)))
+    found = general(*map(made, (5, 10, 15)))
     assert [hole.atom.high for hole in found.holes] == [most]
 
 
