@@ -6,12 +6,14 @@ import gc
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from minigrad import Tensor
+from minigrad import Tensor, nn
 from minigrad.gc_pause import gc_paused
 from minigrad.programs import Programs, programs
+from minigrad.tensor import backward
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +82,28 @@ def test_it_is_on_in_a_child_of_a_fork() -> None:
     with os.fdopen(read) as file:
         assert file.read() == "True"
     assert gc.isenabled()
+
+
+def test_a_gradient_is_derived_and_a_step_is_made_undisturbed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Most nodes of a training step are made there, and live until its program has run."""
+    seen = []
+    realize, derive = Tensor.realize, backward._gradients
+
+    def realized(*tensors: Tensor) -> Tensor:
+        seen.append(gc.isenabled())
+        return realize(*tensors)
+
+    def derived(*arguments: Any) -> Any:
+        seen.append(gc.isenabled())
+        return derive(*arguments)
+
+    monkeypatch.setattr(Tensor, "realize", realized)
+    monkeypatch.setattr(backward, "_gradients", derived)
+    weight = Tensor([1.0, 2.0], requires_grad=True)
+    weight.square().sum().backward()
+    assert seen[0] is False and gc.isenabled()
+    nn.optim.SGD([weight], lr=0.5).step()
+    assert seen[-1] is False and gc.isenabled()
+    assert weight.tolist() == [0.0, 0.0]

@@ -12,6 +12,7 @@ from typing import Any
 
 from minigrad.dtype import convert, dtypes, number_bytes
 from minigrad.errors import GradientError, expect
+from minigrad.gc_pause import gc_paused
 from minigrad.graph.node import Node
 from minigrad.hints import hint, put_hints
 from minigrad.nn.members import Training, check_state, load_state_dict, tensors_of
@@ -90,7 +91,7 @@ class Steps(Training):
                 f"{type(layer).__name__} was in evaluation mode during this training step; choose "
                 "a mode with model.train() or `with Tensor.train():`, or model.eval()", stacklevel=2
             )  # fmt: skip
-        with Tensor.no_grad():
+        with Tensor.no_grad(), gc_paused():
             parts = [*self._parts().values()]
             # all of them before the first write, because this raises if a captured step would
             # have to read a count

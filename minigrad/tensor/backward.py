@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any, Self
 
 from minigrad.errors import GradientError, expect, misfit
+from minigrad.gc_pause import gc_paused
 from minigrad.graph import build
 from minigrad.graph.autobatch import is_row, without_leaves
 from minigrad.graph.gradient import gradient as node_gradient
@@ -56,7 +57,8 @@ class Backward(Composed):
             order = topological([output])
             older = rewritten(order)
         for candidates in _may_be_leaves(order, back, older):
-            found = _gradients(output, seed, order, candidates.keys())
+            with gc_paused():
+                found = _gradients(output, seed, order, candidates.keys())
             if found:
                 break
         else:
