@@ -15,7 +15,10 @@ from collections.abc import Collection, Sequence
 from minigrad.device import Buffer, Call, Device
 from minigrad.errors import JitError
 from minigrad.failure import CheckedReplay
-from minigrad.graph.node import Node, Op, depending, grouped, topological
+from minigrad.graph import build
+from minigrad.graph.node import Node, Op, depending, grouped, is_symbolic, topological
+from minigrad.graph.shapes import numel
+from minigrad.graph.sharding import meshes
 from minigrad.graph.variable import is_own
 from minigrad.jit.outside import Store
 from minigrad.jit.replay import Capture, Output, Renewed, Source
@@ -184,12 +187,24 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
                 )
             given.append(tensor)
             continue
-        copy = tensor.clone()
+        copy = tensor._new(_copy_of(tensor))
         copy.made, copy.stopped = tensor.made, tensor.stopped
         copy._requires_grad = tensor._requires_grad
         realization.realize([copy])  # one by one: two copies of one tensor would be the same node
         given.append(copy)
     return given
+
+
+def _copy_of(tensor: Tensor) -> Node:
+    """A copy, of memory without a program: one for all shapes would pad them."""
+    node = tensor.raw
+    if node.op is not Op.BUFFER or node.device in meshes or is_symbolic(node.shape):
+        return build.copy_of(node)
+    if history.leads_back(tensor) or history.valid([node]):  # gradients flow through a program
+        return build.copy_of(node)
+    memory = Buffer(node.device, node.dtype, numel(node.shape))
+    memory.join([(node.arg, 0, memory.size)])
+    return build.buffer(memory, node.dtype, node.shape, node.device)
 
 
 class Recorded:

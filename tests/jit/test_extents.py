@@ -185,6 +185,38 @@ def test_captures_keep_no_memory_between_kernels(compiled):
     assert max(used) < used[0] + one // 2
 
 
+def test_inputs_of_several_shapes_are_copied_without_programs(compiled):
+    """A program that copies arrays of any shape would lay them out at their bounds."""
+    programs.forget()
+    inputs = [Tensor(data(*shape), device=compiled).realize() for shape in ((7, 5), (2, 9), (4, 4))]
+    step = jit(lambda *given: [x * 2 for x in given])
+    step(*inputs)
+    before = GlobalCounters.programs_compiled
+    for x, y in zip(inputs, step(*inputs), strict=True):
+        np.testing.assert_array_equal(y.numpy(), 2 * x.numpy())
+    assert GlobalCounters.programs_compiled == before
+
+
+def test_captures_share_the_memory_of_a_thread(monkeypatch):
+    """What kernels write for themselves, as parts of factors, is as large as the largest needs."""
+    made, area = [], cpu_pool.Area.__init__
+
+    def watched(self, nbytes, *take):
+        made.append(nbytes)
+        area(self, nbytes, *take)
+
+    sizes = (256, 248, 240, 232)
+    weight = Tensor(data(1200, 1200), device=CPU).realize()
+    inputs = [Tensor(data(n, 1200), device=CPU).realize() for n in sizes]
+    (inputs[0] @ weight).realize()  # the thread's own area
+    step = jit(lambda x: x @ weight)
+    monkeypatch.setattr(cpu_pool.Area, "__init__", watched)
+    for x in inputs:
+        for _ in range(4):
+            np.testing.assert_allclose(step(x).numpy(), (x @ weight).numpy(), rtol=1e-5)
+    assert max(made) < 1 << 17, made
+
+
 def test_captures_that_run_at_once(compiled):
     """Each of two threads has its own memory between kernels, as large as its step needs."""
     weight = Tensor(data(8, 1000), device=compiled).realize()
