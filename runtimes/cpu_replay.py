@@ -25,7 +25,7 @@ from minigrad.program import GlobalCounters, timeline
 from minigrad.runtimes import cpu_memory, native
 from minigrad.runtimes.cpu_driver import FLAG_ALONE, driver
 from minigrad.runtimes.cpu_interrupt import LONG, runner
-from minigrad.runtimes.cpu_pool import Area, Entry, Pool, Table, pool_for
+from minigrad.runtimes.cpu_pool import Area, Entry, Pool, Table, area_of_this_thread, pool_for
 from minigrad.runtimes.report import run_recorded
 
 PATCHED = 4  # words that the first launch takes

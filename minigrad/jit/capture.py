@@ -198,9 +198,8 @@ def copies(name: str, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _copy_of(tensor: Tensor) -> Node:
     """A copy, of memory without a program: one for all shapes would pad them."""
     node = tensor.raw
-    if node.op is not Op.BUFFER or node.device in meshes or is_symbolic(node.shape):
-        return build.copy_of(node)
-    if history.leads_back(tensor) or history.valid([node]):  # gradients flow through a program
+    plain = node.op is Op.BUFFER and node.device not in meshes and not is_symbolic(node.shape)
+    if not plain or history.leads_back(tensor) or history.valid([node]):  # gradients may flow
         return build.copy_of(node)
     memory = Buffer(node.device, node.dtype, numel(node.shape))
     memory.join([(node.arg, 0, memory.size)])
