@@ -4,8 +4,9 @@ The first launch is not a kernel of the step: it writes the addresses of this re
 outputs, and the values of its variables, into the kernels' arguments. So Python writes one word per
 argument, however many kernels there are.
 
-The memory between kernels comes from the pool in each replay, unless a step needs little: a step
-for sixteen sizes has sixteen captures, of which one runs.
+The memory between kernels comes from the pool in each replay, and the steps of a thread share its
+scratch area, unless they need little: a step for sixteen sizes has sixteen captures, of which one
+runs.
 
 The native call reads its four arguments from memory: converting them would take ctypes three times
 as long as passing the address of the first.
@@ -48,7 +49,7 @@ class CpuReplay:
         self._arena_bytes = max((one.nbytes for one in sizes), default=0)
         self._held: list[tuple[int, int]] = []  # of the words in the arena: place, offset
         self._at = 0  # where the arena was in the last replay
-        self._scratch = Area(max((p.scratch_bytes for p in programs), default=0))
+        self._scratch_bytes = max((p.scratch_bytes for p in programs), default=0)
         changing: dict[Any, int] = {buffer: number for number, buffer in enumerate(arguments)}
         self._names: list[tuple[int, str]] = []  # position of its value, name of a variable
         places: list[int] = []  # of the words that change; `sources`: which value each takes
@@ -101,18 +102,22 @@ class CpuReplay:
         if self._arena_bytes <= OWN:
             self._own = Area(self._arena_bytes, cpu_memory.allocate)
             self._place(self._own.address)
-        pool, table, scratch = self.pool, self._table, self._scratch
+        pool, table = self.pool, self._table
         self.native: Callable[[], None]
         work = self.operations + self.traffic
         if self._writes and not table.functions:
             work = 0  # all of what it writes in place is written, or nothing
         self._run = runner(pool, work)
         if table.functions or work >= LONG:
-            self._parts = table.parts(self._run, scratch.nbytes)
+            self._parts = table.parts(self._run, self._scratch_bytes)
             self.native = self._run_parts
             return
-        given = table.place(), table.count, pool.address, scratch.address
+        own = self._scratch = Area(self._scratch_bytes) if self._scratch_bytes <= OWN else None
+        given = table.place(), table.count, pool.address, own.address if own else 0
         self._given = (ctypes.c_int64 * len(given))(*given)
+        if own is None:
+            self.native = self._run_in_area
+            return
         self.native = partial(self._replay, ctypes.c_int64(ctypes.addressof(self._given)))
 
     def _place(self, arena: int) -> None:
@@ -121,6 +126,11 @@ class CpuReplay:
         for place, offset in self._held:
             self._table.words[place] = arena + offset
         self._at = arena
+
+    def _run_in_area(self) -> None:
+        area = area_of_this_thread(self._scratch_bytes)  # which all of its steps share
+        self._given[-1] = area.address
+        self._replay(ctypes.addressof(self._given))
 
     def _run_parts(self) -> None:
         for part in self._parts:
@@ -132,13 +142,13 @@ class CpuReplay:
             for number, name in self._names:
                 self._values[number] = variables[name]
             self._table.set_totals(self._table.totals(variables))
-        if self._scratch.nbytes > self.pool.scratch_bytes:  # also after a fork
-            self.pool.ensure_scratch(self._scratch.nbytes)
+        if self._scratch_bytes > self.pool.scratch_bytes:  # also after a fork
+            self.pool.ensure_scratch(self._scratch_bytes)
         area = None if self._own else Area(self._arena_bytes, cpu_memory.allocate)
         if area is not None and area.address != self._at:
             self._place(area.address)
         if timeline.record is not None:
-            parts = self._table.parts(self._run, self._scratch.nbytes, single=True)
+            parts = self._table.parts(self._run, self._scratch_bytes, single=True)
             run_recorded(self.labels, parts, timeline.record)
         else:
             self.native()

@@ -9,10 +9,12 @@ from threading import Thread
 
 import numpy as np
 import pytest
+from devices import CPU
 from jit.arrays import data
 
 from minigrad import GlobalCounters, Tensor, jit, nn
 from minigrad.programs import FREQUENT, programs
+from minigrad.runtimes import cpu_pool
 
 SIZES = (6, 6, 6, 9, 9, 9, 9, 4, 4, 4, 4, 6, 31, 31, 31, 31, 9)
 
@@ -195,6 +197,26 @@ def test_inputs_of_several_shapes_are_copied_without_programs(compiled):
     for x, y in zip(inputs, step(*inputs), strict=True):
         np.testing.assert_array_equal(y.numpy(), 2 * x.numpy())
     assert GlobalCounters.programs_compiled == before
+
+
+def test_captures_share_the_memory_of_a_thread(monkeypatch):
+    """What kernels write for themselves, as parts of factors, is as large as the largest needs."""
+    made, area = [], cpu_pool.Area.__init__
+
+    def watched(self, nbytes, *take):
+        made.append(nbytes)
+        area(self, nbytes, *take)
+
+    sizes = (256, 248, 240, 232)
+    weight = Tensor(data(1200, 1200), device=CPU).realize()
+    inputs = [Tensor(data(n, 1200), device=CPU).realize() for n in sizes]
+    (inputs[0] @ weight).realize()  # the thread's own area
+    step = jit(lambda x: x @ weight)
+    monkeypatch.setattr(cpu_pool.Area, "__init__", watched)
+    for x in inputs:
+        for _ in range(4):
+            np.testing.assert_allclose(step(x).numpy(), (x @ weight).numpy(), rtol=1e-5)
+    assert max(made) < 1 << 17, made
 
 
 def test_captures_share_the_memory_of_a_thread(monkeypatch):
