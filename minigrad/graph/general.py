@@ -53,7 +53,7 @@ MOST_BLOCKS = 256
 # Elements of arrays padded in several dimensions, whose bounds multiply: 256 MB of float32. A
 # quarter of that in one array, if it has many rows: small ones, such as batches, may be longer.
 # With more than ROOMY, bounds are tight if they can be: memory far apart is cleared in whole pages.
-MOST_PADDED, ROOMY = 1 << 26, 1 << 22
+MOST_PADDED, ROOMY = 1 << 26, 1 << 24
 LIVE = 4  # of such sums at a time: of a layer of attention and its gradients
 MOST_SAMPLES = 4  # samples of which a general graph is made; kinds beyond that stay special
 # Operations whose shape follows from their sources', whatever their sizes are.

@@ -219,26 +219,6 @@ def test_captures_share_the_memory_of_a_thread(monkeypatch):
     assert max(made) < 1 << 17, made
 
 
-def test_captures_share_the_memory_of_a_thread(monkeypatch):
-    """What kernels write for themselves, as parts of factors, is as large as the largest needs."""
-    made, area = [], cpu_pool.Area.__init__
-
-    def watched(self, nbytes, *take):
-        made.append(nbytes)
-        area(self, nbytes, *take)
-
-    sizes = (256, 248, 240, 232)
-    weight = Tensor(data(1200, 1200), device=CPU).realize()
-    inputs = [Tensor(data(n, 1200), device=CPU).realize() for n in sizes]
-    (inputs[0] @ weight).realize()  # the thread's own area
-    step = jit(lambda x: x @ weight)
-    monkeypatch.setattr(cpu_pool.Area, "__init__", watched)
-    for x in inputs:
-        for _ in range(4):
-            np.testing.assert_allclose(step(x).numpy(), (x @ weight).numpy(), rtol=1e-5)
-    assert max(made) < 1 << 17, made
-
-
 def test_captures_that_run_at_once(compiled):
     """Each of two threads has its own memory between kernels, as large as its step needs."""
     weight = Tensor(data(8, 1000), device=compiled).realize()
