@@ -101,6 +101,14 @@ def _tanh_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
     return [g * (above * 0.5 + (part + part * x * x * (3 * 0.044715)) * factor)]
 
 
+@templated
+def _erf_gelu_rule(g: Any, value: Any, x: Any) -> Sequence[Any]:
+    """As derived, but in terms that the scheduler stores with the value, instead of erf again."""
+    below = ((x * math.sqrt(0.5)).erf() + 1) * 0.5
+    density = (x * x * -0.5).exp() * math.sqrt(0.5 / math.pi)
+    return [g * (below + x * density)]
+
+
 _OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv,
               "//": operator.floordiv, "%": operator.mod, "**": operator.pow, "&": operator.and_,
               "|": operator.or_, "^": operator.xor, "<<": operator.lshift,
@@ -672,7 +680,7 @@ class Functions(Methods):
         if approximate == "tanh":
             return x._with_derivative(x * 0.5 * _tanh_gelu(x)[0], _tanh_gelu_rule)
         check_choice("gelu", ("tanh", "none"), approximate=approximate)
-        return x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1)
+        return x._with_derivative(x * 0.5 * ((x * math.sqrt(0.5)).erf() + 1), _erf_gelu_rule)
 
     def quick_gelu(self) -> Self:
         """x·sigmoid(1.702·x).
