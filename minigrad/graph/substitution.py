@@ -94,12 +94,16 @@ def coefficient(x: Integer, atom: Atom) -> int | None:
 
 
 def is_dense(x: Integer, atom: Atom, count: int) -> bool:
-    """Whether `count` values of a variable, from 0 on, reach no more elements: as i, or i // 2."""
+    """Whether `count` values of a variable reach no more elements: as i, or i // 2.
+
+    From any multiple of `count` on.
+    """
     stride = coefficient(x, atom)
     if stride is not None:
         return stride == 1
-    first = substitute(x, {atom: 0})
-    apart = [substitute(x, {atom: n}) - first for n in range(1, count)]
+    begin = Atom("var", f"{atom.name}.begin", 0, atom.high // count).index * count
+    first = substitute(x, {atom: begin})
+    apart = [substitute(x, {atom: begin + n}) - first for n in range(1, count)]
     return all(isinstance(one, int) and 0 <= one < count for one in apart)
 
 
