@@ -50,7 +50,7 @@ from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.expr import Array, Expr
-from minigrad.schedule.fuse import axis_beside, prefix_length, runs_across_rows
+from minigrad.schedule.fuse import axis_beside, prefix_length, runs_across_rows, worth_a_vector
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, identity
 from minigrad.target import Target
@@ -401,7 +401,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     axes, alone = row_axes(stages[0], count), length
     if not columns:
         length = _neighbours(kernel, least)
-        least = least if length == alone and _side_by_side(kernel) else ceildiv(3 * least, 4)
+        least = least if length == alone and _side_by_side(kernel) else worth_a_vector(least)
     if length is not None and (columns or high(count) > length >= least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)

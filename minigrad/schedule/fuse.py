@@ -480,6 +480,11 @@ def runs_across_rows(stages: Sequence[Stage], rows: Integer, target: Target) -> 
     return sum(across for across, _ in costs) < sum(along for _, along in costs)
 
 
+def worth_a_vector(lanes: int) -> int:
+    """Neighbouring rows from which on they share vectors of `lanes`, though these are not full."""
+    return ceildiv(3 * lanes, 4)
+
+
 def axis_beside(stages: Sequence[Stage], rows: Integer, target: Target) -> int | None:
     """The axis along which vectors of single elements gather less than along the last one; or None.
 
@@ -507,7 +512,7 @@ def axis_beside(stages: Sequence[Stage], rows: Integer, target: Target) -> int |
             found += _TURN * (coefficient(stage.position, axis.variable) != 1)
         return found
 
-    some = ceildiv(3 * lanes, 4)  # lanes that are worth a vector
+    some = worth_a_vector(lanes)
     wide = [n for n, one in enumerate(extents[:-1]) if isinstance(one, int) and one >= some]
     best = min(wide, key=work, default=None)
     return best if best is not None and work(best) < work(len(extents) - 1) - _GATHER else None
@@ -529,8 +534,7 @@ def _vector_costs(
     if not prefix:
         return float(_UNKNOWN), along
     spread = _SPREAD if stage.op is None else 0
-    # (runs of neighbouring rows that nearly fill a vector: see `loops/rows.py`)
-    beside = target.vector_bytes > 0 and stage.axes[prefix - 1].most >= ceildiv(3 * lanes, 4)
+    beside = target.vector_bytes > 0 and stage.axes[prefix - 1].most >= worth_a_vector(lanes)
     across = _accesses(stage, stage.axes[:prefix], made, lanes, inner if beside else [])
     return length * (across + spread) / lanes, along
 
@@ -559,14 +563,13 @@ def _accesses(
     work = 1.0
     for load in expr.loads(stage.body):
         span = 1 if load.array in made else _span(load.index, axes, lanes)
-        vectors: float = ceildiv(span, lanes)  # of memory, from which near elements are picked
-        squares = [
-            axis.most for axis in turned
-            if span < _UNKNOWN and is_dense(load.index, axis.variable, lanes)
-        ]  # fmt: skip
-        if vectors > _MOST_NEAR:
-            vectors = _TURN * _in_powers(squares[0], lanes) / squares[0] if squares else _GATHER
-        work += vectors
+        vectors = ceildiv(span, lanes)  # of memory, from which elements that are near are picked
+        if vectors <= _MOST_NEAR:
+            work += vectors
+            continue
+        near = (axis.most for axis in turned if is_dense(load.index, axis.variable, lanes))
+        length = next(near, 0) if span < _UNKNOWN else 0
+        work += _TURN * _in_powers(length, lanes) / length if length else _GATHER
     return work
 
 
