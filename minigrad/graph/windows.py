@@ -38,7 +38,6 @@ from minigrad.graph.symbolic import Integer, ceildiv, low, plain
 # ("j", axis) the position in a window, ("sum", n) a summed one.
 Name = tuple[str, int]
 _BUT_WINDOWS = MOVEMENT - {Op.WINDOW}
-LARGE = 1 << 20  # products from which on several sums are better than one with zeros
 MOST_WOVEN = 4  # remainders up to which sums are interleaved by selection
 # Channels times the step, and pixels of a row, from which on a product reads images in place. Time
 # relative to a copy: rows of 7 pixels 0.94, 0.92 and 0.9 (forward, by input, by weight; Zen 4), of
@@ -175,7 +174,7 @@ def _added(g: Node, windows: Sequence[Window], shape: Shape, wanted: Ranges) -> 
     overlapping = [w for w in windows if w[1] > w[2] or (w[3] > 1 and w[1] > 1)]
     apart = [w for w in windows if w not in overlapping]
     strided = any(step > 1 for _, _, step, _ in overlapping)
-    if strided and ("sum", 0) in product.names and numel(product.extents) >= LARGE:
+    if strided and ("sum", 0) in product.names:
         # weights are read for each remainder: along the sums, which become their last dimensions
         product.factors = [
             f if any(f.shape[product.at("x", axis)] != 1 for axis, *_ in overlapping)
@@ -228,11 +227,9 @@ def cropped(g: Node, ranges: Ranges) -> Node:
 def _lie_well(product: _Product, windows: Sequence[Window]) -> bool:
     """Whether the images of a product with weights should be read without a copy."""
     images = (beneath(f, MOVEMENT) for f in product.factors)
-    if ("sum", 0) not in product.names or any(f.op is Op.CAST for f in images):
+    summed = ("sum", 0) in product.names and not any(f.op is Op.CAST for f in images)
+    if len(windows) != 2 or not summed:
         return False
-    strided = any(step > 1 for _, _, step, _ in windows)
-    if len(windows) != 2 or (strided and numel(product.extents) < LARGE):
-        return False  # (without a stride it does not depend on the batch size: see `_is_wasteful`)
     channels, row = (product.extents[product.at(*of)] for of in (("sum", 0), ("x", windows[-1][0])))
     return reads_in_place(channels, row, windows[-1])
 
@@ -327,7 +324,7 @@ def _is_wasteful(product: _Product, split: Sequence[_Split]) -> bool:
     """Whether much would be multiplied by zeros that pad windows to a multiple of the step."""
     made = numel([part.places * part.step for part in split])
     needed = numel([part.size or part.places for part in split])
-    return numel(product.extents) >= LARGE and len(product.factors) > 1 and 4 * made > 5 * needed
+    return len(product.factors) > 1 and 4 * made > 5 * needed
 
 
 def _by_remainder(product: _Product, split: Sequence[_Split], order: Sequence[Name]) -> Node:

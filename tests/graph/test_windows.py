@@ -10,7 +10,6 @@ import pytest
 from minigrad import Context, Tensor
 from minigrad.errors import ShapeError
 from minigrad.graph import build
-from minigrad.graph import windows as windows_module
 from minigrad.graph.node import Op, topological
 from minigrad.graph.shapes import numel
 from minigrad.graph.windows import cropped, overlap_add
@@ -32,13 +31,6 @@ def added(g, windows, shape):
     return result
 
 
-@pytest.fixture(params=[False, True], ids=["one sum", "a sum for each remainder"])
-def by_remainder(request, monkeypatch):
-    """Large strided products are split, to avoid products with padding; here, small ones too."""
-    if request.param:
-        monkeypatch.setattr(windows_module, "LARGE", 0)
-
-
 def test_a_single_window_is_no_sum():
     """Else a transposed convolution of one pixel would take 16 times the products, with zeros."""
     a, b = Tensor.empty(2, 1, 1, 40).node, Tensor.empty(1, 1, 4, 40).node
@@ -51,7 +43,7 @@ def test_a_single_window_is_no_sum():
 
 
 @pytest.mark.parametrize("product", [False, True], ids=["values", "sums of products"])
-def test_overlap_add(product, by_remainder, reference):
+def test_overlap_add(product, reference):
     generator = np.random.default_rng(0)
     with Context(DEVICE=reference):
         for n, k, s, d in CASES:
@@ -71,7 +63,7 @@ def test_overlap_add(product, by_remainder, reference):
 
 
 @pytest.mark.parametrize("constant", [0, 1], ids=["the second varies", "the first varies"])
-def test_a_factor_that_does_not_vary_along_windows(constant, by_remainder, reference):
+def test_a_factor_that_does_not_vary_along_windows(constant, reference):
     """The zeros between strided, dilated windows must come from the other factor."""
     generator = np.random.default_rng(0)
     with Context(DEVICE=reference):
@@ -87,20 +79,29 @@ def test_a_factor_that_does_not_vary_along_windows(constant, by_remainder, refer
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_the_gradient_of_a_convolution_is_one_sum(stride, monkeypatch):
-    """No array of windows: the sums over outputs and over positions are one SUM."""
+def test_the_gradient_of_a_convolution_is_one_sum_for_each_remainder(stride):
+    """No array of windows: the sums over outputs and over positions are one SUM, without zeros."""
     x, w = Tensor.rand(2, 3, 9, 9).realize(), Tensor.rand(5, 3, 3, 3).realize()
     y = x.conv2d(w, stride=stride, padding=1)
     seed = Tensor.rand(*y.shape).realize()
     (grad,) = y.gradient(x, gradient=seed)
     sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
-    assert len(sums) == 1
-    monkeypatch.setattr(windows_module, "LARGE", 0)
-    x = Tensor.rand(2, 3, 9, 9).realize()
-    (grad,) = x.conv2d(w, stride=stride, padding=1).gradient(x, gradient=seed)
-    sums = [node for node in topological([grad.node]) if node.op is Op.SUM]
-    assert len(sums) == stride * stride, "one for each remainder, none with zeros"
+    assert len(sums) == stride * stride
     assert grad.shape == x.shape
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_how_many_images_there_are_decides_nothing(kernel):
+    """Batches of other sizes are graphs of one structure, which have one program."""
+    w = Tensor.rand(5, 3, kernel, kernel).realize()
+
+    def ops(count):
+        x = Tensor.empty(count, 3, 9, 9).requires_grad_()
+        y = x.conv2d(w, stride=2, padding=1)
+        (grad,) = y.gradient(x, gradient=Tensor.empty(*y.shape))
+        return [node.op for node in topological([grad.node])]
+
+    assert ops(1) == ops(5000)
 
 
 @pytest.mark.parametrize("outputs", [(5, 5, 5), (5, 4, 3)], ids=["same shape", "others"])
@@ -119,7 +120,7 @@ def test_the_gradient_of_several_convolutions_is_a_sum_each(outputs):
 
 
 @pytest.mark.parametrize(("start", "end"), [(0, 1), (1, 1), (2, 0), (3, 1), (1, 3)])
-def test_cropped(start, end, by_remainder, reference):
+def test_cropped(start, end, reference):
     """A cropped sum of overlapping windows is built directly; every step and every crop."""
     generator = np.random.default_rng(1)
     with Context(DEVICE=reference):

@@ -10,19 +10,12 @@ from schedule.programs import LENGTH, Build, Inputs, plan_of
 
 from minigrad import Tensor
 from minigrad.graph import build as g
-from minigrad.graph import windows
 from minigrad.graph.node import Node, Op
 from minigrad.loops.nest import Loop, Nest, Store, loops_in, walk
 from minigrad.loops.recipes import lower
 from minigrad.schedule import expr
 
 SHAPE = (4, 9, 20, 24)
-
-
-@pytest.fixture(autouse=True)
-def in_phases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small gradients of strided windows, too, are a sum for each phase."""
-    monkeypatch.setattr(windows, "LARGE", 0)
 
 
 def convolution(
