@@ -76,7 +76,7 @@ class Convolution(Composed):
         floats are multiplied and added in float32. Result: (b, out, *space′) in the common dtype.
         ShapeError if channels and groups do not fit, or the kernel is larger than padded x.
 
-        Plain 3 × 3 convolutions of float32 and float64 between enough channels (64, say) multiply
+        Plain 3 × 3 convolutions of float32 and float64 between enough channels (48, say) multiply
         sums of pixels by sums of weights: 16 products instead of 36 (`winograd.py`). Their rounding
         error is two or three times as large, relative to the largest pixel of a tile of 2 × 2
         results; and if one pixel of a tile is infinite or NaN, all its results may be NaN, one

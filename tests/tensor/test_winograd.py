@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -127,12 +129,16 @@ def test_when_it_pays() -> None:
         ((3, 3), (56, 56), 0, 64, 64), ((3, 3), (56, 56), 8, 0, 64),
     ):  # fmt: skip
         assert not winograd.pays(kernel, space, batch, inner, outer)
+    for extent, channels in itertools.product((2, 4, 7, 8, 14), (48, 64, 512)):
+        for some in (range(1, 4), range(4, 99)):  # batches of other sizes need no other program
+            given = [((3, 3), (extent, extent), n, channels, channels) for n in some]
+            assert len({winograd.pays(*one) for one in given}) == 1
 
 
 def test_only_plain_convolutions_of_floats(reference: str) -> None:
     """No groups, strides, dilation, half dtypes (whose products are added in pairs) or integers."""
     calls = []
-    with having(winograd, MOVED=0, convolved=lambda *given: calls.append(given)):
+    with having(winograd, MOVED=0, WEIGHED=0, convolved=lambda *given: calls.append(given)):
         for dtype, options in (
             ("float32", {"stride": 2}), ("float32", {"dilation": 2}), ("float32", {"groups": 2}),
             ("bfloat16", {}), ("float16", {}), ("int32", {}),
@@ -162,7 +168,7 @@ def test_devices_of_a_mesh_exchange_results(reference: str) -> None:
 def test_batches_of_any_size(compiled: str) -> None:
     """Eager, captured and with a Variable; with a bias, and an image without a batch."""
     with Context(DEVICE=compiled):
-        layer = nn.Conv2d(128, 128, 3, padding=1)
+        layer = nn.Conv2d(96, 96, 3, padding=1)
 
         def step(x: Tensor) -> list[Tensor]:
             y = layer(x).relu()
@@ -171,7 +177,7 @@ def test_batches_of_any_size(compiled: str) -> None:
         captured = jit(step)
         for batch in (4, 2, 7):
             draw = np.random.default_rng(batch)
-            x = Tensor(draw.standard_normal((batch, 128, 9, 10), np.float32))
+            x = Tensor(draw.standard_normal((batch, 96, 9, 10), np.float32))
             with Context(WINOGRAD=0):
                 want = [one.numpy() for one in step(x.realize())]
             for found in (step(x), captured(x)):
@@ -180,5 +186,5 @@ def test_batches_of_any_size(compiled: str) -> None:
             np.testing.assert_allclose(layer(x[0]).relu().numpy(), want[0][0], 1e-4, 1e-5)
             some = layer(x.cat(x)[: Variable("b", 1, 2 * batch).bind(batch - 1)]).relu().sum(0)
             np.testing.assert_allclose(some.numpy(), want[0][:-1].sum(0), 1e-4, 1e-5)
-    assert winograd.pays((3, 3), (9, 10), 3, 128, 128)
-    assert not winograd.pays((3, 3), (9, 10), 1, 128, 128)
+    assert winograd.pays((3, 3), (9, 10), 4, 96, 96)
+    assert not winograd.pays((3, 3), (9, 10), 2, 96, 96)
