@@ -59,6 +59,7 @@ SUITES: dict[str, Callable[[int, int | None], bool]] = {
     "pairs": programs("pairs", "CPU", 20_000),
     "steps": programs("steps", "CPU", 5_000),
     "torch": programs("torch_programs", "REF", 2_000),
+    "networks": programs("networks", "CPU", 2_000),
     "groups": programs("graphs", "CPU", 2_000, groups=True),
     "steps-in-groups": programs("steps", "CPU", 2_000, groups=True),
     "graphs-cl": programs("graphs", "CL", 300),
