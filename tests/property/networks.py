@@ -2,10 +2,11 @@
 
     python -m tests.property.networks --seed 0 --count 1000
 
-A network is a few layers (convolutions, pooling, normalization, …) on images of random sizes, most
-of them near multiples of a vector's length, where loops end in parts of vectors. It runs eagerly,
-captured, or on batches of several sizes; every second one with an unreadable page behind each array
-(MINIGRAD_GUARD=1). PyTorch computes in float64; in float32, too, which shows the error to expect.
+A network is a few layers (convolutions, pooling, attention, sums, …) on images of random sizes,
+most of them near multiples of a vector's length, where loops end in parts of vectors. It runs
+eagerly, captured, or on batches of several sizes; every second one with an unreadable page behind
+each array (MINIGRAD_GUARD=1). PyTorch computes in float64; in float32, too, which shows the error
+to expect.
 """
 
 from __future__ import annotations
@@ -42,7 +43,12 @@ LAYERS = (  # of x with c channels; p(…) is a parameter; k, s, a, o, q: drawn 
     "F.pad(x, ({a}, {s}, 0, {a}))", "x[:, :, {a}:, : x.shape[3] - {a}]", "x[:, :, ::{s}].flip(3)",
     "scaled(x, (0, 2, 3)) * p({c}, 1, 1) + p({c}, 1, 1)", "scaled(x, (1,))", "scaled(x, (2, 3))",
     "F.relu(x)", "F.gelu(x)", "F.silu(x)", "F.leaky_relu(x)", "x.tanh()", "x.transpose(2, 3)",
-    "x * p({c}, 1, 1) + x.mean((2, 3), keepdim=True)",
+    "x * p({c}, 1, 1) + x.mean((2, 3), keepdim=True)", "x.softmax(3)", "x.softmax(1)",
+    "x.cumsum(3)", "x.cumsum(2)", "x.roll(({s}, {a}), (2, 3))", "x @ x.transpose(2, 3)",
+    "F.scaled_dot_product_attention(x, x * 0.1, x)", "x * (x.detach() > 0.2) + x.abs().sqrt()",
+    "(x.permute(0, 2, 3, 1) @ p({c}, {o})).permute(0, 3, 1, 2)", "x.repeat_interleave({s}, 3)",
+    "x.flatten(2).reshape(x.shape[0], -1, x.shape[3], x.shape[2])", "x[:, :, :, [0, -1, 0]]",
+    "x.sort(3)[0]", "x - x.amax(3, keepdim=True)", "x.square().sum(2, keepdim=True).sqrt() + x",
 )  # fmt: skip
 OPTIONS = {"k": (1, 2, 3, 3, 4, 5, 7), "q": (1, 2, 3), "s": (1, 1, 2, 3), "a": (0, 0, 1, 2, 3),
            "o": CHANNELS}  # fmt: skip
@@ -142,7 +148,7 @@ def failure_of(seed: int, device: str) -> str | None:
             found = [one.numpy() for one in call(Tensor(images).realize())]
             least = 0.01 * max(abs(one).max(initial=0) for one in exact)
             for place, (one, other, rounded) in enumerate(zip(found, exact, single, strict=True)):
-                scale = max(abs(other).max(initial=0), least)
+                scale = max(abs(other).max(initial=0), least, 1e-6)
                 error, theirs = (abs(x - other).max(initial=0) / scale for x in (one, rounded))
                 if not error <= max(TOLERANCE, MORE * theirs):
                     return (f"seed {seed}, {mode}, {n} images: result {place} is off by {error:.1e}"
