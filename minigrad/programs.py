@@ -16,6 +16,7 @@ from minigrad.errors import CompileError
 from minigrad.gc_pause import gc_paused
 from minigrad.graph.canonical import Canonical, Cell, Graph
 from minigrad.graph.general import MOST_SAMPLES, General, Refused, Special, generalize
+from minigrad.graph.interned import Bounded
 from minigrad.graph.node import ASSIGN, COLLECTIVE, Op
 from minigrad.graph.pieces import Term
 from minigrad.graph.sharding import meshes
@@ -37,7 +38,7 @@ WORTH = 64 * OF_PROGRAM
 # loss like DETR's such a use takes 50 ms longer, and compiling the whole graph takes 2 s. If there
 # is none, to find that out takes 50 ms, too; so it is tried again after so many more uses.
 RECURRING = 16
-MOST_TERMS = 1 << 13  # terms of pieces whose programs are known; then all are forgotten
+MOST_TERMS = 1 << 13  # terms of pieces whose programs are known
 # Programs in pieces count as so many more, because their key is large (the structure of a whole
 # graph) and may never come again.
 OF_PIECED = 16
@@ -57,10 +58,10 @@ class Family:
         self.special: dict[tuple[Cell, ...], Program] = {}
         self.general: list[tuple[General, Program]] = []
         self.samples: list[tuple[Cell, ...]] = []
-        self.refused: Refused = {}
+        self.refused: Refused = Bounded(MOST_PROGRAMS)
         self.generalizes = True
         # numbers → how often a program that is padded, or in pieces, served them
-        self.often: dict[tuple[Cell, ...], int] = {}
+        self.often = Bounded[tuple[Cell, ...], int](MOST_PROGRAMS)
         self.used = 0  # when a program was last found, on `_clock`
         self.uses = 0  # how often
         self.tried = 0  # at which of its uses a general program was last looked for
@@ -93,8 +94,6 @@ class Family:
 
     def _is_frequent(self, cells: tuple[Cell, ...]) -> bool:
         """Count a use of these numbers; whether they are worth a program of their own."""
-        if len(self.often) > MOST_PROGRAMS:
-            self.often.clear()
         self.often[cells] = self.often.get(cells, 0) + 1
         return self.often[cells] > FREQUENT
 
@@ -110,8 +109,6 @@ class Family:
         samples = [cells for cells in self.samples if cells != call.cells]
         if not samples or not self.generalizes:
             return False
-        if len(self.refused) > MOST_PROGRAMS:
-            self.refused.clear()
         similar = sorted(samples, key=lambda cells: sum(map(ne, cells, call.cells)))[:2]
         pairs = [([cells], True) for cells in similar]
         for some, lines in ((samples, True), (samples, False), *pairs):
@@ -193,8 +190,9 @@ class Programs:
         self._families: dict[Any, Family] = {}
         # the terms of pieces, with the settings → family, cells, and the places of inputs among the
         # slots that the term reads
-        self._by_term: dict[Any, tuple[Family, tuple[Cell, ...], list[int]]] = {}
-        self._kinds: dict[Any, _Kind] = {}  # by dtypes, dimensions, in place or not, of results
+        self._by_term = Bounded[Any, tuple[Family, tuple[Cell, ...], list[int]]](MOST_TERMS)
+        # by dtypes, dimensions, in place or not, of results
+        self._kinds = Bounded[Any, _Kind](most)
         self._about = 0  # at least as many programs as there are, without counting them
         self._compiled = 0  # programs so far, but for those that consist of others
         self._lock = new_rlock()
@@ -234,8 +232,6 @@ class Programs:
         call = make()
         family, found = self._made(call, compile, may_pad)
         if term is not None and {*call.inputs} <= {*term[1]}:
-            if len(self._by_term) >= MOST_TERMS:
-                self._by_term.clear()
             places = [term[1].index(slot) for slot in call.inputs]
             self._by_term[key] = family, call.cells, places
         return (*found, call.inputs)
@@ -274,7 +270,7 @@ class Programs:
             compile = partial(in_stages, inputs=len(call.inputs), find=part, final=not may_pad)
         general = partial(family.generalize, call, compile, may_pad and not loops)
         key = frozenset([(root.op is ASSIGN, root.dtype, root.ndim) for root in call.roots])
-        kind = self._kinds.setdefault(key, _Kind())
+        kind = self._kinds[key] = self._kinds.get(key) or _Kind()
         pieces = partial(self._in_pieces, call, family, kind, part)
         if kind.known < MOST_ALIKE:
             recurs = len(family.samples) == 1
@@ -316,8 +312,6 @@ class Programs:
 
     def _make_room(self, wanted: Family) -> None:
         """Forget an eighth of the programs at once, so that the search for the oldest is rare."""
-        if len(self._kinds) > self.most:
-            self._kinds.clear()
         if self._about < self.most:
             return
         self._about = len(self)

@@ -21,6 +21,7 @@ from minigrad.collective import Exchange
 from minigrad.device import Buffer, Call, Replay, Rows, Runtime
 from minigrad.dtype import DType, named, number_of
 from minigrad.graph.canonical import Graph
+from minigrad.graph.interned import Bounded
 from minigrad.graph.substitution import variables as symbols
 from minigrad.graph.symbolic import ceildiv, high
 from minigrad.graph.variable import is_general, most
@@ -188,7 +189,7 @@ class CpuProgram:
         # names of the variables that decide its sizes, and these by their values
         sizes = [*(one.nbytes for one in plan.held), *(total for _, total in self._varying)]
         self._sizing = sorted({atom.name for one in sizes for atom in symbols(one)})
-        self._sizes: dict[tuple[int, ...], Sizes] = {}
+        self._sizes = Bounded[tuple[int, ...], Sizes](MOST_SIZES)
         self._held_varies = any(is_general(one.nbytes) for one in plan.held)
         self._format = f"={len(self.sources)}q"
         # estimates of its work, for reports and for the number of threads
@@ -215,8 +216,6 @@ class CpuProgram:
                 code, missing = self.kernels[number].code, full.high - total
                 operations -= code.operations * missing // full.high
                 traffic -= code.traffic * missing // full.high
-            if len(self._sizes) >= MOST_SIZES:
-                self._sizes.clear()
             known = self._sizes[values] = Sizes(held, *places, totals, operations, traffic)
         return known
 

@@ -18,7 +18,6 @@ from operator import itemgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from minigrad.errors import ScanError
 from minigrad.graph import build
 from minigrad.graph.axes import part_along, row_of, split_axis, spread
 from minigrad.graph.node import INDEX, Node, Op, beneath, grouped, picked, topological
@@ -38,7 +37,9 @@ _CAST = frozenset({Op.CAST, Op.RESHAPE})  # of which alone there is one pattern 
 _OF_MANY = frozenset({Op.ADD, Op.CAT})
 _VARYING = frozenset({*LEAVES, Op.SHRINK})  # their arg may differ between copies
 # Operations that have no form for many values at once, or must run as often as they were written.
-_SINGLE = (Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE)
+_SINGLE = frozenset({
+    Op.ASSIGN, Op.COPY, Op.COLLECTIVE, Op.DISTRIBUTE, Op.LOOP, Op.RESULT, Op.MARK, Op.VARIABLE,
+})  # fmt: skip
 
 
 def together(
@@ -304,16 +305,13 @@ def _rows(copies: Sequence[Node], kept: Set[Node]) -> Node | None:
     if is_leaf(first) or first in same:
         return None
     given = same | new.keys()
-    try:
-        for node in topological([first], given):
-            if node.op is Op.SHRINK:
-                (source,) = node.src
-                ranges = [one.arg for one in known[node]]
-                new[node] = parts(new.get(source, source), source in new, node.shape, ranges)
-            else:
-                new[node] = batch(node, [rows(source, new, count) for source in node.src])
-    except ScanError:  # one of the operations has no form for many values
-        return None
+    for node in topological([first], given):
+        if node.op is Op.SHRINK:
+            (source,) = node.src
+            ranges = [one.arg for one in known[node]]
+            new[node] = parts(new.get(source, source), source in new, node.shape, ranges)
+        else:
+            new[node] = batch(node, [rows(source, new, count) for source in node.src])
     ages_of = {one: [node.age for node in known[one]] for one in new.keys() - given}
     inside = frozenset(chain.from_iterable(ages_of.values()))
     _known.update((one, (ages, inside, new[one])) for one, ages in ages_of.items())

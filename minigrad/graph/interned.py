@@ -1,4 +1,5 @@
-"""Tables in which equal things are one object while it is in use; properties found once."""
+"""Tables: in which equal things are one object while in use, or that forget; properties found once.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from _weakref import _remove_dead_weakref  # type: ignore[attr-defined]
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -51,6 +53,20 @@ class Interned(dict[Any, _Link[T]]):
                 return other
             _remove_dead_weakref(self, key)
         return made
+
+
+class Bounded(dict[K, T]):
+    """What is known of at most so many keys: to note one more, all others are forgotten."""
+
+    __slots__ = ("most",)
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __setitem__(self, key: K, value: T) -> None:
+        if len(self) >= self.most and key not in self:
+            self.clear()
+        super().__setitem__(key, value)
 
 
 class kept(Generic[T]):

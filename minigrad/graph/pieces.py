@@ -13,6 +13,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
+from minigrad.graph.interned import Bounded
 from minigrad.graph.node import (
     ASSIGN,
     BUFFER,
@@ -44,7 +45,7 @@ MOST_RESULTS = 8  # of a piece
 # What is computed of the slots that are read, and these slots, each once: graphs with equal terms
 # compute the same.
 Term: TypeAlias = tuple[int, tuple[int, ...]]
-MOST_TERMS = 1 << 16  # that are known by number; then all are forgotten, and numbers go on
+MOST_TERMS = 1 << 16  # that are known by number; numbers go on when all are forgotten
 
 
 class Piece(NamedTuple):
@@ -208,7 +209,7 @@ def _recomputed(order: Sequence[Node]) -> tuple[set[Node], set[Node]]:
     return found, first
 
 
-_numbers: dict[Any, int] = {}
+_numbers = Bounded[Any, int](MOST_TERMS)
 _next = itertools.count()
 
 
@@ -261,7 +262,5 @@ def _joint(what: Any, terms: Sequence[Term], first: Sequence[int] = ()) -> Term:
 def _number(what: Any) -> int:
     number = _numbers.get(what)
     if number is None:
-        if len(_numbers) > MOST_TERMS:
-            _numbers.clear()
         number = _numbers[what] = next(_next)
     return number

@@ -8,12 +8,12 @@ graphs are equal but for their memory.
 from __future__ import annotations
 
 import weakref
-from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from operator import itemgetter
 from typing import Any
 
 from minigrad.graph.canonical import exact
+from minigrad.graph.interned import Bounded
 from minigrad.graph.node import (
     CHECK,
     Node,
@@ -29,7 +29,7 @@ from minigrad.settings import thread
 
 OWN = frozenset({Op.BUFFER, Op.ASSIGN})  # of one call only: memory, random draws
 _OWN_HASH = frozenset({Op.CUSTOM, Op.COLLECTIVE})  # hash by identity
-MOST_FORMS, MOST_ONCE = 32, 1 << 12  # templates, and hashes of forms seen once; then none is kept
+MOST_FORMS, MOST_ONCE = 32, 1 << 12  # templates, and hashes of forms that were seen once
 MOST_NODES = 1 << 13  # larger graphs are mostly Python loops, of a new length each time
 MOST_TRIES = 4  # graphs of these shapes whose forms were computed in vain: others will be, too
 
@@ -87,9 +87,9 @@ class Derived:
     """
 
     def __init__(self) -> None:
-        self.templates: dict[Any, Template] = {}
-        self.once: dict[int, list[weakref.ref[Any]]] = {}
-        self._tries: Counter[int] = Counter()  # by the hash of the shapes of a graph's nodes
+        self.templates = Bounded[Any, Template](MOST_FORMS)
+        self.once = Bounded[int, list[weakref.ref[Any]]](MOST_ONCE)
+        self._tries = Bounded[int, int](MOST_ONCE)  # by the hash of the shapes of a graph's nodes
 
     def form(
         self, order: Sequence[Node], marked: Collection[Node], others: Iterable[Node] = ()
@@ -97,11 +97,10 @@ class Derived:
         """The form of a graph and of its marked nodes, of two kinds; None: it gets no template."""
         if len(order) > MOST_NODES or is_watched():
             return None
-        if len(self._tries) >= MOST_ONCE:
-            self._tries.clear()
         shapes = hash(tuple([node.shape for node in order]))
-        self._tries[shapes] += 1
-        if not 1 < self._tries[shapes] <= MOST_TRIES + 1:
+        before = self._tries.get(shapes, 0)
+        self._tries[shapes] = before + 1
+        if not 1 <= before <= MOST_TRIES:
             return None
         return shapes, thread.key, len(marked), exact(order, (*marked, *others))
 
@@ -117,12 +116,8 @@ class Derived:
         """Keep what was derived from a graph as a template, if its form was seen before."""
         number, own = hash(form), [node.arg for node in picked(order, _OWN_HASH)]
         if [link() for link in self.once.get(number, ())] != own or number not in self.once:
-            if len(self.once) >= MOST_ONCE:
-                self.once.clear()
             self.once[number] = [weakref.ref(arg) for arg in own]
             return
         template = Template(order, made)
         if not template.own:
-            if len(self.templates) >= MOST_FORMS:
-                self.templates.clear()
             self.templates[form] = template
