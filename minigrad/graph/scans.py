@@ -6,15 +6,7 @@ from collections.abc import Callable
 
 from minigrad.dtype import dtypes
 from minigrad.graph import build
-from minigrad.graph.axes import (
-    joined,
-    merge_axes,
-    pad_along,
-    part_along,
-    repeat_along,
-    row_of,
-    split_axis,
-)
+from minigrad.graph.axes import merge_axes, pad_along, part_along, repeat_along, row_of, split_axis
 from minigrad.graph.node import Node, Op
 from minigrad.graph.shapes import numel
 from minigrad.graph.symbolic import ceildiv, high
@@ -117,8 +109,10 @@ def _interleave(even: Node, odd: Node, axis: int, extent: int) -> Node:
     """even[0], odd[0], even[1], …: `extent` elements. Selected, not added: ∞ must not spread."""
     count = high(even.shape[axis])
     odd = pad_along(odd, axis, 0, count - high(odd.shape[axis]))
-    pairs = joined([split_axis(x, axis, count, 1) for x in (even, odd)], axis + 1)
-    return part_along(merge_axes(pairs, axis), axis, 0, extent)
+    twice = (repeat_along(split_axis(x, axis, count, 1), axis + 1, 2) for x in (even, odd))
+    evens, odds = (merge_axes(x, axis) for x in twice)
+    is_odd = (along(evens, axis) & 1).equals(1)
+    return part_along(is_odd.where(odds, evens), axis, 0, extent)
 
 
 def selected(mask: Node) -> tuple[Node, Node]:
