@@ -28,7 +28,7 @@ from minigrad.loops.build import combine, guard_loads, in_few_axes, loops_over, 
 from minigrad.loops.nest import Loop, Statement, Store, Stores
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
-from minigrad.schedule.conditions import End, conditions_of, end_of, only_conditions
+from minigrad.schedule.conditions import End, conditions_of, end_of
 from minigrad.schedule.contraction import Contraction, as_byte, terms_of
 from minigrad.schedule.expr import Expr, Leaf
 from minigrad.schedule.schedule import Kernel
@@ -188,7 +188,7 @@ def as_bfloat16(operand: Expr) -> Expr | None:
 def as_loaded(operand: Expr) -> Expr:
     """A load without a mask around it whose conditions the load has itself."""
     test, load = terms_of(operand)
-    conditions = () if test is None or load.op is not Leaf.LOAD else only_conditions(test)
+    conditions = () if test is None or load.op is not Leaf.LOAD else conditions_of(test, True)
     return load if conditions and set(conditions) <= set(load.guard) else operand
 
 
@@ -274,7 +274,7 @@ def _segment(problem: Problem, fixed: frozenset[Atom]) -> Problem:
 def _common_mask(left: Expr, right: Expr) -> tuple[tuple[Expr, Expr], tuple[Affine, ...]] | None:
     """((x, y), conditions) of where(conditions, x, 0) and where(conditions, y, 0)."""
     (test, x), (same, y) = terms_of(left), terms_of(right)
-    masks = [() if mask is None else only_conditions(mask) for mask in (test, same)]
+    masks = [() if mask is None else conditions_of(mask, True) for mask in (test, same)]
     return ((x, y), masks[0]) if masks[0] and masks[0] == masks[1] else None
 
 

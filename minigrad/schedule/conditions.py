@@ -16,12 +16,16 @@ from minigrad.schedule.expr import Expr, Leaf
 BEYOND = 1 << 62  # half of the range of a 64-bit index: bounds made of conditions need the rest
 
 
-def conditions_of(e: Expr) -> tuple[Affine, ...]:
-    """Sums that are all ≥ 0 where the boolean `e` holds; () if none are known."""
+def conditions_of(e: Expr, only: bool = False) -> tuple[Affine, ...]:
+    """Sums that are all ≥ 0 where the boolean `e` holds; () if none are known.
+
+    only: they are so nowhere else; () if it has other tests.
+    """
     if e.op is Leaf.CONDITION and isinstance(e.index, Affine):
         return (e.index,)
     if e.op is Op.AND:
-        return conditions_of(e.args[0]) + conditions_of(e.args[1])
+        left, right = (conditions_of(arg, only) for arg in e.args)
+        return left + right if not only or (left and right) else ()
     negated = e.op is Op.NOT
     test = e.args[0] if negated else e
     if test.op in (Op.LE, Op.LT):
@@ -31,14 +35,6 @@ def conditions_of(e: Expr) -> tuple[Affine, ...]:
             held = low(difference) > -BEYOND and high(difference) < BEYOND
             return (difference,) if held and isinstance(difference, Affine) else ()
     return ()
-
-
-def only_conditions(e: Expr) -> tuple[Affine, ...]:
-    """Sums that are all ≥ 0 if and only if the boolean `e` holds; () if it has other tests."""
-    if e.op is Op.AND:
-        left, right = map(only_conditions, e.args)
-        return left + right if left and right else ()
-    return conditions_of(e)
 
 
 End = tuple[int, Integer]  # (1, the first index), or (−1, the one after the last)

@@ -22,7 +22,7 @@ from minigrad.graph.substitution import proven_nonnegative, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, var
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis
-from minigrad.schedule.conditions import end_of, only_conditions
+from minigrad.schedule.conditions import conditions_of, end_of
 from minigrad.schedule.expr import Array
 from minigrad.schedule.stage import Stage
 
@@ -133,7 +133,7 @@ def part_written(stage: Stage, old: Array) -> Stage | None:
     if stage.op is not None or body.op is not Op.WHERE:
         return None
     test, new, kept = body.args
-    conditions = [*only_conditions(test)]
+    conditions = [*conditions_of(test, only=True)]
     if not conditions or kept is not expr.load(old, stage.position):
         return None
     loops = {axis.variable for axis in stage.axes}

@@ -79,7 +79,7 @@ class Schedule:
     @property
     def arena_bytes(self) -> int:
         """Bytes of the memory between kernels; symbolic sizes count with their maximum."""
-        return plan_arena(self.held)[1]
+        return place([(high(one.nbytes), one.first, one.last) for one in self.held])[1]
 
     def places(self) -> dict[Array, Source]:
         """array → where it is: ("slot", number) or ("held", number)."""
@@ -444,12 +444,6 @@ class LiveRange:
     first: int
     last: int
     arrays: tuple[Array, ...] = ()
-
-
-def plan_arena(held: Sequence[LiveRange]) -> tuple[dict[Array, int], int]:
-    """Byte offsets of the stored arrays that are not slots, and the bytes of the whole arena."""
-    offsets, size = place([(high(one.nbytes), one.first, one.last) for one in held])
-    return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 
 
 def live_ranges(kernels: Sequence[Kernel], slots: dict[Array, int]) -> list[LiveRange]:

@@ -31,8 +31,10 @@ from minigrad.runtimes.cpu import host_target
 from minigrad.runtimes.host import host, may_use_matrices
 from minigrad.runtimes.jit_compiler import Compiler, host_compiler
 from minigrad.runtimes.reference import numpy_dtype
+from minigrad.schedule.expr import Array
 from minigrad.schedule.groups import SHARED, beside, in_groups, launched
-from minigrad.schedule.schedule import Schedule, plan_arena
+from minigrad.schedule.schedule import LiveRange, Schedule
+from minigrad.schedule.schedule import place as in_arena
 from minigrad.target import Group, Target
 
 CANARY = 0xA5
@@ -69,6 +71,12 @@ SPECIAL = {
     "tiny caches": (replace(GOLDEN, l2=1 << 10), "x86-64-v4", "avx512f"),
     "small caches": (replace(GOLDEN, l2=1 << 14), "x86-64-v4", "avx512f"),
 }
+
+
+def plan_arena(held: Sequence[LiveRange]) -> tuple[dict[Array, int], int]:
+    """Byte offsets of the stored arrays that are not slots, and the bytes of the whole arena."""
+    offsets, size = in_arena([(high(one.nbytes), one.first, one.last) for one in held])
+    return {a: at for one, at in zip(held, offsets, strict=True) for a in one.arrays}, size
 
 
 @functools.cache

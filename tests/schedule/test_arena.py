@@ -21,11 +21,11 @@ from minigrad.runtimes.opencl_program import shared_buffers
 from minigrad.schedule import expr
 from minigrad.schedule.expr import Array
 from minigrad.schedule.fuse import aligned
-from minigrad.schedule.schedule import Kernel, LiveRange, live_ranges, plan_arena
+from minigrad.schedule.schedule import Kernel, LiveRange, live_ranges
 from minigrad.schedule.stage import Stage
 from minigrad.target import LINE
 
-from .machine import GOLDEN, run
+from .machine import GOLDEN, plan_arena, run
 from .programs import (
     DEVICE,
     PROGRAMS,

@@ -24,8 +24,9 @@ from minigrad.schedule.groups import (
     in_groups,
     memory_of,
 )
-from minigrad.schedule.schedule import LiveRange, Schedule, place, plan_arena
+from minigrad.schedule.schedule import LiveRange, Schedule, place
 
+from .machine import plan_arena
 from .programs import PROGRAMS, Inputs, ew, mul, plan_of, product
 from .random_graphs import random_program
 
