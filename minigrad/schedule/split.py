@@ -60,7 +60,7 @@ def split_reductions(roots: Sequence[Node]) -> list[Node]:
 
 
 def _arranged(node: Node, src: Sequence[Node], floats: set[Node]) -> Node:
-    node = added_at(picked(build.rebuild(node, src)))
+    node = one_hot(build.rebuild(node, src))
     if node.op is Op.ADD:
         return _scattered_onto(node)
     if node.op not in REDUCTIONS:
@@ -296,41 +296,30 @@ def _sums_columns(node: Node) -> bool:
 # Σ where(i == label[a], x[a], 0) over a, for each i, adds x[a] at label[a]: counts, if x is 1.
 
 
-def picked(node: Node) -> Node:
-    """A SUM as a GATHER if it picks one element along its axis, else the SUM itself."""
-    if node.op is not Op.SUM or node.src[0].op is not Op.WHERE or len(node.arg) != 1:
-        return node
-    (axis,) = node.arg
-    x = node.src[0]
-    test, chosen, other = x.src
-    if test.op is not Op.EQ or not is_zero(other):
-        return node
-    for counter, label in (test.src, test.src[::-1]):
-        if _counts_along(counter, axis) and label.dtype.is_int and label.op is Op.EXPAND:
-            inner = label.src[0]
-            if inner.shape[axis] == 1:
-                index = build.expand(inner, node.shape)
-                return build.gather(chosen, index, axis)
-    return node
+def one_hot(node: Node) -> Node:
+    """A SUM with a one-hot mask as a GATHER or SCATTER_ADD, else the SUM itself.
 
-
-def added_at(node: Node) -> Node:
-    """A SUM as a SCATTER_ADD if it adds each term at one position of another axis, else itself."""
+    A GATHER if it picks one element along its axis, a SCATTER_ADD if it adds each term at one
+    position of another axis.
+    """
     if node.op is not Op.SUM or len(node.arg) != 1:
         return node
     (along,), terms = node.arg, node.src[0]
     test, value = beneath(terms, (Op.CAST,)), build.const(1, node.dtype, terms.shape, node.device)
-    if test.op is Op.WHERE and test is terms and is_zero(test.src[2]):
+    chooses = test.op is Op.WHERE and test is terms and is_zero(test.src[2])
+    if chooses:
         test, value, _ = test.src
     if test.op is not Op.EQ:
         return node
-    for counter, label in (test.src, test.src[::-1]):
-        for axis, extent in enumerate(terms.shape):
-            alike = [_along_others(x, axis) for x in (label, value)]
-            if axis == along or high(extent) < FEWEST or None in alike:
+    for axis in (along, *range(along), *range(along + 1, terms.ndim)):
+        for counter, label in (test.src, test.src[::-1]):
+            index, x = (_along_others(one, axis) for one in (label, value))
+            if index is None or not label.dtype.is_int or not _counts_along(counter, axis):
                 continue
-            if label.dtype.is_int and _counts_along(counter, axis):
-                return _scattered(node, axis, *alike)  # type: ignore[arg-type]
+            if axis == along and chooses and label.op is Op.EXPAND:
+                return build.gather(value, index, axis)
+            if axis != along and x is not None and high(terms.shape[axis]) >= FEWEST:
+                return _scattered(node, axis, index, x)
     return node
 
 

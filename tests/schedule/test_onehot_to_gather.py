@@ -8,7 +8,7 @@ from property.compare import EXACT
 from minigrad.dtype import DType, dtypes
 from minigrad.graph import build as g
 from minigrad.graph.node import Node, Op
-from minigrad.schedule.split import MANY_ADDED, added_at
+from minigrad.schedule.split import MANY_ADDED, one_hot
 
 from .agreement import agree
 from .programs import DEVICE, Inputs, ew, graph_of, plan_of, softmax, total
@@ -87,7 +87,7 @@ def test_many_additions_at_places_are_in_parts(count: int) -> None:
         return [total(g.elementwise(Op.WHERE, test, g.expand(x, shape), zero), 1)]
 
     graph, _ = graph_of(build)
-    found = added_at(graph.roots[0])
+    found = one_hot(graph.roots[0])
     while found.op is not Op.SCATTER_ADD:
         (found,) = found.src
     assert found.shape[0] == (1 if count == 16411 else 16)
