@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.graph.node import Op
+from minigrad.graph.operations import STEPS, Op
 from minigrad.graph.shapes import iterations, numel, unflatten
 from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
@@ -309,11 +309,7 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     """One step of a reduction."""
     if new.op is Leaf.DOT:  # it adds to a number itself
         return added_to(old, new)
-    if op is Op.MAX:
-        return old.operation("maximum", new)
-    if old.dtype.is_bool:
-        return old | new if op is Op.SUM else old & new
-    return old + new if op is Op.SUM else old * new
+    return expr.apply(STEPS[op][-old.dtype.is_bool], (old, new), old.dtype)
 
 
 def summands(e: Expr) -> list[Expr]:

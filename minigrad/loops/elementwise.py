@@ -325,9 +325,20 @@ def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]
 
 
 def scatter(kernel: Kernel, target: Target) -> Lowered:
-    """Initial values, then one addition after another, in order: deterministic, and parallel."""
+    """Initial values, then one addition after another, in order: deterministic, and parallel.
+
+    On a GPU, each work-item applies all updates to its part of the result. Each part tests all
+    updates, so there are no more parts than keep the device busy.
+    """
     (stage,) = kernel.stages
     assert stage.initial is not None
+    if (group := target.group) is not None:
+        axes = sorted(stage.axes, key=lambda axis: not isinstance(axis.extent, int))
+        known = [axis for axis in axes if isinstance(axis.extent, int)]
+        cut = _in_parts(stage, FILL * group.items * group.units // size_of(known))
+        if cut is not None:
+            s = LoopNest(build.loops_over([cut[0], *axes], cut[1]))
+            return Lowered(s.parallelize(*(axis.variable for axis in (cut[0], *known))))
     xs = [axis.variable for axis in stage.axes]
     last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
     s = LoopNest(build.loops_over(stage.axes, _additions(stage, stage.guard)))
@@ -421,26 +432,6 @@ def _chosen_by_data(stage: Stage) -> tuple[Axis, Integer] | None:
     if len(stage.initial_axes) != 1 or len(found) != 1:
         return None
     return stage.initial_axes[0], found[0].index
-
-
-def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
-    """The same on a GPU: each work-item applies all updates in order, to its part of the result.
-
-    Each part tests all updates, so there are no more parts than keep the device busy.
-    """
-    group = target.group
-    (stage,) = kernel.stages
-    if group is None:
-        return None
-    fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
-    moving = [axis for axis in stage.axes if axis not in fixed]
-    count = size_of(fixed)
-    cut = _in_parts(stage, FILL * group.items * group.units // count)
-    if cut is None:
-        return None
-    part, body = cut
-    s = LoopNest(build.loops_over([part, *fixed, *moving], body))
-    return Lowered(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
 def _in_parts(

@@ -354,7 +354,7 @@ class LoopNest:
 
         def change(loop: Loop, around: Around) -> Statements:
             if nest.plain_count(loop) == 1:
-                return tuple(build.substitute_statement(one, {x: loop.start}) for one in loop.body)
+                return _written_out(loop, 1)
             return (_from_zero(loop, prefix, "unroll"),)
 
         self._change(x, change, computing)
@@ -397,15 +397,12 @@ class LoopNest:
         depend on, once for all iterations of these, and stay in registers.
         """
 
-        def written(loop: Loop, around: Loops) -> Statements | None:
-            count = nest.plain_count(loop) if loop.variable in xs else None
-            if count is None or not registers.computes(loop):
-                return None
-            body = nest.map_loops(loop.body, written)
-            places = ({loop.variable: loop.start + number} for number in range(count))
-            return tuple(build.substitute_statement(one, at) for at in places for one in body)
+        def change(loop: Loop, around: Around) -> Statements:
+            count = nest.plain_count(loop)
+            return (loop,) if count is None else _written_out(loop, count)
 
-        self.body = nest.map_loops(self.body, written)
+        for x in xs:
+            self._change(x, change, computing=True)
 
     @_step
     def simplify(self) -> None:
@@ -670,6 +667,12 @@ def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
     at = {loop.variable: loop.start + u.index}
     body = tuple(build.substitute_statement(one, at) for one in loop.body)
     return Loop(u.variable, 0, (count,), body, kind, transpose=loop.transpose)
+
+
+def _written_out(loop: Loop, count: int) -> Statements:
+    """The statements of so many iterations, one after the other."""
+    places = ({loop.variable: loop.start + number} for number in range(count))
+    return tuple(build.substitute_statement(one, at) for at in places for one in loop.body)
 
 
 def _counted(loop: Loop) -> Integer:
