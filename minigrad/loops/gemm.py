@@ -234,7 +234,7 @@ def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> N
     """
     axis, start, stop = part
     n, dtype = problem.column.variable, problem.total.dtype
-    s.bound(axis.variable, start, stop)
+    s.instead(axis.variable, lambda one: (replace(one, start=start, stops=(stop,)),), True)
     axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
     at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
     outer = axes.pop(problem.k.index(axis))

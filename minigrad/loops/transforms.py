@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
-    split_index_set                      separate loops for parts (elementwise.py)
+    instead                              other loops, as for parts (elementwise.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
     vectorize, unroll, repeat            iterations at once, or written out
@@ -166,9 +166,11 @@ class LoopNest:
         self._change(outer, change)
 
     @_step
-    def split_index_set(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Replace loops over x by what `parts` makes of them: see elementwise.py."""
-        self._change(x, lambda loop, _: parts(loop))
+    def instead(
+        self, x: Atom, make: Callable[[Loop], Statements], computing: bool = False
+    ) -> None:
+        """Replace loops over x by what `make` makes of them, as by loops for parts of them."""
+        self._change(x, lambda loop, _: make(loop), computing)
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
@@ -576,11 +578,6 @@ class LoopNest:
         self._change(at, change, computing=True)
         if not found:
             raise ValueError(f"no loop over {at} uses registers; move it into registers first")
-
-    @_step
-    def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
-        """Restrict loops over x, but not those of copies; other iterations must change nothing."""
-        self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
 
     @_step
     def prefetch(self, x: Atom, places: Callable[[Loop, Around], Sequence[Place]]) -> None:

@@ -102,11 +102,8 @@ def _lies_near(emitter: MemoryEmitter, index: Integer) -> bool:
 def _first_of(e: Expr) -> Expr | None:
     """A load, or the first load of the neighbours that make a word; else None."""
     if e.op is Leaf.WORD:
-        first, *others = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
-        if first.op is not Leaf.LOAD:
-            return None
-        follows = all(other.index == first.index + n for n, other in enumerate(others, 1))
-        return first if follows and not first.guard and not others[-1].guard else None
+        parts = [arg.args[0] if arg.op is Op.CAST else arg for arg in e.args]
+        return parts[0] if expr.adjacent(parts) else None
     return e if e.op is Leaf.LOAD else None
 
 

@@ -153,11 +153,11 @@ class GroupsEmitter(Emitter):
             if guard == "false":
                 return
             with self.straight(loop.changes, f"if ({bare(guard)})" if guard else ""):
-                start = self.arithmetic(loop.start, dtype)
-                if (number := start.known()) is not None:
+                first = self.arithmetic(loop.start, dtype)
+                if (number := first.known()) is not None:
                     self.bind_known(loop.variable, int(number))
                 else:
-                    self.bind(loop.variable, self.kept(start), dtype)
+                    self.bind(loop.variable, self.kept(first), dtype)
                 self.body(loop)
             return
         kind, start = register_type(dtype), bare(self.evaluate(self.arithmetic(loop.start, dtype)))

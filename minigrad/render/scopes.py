@@ -79,8 +79,9 @@ class Levels(Generic[L, V]):
         done = self.levels.pop()
         for key in done.remembered:
             self.memo.pop(key, None)
+        every: tuple[dict[Atom, Any], ...] = (self.where, self.known, *tables)
         for atom in done.bound:
-            for table in (self.where, self.known, *tables):
+            for table in every:
                 table.pop(atom, None)
         return done
 
