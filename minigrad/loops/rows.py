@@ -391,8 +391,8 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
     index; not if there are few neighbours, or only these. Enough of such runs are what threads
-    share: then it is known which lanes of a run's last vector count. If what neighbours read lies
-    apart, as in strided windows, runs of three quarters of a vector are enough.
+    share: then it is known which lanes of a run's last vector count. If what neighbours read does
+    not go on behind a run, as in strided windows, runs of three quarters of a vector are enough.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     turned = _along_rows(kernel)
@@ -401,7 +401,8 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     axes, alone = row_axes(stages[0], count), length
     if not columns:
         length = _neighbours(kernel, least)
-        least = least if length == alone and _side_by_side(kernel) else worth_a_vector(least)
+        flat = length == alone and all(_go_on(stage, count) for stage in stages)
+        least = least if flat else worth_a_vector(least)
     if length is not None and (columns or high(count) > length >= least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)
@@ -458,11 +459,11 @@ def row_squares(kernel: Kernel, beside: int, target: Target) -> Lowered:
     return Lowered(s.parallelize(*(axis.variable for axis in axes)))
 
 
-def _side_by_side(kernel: Kernel) -> bool:
-    """Whether neighbouring rows read the same elements, or neighbours."""
-    last = [(one, one.axes[prefix_length(one, kernel.rows) - 1]) for one in kernel.stages]
-    return all(coefficient(load.index, axis.variable) in (0, 1)
-               for stage, axis in last for load in stage.loads)  # fmt: skip
+def _go_on(stage: Stage, rows: Integer) -> bool:
+    """Whether what neighbouring rows read goes on where a run of neighbours ends."""
+    leading = stage.axes[: prefix_length(stage, rows)]
+    whole, _ = merge(leading, [load.index for load in stage.loads])
+    return whole[-1].extent != leading[-1].extent
 
 
 def _depends(body: Sequence[Statement], x: Atom) -> bool:

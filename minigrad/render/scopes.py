@@ -35,9 +35,8 @@ class Scope:
 class Levels(Generic[L, V]):
     """The stack of open levels, of type L, and the values remembered in them, of type V.
 
-    where: the level that binds each loop variable. known: variables that are numbers now,
-    or others plus numbers.
-    writable: the arrays and registers that the nest changes.
+    where: the level that binds each loop variable. known: variables that are numbers now, or others
+    plus numbers. writable: the arrays and registers that the nest changes.
     """
 
     # A renderer supplies these: they emit a loop of any kind; a statement that only some targets
