@@ -101,10 +101,19 @@ def is_dense(x: Integer, atom: Atom, count: int) -> bool:
     stride = coefficient(x, atom)
     if stride is not None:
         return stride == 1
+    apart = distances(x, atom, count)
+    return bool(apart) and min(apart) >= 0 and max(apart) < count
+
+
+def distances(x: Integer, atom: Atom, count: int) -> list[int]:
+    """How far `count` neighbours along a variable are from the first one, from any multiple of
+    `count` on; [] if that varies.
+    """
     begin = Atom("var", f"{atom.name}.begin", 0, atom.high // count).index * count
     first = substitute(x, {atom: begin})
-    apart = [substitute(x, {atom: begin + n}) - first for n in range(1, count)]
-    return all(isinstance(one, int) and 0 <= one < count for one in apart)
+    apart = [substitute(x, {atom: begin + n}) - first for n in range(count)]
+    known = [one for one in apart if isinstance(one, int)]
+    return known if len(known) == count else []
 
 
 def only_atom(x: Integer) -> Atom:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import lcm
 
 from minigrad.graph.shapes import iterations
-from minigrad.graph.substitution import coefficient, substitute, variables
+from minigrad.graph.substitution import coefficient, distances, variables
 from minigrad.graph.symbolic import Affine, Atom, Integer, typical
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, places_along
@@ -125,13 +125,8 @@ def _jumps(x: Integer, along: Atom, stride: int | None) -> bool:
     """Whether an index's elements along a variable cannot be picked from a few vectors."""
     if stride is not None:
         return stride not in range(-1, NEIGHBOURS + 1)
-    if any(along in value.variables for value in expr.values_in(x)):
-        return True
-    start = make_axis("block", 0, 1 << 10).index * (2 * LEAST_LANES)
-    lanes = [substitute(x, {along: start + lane}) for lane in range(2 * LEAST_LANES)]
-    apart = [lane - lanes[0] for lane in lanes]
-    most = NEIGHBOURS * len(lanes)
-    return not all(isinstance(one, int) and 0 <= one < most for one in apart)
+    apart = distances(x, along, 2 * LEAST_LANES)
+    return not apart or min(apart) < 0 or max(apart) >= NEIGHBOURS * len(apart)
 
 
 def overlap(x: Integer, one: Axis, other: Axis) -> bool:

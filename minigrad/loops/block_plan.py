@@ -32,7 +32,7 @@ from minigrad.loops.product import as_bfloat16, word
 from minigrad.schedule import expr
 from minigrad.schedule.axis import Axis, make_axis, size_of
 from minigrad.schedule.contraction import terms_of
-from minigrad.schedule.expr import Array, Expr, Leaf
+from minigrad.schedule.expr import Array, Expr
 from minigrad.schedule.fuse import prefix_length
 from minigrad.schedule.schedule import Kernel
 from minigrad.schedule.stage import Stage, before_readers
@@ -328,10 +328,10 @@ def as_pairs(
 
 def _in_memory(pair: Expr) -> Expr | None:
     """A load of a pair as one word, if it is a word in memory; else None."""
-    first, second = pair.args
-    if first.op is not Leaf.LOAD or first.guard or second.index != first.index + 1:
+    first = pair.args[0]
+    if not expr.adjacent(pair.args) or not divides(first.index, 2):
         return None
-    return expr.load(first.array.words, first.index // 2) if divides(first.index, 2) else None
+    return expr.load(first.array.words, first.index // 2)
 
 
 # ---- sums over blocks ----

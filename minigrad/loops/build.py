@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 
-from minigrad.graph.node import Op
+from minigrad.graph.operations import STEPS, Op
 from minigrad.graph.shapes import iterations, numel, unflatten
 from minigrad.graph.substitution import proven_nonnegative, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high
@@ -252,18 +252,21 @@ def kept_inside(
 
     There `width` rows are side by side, and this row is at `lane`. local: bytes of a work-group's
     local memory, which the smallest values get first. prefix: of the names of the new arrays.
-    registers: whether a single value per row is in a register.
+    registers: whether a single value per row is in a register, also one that is stored and read.
     """
     stages = [fix_rows(stage, rows, row) for stage in stages]
     arrays: dict[Array, Array] = {}
     sizes: dict[Array, int] = {}
-    kept = [(n, stage) for n, stage in enumerate(stages) if stage.array not in stored]
-    for number, stage in sorted(kept, key=lambda one: one[1].size):
+    read = {array for stage in stages for array in stage.reads}
+    for number, stage in sorted(enumerate(stages), key=lambda one: one[1].size):
         sizes[stage.array] = stage.size // high(rows)
+        single = registers and sizes[stage.array] == 1
+        if stage.array in stored and not (single and stage.array in read):
+            continue
         space, dtype = "scratch", stage.array.dtype
         size = max(sizes[stage.array] * width, 1)
         nbytes = size * max(dtype.itemsize, 4)
-        if registers and sizes[stage.array] == 1:
+        if single:
             space, size = "registers", 1
         elif nbytes <= local:
             space, local = "local", local - nbytes
@@ -281,6 +284,8 @@ def kept_inside(
         array, position = move(stage.array, stage.position)
         body = with_loads(stage.body, move)
         inside.append(replace(stage, body=body, array=array, position=position))
+        if array is not stage.array and stage.array in stored:
+            inside.append(replace(stage, reduced=(), op=None, body=expr.load(array)))
     return inside
 
 
@@ -304,11 +309,7 @@ def combine(op: Op, old: Expr, new: Expr) -> Expr:
     """One step of a reduction."""
     if new.op is Leaf.DOT:  # it adds to a number itself
         return added_to(old, new)
-    if op is Op.MAX:
-        return old.operation("maximum", new)
-    if old.dtype.is_bool:
-        return old | new if op is Op.SUM else old & new
-    return old + new if op is Op.SUM else old * new
+    return expr.apply(STEPS[op][-old.dtype.is_bool], (old, new), old.dtype)
 
 
 def summands(e: Expr) -> list[Expr]:

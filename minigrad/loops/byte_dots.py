@@ -26,29 +26,22 @@ Each row is summed in the same order, however many there are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from minigrad.dtype import dtypes
 from minigrad.graph.node import Op
 from minigrad.graph.substitution import coefficient, substitute
-from minigrad.graph.symbolic import Atom, Integer, ceildiv
+from minigrad.graph.symbolic import ceildiv
 from minigrad.loops import nest
 from minigrad.loops.assemble import in_levels
 from minigrad.loops.build import inline_stages, lanes_loop, loops_over, reduction, summands
 from minigrad.loops.cost import SMALL_TILES, cut
-from minigrad.loops.nest import (
-    Loop,
-    Lowered,
-    Matrix,
-    MatrixProduct,
-    Statement,
-    Statements,
-    Store,
-    Stores,
-)
+from minigrad.loops.nest import Loop, Lowered, Statement, Statements, Store, Stores
 from minigrad.loops.prefetch import AHEAD, Place
+from minigrad.loops.product import LANE
 from minigrad.loops.transforms import Around, LoopNest
 from minigrad.schedule import expr
-from minigrad.schedule.axis import Axis, place_along, size_of
+from minigrad.schedule.axis import Axis, make_axis, place_along, size_of
 from minigrad.schedule.byte_dots import LANES, in_blocks, in_words
 from minigrad.schedule.expr import Array, Expr, Leaf
 from minigrad.schedule.schedule import Kernel
@@ -78,17 +71,16 @@ def byte_dots(kernel: Kernel, target: Target) -> Lowered:
     tiles = [axis.variable for axis in n]
     squares = None
     if target.matrices and m and sums is not first:
-        found = Squares(words, sums, m[-1], lane)
-        squares = found if found.fit() else None
-    naive = loops_over([*n, *m, lane], _naive(kernel, words, sums, squares))
-    s = LoopNest([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)])
+        squares = in_squares(words, sums, m[-1], lane)
+    parts, operands = (words, {}) if squares is None else (squares.parts, squares.operands)
+    naive = loops_over([*n, *m, lane], _naive(kernel, parts, sums))
+    s = LoopNest([in_levels(loop, target) for loop in naive if isinstance(loop, Loop)], **operands)
     if m:
         *more, rows = (axis.variable for axis in m)
-        count, most = m[-1].typical, SUMS // (len(words) + 1)
-        size = cut(count, 1, most) if squares is None else squares.size
-        block = s.split(rows, size, "t")
+        most = SUMS // (len(words) + 1) if squares is None else LANES
+        block = s.split(rows, cut(m[-1].typical, 1, most), "t")
         s.reorder(*tiles, *more, block, lane.variable, rows)
-    s.vectorize(lane.variable, LANES)
+    s.vectorize(lane.variable, LANES, LANE)
     if sums is not first and squares is None:
         s.repeat(*(axis.variable for axis in dots.reduced))
     if m:
@@ -96,8 +88,12 @@ def byte_dots(kernel: Kernel, target: Target) -> Lowered:
         s.tails(rows, SMALL_TILES)
         s.sink(rows)
         if squares is not None:
-            s.insert(sums.reduced[-1].variable, squares.products)
-            s.insert(tiles[-1], squares.unpacked)
+            group = sums.reduced[-1].variable
+            for number, one in enumerate(parts.values()):
+                names, (k,) = (f"left{number}", f"right{number}"), one.reduced
+                s.tensorize(group, rows, [k.variable], *names, dtypes.int8, dtypes.uint8)
+            unpacked = squares.unpacked
+            s.insert(tiles[-1], lambda *_: unpacked)
         s.unroll(rows, "u")
     if sums is not first and squares is None:
         ahead = target.rows_ahead or AHEAD // 4
@@ -118,81 +114,57 @@ def _blocks_ahead(loop: Loop, around: Around, ahead: int) -> tuple[Place, ...]:
     return tuple((e.array, substitute(e.index, later)) for e in loads)
 
 
+@dataclass(frozen=True)
 class Squares:
     """The sums of blocks by matrix registers, which leave them in scratch memory.
 
-    words: for each load in `sums`, the sum that it reads. A sum has `deep` words of the matrix (its
-    parts, one after the other) and as many neighbours of a row. Rows are taken `size` at a time.
+    parts: for each load in a kernel's sums, the sum of words in memory that it reads. operands: of
+    these, left0, right0, left1, …. unpacked: the words of a tile, for all of its groups.
     """
 
-    def __init__(
-        self, words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis
-    ) -> None:
-        self.rows, self.lane, self.groups = rows, lane, sums.reduced
-        self.inner = next(iter(words.values())).reduced
-        self.terms = [_terms(dots.body) for dots in words.values()]
-        self.length = size_of(self.inner)
-        self.deep = self.length * len(self.terms[0])
-        self.size = cut(rows.count, 1, LANES)
-        self.word = place_along(self.inner)
-        self.panel_at = place_along(self.groups) * self.deep * LANES
-        count = size_of(self.groups) * self.deep * LANES
-        self.panel = Array("panel", dtypes.uint32, count, "scratch")
-        self.places = {
-            read: Array(f"square{n}", dtypes.int32, self.size * LANES, "scratch")
-            for n, read in enumerate(words)
-        }
+    parts: Mapping[Expr, Stage]
+    operands: Mapping[str, Expr]
+    unpacked: Statements
 
-    def fit(self) -> bool:
-        """Whether there are enough rows, and words are in memory as matrix registers read them."""
-        known = isinstance(self.rows.extent, int) and self.rows.count >= LEAST_IN_SQUARES
-        if not known or self.lane.extent != LANES or self.deep > LANES:
-            return False
-        for terms in self.terms:
-            vectors = [vector for _, vector in terms]
-            if any(vector.op is not Leaf.LOAD or vector.guard for vector in vectors):
-                return False
-            first = substitute(vectors[0].index, self._first())
-            wanted = [first + n * self.length + self.word for n in range(len(terms))]
-            if [vector.index for vector in vectors] != wanted or self._pitch(vectors[0]) is None:
-                return False
-        return len({tuple(matrix for matrix, _ in terms) for terms in self.terms}) == 1
 
-    def _first(self) -> dict[Atom, Integer]:
-        return {axis.variable: 0 for axis in self.inner}
+def in_squares(words: Mapping[Expr, Stage], sums: Stage, rows: Axis, lane: Axis) -> Squares | None:
+    """Sums for matrix registers, if there are many rows and words are in memory as they read them.
 
-    def _pitch(self, vector: Expr) -> int | None:
-        return coefficient(vector.index, self.rows.variable)
-
-    def place(self, read: Expr) -> Expr:
-        """A load of a sum, for a row and a lane."""
-        at = self.rows.index % self.size * LANES + self.lane.index
-        return expr.load(self.places[read], at)
-
-    def products(self, loop: Loop, around: Around) -> list[Statement]:
-        """The products of a group, for a block of rows."""
-        rows, found = nest.loop_over(self.rows.variable, loop.body), list[Statement]()
-        at = {**self._first(), self.rows.variable: rows.start}
-        for square, terms in zip(self.places.values(), self.terms, strict=True):
-            vector = terms[0][1]
-            pitch = self._pitch(vector)
-            assert pitch is not None, "it fits"
-            left = Matrix(vector.array, substitute(vector.index, at), pitch)
-            right = Matrix(self.panel, self.panel_at, LANES)
-            found.append(MatrixProduct(
-                Matrix(square, 0, LANES), left, right, rows.trips, LANES, (self.deep,),
-                dtypes.int8, dtypes.uint8,
-            ))  # fmt: skip
-        return found
-
-    def unpacked(self, loop: Loop, around: Around) -> Statements:
-        """Unpack the words of a tile, for all of its groups."""
-        stores = tuple(
-            Store(self.panel, self.panel_at + (n * self.length + self.word) * LANES
-                  + self.lane.index, matrix)
-            for n, (matrix, _) in enumerate(self.terms[0])
-        )  # fmt: skip
-        return loops_over([*self.groups, *self.inner], [lanes_loop(self.lane, LANES, stores)])
+    A sum has `deep` words of the matrix (its terms, one after the other) and as many neighbours of
+    a row. words: for each load in `sums`, the sum that it reads.
+    """
+    terms = [_terms(dots.body) for dots in words.values()]
+    inner = next(iter(words.values())).reduced
+    length, word = size_of(inner), place_along(inner)
+    deep = length * len(terms[0])
+    many = isinstance(rows.extent, int) and rows.count >= LEAST_IN_SQUARES
+    alike = len({tuple(matrix for matrix, _ in own) for own in terms}) == 1
+    if not many or not alike or lane.extent != LANES or deep > LANES:
+        return None
+    panel = Array("panel", dtypes.uint32, size_of(sums.reduced) * deep * LANES, "scratch")
+    begin = place_along(sums.reduced) * deep * LANES + lane.index
+    parts: dict[Expr, Stage] = {}
+    operands: dict[str, Expr] = {}
+    for number, (read, dots) in enumerate(words.items()):
+        vectors = [vector for _, vector in terms[number]]
+        if any(vector.op is not Leaf.LOAD or vector.guard for vector in vectors):
+            return None
+        first = substitute(vectors[0].index, {axis.variable: 0 for axis in inner})
+        wanted = [first + n * length + word for n in range(len(vectors))]
+        if [x.index for x in vectors] != wanted or coefficient(first, rows.variable) is None:
+            return None
+        k, zero = make_axis("w", number, deep), expr.const(0, dots.body.dtype)
+        left = expr.load(vectors[0].array, first + k.index)
+        right = expr.load(panel, begin + k.index * LANES)
+        body = expr.apply(Leaf.DOT, (right, left, zero), zero.dtype)
+        parts[read] = replace(dots, reduced=(k,), body=body)
+        operands |= {f"left{number}": left, f"right{number}": right}
+    stores = tuple(
+        Store(panel, begin + (n * length + word) * LANES, matrix)
+        for n, (matrix, _) in enumerate(terms[0])
+    )
+    unpacked = loops_over([*sums.reduced, *inner], [lanes_loop(lane, LANES, stores)])
+    return Squares(parts, operands, unpacked)
 
 
 def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
@@ -201,23 +173,19 @@ def _terms(dot: Expr) -> list[tuple[Expr, Expr]]:
     return [*(_terms(inner) if inner.op is Leaf.DOT else ()), (matrix, vector)]
 
 
-def _naive(
-    kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage, squares: Squares | None
-) -> list[Statement]:
+def _naive(kernel: Kernel, words: Mapping[Expr, Stage], sums: Stage) -> list[Statement]:
     """One result: for all blocks, the sums of a block, and what they add to the total.
 
     If there is only one sum, it is the total.
     """
-    clear, add, parts = list[Statement](), list[Statement](), dict[Expr, Expr]()
+    body, parts = list[Statement](), dict[Expr, Expr]()
+    steps: dict[tuple[Axis, ...], list[Statement]] = {}
     for number, (read, dots) in enumerate(words.items()):
-        if squares is not None:
-            parts[read] = squares.place(read)
-            continue
         parts[read] = total = expr.register(f"part{number}", dots.body.dtype)
-        begin, *more = reduction(Op.SUM, total, (), [dots.body])
-        clear.append(begin)
-        add += more
-    body = [] if squares is not None else [*clear, *loops_over(dots.reduced, add)]
+        begin, step = reduction(Op.SUM, total, (), [dots.body])
+        body.append(begin)
+        steps.setdefault(dots.reduced, []).append(step)
+    body += [one for axes, some in steps.items() for one in loops_over(axes, some)]
     if sums.array != dots.array:
         total = expr.register("total", sums.body.dtype)
         terms = summands(expr.replace_in(sums.body, parts))

@@ -536,12 +536,8 @@ def lies_in_words(problem: Problem) -> bool:
     That is whole squares of rows, each of adjacent words, at distances of whole lines, but not of
     whole pages.
     """
-    operand, row = problem.left, problem.row
-    loads = operand.args
-    if len(problem.k) > 1 or not divides(row.extent, SQUARE):
-        return False
-    plain = all(e.op is Leaf.LOAD and not e.guard for e in loads)
-    if not plain or any(e.index != loads[0].index + n for n, e in enumerate(loads)):
+    loads, row = problem.left.args, problem.row
+    if len(problem.k) > 1 or not divides(row.extent, SQUARE) or not expr.adjacent(loads):
         return False
     first, size = loads[0], loads[0].dtype.itemsize
     step, pitch = (coefficient(first.index, x.variable) for x in (problem.k[0], row))

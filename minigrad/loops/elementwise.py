@@ -100,7 +100,7 @@ def _in_rows(
             xs, last = [*xs, s.split(x, BLOCK_LENGTH, "b")], None
     if outer:
         lanes = target.lanes(exprs[0].dtype)
-        s.split_index_set(x, lambda loop: in_ranges(loop, outer, lanes))
+        s.instead(x, lambda loop: in_ranges(loop, outer, lanes))
     width = vector_width(target, exprs, axis.extent, False)
     s.vectorize(x, in_whole_periods(target, exprs, axis, width))
     s.prefetch(x, lambda *_: further_along(axis, last, exprs, target))
@@ -125,7 +125,7 @@ def _in_tiles(
     xs = [down, *(a.variable for a in outer if a != across), right]
     s.reorder(*xs, x, y)
     if joined:
-        s.split_index_set(y, lambda loop: _along(loop, stores, lanes, 1))
+        s.instead(y, lambda loop: _along(loop, stores, lanes, 1))
     s.vectorize(x, lanes)
     s.transpose(y, lanes)
     return s.parallelize(*xs)
@@ -137,43 +137,21 @@ def _with_long_last(
     """The axes with a short last one joined to the one before, if results are contiguous in both.
 
     For example, of pairs: then vectors run along the results, whose operands are picked from
-    vectors. The extent is a power of two, so that all vectors are alike; or operands in another
-    order are transposed, as the gradient of a 3 × 3 convolution's weight.
+    vectors. The extent is a power of two, so that all vectors are alike; or it leaves lanes empty,
+    and operands in another order are transposed then, wherever their lines are, as the gradient of
+    a 3 × 3 convolution's weight.
     """
-    if len(axes) < 2 or not isinstance(axes[-2].extent, int):
-        return axes, stores
-    turned = _fills_no_vector(axes, stores, target)
-    if axes[-1].extent not in SHORT and not turned:
-        return axes, stores
-    if any(coefficient(store.index, axes[-1].variable) != 1 for store in stores):
+    contiguous = all(coefficient(store.index, axes[-1].variable) == 1 for store in stores)
+    if len(axes) < 2 or not isinstance(axes[-2].extent, int) or not contiguous:
         return axes, stores
     last, values = merge(tuple(axes[-2:]), [store.index for store in stores])
-    axes, stores = [*axes[:-2], *last], build.substitute_stores(stores, values)
-    return _with_long_last(axes, stores, target) if turned and len(last) == 1 else (axes, stores)
-
-
-def _fills_no_vector(axes: Sequence[Axis], stores: Sequence[Store], target: Target) -> bool:
-    """Whether the last axis leaves lanes of vectors empty, and operands lie along other axes.
-
-    (Such an operand is transposed, wherever its lines are.)
-    """
-    *outer, before, last = axes
-    lanes = target.lanes(stores[0].array.dtype)
-    if target.group is not None or not isinstance(last.extent, int):
-        return False
-    if last.extent > 3 * lanes * ceildiv(last.extent, lanes) // 4:
-        return False
-    loads = [
-        load for load in expr.loads(*(store.value for store in stores))
-        if coefficient(load.index, last.variable) != 1
-        or coefficient(load.index, before.variable) != last.extent
-    ]  # fmt: skip
-
-    def turned(x: Atom) -> bool:
-        strides = [coefficient(load.index, x) for load in loads if x in load.variables]
-        return bool(strides) and set(strides) == {1}
-
-    return any(axis.most >= DOWN and turned(axis.variable) for axis in outer)
+    joined, new = [*axes[:-2], *last], build.substitute_stores(stores, values)
+    size, lanes = axes[-1].extent, target.lanes(stores[0].array.dtype)
+    if isinstance(size, int) and size <= 3 * lanes * ceildiv(size, lanes) // 4:
+        turned = len(last) == 1 and _transposed_axis(joined[:-1], *last, [s.value for s in new])
+        if turned and target.group is None:
+            return _with_long_last(joined, new, target)
+    return (joined, new) if size in SHORT else (axes, stores)
 
 
 def _by_items(axes: Sequence[Axis], stores: Sequence[Store], group: Group) -> Loop:
@@ -325,9 +303,20 @@ def _within(stores: Sequence[Store], variable: Atom, part: Range) -> list[Store]
 
 
 def scatter(kernel: Kernel, target: Target) -> Lowered:
-    """Initial values, then one addition after another, in order: deterministic, and parallel."""
+    """Initial values, then one addition after another, in order: deterministic, and parallel.
+
+    On a GPU, each work-item applies all updates to its part of the result. Each part tests all
+    updates, so there are no more parts than keep the device busy.
+    """
     (stage,) = kernel.stages
     assert stage.initial is not None
+    if (group := target.group) is not None:
+        axes = sorted(stage.axes, key=lambda axis: not isinstance(axis.extent, int))
+        known = [axis for axis in axes if isinstance(axis.extent, int)]
+        cut = _in_parts(stage, FILL * group.items * group.units // size_of(known))
+        if cut is not None:
+            s = LoopNest(build.loops_over([cut[0], *axes], cut[1]))
+            return Lowered(s.parallelize(*(axis.variable for axis in (cut[0], *known))))
     xs = [axis.variable for axis in stage.axes]
     last = stage.axes[-1] if xs and isinstance(stage.axes[-1].extent, int) else None
     s = LoopNest(build.loops_over(stage.axes, _additions(stage, stage.guard)))
@@ -421,26 +410,6 @@ def _chosen_by_data(stage: Stage) -> tuple[Axis, Integer] | None:
     if len(stage.initial_axes) != 1 or len(found) != 1:
         return None
     return stage.initial_axes[0], found[0].index
-
-
-def gpu_scatter(kernel: Kernel, target: Target) -> Lowered | None:
-    """The same on a GPU: each work-item applies all updates in order, to its part of the result.
-
-    Each part tests all updates, so there are no more parts than keep the device busy.
-    """
-    group = target.group
-    (stage,) = kernel.stages
-    if group is None:
-        return None
-    fixed = [axis for axis in stage.axes if isinstance(axis.extent, int)]
-    moving = [axis for axis in stage.axes if axis not in fixed]
-    count = size_of(fixed)
-    cut = _in_parts(stage, FILL * group.items * group.units // count)
-    if cut is None:
-        return None
-    part, body = cut
-    s = LoopNest(build.loops_over([part, *fixed, *moving], body))
-    return Lowered(s.parallelize(part.variable, *(axis.variable for axis in fixed)))
 
 
 def _in_parts(

@@ -40,7 +40,7 @@ from minigrad.graph.substitution import coefficient, substitute, variables
 from minigrad.graph.symbolic import Atom, Integer, ceildiv, high, low
 from minigrad.loops import cost, product
 from minigrad.loops.axes import NEIGHBOURS, enough_lanes
-from minigrad.loops.build import Change, combine, loops_over, put
+from minigrad.loops.build import Change, combine, loops_over, put, reduction
 from minigrad.loops.cost import Tiling, row_stride
 from minigrad.loops.nest import Fold, Loop, Lowered, Prefetch, Statement, loop_over, written
 from minigrad.loops.product import LANE, Part, Problem
@@ -234,7 +234,7 @@ def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> N
     """
     axis, start, stop = part
     n, dtype = problem.column.variable, problem.total.dtype
-    s.bound(axis.variable, start, stop)
+    s.instead(axis.variable, lambda one: (replace(one, start=start, stops=(stop,)),), True)
     axes = [make_axis("z", number, one.count) for number, one in enumerate(problem.k)]
     at = {one.variable: new.index for one, new in zip(problem.k, axes, strict=True)}
     outer = axes.pop(problem.k.index(axis))
@@ -242,8 +242,7 @@ def within_image(s: LoopNest, problem: Problem, tiling: Tiling, part: Part) -> N
     sizes, places = (outer.count, tiling.nr), (outer.index, LANE.index)
     zeros = expr.load(Array("zeros", dtype, numel(sizes), "scratch"), flatten(places, sizes))
     times = expr.substitute_in((s.operands["right"] * 0.0).cast(dtype), at)
-    clear = put(sums, identity(Op.SUM, dtype))
-    steps = [clear, *loops_over(axes, [put(sums, sums + times)]), put(zeros, sums)]
+    steps = [*reduction(Op.SUM, sums, axes, [times]), put(zeros, sums)]
 
     def look(loop: Loop, _: Around) -> tuple[Statement, ...]:
         return loops_over([outer], steps)

@@ -3,7 +3,8 @@
     elementwise   every stage has the same elements: one loop, nothing passes through memory
                   (see elementwise.py)
     rows          stage after stage for each row; vectors run along the row or across rows (rows.py)
-    scatter       additions at positions given by data, in order, parallel over kept axes
+    scatter       additions at positions given by data, in order, parallel over kept axes, and over
+                  parts of the result
     scan          running reductions, parallel over kept axes (see elementwise.py)
     distribute    one pass of a sort (see elementwise.py)
     gemm          a matrix product, in register tiles (see gemm.py)
@@ -16,7 +17,6 @@ On a GPU, whose work-items are many and run in groups:
 
     gpu_rows      a work-group for each row, or block of rows (see gpu.py)
     gpu_gemm      a tile of the results for each work-group (see gpu.py)
-    gpu_scatter   additions in order, parallel over kept axes and parts of the updates
 
 On a GPU, elements, short rows, and rows whose neighbours are adjacent in memory are computed by one
 work-item each, by the recipes for all targets.
@@ -32,7 +32,7 @@ from minigrad.loops.assemble import assemble
 from minigrad.loops.bits import kept_as_bits
 from minigrad.loops.block_rows import block_rows
 from minigrad.loops.byte_dots import byte_dots
-from minigrad.loops.elementwise import distribute, elementwise, gpu_scatter, scan, scatter
+from minigrad.loops.elementwise import distribute, elementwise, scan, scatter
 from minigrad.loops.gemm import gemm
 from minigrad.loops.gemv import gemv
 from minigrad.loops.gpu import gpu_block_rows, gpu_gemm, gpu_rows
@@ -54,8 +54,7 @@ def lower(kernel: Kernel, target: Target) -> Nest:
         "rows": (elementwise, gpu_rows, gemv, rows),
         "contraction": (gpu_gemm, shared_lanes, gemv, gemm),
         "block_rows": (gpu_block_rows, block_rows),
-        "scatter": (gpu_scatter, scatter),
-        "scan": (scan,), "distribute": (distribute,), "dots": (byte_dots,),
+        "scatter": (scatter,), "scan": (scan,), "distribute": (distribute,), "dots": (byte_dots,),
     }  # fmt: skip
     made = (recipe(kernel, target) for recipe in by_kind[kernel.kind])
     return assemble(kernel, next(one for one in made if one is not None), target)

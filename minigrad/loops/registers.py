@@ -161,8 +161,8 @@ def in_squares(
 ) -> Statements:  # fmt: skip
     """Replace the loops over ks in a body by a product of matrix registers: see `tensorize`.
 
-    Prefetches before them stay. The sums are in scratch memory instead of registers: row after row,
-    all lanes of each.
+    Prefetches and other products before them stay. The sums are in scratch memory instead of
+    registers: row after row, all lanes of each.
     """
     at = next(n for n, one in enumerate(body) if isinstance(one, Loop) and one.variable == ks[0])
     sums = [nest.loop_over(k, body[at:]) for k in ks]
@@ -173,7 +173,9 @@ def in_squares(
     begin = {one.variable: one.start for one in (*sums, nest.loop_over(x, sums[0].body))}
     inner, width = numel([one.trips for one in sums[1:]]), register.width
     depths = tuple((stop - sums[0].start) * inner for stop in sums[0].stops)
-    square = Array("square", register.dtype, register.size * width, "scratch")
+    hints = [one for one in body[:at] if not any(array.in_registers for array in nest.written(one))]
+    name = f"square{sum(isinstance(one, MatrixProduct) for one in hints) or ''}"
+    square = Array(name, register.dtype, register.size * width, "scratch")
 
     def matrix(e: Expr, along: Atom) -> Matrix:
         load, count = (e.args[0], len(e.args)) if e.args else (e, 1)
@@ -188,7 +190,6 @@ def in_squares(
     def move(place: Array, slot: Integer) -> tuple[Array, Integer]:
         return (square, slot * width + lane.index) if place == register else (place, slot)
 
-    hints = (one for one in body[:at] if not nest.written(one))
     return (*hints, product, *(with_places(one, move) for one in body[at + 1 :]))
 
 

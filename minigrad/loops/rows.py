@@ -391,8 +391,8 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
 
     A vector, or a block of sums, ends where neighbouring rows end, so that no lane divides an
     index; not if there are few neighbours, or only these. Enough of such runs are what threads
-    share: then it is known which lanes of a run's last vector count. If what neighbours read lies
-    apart, as in strided windows, runs of three quarters of a vector are enough.
+    share: then it is known which lanes of a run's last vector count. If what neighbours read does
+    not go on behind a run, as in strided windows, runs of three quarters of a vector are enough.
     """
     stages, count, length = kernel.stages, kernel.rows, _neighbours(kernel)
     turned = _along_rows(kernel)
@@ -401,7 +401,8 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     axes, alone = row_axes(stages[0], count), length
     if not columns:
         length = _neighbours(kernel, least)
-        least = least if length == alone and _side_by_side(kernel) else worth_a_vector(least)
+        flat = length == alone and all(_go_on(stage, count) for stage in stages)
+        least = least if flat else worth_a_vector(least)
     if length is not None and (columns or high(count) > length >= least):
         axes[-1:] = [make_axis("p", 0, axes[-1].extent // length), make_axis("c", 0, length)]
     row = place_along(axes)
@@ -414,7 +415,7 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
     lane = LANE.index if lanes > 1 else 0
     inside = build.kept_inside(stages, kernel.stored, count, row, lanes, lane, registers=True)
     body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
-    s = LoopNest(build.loops_over(axes, body if columns else _written_out(body, x, width)))
+    s = LoopNest(build.loops_over(axes, body if columns else _written_out(body, width * turned)))
     if columns:
         assert length is not None
         sums = sum(stage.op is not None for stage in stages)
@@ -446,41 +447,23 @@ def row_vectors(kernel: Kernel, target: Target) -> Lowered:
 def row_squares(kernel: Kernel, beside: int, target: Target) -> Lowered:
     """Vectors along one of the axes of rows of one element, in loops along the last one."""
     count, width = kernel.rows, target.lanes(kernel.stages[0].array.dtype)
-    stages = _with_copies(kernel)
-    axes = [make_axis("r", n, axis.extent) for n, axis in enumerate(stages[0].axes)]
+    axes = [make_axis("r", n, axis.extent) for n, axis in enumerate(kernel.stages[0].axes)]
     row = place_along(axes)
-    inside = build.kept_inside(stages, kernel.stored, count, row, width, registers=True)
+    inside = build.kept_inside(kernel.stages, kernel.stored, count, row, width, registers=True)
     body = [made for one in row_passes(inside, kernel.stored) for made in one.loops()]
     x, last = axes.pop(beside), axes.pop()
-    body = _written_out(body, x.variable, width)
+    body = _written_out(body, width)
     inner = Loop(last.variable, 0, (last.extent,), tuple(body), transpose=width)
     s = LoopNest(build.loops_over([*axes, x], [inner]))
     s.vectorize(x.variable, width, LANE)
     return Lowered(s.parallelize(*(axis.variable for axis in axes)))
 
 
-def _with_copies(kernel: Kernel) -> list[Stage]:
-    """The stages, in which what is stored for others is a copy of what others here read."""
-    read = {array for stage in kernel.stages for array in stage.reads}
-    own = {one: replace(one, name=f"{one.name}_own") for one in kernel.stored & read}
-    stages: list[Stage] = []
-    for stage in kernel.stages:
-        body = build.with_loads(stage.body, lambda array, index: (own.get(array, array), index))
-        stage = replace(stage, body=body)
-        if (inner := own.get(stage.array)) is None:
-            stages.append(stage)
-            continue
-        value = expr.load(inner, stage.position)
-        stages.append(replace(stage, array=inner))
-        stages.append(Stage(stage.array, stage.shape, stage.axes, (), None, value, stage.position))
-    return stages
-
-
-def _side_by_side(kernel: Kernel) -> bool:
-    """Whether neighbouring rows read the same elements, or neighbours."""
-    last = [(one, one.axes[prefix_length(one, kernel.rows) - 1]) for one in kernel.stages]
-    return all(coefficient(load.index, axis.variable) in (0, 1)
-               for stage, axis in last for load in stage.loads)  # fmt: skip
+def _go_on(stage: Stage, rows: Integer) -> bool:
+    """Whether what neighbouring rows read goes on where a run of neighbours ends."""
+    leading = stage.axes[: prefix_length(stage, rows)]
+    whole, _ = merge(leading, [load.index for load in stage.loads])
+    return whole[-1].extent != leading[-1].extent
 
 
 def _depends(body: Sequence[Statement], x: Atom) -> bool:
@@ -500,14 +483,10 @@ def _along_rows(kernel: Kernel) -> bool:
             places.append(stage.position)
         long = [axis.variable for axis in inner if axis.most >= LEAST_TURNED]
         row = stage.axes[prefix - 1].variable
-        if any(_is_turned(place, x, row) for place in places for x in long):
+        far = [place for place in places if coefficient(place, row) not in (None, 0, 1)]
+        if any(is_dense(place, x, SQUARE) for place in far for x in long):
             return True
     return False
-
-
-def _is_turned(place: Integer, along: Atom, across: Atom) -> bool:
-    """Whether elements are contiguous along one variable, and apart along another."""
-    return coefficient(place, across) not in (None, 0, 1) and is_dense(place, along, SQUARE)
 
 
 def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:
@@ -532,34 +511,23 @@ def _neighbours(kernel: Kernel, lanes: int = 1) -> int | None:
     ))  # fmt: skip
 
 
-def _written_out(body: Sequence[Statement], row: Atom, width: int) -> list[Statement]:
+def _written_out(body: Sequence[Statement], lanes: int) -> list[Statement]:
     """Unroll short loops, so that it is known which elements of a row they read.
 
-    But not those with transposed accesses.
+    lanes: with which innermost loops may transpose what lies along them; 0: none.
     """
     found: list[Statement] = []
     for one in body:
         few = prod(loop.trips for loop in nest.loops_in([one])) <= MOST_WRITTEN_OUT
 
-        def change(loop: Loop, around: Loops, few: bool = few) -> Statements | None:
-            if (loop.trips >= LEAST_TURNED or not few) and _in_squares(loop, row):
-                return (replace(loop, transpose=width),)
-            if not few or not isinstance(loop.stops[0], int):
-                return None
-            return (replace(loop, kind="unroll", body=nest.map_loops(loop.body, change)),)
+        def change(loop: Loop, around: Loops, few: bool = few) -> Statements:
+            inside = nest.map_loops(loop.body, change)
+            kind = "unroll" if few and isinstance(loop.stops[0], int) else "serial"
+            long = not nest.loops_in(inside) and (loop.trips >= LEAST_TURNED or not few)
+            return (replace(loop, kind=kind, body=inside, transpose=lanes * long),)
 
         found.extend(nest.map_loops((one,), change))
     return found
-
-
-def _in_squares(loop: Loop, row: Atom) -> bool:
-    """Whether a loop is an innermost one with transposed accesses."""
-    if any(isinstance(one, Loop) for one in loop.body):
-        return False
-    stores = [one for one in nest.walk(*loop.body) if isinstance(one, Store)]
-    loads = expr.loads(*(one.value for one in stores))
-    places = [*(one.index for one in stores), *(load.index for load in loads)]
-    return any(_is_turned(place, loop.variable, row) for place in places)
 
 
 # ---- sums of columns ----

@@ -2,7 +2,7 @@
 
     naive loops                          what is to be computed, element by element
     split, reorder, peel, tails          loops in pieces, in another order, without remainders
-    split_index_set                      separate loops for parts (elementwise.py)
+    instead                              other loops, as for parts (elementwise.py)
     sink                                 a loop moves inside of others; statements beside it get
                                          their own
     vectorize, unroll, repeat            iterations at once, or written out
@@ -166,9 +166,11 @@ class LoopNest:
         self._change(outer, change)
 
     @_step
-    def split_index_set(self, x: Atom, parts: Callable[[Loop], Statements]) -> None:
-        """Replace loops over x by what `parts` makes of them: see elementwise.py."""
-        self._change(x, lambda loop, _: parts(loop))
+    def instead(
+        self, x: Atom, make: Callable[[Loop], Statements], computing: bool = False
+    ) -> None:
+        """Replace loops over x by what `make` makes of them, as by loops for parts of them."""
+        self._change(x, lambda loop, _: make(loop), computing)
 
     @_step
     def tails(self, x: Atom, sizes: Sequence[int]) -> None:
@@ -354,7 +356,7 @@ class LoopNest:
 
         def change(loop: Loop, around: Around) -> Statements:
             if nest.plain_count(loop) == 1:
-                return tuple(build.substitute_statement(one, {x: loop.start}) for one in loop.body)
+                return _written_out(loop, 1)
             return (_from_zero(loop, prefix, "unroll"),)
 
         self._change(x, change, computing)
@@ -397,15 +399,12 @@ class LoopNest:
         depend on, once for all iterations of these, and stay in registers.
         """
 
-        def written(loop: Loop, around: Loops) -> Statements | None:
-            count = nest.plain_count(loop) if loop.variable in xs else None
-            if count is None or not registers.computes(loop):
-                return None
-            body = nest.map_loops(loop.body, written)
-            places = ({loop.variable: loop.start + number} for number in range(count))
-            return tuple(build.substitute_statement(one, at) for at in places for one in body)
+        def change(loop: Loop, around: Around) -> Statements:
+            count = nest.plain_count(loop)
+            return (loop,) if count is None else _written_out(loop, count)
 
-        self.body = nest.map_loops(self.body, written)
+        for x in xs:
+            self._change(x, change, computing=True)
 
     @_step
     def simplify(self) -> None:
@@ -581,11 +580,6 @@ class LoopNest:
             raise ValueError(f"no loop over {at} uses registers; move it into registers first")
 
     @_step
-    def bound(self, x: Atom, start: Integer, stop: Integer) -> None:
-        """Restrict loops over x, but not those of copies; other iterations must change nothing."""
-        self._change(x, lambda one, _: (replace(one, start=start, stops=(stop,)),), computing=True)
-
-    @_step
     def prefetch(self, x: Atom, places: Callable[[Loop, Around], Sequence[Place]]) -> None:
         """Prefetch places at the start of each iteration over x: all lines that a vector covers."""
 
@@ -670,6 +664,12 @@ def _from_zero(loop: Loop, prefix: str, kind: str) -> Loop:
     at = {loop.variable: loop.start + u.index}
     body = tuple(build.substitute_statement(one, at) for one in loop.body)
     return Loop(u.variable, 0, (count,), body, kind, transpose=loop.transpose)
+
+
+def _written_out(loop: Loop, count: int) -> Statements:
+    """The statements of so many iterations, one after the other."""
+    places = ({loop.variable: loop.start + number} for number in range(count))
+    return tuple(build.substitute_statement(one, at) for at in places for one in loop.body)
 
 
 def _counted(loop: Loop) -> Integer:

@@ -35,10 +35,7 @@ class Lanes:
 
 
 class Indices(Levels[L, V]):
-    """Levels, the vector in scope, and indices as expressions.
-
-    shifted: variables that equal another one plus a number; indices made from them are shared, too.
-    """
+    """Levels, the vector in scope, and indices as expressions."""
 
     # A renderer supplies these: a variable's value as a dtype; base, base + step, … in the lanes in
     # scope; and whether indices that all lanes share are computed in 32 bits where that is enough.
@@ -49,7 +46,6 @@ class Indices(Levels[L, V]):
     def __init__(self, outermost: L, nest: Nest) -> None:
         super().__init__(outermost, nest)
         self.vectors: dict[Atom, Lanes] = {}
-        self.shifted: dict[Atom, tuple[Atom, int]] = {}
 
     # ---- lanes ----
 
@@ -93,16 +89,11 @@ class Indices(Levels[L, V]):
 
     def parts(self, x: Integer, dtype: DType) -> tuple[Expr | None, int]:
         """What varies of an index that all lanes share, as an expression; and its constant part."""
+        x = substitute(x, self.known)
         if isinstance(x, int):
             return None, x
         number, found = x.constant, list[Expr]()
         for atom, factor in x.terms:
-            if atom in self.constants:
-                number += factor * self.constants[atom]
-                continue
-            if atom in self.shifted:
-                atom, more = self.shifted[atom]
-                number += factor * more
             part = (_variable if atom.kind == "var" else self._part)(atom, dtype)
             if part.op is Op.CONST:
                 number += factor * int(part.value)
@@ -147,7 +138,7 @@ class Indices(Levels[L, V]):
         """The value of an INDEX."""
         x, atom = e.index, as_atom(e.index)
         if atom is not None and atom.kind == "var" and atom.low < atom.high:
-            if not (atom in self.vectors or atom in self.constants or atom in self.shifted):
+            if not (atom in self.vectors or atom in self.known):
                 return self.variable(atom, e.dtype)
         dtype = self.dtype_of(x)
         step = self.lane_stride(x) if self.varies(x) and e.dtype is dtype else None

@@ -191,7 +191,7 @@ class _Emitter(MemoryEmitter):
             if loop.kind == "lanes":
                 self.bind_lanes(loop, counter or start, even)
             elif counter is None:
-                self.bind_constant(loop.variable, int(start))
+                self.bind_known(loop.variable, int(start))
             else:
                 self.scalars[loop.variable] = counter
                 self.bound(loop.variable)

@@ -62,7 +62,7 @@ class IndexEmitter(Indices[Scope, Value], Builder):
 
     def _close(self) -> tuple[Scope, Scope]:
         """Close the innermost level; returns it and its parent."""
-        return self.pop(self.scalars, self.shifted, self.vectors), self.levels[-1]
+        return self.pop(self.scalars, self.vectors), self.levels[-1]
 
     @contextmanager
     def straight(self, changes: frozenset[Array] = frozenset()) -> Iterator[None]:
@@ -276,7 +276,7 @@ class IndexEmitter(Indices[Scope, Value], Builder):
         known = [(atom, first) for atom, first in found if first is not None]
         if len(known) < len(found) or expr.values_in(x):
             return []
-        x = substitute(x, self.constants)
+        x = substitute(x, self.known)
         return [
             substitute(x, {atom: first + lane for atom, first in known})
             for lane in range(self.width())
@@ -307,7 +307,7 @@ class IndexEmitter(Indices[Scope, Value], Builder):
 
     def condition(self, x: Integer) -> Value:
         """Whether x ≥ 0, one i1 (or one a lane)."""
-        x = substitute(x, self.constants)
+        x = substitute(x, self.known)
         if low(x) >= 0:
             return values.constant(True, dtypes.bool)
         at = self.at_lanes(x) if self.varies(x) else []

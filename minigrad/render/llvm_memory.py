@@ -180,7 +180,7 @@ class MemoryEmitter(IndexEmitter):
         own = self.guard(tuple(c for c in guard_conditions if c not in alike))
         mask, neighbours = self.both(self.mask(), own, lanes), self.lane_stride(index) == 1
         if not neighbours:
-            known = substitute(index, self.constants)
+            known = substitute(index, self.known)
             text = self._picked(array, known, mask, common, own is not None)
             if text is not None:
                 return text

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from minigrad.dtype import DType, dtypes
 from minigrad.graph.node import Op
-from minigrad.graph.substitution import coefficient, is_dense, only_atom, substitute
+from minigrad.graph.substitution import coefficient, is_dense, substitute
 from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.build import substitute_statement
 from minigrad.loops.nest import Loop, Store, Stores, divides, expressions, loops_in, plain_count
@@ -102,11 +102,8 @@ def _lies_near(emitter: MemoryEmitter, index: Integer) -> bool:
 def _first_of(e: Expr) -> Expr | None:
     """A load, or the first load of the neighbours that make a word; else None."""
     if e.op is Leaf.WORD:
-        first, *others = (arg.args[0] if arg.op is Op.CAST else arg for arg in e.args)
-        if first.op is not Leaf.LOAD:
-            return None
-        follows = all(other.index == first.index + n for n, other in enumerate(others, 1))
-        return first if follows and not first.guard and not others[-1].guard else None
+        parts = [arg.args[0] if arg.op is Op.CAST else arg for arg in e.args]
+        return parts[0] if expr.adjacent(parts) else None
     return e if e.op is Leaf.LOAD else None
 
 
@@ -119,23 +116,20 @@ def emit_transposed(
     if loop.kind == "serial" and length < emitter.width() and emitter.mask() is None:
         _in_squares(emitter, loop, length)
         return
-    if loop.kind == "unroll":
+    known = plain_count(loop)
+    if loop.kind == "unroll" or is_number(start) and known is not None and known < 2 * length:
         for number in range(int(start), int(stop), length):
             some = min(length, int(stop) - number)
             with emitter.straight(loop.changes):
                 _block(emitter, loop, loads, str(number), str(some), _short(some), stores)
         return
-    known = plain_count(loop)
     iterations = emitter.minus(stop, start) if known is None else str(known)
     most = emitter.maximum(iterations, "0")
     count = "0"
     if not _in_whole_blocks(emitter, loop):
         count = emitter.computed("and", int.__and__, most, str(length - 1))
     whole = emitter.minus(stop, count) if count != "0" else stop
-    if is_number(start) and whole == str(int(start) + length):
-        with emitter.straight(loop.changes):
-            _block(emitter, loop, loads, start, str(length), length, stores)
-    elif most != count:
+    if most != count:
         check = not is_number(most)
         with emitter.iterations(start, whole, length, check, loop.changes) as first:
             _block(emitter, loop, loads, first, str(length), length, stores)
@@ -190,11 +184,7 @@ def _block(
     emitter.waiting = {id(store): [] for store in stores}
     for number in range(int(count) if is_number(count) else length - 1):
         with emitter.where_above(count, number, loop.changes):
-            if isinstance(block, int):
-                emitter.bind_constant(variable, block + number)
-            else:
-                emitter.shifted[variable] = only_atom(block), number
-                emitter.bound(variable)
+            emitter.bind_known(variable, block + number)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)

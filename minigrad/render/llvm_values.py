@@ -336,23 +336,19 @@ def _bitcast(b: Builder, x: Value, to: DType) -> Value:
 
 
 def fold(b: Builder, op: Op, x: Value) -> Value:
-    """All lanes of x, a power of two, combined by SUM, MAX or PROD."""
-    if x.dtype.is_float:
-        return _fold_halves(b, STEPS[op][0], x)
-    name = STEPS[op][0].facts.llvm.of(x.dtype) or ("smax" if x.dtype.kind == "i" else "umax")
-    intrinsic = f"llvm.vector.reduce.{name}.{suffix(x.type)}"
-    return Value(b.call(intrinsic, register_type(x.dtype), [x.typed]), x.dtype, 1)
+    """All lanes of x, a power of two, combined by SUM, MAX or PROD.
 
-
-def _fold_halves(b: Builder, op: Op, x: Value) -> Value:
-    """The same for floats: both halves of the lanes are combined, then halves of these, ….
-
-    LLVM's intrinsic does that with vectors of all lanes, which take a fifth longer to compile.
+    Both halves of the lanes are combined, then halves of these, …. LLVM's intrinsic does that with
+    vectors of all lanes, which take a fifth longer to compile, but masks are one instruction.
     """
-    word = op.facts.llvm.of(x.dtype)
+    step = STEPS[op][0]
+    word = step.facts.llvm.of(x.dtype)
+    if x.dtype.is_bool:
+        text = b.call(f"llvm.vector.reduce.{word}.{suffix(x.type)}", "i1", [x.typed])
+        return Value(text, x.dtype, 1)
     while x.lanes > 1:
         low, high = (_part(b, x, start, x.lanes // 2) for start in (0, x.lanes // 2))
-        text = b.line(f"{word} {low.typed}, {high.text}") if word else _extremum(b, op, high, low)
+        text = b.line(f"{word} {low.typed}, {high.text}") if word else _extremum(b, step, high, low)
         x = Value(text, x.dtype, low.lanes)
     return x
 

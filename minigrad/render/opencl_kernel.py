@@ -150,8 +150,15 @@ class GroupsEmitter(Emitter):
         if any(loop.start + loop.step - stop == 0 for stop in loop.stops):  # once, or not at all
             tests = [stop - loop.start - 1 for stop in loop.stops]
             guard = self.guard(test for test in tests if not proven_nonnegative(test))
-            if guard != "false":
-                self._iteration(loop, f"if ({bare(guard)})" if guard else "")
+            if guard == "false":
+                return
+            with self.straight(loop.changes, f"if ({bare(guard)})" if guard else ""):
+                first = self.arithmetic(loop.start, dtype)
+                if (number := first.known()) is not None:
+                    self.bind_known(loop.variable, int(number))
+                else:
+                    self.bind(loop.variable, self.kept(first), dtype)
+                self.body(loop)
             return
         kind, start = register_type(dtype), bare(self.evaluate(self.arithmetic(loop.start, dtype)))
         stops = [self.arithmetic(stop, dtype) for stop in loop.stops]
@@ -177,17 +184,6 @@ class GroupsEmitter(Emitter):
                 self.bound(atom)
             self.body(loop)
         self.vectors = {}
-
-    def _iteration(self, loop: Loop, header: str = "") -> None:
-        """The body of one iteration."""
-        dtype = dtype_of_range(loop.start, loop.stops, loop.step)
-        with self.straight(loop.changes, header):
-            start = self.arithmetic(loop.start, dtype)
-            if (number := start.known()) is not None:
-                self.bind_constant(loop.variable, int(number))
-            else:
-                self.bind(loop.variable, self.kept(start), dtype)
-            self.body(loop)
 
     # ---- statements ----
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from minigrad.graph.symbolic import Atom
+from minigrad.graph.symbolic import Atom, Integer
 from minigrad.loops.nest import Loop, Nest, Statement, Store, Stores, written
 from minigrad.render.vector_math import expand
 from minigrad.schedule.expr import Array, Expr, Leaf, loads
@@ -35,8 +35,8 @@ class Scope:
 class Levels(Generic[L, V]):
     """The stack of open levels, of type L, and the values remembered in them, of type V.
 
-    where: the level that binds each loop variable. constants: variables that are numbers now.
-    writable: the arrays and registers that the nest changes.
+    where: the level that binds each loop variable. known: variables that are numbers now, or others
+    plus numbers. writable: the arrays and registers that the nest changes.
     """
 
     # A renderer supplies these: they emit a loop of any kind; a statement that only some targets
@@ -57,7 +57,7 @@ class Levels(Generic[L, V]):
         self.memo: dict[object, tuple[V, int]] = {}
         self.dependents: dict[Array, list[object]] = {}
         self.where: dict[Atom, int] = {}
-        self.constants: dict[Atom, int] = {}
+        self.known: dict[Atom, Integer] = {}
         self._number = -1  # the number of the current level, or −1 for the innermost
         self._least = 0  # the minimum level of values that a branch computes
 
@@ -73,13 +73,14 @@ class Levels(Generic[L, V]):
         self._number = before
         return made
 
-    def pop(self, *known: dict[Atom, Any]) -> L:
-        """Close the innermost level, and forget its values and variables, in `known` too."""
+    def pop(self, *tables: dict[Atom, Any]) -> L:
+        """Close the innermost level, and forget its values and variables, in `tables` too."""
         done = self.levels.pop()
         for key in done.remembered:
             self.memo.pop(key, None)
+        every: tuple[dict[Atom, Any], ...] = (self.where, self.known, *tables)
         for atom in done.bound:
-            for table in (self.where, self.constants, *known):
+            for table in every:
                 table.pop(atom, None)
         return done
 
@@ -88,9 +89,9 @@ class Levels(Generic[L, V]):
         self.where[atom] = len(self.levels) - 1 - outside
         self.levels[self.where[atom]].bound.append(atom)
 
-    def bind_constant(self, atom: Atom, value: int) -> None:
-        """Bind a variable to a number in the innermost level."""
-        self.constants[atom] = value
+    def bind_known(self, atom: Atom, value: Integer) -> None:
+        """Bind a variable to a number, or another one plus a number, in the innermost level."""
+        self.known[atom] = value
         self.bound(atom)
 
     def pinned(self, item: Array) -> int:
@@ -146,7 +147,7 @@ class Levels(Generic[L, V]):
         assert isinstance(loop.start, int) and isinstance(loop.stops[0], int)
         for number in range(loop.start, loop.stops[0], loop.step):
             with self.straight(loop.changes):
-                self.bind_constant(loop.variable, number)
+                self.bind_known(loop.variable, number)
                 self.body(loop)
 
     # ---- expressions ----

@@ -363,6 +363,14 @@ def loads(*roots: Expr) -> Sequence[Expr]:
     return found[0] if len(found) == 1 else [*dict.fromkeys(chain.from_iterable(found))]
 
 
+def adjacent(parts: Sequence[Expr]) -> bool:
+    """Whether expressions are loads of neighbours in memory, in order, without conditions."""
+    return all(
+        e.op is Leaf.LOAD and not e.guard and e.index == parts[0].index + n
+        for n, e in enumerate(parts)
+    )
+
+
 def strides(x: Atom, *roots: Expr) -> set[int | None]:
     """The steps of all loads below roots along a variable; None for a step that varies."""
     return {coefficient(load.index, x) for load in loads(*roots)}

@@ -121,6 +121,18 @@ def test_pooling_of_channels_that_are_stored_last(channels: int, dtype: str) -> 
     agree(pooled, n=3)
 
 
+def test_windows_of_narrow_images_are_read_row_by_row() -> None:
+    """Twelve results a row, of windows of 14 pixels: what the next row reads does not follow."""
+
+    def pooled(inputs: Inputs) -> list[Node]:
+        return [Tensor._of(inputs(4, 8, 14, 14)).max_pool2d(3, stride=1).node]
+
+    (kernel,) = plan_of(pooled).kernels
+    loops = [one for one in walk(lower(kernel, GOLDEN).parallel) if isinstance(one, Loop)]
+    assert [one.trips for one in loops if one.kind == "lanes"] == [12]
+    agree(pooled)
+
+
 def test_windows_that_lie_along_images_are_read_along_them() -> None:
     """Beside one operand with channels last: that is gathered, not each place of the windows."""
 

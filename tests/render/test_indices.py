@@ -92,8 +92,8 @@ def test_values(seed: int) -> None:
 
 def test_constants_and_shifted_variables() -> None:
     levels = Short(Scope(), NEST)
-    levels.bind_constant(X, 6)
-    levels.shifted[Y] = Z, 2
+    levels.bind_known(X, 6)
+    levels.bind_known(Y, Z.index + 2)
     assert levels.arithmetic(7 * X.index + Y.index).known() == 7 * 6 + 3 + 2
 
 
