@@ -183,6 +183,8 @@ class _Emitter(MemoryEmitter):
         known = is_number(start) and is_number(stop)
         several = 1 if alone else 2  # of an unknown number it matters only whether it is one
         count = ceildiv(int(stop) - int(start), loop.step) if known else several
+        if count == 0:  # only a part of a vector follows
+            return
         if count > 1:
             piece = self.iterations(start, stop, loop.step, check and not known, loop.changes)
         with piece as counter:

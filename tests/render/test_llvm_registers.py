@@ -167,6 +167,15 @@ def test_less_than_a_vector_has_no_code_for_whole_ones(count: int) -> None:
     assert ("store <4 x i64>" in text) == (count > 4)
 
 
+def test_a_vector_whose_part_begins_at_a_known_place_stays_inside() -> None:
+    """The second of two unrolled pieces has 2 of 4 lanes: no whole vector runs before them."""
+    piece = var("b0", 0, 1).terms[0][0]
+    numbers = Store(OUT, X.index, expr.index(X.index, dtypes.int64))
+    lanes = Loop(X, piece.index * 4, (piece.index * 4 + 4, 6), (numbers,), "lanes", 4)
+    pieces = Loop(piece, 0, (2,), (lanes,), "unroll")
+    assert result((pieces,), 0) == [0, 1, 2, 3, 4, 5, -1, -1]
+
+
 def test_lanes_of_floats_are_combined_half_by_half() -> None:
     here = Builder()
     here.lines = []
