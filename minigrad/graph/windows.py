@@ -28,7 +28,7 @@ from minigrad.graph.axes import (
     stored_last,
 )
 from minigrad.graph.build import Window
-from minigrad.graph.node import Node, Op, Shape, beneath
+from minigrad.graph.node import Node, Op, Shape, beneath, const
 from minigrad.graph.operations import MOVEMENT
 from minigrad.graph.scans import along
 from minigrad.graph.shapes import numel
@@ -215,6 +215,8 @@ def cropped(g: Node, ranges: Ranges) -> Node:
 
     So it is of one that is seen where a mask holds, as in the gradient of padding that is not 0.
     """
+    if any(start == stop for start, stop in ranges):  # a source of a CAT that has no elements
+        return const(0, g.dtype, tuple(stop - start for start, stop in ranges), g.device)
     origin = _origins.get(g)
     if origin is not None:
         return overlap_add(*origin, ranges)

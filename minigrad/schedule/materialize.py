@@ -31,6 +31,8 @@ _ALWAYS = REDUCTIONS | SCANS.keys() | SCATTERS.keys() | {
     Op.CAT, Op.DISTRIBUTE, Op.CONTIGUOUS, Op.COLLECTIVE,
 }  # fmt: skip
 _LEAVES = _ALWAYS | {Op.BUFFER}
+_SELECTING = MOVEMENT | {Op.WHERE, Op.MAXIMUM, Op.MINIMUM}
+_ADDING = frozenset((Op.ADD, Op.SUB, Op.NEG))
 MOVED = MOVEMENT - {Op.PAD} | {Op.CAST}  # not PAD: its zeros are not part of an expanded source
 
 
@@ -121,6 +123,8 @@ class Values:
                         kept.add(node)
                         if evaluations < OFTEN * size:
                             recomputable[node] = self.again[node] + self.loads[node]
+            if (compared := _compared_with_its_maximum(node)) is not None:
+                kept.add(compared)
             # how often its sources are evaluated for it
             if node in kept:
                 inner = node.src[0] if node.op in REDUCTIONS else node
@@ -177,6 +181,36 @@ class Values:
 def in_memory(node: Node) -> Node:
     """The node below reshapes, which shares its row-major array with `node`."""
     return beneath(node, (Op.RESHAPE,))
+
+
+def _compared_with_its_maximum(node: Node) -> Node | None:
+    """What an equality compares with its own maximum, as a maximum's gradient does, or None.
+
+    It is stored if it may be rounded in two ways where it is computed twice (a product contracted
+    or not, half precision kept in a wider register): else no element would equal the maximum.
+    """
+    if node.op is not Op.EQ or not node.src[0].dtype.is_float:
+        return None
+    for value, other in (node.src, node.src[::-1]):
+        base, top = beneath(value, MOVEMENT), beneath(other, MOVEMENT)
+        own = top.op is Op.MAX and beneath(top.src[0], MOVEMENT) is base
+        if own and base.op in ELEMENTWISE and not _is_rounded_in_one_way(base):
+            return base
+    return None
+
+
+def _is_rounded_in_one_way(node: Node) -> bool:
+    """Whether a value only selects among stored numbers, as a ReLU does, or adds some."""
+    seen, stack = set[Node](), [node]
+    while stack:
+        one = stack.pop()
+        if one in seen or one.op in _LEAVES or one.op is Op.CONST:
+            continue
+        if one.op not in _SELECTING and (one.op not in _ADDING or one.dtype.itemsize < 4):
+            return False
+        seen.add(one)
+        stack += one.src[one.op is Op.WHERE :]
+    return True
 
 
 def _below_movement(node: Node, seen_through: set[Node]) -> Node:

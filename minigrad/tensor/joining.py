@@ -66,15 +66,22 @@ class Joining(Methods):
         final = [extent * count for count, extent in zip(times, shape, strict=True)]
         return self._new(self.reshape(between).expand(wide).reshape(final).node)
 
-    def repeat_interleave(self, repeats: int, dim: Axis = None) -> Self:
+    def repeat_interleave(self, repeats: int | Core, dim: Axis = None) -> Self:
         """Each element repeated along `dim`; without `dim`, those of the flattened tensor.
 
-        [1, 2] with repeats=2 gives [1, 1, 2, 2] (`repeat` gives [1, 2, 1, 2]). repeats: an int ≥ 0.
+        [1, 2] with repeats=2 gives [1, 1, 2, 2] (`repeat` gives [1, 2, 1, 2]). repeats: an int ≥ 0,
+        or a vector with one for each element, which the host reads.
         """
-        expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
         axis = axis_of("repeat_interleave", dim, self.ndim, 0)
+        if isinstance(repeats, Core):
+            counts: list[int] = self._operand(repeats).tolist()
+            expect(repeats.shape == self.shape[axis : axis + 1] and min(counts, default=0) >= 0,
+                   f"repeat_interleave({repeats!r})", f"{self.shape[axis]} counts ≥ 0")  # fmt: skip
+            places = [place for place, count in enumerate(counts) for _ in range(count)]
+            return self[(slice(None),) * axis + (places,)]
+        expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
         left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
         wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
         return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)

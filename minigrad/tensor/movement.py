@@ -13,6 +13,7 @@ from minigrad.graph.node import Shape
 from minigrad.graph.symbolic import Affine, Integer, high, low
 from minigrad.hints import hint
 from minigrad.tensor.broadcasting import (
+    Axes,
     as_python,
     axes_of,
     axis_of,
@@ -114,8 +115,8 @@ class Movement(Methods):
             raise misfit(f"unflatten({dim}, {sizes})", f"a product of {self.shape[axis]}")
         return self.reshape(self.shape[:axis] + parts + self.shape[axis + 1 :])
 
-    def squeeze(self, dim: int | None = None) -> Self:
-        """Without dimensions of extent 1; with `dim`, only that one, if it has extent 1.
+    def squeeze(self, dim: Axes = None) -> Self:
+        """Without dimensions of extent 1; with `dim`, only that or those, if they have extent 1.
 
         >>> Tensor([[1, 2]]).squeeze().tolist()
         [1, 2]

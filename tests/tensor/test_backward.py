@@ -910,3 +910,11 @@ def test_the_gradient_of_another_size_is_a_few_sums(
     operations = {node.op for node in topological([found.node])}
     assert operations.isdisjoint(SCATTERS) or mode == "bicubic" or extent == 1
     assert np.abs(found.numpy() - g @ matrix.T).max() < 1e-5
+
+
+def test_windows_of_what_is_joined_with_nothing(on_device: str) -> None:
+    """A roll by 0 along one of two dimensions joins an empty part, which needs no gradient."""
+    x = Tensor(np.ones((1, 1, 4, 5), np.float32), requires_grad=True)
+    (gradient,) = nn.functional.avg_pool2d(x.roll((-1, 0), (2, 3)), 3, 1).sum().gradient(x)
+    rows, columns = np.array([1, 1, 2, 2]), np.array([1, 2, 3, 2, 1])
+    np.testing.assert_allclose(gradient.numpy()[0, 0] * 9, rows[:, None] * columns, rtol=1e-6)

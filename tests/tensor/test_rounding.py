@@ -87,3 +87,24 @@ def test_gradients_of_all_steps_of_halves_are_rounded_once(device: str, dtype: s
     _, states = Tensor.scan(lambda state, _: (x + state * 0, state), zeros, given)
     (found,) = states.gradient(x, gradient=given)
     assert found.tolist() == given[1:].float().sum(0).cast(dtype).tolist()
+
+
+LARGEST: dict[str, Callable[[Tensor], Tensor]] = {
+    "of a column": lambda x: x.amax(1),
+    "of windows": lambda x: x.unfold(1, 4, 2).amax(-1),
+    "of pools": lambda x: x.max_pool2d((4, 1), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_of_computed_values_gets_the_gradient(
+    device: str, name: str, dtype: str
+) -> None:
+    """Rounded in two ways, as it was computed twice, no value would be the largest."""
+    random = np.random.default_rng(0)
+    values, row = (random.normal(size=(4, n, 33)).astype(np.float32) for n in (127, 1))
+    x, y = (Tensor(a, device=device).cast(dtype) for a in (values, row))
+    found = LARGEST[name](x + y * 0.1)
+    (gradient,) = found.float().sum().gradient(x)
+    assert gradient.float().numpy().sum() == found.numel()

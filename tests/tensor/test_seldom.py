@@ -49,6 +49,17 @@ def test_a_number_is_asked_as_a_tensor_is() -> None:
     assert x.size() == () and x.squeeze(0).shape == x.squeeze(-1).shape == ()
 
 
+@pytest.mark.parametrize("counts", [[1, 0, 2, 3], [0, 0, 0, 0], [2, 2, 2, 2]])
+def test_each_element_is_repeated_as_often_as_a_tensor_says(counts: list[int]) -> None:
+    a = np.arange(12, dtype=np.float32).reshape(3, 4)
+    x, times = Tensor(a), Tensor(counts)
+    assert x.repeat_interleave(times, 1).tolist() == a.repeat(counts, 1).tolist()
+    assert x[0].repeat_interleave(times).tolist() == a[0].repeat(counts).tolist()
+    assert x.repeat_interleave(times[:3], dim=0).shape == (sum(counts[:3]), 4)
+    leaf = Tensor(a, requires_grad=True)
+    assert leaf.repeat_interleave(times, 1).sum().gradient(leaf)[0].tolist() == [counts] * 3
+
+
 def test_along_a_dimension_that_is_none() -> None:
     for call in (Tensor.softmax, Tensor.log_softmax, Tensor.cumsum, Tensor.cummax, Tensor.argmax):
         with pytest.raises(ShapeError, match=f"{call.__name__}.*1"):
