@@ -21,7 +21,6 @@ from minigrad.graph.node import (
     Node,
     Op,
     ages,
-    below_among,
     beneath,
     depending,
     picked,
@@ -468,7 +467,7 @@ class Plan:
         leaves.update(t for t in others if wants_gradient(_write_to(t) or t))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if self.unasked else below_among(self.order, candidates)
+        order = self.order if self.unasked else topological(candidates)
         memory = picked(order, _BUFFERS) if history.recorded else ()
         known = [node for node in memory if has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
