@@ -21,7 +21,6 @@ from minigrad.graph.node import (
     Node,
     Op,
     beneath,
-    depending,
     grouped,
     number_key,
     picked,
@@ -77,17 +76,7 @@ def pieces(roots: Sequence[Node], free: Iterator[int]) -> list[Piece]:
     found: list[Piece] = []
     at: dict[int, int] = {}  # slots → the numbers of their pieces
     terms = Terms()
-    late = depending(order, plain)  # others read these from memory
-
-    def kept() -> Iterator[Node]:
-        for node in order:
-            if node not in late:
-                terms.add(node)
-            if node in stored:
-                yield node
-        yield from dict.fromkeys(plain)
-
-    for node in kept():
+    for node in itertools.chain((node for node in order if node in stored), dict.fromkeys(plain)):
         number, slots = terms.of(node)
         latest = max([at.get(slot, -1) for slot in slots], default=-1)
         if latest < 0 or not _joins(node, found[latest].nodes, first):
@@ -251,10 +240,6 @@ class Terms:
                     known[node] = self._new(node)
                 path.pop()
         return known[root]
-
-    def add(self, node: Node) -> None:
-        """Find the term of a node whose sources have theirs."""
-        self._known[node] = self._new(node)
 
     def read(self, node: Node, slot: int) -> None:
         """From now on a node is read from memory."""
