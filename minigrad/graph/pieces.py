@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 from minigrad.graph.interned import Bounded
@@ -32,10 +33,11 @@ from minigrad.graph.shapes import numel
 # Operations in a chain within a piece, at most: with more, there are more kinds of pieces. And of a
 # piece that writes: an optimizer's update should store nothing else.
 DEEPEST, OF_WRITES = 6, 32
+ADD, MUL, CAT = Op.ADD, Op.MUL, Op.CAT  # looked up once: see `graph/node.py`
 CHEAP = 4  # cost up to which each reader computes a value again, if it is larger than its sources
 _LEAVES = frozenset({BUFFER, Op.CONST, Op.IOTA, Op.VARIABLE})
 _STEPS = frozenset({*REPEATED, Op.WHERE})  # they add a term to others, or a part
-_READING = _STEPS | {Op.CAT, Op.MUL}  # see `_reads_memory`
+_READING = _STEPS | {CAT, MUL}  # see `_reads_memory`
 _TERMS = ELEMENTWISE | {Op.PAD}
 _SHOWN = MOVEMENT | {Op.CAST, Op.BITCAST, ASSIGN}  # each piece that reads one computes it itself
 _JOINING = ELEMENTWISE | {Op.GATHER}  # these may be computed where they are read
@@ -100,7 +102,7 @@ def _joins(node: Node, nodes: Sequence[Node], first: Set[Node]) -> bool:
     begin = nodes[0]
     alike = node.op in ELEMENTWISE and begin.op in _JOINED and len(nodes) < MOST_RESULTS
     alike = alike and numel(node.shape) == numel(begin.shape)
-    return alike and (node.op is Op.MUL or not _is_step(node)) and first.isdisjoint(node.src)
+    return alike and (node.op is MUL or not _is_step(node)) and first.isdisjoint(node.src)
 
 
 def _ends(
@@ -117,13 +119,14 @@ def _ends(
         if x not in again or x.op is Op.CAST
     }  # fmt: skip
     leads = {root: root for root in roots if root.op is ASSIGN}
-    piece: dict[Node, dict[Node, int]] = {node: {} for node in order}  # → its readers, how far off
-    for root in roots:
-        piece[root][root] = DEEPEST - OF_WRITES if root in leads else 0
+    # node → its readers, how far off
+    piece = {root: {root: DEEPEST - OF_WRITES if root in leads else 0} for root in roots}
     stored: set[Node] = set()
     for node in reversed(order):
+        if node.op in _LEAVES:
+            continue
         reading = piece[node]
-        if node.op not in _LEAVES and node not in leads and (node not in again or node in apart):
+        if node not in leads and (node not in again or node in apart):
             joins = node.op in _JOINING and node not in apart and node not in reading
             joins = joins and max(reading.values()) < DEEPEST
             if joins and len(reading) > 1:
@@ -136,7 +139,10 @@ def _ends(
                 stored.add(node)
                 reading = {node: 0}
         for source in node.src:
-            known = piece[source]
+            known = piece.get(source)
+            if known is None:
+                piece[source] = reading.copy()
+                continue
             for one, far in reading.items():
                 if known.get(one, far) <= far:
                     known[one] = far
@@ -150,7 +156,7 @@ def _reads_memory(node: Node, again: Set[Node]) -> bool:
     read them repeatedly.
     """
     op = node.op
-    return op is Op.CAT or _is_step(node) or (op is Op.MUL and node in again)
+    return op is CAT or _is_step(node) or (op is MUL and node in again)
 
 
 def _is_step(node: Node) -> bool:
@@ -186,24 +192,25 @@ def _recomputed(order: Sequence[Node]) -> tuple[set[Node], set[Node]]:
     begins with one. Otherwise its second step would be of as many kinds as there are pairs.
     """
     inner = _shown_by(node.src[0] for node in order if node.op in REDUCTIONS)
-    factors = {node for node in inner if node.op is Op.MUL}
+    factors = {node for node in inner if node.op is MUL}
+    count = cache(numel)  # there are few shapes
     found: set[Node] = set()
     first: set[Node] = set()
     size: dict[Node, Any] = {}  # elements of memory from which it is computed
     for node in order:
-        op, own = node.op, numel(node.shape)
-        if op is Op.ADD and all(x in found and x.op in _TERMS for x in node.src):
+        op, own = node.op, count(node.shape)
+        if op is ADD and found.issuperset(node.src) and all(x.op in _TERMS for x in node.src):
             begin = node.src[0]
             found.discard(begin)
             first.add(begin)
             size[begin] = own
-        read = sum([size[source] for source in node.src])
-        grows = own > 2 * read and op in ELEMENTWISE and op.facts.cost <= CHEAP
-        grows = grows and not _is_step(node)
-        size[node] = own
-        if op in _SHOWN or grows or node in factors:
-            found.add(node)
-            size[node] = min(read, own) if op in _SHOWN else read
+        shown, size[node] = op in _SHOWN, own
+        if shown or op in ELEMENTWISE:
+            read = sum([size[source] for source in node.src])
+            grows = own > 2 * read and not shown and op.facts.cost <= CHEAP
+            if shown or (grows and not _is_step(node)) or node in factors:
+                found.add(node)
+                size[node] = min(read, own) if shown else read
         elif op in _LEAVES and op is not BUFFER:
             size[node] = 0
     return found, first

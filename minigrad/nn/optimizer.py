@@ -23,6 +23,7 @@ from minigrad.tensor.broadcasting import check_flag
 from minigrad.tensor.contraction import accumulator
 from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing, observe
+from minigrad.tensor.realization import write_now
 from minigrad.tensor.templates import is_template, templated
 
 Rule = Callable[..., tuple[Tensor, ...]]
@@ -96,15 +97,19 @@ class Steps(Training):
             # all of them before the first write, because this raises if a captured step would
             # have to read a count
             places = [part._separate_counts() for part in parts]
-            written = [x for part, own in zip(parts, places, strict=True) for x in part._write(own)]
+            new = [x for part, own in zip(parts, places, strict=True) for x in part._updated(own)]
             if forget:
                 self.zero_grad()
-            if not written:
+            if not new:
                 raise GradientError(
                     f"{name}.step(): no parameter has a gradient; call loss.backward() first"
                 )
             # also gradients: a clipped one that is still lazy would be computed again later
-            Tensor.realize(*written, *(p.grad for p in self.params if p.grad is not None))
+            grads = [grad for param in self.params if (grad := param.grad) is not None]
+            if not write_now(new, grads):
+                for tensor, node in new:
+                    tensor._write(node)
+                Tensor.realize(*[tensor for tensor, _ in new], *grads)
 
     @property
     def param_groups(self) -> list[ParamGroup]:
@@ -252,12 +257,11 @@ class Optimizer(Steps):
         _check_numbers(self, lr=number)
         self._lr._fill(number_bytes(number, dtypes.float32))
 
-    def _write(self, places: Sequence[int]) -> list[Tensor]:
-        """Assign the new values of these parameters, their moments and counts; returns all of them.
-        """
-        counts = [*{id(count): count for count in map(self.counts.__getitem__, places)}.values()]
-        for count in counts:
-            count.assign(count + 1)
+    def _updated(self, places: Sequence[int]) -> list[tuple[Tensor, Node]]:
+        """The counts of these parameters, their moments and themselves, with their new values."""
+        counts = {id(count): count for count in map(self.counts.__getitem__, places)}
+        moved = {number: count + 1 for number, count in counts.items()}
+        found = [(count, moved[number].node) for number, count in counts.items()]
         update = _updated if is_template(self.rule) else unwrap(_updated)
         moments = [*self.moments.values()]
         # parameters with the same count of steps and options
@@ -267,14 +271,12 @@ class Optimizer(Steps):
             form = (id(self.counts[place]), *map(id, options.values()))
             groups.setdefault(form, (options, []))[1].append(place)
         for options, some in groups.values():
-            count = self.counts[some[0]]
+            count = moved[id(self.counts[some[0]])]
             written = [[tensors[place] for tensors in (*moments, self.params)] for place in some]
             given = chain([self.params[place].grad for place in some], chain.from_iterable(written))
             made = update(self.rule, len(moments), self.lr, count, *given, **options)
-            for tensor, node in zip(chain.from_iterable(written), made, strict=True):
-                tensor._write(node)
-        kept = [tensors[place] for tensors in (self.params, *moments) for place in places]
-        return [*counts, *kept]
+            found += zip(chain.from_iterable(written), made, strict=True)
+        return found
 
     def _separate_counts(self) -> list[int]:
         """The places of parameters with a gradient; others that share their counts get new ones."""

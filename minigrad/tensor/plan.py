@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import chain
 from threading import get_ident
+from types import MappingProxyType
 from typing import NamedTuple
 
 from minigrad import program
@@ -20,7 +21,6 @@ from minigrad.graph.node import (
     Node,
     Op,
     ages,
-    below_among,
     beneath,
     depending,
     picked,
@@ -193,7 +193,7 @@ class Plan:
     nobody asked for the wanted values to be in memory, so gradients by unmarked leaves must still
     pass through them. parts: readers → as parts of what is computed. serves: what is computed
     instead of a reader, or of several, which are its rows → these. found: the values' program, if
-    it is known.
+    it is known. writes: BUFFERs → writes to them for which no tensor stands.
     """
 
     tracked: Set[Node] = frozenset()
@@ -205,16 +205,18 @@ class Plan:
     def __init__(
         self, wanted: Sequence[Holder], targets: Iterable[Node] = (),
         owner: Holder | None = None, unasked: bool = False,
+        writes: Mapping[Node, Node] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         self.wanted, self.owner, self.given_targets = wanted, owner, tuple(targets)
-        self.unasked = unasked
-        self.roots: dict[Node, None] = {holder.raw: None for holder in wanted}
+        self.unasked, self.writes = unasked, writes
+        self.roots: dict[Node, None] = dict.fromkeys(writes.values())
+        self.roots.update((holder.raw, None) for holder in wanted)
         self.copies: dict[Node, Node] = {}
         self.order: list[Node] = []
         self.held: list[Node] = []  # nodes of the order with tensors
         self.again: list[Node] = []  # nodes of the order that an earlier program also computed
         self.later: dict[Node, bool] = {}  # see `_read_later`
-        self.waits: dict[Node, Node] = {}  # target → the waiting write to it in the order
+        self.waits = {**writes}  # also target → the waiting write to it in the order
         self.replaced: set[Node] = set()  # writes that a later one replaces
         self.marked: set[Node] = set()  # marked leaves, and other marked nodes
         self.older: dict[Node, list[Holder]] = {}  # see `rewritten`
@@ -262,7 +264,7 @@ class Plan:
                     owner = companion.ours()
                     if owner is not None and owner.raw.op is ASSIGN:
                         self.roots.setdefault(owner.raw)
-            elif _write_to(node.src[0]) is node:
+            elif (self.writes.get(node.src[0]) or _write_to(node.src[0])) is node:
                 self.waits[node.src[0]] = node
                 self.roots.setdefault(node)
             else:
@@ -278,7 +280,8 @@ class Plan:
                 self.targets = targets
                 self._add_readers()
         # new roots may be the writes that are missing in `waits`
-        if len(self.roots) == count and len(pending) > len(self.waits) and by_itself():
+        known = len(self.waits) - len(self.writes)
+        if len(self.roots) == count and len(pending) > known and by_itself():
             self._add_waiting()
         if computed and by_itself():
             self.again += [node for node in new if id(node) in computed]
@@ -369,7 +372,7 @@ class Plan:
         for state, age in ages_of.items():
             if self._readers(lazy_since(age), {state}):
                 self._copy(state)
-        for target in held_among(self.targets):
+        for target in held_among(self.targets.keys() - self.writes.keys()):
             if [holder for holder in holders(target) if holder is not self.owner]:
                 self._copy(target)
 
@@ -459,12 +462,12 @@ class Plan:
         if not (candidates := [root for root in self.roots if self._may_flow(root)]):
             return
         waits = self.waits
-        leaves = {t for t, write in waits.items() if write in self.marked}
+        leaves = {t for t, write in waits.items() if not self.marked.isdisjoint((t, write))}
         others = (t for t in self.given_targets if t not in waits)
         leaves.update(t for t in others if wants_gradient(_write_to(t) or t))
         if not (leaves or self.marked or self.older or history.recorded or self.unasked):
             return
-        order = self.order if self.unasked else below_among(self.order, candidates)
+        order = self.order if self.unasked else topological(candidates)
         memory = picked(order, _BUFFERS) if history.recorded else ()
         known = [node for node in memory if has_history(node)]
         start = {*self.marked, *leaves, *known, *self.older}
@@ -534,6 +537,7 @@ class Plan:
         written = [root.src[0] for root in self.roots if is_waiting(root)] if self.targets else []
         for target in written:
             del pending[id(target)]
+        written += self.writes
         if self.kept or self.lost or written:
             self._record(made, written)
         for holder in self.wanted:  # nobody owns a constant: others keep it unchanged

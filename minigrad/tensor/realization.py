@@ -16,9 +16,10 @@ the lock. Finally every tensor that stood for a root gets the root's buffer. Roo
 from __future__ import annotations
 
 import weakref
-from collections.abc import Container, Iterable, Sequence, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from sys import getrefcount
 from threading import get_ident
+from types import MappingProxyType
 
 from minigrad import interrupts, program
 from minigrad.device import Buffer, late_failures, poison, poisoned, watching
@@ -53,10 +54,12 @@ from minigrad.tensor.live_tensors import (
     point,
     shared,
 )
+from minigrad.tensor.modes import modes
 from minigrad.tensor.observed import capturing
 from minigrad.tensor.plan import (
     Companion,
     Plan,
+    by_itself,
     companions,
     described,
     is_waiting,
@@ -65,6 +68,7 @@ from minigrad.tensor.plan import (
     replace_in,
 )
 
+_NOTHING: Mapping[Node, Node] = MappingProxyType({})
 # thread → its tensors that became leaves since it used any
 new_leaves: dict[int, list[Link]] = {}
 
@@ -108,9 +112,37 @@ def accompany(buffer: Node, holder: Holder, private: bool = False) -> None:
     buffer.arg.steady = True
 
 
-def realize(tensors: Iterable[Holder], unasked: bool = False) -> None:
-    """Store every tensor's value in memory. unasked: see `Plan`."""
-    plan = _compute(tensors, unasked=unasked)
+def write_now(values: Sequence[tuple[Holder, Node]], others: Iterable[Holder]) -> bool:
+    """Write values to tensors and realize others, in one program; False: nothing was done.
+
+    It is less work than writes that wait, but only for tensors of which nobody else knows anything.
+    """
+    with lock:
+        alone = by_itself() and not (under_way or waiting or capturing or watching.watch)
+        if not alone or modes.describing is not None or not all(_is_plain(h) for h, _ in values):
+            return False
+        writes = {h.raw: build.assign(h.raw, value) for h, value in values if value is not h.raw}
+        for holder, _ in values:
+            holder._link.thread = get_ident()
+    realize(others, writes=writes)
+    return True
+
+
+def _is_plain(holder: Holder) -> bool:
+    """Whether a tensor has memory of its own, which no view and nobody else shows."""
+    node, family = holder.raw, holder._family
+    return (
+        node.op is BUFFER and len(holders(node)) == 1 and holder._origin is None
+        and not (holder.stopped or node.arg.lent or id(node.arg) in poisoned)
+        and not holder._borrows(node) and (family is None or not family.living())
+    )  # fmt: skip
+
+
+def realize(
+    tensors: Iterable[Holder], unasked: bool = False, writes: Mapping[Node, Node] = _NOTHING
+) -> None:
+    """Store every tensor's value in memory. unasked, writes: see `Plan`."""
+    plan = _compute(tensors, unasked=unasked, writes=writes)
     if plan is not None:
         moved = [h for h in plan.wanted if h.raw.op is not BUFFER and h.raw not in plan.roots]
         if moved:  # another thread computed their sources
@@ -257,7 +289,7 @@ def separate_all(memory: Container[Buffer]) -> None:
 
 def _compute(
     wanted: Iterable[Holder], targets: Iterable[Node] = (), owner: Holder | None = None,
-    unasked: bool = False,
+    unasked: bool = False, writes: Mapping[Node, Node] = _NOTHING,
 ) -> Plan | None:  # fmt: skip
     """Plan and compute, after conflicting work of other threads.
 
@@ -270,14 +302,14 @@ def _compute(
         with lock:
             given = not_captured(wanted) if capturing else wanted
             lazy = [holder for holder in given if holder.raw.op is not BUFFER]
-            if lazy or targets:
+            if lazy or targets or writes:
                 if new_leaves:
                     detach_readers()
-                plan = Plan(lazy, targets, owner, unasked)
+                plan = Plan(lazy, targets, owner, unasked, writes)
                 under_way[me] = Plan.touched, plan
                 while (len(under_way) > 1 or waiting) and access.must_wait((Plan.touched, plan)):
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
-                    plan = Plan(lazy, targets, owner, unasked)
+                    plan = Plan(lazy, targets, owner, unasked, writes)
         if plan is not None and recording.calls is not None and _part_others(plan):
             return _compute(lazy, targets, owner, unasked)
         if plan is not None:

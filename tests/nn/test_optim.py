@@ -661,3 +661,34 @@ def test_schedulers_are_copied_with_their_optimizer(name):
             scheduler.step()
             found[-1].append(own.lr.item())
     assert found[0] == found[1] == found[2] and len({*found[0]}) > 1
+
+
+def test_a_step_is_seen_by_views_and_not_by_earlier_results() -> None:
+    """Whether the weights are written at once, or wait, because views of them are alive."""
+    for views in (False, True):
+        w = Tensor([1.0, 2.0], requires_grad=True)
+        opt = nn.optim.SGD([w], lr=1.0)
+        shown = [w.detach(), w[1:]] if views else []
+        earlier = w * 10
+        w.sum().backward()
+        opt.step()
+        assert w.tolist() == [0, 1] and earlier.tolist() == [10, 20] and opt.t.item() == 1
+        assert [view.tolist() for view in shown] == [[0, 1], [1]][: len(shown)]
+
+
+def test_a_step_that_is_interrupted_before_its_program_writes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(graph: object) -> None:
+        raise KeyboardInterrupt
+
+    w = Tensor([1.0, 2.0, 4.0, 8.0, 16.0], requires_grad=True)
+    opt = nn.optim.SGD([w], lr=1.0, momentum=0.5)
+    (w * 0.75).sum().backward()
+    with monkeypatch.context() as patch:
+        patch.setattr("minigrad.program._compiled", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            opt.step()
+    assert w.tolist() == [1, 2, 4, 8, 16] and opt.t.item() == 0
+    opt.step()
+    assert w.tolist() == [0.25, 1.25, 3.25, 7.25, 15.25] and opt.t.item() == 1
