@@ -13,7 +13,7 @@ import pytest
 from minigrad import Tensor, nn
 from minigrad.gc_pause import gc_paused
 from minigrad.programs import Programs, programs
-from minigrad.tensor import backward
+from minigrad.tensor import backward, realization
 
 
 @pytest.fixture(autouse=True)
@@ -88,22 +88,23 @@ def test_a_gradient_is_derived_and_a_step_is_made_undisturbed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Most nodes of a training step are made there, and live until its program has run."""
-    seen = []
-    realize, derive = Tensor.realize, backward._gradients
+    seen: list[bool] = []
+    realize, derive = realization.realize, backward._gradients
 
-    def realized(*tensors: Tensor) -> Tensor:
+    def realized(*arguments: Any, **options: Any) -> None:
         seen.append(gc.isenabled())
-        return realize(*tensors)
+        realize(*arguments, **options)
 
     def derived(*arguments: Any) -> Any:
         seen.append(gc.isenabled())
         return derive(*arguments)
 
-    monkeypatch.setattr(Tensor, "realize", realized)
-    monkeypatch.setattr(backward, "_gradients", derived)
     weight = Tensor([1.0, 2.0], requires_grad=True)
+    optimizer = nn.optim.SGD([weight], lr=0.5)
+    monkeypatch.setattr(realization, "realize", realized)
+    monkeypatch.setattr(backward, "_gradients", derived)
     weight.square().sum().backward()
-    assert seen[0] is False and gc.isenabled()
-    nn.optim.SGD([weight], lr=0.5).step()
-    assert seen[-1] is False and gc.isenabled()
+    assert seen == [False] and gc.isenabled()
+    optimizer.step()
+    assert seen == [False, False] and gc.isenabled()
     assert weight.tolist() == [0.0, 0.0]

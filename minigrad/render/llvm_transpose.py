@@ -181,14 +181,16 @@ def _block(
     known = block if isinstance(block, int) else loop.start + whole.index * length
     along = Lanes(block, length, known)
     columns = [_transposed(emitter, loop, load, along, mask) for load in loads]
-    emitter.waiting = {id(store): [] for store in stores}
+    outer = emitter.waiting
+    waiting: dict[int, list[Value]] = {id(store): [] for store in stores}
+    emitter.waiting = {**outer, **waiting}
     for number in range(int(count) if is_number(count) else length - 1):
         with emitter.where_above(count, number, loop.changes):
             emitter.bind_known(variable, block + number)
             for load, values in zip(loads, columns, strict=True):
                 emitter.remember(load, values[number], len(emitter.levels) - 1)
             emitter.body(loop)
-    waiting, emitter.waiting = emitter.waiting, {}
+    emitter.waiting = outer
     for store in stores:
         _store_transposed(emitter, variable, store, waiting[id(store)], along, mask)
 

@@ -146,3 +146,16 @@ def test_a_result_read_in_turn_is_not_streamed() -> None:
     assert not result.streaming and any(
         "//" in str(load.index) for load in expr.loads(result.value)
     )
+
+
+def test_squares_inside_of_loops_over_squares(compiled: str, reference: str) -> None:
+    """Images one pixel wide: both the loop over rows and that inside of it store transposed."""
+    values = np.random.default_rng(0).standard_normal
+    given = [values(shape, np.float32) for shape in ((2, 33, 32, 1), (33, 1, 3, 3))]
+    found = []
+    for device in (compiled, reference):
+        x, w = (Tensor(one).to(device).requires_grad_() for one in given)
+        y = x.conv2d(w, padding=2, groups=33).relu().cumsum(3)
+        found.append([one.numpy() for one in y.square().sum().gradient(x, w)])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
