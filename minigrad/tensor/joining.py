@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Self
 
-from minigrad.dtype import promote
-from minigrad.errors import ShapeError, expect, misfit
+from minigrad.dtype import dtypes, promote
+from minigrad.errors import DTypeError, ShapeError, expect, misfit
 from minigrad.graph import build
 from minigrad.graph.axes import joined
 from minigrad.graph.node import device_of, is_symbolic
@@ -70,21 +70,30 @@ class Joining(Methods):
         """Each element repeated along `dim`; without `dim`, those of the flattened tensor.
 
         [1, 2] with repeats=2 gives [1, 1, 2, 2] (`repeat` gives [1, 2, 1, 2]). repeats: an int ≥ 0,
-        or a vector with one for each element, which the host reads.
+        or a vector with one for each element, whose least element and sum the host reads.
         """
         if dim is None:
             return self.flatten().repeat_interleave(repeats, 0)
         axis = axis_of("repeat_interleave", dim, self.ndim, 0)
         if isinstance(repeats, Core):
-            counts: list[int] = self._operand(repeats).tolist()
-            expect(repeats.shape == self.shape[axis : axis + 1] and min(counts, default=0) >= 0,
-                   f"repeat_interleave({repeats!r})", f"{self.shape[axis]} counts ≥ 0")  # fmt: skip
-            places = [place for place, count in enumerate(counts) for _ in range(count)]
-            return self[(slice(None),) * axis + (places,)]
-        expect(repeats >= 0, f"repeat_interleave({repeats!r})", "an int ≥ 0")
+            return self._repeated(self._operand(repeats), axis)
+        (times,) = check_ints("repeat_interleave", repeats=repeats)
+        expect(times >= 0, f"repeat_interleave({times!r})", "an int ≥ 0")
         left, right = self.shape[: axis + 1], self.shape[axis + 1 :]
-        wide = self.reshape(left + (1,) + right).expand(left + (repeats,) + right)
-        return self._new(wide.reshape(left[:-1] + (left[-1] * repeats,) + right).node)
+        wide = self.reshape(left + (1,) + right).expand(left + (times,) + right)
+        return self._new(wide.reshape(left[:-1] + (left[-1] * times,) + right).node)
+
+    def _repeated(self, counts: Self, axis: int) -> Self:
+        """Each element along an axis as often as its count says."""
+        name, many = "repeat_interleave: repeats", self.shape[axis]
+        expect(counts.dtype.is_int, name, "integers", counts.dtype.name, error=DTypeError)
+        expect(counts.shape == (many,), name, f"{many} counts ≥ 0", counts)
+        if not many:
+            return self
+        least, ends = counts.min().item(), counts.cast(dtypes.int64).cumsum(0)
+        expect(least >= 0, name, f"{many} counts ≥ 0", f"{least}")
+        places = self.arange(ends[-1].item(), device=self.raw.device)
+        return self[(slice(None),) * axis + (ends.searchsorted(places, right=True),)]
 
     def roll(self, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None) -> Self:
         """Elements shifted along dims; those shifted out come in at the other end.

@@ -311,7 +311,7 @@ def _compute(
                     lazy = [h for h in not_captured(lazy) if h.raw.op is not BUFFER]
                     plan = Plan(lazy, targets, owner, unasked, writes)
         if plan is not None and recording.calls is not None and _part_others(plan):
-            return _compute(lazy, targets, owner, unasked)
+            return _compute(lazy, targets, owner, unasked, writes)
         if plan is not None:
             _run(plan)
     finally:

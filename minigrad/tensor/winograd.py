@@ -39,8 +39,8 @@ OF_WEIGHT: Matrix = ((1, 0, 0), (0.5, 0.5, 0.5), (-0.5, 0.5, -0.5), (0, 0, 1))
 OF_RESULT: Matrix = ((1, 1, 1, 0), (0, 1, -1, -1))
 # Making one element of a factor or result in memory takes as long as so many multiply-adds. There
 # are as many elements for each tile and channel, and each pair of channels. On Zen 4, 48 channels
-# gain (0.65 … 0.86 of the time), 32 lose or are level; an Emerald Rapids, whose threads do 80
-# multiply-adds in a ns instead of 59, takes 0.35 … 0.5 ns for an element.
+# gain (0.62 … 1.0 of the time), 32 only if images stay in the caches (0.72 … 1.56); an Emerald
+# Rapids, whose threads do 80 multiply-adds in a ns instead of 59, takes 0.35 … 0.5 ns an element.
 MOVED = 28
 
 

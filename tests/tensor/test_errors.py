@@ -176,6 +176,10 @@ MISTAKES = {
     "chunk": (lambda: A.chunk(0), ShapeError, r"chunk\(0\).*chunks ≥ 1"),
     "repeat_interleave": (lambda: A.repeat_interleave(-1), ShapeError, "≥ 0"),
     "a count for each": (lambda: A.repeat_interleave(I32[0], 0), ShapeError, "2 counts ≥ 0"),
+    "counts that are floats": (
+        lambda: A.repeat_interleave(Tensor([1.0, 2.0]), 0), DTypeError, "integers.*float32"
+    ),
+    "a list of counts": (lambda: A.repeat_interleave([1, 2], 0), TypeError, "repeats.*an int"),
     "a negative count": (lambda: A.repeat_interleave(Tensor([-1, 2]), 0), ShapeError, "≥ 0"),
     "multinomial": (lambda: Tensor.ones(3).multinomial(4), ValueError, "1 … 3"),
     "multinomial shape": (lambda: Tensor(1.0).multinomial(), ShapeError, "categories"),
